@@ -1,0 +1,47 @@
+# make demo   set up, then run recipes/quickstart.yaml: pretrain, LoRA, reward model, PPO, evaluation
+# make test   set up, then lint, type-check and test
+# make setup  the virtual environment in .venv alone
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+JOBS ?= 2
+
+.PHONY: demo test test-long lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make setup: needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make setup: $(PYTHON) lacks venv: apt-get install $$($(PYTHON) -c 'import sys; print("python3.%d-venv" % sys.version_info.minor)')"; exit 2; }
+	@start=$$(date +%s); set -e; \
+	$(PYTHON) -m venv .venv; \
+	pip="$(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt"; \
+	echo "setup: torch"; $$pip torch==2.13.0; \
+	echo "setup: deepspeed"; $$pip setuptools wheel numpy; $$pip --no-build-isolation deepspeed; \
+	echo "setup: the rest"; $$pip --no-build-isolation -e '.[dev]'; \
+	touch $(READY); echo "setup: ready in $$(( $$(date +%s) - start )) s (.venv)"
+
+demo: setup
+	$(BIN)/trainwright run recipes/quickstart.yaml
+
+lint: setup
+	$(BIN)/pre-commit validate-config
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile tests
+	$(BIN)/python -m pytest -q -m "serial and not long" tests
+
+test-long: setup
+	$(BIN)/python -m pytest -q -m long tests
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,133 @@
+"""Data sources, tokenizers and chat templates of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recipes.fields import Strict, meaning
+
+Split = Literal["train", "validation", "test"]
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+"""Turns `<|role|>`-marked messages into text; an assistant turn ends with the end-of-sequence token."""
+
+
+class _Rows(Strict):
+    """What every source can be asked for besides its rows."""
+
+    part: str | None = meaning(
+        None,
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+        description="Keep one of n disjoint parts of the rows, for example '1/2'; rows that share a prompt share a part.",
+    )
+    limit: int | None = meaning(None, ge=1, description="Keep at most this many rows, drawn by the seed; None keeps all.")
+
+    @model_validator(mode="after")
+    def _part_within(self) -> "_Rows":
+        if self.part is not None:
+            index, of = (int(number) for number in self.part.split("/"))
+            if index > of:
+                raise ValueError(f"part {self.part}: the first number must be between 1 and {of}")
+        return self
+
+
+class PythonDocs(_Rows):
+    """The documentation that the running Python installation carries; which set is read follows from the stage's kind."""
+
+    source: Literal["python-docs"] = meaning(description="Reads the standard library's docstrings and language reference.")
+    split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
+
+
+class _Files(_Rows):
+    """A source that reads local files."""
+
+    files: list[str] = meaning(
+        min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
+    )
+    columns: dict[str, str] = meaning(
+        default_factory=dict,
+        description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to the file's own name.",
+    )
+    hold_out: float = meaning(
+        0.0, ge=0, lt=1, description="Share of rows, chosen by their hash, kept out of training and used for evaluation."
+    )
+
+
+class TextFiles(_Files):
+    """Plain UTF-8 text, one document a file, or one a blank-line-separated paragraph."""
+
+    source: Literal["text"] = meaning(description="Reads plain UTF-8 text files.")
+    documents: Literal["file", "paragraph"] = meaning("file", description="What one document is: a whole file or a paragraph.")
+
+
+class JsonLines(_Files):
+    """One JSON object a line; `.gz` is read too."""
+
+    source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
+
+
+class Csv(_Files):
+    """Comma- or tab-separated values with a header line; `.gz` is read too."""
+
+    source: Literal["csv"] = meaning(description="Reads CSV or TSV files with a header line.")
+
+
+class Parquet(_Files):
+    """Apache Parquet."""
+
+    source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
+
+
+class Datasets(_Rows):
+    """A `datasets` data set: a local folder written by `save_to_disk`, or a hub id with its revision."""
+
+    source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
+    path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
+    revision: str | None = meaning(None, description="Commit hash or tag of the hub data set; None only for a local folder.")
+    name: str | None = meaning(None, description="Configuration name of the hub data set.")
+    split: str = meaning("train", description="Split of the data set.")
+    columns: dict[str, str] = meaning(
+        default_factory=dict, description="Maps a standard column to the data set's own name."
+    )
+    hold_out: float = meaning(0.0, ge=0, lt=1, description="Share of rows kept out of training and used for evaluation.")
+
+
+Source = Annotated[PythonDocs | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")]
+
+
+class TrainTokenizer(Strict):
+    """A byte-level BPE tokenizer trained on the stage's own data."""
+
+    train: Literal["bpe"] = meaning(description="Algorithm: byte-level byte-pair encoding (Sennrich et al. 2016).")
+    vocab_size: int = meaning(ge=300, le=1_000_000, description="Entries, special tokens and the 256 bytes included.")
+    eos_token: str = meaning("<|end|>", min_length=1, description="Ends a document or a response.")
+    pad_token: str = meaning("<|pad|>", min_length=1, description="Fills a batch; must differ from eos_token.")
+    special_tokens: list[str] = meaning(
+        default_factory=lambda: ["<|system|>", "<|user|>", "<|assistant|>"],
+        description="Further tokens that are never split; the chat template's role marks by default.",
+    )
+    chat_template: str = meaning(DEFAULT_CHAT_TEMPLATE, description="Jinja template in transformers' convention.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "TrainTokenizer":
+        names = [self.eos_token, self.pad_token, *self.special_tokens]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"special tokens must differ from each other; {repeated} stands more than once")
+        return self
+
+
+class ExistingTokenizer(Strict):
+    """A tokenizer that exists already, in the Hugging Face layout."""
+
+    from_: str = meaning(alias="from", description="A store address, a local folder or hf://org/name@revision with a tokenizer.json.")
+    eos_token: str | None = meaning(None, description="Overrides the end token; must be in the vocabulary.")
+    pad_token: str | None = meaning(None, description="Overrides the pad token; must be in the vocabulary and differ from eos.")
+    chat_template: str | None = meaning(None, description="Overrides the Jinja chat template.")
+
+
+Tokenizer = TrainTokenizer | ExistingTokenizer

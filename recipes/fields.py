@@ -1,0 +1,39 @@
+"""How a recipe field is declared: its role in the fingerprint, its sentence, its bounds, and quantities with units."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Role = Literal["meaning", "placement"]
+
+STEP_UNITS = ("step", "steps")
+
+
+class Strict(BaseModel):
+    """A closed, immutable part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def meaning(default: Any = ..., *, description: str, **bounds: Any) -> Any:
+    """Declare a field that changes what the stage computes; it enters the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"role": "meaning"}, **bounds)
+
+
+def placement(default: Any = ..., *, description: str, **bounds: Any) -> Any:
+    """Declare a field that changes where or how often, not what, is computed; it stays out of the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"role": "placement"}, **bounds)
+
+
+def _parse_steps(value: Any) -> Any:
+    """Accept `50` and `"50 steps"`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9][0-9_]*)\s+([a-z]+)\s*", value)
+        if match is None or match.group(2) not in STEP_UNITS:
+            raise ValueError("expected a whole number of steps, for example 50 or '50 steps'")
+        return int(match.group(1))
+    return value
+
+
+Steps = Annotated[int, BeforeValidator(_parse_steps), Field(ge=1, le=10**9)]

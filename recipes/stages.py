@@ -1,0 +1,132 @@
+"""The kinds of stage, one model each."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recipes.architecture import Architecture
+from recipes.data import Source, Tokenizer
+from recipes.fields import Strict, meaning, placement
+from recipes.lora import Lora
+from recipes.ppo import Ppo, Rollout, Sampling
+from recipes.sharding import Shard
+from recipes.train import Train
+
+
+class _Stage(Strict):
+    seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; None takes the recipe's.")
+    gate: Literal["enforce", "ignore"] = placement(
+        "enforce", description="Whether this stage refuses an input whose gate failed."
+    )
+
+
+class Pretrain(_Stage):
+    """Train a language model on text, from random weights or from another model's."""
+
+    kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
+    init_from: str | None = meaning(None, description="Continue from this model; then architecture and tokenizer are its own.")
+    architecture: Architecture | None = meaning(None, description="What to build from random weights.")
+    tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
+    data: Source = meaning(description="Training text: rows with a `text` column.")
+    evaluation: Source | None = meaning(None, description="Held-out text; None: python-docs' validation split or the source's hold_out.")
+    train: Train = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Pretrain":
+        if self.init_from is None and (self.architecture is None or self.tokenizer is None):
+            raise ValueError("give architecture and tokenizer, or init_from")
+        if self.init_from is not None and (self.architecture is not None or self.tokenizer is not None):
+            raise ValueError("init_from brings its own architecture and tokenizer; remove them")
+        return self
+
+
+class Finetune(_Stage):
+    """Instruction tuning with loss on responses only."""
+
+    kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
+    init_from: str = meaning(description="The model to start from.")
+    lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
+    merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
+    loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
+    data: Source = meaning(description="Rows with `messages`, `prompt`/`completion`, or `text`.")
+    evaluation: Source | None = meaning(None, description="Held-out rows; None: python-docs' validation split or hold_out.")
+    train: Train = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+
+class Reward(_Stage):
+    """Reward model: backbone and scalar head, Bradley-Terry loss on chosen against rejected."""
+
+    kind: Literal["reward"] = meaning(description="Reward modelling.")
+    init_from: str = meaning(description="The model to start from.")
+    lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
+    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
+    evaluation: Source | None = meaning(None, description="Held-out pairs; None: python-docs' validation split or hold_out.")
+    center_coefficient: float = meaning(0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores.")
+    min_accuracy: float = meaning(0.55, ge=0, le=1, description="Gate: least share of held-out pairs ranked right.")
+    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+
+class PpoStage(_Stage):
+    """Proximal policy optimisation of a model against a reward model."""
+
+    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward model.")
+    actor: str = meaning(description="The model to start from; also the reference.")
+    reward: str = meaning(description="The reward model.")
+    critic: Literal["actor", "reward"] = meaning("reward", description="Whose weights the critic starts from.")
+    lora: Lora | None = meaning(None, description="Adapters for actor and critic on one frozen backbone; None trains full copies.")
+    merge: bool = meaning(True, description="With lora: also commit the merged actor.")
+    prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
+    rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
+    ppo: Ppo = meaning(description="The algorithm's settings.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+
+class Bound(Strict):
+    """A gate on one metric."""
+
+    metric: str = meaning(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", description="Dotted name in the report, for example policy.win_rate.")
+    min: float | None = meaning(None, description="Smallest value that passes.")
+    max: float | None = meaning(None, description="Largest value that passes.")
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> "Bound":
+        if self.min is None and self.max is None:
+            raise ValueError(f"gate on {self.metric}: give min, max or both")
+        return self
+
+
+class Evaluate(_Stage):
+    """Measure models: held-out perplexity, and with a reward model scores, win rate and KL against the first one."""
+
+    kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
+    of: list[str] = meaning(min_length=1, max_length=16, description="Models to measure; the first is the start that others are compared with.")
+    reward: str | None = meaning(None, description="Reward model that scores responses.")
+    second_scorer: str | None = meaning(None, description="A second reward model, trained on other data, that judges comparisons.")
+    suites: list[Literal["perplexity", "generation", "comparison"]] = meaning(
+        default_factory=lambda: ["perplexity", "generation"],
+        min_length=1,
+        description="perplexity: held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: score and win rate.",
+    )
+    text: Source | None = meaning(None, description="Held-out text for perplexity; None: python-docs' test split.")
+    prompts: Source | None = meaning(None, description="Held-out prompts; None: python-docs' test split.")
+    num_prompts: int = meaning(200, ge=1, le=10**6, description="Prompts to answer, drawn by the seed.")
+    num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
+    sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")
+    sampling: Sampling = meaning(default_factory=Sampling, description="How responses are drawn.")
+    gates: list[Bound] = meaning(default_factory=list, description="Bounds that the report must meet for its gate to pass.")
+    shard: Shard = meaning(default_factory=Shard, description="Precision of the forward passes; engine and ZeRO stage have no effect.")
+
+    @model_validator(mode="after")
+    def _comparison_needs(self) -> "Evaluate":
+        if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
+            raise ValueError("suite 'comparison' needs `reward` and at least two models in `of`")
+        return self
+
+
+Stage = Annotated[Pretrain | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+"""Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

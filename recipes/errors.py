@@ -1,0 +1,88 @@
+"""The one exception tree; every error carries the exit code that the command line ends with and survives pickling.
+
+TrainwrightError (1)
+├── RecipeError (2)     the recipe is wrong; `problems` lists everything that was found
+├── RequestError (2)    the command asks for something that does not exist or is refused
+├── CapacityError (3)   the cluster or the store cannot take the work
+├── StageError (4)      a stage failed or a gate refused
+├── StoreDamaged (5)    bytes in the store are not what their manifest says
+└── Preempted (75)      stopped early with resumable state
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where it stands, and what would be right."""
+
+    file: str
+    line: int | None
+    field: str
+    found: str
+    message: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line is not None else self.file
+        text = f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
+        if self.found:
+            text += f" (found {self.found})"
+        return f"{text}; {self.suggestion}" if self.suggestion else text
+
+    def to_json(self) -> dict[str, Any]:
+        """The problem as a plain JSON object."""
+        return asdict(self)
+
+
+class TrainwrightError(Exception):
+    """Root of every error that is shown to the user without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecipeError(TrainwrightError):
+    """A recipe is wrong; `problems` holds every finding."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        if isinstance(problems, str):
+            problems = [Problem("recipe", None, "", "", problems)]
+        super().__init__(list(problems))
+        self.problems: list[Problem] = list(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class RequestError(TrainwrightError):
+    """The command asks for something that does not exist, or a resume is refused."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class CapacityError(TrainwrightError):
+    """The cluster or the store cannot take the work: workers, memory, disk, not writable."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class StageError(TrainwrightError):
+    """A stage failed or a gate refused its input."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class StoreDamaged(TrainwrightError):  # noqa: N818
+    """Bytes in the store are missing or are not what their manifest says."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class Preempted(TrainwrightError):  # noqa: N818
+    """The work was stopped early and its state is saved; `resume` continues it."""
+
+    exit_code: ClassVar[int] = 75

@@ -1,0 +1,128 @@
+"""What a stage takes as input: names of stages, store addresses, local folders and hub ids, and what each must be."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.data import ExistingTokenizer
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+
+PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer"]
+
+_NAME = r"[a-z][a-z0-9_-]{0,62}"
+_STAGE = re.compile(rf"({_NAME})(?:\.([a-z_]+))?")
+_STORE = re.compile(rf"store://([0-9a-f]{{8,64}}|{_NAME})(?:\.([a-z_]+))?")
+_HUB = re.compile(r"hf://([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([A-Za-z0-9][\w.-]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class StageRef:
+    """Another stage of the same recipe, or one part of what it makes."""
+
+    stage: str
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRef:
+    """An artifact of the store by its given name or by (a prefix of) its fingerprint."""
+
+    name_or_fingerprint: str
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRef:
+    """A local folder in the Hugging Face layout; relative paths start at the recipe's folder."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubRef:
+    """A model of the Hugging Face hub at one revision."""
+
+    repo: str
+    revision: str
+
+
+Reference = StageRef | StoreRef | FolderRef | HubRef
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a stage: where it stands, what is written there, and which kinds of part fit."""
+
+    field_path: str
+    text: str
+    wants: tuple[PartKind, ...]
+
+
+def parse_reference(text: str) -> Reference:
+    """Read a reference; raises ValueError that says what is wrong with it."""
+    if "\x00" in text or text != text.strip() or not text:
+        raise ValueError("a reference is a stage name, store://NAME, hf://ORG/NAME@REVISION or a folder")
+    if text.startswith("store://"):
+        match = _STORE.fullmatch(text)
+        if match is None:
+            raise ValueError("a store address is store://NAME or store://FINGERPRINT (at least 8 hex digits), then .PART")
+        return StoreRef(match.group(1), match.group(2))
+    if text.startswith("hf://"):
+        match = _HUB.fullmatch(text)
+        if match is None:
+            raise ValueError("a hub id is hf://ORG/NAME@REVISION")
+        if match.group(2) is None:
+            raise ValueError(f"a hub id needs its revision, for example {text}@main")
+        return HubRef(match.group(1), match.group(2))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
+        raise ValueError(f"unknown scheme {text.split(':')[0]!r}; known are store:// and hf://")
+    if text.startswith("~"):
+        raise ValueError("'~' is not expanded in recipes; write the whole path")
+    if "/" in text or text in (".", ".."):
+        return FolderRef(text)
+    match = _STAGE.fullmatch(text)
+    if match is None:
+        raise ValueError("not a stage name (lower case letters, digits, _ and -); a local folder needs a '/', as in ./model")
+    return StageRef(match.group(1), match.group(2))
+
+
+def stage_inputs(stage: Stage) -> list[Input]:
+    """Every input of the stage in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
+    match stage:
+        case Pretrain():
+            inputs = [] if stage.init_from is None else [Input("init_from", stage.init_from, ("model",))]
+            if isinstance(stage.tokenizer, ExistingTokenizer):
+                inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
+            return inputs
+        case Finetune() | Reward():
+            return [Input("init_from", stage.init_from, ("model",))]
+        case PpoStage():
+            return [Input("actor", stage.actor, ("model",)), Input("reward", stage.reward, ("reward_model",))]
+        case Evaluate():
+            inputs = [Input(f"of.{index}", text, ("model",)) for index, text in enumerate(stage.of)]
+            for field in ("reward", "second_scorer"):
+                text = getattr(stage, field)
+                if text is not None:
+                    inputs.append(Input(field, text, ("reward_model",)))
+            return inputs
+
+
+def stage_parts(stage: Stage) -> dict[str, PartKind]:
+    """What a stage makes, by part name; the first is what a bare stage name means."""
+    match stage:
+        case Pretrain():
+            return {"model": "model"}
+        case Finetune():
+            if stage.lora is None:
+                return {"model": "model"}
+            return {"model": "model", "adapter": "adapter"} if stage.merge else {"adapter": "adapter"}
+        case Reward():
+            return {"model": "reward_model"}
+        case PpoStage():
+            if stage.lora is None:
+                return {"actor": "model", "critic": "critic"}
+            if stage.merge:
+                return {"actor": "model", "critic": "critic", "adapter": "adapter"}
+            return {"adapter": "adapter", "critic": "critic"}
+        case Evaluate():
+            return {"report": "report"}

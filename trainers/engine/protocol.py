@@ -1,0 +1,90 @@
+"""What the loop needs of an engine: forward, backward, step, and the full state out and in.
+
+Two implementations: `plain` (one process, the oracle of the tests) and `deepspeed` (ZeRO 0-3).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+StateGroup = Literal["param", "exp_avg", "exp_avg_sq"]
+STATE_GROUPS: tuple[StateGroup, ...] = ("param", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate; matrices get the weight decay, vectors none."""
+
+    name: str
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Outcome of one optimiser step: the norm over all ranks before clipping, and whether anything was changed."""
+
+    grad_norm: float
+    applied: bool
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """One fp32 tensor of the training state by its topology-free name."""
+
+    group: StateGroup
+    name: str
+    tensor: Tensor
+
+
+class Engine(Protocol):
+    """Owns the parameters of one module and their optimiser."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Call this for forwards; attributes of the wrapped module are reachable through it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches have to be."""
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the parameter groups, the keys of `step`'s learning rates."""
+
+    @property
+    def steps_applied(self) -> int:
+        """Optimiser steps that changed the parameters, over all attempts."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
+
+    def step(self, lrs: Mapping[str, float], *, apply: bool = True) -> StepInfo:
+        """Clip, update and clear the gradients; collective.
+
+        With `apply` False (equal on all ranks) or a non-finite gradient norm no rank changes anything but its gradients.
+        """
+
+    def gathered(self, *, writable: bool = False) -> AbstractContextManager[nn.Module]:
+        """Give the bare module with every parameter in place: inside, forwards run no collective (generation).
+
+        Entered and left by all ranks; with `writable`, what every rank wrote equally is kept.
+        """
+
+    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every (or the named) parameter whole, fp32 on the CPU (masters where trained), on every rank; collective."""
+
+    def state_out(self) -> Iterator[LogicalTensor]:
+        """Yield the fp32 value and both moments of every trainable parameter, whole, on every rank; collective."""
+
+    def state_in(self, read: Callable[[StateGroup, str], Tensor], *, steps_applied: int) -> None:
+        """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
+
+    def close(self) -> None:
+        """Let go of hooks and buffers; the engine is not used afterwards."""

@@ -1,0 +1,24 @@
+"""What a batch means: its weight in the global mean, its loss sum and its metrics."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """`loss_sum` is a sum over the batch's weight, never a mean; each metric is (sum, weight), added up over ranks and micro-batches."""
+
+    loss_sum: Tensor
+    metrics: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Turns a micro-batch into a loss; stateless over steps."""
+
+    def weight(self, batch: Any) -> float:
+        """Return what the batch counts in the step's mean: tokens, pairs; known before the forward."""
+
+    def loss(self, module: nn.Module, batch: Any) -> ObjectiveOutput:
+        """Run the forward(s) of one micro-batch."""

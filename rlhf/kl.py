@@ -1,0 +1,39 @@
+"""Estimators of KL(policy || reference) from the policy's own samples (Schulman 2020), and the penalty's controller.
+
+`log_ratio` is log policy - log reference of the sampled token.
+"""
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to plus or minus this before exp."""
+
+
+def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Unbiased, of either sign: the log-ratio itself."""
+    return logprobs - reference_logprobs
+
+
+def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Biased, never negative, low variance: half the squared log-ratio."""
+    return 0.5 * (logprobs - reference_logprobs) ** 2
+
+
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Unbiased and never negative: q/p - 1 - log(q/p) with p the policy and q the reference."""
+    inverse = (reference_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.exp(inverse) - 1.0 - inverse
+
+
+def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL over the last dimension, in nats."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    log_q = torch.log_softmax(reference_logits.float(), dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def adapted_kl_coef(kl_coef: float, measured_kl: float, target: float, horizon: int, num_samples: int) -> float:
+    """The coefficient after `num_samples` responses: proportional control (Ziegler et al. 2019, section 2.2)."""
+    error = min(max(measured_kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * num_samples / horizon)

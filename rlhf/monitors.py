@@ -1,0 +1,71 @@
+"""What is watched in every PPO iteration, and the rule that ends a stage before a collapse.
+
+Shapes: N responses of all ranks, R response tokens.
+"""
+# ruff: noqa: N803, N806  (shape suffixes)
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlhf.comparison import correlation, distinct_n, repeated_share
+from rlhf.kl import k1, k3
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """One iteration's rollouts in numbers, over all ranks; KL in nats per response."""
+
+    score_mean: float
+    score_std: float
+    kl: float
+    kl_k3: float
+    entropy: float
+    length_mean: float
+    eos_rate: float
+    distinct_2: float
+    repetition: float
+    length_correlation: float
+    """Of score and length: near 1 the reward model pays for length alone."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by their names in the run's metrics."""
+        return dict(vars(self))
+
+    @property
+    def kl_is_negative(self) -> bool:
+        """Alarm: a mean k1 well below 0 means that sampling and log-probabilities disagree."""
+        return self.kl < -0.05 * max(1.0, self.length_mean) ** 0.5 and self.kl < -self.kl_k3
+
+
+def report_rollouts(
+    scores_N: Tensor,
+    tokens_NR: Tensor,
+    response_mask_NR: Tensor,
+    ended_N: Tensor,
+    logprobs_NR: Tensor,
+    reference_logprobs_NR: Tensor,
+    entropy_NR: Tensor,
+) -> RolloutReport:
+    """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward model gave them."""
+    mask = response_mask_NR
+    lengths = mask.sum(dim=1)
+    responses = [row[keep].tolist() for row, keep in zip(tokens_NR, mask, strict=True)]
+    scores = scores_N.double()
+    return RolloutReport(
+        score_mean=float(scores.mean()),
+        score_std=float(scores.std(correction=0)),
+        kl=float(k1(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores)),
+        kl_k3=float(k3(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores)),
+        entropy=float(entropy_NR[mask].double().mean()),
+        length_mean=float(lengths.double().mean()),
+        eos_rate=float(ended_N.double().mean()),
+        distinct_2=distinct_n(responses, 2),
+        repetition=repeated_share(responses),
+        length_correlation=correlation(scores.tolist(), lengths.double().tolist()),
+    )
+
+
+def broken_rule(report: RolloutReport, kl_limit: float | None) -> str | None:
+    """Name of the stop rule that these rollouts break."""
+    return "kl_limit" if kl_limit is not None and report.kl > kl_limit else None

@@ -1,0 +1,37 @@
+"""Log-probabilities, their positions, and the last real token."""
+
+import pytest
+import torch
+
+from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
+
+
+def test_equals_log_softmax_at_the_sampling_temperature_in_any_number_of_chunks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, head = torch.randn(7, 5, generator=generator), torch.randn(11, 5, generator=generator)
+    tokens = torch.tensor([0, 10, 3, 3, 1, 9, 5])
+    wanted = torch.log_softmax(states @ head.T / 0.7, dim=-1)
+    for chunks in (1, 2, 7, 9):
+        logprobs, entropy = chosen_logprobs(lambda x: x @ head.T, states, tokens, 0.7, True, num_chunks=chunks)
+        torch.testing.assert_close(logprobs, wanted.gather(-1, tokens[:, None])[:, 0])
+        torch.testing.assert_close(entropy, -(wanted.exp() * wanted).sum(-1))
+
+
+def test_entropy_is_left_out_when_not_asked_for() -> None:
+    _, entropy = chosen_logprobs(lambda x: x, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 1.0, False)
+    assert entropy is None
+
+
+def test_an_action_is_chosen_in_the_state_before_its_token() -> None:
+    hidden = torch.arange(6.0).reshape(1, 6, 1)
+    assert action_states(hidden, response_width=2).flatten().tolist() == [3.0, 4.0]
+
+
+def test_last_real_position_comes_from_the_mask() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    assert last_real_position(mask).tolist() == [2, 3, 2, 0]
+
+
+def test_a_row_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="no real token"):
+        last_real_position(torch.zeros(1, 3, dtype=torch.bool))

@@ -1,0 +1,32 @@
+"""Scores to per-token rewards, by hand."""
+
+import pytest
+import torch
+
+from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
+
+
+def test_normalise_clip_and_penalty_by_hand() -> None:
+    normalised = ScoreStatistics(mean=1.0, std=2.0).normalise(torch.tensor([3.0, 1.0, 99.0, -99.0]))
+    assert normalised.tolist() == [1.0, 0.0, 49.0, -50.0]
+    ended = torch.tensor([True, False, True, False])
+    assert shaped_scores(normalised, ended, 5.0, 1.0).tolist() == [1.0, -1.0, 5.0, -6.0]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_statistics_without_a_scale_are_refused(mean: float, std: float) -> None:
+    with pytest.raises(ValueError, match="score statistics"):
+        ScoreStatistics(mean, std)
+
+
+def test_the_score_lies_on_the_last_response_token_and_kl_on_every_one() -> None:
+    logprobs = torch.tensor([[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
+    reference = torch.tensor([[-2.0, -1.0, -9.0], [-1.0, -3.0, -0.5]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rewards = token_rewards(logprobs, reference, torch.tensor([10.0, 20.0]), mask, kl_coef=0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, 10.0, 0.0], [0.0, -0.2, 20.05]]))
+
+
+def test_an_empty_response_is_refused() -> None:
+    with pytest.raises(ValueError, match="no token"):
+        token_rewards(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2, dtype=torch.bool), 0.1)

@@ -1,10 +1,13 @@
 """The process group: torchrun's environment in, few small collectives out."""
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -19,45 +22,97 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Join the process group that torchrun's variables describe (none for one process without them)."""
-    raise NotImplementedError
+    """Join the process group that torchrun's variables describe; one process without them is a group of its own."""
+    rank_here = int(os.environ.get("RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(local_rank)
+    if "MASTER_ADDR" in os.environ and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method="env://", rank=rank_here, world_size=size)
+    elif size > 1 and not dist.is_initialized():
+        raise RuntimeError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set")
+    return Ranks(rank_here, size, local_rank, device)
+
+
+def _device(local_rank: int) -> torch.device:
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def leave() -> None:
     """Leave the process group, if any."""
-    raise NotImplementedError
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
     """Return this process's rank; 0 without a group."""
-    raise NotImplementedError
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Return the number of processes; 1 without a group."""
-    raise NotImplementedError
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_sum(values: Sequence[float]) -> list[float]:
-    """Sum each value over all ranks in fp64, in rank order; one collective."""
-    raise NotImplementedError
+    """Sum each value over all ranks in fp64; one collective, equal bits on every rank."""
+    if world_size() == 1:
+        return [float(value) for value in values]
+    tensor = torch.tensor(list(values), dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
 
 
 def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
     """Return `source`'s tensor on every rank, in place."""
-    raise NotImplementedError
+    if world_size() > 1:
+        dist.broadcast(tensor, source)
+    return tensor
 
 
 def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return `source`'s JSON-able value on every rank."""
-    raise NotImplementedError
+    if world_size() == 1:
+        return value
+    data = _encode(value) if rank() == source else torch.empty(0, dtype=torch.uint8)
+    length = torch.tensor([data.numel()])
+    dist.broadcast(length, source)
+    if rank() != source:
+        data = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, source)
+    return _decode(data)
 
 
 def gather_json(value: Any) -> list[Any]:
     """Return every rank's JSON-able value, in rank order, on every rank."""
-    raise NotImplementedError
+    size = world_size()
+    if size == 1:
+        return [value]
+    data = _encode(value)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor([data.numel()]))
+    longest = max(int(length) for length in lengths)
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: data.numel()] = data
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
+    dist.all_gather(parts, padded)
+    return [_decode(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
 
 
 def barrier() -> None:
     """Wait for all ranks."""
-    raise NotImplementedError
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _encode(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decode(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())

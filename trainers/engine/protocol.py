@@ -35,12 +35,18 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
-class LogicalTensor:
-    """One fp32 tensor of the training state by its topology-free name."""
+class StateSlice:
+    """A run of one logical fp32 tensor of the training state, in row-major order from element `start`."""
 
     group: StateGroup
     name: str
-    tensor: Tensor
+    shape: tuple[int, ...]
+    start: int
+    values: Tensor
+
+
+ReadState = Callable[[StateGroup, str, int, int], Tensor]
+"""Give elements [start, stop) of a logical tensor as a flat fp32 CPU tensor: (group, name, start, stop)."""
 
 
 class Engine(Protocol):
@@ -65,10 +71,10 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
 
-    def step(self, lrs: Mapping[str, float], *, apply: bool = True) -> StepInfo:
+    def step(self, lrs: Mapping[str, float]) -> StepInfo:
         """Clip, update and clear the gradients; collective.
 
-        With `apply` False (equal on all ranks) or a non-finite gradient norm no rank changes anything but its gradients.
+        A non-finite loss or gradient norm on any rank makes no rank change anything but its gradients.
         """
 
     def gathered(self, *, writable: bool = False) -> AbstractContextManager[nn.Module]:
@@ -78,12 +84,18 @@ class Engine(Protocol):
         """
 
     def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield every (or the named) parameter whole, fp32 on the CPU (masters where trained), on every rank; collective."""
+        """Yield every (or the named) parameter whole, in its working precision on the CPU, on every rank; collective.
 
-    def state_out(self) -> Iterator[LogicalTensor]:
-        """Yield the fp32 value and both moments of every trainable parameter, whole, on every rank; collective."""
+        Names are those of `module.named_parameters()`; tied parameters come once.
+        """
 
-    def state_in(self, read: Callable[[StateGroup, str], Tensor], *, steps_applied: int) -> None:
+    def state_out(self) -> Iterator[StateSlice]:
+        """Yield this rank's share of fp32 values and moments of the trainable parameters; over ranks each element once.
+
+        No collective. The tensors are views: written or copied before the next step.
+        """
+
+    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
         """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
 
     def close(self) -> None:

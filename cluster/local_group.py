@@ -1,0 +1,130 @@
+"""A worker group of one rank in this very process: for debugging with breakpoints, and for tests."""
+
+import contextlib
+import importlib
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.protocol import Json, OnBeat, Target, Verdict, WorkerFailed, WorkerSpec
+from recipes.errors import Preempted, TrainwrightError
+
+
+def find_target(target: Target) -> Any:
+    """The function that a target names."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class LocalContext:
+    """`WorkerContext` of the only rank."""
+
+    rank = 0
+    world_size = 1
+    local_rank = 0
+    node = "127.0.0.1"
+
+    def __init__(self, stop: threading.Event, on_beat: OnBeat | None, beat_interval_s: float) -> None:
+        self._stop = stop
+        self._on_beat = on_beat
+        self._interval_s = beat_interval_s
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def beat(self, phase: str, **progress: Any) -> None:
+        """Hands the beat to the caller of `run`, a phase's later ones at most every beat interval."""
+        at = time.monotonic()
+        if self._on_beat and (phase != self._last[0] or at - self._last[1] >= self._interval_s):
+            self._last = (phase, at)
+            self._on_beat(0, phase, progress)
+
+    def stop_requested(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+
+class LocalGroup:
+    """`WorkerGroup` without processes: world size 1, no log file, no kill after the grace."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        if spec.num_workers != 1:
+            raise ValueError(f"a local group has one worker, not {spec.num_workers}")
+        self.spec = spec
+        self._stop = threading.Event()
+
+    def prepare_next(self) -> None:
+        """Nothing to start: this process has its imports."""
+
+    def run(
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+    ) -> list[Json | None]:
+        """Calls the target here."""
+        self._stop.clear()
+        context = LocalContext(self._stop, on_beat, self.spec.beat_interval_s)
+        with _environment({**self.spec.environment, **_torchrun_environment()}):
+            try:
+                return [find_target(target)(payload, context)]
+            except Preempted:
+                raise
+            except Exception as error:
+                raise WorkerFailed(_verdict(error)) from error
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Makes `stop_requested()` true."""
+        self._stop.set()
+
+    def pids(self) -> dict[int, int]:
+        """This process."""
+        return {0: os.getpid()}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _torchrun_environment() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ones = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": "0", "LOCAL_RANK": "0", **ones}
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _verdict(error: Exception) -> Verdict:
+    name = type(error).__name__
+    return Verdict(
+        kind="exception",
+        message=f"{name}: {error} (rank 0 on {LocalContext.node})",
+        rank=0,
+        node=LocalContext.node,
+        error=name,
+        exit_code=error.exit_code if isinstance(error, TrainwrightError) else 4,
+        traceback="".join(traceback.format_exception(error)),
+    )

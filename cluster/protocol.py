@@ -1,0 +1,158 @@
+"""The seams of a worker group: what is asked for, what a stage sees, and the one verdict on a failure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from recipes.errors import StageError
+
+Json = dict[str, Any]
+"""Plain JSON-able values only: everything that crosses a process border here is JSON."""
+
+Target = str | Callable[[Json, "WorkerContext"], Json | None]
+"""`function(payload, worker) -> result`, as a module-level function or as "module:function" (imported by the worker alone)."""
+
+OnBeat = Callable[[int, str, Json], None]
+"""`on_beat(rank, phase, progress)`, called in the thread that called `run`, at most every `beat_interval_s` per rank."""
+
+VerdictKind = Literal[
+    "exception",  # the target raised
+    "signal",  # a signal nobody here sent ended the process
+    "out_of_memory",  # the kernel's or a cgroup's OOM killer ended it
+    "disk_full",  # ENOSPC or EDQUOT
+    "exit",  # the process left without a result
+    "lost",  # the node, or Ray's worker that held the rank, went away
+    "stall",  # no progress within the limit of its phase
+    "preempted",  # the target stopped on request, or on SIGTERM, with saved state
+    "start",  # a worker could not be started: import error, version difference
+    "stopped",  # killed by `stop` after its deadline
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a group is: how many workers, what each holds, where their logs go."""
+
+    name: str
+    num_workers: int
+    log_folder: Path
+    """Local folder; a run writes `<label>-rank-<r>.log` there, for workers on other nodes too."""
+    gpus_per_worker: int = 0
+    cpus_per_worker: float = 1.0
+    """0 takes nothing from the cluster: no placement group."""
+    min_workers: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set before the worker's interpreter starts."""
+    preload: str | None = "trainers.preload"
+    """Module that a spare process imports while it waits."""
+    reusable: bool = False
+    """The same processes serve every `run` until `close`; else each process serves exactly one."""
+    placement_timeout_s: float = 300.0
+    stop_grace_s: float = 30.0
+    """From `stop` to the kill."""
+    stall_limits_s: Mapping[str, float] = field(default_factory=dict)
+    """Longest silence per phase; `"*"` is every other phase; without it silence is unlimited."""
+    beat_interval_s: float = 0.25
+
+
+class WorkerContext(Protocol):
+    """What a target sees of the place it runs in."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def local_rank(self) -> int: ...
+    @property
+    def node(self) -> str:
+        """The node's address, for messages; no artifact may hold it."""
+        ...
+
+    def beat(self, phase: str, **progress: Any) -> None:
+        """Says where this rank is; cheap enough for every micro-batch (JSON-able values; the latest one wins)."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """True from the moment when the driver asked to stop or this process got SIGTERM: save, then raise `Preempted`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a run of a group failed: one cause, on one rank; what followed from it is folded."""
+
+    kind: VerdictKind
+    message: str
+    """One line that names cause, rank and node."""
+    rank: int | None = None
+    node: str | None = None
+    infrastructure: bool = False
+    """True: another attempt may succeed. False: it would fail in the same way."""
+    error: str | None = None
+    """Class name of the exception that the target raised."""
+    exit_code: int = StageError.exit_code
+    """The one that the raised TrainwrightError carries; 4 for everything else."""
+    traceback: str = ""
+    tail: tuple[str, ...] = ()
+    """Last lines that the rank printed."""
+    stacks: Mapping[int, str] = field(default_factory=dict)
+    """Python stacks by rank, of a stall."""
+    folded: tuple[str, ...] = ()
+    """One line per other rank that failed."""
+
+    def to_json(self) -> Json:
+        """The verdict as a plain JSON object."""
+        return {**asdict(self), "stacks": {str(rank): text for rank, text in self.stacks.items()}}
+
+
+class WorkerFailed(StageError):
+    """A run of a worker group failed; `verdict` says why. Its exit code is the verdict's."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+        self.exit_code = verdict.exit_code  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        return self.verdict.message
+
+
+class WorkerGroup(Protocol):
+    """Workers of one role. Made by `Session.group` (on Ray) or `LocalGroup` (this process)."""
+
+    @property
+    def spec(self) -> WorkerSpec: ...
+
+    def prepare_next(self) -> None:
+        """Starts spare processes that only import `spec.preload`; returns at once; the next `run` takes them."""
+        ...
+
+    def run(
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+    ) -> list[Json | None]:
+        """Runs the target on every rank and returns the results by rank.
+
+        `label` names the logs. `spares` starts the next run's processes once this one works. Raises `WorkerFailed`, or
+        `recipes.errors.Preempted` when the ranks stopped on request; either way no process of this run is left.
+        """
+        ...
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """From any thread or signal handler: makes `stop_requested()` true on every rank, and kills what is left after the grace."""
+        ...
+
+    def pids(self) -> dict[int, int]:
+        """Process id per rank of the run in progress, on the rank's own node."""
+        ...
+
+    def close(self) -> None:
+        """Ends every process of the group and gives its resources back; idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

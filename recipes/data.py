@@ -1,8 +1,8 @@
 """Data sources, tokenizers and chat templates of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.fields import Strict, meaning
 
@@ -130,4 +130,20 @@ class ExistingTokenizer(Strict):
     chat_template: str | None = meaning(None, description="Overrides the Jinja chat template.")
 
 
-Tokenizer = TrainTokenizer | ExistingTokenizer
+def _tokenizer_form(value: Any) -> str | None:
+    """Which form is written: the one whose distinguishing key is there."""
+    if isinstance(value, TrainTokenizer | ExistingTokenizer):
+        return "train" if isinstance(value, TrainTokenizer) else "from"
+    if not isinstance(value, dict):
+        return None
+    return "train" if "train" in value else "from" if "from" in value or "from_" in value else None
+
+
+Tokenizer = Annotated[
+    Annotated[TrainTokenizer, Tag("train")] | Annotated[ExistingTokenizer, Tag("from")],
+    Discriminator(
+        _tokenizer_form,
+        custom_error_type="tokenizer_form",
+        custom_error_message="a tokenizer is a mapping with `train: bpe` (train one) or `from: ...` (take one)",
+    ),
+]

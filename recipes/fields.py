@@ -36,4 +36,14 @@ def _parse_steps(value: Any) -> Any:
     return value
 
 
+def _refuse_bool(value: Any) -> Any:
+    """Refuse true and false where a Literal of numbers would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+"""Marks a Literal of numbers."""
+
 Steps = Annotated[int, BeforeValidator(_parse_steps), Field(ge=1, le=10**9)]

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
-from recipes.fields import Strict, meaning, placement
+from recipes.fields import NotBool, Strict, meaning, placement
 from recipes.stages import Stage
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -13,11 +13,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 class Cluster(Strict):
     """What the run asks of the cluster."""
 
-    workers: Literal["auto"] | Annotated[int, placement(ge=1, le=10**5, description="Workers.")] = placement(
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10**5)] = placement(
         "auto", description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs and recorded."
     )
     min_workers: int = placement(1, ge=1, le=10**5, description="Fewest workers with which the run may go on.")
-    gpus_per_worker: Literal["auto", 0, 1] = placement(
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], NotBool] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."
     )
     placement_timeout_s: int = placement(300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up.")

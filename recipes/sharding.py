@@ -1,8 +1,10 @@
 """How a stage is spread over its workers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from recipes.fields import Strict, meaning, placement
+from pydantic import Field
+
+from recipes.fields import NotBool, Strict, meaning, placement
 
 
 class Shard(Strict):
@@ -11,7 +13,7 @@ class Shard(Strict):
     engine: Literal["deepspeed", "plain"] = placement(
         "deepspeed", description="deepspeed, or a plain torch loop on one worker (the oracle of the tests)."
     )
-    zero: Literal[0, 1, 2, 3] = placement(
+    zero: Annotated[Literal[0, 1, 2, 3], NotBool] = placement(
         2, description="ZeRO stage: 0 replicates, 1 shards the optimiser, 2 also gradients, 3 also parameters."
     )
     precision: Literal["fp32", "bf16"] = meaning(
@@ -19,6 +21,6 @@ class Shard(Strict):
     )
     offload: Literal["none", "cpu"] = placement("none", description="cpu keeps optimiser state in host memory (ZeRO 1-3, GPU workers).")
     gradient_checkpointing: bool = placement(False, description="Recompute activations in the backward pass to save memory.")
-    micro_batch: Literal["auto"] | int = placement(
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = placement(
         "auto", description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16."
     )

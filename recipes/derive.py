@@ -1,0 +1,56 @@
+"""Numbers that follow from a recipe: micro-batch, accumulation and planned steps (pure)."""
+
+import math
+
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.train import Train
+
+MAX_AUTO_MICRO_BATCH = 16
+
+
+def micro_batches(global_batch: int, workers: int, micro_batch: int | str = "auto") -> tuple[int, int]:
+    """Micro-batch and accumulation so that workers x micro-batch x accumulation = global batch; raises ValueError."""
+    if global_batch % workers:
+        raise ValueError(f"global_batch ({global_batch}) cannot be divided among {workers} workers")
+    share = global_batch // workers
+    if micro_batch == "auto":
+        micro = max(size for size in range(1, min(share, MAX_AUTO_MICRO_BATCH) + 1) if share % size == 0)
+    else:
+        micro = int(micro_batch)
+        if share % micro:
+            raise ValueError(
+                f"micro_batch ({micro}) must divide each worker's share of the batch ({global_batch} / {workers} = {share})"
+            )
+    return micro, share // micro
+
+
+def planned_steps(train: Train, rows: int | None = None) -> int | None:
+    """Optimiser steps of a training stage; `rows` = sequences (or pairs) in the data, needed for `epochs` (None without)."""
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return math.ceil(train.tokens / (train.global_batch * train.sequence_length))
+    assert train.epochs is not None
+    return None if rows is None else max(1, math.ceil(train.epochs * rows / train.global_batch))
+
+
+def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
+    """Optimiser steps of any stage; None where they follow from data that is not counted yet; 0 for an evaluation."""
+    match stage:
+        case Pretrain() | Finetune() | Reward():
+            return planned_steps(stage.train, rows)
+        case PpoStage():
+            return stage.ppo.iterations * stage.ppo.epochs * stage.ppo.mini_batches
+        case Evaluate():
+            return 0
+
+
+def stage_batch(stage: Stage) -> int:
+    """What the workers share in one optimiser step: sequences, pairs or responses; for an evaluation its prompts."""
+    match stage:
+        case Pretrain() | Finetune() | Reward():
+            return stage.train.global_batch
+        case PpoStage():
+            return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches
+        case Evaluate():
+            return stage.num_prompts

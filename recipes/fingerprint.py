@@ -1,0 +1,103 @@
+"""The id of what a stage makes: a hash of its meaning, its parents and its data, not of where or on how much it ran."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from recipes.recipe import Recipe
+from recipes.references import stage_inputs
+from recipes.stages import SEMANTICS
+
+FORMAT = 1
+
+LOCATION_KEYS = ("files", "path", "revision")
+"""Where a source's rows lie: once they have a digest, their place is no meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentId:
+    """What an input resolved to: the artifact's fingerprint and digest, and the part that is taken."""
+
+    fingerprint: str
+    digest: str
+    part: str | None = None
+
+
+def field_role(info: FieldInfo) -> str:
+    """`meaning` or `placement`, as the field is marked; raises ValueError for an unmarked one."""
+    extra = info.json_schema_extra
+    role = extra.get("role") if isinstance(extra, dict) else None
+    if role not in ("meaning", "placement"):
+        raise ValueError("a recipe field is declared with meaning(...) or placement(...)")
+    return str(role)
+
+
+def meaning_of(value: Any) -> Any:
+    """The part of a recipe value that enters the fingerprint, as JSON data."""
+    if isinstance(value, BaseModel):
+        return {
+            info.alias or name: meaning_of(getattr(value, name))
+            for name, info in type(value).model_fields.items()
+            if field_role(info) == "meaning"
+        }
+    if isinstance(value, Mapping):
+        return {str(key): meaning_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [meaning_of(item) for item in value]
+    return value
+
+
+def stage_meaning(
+    stage_name: str, recipe: Recipe, parents: Mapping[str, ParentId], data: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is hashed: readable, so that two fingerprints' differing keys can be named."""
+    stage = recipe.stages[stage_name]
+    inputs = [item.field_path for item in stage_inputs(stage)]
+    missing = sorted(set(inputs) ^ set(parents))
+    if missing:
+        raise ValueError(f"stage {stage_name}: parents and inputs differ in {', '.join(missing)}")
+    settings = meaning_of(stage)
+    for field_path in inputs:
+        if not field_path.startswith("of."):  # a report names its models as the recipe does
+            _drop(settings, field_path)
+    for field_path in data:
+        for key in LOCATION_KEYS:
+            if key in settings.get(field_path, {}):
+                _drop(settings, f"{field_path}.{key}")
+    settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
+    return {
+        "format": FORMAT,
+        "semantics": SEMANTICS[stage.kind],
+        "settings": settings,
+        "parents": {
+            path: {"fingerprint": parent.fingerprint, "part": parent.part} for path, parent in sorted(parents.items())
+        },
+        "data": dict(sorted(data.items())),
+    }
+
+
+def fingerprint(stage_name: str, recipe: Recipe, parents: Mapping[str, ParentId], data: Mapping[str, str]) -> str:
+    """64 hex digits; `parents` by input field path, `data` by data field path (digests); the stage's name is no meaning."""
+    return hash_meaning(stage_meaning(stage_name, recipe, parents, data))
+
+
+def hash_meaning(meaning: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON form."""
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _drop(settings: Any, field_path: str) -> None:
+    """Replace an input's text by None: what it resolved to stands among the parents."""
+    *outer, last = field_path.split(".")
+    for part in outer:
+        settings = settings[int(part)] if isinstance(settings, list) else settings[part]
+    if isinstance(settings, list):
+        settings[int(last)] = None
+    else:
+        settings[last] = None

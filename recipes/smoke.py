@@ -1,0 +1,185 @@
+"""The tiny CPU form of any recipe: the same stages, engines and seams, with small models, few rows and few steps (pure)."""
+
+from typing import Any, TypeVar
+
+from recipes.architecture import Architecture, Gpt2
+from recipes.data import Source, Tokenizer, TrainTokenizer
+from recipes.fields import Strict
+from recipes.ppo import Ppo, Rollout, Sampling
+from recipes.recipe import Recipe
+from recipes.references import StageRef, parse_reference
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.train import Train
+
+LAYERS, WIDTH, HEADS, INTERMEDIATE = 2, 64, 4, 128
+VOCABULARY, SEQUENCE, POSITIONS = 512, 64, 128
+STEPS, BATCH, ROWS, HELD_OUT_ROWS = 8, 8, 400, 16
+ITERATIONS, PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS, EXAM_PROMPTS = 2, 8, 48, 16, 16
+
+T = TypeVar("T", bound=Strict)
+
+
+def shrink(recipe: Recipe) -> Recipe:
+    """The recipe's smoke form; shrinking it again changes nothing."""
+    return _with(recipe, stages={name: _shrink_stage(stage, recipe) for name, stage in recipe.stages.items()})
+
+
+def _with(model: T, **changes: Any) -> T:
+    """A copy with other values; the caller's types are right, validation would drop nothing."""
+    return model.model_copy(update=changes)
+
+
+def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
+    positions = _positions(stage, recipe)
+    match stage:
+        case Pretrain():
+            return _with(
+                stage,
+                architecture=_shrink_architecture(stage.architecture),
+                tokenizer=_shrink_tokenizer(stage.tokenizer),
+                data=_limit(stage.data, ROWS),
+                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
+                train=_shrink_train(stage.train),
+            )
+        case Finetune():
+            return _with(
+                stage,
+                data=_limit(stage.data, ROWS),
+                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
+                train=_shrink_train(stage.train),
+            )
+        case Reward():
+            return _with(
+                stage,
+                data=_limit(stage.data, ROWS),
+                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
+                train=_shrink_train(stage.train),
+                min_accuracy=0.0,
+            )
+        case PpoStage():
+            return _with(
+                stage,
+                prompts=_limit(stage.prompts, ROWS),
+                rollout=_shrink_rollout(stage.rollout, stage.ppo, positions),
+                ppo=_shrink_ppo(stage.ppo),
+            )
+        case Evaluate():
+            return _with(
+                stage,
+                text=_limit(stage.text, HELD_OUT_ROWS),
+                prompts=_limit(stage.prompts, ROWS),
+                num_prompts=min(stage.num_prompts, EXAM_PROMPTS),
+                num_samples=min(stage.num_samples, 2),
+                sequence_length=min(stage.sequence_length, SEQUENCE),
+                sampling=_shrink_sampling(stage.sampling, positions),
+                gates=[],
+            )
+
+
+def _positions(stage: Stage, recipe: Recipe) -> int:
+    """Tokens that the stage's starting model takes in its smoke form, found along the recipe's references."""
+    seen: set[int] = set()
+    current: Stage | None = stage
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        match current:
+            case Pretrain(architecture=architecture) if architecture is not None:
+                return POSITIONS
+            case Pretrain() | Finetune() | Reward():
+                text = current.init_from
+            case PpoStage():
+                text = current.actor
+            case Evaluate():
+                text = current.of[0]
+        try:
+            reference = parse_reference(text or "")
+        except ValueError:
+            break
+        current = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    return POSITIONS
+
+
+def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:
+    if architecture is None:
+        return None
+    if isinstance(architecture, Gpt2):
+        return _with(
+            architecture,
+            n_layer=min(architecture.n_layer, LAYERS),
+            n_embd=WIDTH,
+            n_head=HEADS,
+            n_inner=None if architecture.n_inner is None else INTERMEDIATE,
+            n_positions=POSITIONS,
+        )
+    grouped = architecture.num_key_value_heads not in (None, architecture.num_attention_heads)
+    return _with(
+        architecture,
+        num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+        hidden_size=WIDTH,
+        intermediate_size=INTERMEDIATE,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2 if grouped else None,
+        head_dim=None if architecture.head_dim is None else WIDTH // HEADS,
+        max_position_embeddings=POSITIONS,
+    )
+
+
+def _shrink_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
+    if isinstance(tokenizer, TrainTokenizer):
+        return _with(tokenizer, vocab_size=min(tokenizer.vocab_size, VOCABULARY))
+    return tokenizer
+
+
+def _limit(source: Source | None, rows: int) -> Source | None:
+    if source is None:
+        return None
+    return _with(source, limit=rows if source.limit is None else min(source.limit, rows))
+
+
+def _shrink_train(train: Train) -> Train:
+    steps = min(train.steps or STEPS, STEPS)
+    return _with(
+        train,
+        steps=steps,
+        tokens=None,
+        epochs=None,
+        global_batch=min(train.global_batch, BATCH),
+        sequence_length=min(train.sequence_length, SEQUENCE),
+        schedule=_with(train.schedule, warmup_steps=min(train.schedule.warmup_steps, steps // 4)),
+        save_every=min(train.save_every, 4),
+        evaluate_every=min(train.evaluate_every, 4),
+        evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
+    )
+
+
+def _shrink_sampling(sampling: Sampling, positions: int) -> Sampling:
+    response = min(sampling.max_new_tokens, RESPONSE_TOKENS)
+    return _with(
+        sampling,
+        max_new_tokens=response,
+        max_prompt_tokens=min(sampling.max_prompt_tokens, PROMPT_TOKENS, positions - response),
+    )
+
+
+def _shrink_rollout(rollout: Rollout, ppo: Ppo, positions: int) -> Rollout:
+    sampled = _shrink_sampling(rollout, positions)
+    samples = min(rollout.samples_per_prompt, 2)
+    prompts = min(rollout.prompts_per_iteration, PROMPTS)
+    assert isinstance(sampled, Rollout)
+    return _with(sampled, prompts_per_iteration=prompts, samples_per_prompt=samples)
+
+
+def _shrink_ppo(ppo: Ppo) -> Ppo:
+    iterations = min(ppo.iterations, ITERATIONS)
+    epochs, mini_batches = min(ppo.epochs, 2), min(ppo.mini_batches, 2)
+    steps = iterations * epochs * mini_batches
+    return _with(
+        ppo,
+        iterations=iterations,
+        epochs=epochs,
+        mini_batches=mini_batches,
+        kl_limit=None,
+        critic_warmup=min(ppo.critic_warmup, iterations - 1),
+        schedule=_with(ppo.schedule, warmup_steps=min(ppo.schedule.warmup_steps, steps // 4)),
+        save_every=1,
+    )

@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from recipes.fields import Strict, meaning
 
 Split = Literal["train", "validation", "test"]
+Column = Literal["text", "messages", "prompt", "completion", "chosen", "rejected"]
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -48,7 +49,7 @@ class _Files(_Rows):
     files: list[str] = meaning(
         min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
     )
-    columns: dict[str, str] = meaning(
+    columns: dict[Column, str] = meaning(
         default_factory=dict,
         description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to the file's own name.",
     )
@@ -90,7 +91,7 @@ class Datasets(_Rows):
     revision: str | None = meaning(None, description="Commit hash or tag of the hub data set; None only for a local folder.")
     name: str | None = meaning(None, description="Configuration name of the hub data set.")
     split: str = meaning("train", description="Split of the data set.")
-    columns: dict[str, str] = meaning(
+    columns: dict[Column, str] = meaning(
         default_factory=dict, description="Maps a standard column to the data set's own name."
     )
     hold_out: float = meaning(0.0, ge=0, lt=1, description="Share of rows kept out of training and used for evaluation.")

@@ -36,14 +36,14 @@ def _parse_steps(value: Any) -> Any:
     return value
 
 
-def _refuse_bool(value: Any) -> Any:
-    """Refuse true and false where a Literal of numbers would take them for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
+def _refuse_other_numbers(value: Any) -> Any:
+    """Refuse true and 2.0 where a Literal of whole numbers would take them for 1 and 2."""
+    if isinstance(value, bool | float):
+        raise ValueError("must be a whole number")
     return value
 
 
-NotBool = BeforeValidator(_refuse_bool)
-"""Marks a Literal of numbers."""
+Whole = BeforeValidator(_refuse_other_numbers)
+"""Marks a Literal of whole numbers."""
 
 Steps = Annotated[int, BeforeValidator(_parse_steps), Field(ge=1, le=10**9)]

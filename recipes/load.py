@@ -321,7 +321,10 @@ def _explain(detail: ErrorDetails, place: Path, raw: Any) -> tuple[str, str]:
         return "the key is required", f"{place[-1]}: {info.description}" if info is not None else ""
     if kind == "literal_error":
         slot = slot_at(place, raw)
-        return _explain_choice(detail["input"], [str(choice) for choice in slot.choices] if slot is not None else [])
+        choices = [str(choice) for choice in slot.choices] if slot is not None else []
+        expected = [word.strip("'") for word in re.split(r", | or ", str(context["expected"]))]
+        found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
+        return _explain_choice(found, choices or expected)
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         return _explain_choice(context["tag"], tags)

@@ -1,8 +1,12 @@
 """Optimiser and learning-rate schedule of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from recipes.fields import Strict, meaning
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(Strict):
@@ -10,7 +14,7 @@ class AdamW(Strict):
 
     name: Literal["adamw"] = meaning("adamw", description="Adam with decoupled weight decay.")
     lr: float = meaning(gt=0, le=10, description="Peak learning rate.")
-    betas: tuple[float, float] = meaning((0.9, 0.999), description="Decay rates of the first and second moment, each in [0, 1).")
+    betas: tuple[Beta, Beta] = meaning((0.9, 0.999), description="Decay rates of the first and second moment, each in [0, 1).")
     eps: float = meaning(1e-8, gt=0, le=1, description="Added to the denominator.")
     weight_decay: float = meaning(0.0, ge=0, le=10, description="Applied to matrices only, never to norms and biases.")
 

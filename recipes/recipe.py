@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from recipes.fields import NotBool, Strict, meaning, placement
+from recipes.fields import Strict, Whole, meaning, placement
 from recipes.stages import Stage
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -17,7 +17,7 @@ class Cluster(Strict):
         "auto", description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs and recorded."
     )
     min_workers: int = placement(1, ge=1, le=10**5, description="Fewest workers with which the run may go on.")
-    gpus_per_worker: Annotated[Literal["auto", 0, 1], NotBool] = placement(
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."
     )
     placement_timeout_s: int = placement(300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up.")

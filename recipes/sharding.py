@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recipes.fields import NotBool, Strict, meaning, placement
+from recipes.fields import Strict, Whole, meaning, placement
 
 
 class Shard(Strict):
@@ -13,7 +13,7 @@ class Shard(Strict):
     engine: Literal["deepspeed", "plain"] = placement(
         "deepspeed", description="deepspeed, or a plain torch loop on one worker (the oracle of the tests)."
     )
-    zero: Annotated[Literal[0, 1, 2, 3], NotBool] = placement(
+    zero: Annotated[Literal[0, 1, 2, 3], Whole] = placement(
         2, description="ZeRO stage: 0 replicates, 1 shards the optimiser, 2 also gradients, 3 also parameters."
     )
     precision: Literal["fp32", "bf16"] = meaning(

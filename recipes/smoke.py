@@ -7,7 +7,6 @@ from recipes.data import Source, Tokenizer, TrainTokenizer
 from recipes.fields import Strict
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
-from recipes.references import StageRef, parse_reference
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 from recipes.train import Train
 
@@ -21,7 +20,7 @@ T = TypeVar("T", bound=Strict)
 
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe's smoke form; shrinking it again changes nothing."""
-    return _with(recipe, stages={name: _shrink_stage(stage, recipe) for name, stage in recipe.stages.items()})
+    return _with(recipe, stages={name: _shrink_stage(stage) for name, stage in recipe.stages.items()})
 
 
 def _with(model: T, **changes: Any) -> T:
@@ -29,8 +28,7 @@ def _with(model: T, **changes: Any) -> T:
     return model.model_copy(update=changes)
 
 
-def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
-    positions = _positions(stage, recipe)
+def _shrink_stage(stage: Stage) -> Stage:
     match stage:
         case Pretrain():
             return _with(
@@ -60,7 +58,7 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
             return _with(
                 stage,
                 prompts=_limit(stage.prompts, ROWS),
-                rollout=_shrink_rollout(stage.rollout, stage.ppo, positions),
+                rollout=_shrink_rollout(stage.rollout),
                 ppo=_shrink_ppo(stage.ppo),
             )
         case Evaluate():
@@ -71,32 +69,9 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
                 num_prompts=min(stage.num_prompts, EXAM_PROMPTS),
                 num_samples=min(stage.num_samples, 2),
                 sequence_length=min(stage.sequence_length, SEQUENCE),
-                sampling=_shrink_sampling(stage.sampling, positions),
+                sampling=_shrink_sampling(stage.sampling),
                 gates=[],
             )
-
-
-def _positions(stage: Stage, recipe: Recipe) -> int:
-    """Tokens that the stage's starting model takes in its smoke form, found along the recipe's references."""
-    seen: set[int] = set()
-    current: Stage | None = stage
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        match current:
-            case Pretrain(architecture=architecture) if architecture is not None:
-                return POSITIONS
-            case Pretrain() | Finetune() | Reward():
-                text = current.init_from
-            case PpoStage():
-                text = current.actor
-            case Evaluate():
-                text = current.of[0]
-        try:
-            reference = parse_reference(text or "")
-        except ValueError:
-            break
-        current = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
-    return POSITIONS
 
 
 def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:
@@ -126,7 +101,8 @@ def _shrink_architecture(architecture: Architecture | None) -> Architecture | No
 
 def _shrink_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     if isinstance(tokenizer, TrainTokenizer):
-        return _with(tokenizer, vocab_size=min(tokenizer.vocab_size, VOCABULARY))
+        needed = 256 + 2 + len(tokenizer.special_tokens)
+        return _with(tokenizer, vocab_size=min(tokenizer.vocab_size, max(VOCABULARY, needed + 64)))
     return tokenizer
 
 
@@ -152,17 +128,17 @@ def _shrink_train(train: Train) -> Train:
     )
 
 
-def _shrink_sampling(sampling: Sampling, positions: int) -> Sampling:
+def _shrink_sampling(sampling: Sampling) -> Sampling:
     response = min(sampling.max_new_tokens, RESPONSE_TOKENS)
     return _with(
         sampling,
         max_new_tokens=response,
-        max_prompt_tokens=min(sampling.max_prompt_tokens, PROMPT_TOKENS, positions - response),
+        max_prompt_tokens=min(sampling.max_prompt_tokens, PROMPT_TOKENS),
     )
 
 
-def _shrink_rollout(rollout: Rollout, ppo: Ppo, positions: int) -> Rollout:
-    sampled = _shrink_sampling(rollout, positions)
+def _shrink_rollout(rollout: Rollout) -> Rollout:
+    sampled = _shrink_sampling(rollout)
     samples = min(rollout.samples_per_prompt, 2)
     prompts = min(rollout.prompts_per_iteration, PROMPTS)
     assert isinstance(sampled, Rollout)

@@ -1,0 +1,235 @@
+"""The chain that the stages form: who reads whose output, in which order, and what is wrong with it (pure)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from recipes.data import ExistingTokenizer
+from recipes.errors import Problem
+from recipes.load import LoadedRecipe
+from recipes.locate import nearest
+from recipes.recipe import Recipe
+from recipes.references import (
+    Input,
+    PartKind,
+    Reference,
+    StageRef,
+    StoreRef,
+    parse_reference,
+    stage_inputs,
+    stage_parts,
+)
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+
+NOUNS: dict[PartKind, str] = {
+    "model": "a language model",
+    "adapter": "an adapter",
+    "reward_model": "a reward model",
+    "critic": "a critic",
+    "report": "a report",
+    "tokenizer": "a tokenizer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One stage reads what another makes."""
+
+    stage: str
+    field_path: str
+    parent: str
+
+
+def edges(stages: Mapping[str, Stage]) -> Iterator[Edge]:
+    """Every reference between two of the stages, in the order of the recipe."""
+    for name, stage in stages.items():
+        for item in stage_inputs(stage):
+            reference = _parse(item.text)
+            if isinstance(reference, StageRef) and reference.stage in stages:
+                yield Edge(name, item.field_path, reference.stage)
+
+
+def order(recipe: Recipe) -> list[str]:
+    """Stage names, parents first, otherwise as the recipe lists them; raises ValueError for a cycle."""
+    parents: dict[str, set[str]] = {name: set() for name in recipe.stages}
+    for edge in edges(recipe.stages):
+        parents[edge.stage].add(edge.parent)
+    ordered: list[str] = []
+    while len(ordered) < len(parents):
+        ready = next((name for name in parents if name not in ordered and parents[name] <= set(ordered)), None)
+        if ready is None:
+            raise ValueError("stages wait for each other: " + ", ".join(name for name in parents if name not in ordered))
+        ordered.append(ready)
+    return ordered
+
+
+def start_of(stage: Stage) -> str | None:
+    """The reference to the model whose architecture and tokenizer the stage works with; None for random weights."""
+    match stage:
+        case Pretrain() | Finetune() | Reward():
+            return stage.init_from
+        case PpoStage():
+            return stage.actor
+        case Evaluate():
+            return stage.of[0]
+
+
+def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:
+    """Where a model comes from at the end of its references: a stage that builds one, or something outside the recipe."""
+    seen: set[str] = set()
+    while True:
+        reference = _parse(text)
+        if not isinstance(reference, StageRef):
+            return reference
+        stage = stages.get(reference.stage)
+        if stage is None or isinstance(stage, Evaluate) or reference.stage in seen:
+            return None
+        seen.add(reference.stage)
+        start = start_of(stage)
+        if start is None:
+            assert isinstance(stage, Pretrain)
+            return stage
+        text = start
+
+
+def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """References that cannot be read, name nothing, fit no need, or go round in a circle."""
+    stages = loaded.recipe.stages
+    for name, stage in stages.items():
+        for item in stage_inputs(stage):
+            yield from _check_input(loaded, name, item)
+        if isinstance(stage, Evaluate):
+            yield from _check_distinct(loaded, name, stage)
+            yield from _check_scorers(loaded, name, stage)
+        if isinstance(stage, PpoStage):
+            yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward)
+    yield from _check_cycles(loaded)
+
+
+def _parse(text: str) -> Reference | None:
+    try:
+        return parse_reference(text)
+    except ValueError:
+        return None
+
+
+def _check_input(loaded: LoadedRecipe, name: str, item: Input) -> Iterator[Problem]:
+    place = f"stages.{name}.{item.field_path}"
+    try:
+        reference = parse_reference(item.text)
+    except ValueError as error:
+        yield loaded.problem(place, item.text, str(error))
+        return
+    stages = loaded.recipe.stages
+    if isinstance(reference, StoreRef) or not isinstance(reference, StageRef) or reference.stage in loaded.unsound:
+        return
+    if item.field_path == "tokenizer.from":
+        message = "a tokenizer comes from store://NAME, a local folder or hf://ORG/NAME@REVISION, not from a stage"
+        yield loaded.problem(place, item.text, message, "use init_from to go on from a stage's model")
+        return
+    if reference.stage == name:
+        yield loaded.problem(place, item.text, "a stage cannot take its own output")
+        return
+    if reference.stage not in stages:
+        known = [other for other in [*stages, *loaded.unsound] if other != name]
+        guess = nearest(reference.stage, known)
+        suggestion = f"did you mean {guess}?" if guess else "stages here: " + ", ".join(known) if known else ""
+        yield loaded.problem(place, item.text, "the recipe has no such stage", suggestion)
+        return
+    yield from _check_kind(loaded, place, item, reference)
+
+
+def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageRef) -> Iterator[Problem]:
+    stages = loaded.recipe.stages
+    source = stages[reference.stage]
+    parts = stage_parts(source)
+    part = reference.part or next(iter(parts))
+    if part not in parts:
+        guess = nearest(part, list(parts))
+        suggestion = f"did you mean {reference.stage}.{guess}?" if guess else "its parts: " + ", ".join(parts)
+        if part == "model" and "adapter" in parts:
+            suggestion = f"set stages.{reference.stage}.merge to true"
+        yield loaded.problem(place, item.text, f"stage {reference.stage} makes no part {part!r}", suggestion)
+        return
+    if parts[part] in item.wants:
+        return
+    needed = " or ".join(NOUNS[kind] for kind in item.wants)
+    fitting = [
+        other if kind == next(iter(stage_parts(stage).values())) else f"{other}.{part_name}"
+        for other, stage in stages.items()
+        for part_name, kind in stage_parts(stage).items()
+        if kind in item.wants and f"stages.{other}." not in place
+    ]
+    suggestion = "fitting here: " + ", ".join(dict.fromkeys(fitting)) if fitting else ""
+    if parts[part] == "adapter" and "model" in item.wants and reference.part is None:
+        suggestion = f"set stages.{reference.stage}.merge to true: later stages build on the merged model"
+    message = f"needs {needed}, but {item.text} ({source.kind}) is {NOUNS[parts[part]]}"
+    yield loaded.problem(place, item.text, message, suggestion)
+
+
+def _check_distinct(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
+    for index, text in enumerate(stage.of):
+        if text in stage.of[:index]:
+            yield loaded.problem(f"stages.{name}.of.{index}", text, "the model stands twice in `of`", "remove one")
+
+
+def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
+    for field_path in ("reward", "second_scorer"):
+        text = getattr(stage, field_path)
+        if text is not None:
+            yield from _check_one_tokenizer(loaded, f"stages.{name}.{field_path}", stage.of[0], text)
+    if stage.second_scorer is not None and stage.second_scorer == stage.reward:
+        message = "the second scorer must be another reward model than `reward`"
+        yield loaded.problem(f"stages.{name}.second_scorer", stage.second_scorer, message)
+    for index, text in enumerate(stage.of[1:], start=1):
+        yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
+
+
+def _check_one_tokenizer(loaded: LoadedRecipe, place: str, model: str, other: str) -> Iterator[Problem]:
+    """Models that read each other's tokens must come from one tokenizer."""
+    stages = loaded.recipe.stages
+    first, second = origin(model, stages), origin(other, stages)
+    if not isinstance(first, Pretrain) or not isinstance(second, Pretrain) or first is second:
+        return
+    if isinstance(first.tokenizer, ExistingTokenizer) and first.tokenizer == second.tokenizer:
+        return
+    if (first.tokenizer, first.data, first.seed) == (second.tokenizer, second.data, second.seed):
+        return
+    names = {id(stage): name for name, stage in stages.items()}
+    message = (
+        f"{other} and {model} do not share a tokenizer: they come from {names[id(second)]} and {names[id(first)]}, "
+        "which train different ones"
+    )
+    yield loaded.problem(place, other, message, f"build both on {names[id(first)]}")
+
+
+def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
+    stages = loaded.recipe.stages
+    out: dict[str, list[Edge]] = {name: [] for name in stages}
+    for edge in edges(stages):
+        if edge.stage != edge.parent:
+            out[edge.stage].append(edge)
+    done: set[str] = set()
+    for start in stages:
+        trail: list[Edge] = []
+        on_trail: list[str] = []
+
+        def visit(name: str) -> Edge | None:
+            on_trail.append(name)  # noqa: B023
+            for edge in out[name]:
+                trail.append(edge)  # noqa: B023
+                if edge.parent in on_trail:  # noqa: B023
+                    return edge
+                if edge.parent not in done and (found := visit(edge.parent)) is not None:
+                    return found
+                trail.pop()  # noqa: B023
+            on_trail.pop()  # noqa: B023
+            done.add(name)
+            return None
+
+        closing = visit(start) if start not in done else None
+        if closing is not None:
+            circle = on_trail[on_trail.index(closing.parent) :]
+            route = " -> ".join([*circle, closing.parent])
+            place = f"stages.{closing.stage}.{closing.field_path}"
+            yield loaded.problem(place, closing.parent, f"stages go round in a circle: {route}")
+            done.update(on_trail)

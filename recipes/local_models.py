@@ -1,0 +1,133 @@
+"""What can be read from a local model or tokenizer folder without torch: type, lengths, special tokens, and what is missing."""
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from recipes.architecture import LINEAR_MODULES
+
+MAX_JSON_BYTES = 64 << 20
+POSITION_KEYS = ("max_position_embeddings", "n_positions")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a tokenizer knows; `vocabulary` maps token to id (None where it is trained later)."""
+
+    eos_token: str | None
+    pad_token: str | None
+    has_chat_template: bool
+    special_tokens: frozenset[str]
+    vocabulary: dict[str, int] | None = None
+
+    def has_token(self, token: str) -> bool:
+        """Whether the text is one token for certain."""
+        if token in self.special_tokens:
+            return True
+        if self.vocabulary is not None:
+            return token in self.vocabulary or _byte_level(token) in self.vocabulary
+        return len(token.encode()) == 1
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """A folder in the Hugging Face layout: its findings and, where they could be read, its facts."""
+
+    problems: list[str] = field(default_factory=list)
+    type: str | None = None
+    positions: int | None = None
+    tokenizer: TokenizerFacts | None = None
+
+
+def _byte_level(token: str) -> str:
+    """The token as byte-level BPE writes it in its vocabulary (GPT-2's table of printable bytes)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    return "".join(table[byte] for byte in token.encode())
+
+
+@lru_cache(maxsize=32)
+def read_folder(path: Path, wants: str) -> FolderFacts:
+    """Read a folder that should hold a language `model`, a `reward_model` or a `tokenizer`."""
+    if not path.is_dir():
+        return FolderFacts([f"there is no folder {path}" if not path.exists() else f"{path} is not a folder"])
+    problems: list[str] = []
+    tokenizer = _read_tokenizer(path, problems)
+    if wants == "tokenizer":
+        return FolderFacts(problems, tokenizer=tokenizer)
+    config = _read_json(path / "config.json", problems)
+    kind = config.get("model_type") if config is not None else None
+    if config is not None and kind not in LINEAR_MODULES:
+        problems.append(f"{path / 'config.json'}: model_type {kind!r} is not one of {', '.join(LINEAR_MODULES)}")
+        kind = None
+    if config is not None and "auto_map" in config:
+        problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
+    if config is not None and wants == "reward_model" and _labels(config) != 1:
+        problems.append(f"{path / 'config.json'}: a reward model has one label; this has {_labels(config)}")
+    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        found = [name for name in ("pytorch_model.bin", "adapter_model.safetensors") if (path / name).exists()]
+        reason = {
+            "pytorch_model.bin": "pytorch_model.bin is pickle, which is never read; convert it to safetensors",
+            "adapter_model.safetensors": "this is an adapter; give the merged model",
+        }
+        problems.append(f"{path}: no model.safetensors" + (f" ({reason[found[0]]})" if found else ""))
+    positions = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None) if config else None
+    return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer)
+
+
+def _labels(config: dict[str, Any]) -> int:
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) else int(config.get("num_labels", 2))
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        if not path.is_file():
+            problems.append(f"{path.parent}: no {path.name}")
+            return None
+        if path.stat().st_size > MAX_JSON_BYTES:
+            problems.append(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+            return None
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path}: not readable as JSON ({error})")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{path}: not a JSON object")
+        return None
+    return value
+
+
+def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        problems.append(f"{path}: no tokenizer.json")
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception for every malformed file
+        problems.append(f"{file}: not readable by tokenizers ({str(error)[:160]})")
+        return None
+    config: dict[str, Any] = {}
+    if (path / "tokenizer_config.json").is_file():
+        config = _read_json(path / "tokenizer_config.json", problems) or {}
+    special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+    return TokenizerFacts(
+        eos_token=_token(config.get("eos_token")),
+        pad_token=_token(config.get("pad_token")),
+        has_chat_template="chat_template" in config or (path / "chat_template.jinja").is_file(),
+        special_tokens=special,
+        vocabulary=tokenizer.get_vocab(with_added_tokens=True),
+    )
+
+
+def _token(value: Any) -> str | None:
+    """A special token as the configuration writes it: text, or a mapping with its content."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -2,7 +2,6 @@
 
 Shapes: B samples, R response tokens. A mask is True where the policy acted.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 import torch
 from torch import Tensor

@@ -1,8 +1,7 @@
 """Log-probabilities of chosen tokens, and which hidden states they come from.
 
-Shapes: B samples, P prompt width, R response width, T = P + R, N selected positions, D width, V vocabulary.
+Shapes: B samples, T tokens, N selected positions, D width, V vocabulary.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from collections.abc import Callable
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor
 
 
-def action_states(hidden_BTD: Tensor, response_width: int) -> Tensor:
-    """The states in which response tokens were chosen: each is the position before its token."""
-    return hidden_BTD[:, -response_width - 1 : -1]
+def action_states(hidden_BTD: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """The states [N, D] in which response tokens were chosen, row by row: each is the position before its token."""
+    if bool(response_mask_BT[:, 0].any()):
+        raise ValueError("a response begins at the first position: there is no state in which it was chosen")
+    return hidden_BTD[:, :-1][response_mask_BT[:, 1:]]
 
 
 def chosen_logprobs(
@@ -23,10 +24,10 @@ def chosen_logprobs(
     with_entropy: bool,
     num_chunks: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token, in fp32, and the entropy of its distribution; `logits_of` is the language model's head.
+    """Log-probability of each token, in fp32, and the entropy of its distribution.
 
-    With gradients off no more than one chunk's logits exist at once. Under ZeRO-3 each call of the head is collective:
-    `num_chunks` must be the same on every rank.
+    `logits_of` is the language model's head. With gradients off no more than one chunk's logits exist at once. Under
+    ZeRO-3 each call of the head is collective: `num_chunks` must be the same on every rank.
     """
     logprobs, entropies = [], []
     for states, tokens in zip(states_ND.tensor_split(num_chunks), tokens_N.tensor_split(num_chunks), strict=True):

@@ -2,7 +2,6 @@
 
 Shapes: B samples, R response tokens, N pairs. A mask is True where a token counts.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from dataclasses import dataclass
 
@@ -46,7 +45,10 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, equation 7); `dual_clip` bounds it for A < 0 (Ye et al. 2020, equation 5)."""
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7).
+
+    `dual_clip` bounds it where the advantage is negative (Ye et al. 2020, equation 5).
+    """
     log_ratio_BR = (logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     log_ratio_BR = torch.where(mask_BR, log_ratio_BR, 0.0)
     ratio_BR = torch.exp(log_ratio_BR)
@@ -87,7 +89,7 @@ def value_loss(
 
 
 def ranking_loss(chosen_N: Tensor, rejected_N: Tensor, center_coefficient: float = 0.0) -> Tensor:
-    """Sum over pairs of Bradley-Terry's -log sigmoid(chosen - rejected), plus a pull of each pair's mean towards zero."""
+    """Sum over pairs of Bradley-Terry's -log sigmoid(chosen - rejected), plus a pull of their mean towards zero."""
     loss = -logsigmoid(chosen_N - rejected_N).sum()
     if center_coefficient > 0:
         loss = loss + center_coefficient * ((chosen_N + rejected_N) ** 2).sum()

@@ -2,7 +2,6 @@
 
 Shapes: N responses of all ranks, R response tokens.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from dataclasses import dataclass
 

@@ -2,7 +2,6 @@
 
 Shapes: B samples, R response tokens.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 import math
 from dataclasses import dataclass

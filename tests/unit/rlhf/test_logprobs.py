@@ -23,8 +23,14 @@ def test_entropy_is_left_out_when_not_asked_for() -> None:
 
 
 def test_an_action_is_chosen_in_the_state_before_its_token() -> None:
-    hidden = torch.arange(6.0).reshape(1, 6, 1)
-    assert action_states(hidden, response_width=2).flatten().tolist() == [3.0, 4.0]
+    hidden = torch.arange(12.0).reshape(2, 6, 1)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 1, 0, 0, 1, 0]], dtype=torch.bool)
+    assert action_states(hidden, mask).flatten().tolist() == [2.0, 3.0, 6.0, 9.0]
+
+
+def test_a_response_needs_a_state_before_it() -> None:
+    with pytest.raises(ValueError, match="first position"):
+        action_states(torch.zeros(1, 2, 1), torch.tensor([[True, False]]))
 
 
 def test_last_real_position_comes_from_the_mask() -> None:

@@ -1,0 +1,199 @@
+"""What one PPO iteration learns from: every rank's responses with what the models say of them, and its mini-batches.
+
+Shapes: B a rank's or a micro-batch's samples, N samples of all ranks, P prompt tokens, R response tokens,
+T tokens of both together (padding stands on the right: causal attention needs no mask).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from trainers.distributed import gather_json, world_size
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Prompts and what was written to them."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    """True at real tokens."""
+    response_mask_BT: Tensor
+    """True at the response's tokens, the end token included."""
+    ended_B: Tensor
+    """True where an end token came before the limit."""
+    sample_ids_B: Tensor
+    """Row of the prompt in its data set."""
+
+    @property
+    def response_mask_BR(self) -> Tensor:
+        """True at response tokens, counted from each response's own start."""
+        return widths_mask(self.response_mask_BT.sum(dim=1))
+
+    @property
+    def response_ids(self) -> list[list[int]]:
+        """The response tokens of each row."""
+        return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.response_mask_BT, strict=True)]
+
+    def rows(self, index: Sequence[int]) -> "Responses":
+        """These rows, without the columns that are padding in all of them."""
+        chosen = torch.as_tensor(index, device=self.input_ids_BT.device)
+        mask = self.attention_mask_BT[chosen]
+        width = int(mask.sum(dim=1).max())
+        return Responses(
+            input_ids_BT=self.input_ids_BT[chosen, :width],
+            attention_mask_BT=mask[:, :width],
+            response_mask_BT=self.response_mask_BT[chosen, :width],
+            ended_B=self.ended_B[chosen],
+            sample_ids_B=self.sample_ids_B[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the models say of the responses before the update; zero outside of the response."""
+
+    logprobs_BR: Tensor
+    """Of the policy that sampled, by the training forward at the sampling temperature."""
+    reference_logprobs_BR: Tensor
+    entropy_BR: Tensor
+    values_BR: Tensor
+    scores_B: Tensor
+    """As the reward model gave them."""
+
+
+@dataclass(frozen=True)
+class PpoBatch:
+    """A micro-batch of experience, padded to its own widths."""
+
+    responses: Responses
+    old_logprobs_BR: Tensor
+    reference_logprobs_BR: Tensor
+    old_values_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    kl_coef: float
+    """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
+    actor_learns: bool
+    """False while only the critic warms up."""
+    is_untouched: bool
+    """True where the policy is still exactly the one that sampled, so that every ratio is 1."""
+
+    @property
+    def sample_ids(self) -> list[int]:
+        """Rows of the prompts."""
+        return [int(row) for row in self.responses.sample_ids_B]
+
+    @property
+    def weight(self) -> float:
+        """Response tokens."""
+        return float(self.responses.response_mask_BT.sum())
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One iteration's samples of all ranks, equal on every rank, in the order of their global positions."""
+
+    responses: Responses
+    judged: Judged
+    advantages_NR: Tensor
+    returns_NR: Tensor
+
+    def batch(self, rows: Sequence[int], *, kl_coef: float, actor_learns: bool, is_untouched: bool) -> PpoBatch:
+        """These rows as a micro-batch."""
+        responses = self.responses.rows(rows)
+        width = int(responses.response_mask_BT.sum(dim=1).max())
+        index = torch.as_tensor(rows, device=self.advantages_NR.device)
+        return PpoBatch(
+            responses=responses,
+            old_logprobs_BR=self.judged.logprobs_BR[index, :width],
+            reference_logprobs_BR=self.judged.reference_logprobs_BR[index, :width],
+            old_values_BR=self.judged.values_BR[index, :width],
+            advantages_BR=self.advantages_NR[index, :width],
+            returns_BR=self.returns_NR[index, :width],
+            kl_coef=kl_coef,
+            actor_learns=actor_learns,
+            is_untouched=is_untouched,
+        )
+
+
+def widths_mask(widths_B: Tensor) -> Tensor:
+    """[B, R]: True at the first `widths_B` places of each row, R the largest of them."""
+    places_R = torch.arange(int(widths_B.max()), device=widths_B.device)
+    return places_R[None, :] < widths_B[:, None]
+
+
+def join_responses(
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    tokens_BR: Tensor,
+    response_mask_BR: Tensor,
+    ended_B: Tensor,
+    sample_ids_B: Tensor,
+) -> Responses:
+    """Prompt and response as one row without gaps, padded on the right."""
+    mask = torch.cat([prompt_mask_BP, response_mask_BR], dim=1)
+    order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
+    is_response = torch.cat([torch.zeros_like(prompt_mask_BP), response_mask_BR], dim=1)
+    width = int(mask.sum(dim=1).max())
+    return Responses(
+        input_ids_BT=torch.cat([prompt_ids_BP, tokens_BR], dim=1).gather(1, order)[:, :width],
+        attention_mask_BT=mask.gather(1, order)[:, :width],
+        response_mask_BT=is_response.gather(1, order)[:, :width],
+        ended_B=ended_B,
+        sample_ids_B=sample_ids_B,
+    )
+
+
+def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:
+    """Order of an epoch's samples: keyed by the seed, never by rank."""
+    key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+    return [int(row) for row in generator.permutation(num_samples)]
+
+
+def share_of(rows: Sequence[int], lengths: Sequence[int], rank: int, workers: int, micro_batch: int) -> list[list[int]]:
+    """A rank's micro-batches of a mini-batch; dealt by length: ranks work equally long, padding stays small."""
+    by_length = sorted(rows, key=lambda row: (-lengths[row], row))
+    own = by_length[rank::workers]
+    return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
+
+
+def gather_samples(responses: Responses, judged: Judged) -> tuple[Responses, Judged]:
+    """Every rank's samples in rank order, padded to common widths; collective. All ranks hold equally many."""
+    if world_size() == 1:
+        return responses, judged
+    tokens, width = responses.input_ids_BT.shape[1], judged.logprobs_BR.shape[1]
+    widths = gather_json([tokens, width])
+    tokens, width = max(t for t, _ in widths), max(r for _, r in widths)
+    gathered = Responses(
+        input_ids_BT=_gather_rows(_widened(responses.input_ids_BT, tokens)),
+        attention_mask_BT=_gather_rows(_widened(responses.attention_mask_BT, tokens)),
+        response_mask_BT=_gather_rows(_widened(responses.response_mask_BT, tokens)),
+        ended_B=_gather_rows(responses.ended_B),
+        sample_ids_B=_gather_rows(responses.sample_ids_B),
+    )
+    return gathered, Judged(
+        logprobs_BR=_gather_rows(_widened(judged.logprobs_BR, width)),
+        reference_logprobs_BR=_gather_rows(_widened(judged.reference_logprobs_BR, width)),
+        entropy_BR=_gather_rows(_widened(judged.entropy_BR, width)),
+        values_BR=_gather_rows(_widened(judged.values_BR, width)),
+        scores_B=_gather_rows(judged.scores_B),
+    )
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+
+
+def _gather_rows(tensor: Tensor) -> Tensor:
+    """Concatenate every rank's rows; booleans travel as bytes."""
+    sent = (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor).contiguous()
+    received = [torch.empty_like(sent) for _ in range(world_size())]
+    torch.distributed.all_gather(received, sent)
+    return torch.cat(received).to(tensor.dtype)

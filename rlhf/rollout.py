@@ -1,0 +1,111 @@
+"""Generating responses: the seam to whatever engine samples, and the implementation that samples on the training ranks.
+
+Shapes: B prompts, P prompt tokens, R response tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.experience import Responses, join_responses
+from trainers.data.batches import PromptBatch
+from trainers.generation import SamplingSettings, generate
+
+
+@dataclass(frozen=True)
+class WeightsVersion:
+    """Which policy: its iteration and the digest of its effective weights."""
+
+    iteration: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Responses and the policy that wrote them."""
+
+    responses: Responses
+    version: WeightsVersion
+
+
+class RolloutEngine(Protocol):
+    """Samples from the policy; which process does so is its own affair."""
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Take over the learner's weights and say which they are; collective."""
+
+    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
+        """Answer this rank's prompts, one uniform number per token; collective."""
+
+
+def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[int, int]], width: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) of each response, keyed by (seed, stream, round, sample id, draw) alone."""
+    rows = []
+    for sample, draw in keys:
+        text = f"{seed}\n{stream}\n{round_}\n{sample}\n{draw}"
+        key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
+        rows.append(np.random.Generator(np.random.Philox(key=key)).random(width))
+    return np.stack(rows) if rows else np.empty((0, width))
+
+
+def weights_digest(tensors: Iterable[tuple[str, Tensor]], base: str) -> str:
+    """Digest of effective weights: the frozen base by its own digest, every trained tensor by name and bytes."""
+    digest = hashlib.sha256(base.encode())
+    for name, tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"\n{name}\n{tuple(tensor.shape)}\n{tensor.dtype}\n".encode())
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def repeated_prompts(prompts: PromptBatch, samples_per_prompt: int) -> tuple[PromptBatch, list[tuple[int, int]]]:
+    """Each prompt as often as it is answered, and the (sample id, draw) of every row."""
+    keys = [(int(sample), draw) for sample in prompts.sample_ids_B for draw in range(samples_per_prompt)]
+    if samples_per_prompt == 1:
+        return prompts, keys
+    repeated = PromptBatch(
+        input_ids_BP=prompts.input_ids_BP.repeat_interleave(samples_per_prompt, dim=0),
+        attention_mask_BP=prompts.attention_mask_BP.repeat_interleave(samples_per_prompt, dim=0),
+        sample_ids_B=prompts.sample_ids_B.repeat_interleave(samples_per_prompt, dim=0),
+    )
+    return repeated, keys
+
+
+def answer(
+    module: torch.nn.Module,
+    prompts: PromptBatch,
+    settings: SamplingSettings,
+    uniforms_BR: np.ndarray,
+    batch_size: int,
+) -> Responses:
+    """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters."""
+    parts = []
+    for start in range(0, len(uniforms_BR), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(
+            generate(
+                module,
+                prompts.input_ids_BP[rows],
+                prompts.attention_mask_BP[rows],
+                settings,
+                uniforms_BR[rows],
+            )
+        )
+    width = max(part.tokens_BR.shape[1] for part in parts)
+    return join_responses(
+        prompts.input_ids_BP,
+        prompts.attention_mask_BP,
+        torch.cat([_padded(part.tokens_BR, width, settings.pad_id) for part in parts]),
+        torch.cat([_padded(part.response_mask_BR, width, 0) for part in parts]),
+        torch.cat([part.ended_B for part in parts]),
+        prompts.sample_ids_B,
+    )
+
+
+def _padded(tensor: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)

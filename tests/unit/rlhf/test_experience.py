@@ -1,0 +1,96 @@
+"""Responses as gapless rows, their shares over ranks, and keyed draws."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.experience import Experience, Judged, Responses, join_responses, share_of, shuffled_rows
+from rlhf.rollout import repeated_prompts, response_uniforms, weights_digest
+from trainers.data.batches import PromptBatch
+
+
+def joined() -> Responses:
+    return join_responses(
+        prompt_ids_BP=torch.tensor([[0, 0, 7], [4, 5, 6]]),
+        prompt_mask_BP=torch.tensor([[False, False, True], [True, True, True]]),
+        tokens_BR=torch.tensor([[8, 9], [2, 0]]),
+        response_mask_BR=torch.tensor([[True, True], [True, False]]),
+        ended_B=torch.tensor([False, True]),
+        sample_ids_B=torch.tensor([10, 11]),
+    )
+
+
+def test_prompt_and_response_become_one_row_without_gaps() -> None:
+    responses = joined()
+    assert responses.attention_mask_BT.tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert responses.input_ids_BT[0, :3].tolist() == [7, 8, 9]
+    assert responses.input_ids_BT[1].tolist() == [4, 5, 6, 2]
+    assert responses.response_ids == [[8, 9], [2]]
+    assert responses.response_mask_BR.tolist() == [[True, True], [True, False]]
+
+
+def test_padding_of_the_prompt_on_either_side_gives_the_same_rows() -> None:
+    right = join_responses(
+        torch.tensor([[7, 0, 0]]), torch.tensor([[True, False, False]]), torch.tensor([[8, 9]]),
+        torch.tensor([[True, True]]), torch.tensor([False]), torch.tensor([10]),
+    )  # fmt: skip
+    assert torch.equal(right.input_ids_BT, joined().rows([0]).input_ids_BT)
+
+
+def test_rows_drop_common_padding_only() -> None:
+    assert joined().rows([0]).input_ids_BT.tolist() == [[7, 8, 9]]
+    assert joined().rows([0, 1]).input_ids_BT.shape == (2, 4)
+
+
+def test_a_micro_batch_is_cut_to_its_own_width() -> None:
+    table = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    judged = Judged(table, table, table, table, torch.tensor([0.5, 0.25]))
+    batch = Experience(joined(), judged, table, table).batch([1], kl_coef=0.0, actor_learns=True, is_untouched=False)
+    assert batch.old_logprobs_BR.tolist() == [[3.0]]
+    assert batch.weight == 1.0
+    assert batch.sample_ids == [11]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_shares_split_a_mini_batch_whatever_the_ranks(data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, 4))
+    per_rank = data.draw(st.integers(1, 6))
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=workers * per_rank, max_size=workers * per_rank))
+    micro = data.draw(st.integers(1, 4))
+    rows = list(range(len(lengths)))
+    shares = [share_of(rows, lengths, rank, workers, micro) for rank in range(workers)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(row for share in shares for batch in share for row in batch) == rows
+
+
+def test_order_depends_on_its_key_alone() -> None:
+    assert shuffled_rows(1, 2, 0, 16) == shuffled_rows(1, 2, 0, 16)
+    assert shuffled_rows(1, 2, 0, 16) != shuffled_rows(1, 2, 1, 16)
+    assert sorted(shuffled_rows(1, 2, 0, 16)) == list(range(16))
+
+
+def test_uniforms_belong_to_their_sample_not_to_its_place() -> None:
+    together = response_uniforms(3, "rollout", 5, [(7, 0), (8, 0), (8, 1)], 4)
+    alone = response_uniforms(3, "rollout", 5, [(8, 0)], 4)
+    assert np.array_equal(together[1], alone[0])
+    assert not np.array_equal(together[1], together[2])
+    assert not np.array_equal(alone, response_uniforms(3, "rollout", 6, [(8, 0)], 4))
+    assert ((together >= 0) & (together < 1)).all()
+
+
+def test_each_prompt_is_repeated_with_a_draw_number() -> None:
+    prompts = PromptBatch(torch.tensor([[1], [2]]), torch.ones(2, 1, dtype=torch.bool), torch.tensor([5, 6]))
+    repeated, keys = repeated_prompts(prompts, 2)
+    assert repeated.input_ids_BP.flatten().tolist() == [1, 1, 2, 2]
+    assert keys == [(5, 0), (5, 1), (6, 0), (6, 1)]
+
+
+def test_digest_sees_every_weight_and_the_base() -> None:
+    weights = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    first = weights_digest(weights.items(), "base")
+    assert first == weights_digest(weights.items(), "base")
+    assert first != weights_digest(weights.items(), "other")
+    weights["b"] = torch.ones(2, 2).index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(1.0000001))
+    assert first != weights_digest(weights.items(), "base")

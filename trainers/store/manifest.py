@@ -1,0 +1,240 @@
+"""Manifests: what a committed artifact, training state or data set consists of (format 1; see docs/store.md)."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from recipes.errors import StoreDamaged
+
+FORMAT = 1
+"""The format that this version writes; others are refused by number."""
+
+Kind = Literal["model", "adapter", "reward_model", "actor_critic", "report", "dataset"]
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialise to the one byte string that equal values share; refuses NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_hex(data: bytes) -> str:
+    """Return the SHA-256 of some bytes as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_logical(name: str) -> str:
+    parts = name.split("/")
+    if not name or len(name) > 512 or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name!r} is not a relative file name")
+    if re.search(r"[\x00-\x1f\x7f\\:]", name):
+        raise ValueError(f"{name!r} has characters that are not portable in a file name")
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+LogicalName = Annotated[str, AfterValidator(_check_logical)]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Record):
+    """One immutable object: its hash and its size."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+Files = dict[LogicalName, FileEntry]
+
+
+class Parent(_Record):
+    """An input that an artifact was made from; `part` where a reference named one."""
+
+    fingerprint: Sha256
+    digest: Sha256
+    part: str | None = None
+
+
+class Gate(_Record):
+    """Whether later stages may build on the artifact, and why not."""
+
+    passed: bool = True
+    reasons: list[str] = []
+
+
+class Outcome(_Record):
+    """How the stage ended; anything but these two is no artifact."""
+
+    state: Literal["completed", "stopped_by"] = "completed"
+    rule: str | None = None
+    steps_done: int = Field(0, ge=0)
+    steps_planned: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _success_is_whole(self) -> "Outcome":
+        if self.state == "completed" and (self.rule is not None or self.steps_done != self.steps_planned):
+            raise ValueError(f"completed means every step: {self.steps_done} of {self.steps_planned}, rule {self.rule}")
+        if self.state == "stopped_by" and not self.rule:
+            raise ValueError("stopped_by needs the rule")
+        return self
+
+
+class Verification(_Record):
+    """How the files were checked before the commit."""
+
+    how: str
+    max_logit_difference: float | None = None
+
+
+def files_digest(files: Mapping[str, FileEntry]) -> str:
+    """Return the digest of a set of files: the hash over logical name -> sha256."""
+    return sha256_hex(canonical_json({name: entry.sha256 for name, entry in files.items()}))
+
+
+class ArtifactManifest(_Record):
+    """A committed, typed, immutable output of a stage."""
+
+    format: Literal[1] = 1
+    type: Literal["artifact"] = "artifact"
+    fingerprint: Sha256
+    digest: Sha256
+    kind: Kind
+    stage: str
+    files: Files
+    parents: dict[str, Parent] = {}
+    data: dict[str, str] = {}
+    contract: str | None = None
+    base: Sha256 | None = None
+    architecture: dict[str, JsonValue] | None = None
+    versions: dict[str, str] = {}
+    metrics: dict[str, JsonValue] = {}
+    gate: Gate = Gate()
+    outcome: Outcome = Outcome()
+    verification: Verification | None = None
+    exactness: str | None = None
+    changes: list[JsonValue] = []
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _digest_is_of_files(self) -> "ArtifactManifest":
+        if self.digest != files_digest(self.files):
+            raise ValueError("digest is not that of the files")
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.files.values())
+
+
+class Slice(_Record):
+    """A piece of a tensor: tensor `key` of a safetensors object.
+
+    `start` and `shape` have the tensor's rank (a box), or rank 1 (a range of the flattened tensor, row-major).
+    """
+
+    start: list[int]
+    shape: list[int]
+    object: FileEntry
+    key: str
+
+
+class TensorEntry(_Record):
+    """A logical tensor and the pieces that it is stored in; dtype by safetensors' name (F32, BF16, ...)."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    slices: list[Slice]
+
+
+class Layout(_Record):
+    """How the work was laid out when the state was saved; equal layouts resume to equal bits."""
+
+    workers: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    accumulation: int = Field(ge=1)
+
+
+class StateManifest(_Record):
+    """Resumable training state of one stage of one run after `step` steps."""
+
+    format: Literal[1] = 1
+    type: Literal["state"] = "state"
+    run: RunId
+    stage: StageName
+    fingerprint: Sha256
+    step: int = Field(ge=0)
+    lease: int = Field(ge=1)
+    tensors: dict[str, list[TensorEntry]] = {}
+    values: dict[str, JsonValue] = {}
+    versions: dict[str, str] = {}
+    layout: Layout
+
+    def objects(self) -> Iterator[FileEntry]:
+        """Every object that the state needs, each once."""
+        seen: set[str] = set()
+        for entries in self.tensors.values():
+            for entry in entries:
+                for piece in entry.slices:
+                    if piece.object.sha256 not in seen:
+                        seen.add(piece.object.sha256)
+                        yield piece.object
+
+
+class DatasetManifest(_Record):
+    """A materialised data set; `digest` is that of the request that it answers."""
+
+    format: Literal[1] = 1
+    type: Literal["dataset"] = "dataset"
+    digest: Sha256
+    files: Files
+    report: dict[str, JsonValue] = {}
+
+
+Manifest = ArtifactManifest | StateManifest | DatasetManifest
+
+_MODELS: dict[str, type[ArtifactManifest] | type[StateManifest] | type[DatasetManifest]] = {
+    "artifact": ArtifactManifest,
+    "state": StateManifest,
+    "dataset": DatasetManifest,
+}
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Serialise a manifest as it is stored; its hash is its name."""
+    return canonical_json(manifest.model_dump(mode="json"))
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """Parse a stored manifest; raises StoreDamaged when it is not one of this version's."""
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise StoreDamaged(f"not a manifest: {error}") from None
+    if not isinstance(raw, dict) or raw.get("type") not in _MODELS:
+        raise StoreDamaged(f"not a manifest: type {raw.get('type') if isinstance(raw, dict) else type(raw).__name__!r}")
+    if raw.get("format") != FORMAT:
+        raise StoreDamaged(
+            f"{raw['type']} manifest of format {raw.get('format')!r}; this version reads format {FORMAT}"
+        )
+    try:
+        return _MODELS[raw["type"]].model_validate(raw)
+    except ValidationError as error:
+        raise StoreDamaged(f"{raw['type']} manifest: {error}") from None
+
+
+def objects_of(manifest: Manifest) -> Iterator[FileEntry]:
+    """Every object that a manifest names."""
+    if isinstance(manifest, StateManifest):
+        yield from manifest.objects()
+    else:
+        yield from manifest.files.values()

@@ -1,0 +1,146 @@
+"""Immutable bytes named by their SHA-256; whatever is read back is compared with its name."""
+
+import os
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import StoreDamaged
+from trainers.store.files import Files, check_entry, hash_file
+from trainers.store.manifest import FileEntry, sha256_hex
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that the safetensors format allows."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be fetched again: $TRAINWRIGHT_CACHE, else ~/.cache/trainwright."""
+    given = os.environ.get("TRAINWRIGHT_CACHE")
+    return Path(given).absolute() if given else Path.home() / ".cache" / "trainwright"
+
+
+def object_path(sha256: str) -> str:
+    """Return where an object lies in the store."""
+    return f"objects/{sha256[:2]}/{sha256[2:]}"
+
+
+class ObjectStore:
+    """The objects of one store."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._verified: dict[str, tuple[int, int, int]] = {}
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store some bytes; returns their hash."""
+        return self._files.put([data], object_path).sha256
+
+    def put_chunks(self, chunks: Iterable[Any]) -> FileEntry:
+        """Store a sequence of buffers as one object without holding it in memory."""
+        return self._files.put(chunks, object_path)
+
+    def put_file(self, path: Path) -> FileEntry:
+        """Store a copy of a local file."""
+        return self._files.put_file(path, object_path)
+
+    def put_folder(self, folder: Path) -> dict[str, FileEntry]:
+        """Store every file under a folder; logical names are relative to it."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            entries = list(pool.map(self.put_file, paths))
+        return {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+
+    def get_bytes(self, sha256: str) -> bytes:
+        """Return an object's bytes; raises StoreDamaged when they are missing or not what the name says."""
+        path = object_path(sha256)
+        try:
+            data = self._files.read(path)
+        except FileNotFoundError:
+            raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
+        if sha256_hex(data) != sha256:
+            raise StoreDamaged(f"store {self._files.uri}: {path} holds {len(data)} bytes of another hash")
+        return data
+
+    def has(self, sha256: str, size: int) -> bool:
+        """Tell whether there is an object of that name and size; its bytes are not read."""
+        return self._files.size(object_path(sha256)) == size
+
+    def missing(self, entries: Iterable[FileEntry]) -> list[FileEntry]:
+        """Return those entries that have no object of their size."""
+        wanted = list({entry.sha256: entry for entry in entries}.values())
+        if self._files.root is not None or len(wanted) < 2:
+            return [entry for entry in wanted if not self.has(entry.sha256, entry.bytes)]
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            present = list(pool.map(lambda entry: self.has(entry.sha256, entry.bytes), wanted))
+        return [entry for entry, is_present in zip(wanted, present, strict=True) if not is_present]
+
+    def local_path(self, sha256: str) -> Path:
+        """Return a read-only local file with the object's bytes: the object itself, or a copy in the cache folder.
+
+        The bytes are hashed once per process and file; raises StoreDamaged when they are not what the name says.
+        """
+        path = object_path(sha256)
+        if self._files.root is not None:
+            local = self._files.root / path
+            if not local.exists():
+                raise StoreDamaged(f"store {self._files.uri}: {path} is missing")
+            self._verify_local(sha256, local, path)
+            return local
+        local = cache_folder() / path
+        if local.exists():
+            try:
+                self._verify_local(sha256, local, path)
+            except StoreDamaged:
+                local.unlink(missing_ok=True)
+            else:
+                return local
+        local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = local.with_name(f".{local.name}.{secrets.token_hex(6)}")
+        try:
+            self._files.fetch(path, temporary)
+            self._verify_local(sha256, temporary, path)
+            temporary.chmod(0o444)
+            os.replace(temporary, local)
+        except FileNotFoundError:
+            raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return local
+
+    def check(self, entry: FileEntry) -> None:
+        """Read an object whole; raises StoreDamaged when it is not what the entry says."""
+        path = object_path(entry.sha256)
+        if self._files.root is None:
+            data = self.get_bytes(entry.sha256)
+            found = FileEntry(sha256=entry.sha256, bytes=len(data))
+        else:
+            try:
+                found = hash_file(self._files.root / path)
+            except FileNotFoundError:
+                raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
+        check_entry(entry, found, f"store {self._files.uri}: {path}")
+
+    def read_header(self, sha256: str) -> bytes | None:
+        """Return the JSON header of a safetensors object without reading the rest; None when it is no such object."""
+        path = object_path(sha256)
+        try:
+            length = int.from_bytes(self._files.read_range(path, 0, 8), "little")
+            return self._files.read_range(path, 8, 8 + length) if length <= MAX_HEADER_BYTES else None
+        except FileNotFoundError:
+            return None
+
+    def remove(self, sha256: str) -> None:
+        """Remove an object that nothing names."""
+        self._verified.pop(sha256, None)
+        self._files.remove(object_path(sha256))
+
+    def _verify_local(self, sha256: str, local: Path, path: str) -> None:
+        found = local.stat()
+        mark = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._verified.get(sha256) == mark:
+            return
+        if hash_file(local).sha256 != sha256:
+            raise StoreDamaged(f"store {self._files.uri}: {path} holds {found.st_size} bytes of another hash")
+        self._verified[sha256] = mark

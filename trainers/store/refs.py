@@ -1,0 +1,57 @@
+"""Numbered create-only files: the commit of everything. A number once written never changes; the highest counts."""
+
+import json
+import secrets
+from typing import Any
+
+from recipes.errors import StoreDamaged
+from trainers.store.files import Files
+from trainers.store.manifest import FORMAT, canonical_json
+
+
+class RefLog:
+    """The numbered refs in one folder."""
+
+    def __init__(self, files: Files, folder: str) -> None:
+        self._files = files
+        self.folder = folder
+
+    def numbers(self) -> list[int]:
+        """Return the numbers that are there, ascending."""
+        return sorted(int(name) for name in self._files.names(self.folder) if name.isascii() and name.isdigit())
+
+    def highest(self) -> int:
+        """Return the highest number; 0 when there is none."""
+        return max(self.numbers(), default=0)
+
+    def path(self, number: int) -> str:
+        """Return where a number lies in the store."""
+        return f"{self.folder}/{number:06d}"
+
+    def create(self, number: int, content: dict[str, Any]) -> bool:
+        """Write a number; False when it was taken before. The nonce makes equal refs of racing writers differ."""
+        record = {"format": FORMAT, **content, "nonce": secrets.token_hex(8)}
+        return self._files.create(self.path(number), canonical_json(record))
+
+    def append(self, content: dict[str, Any]) -> int:
+        """Write the next free number; returns it."""
+        number = self.highest() + 1
+        while not self.create(number, content):
+            number += 1
+        return number
+
+    def read(self, number: int) -> dict[str, Any]:
+        """Return what a number says; raises StoreDamaged when it is unreadable, FileNotFoundError when it is gone."""
+        data = self._files.read(self.path(number))
+        try:
+            record = json.loads(data)
+        except ValueError:
+            raise StoreDamaged(f"{self.path(number)}: not JSON ({len(data)} bytes)") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            found = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise StoreDamaged(f"{self.path(number)}: ref of format {found!r}; this version reads format {FORMAT}")
+        return record
+
+    def remove(self, number: int) -> None:
+        """Remove a number durably."""
+        self._files.remove(self.path(number))

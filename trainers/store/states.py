@@ -1,0 +1,131 @@
+"""Training states of one stage of one run: leases, the log that fences stale writers, retention.
+
+`refs/states/<run>/<stage>/` is one log of numbered refs. A commit takes the number after the highest that it sees, and
+checks its lease in between; taking a lease also writes a barrier into the log. So of an old writer's commit and the new
+lease one comes first: the commit is seen by the new holder, or the old writer finds its number taken and is refused.
+Barriers are never removed: a number that an old writer may be about to take stays taken.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from recipes.errors import StoreDamaged
+from trainers.store.files import Files
+from trainers.store.manifest import StateManifest, read_manifest
+from trainers.store.objects import ObjectStore, object_path
+from trainers.store.refs import RefLog
+
+log = logging.getLogger("trainwright.store")
+
+
+def owner_mark(run: str, stage: str, lease: int, step: int) -> str:
+    """Return the mark in the header of a state's objects; it makes them this state's own, shared with nothing."""
+    return f"{run}/{stage}/{lease}/{step}"
+
+
+class StateLog:
+    """The states and leases of one stage of one run."""
+
+    def __init__(self, files: Files, objects: ObjectStore, run: str, stage: str) -> None:
+        self._objects = objects
+        self._place = f"{run}/{stage}"
+        self._refs = RefLog(files, f"refs/states/{run}/{stage}")
+        self._leases = RefLog(files, f"leases/{run}/{stage}")
+        self._uri = files.uri
+
+    def take_lease(self) -> int:
+        """Take the next lease and fence off every lower one."""
+        lease = self._leases.append({"run_stage": self._place})
+        self._refs.append({"lease": lease})
+        return lease
+
+    def highest_lease(self) -> int:
+        """Return the highest lease taken; 0 when there is none."""
+        return self._leases.highest()
+
+    def publish(self, content: dict[str, Any], check_lease: Callable[[], None]) -> int:
+        """Write the next number of the log; `check_lease` raises when the writer was superseded."""
+        while True:
+            number = self._refs.highest() + 1
+            check_lease()
+            if self._refs.create(number, content):
+                return number
+
+    def latest(self) -> StateManifest | None:
+        """Return the newest whole state."""
+        damaged: list[str] = []
+        for number in reversed(self._refs.numbers()):
+            try:
+                manifest = self._read(number)
+            except (StoreDamaged, FileNotFoundError, KeyError) as error:
+                damaged.append(f"{self._refs.path(number)}: {error}")
+                continue
+            if manifest is None:
+                continue
+            for problem in damaged:
+                log.warning(
+                    "store %s: damaged, %s (step %d) is used instead of %s",
+                    self._uri, self._refs.path(number), manifest.step, problem,
+                )  # fmt: skip
+            return manifest
+        if damaged:
+            raise StoreDamaged(f"store {self._uri}: no whole training state: {'; '.join(damaged)}")
+        return None
+
+    def keep(self, keep: int) -> int:
+        """Drop all but the newest `keep` whole states; nothing when the newest is not whole."""
+        if keep < 1:
+            raise ValueError(f"keep at least one state, not {keep}")
+        kept: list[StateManifest] = []
+        dropped: list[tuple[int, StateManifest]] = []
+        for number in reversed(self._refs.numbers()):
+            try:
+                manifest = self._read(number)
+            except (StoreDamaged, FileNotFoundError, KeyError) as error:
+                log.warning("store %s: %s is damaged and stays: %s", self._uri, self._refs.path(number), error)
+                continue
+            if manifest is None:
+                continue
+            if len(kept) < keep:
+                kept.append(manifest)
+            else:
+                dropped.append((number, manifest))
+        if not dropped:
+            return 0
+        for entry in kept[0].objects():
+            self._objects.check(entry)
+        needed = {entry.sha256 for manifest in kept for entry in manifest.objects()}
+        for number, manifest in reversed(dropped):
+            manifest_hash = str(self._refs.read(number)["manifest"])
+            self._refs.remove(number)
+            self._objects.remove(manifest_hash)
+            mark = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
+            for entry in manifest.objects():
+                if entry.sha256 not in needed and self._owner(entry.sha256) == mark:
+                    self._objects.remove(entry.sha256)
+        return len(dropped)
+
+    def _read(self, number: int) -> StateManifest | None:
+        """Return the state of a number; None for a barrier."""
+        record = self._refs.read(number)
+        if "lease" in record:
+            return None
+        manifest = read_manifest(self._objects.get_bytes(str(record["manifest"])))
+        if not isinstance(manifest, StateManifest):
+            raise StoreDamaged(f"names a manifest of type {manifest.type}")
+        missing = self._objects.missing(manifest.objects())
+        if missing:
+            raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
+        return manifest
+
+    def _owner(self, sha256: str) -> str | None:
+        """Return the owner's mark of an object; None when it has none."""
+        header = self._objects.read_header(sha256)
+        if header is None:
+            return None
+        try:
+            return str(json.loads(header)["__metadata__"]["owner"])
+        except (ValueError, KeyError, TypeError):
+            return None

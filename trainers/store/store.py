@@ -1,0 +1,404 @@
+"""The store: artifacts, training states, data sets, names, leases and runs behind one URI (layout in docs/store.md)."""
+
+import logging
+import os
+import random
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
+from trainers.store import views
+from trainers.store.files import Files, open_files
+from trainers.store.manifest import (
+    ArtifactManifest,
+    DatasetManifest,
+    FileEntry,
+    Manifest,
+    StateManifest,
+    manifest_bytes,
+    objects_of,
+    read_manifest,
+)
+from trainers.store.objects import ObjectStore, object_path
+from trainers.store.refs import RefLog
+from trainers.store.runs import Run, list_runs, new_run
+from trainers.store.states import StateLog
+
+log = logging.getLogger("trainwright.store")
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+M = TypeVar("M", ArtifactManifest, DatasetManifest)
+
+
+class Fenced(StageError):  # noqa: N818
+    """A writer whose lease was superseded tried to publish."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the store holds for a fingerprint after a commit; `first` is False when another run's was there before."""
+
+    manifest: ArtifactManifest
+    first: bool
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not what it should be, and the refs that need it."""
+
+    path: str
+    problem: str
+    refs: list[str]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification read and what it found."""
+
+    refs: int
+    objects: int
+    bytes: int
+    damage: list[Damage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an artifact was made from and what was made from it, nearest first; `missing` are inputs that are gone."""
+
+    artifact: ArtifactManifest
+    ancestors: list[ArtifactManifest]
+    descendants: list[ArtifactManifest]
+    missing: list[str]
+
+
+def default_uri() -> str:
+    """Return $TRAINWRIGHT_STORE, else ~/.trainwright/store."""
+    return os.environ.get("TRAINWRIGHT_STORE") or str(Path.home() / ".trainwright" / "store")
+
+
+class Store:
+    """One store; cheap to open, and every process opens its own by URI."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.uri = files.uri
+        self.objects = ObjectStore(files)
+
+    @staticmethod
+    def open(uri: str | None = None) -> "Store":
+        """Open a folder, s3://, gs:// or memory:// address; writes nothing. None: the default store."""
+        return Store(open_files(uri if uri is not None else default_uri()))
+
+    # Artifacts
+
+    def put_artifact(self, manifest: ArtifactManifest) -> Committed:
+        """Commit an artifact whose objects are uploaded; the first whole commit of a fingerprint wins."""
+        refs = self._artifact_refs(manifest.fingerprint)
+        kept, first = self._publish(refs, manifest)
+        return Committed(kept, first)
+
+    def find_artifact(self, fingerprint: str) -> ArtifactManifest | None:
+        """Return the newest whole artifact of a fingerprint; a damaged one is passed over with a warning.
+
+        Raises StoreDamaged when there are commits and none is whole.
+        """
+        return self._newest_whole(self._artifact_refs(fingerprint), ArtifactManifest)
+
+    def list_artifacts(self) -> list[ArtifactManifest]:
+        """Return every whole artifact, parents before what was made from them."""
+        found: dict[str, ArtifactManifest] = {}
+        for fingerprint in self._files.names("refs/artifacts"):
+            if _FINGERPRINT.fullmatch(fingerprint):
+                try:
+                    manifest = self.find_artifact(fingerprint)
+                except StoreDamaged as error:
+                    log.warning("%s", error)
+                    continue
+                if manifest is not None:
+                    found[fingerprint] = manifest
+        ordered: dict[str, ArtifactManifest] = {}
+
+        def visit(fingerprint: str) -> None:
+            if fingerprint in found:
+                manifest = found.pop(fingerprint)
+                for parent in manifest.parents.values():
+                    visit(parent.fingerprint)
+                ordered[fingerprint] = manifest
+
+        for manifest in sorted(found.values(), key=lambda item: (item.stage, item.fingerprint)):
+            visit(manifest.fingerprint)
+        return list(ordered.values())
+
+    def resolve(self, name_or_fingerprint: str) -> ArtifactManifest:
+        """Return the artifact of a given name or of a fingerprint's first digits (8 or more)."""
+        fingerprint = self._named(name_or_fingerprint)
+        if fingerprint is None and _PREFIX.fullmatch(name_or_fingerprint):
+            known = self._files.names("refs/artifacts")
+            matches = [item for item in known if item.startswith(name_or_fingerprint) and _FINGERPRINT.fullmatch(item)]
+            if len(matches) > 1:
+                listed = ", ".join(match[:16] for match in matches[:8])
+                raise RequestError(f"{name_or_fingerprint} is the start of {len(matches)} artifacts: {listed}")
+            fingerprint = matches[0] if matches else None
+        manifest = None if fingerprint is None else self.find_artifact(fingerprint)
+        if manifest is None:
+            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}")
+        return manifest
+
+    def name_artifact(self, name: str, fingerprint: str) -> None:
+        """Give an artifact a name; the newest meaning of a name counts."""
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"name {name!r}: lower case letters, digits, _ and -, starting with a letter")
+        if self.find_artifact(fingerprint) is None:
+            raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
+        RefLog(self._files, f"refs/names/{name}").append({"fingerprint": fingerprint})
+
+    def names(self) -> dict[str, str]:
+        """Return every given name with its fingerprint."""
+        found = {name: self._named(name) for name in self._files.names("refs/names")}
+        return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
+
+    def lineage(self, fingerprint: str) -> Lineage:
+        """Return what an artifact was made from and what was made from it."""
+        known = {manifest.fingerprint: manifest for manifest in self.list_artifacts()}
+        artifact = known.get(fingerprint)
+        if artifact is None:
+            raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
+        children: dict[str, list[str]] = {}
+        for manifest in known.values():
+            for parent in manifest.parents.values():
+                children.setdefault(parent.fingerprint, []).append(manifest.fingerprint)
+
+        def parents_of(item: str) -> list[str]:
+            return [parent.fingerprint for parent in known[item].parents.values()] if item in known else []
+
+        ancestors = _reachable(fingerprint, parents_of)
+        descendants = _reachable(fingerprint, lambda item: children.get(item, []))
+        return Lineage(
+            artifact,
+            [known[item] for item in ancestors if item in known],
+            [known[item] for item in descendants],
+            [item for item in ancestors if item not in known],
+        )
+
+    # Leases and training states
+
+    def take_lease(self, run: str, stage: str) -> int:
+        """Take the next lease of a stage of a run; whoever holds a lower one can publish no more."""
+        self._files.sweep()
+        return self._states(run, stage).take_lease()
+
+    def check_lease(self, run: str, stage: str, lease: int) -> None:
+        """Raise Fenced when a higher lease was taken."""
+        highest = self._states(run, stage).highest_lease()
+        if highest > lease:
+            raise Fenced(f"{run}/{stage}: lease {lease} was superseded by lease {highest}; nothing was published")
+        if highest < lease:
+            raise StageError(f"{run}/{stage}: lease {lease} was never taken; the highest is {highest}")
+
+    def commit_state(self, manifest: StateManifest, lease: int) -> int:
+        """Publish a training state whose objects are uploaded; returns its number. A superseded lease raises Fenced."""
+        if manifest.lease != lease:
+            raise StageError(f"the state of {manifest.run}/{manifest.stage} names lease {manifest.lease}, not {lease}")
+        states = self._states(manifest.run, manifest.stage)
+        self.check_lease(manifest.run, manifest.stage, lease)
+        self._demand_objects(manifest)
+        content = self._put_manifest(manifest)
+        return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
+
+    def latest_state(self, run: str, stage: str) -> StateManifest | None:
+        """Return the newest whole training state; a damaged one is passed over with a warning naming both.
+
+        Raises StoreDamaged when there are states and none is whole.
+        """
+        return self._states(run, stage).latest()
+
+    def keep_states(self, run: str, stage: str, keep: int = 2) -> int:
+        """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.
+
+        Objects go with the states that own them; what was put by anything else stays for a later collection.
+        """
+        return self._states(run, stage).keep(keep)
+
+    # Data sets
+
+    def find_dataset(self, digest: str) -> DatasetManifest | None:
+        """Return the whole data set of a request digest."""
+        return self._newest_whole(self._dataset_refs(digest), DatasetManifest)
+
+    def put_dataset(self, manifest: DatasetManifest) -> DatasetManifest:
+        """Commit a data set whose objects are uploaded; returns what the store holds (the first whole commit)."""
+        return self._publish(self._dataset_refs(manifest.digest), manifest)[0]
+
+    # Files of artifacts
+
+    def folder(self, manifest: ArtifactManifest | DatasetManifest, prefix: str = "", into: Path | None = None) -> Path:
+        """Return a local folder of the manifest's files under `prefix/`, every byte hash-checked; read-only."""
+        return views.folder(self.objects, self.uri, manifest.files, prefix, into)
+
+    # Runs
+
+    def new_run(self, recipe_name: str) -> Run:
+        """Take a run id of its own and its folder."""
+        return new_run(self._files, recipe_name)
+
+    def run(self, run_id: str) -> Run:
+        """Return a run's folder, whether or not it holds anything yet."""
+        if not _RUN.fullmatch(run_id):
+            raise RequestError(f"{run_id!r} is not a run id")
+        return Run(self._files, run_id)
+
+    def runs(self) -> list[str]:
+        """Return the ids of all runs, oldest first."""
+        return list_runs(self._files)
+
+    # The place itself
+
+    def free_bytes(self) -> int | None:
+        """Return the space left; None where it is not limited."""
+        return self._files.free_bytes()
+
+    def probe_writable(self) -> None:
+        """Write, read back and remove a small file; raises CapacityError naming what failed."""
+        path, data = f"tmp/probe-{secrets.token_hex(8)}", secrets.token_bytes(64)
+        if not self._files.create(path, data) or self._files.create(path, data[::-1]):
+            raise CapacityError(f"store {self.uri}: create-only writes do not work there")
+        found = self._files.read(path)
+        self._files.remove(path)
+        if found != data:
+            raise CapacityError(f"store {self.uri}: bytes read back differ from those written")
+
+    def verify(self, share: float = 1.0, seed: int = 0) -> VerifyReport:
+        """Read every ref and a share of the objects they need, and report all that is missing or altered."""
+        problems: dict[str, tuple[str, list[str]]] = {}
+        needed: dict[str, tuple[FileEntry, list[str]]] = {}
+        num_refs = 0
+        for ref in self._all_refs():
+            num_refs += 1
+            try:
+                folder, _, number = ref.rpartition("/")
+                record = RefLog(self._files, folder).read(int(number))
+                if "manifest" not in record:
+                    continue
+                manifest = self._read_manifest(record)
+            except FileNotFoundError:
+                continue
+            except StoreDamaged as error:
+                problems[ref] = (str(error), [ref])
+                continue
+            for entry in objects_of(manifest):
+                needed.setdefault(entry.sha256, (entry, []))[1].append(ref)
+        chooser = random.Random(seed)
+        checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
+        for entry, refs in checked:
+            try:
+                self.objects.check(entry)
+            except StoreDamaged as error:
+                problems[object_path(entry.sha256)] = (str(error), refs)
+        damage = [Damage(path, problem, refs) for path, (problem, refs) in sorted(problems.items())]
+        return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage)
+
+    # Shared by the parts above
+
+    def _artifact_refs(self, fingerprint: str) -> RefLog:
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise RequestError(f"{fingerprint!r} is not a fingerprint (64 hex digits)")
+        return RefLog(self._files, f"refs/artifacts/{fingerprint}")
+
+    def _dataset_refs(self, digest: str) -> RefLog:
+        if not _FINGERPRINT.fullmatch(digest):
+            raise RequestError(f"{digest!r} is not a data set's digest (64 hex digits)")
+        return RefLog(self._files, f"refs/datasets/{digest}")
+
+    def _states(self, run: str, stage: str) -> StateLog:
+        if not _RUN.fullmatch(run) or not _NAME.fullmatch(stage):
+            raise RequestError(f"{run}/{stage} is not a stage of a run")
+        return StateLog(self._files, self.objects, run, stage)
+
+    def _named(self, name: str) -> str | None:
+        if not _NAME.fullmatch(name):
+            return None
+        refs = RefLog(self._files, f"refs/names/{name}")
+        for number in reversed(refs.numbers()):
+            try:
+                return str(refs.read(number)["fingerprint"])
+            except (StoreDamaged, KeyError) as error:
+                log.warning("name %s: %s is passed over: %s", name, refs.path(number), error)
+        return None
+
+    def _all_refs(self) -> Iterator[str]:
+        for folder in ("refs/artifacts", "refs/datasets", "refs/states"):
+            for path in self._files.walk(folder):
+                if path.rpartition("/")[2].isdigit():
+                    yield path
+
+    def _publish(self, refs: RefLog, manifest: M) -> tuple[M, bool]:
+        self._demand_objects(manifest)
+        content = self._put_manifest(manifest)
+        while True:
+            try:
+                existing = self._newest_whole(refs, type(manifest))
+            except StoreDamaged as error:
+                log.warning("%s; it is made again", error)
+                existing = None
+            if existing is not None:
+                return existing, False
+            if refs.create(refs.highest() + 1, content):
+                return manifest, True
+
+    def _put_manifest(self, manifest: Manifest) -> dict[str, Any]:
+        data = manifest_bytes(manifest)
+        return {"manifest": self.objects.put_bytes(data), "bytes": len(data)}
+
+    def _demand_objects(self, manifest: Manifest) -> None:
+        missing = self.objects.missing(objects_of(manifest))
+        if missing:
+            listed = ", ".join(f"{entry.sha256[:12]} ({entry.bytes} bytes)" for entry in missing[:5])
+            raise StoreDamaged(f"store {self.uri}: not committed, {len(missing)} objects are missing: {listed}")
+
+    def _read_manifest(self, record: dict[str, Any]) -> Manifest:
+        return read_manifest(self.objects.get_bytes(str(record["manifest"])))
+
+    def _newest_whole(self, refs: RefLog, wanted: type[M]) -> M | None:
+        damaged: list[str] = []
+        for number in reversed(refs.numbers()):
+            try:
+                manifest = self._read_manifest(refs.read(number))
+                if not isinstance(manifest, wanted):
+                    raise StoreDamaged(f"names a manifest of type {manifest.type}")
+                missing = self.objects.missing(objects_of(manifest))
+                if missing:
+                    raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
+            except (StoreDamaged, FileNotFoundError, KeyError) as error:
+                damaged.append(f"{refs.path(number)}: {error}")
+                continue
+            for problem in damaged:
+                log.warning("store %s: damaged, %s is used instead of %s", self.uri, refs.path(number), problem)
+            return manifest
+        if damaged:
+            raise StoreDamaged(f"store {self.uri}: no whole commit: {'; '.join(damaged)}")
+        return None
+
+
+def _reachable(start: str, neighbours: Callable[[str], list[str]]) -> list[str]:
+    """Return everything reachable, nearest first."""
+    order: list[str] = []
+    frontier = [start]
+    seen = {start}
+    while frontier:
+        following = []
+        for item in frontier:
+            for neighbour in neighbours(item):
+                if neighbour not in seen:
+                    seen.add(neighbour)
+                    order.append(neighbour)
+                    following.append(neighbour)
+        frontier = following
+    return order

@@ -1,15 +1,23 @@
-"""The text side of a model: tokenizer, special tokens and chat template as one record that travels with every artifact."""
+"""The text side of a model: tokenizer, special tokens and chat template as one record that every artifact carries."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
+from recipes.errors import RequestError
+from trainers.data.template import Message, Span, render, response_spans
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Entries of a vocabulary that serve as pad token, in this order, where a tokenizer names none or the end token."""
 
 
 @dataclass(frozen=True)
@@ -25,70 +33,202 @@ class Tokenization:
     config: Mapping[str, Any]
     """Further keys of tokenizer_config.json, kept as they were found."""
 
-    @property
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, without truncation and padding."""
+        try:
+            tokenizer = Tokenizer.from_buffer(self.tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise RequestError(f"tokenizer.json: {error}") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cached tokenizer behind."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @cached_property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: the smallest embedding that fits."""
-        raise NotImplementedError
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def eos_id(self) -> int:
         """Id of the token that ends a document or a response."""
-        raise NotImplementedError
+        return self.token_id(self.eos_token)
 
     @property
     def pad_id(self) -> int:
         """Id that fills batches."""
-        raise NotImplementedError
+        return self.token_id(self.pad_token)
 
     @property
     def bos_id(self) -> int | None:
         """Id of the beginning token, where the tokenizer has one."""
-        raise NotImplementedError
+        return None if self.bos_token is None else self.token_id(self.bos_token)
 
-    @property
+    @cached_property
     def contract_hash(self) -> str:
         """64 hex digits over vocabulary, merges, special ids and template."""
-        raise NotImplementedError
+        contract = {
+            "tokenizer": json.loads(self.tokenizer_json),
+            "eos": [self.eos_token, self.eos_id],
+            "pad": [self.pad_token, self.pad_id],
+            "bos": [self.bos_token, self.bos_id],
+            "template": self.chat_template,
+        }
+        for key in ("truncation", "padding"):
+            contract["tokenizer"].pop(key, None)
+        return hashlib.sha256(json.dumps(contract, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def token_id(self, token: str) -> int:
         """Return the id of exactly this token; raises RequestError when it is not one of the vocabulary."""
-        raise NotImplementedError
+        found: int | None = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise RequestError(f"token {token!r} is not in the vocabulary of {self.vocab_size} entries")
+        return found
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokenize; `special` adds what the tokenizer's post-processor adds (a beginning token)."""
-        raise NotImplementedError
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """Tokenize many texts at once."""
-        raise NotImplementedError
+        return [found.ids for found in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """Turn ids into text."""
-        raise NotImplementedError
+        text: str = self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+        return text
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render messages by the chat template; raises RequestError when there is none."""
-        raise NotImplementedError
+        return render(
+            self._template(), messages, self._template_tokens(), add_generation_prompt=add_generation_prompt
+        )
 
-    def encode_prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
-        """Tokenize what a response follows: plain text as it is, messages by the template with the generation prompt."""
-        raise NotImplementedError
+    def response_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """Return the rendered conversation and the character spans of the assistant's turns."""
+        return response_spans(self._template(), messages, self._template_tokens())
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Tokenize what a response follows: plain text as it is, messages by the template with generation prompt."""
+        if isinstance(prompt, str):
+            return self.encode(prompt, special=True)
+        return self.encode(self.render(prompt, add_generation_prompt=True))
 
     def files(self) -> dict[str, bytes]:
         """Return the files of the Hugging Face layout, the same bytes for the same record."""
-        raise NotImplementedError
+        tokens = {"eos_token": self.eos_token, "pad_token": self.pad_token}
+        if self.bos_token is not None:
+            tokens["bos_token"] = self.bos_token
+        files = {
+            "tokenizer.json": self.tokenizer_json,
+            "tokenizer_config.json": _json_bytes({**self.config, **tokens}),
+            "special_tokens_map.json": _json_bytes(tokens),
+        }
+        if self.chat_template is not None:
+            files["chat_template.jinja"] = self.chat_template.encode()
+        return files
+
+    def _template(self) -> str:
+        if self.chat_template is None:
+            raise RequestError("the tokenizer has no chat template; set tokenizer.chat_template")
+        return self.chat_template
+
+    def _template_tokens(self) -> dict[str, str]:
+        return {"eos_token": self.eos_token, "pad_token": self.pad_token, "bos_token": self.bos_token or ""}
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
     """Train byte-level BPE; the same texts give the same bytes."""
-    raise NotImplementedError
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = [spec.pad_token, spec.eos_token, *spec.special_tokens]
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocab_size,
+        min_frequency=2,
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in names],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Tokenization(
+        tokenizer_json=tokenizer.to_str(pretty=False).encode(),
+        eos_token=spec.eos_token,
+        pad_token=spec.pad_token,
+        bos_token=None,
+        chat_template=spec.chat_template,
+        config={
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "extra_special_tokens": list(spec.special_tokens),
+        },
+    )
 
 
 def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingTokenizer | None = None) -> Tokenization:
-    """Read a tokenizer of the Hugging Face layout; raises RequestError when it lacks an end token or a pad token of its own."""
-    raise NotImplementedError
+    """Read a tokenizer of the Hugging Face layout; raises RequestError when it lacks an end or a pad token of its own."""
+    if "tokenizer.json" not in files:
+        raise RequestError("no tokenizer.json; only tokenizers of the `tokenizers` library are read")
+    config = _read_json(files, "tokenizer_config.json")
+    tokens = {**_read_json(files, "special_tokens_map.json"), **config}
+    template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else config.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    eos = (overrides and overrides.eos_token) or _token(tokens.get("eos_token"))
+    if eos is None:
+        raise RequestError("the tokenizer names no eos_token; set tokenizer.eos_token")
+    dropped = {"eos_token", "pad_token", "bos_token", "chat_template", "added_tokens_decoder", "name_or_path"}
+    found = Tokenization(
+        tokenizer_json=files["tokenizer.json"],
+        eos_token=eos,
+        pad_token="",
+        bos_token=_token(tokens.get("bos_token")),
+        chat_template=(overrides and overrides.chat_template) or template,
+        config={key: value for key, value in config.items() if key not in dropped},
+    )
+    pad = (overrides and overrides.pad_token) or _token(tokens.get("pad_token"))
+    if pad is None or (pad == eos and not (overrides and overrides.pad_token)):
+        pad = next((name for name in PAD_NAMES if name != eos and found.tokenizer.token_to_id(name) is not None), None)
+    if pad is None or pad == eos:
+        raise RequestError(f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token")
+    complete = Tokenization(**{**found.__getstate__(), "pad_token": pad})
+    for token in (complete.eos_token, complete.pad_token, complete.bos_token):
+        if token is not None:
+            complete.token_id(token)
+    return complete
 
 
 def load_tokenization(folder: Path, overrides: ExistingTokenizer | None = None) -> Tokenization:
     """Read a tokenizer from a local folder."""
-    raise NotImplementedError
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    try:
+        return tokenization_from_files(files, overrides)
+    except RequestError as error:
+        raise RequestError(f"{folder}: {error}") from None
+
+
+def _read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise RequestError(f"{name}: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{name}: not an object")
+    return value
+
+
+def _token(value: Any) -> str | None:
+    """Read a special token, which stands as text or as a described token."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,113 @@
+"""Chat templates: Jinja in transformers' convention, rendered in the same sandbox, and where the responses stand in the text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from recipes.errors import RequestError
+
+Message = Mapping[str, Any]
+Span = tuple[int, int]
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` notes which characters an assistant wrote (transformers' convention)."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
+
+    def _note(self, caller: Any) -> str:
+        text = str(caller())
+        return f"{_OPEN}{text}{_CLOSE}" if self.environment.globals.get("_mark") else text
+
+
+_OPEN, _CLOSE = "\ue000\ue001", "\ue001\ue000"
+"""Private-use characters that mark generation blocks while spans are sought."""
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+@lru_cache(maxsize=32)
+def _compile(template: str, mark: bool) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["_mark"] = mark
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise RequestError(f"chat template: {error}") from None
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool = False,
+    mark: bool = False,
+) -> str:
+    """Render messages; `tokens` gives eos_token, pad_token, ... Raises RequestError with the template's own complaint.
+
+    `strftime_now` is undefined, so that a template that would write today's date takes its default.
+    """
+    try:
+        return _compile(template, mark).render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
+        )
+    except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
+        raise RequestError(f"chat template: {error}") from None
+
+
+def response_spans(template: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
+    """Return the rendered conversation and the character spans that the assistant wrote, end token included.
+
+    With `{% generation %}` in the template these are its blocks. Otherwise a span runs from the end of the rendering up to
+    a turn (with generation prompt) to the end of the rendering with it; a turn whose two renderings are no beginnings of the
+    whole (templates that rewrite earlier turns) has no span.
+    """
+    if "generation" in template and "endgeneration" in template:
+        marked = render(template, messages, tokens, mark=True)
+        return _unmark(marked)
+    whole = render(template, messages, tokens)
+    spans: list[Span] = []
+    for index, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        before = render(template, messages[:index], tokens, add_generation_prompt=True) if index else ""
+        after = whole if index == len(messages) - 1 else render(template, messages[: index + 1], tokens)
+        if whole.startswith(before) and whole.startswith(after) and len(before) < len(after):
+            spans.append((len(before), len(after)))
+    return whole, spans
+
+
+def _unmark(marked: str) -> tuple[str, list[Span]]:
+    text = ""
+    spans: list[Span] = []
+    for number, piece in enumerate(marked.split(_OPEN)):
+        if number == 0:
+            text = piece
+            continue
+        inside, _, outside = piece.partition(_CLOSE)
+        spans.append((len(text), len(text) + len(inside)))
+        text += inside + outside
+    return text, spans

@@ -1,0 +1,114 @@
+"""The workers of one run: a learner group that changes size when a stage asks for another, and a verifier beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from cluster.protocol import Json, OnBeat, Target, WorkerGroup, WorkerSpec
+
+from recipes.errors import StageError
+
+GroupFactory = Callable[[WorkerSpec], WorkerGroup]
+"""Makes a group: `Session.group` on Ray, `LocalGroup` in this process."""
+
+STALL_LIMITS_S = {"*": 1800.0}
+
+
+class Crew(Protocol):
+    """Who does a run's work."""
+
+    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat, another_follows: bool) -> Json: ...
+
+    def verify(self, job: Json, label: str) -> Json: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class GroupCrew:
+    """A crew of worker groups; `close` ends every process."""
+
+    def __init__(
+        self,
+        make_group: GroupFactory,
+        run_stage: Target,
+        verify_draft: Target,
+        log_folder: Path,
+        *,
+        gpus_per_worker: int = 0,
+        min_workers: int = 1,
+        placement_timeout_s: float = 300.0,
+        environment: dict[str, str] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._make_group = make_group
+        self._run_stage = run_stage
+        self._verify_draft = verify_draft
+        self._common: dict[str, Any] = {
+            "log_folder": log_folder,
+            "placement_timeout_s": placement_timeout_s,
+            "environment": environment or {},
+            "stall_limits_s": STALL_LIMITS_S,
+        }
+        self._gpus_per_worker = gpus_per_worker
+        self._min_workers = min_workers
+        self._on_close = on_close
+        self._learners: WorkerGroup | None = None
+        self._verifier: WorkerGroup | None = None
+
+    def prepare(self, num_workers: int) -> None:
+        """Start processes for the first stage and for the verifier; returns at once."""
+        self._learner_group(num_workers).prepare_next()
+        self._verifier_group().prepare_next()
+
+    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat, another_follows: bool) -> Json:
+        """Run a stage on every rank; returns what rank 0 returned. Raises WorkerFailed or Preempted."""
+        group = self._learner_group(num_workers)
+        results = group.run(self._run_stage, job, on_beat, label=label, spares=another_follows)
+        if not results or results[0] is None:
+            raise StageError(f"{label}: rank 0 returned nothing")
+        return results[0]
+
+    def verify(self, job: Json, label: str) -> Json:
+        """Check a draft in a process that did not make it."""
+        result = self._verifier_group().run(self._verify_draft, job, label=label)[0]
+        if result is None:
+            raise StageError(f"{label}: the verifier returned nothing")
+        return result
+
+    def stop(self) -> None:
+        """Ask the learners to save and leave."""
+        if self._learners is not None:
+            self._learners.stop()
+
+    def close(self) -> None:
+        """End every process and give back what they held."""
+        groups, self._learners, self._verifier = (self._learners, self._verifier), None, None
+        for group in groups:
+            if group is not None:
+                group.close()
+        if self._on_close is not None:
+            on_close, self._on_close = self._on_close, None
+            on_close()
+
+    def _learner_group(self, num_workers: int) -> WorkerGroup:
+        if self._learners is not None and self._learners.spec.num_workers != num_workers:
+            self._learners.close()
+            self._learners = None
+        if self._learners is None:
+            spec = WorkerSpec(
+                name="learner",
+                num_workers=num_workers,
+                gpus_per_worker=self._gpus_per_worker,
+                min_workers=min(self._min_workers, num_workers),
+                **self._common,
+            )
+            self._learners = self._make_group(spec)
+        return self._learners
+
+    def _verifier_group(self) -> WorkerGroup:
+        if self._verifier is None:
+            spec = WorkerSpec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True, **self._common)
+            self._verifier = self._make_group(spec)
+        return self._verifier

@@ -1,0 +1,360 @@
+"""Walks a plan: skips what the store has, runs the rest stage by stage, verifies, commits, and keeps the journal."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from cluster.protocol import Json, Verdict, WorkerFailed
+from cluster.supervise import Fail, Retry, decide
+
+from launch.crew import Crew
+from launch.journal import Journal
+from launch.progress import View
+from launch.resolve import Resolved
+from recipes.errors import Preempted, StageError
+from recipes.fingerprint import ParentId
+from trainers.store.manifest import ArtifactManifest, Parent
+from trainers.store.store import Store
+
+BEAT_KEYS = ("step", "steps", "loss", "score", "kl", "accuracy", "tokens_per_s", "samples_per_s")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How one stage of a run ended."""
+
+    name: str
+    kind: str
+    cached: bool
+    manifest: ArtifactManifest
+    seconds: float
+    attempts: int
+
+    @property
+    def gate_failed(self) -> bool:
+        """Whether the artifact carries a failed gate."""
+        return not self.manifest.gate.passed
+
+
+class StopSignal:
+    """Set once by SIGTERM, SIGHUP or a stop request in the store; tells the crew at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the stop comes, or now if it came already."""
+        self._listeners.append(listener)
+        if self._event.is_set():
+            listener()
+
+    def set(self) -> None:
+        """Ask for the stop; idempotent."""
+        if not self._event.is_set():
+            self._event.set()
+            for listener in self._listeners:
+                listener()
+
+    def is_set(self) -> bool:
+        """Whether the stop was asked for."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most until the stop comes; True if it came."""
+        return self._event.wait(seconds)
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: StopSignal) -> Iterator[None]:
+    """SIGTERM and SIGHUP set the stop while the block runs (in the main thread; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # A handler may interrupt code that holds a lock of the crew, so the listeners run in a thread of their own.
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Latest:
+    """The newest beat of rank 0, shared with the heartbeat thread."""
+
+    stage: str | None = None
+    phase: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Heartbeat:
+    """A thread that writes progress to the journal, ever more rarely, and looks for stop requests in the store."""
+
+    POLL_S = 1.0
+    FIRST_S = 3.0
+    LAST_S = 60.0
+
+    def __init__(self, journal: Journal, latest: Latest, stop: StopSignal, asked_to_stop: Callable[[], bool]) -> None:
+        self._journal = journal
+        self._latest = latest
+        self._stop = stop
+        self._asked_to_stop = asked_to_stop
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=10)
+
+    def _beat(self) -> None:
+        started = last = time.monotonic()
+        while not self._done.wait(self.POLL_S):
+            if not self._stop.is_set() and self._asked_to_stop():
+                self._stop.set()
+            now = time.monotonic()
+            next_s = min(self.LAST_S, max(self.FIRST_S, 0.02 * (now - started)))
+            if now - last >= next_s:
+                last = now
+                latest = self._latest
+                values = {key: latest.values[key] for key in BEAT_KEYS if key in latest.values}
+                self._journal.write("progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values)
+
+
+class Plan(Protocol):
+    """What the executor needs of a plan's stages: see recipes.plan.PlannedStage."""
+
+    @property
+    def stages(self) -> Any: ...
+
+
+class Executor:
+    """One walk through a plan. `crew` is asked for when the first stage has to be computed, never before."""
+
+    def __init__(
+        self,
+        run: str,
+        resolved: Resolved,
+        plan: Plan,
+        store: Store,
+        journal: Journal,
+        view: View,
+        crew: Callable[[int], Crew],
+        stop: StopSignal,
+        latest: Latest,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self.run = run
+        self.resolved = resolved
+        self.plan = plan
+        self.store = store
+        self.journal = journal
+        self.view = view
+        self.stop = stop
+        self.latest = latest
+        self.results: dict[str, StageResult] = {}
+        self._make_crew = crew
+        self._crew: Crew | None = None
+        self._sleep = sleep or stop.wait
+
+    def walk(self) -> dict[str, StageResult]:
+        """Run every stage in the plan's order; raises the error of the first one that fails."""
+        try:
+            for index, planned in enumerate(self.plan.stages):
+                self._raise_if_stopped()
+                self.results[planned.name] = self._stage(planned, index)
+        finally:
+            if self._crew is not None:
+                self.view.say("") if False else None
+                self._crew.close()
+        return self.results
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise Preempted("stopped on request")
+
+    def inputs_of(self, stage: str) -> dict[str, ArtifactManifest]:
+        """The manifests that a stage's inputs resolve to, by field path."""
+        found = dict(self.resolved.external.get(stage, {}))
+        for field_path, reference in self.resolved.internal.get(stage, {}).items():
+            found[field_path] = self.results[reference.stage].manifest
+        return found
+
+    def _stage(self, planned: Any, index: int) -> StageResult:
+        name = planned.name
+        started = time.monotonic()
+        inputs = self.inputs_of(name)
+        self._check_gates(name, inputs)
+        kind = self.resolved.recipe.stages[name].kind
+        done = self.find_done(planned.fingerprint, inputs)
+        if done is not None:
+            self._commit_event(name, done, cached=True, seconds=0.0)
+            return StageResult(name, kind, True, done, 0.0, 0)
+        manifest, attempts = self._attempts(planned, index, inputs)
+        seconds = time.monotonic() - started
+        self._commit_event(name, manifest, cached=False, seconds=seconds)
+        return StageResult(name, kind, False, manifest, seconds, attempts)
+
+    def find_done(self, fingerprint: str, inputs: Mapping[str, ArtifactManifest]) -> ArtifactManifest | None:
+        """The committed artifact, if it was made from the very artifacts that the inputs resolve to now."""
+        found = self.store.find_artifact(fingerprint)
+        if found is None:
+            return None
+        same = all(path in found.parents and found.parents[path].digest == made.digest for path, made in inputs.items())
+        return found if same else None
+
+    def _check_gates(self, name: str, inputs: Mapping[str, ArtifactManifest]) -> None:
+        """Refuse inputs whose gate failed, unless the stage ignores gates."""
+        if self.resolved.recipe.stages[name].gate == "ignore":
+            return
+        for field_path, manifest in inputs.items():
+            if not manifest.gate.passed:
+                reasons = "; ".join(manifest.gate.reasons) or "no reason given"
+                message = (
+                    f"stages.{name}.{field_path}: {manifest.stage} did not pass its gate: {reasons}; "
+                    f"mend {manifest.stage}, or set stages.{name}.gate=ignore to go on all the same"
+                )
+                self.journal.write("stage_failed", stage=name, verdict={"kind": "gate", "message": message}, retry=False)
+                self.view.stage_finished(name, "failed", None, "refused by a gate")
+                raise StageError(message)
+
+    def _attempts(self, planned: Any, index: int, inputs: dict[str, ArtifactManifest]) -> tuple[ArtifactManifest, int]:
+        """Compute a stage, again after infrastructure failures as the policy allows."""
+        max_retries = self.resolved.recipe.cluster.max_retries
+        failures = 0
+        while True:
+            lease = self.store.take_lease(self.run, planned.name)
+            try:
+                return self._attempt(planned, index, inputs, lease), lease
+            except WorkerFailed as failure:
+                decision = decide(failure.verdict, failures, max_retries)
+                failures += 1
+                self._failure_event(planned.name, lease, failure.verdict, isinstance(decision, Retry))
+                match decision:
+                    case Fail():
+                        raise
+                    case Retry(delay_s=delay_s):
+                        self.view.say(f"{planned.name}: {failure.verdict.message}; another attempt in {delay_s:.0f} s")
+                        self._sleep(delay_s)
+                        self._raise_if_stopped()
+
+    def _attempt(
+        self, planned: Any, index: int, inputs: dict[str, ArtifactManifest], lease: int
+    ) -> ArtifactManifest:
+        name = planned.name
+        self.journal.write(
+            "stage_started", stage=name, attempt=lease, fingerprint=planned.fingerprint, workers=planned.workers
+        )
+        self.view.stage_started(name, lease)
+        self.latest.stage, self.latest.phase, self.latest.values = name, "start", {}
+        job: Json = {
+            "run": self.run,
+            "stage": name,
+            "attempt": lease,
+            "lease": lease,
+            "store": self.store.uri,
+            "recipe": self.resolved.recipe_json,
+            "fingerprint": planned.fingerprint,
+            "inputs": {path: manifest.model_dump(mode="json") for path, manifest in inputs.items()},
+            "data": dict(self.resolved.data.get(name, {})),
+            "workers": planned.workers,
+            "base_dir": str(self.resolved.base_dir),
+        }
+        crew = self._ready_crew(planned.workers)
+        label = f"{name}-{lease}"
+        follows = index + 1 < len(self.plan.stages)
+        result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat), follows)
+        draft = result.get("draft")
+        if draft is None:
+            raise StageError(f"{name}: the workers returned no artifact")
+        self._phase(name, "verify", {})
+        checked = crew.verify({**job, "draft": draft}, f"{label}-verify")
+        self._phase(name, "commit", {})
+        manifest = ArtifactManifest.model_validate(
+            {**draft, "verification": {key: checked.get(key) for key in ("how", "max_logit_difference")}}
+        )
+        self._check_draft(manifest, planned, inputs)
+        self.store.check_lease(self.run, name, lease)
+        return self.store.put_artifact(manifest).manifest
+
+    def _check_draft(self, manifest: ArtifactManifest, planned: Any, inputs: Mapping[str, ArtifactManifest]) -> None:
+        """A draft says what it is and what it was made from; neither may differ from what was asked."""
+        expected = {
+            path: Parent(fingerprint=made.fingerprint, digest=made.digest, part=self.resolved.part_of(planned.name, path))
+            for path, made in inputs.items()
+        }
+        if manifest.fingerprint != planned.fingerprint or manifest.parents != expected:
+            raise AssertionError(f"{planned.name}: the draft names another fingerprint or other parents than the plan")
+
+    def _ready_crew(self, workers: int) -> Crew:
+        if self._crew is None:
+            self._crew = self._make_crew(workers)
+            self.stop.listen(self._crew.stop)
+            self._raise_if_stopped()
+        return self._crew
+
+    def _on_beat(self, stage: str, rank: int, phase: str, values: Json) -> None:
+        if rank == 0:
+            self._phase(stage, phase, values)
+
+    def _phase(self, stage: str, phase: str, values: Mapping[str, Any]) -> None:
+        changed = phase != self.latest.phase
+        self.latest.values = {**(self.latest.values if not changed else {}), **values}
+        self.latest.stage, self.latest.phase = stage, phase
+        if changed:
+            self.journal.write("phase", stage=stage, phase=phase, step=values.get("step"), steps=values.get("steps"))
+        self.view.beat(stage, phase, self.latest.values)
+
+    def _commit_event(self, name: str, manifest: ArtifactManifest, *, cached: bool, seconds: float) -> None:
+        self.journal.write(
+            "stage_committed",
+            stage=name,
+            fingerprint=manifest.fingerprint,
+            digest=manifest.digest,
+            cached=cached,
+            seconds=round(seconds, 2),
+            outcome=manifest.outcome.model_dump(mode="json"),
+            gate=manifest.gate.model_dump(mode="json"),
+        )
+        detail = "" if manifest.gate.passed else "gate failed: " + "; ".join(manifest.gate.reasons)
+        self.view.stage_finished(name, "cached" if cached else "committed", None if cached else seconds, detail)
+
+    def _failure_event(self, stage: str, attempt: int, verdict: Verdict, retry: bool) -> None:
+        self.journal.write("stage_failed", stage=stage, attempt=attempt, verdict=verdict.to_json(), retry=retry)
+        if not retry:
+            self.view.stage_finished(stage, "failed", None, verdict.message)
+
+
+def unanswered_gates(resolved: Resolved, results: Mapping[str, StageResult]) -> list[str]:
+    """Failed gates of artifacts that no later stage of the recipe takes: nothing else would speak of them."""
+    taken = {reference.stage for references in resolved.internal.values() for reference in references.values()}
+    return [
+        f"{name} did not pass its gate: " + ("; ".join(result.manifest.gate.reasons) or "no reason given")
+        for name, result in results.items()
+        if result.gate_failed and name not in taken and resolved.recipe.stages[name].gate == "enforce"
+    ]
+
+
+def parent_ids(inputs: Mapping[str, ArtifactManifest], parts: Mapping[str, str | None]) -> dict[str, ParentId]:
+    """Inputs in the form that the fingerprint takes."""
+    return {path: ParentId(made.fingerprint, made.digest, parts.get(path)) for path, made in inputs.items()}
+
+
+def log_name(label: str, rank: int) -> Path:
+    """File of a rank's output in the log folder."""
+    return Path(f"{label}-rank-{rank}.log")

@@ -1,0 +1,305 @@
+"""What a person sees while a run goes on: the plan, then one line per stage; live on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of the plan."""
+
+    name: str
+    kind: str
+    inputs: str
+    workers: str
+    batch: str
+    steps: str
+    memory: str
+    disk: str
+    state: str
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the closing table."""
+
+    name: str
+    kind: str
+    state: str
+    seconds: float | None
+    outcome: str
+    gate: str
+    fingerprint: str
+
+
+class View(Protocol):
+    """Shows a run's course."""
+
+    def say(self, text: str) -> None: ...
+
+    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None: ...
+
+    def stage_started(self, name: str, attempt: int) -> None: ...
+
+    def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None: ...
+
+    def stage_finished(self, name: str, state: str, seconds: float | None, detail: str) -> None: ...
+
+    def results(self, rows: Sequence[ResultRow]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def span(seconds: float) -> str:
+    """A duration as people write it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def rate(value: float) -> str:
+    """A rate with at most four characters of digits."""
+    if value >= 1e6:
+        return f"{value / 1e6:.1f}M"
+    if value >= 1e4:
+        return f"{value / 1e3:.0f}k"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}"
+
+
+class Pace:
+    """Remaining time of one stage from the steps seen so far, recent ones weighing more."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: tuple[float, float] | None = None
+        self._per_step: float | None = None
+
+    def remaining_s(self, step: float | None, steps: float | None) -> float | None:
+        """Seconds left, or None while nothing is known."""
+        if step is None or not steps:
+            return None
+        now = self._clock()
+        if self._last is None:
+            self._last = (now, step)
+        elif step > self._last[1]:
+            sample = (now - self._last[0]) / (step - self._last[1])
+            weight = min(0.5, (step - self._last[1]) / max(steps * 0.1, 1))
+            self._per_step = sample if self._per_step is None else (1 - weight) * self._per_step + weight * sample
+            self._last = (now, step)
+        return None if self._per_step is None else self._per_step * max(steps - step, 0)
+
+
+def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = None) -> str:
+    """One stage's line: where it is, how fast, how well, how long still."""
+    step, steps = values.get("step"), values.get("steps")
+    parts = [phase] if step is None or phase not in ("train", "step", "training") else []
+    if step is not None:
+        parts.append(f"step {step:,}/{steps:,}" if steps else f"step {step:,}")
+    for name in ("loss", "score", "kl", "accuracy"):
+        if isinstance(values.get(name), int | float):
+            parts.append(f"{name} {values[name]:.4g}")
+    if values.get("tokens_per_s"):
+        parts.append(f"{rate(values['tokens_per_s'])} tokens/s")
+    elif values.get("samples_per_s"):
+        parts.append(f"{rate(values['samples_per_s'])} samples/s")
+    if remaining_s is not None and (steps or 0) > (step or 0):
+        parts.append(f"ETA {span(remaining_s)}")
+    return " · ".join(parts)
+
+
+def plan_table(recipe: str, rows: Sequence[PlanRow]) -> Table:
+    """The plan as a table."""
+    table = Table(title=f"plan of {recipe}", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for head in ("stage", "kind", "from", "workers", "batch", "steps", "memory", "disk", ""):
+        table.add_column(head, justify="right" if head in ("steps", "memory", "disk") else "left", header_style="dim")
+    for row in rows:
+        style = "dim" if row.state == "cached" else ""
+        table.add_row(
+            row.name,
+            row.kind,
+            row.inputs,
+            row.workers,
+            row.batch,
+            row.steps,
+            row.memory,
+            row.disk,
+            row.state,
+            style=style,
+        )
+    return table
+
+
+def result_table(rows: Sequence[ResultRow]) -> Table:
+    """The closing table."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("stage", "kind", "state", "time", "outcome", "gate", "fingerprint"):
+        table.add_column(head, header_style="dim", justify="right" if head == "time" else "left")
+    for row in rows:
+        color = {"committed": "green", "cached": "cyan", "failed": "red"}.get(row.state, "")
+        seconds = "" if row.seconds is None else span(row.seconds)
+        gate = Text(row.gate, style="red" if row.gate == "failed" else "")
+        table.add_row(
+            row.name, row.kind, Text(row.state, style=color), seconds, row.outcome, gate, row.fingerprint[:12]
+        )
+    return table
+
+
+class PlainView:
+    """Plain lines, at most one in `every_s` seconds and stage besides starts and ends."""
+
+    def __init__(
+        self, console: Console, every_s: float = PLAIN_EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._every_s = every_s
+        self._clock = clock
+        self._paces: dict[str, Pace] = {}
+        self._shown: dict[str, tuple[float, str]] = {}
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.file.flush()
+
+    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+        """Print the plan."""
+        self._console.print(plan_table(recipe, rows))
+
+    def stage_started(self, name: str, attempt: int) -> None:
+        """Print that a stage starts."""
+        self._paces[name] = Pace(self._clock)
+        self._shown[name] = (self._clock(), "")
+        self.say(f"{name}: started" + (f" (attempt {attempt})" if attempt > 1 else ""))
+
+    def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None:
+        """Print the stage's line when it is time."""
+        remaining = self._paces.setdefault(name, Pace(self._clock)).remaining_s(values.get("step"), values.get("steps"))
+        at, last_phase = self._shown.get(name, (-1e9, ""))
+        now = self._clock()
+        if now - at >= self._every_s or (phase != last_phase and now - at >= 2):
+            self._shown[name] = (now, phase)
+            self.say(f"{name}: {describe(phase, values, remaining)}")
+
+    def stage_finished(self, name: str, state: str, seconds: float | None, detail: str) -> None:
+        """Print how a stage ended."""
+        took = "" if seconds is None else f" in {span(seconds)}"
+        self.say(f"{name}: {state}{took}" + (f" · {detail}" if detail else ""))
+
+    def results(self, rows: Sequence[ResultRow]) -> None:
+        """Print the closing table."""
+        self._console.print(result_table(rows))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class LiveView:
+    """One live line per stage on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = RichProgress(
+            TextColumn("{task.fields[mark]}"),
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            refresh_per_second=5,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._paces: dict[str, Pace] = {}
+
+    def say(self, text: str) -> None:
+        """Print a line above the live ones."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+        """Print the plan and open one line per stage."""
+        self._console.print(plan_table(recipe, rows))
+        self._console.print()
+        for row in rows:
+            self._tasks[row.name] = self._progress.add_task(row.name, total=None, start=False, mark="·", text="waiting")
+        self._progress.start()
+
+    def stage_started(self, name: str, attempt: int) -> None:
+        """Mark a stage as running."""
+        self._paces[name] = Pace()
+        text = "starting" if attempt == 1 else f"starting (attempt {attempt})"
+        self._progress.start_task(self._tasks[name])
+        self._progress.update(self._tasks[name], mark="[yellow]▸", text=text)
+
+    def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None:
+        """Move a stage's line."""
+        step, steps = values.get("step"), values.get("steps")
+        remaining = self._paces.setdefault(name, Pace()).remaining_s(step, steps)
+        self._progress.update(
+            self._tasks[name], total=steps or None, completed=step or 0, text=describe(phase, values, remaining)
+        )
+
+    def stage_finished(self, name: str, state: str, seconds: float | None, detail: str) -> None:
+        """Close a stage's line."""
+        mark = {"committed": "[green]✓", "cached": "[cyan]✓", "failed": "[red]✗"}.get(state, "·")
+        took = "" if seconds is None else f" in {span(seconds)}"
+        text = f"{state}{took}" + (f" · {detail}" if detail else "")
+        done = {"total": 1, "completed": 1} if state in ("committed", "cached") else {}
+        self._progress.update(self._tasks[name], mark=mark, text=text.splitlines()[0], **done)  # type: ignore[arg-type]
+
+    def results(self, rows: Sequence[ResultRow]) -> None:
+        """Print the closing table."""
+        self.close()
+        self._console.print()
+        self._console.print(result_table(rows))
+
+    def close(self) -> None:
+        """Leave the lines as they are."""
+        self._progress.stop()
+
+
+class SilentView:
+    """Shows nothing: for calls from Python."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+        """Nothing."""
+
+    def stage_started(self, name: str, attempt: int) -> None:
+        """Nothing."""
+
+    def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def stage_finished(self, name: str, state: str, seconds: float | None, detail: str) -> None:
+        """Nothing."""
+
+    def results(self, rows: Sequence[ResultRow]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def build_view(console: Console | None = None) -> View:
+    """Live lines on a terminal, else plain lines."""
+    console = console or Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console)
+    return PlainView(Console(width=max(console.width, 140), highlight=False))

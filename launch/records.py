@@ -1,0 +1,143 @@
+"""A run's folder in the store: what it holds, who drives it, how it stands."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.journal import Journal, RunSummary, summarise
+from launch.resolve import Resolved
+from recipes.errors import RequestError
+from trainers.store.store import Store
+
+RECIPE = "recipe.json"
+JOURNAL = "journal"
+STOPS = "stops"
+REPORT = "report.html"
+
+
+class RunRecord:
+    """One run of a store."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self.store = store
+        self.run = run
+        self.folder = store.run(run)
+
+    @classmethod
+    def create(cls, store: Store, recipe_name: str, record: dict[str, Any]) -> "RunRecord":
+        """Take a run id and write the resolved recipe."""
+        made = cls(store, store.new_run(recipe_name).id)
+        made.folder.write_once(RECIPE, json.dumps(record, indent=1).encode())
+        return made
+
+    @classmethod
+    def open(cls, store: Store, run: str) -> "RunRecord":
+        """An existing run by its id, by the start of it, or `last` for the newest."""
+        runs = store.runs()
+        if run == "last" and runs:
+            return cls(store, runs[-1])
+        matches = [known for known in runs if known == run] or [known for known in runs if known.startswith(run)]
+        if len(matches) == 1:
+            return cls(store, matches[0])
+        if matches:
+            raise RequestError(f"run {run!r} is the start of {len(matches)} runs: {', '.join(matches[-5:])}")
+        known = f"; the newest is {runs[-1]}" if runs else "; the store has none"
+        raise RequestError(f"store {store.uri} has no run {run!r}{known}")
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The run's folder where the store is one on this machine."""
+        return None if "://" in self.store.uri else Path(self.store.uri) / "runs" / self.run
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The content of `recipe.json`."""
+        raw: dict[str, Any] = json.loads(self.folder.read(RECIPE))
+        return raw
+
+    def resolved(self) -> Resolved:
+        """The recipe that the run executes, its inputs fixed."""
+        return Resolved.from_json(self.raw)
+
+    def journal(self) -> Journal:
+        """A writer of events; every driver has a path of its own."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        return Journal(self.folder.writer(f"{JOURNAL}/{stamp}-{secrets.token_hex(2)}"))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event so far, in the order of time."""
+        return sorted(self.folder.read_lines(JOURNAL), key=lambda event: float(event["at"]))
+
+    def summary(self) -> RunSummary:
+        """How the run stands."""
+        try:
+            raw = self.raw
+        except RequestError:
+            return RunSummary(run=self.run, recipe=re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", self.run), state="lost", stages=[])
+        stages = [(entry["name"], entry["kind"]) for entry in raw["plan"]]
+        return summarise(self.run, raw["recipe"]["name"], stages, self.events())
+
+    def request_stop(self) -> None:
+        """Ask the run's driver to stop; it looks every second or so."""
+        writer = self.folder.writer(f"{STOPS}/{secrets.token_hex(4)}")
+        writer.append({"at": time.time()})
+        writer.flush()
+
+    def num_stops(self) -> int:
+        """How often a stop was requested."""
+        return len(self.folder.segments(STOPS))
+
+    def metrics(self, stage: str) -> Iterator[dict[str, Any]]:
+        """Metric lines of a stage, attempt after attempt."""
+        return self._by_attempt("metrics", stage)
+
+    def samples(self, stage: str) -> Iterator[dict[str, Any]]:
+        """Sample lines of a stage, attempt after attempt."""
+        return self._by_attempt("samples", stage)
+
+    def _by_attempt(self, what: str, stage: str) -> Iterator[dict[str, Any]]:
+        inside = re.compile(rf"/{what}/{re.escape(stage)}/(\d+)/")
+        attempts = {int(match.group(1)) for path in self.folder.segments(f"{what}/{stage}") if (match := inside.search(path))}
+        for attempt in sorted(attempts):
+            yield from self.folder.read_lines(f"{what}/{stage}/{attempt}")
+
+    def write_report(self, page: str) -> str:
+        """Keep the report in the run's folder; returns its path or address."""
+        local = self.local_folder
+        if local is not None:
+            temporary = local / f".{REPORT}.{secrets.token_hex(4)}"
+            temporary.write_text(page)
+            os.replace(temporary, local / REPORT)
+            return str(local / REPORT)
+        number = 1
+        while True:
+            name = REPORT if number == 1 else f"report-{number}.html"
+            with contextlib.suppress(RequestError):
+                self.folder.write_once(name, page.encode())
+                return f"{self.store.uri}/runs/{self.run}/{name}"
+            number += 1
+
+
+def all_runs(store: Store) -> list[RunRecord]:
+    """Every run of a store, oldest first."""
+    return [RunRecord(store, run) for run in store.runs()]
+
+
+def origin_of(store: Store, fingerprint: str, not_run: str, limit: int = 200) -> RunRecord | None:
+    """The newest other run that computed this artifact, for the curves of a cached stage."""
+    for run in reversed(store.runs()[-limit:]):
+        record = RunRecord(store, run)
+        if run == not_run or record.folder.find(RECIPE) is None:
+            continue
+        if not any(entry["fingerprint"] == fingerprint for entry in record.raw["plan"]):
+            continue
+        for event in record.events():
+            if event["event"] == "stage_committed" and event["fingerprint"] == fingerprint and not event["cached"]:
+                return record
+    return None

@@ -1,0 +1,258 @@
+"""From a validated recipe to fixed inputs: artifacts for references that leave the recipe, digests for data, worker counts.
+
+What is resolved is written into the run's `recipe.json`; a resume reads it from there and never looks again at a name,
+a hub or a folder. Data files are looked at again, and a difference is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.data import PythonDocs, Source
+from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
+from recipes.fingerprint import ParentId, hash_meaning, stage_meaning
+from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
+from recipes.recipe import Recipe
+from recipes.references import (
+    FolderRef,
+    HubRef,
+    StageRef,
+    StoreRef,
+    parse_reference,
+    stage_inputs,
+)
+from recipes.stages import Evaluate, PpoStage, Stage
+from trainers.data.sources import evaluation_source, source_digest
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+FORMAT = 1
+
+KINDS = {
+    "model": ("model", "adapter", "actor_critic"),
+    "tokenizer": ("model", "adapter", "actor_critic", "reward_model"),
+    "reward_model": ("reward_model",),
+    "critic": ("actor_critic",),
+    "adapter": ("adapter", "actor_critic"),
+    "report": ("report",),
+}
+"""Kinds of artifact that can hold a part of the wanted kind."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe whose inputs are fixed."""
+
+    recipe: Recipe
+    base_dir: Path
+    external: dict[str, dict[str, ArtifactManifest]] = field(default_factory=dict)
+    """Stage -> input field path -> artifact, for references that leave the recipe."""
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Stage -> data field -> digest."""
+    source: str = ""
+    """The recipe's file, for messages."""
+    smoke: bool = False
+
+    @property
+    def recipe_json(self) -> dict[str, Any]:
+        """The recipe with every default written out."""
+        return dump_recipe(self.recipe)
+
+    @property
+    def internal(self) -> dict[str, dict[str, StageRef]]:
+        """Stage -> input field path -> the stage of this recipe that is named there."""
+        return {
+            name: {
+                item.field_path: reference
+                for item in stage_inputs(stage)
+                if isinstance(reference := parse_reference(item.text), StageRef)
+            }
+            for name, stage in self.recipe.stages.items()
+        }
+
+    def part_of(self, stage: str, field_path: str) -> str | None:
+        """The part that an input names."""
+        for item in stage_inputs(self.recipe.stages[stage]):
+            if item.field_path == field_path:
+                return getattr(parse_reference(item.text), "part", None)
+        return None
+
+    def meanings(self, order: list[str]) -> dict[str, dict[str, Any]]:
+        """What each stage's fingerprint is the hash of; `order` puts parents first."""
+        made: dict[str, dict[str, Any]] = {}
+        for name in order:
+            parents = {
+                path: ParentId(artifact.fingerprint, artifact.digest, self.part_of(name, path))
+                for path, artifact in self.external.get(name, {}).items()
+            }
+            for path, reference in self.internal[name].items():
+                parents[path] = ParentId(hash_meaning(made[reference.stage]), "", reference.part)
+            made[name] = stage_meaning(name, self.recipe, parents, self.data.get(name, {}))
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of `recipe.json`."""
+        return {
+            "format": FORMAT,
+            "type": "resolved_recipe",
+            "recipe": self.recipe_json,
+            "base_dir": str(self.base_dir),
+            "source": self.source,
+            "smoke": self.smoke,
+            "inputs": {
+                stage: {path: manifest.model_dump(mode="json") for path, manifest in inputs.items()}
+                for stage, inputs in self.external.items()
+            },
+            "data": self.data,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Resolved":
+        """Read what `to_json` gave."""
+        if raw.get("type") != "resolved_recipe" or raw.get("format") != FORMAT:
+            raise RequestError(f"not a resolved recipe of format {FORMAT}: {raw.get('type')!r} {raw.get('format')!r}")
+        return cls(
+            recipe=parse_recipe(raw["recipe"]),
+            base_dir=Path(raw["base_dir"]),
+            external={
+                stage: {path: ArtifactManifest.model_validate_json(json.dumps(item)) for path, item in inputs.items()}
+                for stage, inputs in raw["inputs"].items()
+            },
+            data=raw["data"],
+            source=raw["source"],
+            smoke=raw["smoke"],
+        )
+
+
+def stage_sources(stage: Stage) -> dict[str, Source]:
+    """Every source that a stage reads, by field; a field that is left out stands with its default source."""
+    match stage:
+        case PpoStage():
+            return {"prompts": stage.prompts}
+        case Evaluate():
+            found: dict[str, Source] = {}
+            default = PythonDocs(source="python-docs", split="test")
+            if "perplexity" in stage.suites:
+                found["text"] = stage.text or default
+            if {"generation", "comparison"} & set(stage.suites):
+                found["prompts"] = stage.prompts or default
+            return found
+        case _:
+            found = {"data": stage.data}
+            held_out = evaluation_source(stage.data, stage.evaluation)
+            if held_out is not None:
+                found["evaluation"] = held_out[0]
+            return found
+
+
+def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, str]], list[tuple[str, str, str]]]:
+    """Digest of every source by stage and field, and (field path, found, message) of those that cannot be read."""
+    known: dict[str, str] = {}
+    digests: dict[str, dict[str, str]] = {}
+    wrong: list[tuple[str, str, str]] = []
+    for name, stage in recipe.stages.items():
+        digests[name] = {}
+        for field_name, source in stage_sources(stage).items():
+            key = source.model_dump_json()
+            try:
+                known[key] = digests[name][field_name] = known.get(key) or source_digest(source, base_dir)
+            except TrainwrightError as error:
+                wrong.append((f"stages.{name}.{field_name}", source.source, str(error)))
+    return digests, wrong
+
+
+def _fits(artifact: ArtifactManifest, part: str | None, wants: tuple[str, ...]) -> bool:
+    return any(artifact.kind in KINDS[want] for want in wants)
+
+
+def _resolve_outside(text: str, wants: tuple[str, ...], base_dir: Path, store: Store) -> ArtifactManifest | None:
+    """The artifact that a reference names; folders and hub models are imported. None for a stage of the recipe."""
+    reference = parse_reference(text)
+    match reference:
+        case StageRef():
+            return None
+        case StoreRef():
+            artifact = store.resolve(reference.name_or_fingerprint)
+        case FolderRef():
+            from trainers.store.imports import import_folder
+
+            artifact = import_folder(store, (base_dir / reference.path).resolve())
+        case HubRef():
+            from trainers.store.imports import import_folder
+
+            artifact = import_folder(store, _download(reference), source=text)
+    if not _fits(artifact, getattr(reference, "part", None), wants):
+        raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
+    return artifact
+
+
+def _download(reference: HubRef) -> Path:
+    """Fetch a hub model's files at one revision."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        kept = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=kept))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(f"hf://{reference.repo}@{reference.revision} cannot be fetched: {first}") from error
+
+
+def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker: int) -> Resolved:
+    """Fix every input; raises RecipeError with all that cannot be resolved."""
+    problems: list[Problem] = []
+    external: dict[str, dict[str, ArtifactManifest]] = {}
+    for name, stage in loaded.recipe.stages.items():
+        for item in stage_inputs(stage):
+            try:
+                artifact = _resolve_outside(item.text, item.wants, loaded.base_dir, store)
+            except (RequestError, RecipeError) as error:
+                problems.append(loaded.problem(f"stages.{name}.{item.field_path}", item.text, str(error)))
+                continue
+            if artifact is not None:
+                external.setdefault(name, {})[item.field_path] = artifact
+    digests, wrong = data_digests(loaded.recipe, loaded.base_dir)
+    problems += [loaded.problem(path, found, message) for path, found, message in wrong]
+    if problems:
+        raise RecipeError(problems)
+    cluster = loaded.recipe.cluster.model_copy(update={"workers": workers, "gpus_per_worker": gpus_per_worker})
+    return Resolved(
+        recipe=loaded.recipe.model_copy(update={"cluster": cluster}),
+        base_dir=loaded.base_dir.resolve(),
+        external=external,
+        data=digests,
+        source=str(loaded.path),
+        smoke=loaded.smoke,
+    )
+
+
+def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two nested mappings, with both values."""
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {_short(old)} in the run, {_short(new)} at present")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def changed_meaning(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What differs in the stages' own meaning; a parent's difference is told at the parent alone."""
+    found = []
+    for stage in sorted(before.keys() | after.keys()):
+        own_before = {key: value for key, value in before.get(stage, {}).items() if key != "parents"}
+        own_after = {key: value for key, value in after.get(stage, {}).items() if key != "parents"}
+        found += differing_keys(own_before, own_after, f"stages.{stage}.")
+    return [line.replace(".settings.", ".", 1) for line in found]

@@ -1,0 +1,67 @@
+"""Lines that a person reads while a run goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from launch.progress import Pace, PlainView, PlanRow, ResultRow, describe, rate, span
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.23, "1.2 s"), (59, "59 s"), (61, "1:01 min"), (3725, "1:02 h")])
+def test_span(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(3.14, "3.1"), (150, "150"), (12_345, "12k"), (2_500_000, "2.5M")])
+def test_rate(value: float, text: str) -> None:
+    assert rate(value) == text
+
+
+def test_pace_counts_down_by_the_measured_step_time() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.remaining_s(0, 100) is None
+    clock.now = 20.0
+    assert pace.remaining_s(10, 100) == pytest.approx(180.0)
+    assert pace.remaining_s(100, 100) == 0
+    assert pace.remaining_s(None, 100) is None
+
+
+def test_describe_says_step_loss_speed_and_eta() -> None:
+    text = describe("train", {"step": 10, "steps": 100, "loss": 2.34567, "tokens_per_s": 45_123.0}, 61.0)
+    assert text == "step 10/100 · loss 2.346 · 45k tokens/s · ETA 1:01 min"
+    assert describe("load", {}) == "load"
+
+
+def test_plain_lines_are_rare_but_starts_and_ends_always_show() -> None:
+    clock, out = Clock(), io.StringIO()
+    view = PlainView(Console(file=out, width=200), every_s=10, clock=clock)
+    view.stage_started("base", 1)
+    for step in range(1, 26):
+        clock.now += 1
+        view.beat("base", "train", {"step": step, "steps": 25, "loss": 1.0})
+    view.stage_finished("base", "committed", 25.0, "loss 1.0")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "base: started"
+    assert lines[-1] == "base: committed in 25 s · loss 1.0"
+    assert 2 <= len(lines) - 2 <= 4
+
+
+def test_tables_hold_every_row() -> None:
+    out = io.StringIO()
+    view = PlainView(Console(file=out, width=200))
+    view.plan("demo", [PlanRow("base", "pretrain", "", "2 CPU", "8 x 2 x 4", "200", "1.0 GiB", "20 MiB", "to run")])
+    view.results([ResultRow("base", "pretrain", "committed", 1.0, "completed", "passed", "ab" * 32)])
+    text = out.getvalue()
+    assert "plan of demo" in text
+    assert "8 x 2 x 4" in text
+    assert "abababababab" in text

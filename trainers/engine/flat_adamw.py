@@ -48,7 +48,8 @@ class FlatAdamW(torch.optim.Optimizer):
         self.last = StepInfo(0.0, False)
         self.masters: list[Tensor] = []
         self.gradients: list[Tensor] = []
-        self._low_precision: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._low_precision: list[tuple[nn.Parameter, Tensor]] = []
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         self._slices: dict[str, tuple[int, int, int, torch.Size]] = {}
         for index, part in enumerate(self.parts):
             self._flatten(index, part)
@@ -63,6 +64,12 @@ class FlatAdamW(torch.optim.Optimizer):
         for master, gradient in zip(self.masters, self.gradients, strict=True):
             master.grad = gradient
             self.inner.state[master] = new_moments(master)
+        self.attach_gradients()
+
+    def attach_gradients(self) -> None:
+        """Make autograd add into the flat gradients; needed again after somebody set a parameter's `grad` to None."""
+        for parameter, view in self._views:
+            parameter.grad = view
 
     def _flatten(self, index: int, part: OptimizerGroup) -> None:
         size = sum(parameter.numel() for _, parameter in part.parameters)
@@ -77,9 +84,9 @@ class FlatAdamW(torch.optim.Optimizer):
             gradient_view = gradient[start:stop].view(parameter.shape)
             if parameter.dtype == torch.float32:
                 parameter.data = master[start:stop].view(parameter.shape)
-                parameter.grad = gradient_view
+                self._views.append((parameter, gradient_view))
             else:
-                self._low_precision.append((parameter, master[start:stop].view(parameter.shape), gradient_view))
+                self._low_precision.append((parameter, master[start:stop].view(parameter.shape)))
                 parameter.register_post_accumulate_grad_hook(_add_into(gradient_view))
             start = stop
         self.masters.append(master)
@@ -119,7 +126,7 @@ class FlatAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh_working_copies(self) -> None:
         """Copy the masters into the low-precision parameters."""
-        for parameter, master, _ in self._low_precision:
+        for parameter, master in self._low_precision:
             parameter.copy_(master)
 
     def slices(self, group: StateGroup) -> Iterator[tuple[str, torch.Size, Tensor]]:

@@ -77,10 +77,10 @@ class Engine(Protocol):
         A non-finite loss or gradient norm on any rank makes no rank change anything but its gradients.
         """
 
-    def gathered(self, *, writable: bool = False) -> AbstractContextManager[nn.Module]:
+    def gathered(self) -> AbstractContextManager[nn.Module]:
         """Give the bare module with every parameter in place: inside, forwards run no collective (generation).
 
-        Entered and left by all ranks; with `writable`, what every rank wrote equally is kept.
+        Entered and left by all ranks; parameters are read, not written.
         """
 
     def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,111 @@
+"""Attention of packed sequences: the mask, and a causal kernel for CPUs that skips what the mask rules out.
+
+B batch, H heads, G key-value heads, T tokens, K keys, C head width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CPU_ATTENTION = "block_causal"
+"""Name under which transformers' models find `block_causal_attention`."""
+
+BLOCK = 128
+
+
+def attention_name(device: torch.device) -> str:
+    """Return the attention implementation to build a model with: torch's own kernels on GPUs."""
+    if device.type != "cpu":
+        return "sdpa"
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(CPU_ATTENTION, block_causal_attention)
+    return CPU_ATTENTION
+
+
+def packed_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive B1TT mask: 0 where a token sees itself or an earlier token of its segment, else the least number."""
+    length = segment_ids_BT.shape[1]
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()
+    bias = torch.full(same_BTT.shape, torch.finfo(dtype).min, dtype=dtype, device=segment_ids_BT.device)
+    return bias.masked_fill_(same_BTT & causal_TT, 0.0)[:, None]
+
+
+def block_causal_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend by products instead of torch's CPU kernel (2-3 times faster); `attention_mask` is additive and causal.
+
+    query BHTC, key and value BGKC; returns BTHC as transformers' attention functions do.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if attention_mask is None and query.shape[2] > 1:
+        rows, columns = query.shape[2], key.shape[2]
+        allowed = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+        attention_mask = torch.zeros(rows, columns, dtype=query.dtype).masked_fill_(~allowed, torch.finfo(query.dtype).min)
+        attention_mask = attention_mask.view(1, 1, rows, columns)
+    if dropout > 0:
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        weights = functional.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+        output = torch.matmul(functional.dropout(weights, dropout), value)
+    elif torch.is_grad_enabled() and query.requires_grad and attention_mask is not None:
+        output = _BlockCausal.apply(query, key, value, attention_mask, scaling)
+    else:
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        if attention_mask is not None:
+            scores = scores.add_(attention_mask)
+        output = torch.matmul(functional.softmax(scores, dim=-1), value)
+    return output.transpose(1, 2), None
+
+
+class _BlockCausal(torch.autograd.Function):
+    """Softmax attention in row blocks, each against the keys up to its end."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+        query = (query * scaling).contiguous()
+        key, value = key.contiguous(), value.contiguous()
+        output = torch.empty_like(query)
+        weights = []
+        for start, stop, seen in _blocks(query.shape[2], key.shape[2]):
+            scores = torch.matmul(query[:, :, start:stop], key[:, :, :seen].transpose(2, 3))
+            scores.add_(bias[:, :, start:stop, :seen])
+            weights.append(torch.softmax(scores, dim=-1))
+            output[:, :, start:stop] = torch.matmul(weights[-1], value[:, :, :seen])
+        ctx.save_for_backward(query, key, value, *weights)
+        ctx.scaling = scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *weights = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for block, (start, stop, seen) in zip(weights, _blocks(query.shape[2], key.shape[2]), strict=True):
+            part = gradient[:, :, start:stop]
+            grad_value[:, :, :seen] += torch.matmul(block.transpose(2, 3), part)
+            grad_block = torch.matmul(part, value[:, :, :seen].transpose(2, 3))
+            grad_scores = torch._softmax_backward_data(grad_block, block, -1, block.dtype)
+            grad_query[:, :, start:stop] = torch.matmul(grad_scores, key[:, :, :seen])
+            grad_key[:, :, :seen] += torch.matmul(grad_scores.transpose(2, 3), query[:, :, start:stop])
+        return grad_query.mul_(ctx.scaling), grad_key, grad_value, None, None
+
+
+def _blocks(rows: int, columns: int) -> list[tuple[int, int, int]]:
+    """Return (first row, end row, keys seen) of each block; the last row sees every column."""
+    return [
+        (start, min(start + BLOCK, rows), columns - rows + min(start + BLOCK, rows)) for start in range(0, rows, BLOCK)
+    ]

@@ -1,0 +1,88 @@
+"""Cross-entropy of selected tokens without the B x T x V logits: head product, softmax and their gradients in chunks.
+
+B batch, T tokens, N selected tokens, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainers.architectures.attention import packed_attention_bias
+
+CHUNK_ELEMENTS = 2**21
+"""Logits that exist at a time; 8 MB in fp32 stay in a CPU's cache."""
+
+
+class TokenLosses(nn.Module):
+    """A causal language model whose forward returns the loss sum over target tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor, loss_mask_BT: Tensor
+    ) -> Tensor:
+        """Return the summed negative log-likelihood of the tokens where `loss_mask_BT` is True."""
+        hidden_BTD = hidden_states(self.model, input_ids_BT, segment_ids_BT, position_ids_BT)
+        mask = loss_mask_BT[:, 1:]
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        return linear_cross_entropy(hidden_BTD[:, :-1][mask], head.weight, input_ids_BT[:, 1:][mask])
+
+
+def hidden_states(model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+    """Run the backbone over packed rows; no token sees another segment."""
+    backbone = model.base_model
+    bias = packed_attention_bias(segment_ids_BT, model.dtype)
+    output = backbone(input_ids=input_ids_BT, attention_mask=bias, position_ids=position_ids_BT, use_cache=False)
+    last: Tensor = output.last_hidden_state
+    return last
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the fp32 sum over N of -log softmax(hidden @ weight.T)[target]; no targets give a zero with a gradient."""
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
+    return result
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are computed with the loss, chunk by chunk; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
+        wants_hidden, wants_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
+        total = hidden.new_zeros((), dtype=torch.float64 if hidden.device.type == "cpu" else torch.float32)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], chunk):
+            part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
+            logits = torch.mm(part, weight.t()).float()
+            log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_sum - logits.gather(1, wanted)).sum(dtype=total.dtype)
+            if grad_hidden is None and grad_weight is None:
+                continue
+            gradient = logits.sub_(log_sum).exp_()
+            gradient.scatter_add_(1, wanted, gradient.new_full((1, 1), -1.0).expand_as(wanted))
+            gradient = gradient.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
+            if grad_weight is not None and weight.dtype == torch.float32:
+                grad_weight.addmm_(gradient.t(), part)
+            elif grad_weight is not None:
+                grad_weight += torch.mm(gradient.t(), part)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        factor = gradients[0]
+        return (
+            None if grad_hidden is None else grad_hidden * factor.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * factor).to(ctx.weight_dtype),
+            None,
+            None,
+        )

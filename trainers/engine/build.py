@@ -1,0 +1,55 @@
+"""From a recipe's `shard` to an engine: the one place that knows both."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from recipes.optim import AdamW
+from recipes.sharding import Shard
+from trainers.engine.protocol import Engine, ParameterGroup
+from trainers.precision import dtype_of
+
+
+def parameter_group(name: str, module: nn.Module, optimizer: AdamW, *, prefix: str = "") -> ParameterGroup:
+    """Gather the trainable parameters whose names start with `prefix` into one group."""
+    parameters = tuple(
+        (key, parameter)
+        for key, parameter in module.named_parameters()
+        if parameter.requires_grad and key.startswith(prefix)
+    )
+    return ParameterGroup(name, parameters, tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay)
+
+
+def build_engine(
+    module: nn.Module, groups: Sequence[ParameterGroup], shard: Shard, *, clip: float, device: torch.device
+) -> Engine:
+    """Put the module on its device in its working precision, under the engine that the recipe names.
+
+    The groups hold every trainable parameter once; names are those of `module.named_parameters()`.
+    """
+    if shard.gradient_checkpointing:
+        for part in module.modules():
+            if hasattr(part, "gradient_checkpointing_enable"):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+                break
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype_of(shard.precision))
+    module.to(device)
+    match shard.engine:
+        case "plain":
+            from trainers.engine.plain import PlainEngine
+
+            return PlainEngine(module, groups, clip=clip, device=device)
+        case "deepspeed":
+            from trainers.engine.deepspeed import DeepSpeedEngine
+
+            return DeepSpeedEngine(
+                module,
+                groups,
+                zero=shard.zero,
+                precision=shard.precision,
+                offload=shard.offload,
+                clip=clip,
+                device=device,
+            )

@@ -1,0 +1,244 @@
+"""ZeRO 0-3 on raw DeepSpeed: no op is compiled, and the state goes out and in without DeepSpeed's checkpoint formats."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from torch import Tensor, nn
+
+from trainers import distributed
+from trainers.engine.config import deepspeed_config
+from trainers.engine.flat_adamw import FlatAdamW, new_moments, split_by_decay
+from trainers.engine.plain import load_replicated_state, poisoned, replicated_parameters, replicated_state
+from trainers.engine.protocol import STATE_GROUPS, ParameterGroup, ReadState, StateGroup, StateSlice, StepInfo
+
+# The shared-memory op is compiled in the first init_distributed and leaves its buffer in /dev/shm; gloo does without.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# DeepSpeed calls collectives by names that torch 2.13 renames; once a call is enough to fill a log.
+warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
+
+
+class DeepSpeedEngine:
+    """Engine over one module whose optimiser, gradients or parameters DeepSpeed shards."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[ParameterGroup],
+        *,
+        zero: int,
+        precision: str,
+        offload: str,
+        clip: float,
+        device: torch.device,
+    ) -> None:
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
+        self._bare = module
+        self._device = device
+        self._zero = zero
+        self._group_names = tuple(group.name for group in groups)
+        self._parts = split_by_decay(groups)
+        self._parameters = {name: parameter for part in self._parts for name, parameter in part.parameters}
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        self._steps_applied = 0
+        self._flat = FlatAdamW(self._parts, clip) if zero == 0 else None
+        self._torch_optimizer: Any = self._flat.inner if self._flat else self._build_adamw()
+        config = deepspeed_config(
+            zero=zero,
+            precision=precision,
+            offload=offload,
+            clip=clip,
+            trainable_elements=sum(parameter.numel() for parameter in self._parameters.values()),
+            on_cpu=device.type == "cpu",
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._flat or self._torch_optimizer, config=config, dist_init_required=False
+        )
+        if zero > 0:
+            self._make_moments()
+
+    def _build_adamw(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": [parameter for _, parameter in part.parameters],
+                    "lr": 0.0,
+                    "betas": part.betas,
+                    "eps": part.eps,
+                    "weight_decay": part.weight_decay,
+                }
+                for part in self._parts
+            ],
+            fused=True,
+        )
+
+    def _make_moments(self) -> None:
+        """Make the optimiser state that torch would make on the first step, so that it can be read and filled."""
+        for flat in self._flat_masters():
+            self._torch_optimizer.state[flat] = new_moments(flat)
+        if self._zero < 3:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _flat_masters(self) -> list[Tensor]:
+        optimizer = self._engine.optimizer
+        if self._zero == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        if hasattr(optimizer, "fp32_groups_flat_partition"):
+            return list(optimizer.fp32_groups_flat_partition)
+        return list(optimizer.single_partition_of_fp32_groups)
+
+    @property
+    def module(self) -> nn.Module:
+        """DeepSpeed's wrapper: its forward gathers what ZeRO-3 has sharded."""
+        return self._engine
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches have to be."""
+        return self._device
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the parameter groups."""
+        return self._group_names
+
+    @property
+    def steps_applied(self) -> int:
+        """Optimiser steps that changed the parameters."""
+        return self._steps_applied
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; DeepSpeed averages over ranks, so the loss is scaled to make it a sum."""
+        self._engine.backward(poisoned(loss) * distributed.world_size())
+        if self._zero > 0 and hasattr(self._engine.optimizer, "_backward_hook_state"):
+            # Two forwards before one backward leave the nesting depth at one.
+            self._engine.optimizer._backward_hook_state.backward_active_depth = 0
+
+    def step(self, lrs: Mapping[str, float]) -> StepInfo:
+        """Reduce, clip, update; DeepSpeed's overflow check makes all ranks skip together."""
+        if self._flat is not None:
+            self._flat.set_lrs(lrs)
+            self._engine.step()
+            self._flat.attach_gradients()
+            info = self._flat.last
+        else:
+            for group, part in zip(self._torch_optimizer.param_groups, self._parts, strict=True):
+                group["lr"] = lrs[part.name]
+            self._engine.step()
+            norm = self._engine.optimizer._global_grad_norm
+            info = StepInfo(float(norm), self._engine.was_step_applied())
+            if self._zero == 3:
+                # Parameters without a gradient in a step would otherwise keep the last step's.
+                for buffer in _gradient_partitions(self._engine.optimizer):
+                    buffer.zero_()
+        self._steps_applied += info.applied
+        return info
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        """Give the bare module; under ZeRO-3 gathered once, with DeepSpeed's hooks off."""
+        if self._zero < 3:
+            yield self._bare
+            return
+        with GatheredParameters(list(self._bare.parameters())):
+            _remove_hooks(self._engine.optimizer.parameter_offload)
+            try:
+                yield self._bare
+            finally:
+                _add_hooks(self._engine.optimizer.parameter_offload)
+
+    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters on the CPU; under ZeRO-3 gathered one by one."""
+        if self._zero < 3:
+            yield from replicated_parameters(self._bare, names)
+            return
+        wanted = None if names is None else set(names)
+        for name, parameter in self._bare.named_parameters():
+            if wanted is None or name in wanted:
+                with GatheredParameters([parameter]):
+                    whole = parameter.detach().to("cpu", copy=True)
+                yield name, whole
+
+    def state_out(self) -> Iterator[StateSlice]:
+        """Yield what this rank's partition holds."""
+        if self._flat is not None:
+            yield from replicated_state(self._flat)
+            return
+        for group in STATE_GROUPS:
+            for name, parameter in self._parameters.items():
+                owned = self._owned(parameter, group)
+                if owned is not None:
+                    start, values = owned
+                    yield StateSlice(group, name, self._shapes[name], start, values.detach())
+
+    @torch.no_grad()
+    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
+        """Fill this rank's partition, then every rank's working parameters."""
+        self._steps_applied = steps_applied
+        if self._flat is not None:
+            load_replicated_state(self._flat, read, steps_applied)
+            return
+        for group in STATE_GROUPS:
+            for name, parameter in self._parameters.items():
+                owned = self._owned(parameter, group)
+                if owned is not None:
+                    start, values = owned
+                    values.copy_(read(group, name, start, start + values.numel()))
+        for flat in self._flat_masters():
+            self._torch_optimizer.state[flat]["step"].fill_(steps_applied)
+        for name, parameter in self._parameters.items():
+            shape = self._shapes[name]
+            whole = read("param", name, 0, _size(shape)).view(shape)
+            if self._zero == 3:
+                with GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(whole)
+            else:
+                parameter.data.copy_(whole)
+
+    def _owned(self, parameter: nn.Parameter, group: StateGroup) -> tuple[int, Tensor] | None:
+        """Return where this rank's fragment of a parameter starts, and the fragment as a flat view."""
+        key = None if group == "param" else group
+        if self._zero == 3:
+            optimizer = self._engine.optimizer
+            local = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True, optim_state_key=key)[0]
+            start = distributed.rank() * parameter.partition_numel()
+            count = min(local.numel(), parameter.ds_numel - start)
+            return (start, local[:count]) if count > 0 else None
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
+
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks."""
+        self._engine.destroy()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _gradient_partitions(optimizer: Any) -> list[Tensor]:
+    partitions: dict[int, Tensor] = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+    return list(partitions.values())
+
+
+def _remove_hooks(offload: Any) -> None:
+    for parameter in offload.module.parameters():
+        parameter.ds_active_sub_modules.clear()
+    for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+        hook.remove()
+    offload.forward_hooks = []
+    offload.backward_hooks = []
+
+
+def _add_hooks(offload: Any) -> None:
+    offload.get_param_coordinator()._invalidate_trace()
+    offload._register_deepspeed_module(offload.module)

@@ -34,7 +34,10 @@ class Files(Protocol):
     """
 
     uri: str
-    root: Path | None
+
+    @property
+    def root(self) -> Path | None:
+        """The local folder; None for an object store."""
 
     def create(self, path: str, data: bytes, *, durable: bool = True) -> bool:
         """Write a file if there is none of that name; of several racing writers (with unequal bytes) one gets True."""
@@ -305,7 +308,7 @@ class RemoteFiles:
         self._is_memory = protocol == "memory"
         self._errors: tuple[type[Exception], ...] = (OSError,)
         if protocol == "s3":
-            from botocore.exceptions import BotoCoreError
+            from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
             self._errors = (OSError, BotoCoreError)
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -156,6 +157,58 @@ class TensorEntry(_Record):
     slices: list[Slice]
 
 
+def _missing_part(entry: TensorEntry) -> str | None:
+    """Say what the slices of a tensor leave out or give twice; None when each element is there once."""
+    size = math.prod(entry.shape)
+    rank = len(entry.shape)
+    covered = sum(math.prod(piece.shape) for piece in entry.slices)
+    if covered != size:
+        return f"{covered} of {size} elements"
+    position = 0
+    is_flat = all(len(piece.start) == 1 for piece in entry.slices)
+    for piece in sorted(entry.slices, key=lambda item: item.start) if is_flat else ():
+        if piece.start[0] != position:
+            return f"element {min(position, piece.start[0])}"
+        position += piece.shape[0]
+    for piece in entry.slices:
+        if len(piece.start) != len(piece.shape) or len(piece.start) not in (1, rank):
+            return f"a slice of rank {len(piece.start)} in a tensor of rank {rank}"
+        limits = entry.shape if len(piece.start) == rank else [size]
+        if any(at < 0 or at + n > limit for at, n, limit in zip(piece.start, piece.shape, limits, strict=True)):
+            return f"a slice at {piece.start} of shape {piece.shape} in a tensor of shape {entry.shape}"
+    if not is_flat:
+        boxes = [piece for piece in entry.slices if math.prod(piece.shape)]
+        for index, one in enumerate(boxes):
+            if any(_boxes_meet(one, other) for other in boxes[:index]):
+                return "overlapping slices"
+    return None
+
+
+def _boxes_meet(one: Slice, other: Slice) -> bool:
+    sides = zip(one.start, one.shape, other.start, other.shape, strict=True)
+    return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in sides)
+
+
+def merge_entries(parts: Iterable[Mapping[str, Sequence[TensorEntry]]]) -> dict[str, list[TensorEntry]]:
+    """Join what several writers wrote of the same tensors, in the order of first mention."""
+    merged: dict[str, dict[str, TensorEntry]] = {}
+    for part in parts:
+        for group, entries in part.items():
+            known = merged.setdefault(group, {})
+            for entry in entries:
+                same = known.get(entry.name)
+                if same is None:
+                    known[entry.name] = entry
+                    continue
+                if (same.shape, same.dtype) != (entry.shape, entry.dtype):
+                    raise ValueError(
+                        f"{group}:{entry.name} is {same.dtype} {same.shape} and {entry.dtype} {entry.shape}"
+                    )
+                slices = sorted([*same.slices, *entry.slices], key=lambda piece: piece.start)
+                known[entry.name] = same.model_copy(update={"slices": slices})
+    return {group: list(entries.values()) for group, entries in merged.items()}
+
+
 class Layout(_Record):
     """How the work was laid out when the state was saved; equal layouts resume to equal bits."""
 
@@ -178,6 +231,17 @@ class StateManifest(_Record):
     values: dict[str, JsonValue] = {}
     versions: dict[str, str] = {}
     layout: Layout
+
+    @model_validator(mode="after")
+    def _every_element_once(self) -> "StateManifest":
+        for group, entries in self.tensors.items():
+            if len({entry.name for entry in entries}) != len(entries):
+                raise ValueError(f"{group}: a tensor is listed twice")
+            for entry in entries:
+                wrong = _missing_part(entry)
+                if wrong is not None:
+                    raise ValueError(f"{group}:{entry.name} is not whole: {wrong}")
+        return self
 
     def objects(self) -> Iterator[FileEntry]:
         """Every object that the state needs, each once."""

@@ -14,7 +14,7 @@ from trainers.store.manifest import FORMAT, canonical_json
 SEGMENT_BYTES = 1 << 20
 """A writer publishes a segment by itself when this much has gathered."""
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-(\d{8}-\d{6})-[0-9a-f]{4}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-(\d{8}-\d{6}-[0-9a-f]{4})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _SEGMENT = re.compile(r"(\d{6,})\.jsonl")
 
@@ -117,39 +117,19 @@ class Run:
 
 
 def new_run(files: Files, recipe_name: str) -> Run:
-    """Take a run id that nobody else has: <recipe-name>-<utc yyyymmdd-hhmmss>-<4 hex>."""
+    """Take a run id that nobody else has: <recipe-name>-<utc yyyymmdd-hhmmss>-<4 hex, the fraction of the second>."""
     while True:
         at = datetime.now(UTC)
-        run = Run(files, f"{recipe_name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-        record = {
-            "format": FORMAT,
-            "run": run.id,
-            "recipe": recipe_name,
-            "created_at": at.isoformat(),
-            "nonce": secrets.token_hex(8),
-        }
-        if files.create(f"runs/{run.id}/run.json", canonical_json(record)):
+        run = Run(files, f"{recipe_name}-{at:%Y%m%d-%H%M%S}-{at.microsecond * 0x10000 // 1_000_000:04x}")
+        record = {"format": FORMAT, "run": run.id, "recipe": recipe_name, "created_at": at.isoformat()}
+        if files.create(f"runs/{run.id}/run.json", canonical_json({**record, "nonce": secrets.token_hex(8)})):
             return run
 
 
 def list_runs(files: Files) -> list[str]:
     """Return the ids of all runs, oldest first."""
-    by_second: dict[str, list[str]] = {}
-    for name in files.names("runs"):
-        match = _ID.fullmatch(name)
-        if match:
-            by_second.setdefault(match.group(1), []).append(name)
-
-    def created_at(run_id: str) -> str:
-        try:
-            return str(json.loads(files.read(f"runs/{run_id}/run.json"))["created_at"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return ""
-
-    ordered: list[str] = []
-    for _, ids in sorted(by_second.items()):
-        ordered += ids if len(ids) == 1 else sorted(ids, key=created_at)
-    return ordered
+    matches = [match for name in files.names("runs") if (match := _ID.fullmatch(name))]
+    return [match.string for match in sorted(matches, key=lambda match: (match.group(1), match.string))]
 
 
 def _segment_numbers(files: Files, folder: str) -> list[int]:

@@ -42,7 +42,6 @@ class WorkerSpec:
     gpus_per_worker: int = 0
     cpus_per_worker: float = 1.0
     """0 takes nothing from the cluster: no placement group."""
-    min_workers: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set before the worker's interpreter starts."""
     preload: str | None = "trainers.preload"

@@ -1,0 +1,200 @@
+"""The process of one rank: `python -m cluster.rank FD PARENT`. Imports while it waits, runs a target, leaves.
+
+It speaks JSON lines with the worker that started it, on an inherited socket. In: `run`, `stop`, `exit`. Out: `ready`,
+`beat`, `result`, `error`. The target runs in the main thread, so that it may set signal handlers; imports happen in a
+thread of low priority, which the kernel keeps apart from the threads that work.
+"""
+
+import atexit
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+SPARE_NICENESS = 10
+
+
+def main(socket_fd: int, stacks_fd: int, parent_pid: int, preload: str) -> None:
+    """Serves runs until told to leave, or until the parent is gone."""
+    die_with_parent(parent_pid)
+    for handle in (socket_fd, stacks_fd):
+        os.set_inheritable(handle, False)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, file=stacks_fd, all_threads=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=socket_fd))
+    signal.signal(signal.SIGTERM, link.on_sigterm)
+    threading.Thread(target=link.listen, name="link", daemon=True).start()
+    threading.Thread(target=link.flush_beats, name="beats", daemon=True).start()
+    warming = threading.Thread(target=_preload, args=(link, preload), name="preload", daemon=True)
+    warming.start()
+    while (order := link.orders.get()) is not None:
+        warming.join()
+        _serve(link, order)
+        if not order["reusable"]:
+            break
+    _leave()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel for SIGKILL when the parent ends, and leaves if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+class Link:
+    """The socket to the worker, and what came over it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.stop = threading.Event()
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._beat: dict[str, Any] | None = None
+        self._phase = ""
+        self._sent_at = 0.0
+
+    def listen(self) -> None:
+        """Reads orders; the end of the stream means that the worker is gone."""
+        with self._connection.makefile("rb") as lines:
+            for line in lines:
+                order = json.loads(line)
+                match order["do"]:
+                    case "run":
+                        self.orders.put(order)
+                    case "stop":
+                        self.stop.set()
+                    case "exit":
+                        self.orders.put(None)
+        os.killpg(0, signal.SIGKILL)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """One message, from any thread."""
+        data = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            self._connection.sendall(data)
+
+    def beat(self, phase: str, progress: dict[str, Any]) -> None:
+        """Sends a new phase at once, the rest a few times a second."""
+        self._beat = {"say": "beat", "phase": phase, "progress": progress}
+        if phase != self._phase or time.monotonic() - self._sent_at > 0.2:
+            self._phase = phase
+            self.flush_beat()
+
+    def flush_beat(self) -> None:
+        """Sends the latest beat, if it is still to be sent."""
+        with self._lock:
+            beat, self._beat = self._beat, None
+            if beat is not None:
+                self._sent_at = time.monotonic()
+                self._connection.sendall(json.dumps(beat).encode() + b"\n")
+
+    def flush_beats(self) -> None:
+        """Sees to it that the last beat before a silence arrives."""
+        while True:
+            time.sleep(0.25)
+            self.flush_beat()
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """The first SIGTERM asks to stop, the second ends the process."""
+        if self.stop.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.stop.set()
+
+
+class Context:
+    """`WorkerContext` of this process."""
+
+    def __init__(self, link: Link, order: dict[str, Any]) -> None:
+        self._link = link
+        self.rank: int = order["rank"]
+        self.world_size: int = order["world_size"]
+        self.local_rank: int = order["local_rank"]
+        self.node: str = order["node"]
+
+    def beat(self, phase: str, **progress: Any) -> None:
+        """Says where this rank is."""
+        self._link.beat(phase, progress)
+
+    def stop_requested(self) -> bool:
+        """Whether the driver, or a SIGTERM, asked to stop."""
+        return self._link.stop.is_set()
+
+
+def find_target(target: str) -> Any:
+    """The function that "module:function" names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _preload(link: Link, module: str) -> None:
+    started = time.monotonic()
+    trouble = ""
+    if module:
+        # Niceness belongs to a thread on Linux: the main thread keeps its own, and needs no privilege to have it back.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
+        try:
+            importlib.import_module(module)
+        except Exception:
+            trouble = traceback.format_exc()
+    link.send({"say": "ready", "seconds": time.monotonic() - started, "trouble": trouble})
+
+
+def _serve(link: Link, order: dict[str, Any]) -> None:
+    os.environ.update(order["environment"])
+    log = os.open(order["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        result = find_target(order["target"])(order["payload"], Context(link, order))
+        answer = json.dumps(result)
+    except BaseException as error:
+        traceback.print_exc()
+        link.send({"say": "error", **describe_error(error)})
+        return
+    link.flush_beat()
+    link.send({"say": "result", "result": json.loads(answer)})
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """An exception as JSON: class name, message, traceback, errno of the first OSError in its chain, exit code if it has one."""
+    number: int | None = None
+    link: BaseException | None = error
+    while link is not None and number is None:
+        number = link.errno if isinstance(link, OSError) else None
+        link = link.__cause__ or link.__context__
+    code = getattr(type(error), "exit_code", None)
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "errno": number,
+        "exit_code": code if isinstance(code, int) else 4,
+        "at": time.time(),
+    }
+
+
+def _leave() -> None:
+    # A thread or a destructor of a library may wait for peers that are gone: leave without them.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -31,11 +31,19 @@ class Shape:
 class RopeParameters(Strict):
     """Rotary position embedding (Su et al. 2021) and its context extensions."""
 
-    rope_type: Literal["default", "linear", "llama3"] = meaning("default", description="Frequency scaling; default: none.")
-    rope_theta: float = meaning(10_000.0, gt=1, le=1e9, description="Base of the frequencies; larger for longer contexts.")
-    factor: float | None = meaning(None, ge=1, le=1e4, description="Context extension factor (linear and llama3 need it).")
+    rope_type: Literal["default", "linear", "llama3"] = meaning(
+        "default", description="Frequency scaling; default: none."
+    )
+    rope_theta: float = meaning(
+        10_000.0, gt=1, le=1e9, description="Base of the frequencies; larger for longer contexts."
+    )
+    factor: float | None = meaning(
+        None, ge=1, le=1e4, description="Context extension factor (linear and llama3 need it)."
+    )
     low_freq_factor: float | None = meaning(None, gt=0, le=1e4, description="llama3: where the low frequencies end.")
-    high_freq_factor: float | None = meaning(None, gt=0, le=1e4, description="llama3: where the high frequencies start.")
+    high_freq_factor: float | None = meaning(
+        None, gt=0, le=1e4, description="llama3: where the high frequencies start."
+    )
     original_max_position_embeddings: int | None = meaning(
         None, ge=8, le=10**7, description="llama3: context length in tokens before the extension."
     )
@@ -68,7 +76,10 @@ class _Rotary(Strict):
     num_hidden_layers: int = meaning(ge=1, le=512, description="Transformer blocks.")
     num_attention_heads: int = meaning(ge=1, le=1024, description="Query heads.")
     num_key_value_heads: int | None = meaning(
-        None, ge=1, le=1024, description="Key and value heads; must divide the query heads; None: one for each query head."
+        None,
+        ge=1,
+        le=1024,
+        description="Key and value heads; must divide the query heads; None: one for each query head.",
     )
     head_dim: int | None = meaning(
         None, ge=2, le=1024, multiple_of=2, description="Width of a head; None: hidden_size / num_attention_heads."
@@ -122,16 +133,24 @@ class Gpt2(Strict):
     n_embd: int = meaning(ge=8, le=65_536, description="Width of the residual stream.")
     n_layer: int = meaning(ge=1, le=512, description="Transformer blocks.")
     n_head: int = meaning(ge=1, le=1024, description="Attention heads; must divide n_embd.")
-    n_positions: int = meaning(1024, ge=8, le=10**7, description="Longest sequence in tokens; a learned vector for each.")
-    n_inner: int | None = meaning(None, ge=8, le=1_048_576, description="Width of the feed-forward layer; None: 4 x n_embd.")
+    n_positions: int = meaning(
+        1024, ge=8, le=10**7, description="Longest sequence in tokens; a learned vector for each."
+    )
+    n_inner: int | None = meaning(
+        None, ge=8, le=1_048_576, description="Width of the feed-forward layer; None: 4 x n_embd."
+    )
     activation_function: Activation = meaning("gelu_new", description="Activation of the feed-forward layer.")
     resid_pdrop: float = meaning(0.0, ge=0, lt=1, description="Dropout on the residual branches; always off in RLHF.")
     embd_pdrop: float = meaning(0.0, ge=0, lt=1, description="Dropout on the embeddings; always off in RLHF.")
     attn_pdrop: float = meaning(0.0, ge=0, lt=1, description="Dropout on attention weights; always off in RLHF.")
     layer_norm_epsilon: float = meaning(1e-5, gt=0, le=1, description="Added to the variance in the norms.")
     initializer_range: float = meaning(0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
-    scale_attn_weights: bool = meaning(True, description="Divide attention logits by the square root of the head's width.")
-    scale_attn_by_inverse_layer_idx: bool = meaning(False, description="Divide attention logits by the layer's number too.")
+    scale_attn_weights: bool = meaning(
+        True, description="Divide attention logits by the square root of the head's width."
+    )
+    scale_attn_by_inverse_layer_idx: bool = meaning(
+        False, description="Divide attention logits by the layer's number too."
+    )
     tie_word_embeddings: bool = meaning(True, description="Share the input and the output embedding.")
 
     @model_validator(mode="after")

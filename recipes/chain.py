@@ -57,7 +57,9 @@ def order(recipe: Recipe) -> list[str]:
     while len(ordered) < len(parents):
         ready = next((name for name in parents if name not in ordered and parents[name] <= set(ordered)), None)
         if ready is None:
-            raise ValueError("stages wait for each other: " + ", ".join(name for name in parents if name not in ordered))
+            raise ValueError(
+                "stages wait for each other: " + ", ".join(name for name in parents if name not in ordered)
+            )
         ordered.append(ready)
     return ordered
 
@@ -203,33 +205,31 @@ def _check_one_tokenizer(loaded: LoadedRecipe, place: str, model: str, other: st
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
-    stages = loaded.recipe.stages
+    """One problem for each circle, at the reference that closes it."""
+    remaining = dict(loaded.recipe.stages)
+    while (circle := _find_circle(remaining)) is not None:
+        closing = circle[-1]
+        route = " -> ".join([edge.stage for edge in circle] + [closing.parent])
+        place = f"stages.{closing.stage}.{closing.field_path}"
+        yield loaded.problem(place, closing.parent, f"stages go round in a circle: {route}")
+        for edge in circle:
+            del remaining[edge.stage]
+
+
+def _find_circle(stages: Mapping[str, Stage]) -> list[Edge] | None:
+    """The edges of one circle; stages without parents among the rest are taken away until none or only circles are left."""
     out: dict[str, list[Edge]] = {name: [] for name in stages}
     for edge in edges(stages):
         if edge.stage != edge.parent:
             out[edge.stage].append(edge)
-    done: set[str] = set()
-    for start in stages:
-        trail: list[Edge] = []
-        on_trail: list[str] = []
-
-        def visit(name: str) -> Edge | None:
-            on_trail.append(name)  # noqa: B023
-            for edge in out[name]:
-                trail.append(edge)  # noqa: B023
-                if edge.parent in on_trail:  # noqa: B023
-                    return edge
-                if edge.parent not in done and (found := visit(edge.parent)) is not None:
-                    return found
-                trail.pop()  # noqa: B023
-            on_trail.pop()  # noqa: B023
-            done.add(name)
-            return None
-
-        closing = visit(start) if start not in done else None
-        if closing is not None:
-            circle = on_trail[on_trail.index(closing.parent) :]
-            route = " -> ".join([*circle, closing.parent])
-            place = f"stages.{closing.stage}.{closing.field_path}"
-            yield loaded.problem(place, closing.parent, f"stages go round in a circle: {route}")
-            done.update(on_trail)
+    while free := [name for name, leaving in out.items() if not any(edge.parent in out for edge in leaving)]:
+        for name in free:
+            del out[name]
+    if not out:
+        return None
+    name, trail = next(iter(out)), []
+    while name not in [edge.stage for edge in trail]:
+        edge = next(edge for edge in out[name] if edge.parent in out)
+        trail.append(edge)
+        name = edge.parent
+    return trail[[edge.stage for edge in trail].index(name) :]

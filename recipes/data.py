@@ -25,7 +25,9 @@ class _Rows(Strict):
         pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
         description="Keep one of n disjoint parts of the rows, for example '1/2'; rows that share a prompt share a part.",
     )
-    limit: int | None = meaning(None, ge=1, description="Keep at most this many rows, drawn by the seed; None keeps all.")
+    limit: int | None = meaning(
+        None, ge=1, description="Keep at most this many rows, drawn by the seed; None keeps all."
+    )
 
     @model_validator(mode="after")
     def _part_within(self) -> "_Rows":
@@ -39,7 +41,9 @@ class _Rows(Strict):
 class PythonDocs(_Rows):
     """The documentation that the running Python installation carries; which set is read follows from the stage's kind."""
 
-    source: Literal["python-docs"] = meaning(description="Reads the standard library's docstrings and language reference.")
+    source: Literal["python-docs"] = meaning(
+        description="Reads the standard library's docstrings and language reference."
+    )
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
@@ -54,7 +58,10 @@ class _Files(_Rows):
         description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to the file's own name.",
     )
     hold_out: float = meaning(
-        0.0, ge=0, lt=1, description="Share of rows, chosen by their hash, kept out of training and used for evaluation."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of rows, chosen by their hash, kept out of training and used for evaluation.",
     )
 
 
@@ -62,7 +69,9 @@ class TextFiles(_Files):
     """Plain UTF-8 text, one document a file, or one a blank-line-separated paragraph."""
 
     source: Literal["text"] = meaning(description="Reads plain UTF-8 text files.")
-    documents: Literal["file", "paragraph"] = meaning("file", description="What one document is: a whole file or a paragraph.")
+    documents: Literal["file", "paragraph"] = meaning(
+        "file", description="What one document is: a whole file or a paragraph."
+    )
 
 
 class JsonLines(_Files):
@@ -88,13 +97,17 @@ class Datasets(_Rows):
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
     path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
-    revision: str | None = meaning(None, description="Commit hash or tag of the hub data set; None only for a local folder.")
+    revision: str | None = meaning(
+        None, description="Commit hash or tag of the hub data set; None only for a local folder."
+    )
     name: str | None = meaning(None, description="Configuration name of the hub data set.")
     split: str = meaning("train", description="Split of the data set.")
     columns: dict[Column, str] = meaning(
         default_factory=dict, description="Maps a standard column to the data set's own name."
     )
-    hold_out: float = meaning(0.0, ge=0, lt=1, description="Share of rows kept out of training and used for evaluation.")
+    hold_out: float = meaning(
+        0.0, ge=0, lt=1, description="Share of rows kept out of training and used for evaluation."
+    )
 
 
 Source = Annotated[PythonDocs | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")]
@@ -107,7 +120,7 @@ class TrainTokenizer(Strict):
     vocab_size: int = meaning(ge=300, le=1_000_000, description="Entries, special tokens and the 256 bytes included.")
     eos_token: str = meaning("<|end|>", min_length=1, description="Ends a document or a response.")
     pad_token: str = meaning("<|pad|>", min_length=1, description="Fills a batch; must differ from eos_token.")
-    special_tokens: list[str] = meaning(
+    special_tokens: list[Annotated[str, Field(min_length=1)]] = meaning(
         default_factory=lambda: ["<|system|>", "<|user|>", "<|assistant|>"],
         description="Further tokens that are never split; the chat template's role marks by default.",
     )
@@ -125,9 +138,13 @@ class TrainTokenizer(Strict):
 class ExistingTokenizer(Strict):
     """A tokenizer that exists already, in the Hugging Face layout."""
 
-    from_: str = meaning(alias="from", description="A store address, a local folder or hf://org/name@revision with a tokenizer.json.")
+    from_: str = meaning(
+        alias="from", description="A store address, a local folder or hf://org/name@revision with a tokenizer.json."
+    )
     eos_token: str | None = meaning(None, description="Overrides the end token; must be in the vocabulary.")
-    pad_token: str | None = meaning(None, description="Overrides the pad token; must be in the vocabulary and differ from eos.")
+    pad_token: str | None = meaning(
+        None, description="Overrides the pad token; must be in the vocabulary and differ from eos."
+    )
     chat_template: str | None = meaning(None, description="Overrides the Jinja chat template.")
 
 

@@ -41,7 +41,9 @@ class LoadedRecipe:
         """A problem at a field path, with the file and line of that field or of the nearest one around it."""
         parts: Path = tuple(_index(part) for part in path.split(".")) if isinstance(path, str) else path
         mark = _mark_of(parts, self.sources, self.path)
-        return Problem(mark.file, mark.line, path_text(parts), _shown(found), message, suggestion)
+        return Problem(
+            mark.file, mark.line, path_text(parts), "" if found == "" else _shown(found), message, suggestion
+        )
 
 
 def load_recipe(path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False) -> LoadedRecipe:
@@ -188,7 +190,9 @@ def _apply_override(document: Document, override: str) -> None:
                 document.marks[(*path[:depth], part)] = Mark(source, None)
         else:
             found = f"a list of {len(node)}" if isinstance(node, list) else shorten(node)
-            document.problems.append(Problem(source, None, dotted, found, f"{path_text(path[: depth + 1])}: no such place"))
+            document.problems.append(
+                Problem(source, None, dotted, found, f"{path_text(path[: depth + 1])}: no such place")
+            )
             return
         if is_last:
             node[part] = value.value
@@ -379,7 +383,13 @@ def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
 
 
 def _alternatives(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else ", ".join(choices[:-1]) + " or " + choices[-1] if choices else "another value"
+    return (
+        choices[0]
+        if len(choices) == 1
+        else ", ".join(choices[:-1]) + " or " + choices[-1]
+        if choices
+        else "another value"
+    )
 
 
 def _at(raw: Any, path: Path) -> Any:
@@ -409,6 +419,4 @@ def _index(part: str) -> int | str:
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return shorten(f"'{value}'")
-    return "" if value == "" else shorten(value)
-
-
+    return shorten(value)

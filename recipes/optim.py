@@ -14,7 +14,9 @@ class AdamW(Strict):
 
     name: Literal["adamw"] = meaning("adamw", description="Adam with decoupled weight decay.")
     lr: float = meaning(gt=0, le=10, description="Peak learning rate.")
-    betas: tuple[Beta, Beta] = meaning((0.9, 0.999), description="Decay rates of the first and second moment, each in [0, 1).")
+    betas: tuple[Beta, Beta] = meaning(
+        (0.9, 0.999), description="Decay rates of the first and second moment, each in [0, 1)."
+    )
     eps: float = meaning(1e-8, gt=0, le=1, description="Added to the denominator.")
     weight_decay: float = meaning(0.0, ge=0, le=10, description="Applied to matrices only, never to norms and biases.")
 
@@ -23,5 +25,9 @@ class Schedule(Strict):
     """Learning-rate factor as a function of the step: linear warm-up, then the named decay."""
 
     name: Literal["constant", "linear", "cosine"] = meaning("cosine", description="Shape after the warm-up.")
-    warmup_steps: int = meaning(0, ge=0, le=10**9, description="Steps of linear warm-up from 0; must be below the stage's steps.")
-    min_ratio: float = meaning(0.0, ge=0, le=1, description="Final factor of the peak learning rate (linear and cosine).")
+    warmup_steps: int = meaning(
+        0, ge=0, le=10**9, description="Steps of linear warm-up from 0; must be below the stage's steps."
+    )
+    min_ratio: float = meaning(
+        0.0, ge=0, le=1, description="Final factor of the peak learning rate (linear and cosine)."
+    )

@@ -13,9 +13,12 @@ class Sampling(Strict):
 
     max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Longest response in tokens, the end token included.")
     max_prompt_tokens: int = meaning(128, ge=1, le=10**6, description="Longer prompts are dropped and counted.")
-    temperature: float = meaning(1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update.")
+    temperature: float = meaning(
+        1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update."
+    )
     stop_tokens: list[str] = meaning(
-        default_factory=list, description="Further tokens that end a response; each must be one token of the vocabulary."
+        default_factory=list,
+        description="Further tokens that end a response; each must be one token of the vocabulary.",
     )
 
 
@@ -46,26 +49,39 @@ KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]
 class Ppo(Strict):
     """PPO (Schulman et al. 2017) on token-level actions with a KL penalty in the reward."""
 
-    estimator: Literal["gae"] = meaning("gae", description="Advantages: generalised advantage estimation with a critic.")
+    estimator: Literal["gae"] = meaning(
+        "gae", description="Advantages: generalised advantage estimation with a critic."
+    )
     iterations: int = meaning(ge=1, le=10**9, description="Rollout + update cycles.")
     epochs: int = meaning(2, ge=1, le=100, description="Passes over an iteration's experience.")
     mini_batches: int = meaning(2, ge=1, le=4096, description="Optimiser steps per pass.")
-    kl_coef: float = meaning(0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token.")
-    kl_in: Literal["reward", "loss"] = meaning("reward", description="Where the penalty enters: per-token reward (k1) or loss (k3).")
+    kl_coef: float = meaning(
+        0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token."
+    )
+    kl_in: Literal["reward", "loss"] = meaning(
+        "reward", description="Where the penalty enters: per-token reward (k1) or loss (k3)."
+    )
     kl_controller: KlController = meaning(default_factory=FixedKl, description="How kl_coef changes over time.")
     kl_limit: float | None = meaning(
-        None, gt=0, le=10**4, description="Stop rule: mean KL per response in nats above which the stage stops at its best state."
+        None,
+        gt=0,
+        le=10**4,
+        description="Stop rule: mean KL per response in nats above which the stage stops at its best state.",
     )
     clip_low: float = meaning(0.2, gt=0, lt=1, description="Ratio clip below 1.")
     clip_high: float = meaning(0.2, gt=0, le=10, description="Ratio clip above 1.")
-    dual_clip: float | None = meaning(None, gt=1, le=100, description="Lower bound factor for negative advantages (Ye et al. 2020).")
+    dual_clip: float | None = meaning(
+        None, gt=1, le=100, description="Lower bound factor for negative advantages (Ye et al. 2020)."
+    )
     value_clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
     value_coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
     entropy_coef: float = meaning(0.0, ge=0, le=10, description="Weight of the entropy bonus.")
     gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
     lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
     score_clip: float = meaning(5.0, gt=0, le=1000, description="Normalised scores are clipped to plus or minus this.")
-    missing_eos_penalty: float = meaning(1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token.")
+    missing_eos_penalty: float = meaning(
+        1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
+    )
     critic_warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
     optimizer: AdamW = meaning(description="The actor's optimiser.")
     critic_lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")

@@ -14,14 +14,19 @@ class Cluster(Strict):
     """What the run asks of the cluster."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10**5)] = placement(
-        "auto", description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs and recorded."
+        "auto",
+        description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs and recorded.",
     )
     min_workers: int = placement(1, ge=1, le=10**5, description="Fewest workers with which the run may go on.")
     gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."
     )
-    placement_timeout_s: int = placement(300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up.")
-    max_retries: int = placement(2, ge=0, le=100, description="Further attempts at a stage after an infrastructure failure.")
+    placement_timeout_s: int = placement(
+        300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up."
+    )
+    max_retries: int = placement(
+        2, ge=0, le=100, description="Further attempts at a stage after an infrastructure failure."
+    )
 
 
 class Recipe(Strict):
@@ -30,4 +35,6 @@ class Recipe(Strict):
     name: Name = placement(description="Name of the recipe; part of run ids.")
     seed: int = meaning(0, ge=0, lt=2**63, description="Seed of every stage that does not set its own.")
     cluster: Cluster = placement(default_factory=Cluster, description="What the run asks of the cluster.")
-    stages: dict[Name, Stage] = meaning(min_length=1, max_length=256, description="The chain; order follows from the references.")
+    stages: dict[Name, Stage] = meaning(
+        min_length=1, max_length=256, description="The chain; order follows from the references."
+    )

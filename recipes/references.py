@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from recipes.data import ExistingTokenizer
+from recipes.data import ExistingTokenizer, PythonDocs, Source
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 
 PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer"]
@@ -65,7 +65,9 @@ def parse_reference(text: str) -> Reference:
     if text.startswith("store://"):
         match = _STORE.fullmatch(text)
         if match is None:
-            raise ValueError("a store address is store://NAME or store://FINGERPRINT (at least 8 hex digits), then .PART")
+            raise ValueError(
+                "a store address is store://NAME or store://FINGERPRINT (at least 8 hex digits), then .PART"
+            )
         return StoreRef(match.group(1), match.group(2))
     if text.startswith("hf://"):
         match = _HUB.fullmatch(text)
@@ -82,7 +84,9 @@ def parse_reference(text: str) -> Reference:
         return FolderRef(text)
     match = _STAGE.fullmatch(text)
     if match is None:
-        raise ValueError("not a stage name (lower case letters, digits, _ and -); a local folder needs a '/', as in ./model")
+        raise ValueError(
+            "not a stage name (lower case letters, digits, _ and -); a local folder needs a '/', as in ./model"
+        )
     return StageRef(match.group(1), match.group(2))
 
 
@@ -126,3 +130,58 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"adapter": "adapter", "critic": "critic"}
         case Evaluate():
             return {"report": "report"}
+
+
+DEFAULT_PARTS: dict[str, str] = {
+    "model": "model",
+    "adapter": "adapter",
+    "reward_model": "model",
+    "actor_critic": "actor",
+    "report": "report",
+}
+"""What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
+
+
+Role = Literal["text", "instructions", "preferences", "prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUse:
+    """One data source of a stage: where it stands, what its rows are for, and the source with its default filled in."""
+
+    field_path: str
+    source: Source
+    role: Role
+    held_out: bool = False
+    """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
+
+
+def stage_sources(stage: Stage) -> list[SourceUse]:
+    """Every data source of the stage; a missing one is what its field's description says it defaults to."""
+    match stage:
+        case Pretrain():
+            return _training_sources(stage.data, stage.evaluation, "text")
+        case Finetune():
+            return _training_sources(stage.data, stage.evaluation, "instructions")
+        case Reward():
+            return _training_sources(stage.data, stage.evaluation, "preferences")
+        case PpoStage():
+            return [SourceUse("prompts", stage.prompts, "prompts")]
+        case Evaluate():
+            default = PythonDocs(source="python-docs", split="test")
+            uses = []
+            if "perplexity" in stage.suites:
+                uses.append(SourceUse("text", stage.text or default, "text"))
+            if "generation" in stage.suites or "comparison" in stage.suites:
+                uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+            return uses
+
+
+def _training_sources(data: Source, evaluation: Source | None, role: Role) -> list[SourceUse]:
+    training = SourceUse("data", data, role)
+    if evaluation is not None:
+        return [training, SourceUse("evaluation", evaluation, role)]
+    if isinstance(data, PythonDocs):
+        validation = PythonDocs(source="python-docs", split="validation")
+        return [training, SourceUse("evaluation", validation, role)]
+    return [training, SourceUse("evaluation", data, role, held_out=True)]

@@ -19,8 +19,13 @@ class Shard(Strict):
     precision: Literal["fp32", "bf16"] = meaning(
         "fp32", description="Parameters and activations; bf16 keeps fp32 master weights and moments."
     )
-    offload: Literal["none", "cpu"] = placement("none", description="cpu keeps optimiser state in host memory (ZeRO 1-3, GPU workers).")
-    gradient_checkpointing: bool = placement(False, description="Recompute activations in the backward pass to save memory.")
+    offload: Literal["none", "cpu"] = placement(
+        "none", description="cpu keeps optimiser state in host memory (ZeRO 1-3, GPU workers)."
+    )
+    gradient_checkpointing: bool = placement(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = placement(
-        "auto", description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16."
+        "auto",
+        description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16.",
     )

@@ -24,11 +24,15 @@ class Pretrain(_Stage):
     """Train a language model on text, from random weights or from another model's."""
 
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
-    init_from: str | None = meaning(None, description="Continue from this model; then architecture and tokenizer are its own.")
+    init_from: str | None = meaning(
+        None, description="Continue from this model; then architecture and tokenizer are its own."
+    )
     architecture: Architecture | None = meaning(None, description="What to build from random weights.")
     tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
     data: Source = meaning(description="Training text: rows with a `text` column.")
-    evaluation: Source | None = meaning(None, description="Held-out text; None: python-docs' validation split or the source's hold_out.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out text; None: python-docs' validation split or the source's hold_out."
+    )
     train: Train = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
@@ -50,7 +54,9 @@ class Finetune(_Stage):
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
     data: Source = meaning(description="Rows with `messages`, `prompt`/`completion`, or `text`.")
-    evaluation: Source | None = meaning(None, description="Held-out rows; None: python-docs' validation split or hold_out.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out rows; None: python-docs' validation split or hold_out."
+    )
     train: Train = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
@@ -62,8 +68,12 @@ class Reward(_Stage):
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
     data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
-    evaluation: Source | None = meaning(None, description="Held-out pairs; None: python-docs' validation split or hold_out.")
-    center_coefficient: float = meaning(0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out pairs; None: python-docs' validation split or hold_out."
+    )
+    center_coefficient: float = meaning(
+        0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores."
+    )
     min_accuracy: float = meaning(0.55, ge=0, le=1, description="Gate: least share of held-out pairs ranked right.")
     train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
@@ -76,7 +86,9 @@ class PpoStage(_Stage):
     actor: str = meaning(description="The model to start from; also the reference.")
     reward: str = meaning(description="The reward model.")
     critic: Literal["actor", "reward"] = meaning("reward", description="Whose weights the critic starts from.")
-    lora: Lora | None = meaning(None, description="Adapters for actor and critic on one frozen backbone; None trains full copies.")
+    lora: Lora | None = meaning(
+        None, description="Adapters for actor and critic on one frozen backbone; None trains full copies."
+    )
     merge: bool = meaning(True, description="With lora: also commit the merged actor.")
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
@@ -87,7 +99,9 @@ class PpoStage(_Stage):
 class Bound(Strict):
     """A gate on one metric."""
 
-    metric: str = meaning(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", description="Dotted name in the report, for example policy.win_rate.")
+    metric: str = meaning(
+        pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", description="Dotted name in the report, for example policy.win_rate."
+    )
     min: float | None = meaning(None, description="Smallest value that passes.")
     max: float | None = meaning(None, description="Largest value that passes.")
 
@@ -102,9 +116,15 @@ class Evaluate(_Stage):
     """Measure models: held-out perplexity, and with a reward model scores, win rate and KL against the first one."""
 
     kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
-    of: list[str] = meaning(min_length=1, max_length=16, description="Models to measure; the first is the start that others are compared with.")
+    of: list[str] = meaning(
+        min_length=1,
+        max_length=16,
+        description="Models to measure; the first is the start that others are compared with.",
+    )
     reward: str | None = meaning(None, description="Reward model that scores responses.")
-    second_scorer: str | None = meaning(None, description="A second reward model, trained on other data, that judges comparisons.")
+    second_scorer: str | None = meaning(
+        None, description="A second reward model, trained on other data, that judges comparisons."
+    )
     suites: list[Literal["perplexity", "generation", "comparison"]] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
@@ -116,8 +136,12 @@ class Evaluate(_Stage):
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")
     sampling: Sampling = meaning(default_factory=Sampling, description="How responses are drawn.")
-    gates: list[Bound] = meaning(default_factory=list, description="Bounds that the report must meet for its gate to pass.")
-    shard: Shard = meaning(default_factory=Shard, description="Precision of the forward passes; engine and ZeRO stage have no effect.")
+    gates: list[Bound] = meaning(
+        default_factory=list, description="Bounds that the report must meet for its gate to pass."
+    )
+    shard: Shard = meaning(
+        default_factory=Shard, description="Precision of the forward passes; engine and ZeRO stage have no effect."
+    )
 
     @model_validator(mode="after")
     def _comparison_needs(self) -> "Evaluate":

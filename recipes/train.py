@@ -10,19 +10,34 @@ class Train(Strict):
     """Exactly one of steps, tokens and epochs says how long; micro-batch and accumulation are derived."""
 
     steps: int | None = meaning(None, ge=1, le=10**9, description="Optimiser steps.")
-    tokens: int | None = meaning(None, ge=1, le=10**15, description="Training tokens; rounded up to whole steps (packed text only).")
+    tokens: int | None = meaning(
+        None, ge=1, le=10**15, description="Training tokens; rounded up to whole steps (packed text only)."
+    )
     epochs: float | None = meaning(None, gt=0, le=10**6, description="Passes over the data; rounded up to whole steps.")
     global_batch: int = meaning(ge=1, le=10**6, description="Sequences (or pairs) per optimiser step over all workers.")
-    sequence_length: int = meaning(ge=8, le=10**7, description="Tokens per sequence; longer rows are truncated or split and counted.")
-    packing: bool = meaning(True, description="Fill sequences with several rows; attention never crosses a row's border.")
+    sequence_length: int = meaning(
+        ge=8, le=10**7, description="Tokens per sequence; longer rows are truncated or split and counted."
+    )
+    packing: bool = meaning(
+        True, description="Fill sequences with several rows; attention never crosses a row's border."
+    )
     optimizer: AdamW = meaning(description="The optimiser.")
     schedule: Schedule = meaning(default_factory=Schedule, description="Learning-rate schedule.")
     gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
-    save_every: Steps = placement(100, description="Steps between two commits of resumable state; the last step is always saved.")
-    evaluate_every: Steps = placement(100, description="Steps between two evaluations on held-out rows; the end is always evaluated.")
-    evaluation_rows: int = meaning(256, ge=1, le=10**6, description="At most this many held-out sequences or pairs per evaluation.")
+    save_every: Steps = placement(
+        100, description="Steps between two commits of resumable state; the last step is always saved."
+    )
+    evaluate_every: Steps = placement(
+        100, description="Steps between two evaluations on held-out rows; the end is always evaluated."
+    )
+    evaluation_rows: int = meaning(
+        256, ge=1, le=10**6, description="At most this many held-out sequences or pairs per evaluation."
+    )
     max_skipped_steps: int = meaning(
-        3, ge=0, le=10**6, description="Steps skipped for a non-finite loss or gradient before the stage fails with the sample ids."
+        3,
+        ge=0,
+        le=10**6,
+        description="Steps skipped for a non-finite loss or gradient before the stage fails with the sample ids.",
     )
 
     @model_validator(mode="after")

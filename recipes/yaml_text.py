@@ -66,7 +66,9 @@ def _decode(data: bytes | str, file: str) -> str:
         text = data
     if match := _FORBIDDEN.search(text):
         line = text.count("\n", 0, match.start()) + 1
-        raise RecipeError([Problem(file, line, "", f"U+{ord(match.group()):04X}", "control characters are not allowed")])
+        raise RecipeError(
+            [Problem(file, line, "", f"U+{ord(match.group()):04X}", "control characters are not allowed")]
+        )
     return text
 
 
@@ -154,12 +156,18 @@ class _Composer:
         if len(path) > MAX_DEPTH:
             raise self._fatal(event, "", f"a recipe is at most {MAX_DEPTH} levels deep", path[:3])
         if isinstance(event, yaml.AliasEvent):
-            self.problems.append(self._problem(event, path, f"*{event.anchor}", "aliases are not allowed", "use `extends`"))
+            self.problems.append(
+                self._problem(event, path, f"*{event.anchor}", "aliases are not allowed", "use `extends`")
+            )
             return None
         if event.anchor is not None:
-            self.problems.append(self._problem(event, path, f"&{event.anchor}", "anchors are not allowed", "use `extends`"))
+            self.problems.append(
+                self._problem(event, path, f"&{event.anchor}", "anchors are not allowed", "use `extends`")
+            )
         if event.tag is not None:
-            self.problems.append(self._problem(event, path, event.tag, "YAML tags are not allowed", "write the plain value"))
+            self.problems.append(
+                self._problem(event, path, event.tag, "YAML tags are not allowed", "write the plain value")
+            )
         self.document.marks.setdefault(path, self._mark(event))
         if isinstance(event, yaml.ScalarEvent):
             if not event.implicit[0] or event.tag is not None:
@@ -190,7 +198,9 @@ class _Composer:
             if key in values:
                 first = self.document.marks[here].line
                 self.problems.append(
-                    self._problem(event, here, key, f"the key stands twice; first in line {first}", "remove one of the two")
+                    self._problem(
+                        event, here, key, f"the key stands twice; first in line {first}", "remove one of the two"
+                    )
                 )
                 self._node(self._next(), (*here, "(again)"))
                 continue

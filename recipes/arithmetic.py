@@ -1,0 +1,180 @@
+"""Numbers of a recipe that must fit each other: batches, steps, lengths, workers."""
+
+from collections.abc import Iterator
+
+from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps, stage_batch, stage_steps
+from recipes.errors import Problem
+from recipes.load import LoadedRecipe
+from recipes.models import ModelFacts, model_facts
+from recipes.ppo import Sampling
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.yaml_text import Path
+
+
+def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings that exclude each other."""
+    yield from _check_workers(loaded)
+    for name, stage in loaded.recipe.stages.items():
+        place = f"stages.{name}"
+        yield from _check_shard(loaded, place, stage)
+        yield from _check_batch(loaded, place, stage)
+        facts = model_facts(loaded, stage)
+        match stage:
+            case Pretrain() | Finetune() | Reward():
+                yield from _check_train(loaded, place, stage)
+                yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
+            case PpoStage():
+                yield from _check_ppo(loaded, place, stage)
+                yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
+            case Evaluate():
+                if "perplexity" in stage.suites:
+                    yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
+                if "generation" in stage.suites or "comparison" in stage.suites:
+                    yield from _check_sampling(loaded, f"{place}.sampling", stage.sampling, facts)
+
+
+def _check_workers(loaded: LoadedRecipe) -> Iterator[Problem]:
+    cluster = loaded.recipe.cluster
+    if cluster.workers != "auto" and cluster.min_workers > cluster.workers:
+        message = f"min_workers must be at most workers ({cluster.workers})"
+        yield loaded.problem("cluster.min_workers", cluster.min_workers, message)
+
+
+def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
+    shard, cluster = stage.shard, loaded.recipe.cluster
+    if shard.engine == "plain":
+        if cluster.workers not in ("auto", 1):
+            message = f"the plain engine runs on one worker; cluster.workers is {cluster.workers}"
+            yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed, or cluster.workers: 1")
+        elif cluster.min_workers > 1:
+            message = f"the plain engine runs on one worker; cluster.min_workers is {cluster.min_workers}"
+            yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed")
+    if shard.offload == "cpu":
+        reason = None
+        if shard.engine == "plain":
+            reason = "the plain engine has no offload"
+        elif shard.zero == 0:
+            reason = "offload needs zero 1, 2 or 3 (found 0)"
+        elif cluster.gpus_per_worker == 0:
+            reason = "offload moves state from the GPU; cluster.gpus_per_worker is 0"
+        if reason is not None:
+            yield loaded.problem(f"{place}.shard.offload", "cpu", reason, "set offload to none")
+
+
+def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
+    if isinstance(stage, Evaluate):
+        return
+    workers = loaded.recipe.cluster.workers
+    batch = stage_batch(stage)
+    field = (
+        f"{place}.train.global_batch" if not isinstance(stage, PpoStage) else f"{place}.rollout.prompts_per_iteration"
+    )
+    if isinstance(stage, PpoStage):
+        rollout, mini_batches = stage.rollout, stage.ppo.mini_batches
+        responses = rollout.prompts_per_iteration * rollout.samples_per_prompt
+        if responses % mini_batches:
+            message = (
+                f"prompts_per_iteration x samples_per_prompt ({rollout.prompts_per_iteration} x "
+                f"{rollout.samples_per_prompt} = {responses}) must divide into mini_batches ({mini_batches}); "
+                f"remainder {responses % mini_batches}"
+            )
+            yield loaded.problem(
+                f"{place}.ppo.mini_batches", mini_batches, message, _near_divisor(responses, mini_batches)
+            )
+            return
+        if workers != "auto" and rollout.prompts_per_iteration % workers:
+            message = f"the prompts of an iteration cannot be divided among {workers} workers"
+            suggestion = _near_multiple(rollout.prompts_per_iteration, workers)
+            yield loaded.problem(field, rollout.prompts_per_iteration, message, suggestion)
+            return
+    if workers != "auto" and batch % workers:
+        message = f"the batch ({batch}) cannot be divided among {workers} workers; remainder {batch % workers}"
+        found = batch if not isinstance(stage, PpoStage) else stage.rollout.prompts_per_iteration
+        yield loaded.problem(field, found, message, _near_multiple(batch, workers))
+        return
+    least = loaded.recipe.cluster.min_workers if workers == "auto" else workers
+    if workers == "auto" and not any(_can_divide(stage, count) for count in range(least, batch + 1)):
+        message = f"no number of workers from min_workers ({least}) on divides the batch ({batch})"
+        yield loaded.problem(field, batch, message)
+        return
+    if stage.shard.micro_batch != "auto":
+        try:
+            micro_batches(batch, least if batch % least == 0 else 1, stage.shard.micro_batch)
+        except ValueError as error:
+            suggestion = "auto takes the largest divisor up to " + str(MAX_AUTO_MICRO_BATCH)
+            yield loaded.problem(f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion)
+
+
+def _can_divide(stage: Stage, workers: int) -> bool:
+    if isinstance(stage, PpoStage) and stage.rollout.prompts_per_iteration % workers:
+        return False
+    return stage_batch(stage) % workers == 0
+
+
+def _near_multiple(value: int, of: int) -> str:
+    low, high = value // of * of, -(-value // of) * of
+    return f"for example {high}" if low == 0 else f"for example {low} or {high}"
+
+
+def _near_divisor(total: int, wanted: int) -> str:
+    fitting = [count for count in range(1, min(total, 4096) + 1) if total % count == 0]
+    return f"for example {min(fitting, key=lambda count: (abs(count - wanted), count))}"
+
+
+def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | Reward) -> Iterator[Problem]:
+    train = stage.train
+    if train.tokens is not None and isinstance(stage, Reward):
+        message = "a reward stage counts pairs, not tokens"
+        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+    elif train.tokens is not None and not train.packing:
+        message = "tokens says how long only for packed rows, and packing is false"
+        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+    if isinstance(stage, Reward) and train.packing and "packing" in train.model_fields_set and _written(loaded, place):
+        yield loaded.problem(f"{place}.train.packing", True, "pairs are never packed", "remove the key")
+    steps = planned_steps(train)
+    if train.tokens is not None and steps is not None and train.schedule.warmup_steps >= steps:
+        message = (
+            f"warmup_steps must be below the stage's {steps} steps (tokens {train.tokens} / "
+            f"(global_batch {train.global_batch} x sequence_length {train.sequence_length}))"
+        )
+        yield loaded.problem(f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message)
+
+
+def _written(loaded: LoadedRecipe, place: str) -> bool:
+    path: Path = (*place.split("."), "train", "packing")
+    return path in loaded.sources
+
+
+def _check_ppo(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Problem]:
+    ppo, steps = stage.ppo, stage_steps(stage)
+    assert steps is not None
+    if ppo.schedule.warmup_steps >= steps:
+        message = (
+            f"warmup_steps must be below the stage's {steps} steps (iterations {ppo.iterations} x epochs {ppo.epochs} x "
+            f"mini_batches {ppo.mini_batches})"
+        )
+        yield loaded.problem(f"{place}.ppo.schedule.warmup_steps", ppo.schedule.warmup_steps, message)
+    if ppo.critic_warmup >= ppo.iterations:
+        message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
+        yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
+    if ppo.kl_controller.name == "adaptive" and ppo.kl_coef == 0:
+        message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
+        yield loaded.problem(f"{place}.ppo.kl_coef", ppo.kl_coef, message, "start above 0, for example 0.05")
+
+
+def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFacts) -> Iterator[Problem]:
+    if facts.positions is not None and length > facts.positions:
+        message = f"longer than the model: {facts.positions_at} is {facts.positions}"
+        yield loaded.problem(place, length, message, f"at most {facts.positions}")
+
+
+def _check_sampling(loaded: LoadedRecipe, place: str, sampling: Sampling, facts: ModelFacts) -> Iterator[Problem]:
+    longest = sampling.max_prompt_tokens + sampling.max_new_tokens
+    if facts.positions is not None and longest > facts.positions:
+        message = (
+            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = {longest}) is "
+            f"longer than the model: {facts.positions_at} is {facts.positions}"
+        )
+        room = facts.positions - sampling.max_prompt_tokens
+        suggestion = f"at most {room}" if room > 0 else f"max_prompt_tokens must be below {facts.positions}"
+        yield loaded.problem(f"{place}.max_new_tokens", sampling.max_new_tokens, message, suggestion)

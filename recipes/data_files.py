@@ -1,0 +1,292 @@
+"""Local data files as far as their first rows tell: there, readable, with the columns that the stage needs."""
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
+from recipes.errors import Problem
+from recipes.load import LoadedRecipe
+from recipes.locate import nearest
+from recipes.references import Role, SourceUse, stage_sources
+
+FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
+    "text": (("text",),),
+    "instructions": (("messages",), ("prompt", "completion"), ("text",)),
+    "preferences": (("chosen", "rejected"),),
+    "prompts": (("prompt",), ("messages",)),
+}
+"""Standard columns of each role: one of the alternatives must be there."""
+
+MAX_FILES = 10_000
+HEADER_FILES = 32
+HEADER_ROWS = 20
+MAX_LINE_BYTES = 8 << 20
+
+Note = tuple[str, str]
+"""A finding in a file and what would be right."""
+
+
+def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Everything wrong with the local files that the stages read."""
+    seen: set[tuple[str, str]] = set()
+    for name, stage in loaded.recipe.stages.items():
+        for use in stage_sources(stage):
+            place = f"stages.{name}.{use.field_path}"
+            if use.held_out:
+                yield from _check_held_out(loaded, f"stages.{name}", use)
+                continue
+            for problem in _check_source(loaded, place, use):
+                if (problem.field, problem.message) not in seen:
+                    seen.add((problem.field, problem.message))
+                    yield problem
+
+
+def _check_held_out(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[Problem]:
+    if getattr(use.source, "hold_out", 0.0) == 0.0:
+        message = "there are no held-out rows to evaluate on"
+        yield loaded.problem(
+            f"{place}.data", "", message, "give `evaluation`, or `hold_out` in `data`, for example 0.05"
+        )
+
+
+def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[Problem]:
+    source = use.source
+    match source:
+        case PythonDocs():
+            return
+        case Datasets():
+            yield from _check_datasets(loaded, place, source)
+        case TextFiles():
+            if ("text",) not in FORMS[use.role]:
+                needed = " or ".join("+".join(form) for form in FORMS[use.role])
+                message = f"plain text has only the column text; this needs {needed}"
+                yield loaded.problem(
+                    f"{place}.source", source.source, message, "use jsonl, csv, parquet or python-docs"
+                )
+            yield from _check_files(loaded, place, source.files, _read_text)
+        case JsonLines():
+            yield from _check_files(
+                loaded, place, source.files, partial(_read_jsonl, columns=source.columns, role=use.role)
+            )
+        case Csv():
+            yield from _check_files(
+                loaded, place, source.files, partial(_read_csv, columns=source.columns, role=use.role)
+            )
+        case Parquet():
+            reader = partial(_read_parquet, columns=source.columns, role=use.role)
+            yield from _check_files(loaded, place, source.files, reader)
+
+
+def _check_files(
+    loaded: LoadedRecipe, place: str, patterns: list[str], read: Callable[[Path], Iterator[Note]]
+) -> Iterator[Problem]:
+    for index, pattern in enumerate(patterns):
+        here = f"{place}.files.{index}"
+        if pattern.startswith("~") or "://" in pattern or "$" in pattern:
+            message = "expected a path or a glob pattern; '~', '$' and URLs are not expanded"
+            yield loaded.problem(here, pattern, message)
+            continue
+        try:
+            files = match_files(pattern, loaded.base_dir)
+        except (OSError, ValueError, NotImplementedError) as error:
+            yield loaded.problem(here, pattern, f"not a usable pattern ({error})")
+            continue
+        if not files:
+            is_pattern = any(character in pattern for character in "*?[")
+            message = "no file matches" if is_pattern else "there is no such file"
+            folder = loaded.base_dir / Path(pattern).parent
+            near = [] if is_pattern or not folder.is_dir() else sorted(os.listdir(folder))[:1000]
+            guess = nearest(Path(pattern).name, near) if near else None
+            suggestion = f"did you mean {Path(pattern).parent / guess}?" if guess else f"looked in {folder.resolve()}"
+            yield loaded.problem(here, pattern, message, suggestion)
+            continue
+        for file in files[:HEADER_FILES]:
+            try:
+                if file.is_dir():
+                    yield loaded.problem(here, pattern, f"{file} is a folder", f"did you mean {pattern.rstrip('/')}/*?")
+                elif file.stat().st_size == 0:
+                    yield loaded.problem(here, pattern, f"{file} is empty")
+                else:
+                    for message, suggestion in read(file):
+                        yield loaded.problem(here, pattern, message, suggestion)
+            except (OSError, EOFError) as error:
+                yield loaded.problem(
+                    here, pattern, f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
+                )
+
+
+def match_files(pattern: str, base_dir: Path) -> list[Path]:
+    """The files that a path or glob pattern names, sorted; relative patterns start at `base_dir`."""
+    path = Path(pattern)
+    if not any(character in pattern for character in "*?["):
+        file = path if path.is_absolute() else base_dir / path
+        return [file] if file.exists() else []
+    root, relative = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (base_dir, path)
+    found = []
+    for file in root.glob(str(relative)):
+        if file.is_file():
+            found.append(file)
+        if len(found) > MAX_FILES:
+            raise ValueError(f"more than {MAX_FILES} files match")
+    return sorted(found)
+
+
+def _open(file: Path) -> IO[bytes]:
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+
+
+def _read_text(file: Path) -> Iterator[Note]:
+    with _open(file) as stream:
+        head = stream.read(1 << 16)
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            line = head.count(b"\n", 0, error.start) + 1
+            yield f"{file}:{line} is not UTF-8 text (byte 0x{head[error.start]:02x})", "convert it to UTF-8"
+        return
+    if not text.strip():
+        yield f"{file} holds only blanks", ""
+
+
+def _read_jsonl(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+    rows = 0
+    with _open(file) as stream:
+        for number in range(1, 10 * HEADER_ROWS):
+            line = stream.readline(MAX_LINE_BYTES + 1)
+            if not line or rows >= HEADER_ROWS:
+                break
+            if len(line) > MAX_LINE_BYTES:
+                yield f"{file}:{number}: the line is longer than {MAX_LINE_BYTES} bytes", "one JSON object a line"
+                return
+            if not line.strip():
+                continue
+            rows += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"{file}:{number}: not JSON ({str(error)[:100]})", "one JSON object a line"
+                return
+            if not isinstance(row, dict):
+                yield f"{file}:{number}: not a JSON object but {type(row).__name__}", "one JSON object a line"
+                return
+            finding = next(_check_row(f"{file}:{number}", row, columns, role), None)
+            if finding is not None:
+                yield finding
+                return
+    if rows == 0:
+        yield f"{file} holds no rows", ""
+
+
+def _read_csv(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+    with _open(file) as stream:
+        lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
+    try:
+        header, *rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        yield f"{file} is not readable as CSV ({error})", "UTF-8 text with a header line"
+        return
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        yield f"{file}:1: the header names {repeated[0]!r} twice", ""
+    yield from _check_columns(str(file), header, columns, role)
+    if not rows:
+        yield f"{file} has a header but no rows", ""
+
+
+def _read_parquet(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+    with file.open("rb") as stream:
+        start = stream.read(4)
+        stream.seek(max(0, file.stat().st_size - 4))
+        end = stream.read(4)
+    if start != b"PAR1" or end != b"PAR1":
+        yield f"{file} is not a Parquet file, or is cut off", ""
+        return
+    import pyarrow.parquet
+    from pyarrow import ArrowException
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+    except (ArrowException, OSError) as error:
+        yield f"{file}: the footer cannot be read ({str(error)[:100]})", ""
+        return
+    yield from _check_columns(str(file), metadata.schema.to_arrow_schema().names, columns, role)
+    if metadata.num_rows == 0:
+        yield f"{file} holds no rows", ""
+
+
+def _check_columns(file: str, names: list[str], columns: dict[str, str], role: Role) -> Iterator[Note]:
+    """The mapped columns are there, and one of the role's forms is whole."""
+    is_whole = True
+    for standard, own in columns.items():
+        if own not in names:
+            is_whole = False
+            guess = nearest(own, names)
+            suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
+            yield f"{file}: no column {own!r} (mapped to {standard})", suggestion
+    standard_names = {standard for standard in FORMS_ALL if columns.get(standard, standard) in names}
+    if is_whole and not any(set(form) <= standard_names for form in FORMS[role]):
+        needed = " or ".join(" and ".join(form) for form in FORMS[role])
+        there = "columns there: " + ", ".join(names[:12])
+        yield f"{file}: needs {needed}", f"{there}; map them with `columns`"
+
+
+FORMS_ALL = frozenset(column for forms in FORMS.values() for form in forms for column in form)
+
+
+def _check_row(place: str, row: dict[str, Any], columns: dict[str, str], role: Role) -> Iterator[Note]:
+    yield from _check_columns(place, list(row), columns, role)
+    for form in FORMS[role]:
+        if all(columns.get(column, column) in row for column in form):
+            for column in form:
+                own = columns.get(column, column)
+                if not _fits(row[own], column):
+                    expected = "text" if column == "text" else "a list of messages with role and content"
+                    expected = expected if column in ("text", "messages") else f"text or {expected}"
+                    yield f"{place}: {own} must be {expected}, not {json.dumps(row[own])[:60]}", ""
+            return
+
+
+def _fits(value: Any, column: str) -> bool:
+    if isinstance(value, str):
+        return column != "messages"
+    if column == "text" or not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+
+
+def _check_datasets(loaded: LoadedRecipe, place: str, source: Datasets) -> Iterator[Problem]:
+    folder = loaded.base_dir / source.path
+    looks_local = source.path.startswith((".", "/")) or folder.is_dir()
+    if not looks_local:
+        if source.revision is None:
+            message = "a hub data set needs its `revision`, so that the same rows are read again"
+            yield loaded.problem(
+                f"{place}.path", source.path, message, "give the commit hash, or a local folder as ./folder"
+            )
+        return
+    if not folder.is_dir():
+        yield loaded.problem(f"{place}.path", source.path, "there is no such folder", f"looked for {folder}")
+    elif not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        message = "the folder was not written by datasets' save_to_disk (no dataset_dict.json or state.json)"
+        yield loaded.problem(f"{place}.path", source.path, message)
+    elif (folder / "dataset_dict.json").is_file():
+        try:
+            splits = json.loads((folder / "dataset_dict.json").read_bytes()).get("splits", [])
+        except (OSError, ValueError, AttributeError) as error:
+            yield loaded.problem(f"{place}.path", source.path, f"dataset_dict.json cannot be read ({error})")
+            return
+        if source.split not in splits:
+            guess = nearest(source.split, splits)
+            suggestion = f"did you mean {guess}?" if guess else "splits there: " + ", ".join(splits)
+            yield loaded.problem(f"{place}.split", source.split, "the data set has no such split", suggestion)

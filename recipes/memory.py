@@ -1,0 +1,175 @@
+"""Predicted sizes from arithmetic alone: parameters, memory for each worker, bytes of a commit (pure).
+
+Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what training
+holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the rollout's cache.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_shape
+from recipes.lora import Lora
+from recipes.sharding import Shard
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+
+Head = Literal["lm", "score", "value"]
+
+FP32_BYTES = 4
+MOMENT_BYTES = 8
+KEPT_STATES = 2
+"""Committed states that a running stage keeps; while one is written there is one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A stage's predicted sizes."""
+
+    parameters: int
+    trainable_parameters: int
+    memory_per_worker_bytes: int
+    artifact_bytes: int
+    state_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """Most that the stage's commits occupy at once: its states, one being written, and the artifact."""
+        return self.artifact_bytes + (KEPT_STATES + 1) * self.state_bytes
+
+
+def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm") -> int:
+    """Parameters of the model with one head; tied embeddings are counted once."""
+    shape = architecture_shape(architecture)
+    width, vocabulary = shape.width, vocab_size
+    inner = shape.heads * shape.head_dim
+    inner_kv = shape.kv_heads * shape.head_dim
+    match architecture:
+        case Gpt2():
+            attention = width * 3 * width + 3 * width + width * width + width
+            feed_forward = 2 * width * shape.intermediate + shape.intermediate + width
+            body = (
+                (vocabulary + shape.positions) * width
+                + shape.layers * (attention + feed_forward + 4 * width)
+                + 2 * width
+            )
+        case Llama() | Qwen3():
+            attention = width * inner + 2 * width * inner_kv + inner * width
+            if architecture.attention_bias:
+                attention += inner + 2 * inner_kv + width
+            if isinstance(architecture, Qwen3):
+                attention += 2 * shape.head_dim
+            feed_forward = 3 * width * shape.intermediate
+            if isinstance(architecture, Llama) and architecture.mlp_bias:
+                feed_forward += 2 * shape.intermediate + width
+            body = vocabulary * width + shape.layers * (attention + feed_forward + 2 * width) + width
+    if head == "lm":
+        return body + (0 if shape.tied else vocabulary * width)
+    return body + width + (1 if head == "value" else 0)
+
+
+def linear_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places."""
+    shape = architecture_shape(architecture)
+    width, inner, inner_kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if isinstance(architecture, Gpt2):
+        return {
+            "attn.c_attn": (width, 3 * width),
+            "attn.c_proj": (width, width),
+            "mlp.c_fc": (width, shape.intermediate),
+            "mlp.c_proj": (shape.intermediate, width),
+        }
+    return {
+        "q_proj": (width, inner),
+        "k_proj": (width, inner_kv),
+        "v_proj": (width, inner_kv),
+        "o_proj": (inner, width),
+        "gate_proj": (width, shape.intermediate),
+        "up_proj": (width, shape.intermediate),
+        "down_proj": (shape.intermediate, width),
+    }
+
+
+def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
+    """Parameters of one adapter over all layers (the head excluded)."""
+    targets = lora.target_modules
+    total = 0
+    for name, (inputs, outputs) in linear_sizes(architecture).items():
+        if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets:
+            total += lora.r * (inputs + outputs) + (outputs if lora.dora else 0)
+    return total * architecture_shape(architecture).layers
+
+
+def predict_sizes(stage: Stage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int) -> Sizes:
+    """The stage's sizes on `workers` workers of `micro_batch` samples."""
+    shard = stage.shard
+    full = num_parameters(architecture, vocab_size)
+    scored = num_parameters(architecture, vocab_size, "score")
+    valued = num_parameters(architecture, vocab_size, "value")
+    lora = getattr(stage, "lora", None)
+    adapter = num_lora_parameters(architecture, lora) if lora is not None else 0
+    width = architecture_shape(architecture).width
+    match stage:
+        case Pretrain():
+            trainable, frozen, stored = full, 0, full
+        case Finetune() if lora is not None:
+            trainable, frozen, stored = adapter, full, adapter + (full if stage.merge else 0)
+        case Finetune():
+            trainable, frozen, stored = full, 0, full
+        case Reward() if lora is not None:
+            trainable, frozen, stored = adapter + width, full, adapter + scored
+        case Reward():
+            trainable, frozen, stored = scored, 0, scored
+        case PpoStage() if lora is not None:
+            trainable = 2 * adapter + width + 1
+            frozen, stored = full + adapter + width, trainable + valued + (full if stage.merge else 0)
+        case PpoStage():
+            trainable, frozen, stored = full + valued, full + scored, full + valued
+        case Evaluate():
+            scorers = sum(reward is not None for reward in (stage.reward, stage.second_scorer))
+            trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
+    weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
+    memory = _weights_bytes(shard, trainable, frozen, workers)
+    memory += _activation_bytes(stage, architecture, vocab_size, micro_batch)
+    return Sizes(
+        parameters=full,
+        trainable_parameters=trainable,
+        memory_per_worker_bytes=memory,
+        artifact_bytes=stored * weight_bytes if stored else 1 << 20,
+        state_bytes=trainable * (FP32_BYTES + MOMENT_BYTES),
+    )
+
+
+def _weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
+    """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
+    zero = shard.zero if shard.engine == "deepspeed" else 0
+    shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]
+    weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
+    has_masters = shard.precision == "bf16" or zero > 0
+    optimizer = trainable * (MOMENT_BYTES + (FP32_BYTES if has_masters else 0)) / shares[0]
+    if shard.offload == "cpu":
+        optimizer = 0.0
+    gradients = trainable * weight_bytes / shares[1]
+    weights = (trainable + frozen) * weight_bytes / shares[2]
+    return int(weights + gradients + optimizer)
+
+
+def _activation_bytes(stage: Stage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
+    """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
+    shape = architecture_shape(architecture)
+    value_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    match stage:
+        case PpoStage():
+            length, copies = stage.rollout.max_prompt_tokens + stage.rollout.max_new_tokens, 2
+        case Evaluate():
+            length, copies = stage.sampling.max_prompt_tokens + stage.sampling.max_new_tokens, 1
+        case Reward():
+            length, copies = stage.train.sequence_length, 2
+        case _:
+            length, copies = stage.train.sequence_length, 1
+    per_token = 10 * shape.width + 3 * shape.intermediate + 2 * shape.heads * length
+    layers = 2 if stage.shard.gradient_checkpointing or isinstance(stage, Evaluate) else shape.layers
+    kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
+    logits = 0 if isinstance(stage, Reward) else 3 * micro_batch * length * vocab_size * FP32_BYTES
+    cache = 0
+    if isinstance(stage, PpoStage | Evaluate):
+        cache = 2 * micro_batch * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes
+    return kept + logits + cache

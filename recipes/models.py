@@ -1,0 +1,231 @@
+"""What the recipe and local folders tell about the model and the tokenizer that a stage works with, and what is wrong there."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recipes.architecture import LINEAR_MODULES, Gpt2, architecture_shape
+from recipes.chain import origin, start_of
+from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
+from recipes.errors import Problem
+from recipes.load import LoadedRecipe
+from recipes.local_models import FolderFacts, TokenizerFacts, read_folder
+from recipes.locate import nearest
+from recipes.references import FolderRef, parse_reference, stage_inputs
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+
+BYTES = 256
+ROLES = ("system", "user", "assistant")
+_MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a stage's model before it exists; None: not known here (it comes from the store or the hub)."""
+
+    type: str | None = None
+    positions: int | None = None
+    positions_at: str = ""
+    tokenizer: TokenizerFacts | None = None
+
+
+def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
+    """The facts of the model that the stage starts from or builds."""
+    start = start_of(stage)
+    if start is None:
+        return _built(loaded, stage) if isinstance(stage, Pretrain) else ModelFacts()
+    source = origin(start, loaded.recipe.stages)
+    if isinstance(source, Pretrain):
+        return _built(loaded, source)
+    if isinstance(source, FolderRef):
+        facts = _folder(loaded, source.path, "model")
+        return ModelFacts(facts.type, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
+    return ModelFacts()
+
+
+def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Folders that hold no such model, unknown special tokens, adapters on modules that the model lacks."""
+    for name, stage in loaded.recipe.stages.items():
+        place = f"stages.{name}"
+        yield from _check_folders(loaded, place, stage)
+        facts = model_facts(loaded, stage)
+        if isinstance(stage, Pretrain) and stage.tokenizer is not None:
+            yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.tokenizer, facts.tokenizer)
+        if isinstance(stage, Finetune | Reward | PpoStage):
+            yield from _check_lora(loaded, f"{place}.lora", stage, facts)
+        if isinstance(stage, PpoStage):
+            yield from _check_stop_tokens(loaded, f"{place}.rollout", stage.rollout.stop_tokens, facts)
+        if isinstance(stage, Evaluate):
+            yield from _check_stop_tokens(loaded, f"{place}.sampling", stage.sampling.stop_tokens, facts)
+    yield from _check_chat_marks(loaded)
+
+
+def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
+    if stage.architecture is None:
+        return ModelFacts()
+    name = next((name for name, other in loaded.recipe.stages.items() if other is stage), "")
+    key = "n_positions" if isinstance(stage.architecture, Gpt2) else "max_position_embeddings"
+    return ModelFacts(
+        type=stage.architecture.type,
+        positions=architecture_shape(stage.architecture).positions,
+        positions_at=f"stages.{name}.architecture.{key}",
+        tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
+    )
+
+
+def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> TokenizerFacts | None:
+    if isinstance(tokenizer, TrainTokenizer):
+        special = frozenset([tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens])
+        return TokenizerFacts(tokenizer.eos_token, tokenizer.pad_token, True, special)
+    if not isinstance(tokenizer, ExistingTokenizer):
+        return None
+    try:
+        reference = parse_reference(tokenizer.from_)
+    except ValueError:
+        return None
+    facts = _folder(loaded, reference.path, "tokenizer").tokenizer if isinstance(reference, FolderRef) else None
+    if facts is None:
+        return None
+    return replace(
+        facts,
+        eos_token=tokenizer.eos_token or facts.eos_token,
+        pad_token=tokenizer.pad_token or facts.pad_token,
+        has_chat_template=tokenizer.chat_template is not None or facts.has_chat_template,
+    )
+
+
+def _folder(loaded: LoadedRecipe, path: str, wants: str) -> FolderFacts:
+    return read_folder((loaded.base_dir / path).resolve(), wants)
+
+
+def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
+    for item in stage_inputs(stage):
+        try:
+            reference = parse_reference(item.text)
+        except ValueError:
+            continue
+        if isinstance(reference, FolderRef):
+            for message in _folder(loaded, reference.path, item.wants[0]).problems:
+                yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
+
+
+def _check_tokenizer(
+    loaded: LoadedRecipe, place: str, tokenizer: Tokenizer, facts: TokenizerFacts | None
+) -> Iterator[Problem]:
+    if tokenizer.chat_template not in (None, DEFAULT_CHAT_TEMPLATE):
+        message = _template_error(tokenizer.chat_template)
+        if message is not None:
+            yield loaded.problem(f"{place}.chat_template", tokenizer.chat_template, message)
+    if isinstance(tokenizer, TrainTokenizer):
+        needed = BYTES + 2 + len(tokenizer.special_tokens)
+        if tokenizer.vocab_size < needed:
+            message = (
+                f"too small for {BYTES} bytes, eos_token, pad_token and {len(tokenizer.special_tokens)} special tokens"
+            )
+            yield loaded.problem(f"{place}.vocab_size", tokenizer.vocab_size, message, f"at least {needed}")
+        return
+    if facts is None:
+        return
+    for key in ("eos_token", "pad_token"):
+        token = getattr(facts, key)
+        if token is None:
+            message = f"the tokenizer names no {key}"
+            yield loaded.problem(place, tokenizer.from_, message, f"give {key}: one of its tokens")
+        elif facts.vocabulary is not None and token not in facts.vocabulary:
+            guess = nearest(token, sorted(facts.special_tokens))
+            suggestion = f"did you mean {guess}?" if guess else ""
+            yield loaded.problem(f"{place}.{key}", token, "not a token of this tokenizer", suggestion)
+    if facts.eos_token is not None and facts.eos_token == facts.pad_token:
+        message = "pad_token must differ from eos_token; the end of a response is found by it"
+        key = "pad_token" if tokenizer.pad_token is not None else "eos_token"
+        yield loaded.problem(
+            f"{place}.{key}", facts.pad_token, message, "name another token of the vocabulary as pad_token"
+        )
+
+
+def _template_error(template: str | None) -> str | None:
+    """What is wrong with a Jinja template, found by rendering it once in the sandbox."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        _render(ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True), template or "")
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        return f"not a usable Jinja template: {error}" + (f" (its line {line})" if line else "")
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        return f"the template fails on a conversation: {error}"
+    return None
+
+
+def _render(environment: Any, template: str) -> str:
+    messages = [{"role": role, "content": "text"} for role in ROLES]
+
+    def refuse(message: str) -> None:
+        """Templates call this for turns that they do not take, here the system's."""
+
+    environment.globals["raise_exception"] = refuse
+    compiled = environment.from_string(template)
+    return str(compiled.render(messages=messages, eos_token="", bos_token="", pad_token="", add_generation_prompt=True))
+
+
+def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Marks of a chat template that the tokenizer would split, where later stages talk in chats."""
+    stages = loaded.recipe.stages
+    talking = {
+        id(source)
+        for stage in stages.values()
+        if isinstance(stage, Finetune | Reward | PpoStage)
+        and isinstance(source := origin(start_of(stage) or "", stages), Pretrain)
+    }
+    for name, stage in stages.items():
+        if (
+            id(stage) not in talking
+            or not isinstance(stage, Pretrain)
+            or not isinstance(stage.tokenizer, TrainTokenizer)
+        ):
+            continue
+        tokenizer = stage.tokenizer
+        if tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE:
+            marks = {f"<|{role}|>" for role in ROLES}
+        else:
+            marks = set(_MARKER.findall(tokenizer.chat_template))
+        known = {tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens}
+        for mark in sorted(marks - known):
+            message = f"the chat template writes {mark}, which is no special token and would be split"
+            place = f"stages.{name}.tokenizer.special_tokens"
+            yield loaded.problem(place, tokenizer.special_tokens, message, f"add {mark} to special_tokens")
+
+
+def _check_lora(
+    loaded: LoadedRecipe, place: str, stage: Finetune | Reward | PpoStage, facts: ModelFacts
+) -> Iterator[Problem]:
+    if stage.lora is None:
+        if isinstance(stage, Finetune | PpoStage) and not stage.merge:
+            outer = place.removesuffix(".lora")
+            yield loaded.problem(f"{outer}.merge", False, "merge says something only with lora", "remove the key")
+        return
+    targets = stage.lora.target_modules
+    if targets == "all-linear" or facts.type is None:
+        return
+    known = LINEAR_MODULES[facts.type]
+    for index, target in enumerate(targets):
+        if target not in known:
+            guess = nearest(target, list(known))
+            suggestion = f"did you mean {guess}?" if guess else "linear modules: " + ", ".join(known)
+            message = f"{facts.type} has no linear module of this name"
+            yield loaded.problem(f"{place}.target_modules.{index}", target, message, suggestion)
+
+
+def _check_stop_tokens(loaded: LoadedRecipe, place: str, tokens: list[str], facts: ModelFacts) -> Iterator[Problem]:
+    if facts.tokenizer is None:
+        return
+    for index, token in enumerate(tokens):
+        if not facts.tokenizer.has_token(token):
+            known = sorted(facts.tokenizer.special_tokens)
+            guess = nearest(token, known)
+            suggestion = f"did you mean {guess}?" if guess else "special tokens: " + ", ".join(known[:12])
+            yield loaded.problem(f"{place}.stop_tokens.{index}", token, "not one token of the vocabulary", suggestion)
+        elif token == facts.tokenizer.pad_token:
+            yield loaded.problem(f"{place}.stop_tokens.{index}", token, "the pad token never ends a response")

@@ -1,0 +1,190 @@
+"""The plan: ordered stages with fingerprints, what is already there, and predicted cost (pure)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recipes.architecture import Architecture
+from recipes.chain import order, origin, start_of
+from recipes.data import TrainTokenizer
+from recipes.derive import micro_batches, stage_batch, stage_steps
+from recipes.fingerprint import ParentId, fingerprint
+from recipes.memory import Sizes, predict_sizes
+from recipes.recipe import Recipe
+from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
+from recipes.stages import Evaluate, PpoStage, Pretrain, Stage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the store holds under a fingerprint: its digest, and the digest of each parent by input field."""
+
+    digest: str
+    parents: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """An input from outside the recipe: what it resolved to and, where known, its size."""
+
+    id: ParentId
+    architecture: Architecture | None = None
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """One input of a planned stage."""
+
+    text: str
+    part: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage of the plan; None where a number depends on what is not known yet."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    inputs: dict[str, PlannedInput]
+    cached: bool
+    digest: str | None
+    workers: int
+    micro_batch: int | None
+    accumulation: int | None
+    steps: int | None
+    sizes: Sizes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The stages in the order in which they run."""
+
+    recipe: str
+    workers: int
+    stages: list[PlannedStage] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def fit_workers(recipe: Recipe, available: int) -> int:
+    """The largest number of workers up to `available` that divides every stage's batch; what `workers: auto` means."""
+    if recipe.cluster.workers != "auto":
+        return recipe.cluster.workers
+    if any(stage.shard.engine == "plain" for stage in recipe.stages.values()):
+        return 1
+    fitting = [
+        workers
+        for workers in range(1, available + 1)
+        if all(divides(workers, stage) for stage in recipe.stages.values())
+    ]
+    return max(fitting, default=1)
+
+
+def divides(workers: int, stage: Stage) -> bool:
+    """Whether the stage's batch can be shared evenly among the workers."""
+    if isinstance(stage, Evaluate):
+        return True
+    if isinstance(stage, PpoStage) and stage.rollout.prompts_per_iteration % workers:
+        return False
+    share, remainder = divmod(stage_batch(stage), workers)
+    return remainder == 0 and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)
+
+
+def build_plan(
+    recipe: Recipe,
+    *,
+    workers: int,
+    data: Mapping[str, Mapping[str, str]],
+    externals: Mapping[str, Mapping[str, External]] | None = None,
+    find: Callable[[str], Committed | None] = lambda _: None,
+    rows: Mapping[str, int] | None = None,
+) -> Plan:
+    """Order the stages and say what each makes and costs.
+
+    `data` holds the digest of each data field by stage, `externals` what each input from outside the recipe resolved to,
+    `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known.
+    """
+    externals, rows = externals or {}, rows or {}
+    plan = Plan(recipe.name, workers)
+    done: dict[str, PlannedStage] = {}
+    for name in order(recipe):
+        stage = recipe.stages[name]
+        parents = _parents(recipe, name, done, externals.get(name, {}))
+        made = fingerprint(name, recipe, parents, data.get(name, {}))
+        committed = find(made)
+        is_cached = committed is not None and all(
+            committed.parents.get(path) == parent.digest != "" for path, parent in parents.items()
+        )
+        has_batch = not isinstance(stage, Evaluate)
+        micro, accumulation = (
+            micro_batches(stage_batch(stage), workers, stage.shard.micro_batch) if has_batch else (None, None)
+        )
+        texts = {item.field_path: item.text for item in stage_inputs(stage)}
+        done[name] = PlannedStage(
+            name=name,
+            kind=stage.kind,
+            fingerprint=made,
+            inputs={
+                path: PlannedInput(texts[path], parent.part, parent.fingerprint) for path, parent in parents.items()
+            },
+            cached=is_cached,
+            digest=committed.digest if committed is not None and is_cached else None,
+            workers=workers,
+            micro_batch=micro,
+            accumulation=accumulation,
+            steps=stage_steps(stage, rows.get(name)),
+            sizes=_sizes(recipe, name, externals, workers, micro or 1),
+        )
+        plan.stages.append(done[name])
+    return plan
+
+
+def _parents(
+    recipe: Recipe, name: str, done: Mapping[str, PlannedStage], externals: Mapping[str, External]
+) -> dict[str, ParentId]:
+    parents: dict[str, ParentId] = {}
+    for item in stage_inputs(recipe.stages[name]):
+        reference = parse_reference(item.text)
+        if isinstance(reference, StageRef):
+            parent = done[reference.stage]
+            part = reference.part or next(iter(stage_parts(recipe.stages[reference.stage])))
+            parents[item.field_path] = ParentId(parent.fingerprint, parent.digest or "", part)
+        else:
+            parents[item.field_path] = externals[item.field_path].id
+    return parents
+
+
+def _sizes(
+    recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
+) -> Sizes | None:
+    stage = recipe.stages[name]
+    start = start_of(stage)
+    source = stage if start is None else origin(start, recipe.stages)
+    if isinstance(source, Pretrain):
+        vocab_size = source.tokenizer.vocab_size if isinstance(source.tokenizer, TrainTokenizer) else None
+        if vocab_size is None:
+            builder = next(other for other, known in recipe.stages.items() if known is source)
+            tokenizer = externals.get(builder, {}).get("tokenizer.from")
+            vocab_size = tokenizer.vocab_size if tokenizer is not None else None
+        architecture = source.architecture
+    else:
+        known = next(
+            (
+                external
+                for inputs in externals.values()
+                for path, external in inputs.items()
+                if path != "tokenizer.from" and external.architecture is not None
+            ),
+            None,
+        )
+        architecture, vocab_size = (known.architecture, known.vocab_size) if known is not None else (None, None)
+    if architecture is None or vocab_size is None:
+        return None
+    return predict_sizes(stage, architecture, vocab_size, workers, micro_batch)

@@ -4,13 +4,17 @@ B rows, T tokens, P prompt tokens. Every batch holds `sample_ids_B`: row numbers
 only keeps ranks in step and has no weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data.materialise import Dataset
+from trainers.data.dataset import Dataset
+from trainers.data.order import global_sample
+
+FILLER = -1
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,13 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Copy to a device."""
-        raise NotImplementedError
+        return TokenBatch(
+            self.input_ids_BT.to(device),
+            self.segment_ids_BT.to(device),
+            self.position_ids_BT.to(device),
+            self.loss_mask_BT.to(device),
+            self.sample_ids_B.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """Copy to a device."""
-        raise NotImplementedError
+        return SequenceBatch(
+            self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.response_mask_BT.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """Copy to a device."""
-        raise NotImplementedError
+        return PairBatch(self.chosen.to(device), self.rejected.to(device), self.sample_ids_B.to(device))
 
 
 @dataclass(frozen=True)
@@ -70,22 +82,40 @@ class PromptBatch:
 
     def to(self, device: torch.device | str) -> "PromptBatch":
         """Copy to a device."""
-        raise NotImplementedError
+        return PromptBatch(
+            self.input_ids_BP.to(device), self.attention_mask_BP.to(device), self.sample_ids_B.to(device)
+        )
 
 
 Batch = TokenBatch | PairBatch | PromptBatch
 
 
-def build_batch(dataset: Dataset, rows: list[int]) -> Batch:
-    """Build the batch of these rows in the form of the data set: TokenBatch, PairBatch or PromptBatch; -1 is a filler."""
-    raise NotImplementedError
+def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
+    """Build the batch of these rows in the form of the data set: TokenBatch, PairBatch or PromptBatch.
+
+    Rows of -1 are fillers: they hold the tokens of row 0, without any target. Padding goes to the longest row.
+    """
+    samples = torch.tensor(list(rows), dtype=torch.int64)
+    taken = [max(row, 0) for row in rows]
+    match dataset.form:
+        case "packed":
+            return _token_batch(dataset, taken, samples)
+        case "pairs":
+            return PairBatch(_side(dataset, "chosen", taken), _side(dataset, "rejected", taken), samples)
+        case "prompts":
+            prompts = [dataset.prompt_ids(row) for row in taken]
+            ids, mask = pad([prompt.astype(np.int64) for prompt in prompts], dataset.pad_id, left=True)
+            return PromptBatch(torch.from_numpy(ids), torch.from_numpy(mask), samples)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batches of one rank. Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`;
-    each rank takes `global_batch / workers` neighbouring positions, in micro-batches of at most `micro_batch` rows,
-    equally many on every rank."""
+    """The batches of one rank.
+
+    Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`. Micro-batch m of rank r
+    takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of `micro_batch`.
+    `workers * micro_batch` must divide `global_batch`.
+    """
 
     dataset: Dataset
     seed: int
@@ -94,15 +124,92 @@ class BatchPlan:
     rank: int
     micro_batch: int
 
+    def __post_init__(self) -> None:
+        """Demand equal shares."""
+        if self.global_batch % (self.workers * self.micro_batch):
+            raise ValueError(
+                f"global batch {self.global_batch} is no multiple of {self.workers} workers x micro-batch {self.micro_batch}"
+            )
+        if not 0 <= self.rank < self.workers:
+            raise ValueError(f"rank {self.rank} of {self.workers} workers")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.global_batch // (self.workers * self.micro_batch)
+
     def sample_ids(self, step: int) -> list[int]:
         """Return the rows of the whole global batch, in position order."""
-        raise NotImplementedError
+        first = step * self.global_batch
+        return [
+            global_sample(self.dataset.digest, self.seed, first + offset, len(self.dataset))
+            for offset in range(self.global_batch)
+        ]
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step (from 0)."""
-        raise NotImplementedError
+        rows = self.sample_ids(step)
+        stride = self.workers * self.micro_batch
+        starts = range(self.rank * self.micro_batch, self.global_batch, stride)
+        return [build_batch(self.dataset, rows[start : start + self.micro_batch]) for start in starts]
 
 
 def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int) -> Iterator[Batch]:
-    """Yield this rank's share of at most `rows` rows, always the same ones; equally many batches on every rank by fillers."""
-    raise NotImplementedError
+    """Yield this rank's share of at most `rows` rows, the same ones every time, in an order drawn once from the digest.
+
+    Fillers make the batches equally many and equally large on every rank.
+    """
+    count = min(rows, len(dataset))
+    stride = workers * micro_batch
+    for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
+        positions = range(start, start + micro_batch)
+        yield build_batch(
+            dataset,
+            [
+                global_sample(dataset.digest, 0, position, len(dataset)) if position < count else FILLER
+                for position in positions
+            ],
+        )
+
+
+def pad(rows: Sequence[np.ndarray], value: int | bool, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Pad rows to the longest; returns (padded [B, T], mask [B, T] that is True at real items)."""
+    longest = max(len(row) for row in rows)
+    padded = np.full((len(rows), longest), value, dtype=rows[0].dtype)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        padded[number, place] = row
+        mask[number, place] = True
+    return padded, mask
+
+
+def _token_batch(dataset: Dataset, rows: list[int], samples: Tensor) -> TokenBatch:
+    segments = dataset.arrays["segment_ids"][rows].astype(np.int64)
+    longest = int((segments > 0).sum(axis=1).max())
+    segments = segments[:, :longest]
+    loss_mask = dataset.arrays["loss_mask"][rows][:, :longest] & (samples.numpy() != FILLER)[:, None]
+    return TokenBatch(
+        input_ids_BT=torch.from_numpy(dataset.arrays["input_ids"][rows][:, :longest].astype(np.int64)),
+        segment_ids_BT=torch.from_numpy(segments),
+        position_ids_BT=torch.from_numpy(_positions(segments)),
+        loss_mask_BT=torch.from_numpy(loss_mask),
+        sample_ids_B=samples,
+    )
+
+
+def _positions(segments: np.ndarray) -> np.ndarray:
+    """Count from 0 in each segment; 0 at padding."""
+    index = np.arange(segments.shape[1])
+    is_first = np.ones_like(segments, dtype=bool)
+    is_first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = np.maximum.accumulate(np.where(is_first, index, 0), axis=1)
+    return np.where(segments > 0, index - starts, 0)
+
+
+def _side(dataset: Dataset, side: str, rows: list[int]) -> SequenceBatch:
+    offsets = dataset.arrays[f"{side}_offsets"]
+    spans = [slice(int(offsets[row]), int(offsets[row + 1])) for row in rows]
+    ids, mask = pad([dataset.arrays[f"{side}_ids"][span].astype(np.int64) for span in spans], dataset.pad_id)
+    response, _ = pad([np.asarray(dataset.arrays[f"{side}_response"][span]) for span in spans], False)
+    return SequenceBatch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(response))

@@ -1,17 +1,38 @@
 """Turns rows into an indexed, memory-mapped data set that is built once and kept in the store under its digest."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from recipes.data import Source, TrainTokenizer
-from trainers.data.sources import RowRole
-from trainers.data.tokenizer import Tokenization
+from recipes.errors import RequestError, StoreDamaged
+from trainers.data.columns import RowRole
+from trainers.data.dataset import BuildReport, Dataset, Form
+from trainers.data.encoding import Encoded, encode_instructions, encode_pairs, encode_prompts, encode_texts
+from trainers.data.packing import best_fit, split_lengths
+from trainers.data.sources import Row, read_rows, source_digest
+from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
+from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
+from trainers.store.store import Store
 
-Form = Literal["packed", "pairs", "prompts"]
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised when the same request gives other arrays."""
+NUM_EXAMPLES = 5
+FORMS: dict[RowRole, Form] = {
+    "text": "packed",
+    "instructions": "packed",
+    "preferences": "pairs",
+    "prompts": "prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -21,12 +42,10 @@ class DataRequest:
     source: Source
     base_dir: Path
     role: RowRole
-    """Which rows are read: text, instructions, preferences or prompts."""
-    form: Form
-    """packed: TokenBatch (text, instructions); pairs: PairBatch (preferences); prompts: PromptBatch (prompts)."""
+    """text and instructions make a packed set, preferences make pairs, prompts make prompts."""
     tokenization: Tokenization
     sequence_length: int
-    """Longest row in tokens. Text is split, instructions are truncated, pairs and prompts are dropped; all counted."""
+    """Longest sequence in tokens. Text is split, instructions are truncated, pairs and prompts are dropped; all counted."""
     seed: int
     """Draws the rows that `limit` keeps."""
     packing: bool = True
@@ -36,65 +55,318 @@ class DataRequest:
     held_out: bool = False
     """Read the rows that the source's `hold_out` keeps away from training, instead of the others."""
     source_digest: str | None = None
-    """What `source_digest` gave when the run started; None computes it. A difference to the present files is an error."""
+    """What `source_digest` gave when the run started; None computes it. Files that changed since then are an error."""
+
+    @property
+    def form(self) -> Form:
+        """Form of the data set: packed, pairs or prompts."""
+        return FORMS[self.role]
 
     def digest(self) -> str:
-        """Return the data set's identity: 64 hex digits over source, selection, tokenizer, lengths and this code's version."""
-        raise NotImplementedError
+        """Return the data set's identity: 64 hex digits over content, selection, tokenizer, lengths and FORMAT."""
+        selection = self.source.model_dump(mode="json", exclude={"files", "path", "revision"})
+        if selection["limit"] is not None:
+            selection["seed"] = self.seed
+        identity = {
+            "format": FORMAT,
+            "content": self.source_digest or source_digest(self.source, self.base_dir),
+            "selection": selection,
+            "held_out": self.held_out,
+            "role": self.role,
+            "tokenizer": self.tokenization.contract_hash,
+            "sequence_length": self.sequence_length,
+        }
+        if self.form == "packed":
+            identity |= {"packing": self.packing}
+        if self.role == "instructions":
+            identity |= {"loss_on": self.loss_on}
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
-@dataclass(frozen=True)
-class BuildReport:
-    """What became of the rows."""
+@dataclass
+class _Count:
+    """Counts rows while a set is built."""
 
-    rows_in: int
-    """Rows read, after part, limit and hold_out."""
-    kept: int
-    truncated: int
-    split: int
-    """Texts cut into several pieces."""
-    dropped: dict[str, int]
-    """Reason -> rows: empty, too_long, no_response, equal_pair."""
-    examples: dict[str, list[str]]
-    """Reason -> ids of the first few such rows."""
-    sequences: int
-    """Rows of the data set: packed sequences, pairs or prompts."""
+    rows_in: int = 0
+    kept: int = 0
+    truncated: int = 0
+    split: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, reason: str, row: Row) -> None:
+        """Remember the first few rows of a reason."""
+        if len(self.examples.setdefault(reason, [])) < NUM_EXAMPLES:
+            self.examples[reason].append(row.id)
+
+    def drop(self, reason: str, row: Row) -> None:
+        """Count a row that is left out."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.note(reason, row)
+
+
+@dataclass
+class _Parts:
+    """Contents of a data set's files before they are stored."""
+
+    arrays: dict[str, np.ndarray]
+    row_ids: list[str]
     tokens: int
     supervised_tokens: int
-    fill: float
-    """Share of the positions that hold real tokens."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A materialised data set; the arrays are read-only and memory-mapped."""
-
-    digest: str
-    form: Form
-    report: BuildReport
-    arrays: Mapping[str, np.ndarray]
-    pad_id: int
+    sequences: int
+    positions: int
     records: list[dict[str, Any]] = field(default_factory=list)
-    """prompts only: {"id", "text" (the rendered prompt), "reference" (a known good answer or None)} per row."""
-
-    def __len__(self) -> int:
-        """Return the number of rows: packed sequences, pairs or prompts."""
-        raise NotImplementedError
 
 
-def materialise(request: DataRequest, store: Any) -> Dataset:
-    """Open the data set from the store, or build and commit it; concurrent builders agree, the first commit wins.
+def materialise(request: DataRequest, store: Store) -> Dataset:
+    """Open the data set from the store, or build and commit it; of concurrent builders the first commit wins.
 
-    Raises RequestError for unreadable rows (naming file and row), for no rows, and for a set without supervised tokens
-    (naming rows).
+    Building holds the set in memory once. Raises RequestError for unreadable rows (naming file and row), for no rows, and
+    for a set without supervised tokens (naming rows).
     """
-    raise NotImplementedError
+    digest = request.digest()
+    found = _find(digest, store)
+    if found is None:
+        found = _build(request, digest, store)
+    return _open(found, store)
 
 
-def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Any) -> Tokenization:
+def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store) -> Tokenization:
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
-    raise NotImplementedError
+    selection = source.model_dump(mode="json", exclude={"files", "path", "revision"})
+    content = source_digest(source, base_dir)
+    identity = ["tokenizer", FORMAT, spec.model_dump(mode="json"), content, selection, seed]
+    digest = hashlib.sha256(canonical_json(identity)).hexdigest()
+    found = _find(digest, store)
+    if found is None:
+        rows = read_rows(source, base_dir, "text", seed, store=store)
+        trained = train_tokenizer(spec, (row.columns["text"] for row in rows))
+        if trained.vocab_size < spec.vocab_size:
+            log.warning("the text gives %d tokenizer entries, fewer than %d", trained.vocab_size, spec.vocab_size)
+        entries = {name: _put(content, store) for name, content in trained.files().items()}
+        found = store.put_dataset(DatasetManifest(digest=digest, files=entries))
+    return tokenization_from_files({name: store.objects.get_bytes(entry.sha256) for name, entry in found.files.items()})
+
+
+def _find(digest: str, store: Store) -> DatasetManifest | None:
+    """Find a whole data set; a damaged one is made again, since it follows from its request."""
+    try:
+        return store.find_dataset(digest)
+    except StoreDamaged as error:
+        log.warning("data set %s is made again: %s", digest[:12], error)
+        return None
+
+
+def _open(manifest: DatasetManifest, store: Store) -> Dataset:
+    meta = json.loads(store.objects.get_bytes(manifest.files["meta.json"].sha256))
+    arrays = {
+        name.removesuffix(".npy"): np.load(store.objects.local_path(entry.sha256), mmap_mode="r", allow_pickle=False)
+        for name, entry in manifest.files.items()
+        if name.endswith(".npy")
+    }
+    records: list[dict[str, Any]] = []
+    if "records.jsonl" in manifest.files:
+        lines = store.objects.get_bytes(manifest.files["records.jsonl"].sha256).splitlines()
+        records = [json.loads(line) for line in lines]
+    return Dataset(
+        digest=manifest.digest,
+        form=meta["form"],
+        report=BuildReport(**meta["report"]),
+        arrays=arrays,
+        pad_id=meta["pad_id"],
+        records=records,
+        row_ids_path=store.objects.local_path(manifest.files["row_ids.txt"].sha256),
+    )
+
+
+def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
+    if request.source_digest is not None and source_digest(request.source, request.base_dir) != request.source_digest:
+        raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
+    count = _Count()
+    rows = _counted(request, count, store)
+    match request.role:
+        case "text":
+            parts = _pack(request, encode_texts(rows, request.tokenization), count)
+        case "instructions":
+            parts = _pack(request, encode_instructions(rows, request.tokenization), count)
+        case "preferences":
+            parts = _pairs(request, rows, count)
+        case "prompts":
+            parts = _prompts(request, rows, count)
+    report = BuildReport(
+        rows_in=count.rows_in,
+        kept=count.kept,
+        truncated=count.truncated,
+        split=count.split,
+        dropped=dict(sorted(count.dropped.items())),
+        examples=dict(sorted(count.examples.items())),
+        sequences=parts.sequences,
+        tokens=parts.tokens,
+        supervised_tokens=parts.supervised_tokens,
+        fill=parts.tokens / max(parts.positions, 1),
+    )
+    _demand_something_to_learn(request, report)
+    meta = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
+    files = {
+        "meta.json": _put(canonical_json(meta), store),
+        "row_ids.txt": _put("".join(f"{name}\n" for name in parts.row_ids).encode(), store),
+    }
+    for name, array in parts.arrays.items():
+        files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), memoryview(array).cast("B")])
+    if request.form == "prompts":
+        files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in parts.records), store)
+    return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
+
+
+def _counted(request: DataRequest, count: _Count, store: Store) -> Iterator[Row]:
+    source, seed = request.source, request.seed
+    for row in read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store):
+        count.rows_in += 1
+        yield row
+
+
+def _name(source: Source) -> str:
+    return f"source '{source.source}'"
+
+
+def _demand_something_to_learn(request: DataRequest, report: BuildReport) -> None:
+    what = f"{_name(request.source)} as {request.role}"
+    if report.rows_in == 0:
+        raise RequestError(f"{what}: no rows (files, part, limit, hold_out or split leave nothing)")
+    if report.sequences == 0 or (request.form != "prompts" and report.supervised_tokens == 0):
+        reasons = "; ".join(f"{reason}: {', '.join(ids)}" for reason, ids in report.examples.items())
+        raise RequestError(
+            f"{what}: nothing to learn from in {report.rows_in} rows at sequence_length {request.sequence_length}: {reasons}"
+        )
+
+
+def _pack(request: DataRequest, encoded: Iterator[tuple[Row, Encoded]], count: _Count) -> _Parts:
+    """Cut, truncate and pack into sequences; a segment's first token is never a target."""
+    length = request.sequence_length
+    pieces: list[Encoded] = []
+    piece_rows: list[int] = []
+    row_ids: list[str] = []
+    for row, item in encoded:
+        if len(item) < 2:
+            count.drop("empty", row)
+            continue
+        if "text" not in row.columns and len(item) > length:
+            count.truncated += 1
+            count.note("truncated", row)
+            item = Encoded(item.ids[:length], item.response[:length])
+        if request.loss_on == "all":
+            item = Encoded(item.ids, np.ones(len(item), dtype=bool))
+        if not item.response[1:].any():
+            count.drop("no_response", row)
+            continue
+        count.kept += 1
+        count.split += len(item) > length
+        start = 0
+        for size in split_lengths(len(item), length):
+            if size > 1:
+                pieces.append(Encoded(item.ids[start : start + size], item.response[start : start + size]))
+                piece_rows.append(len(row_ids))
+            start += size
+        row_ids.append(row.id)
+    lengths = [len(piece) for piece in pieces]
+    bins = best_fit(lengths, length) if request.packing else [[number] for number in range(len(pieces))]
+    input_ids = np.full((len(bins), length), request.tokenization.pad_id, dtype=_token_type(request))
+    segment_ids = np.zeros((len(bins), length), dtype=np.uint16 if length < 2**16 else np.int32)
+    loss_mask = np.zeros((len(bins), length), dtype=bool)
+    for sequence, numbers in enumerate(bins):
+        start = 0
+        for segment, number in enumerate(numbers, start=1):
+            end = start + lengths[number]
+            input_ids[sequence, start:end] = pieces[number].ids
+            segment_ids[sequence, start:end] = segment
+            loss_mask[sequence, start + 1 : end] = pieces[number].response[1:]
+            start = end
+    return _Parts(
+        arrays={
+            "input_ids": input_ids,
+            "segment_ids": segment_ids,
+            "loss_mask": loss_mask,
+            "rows": np.asarray([piece_rows[number] for numbers in bins for number in numbers], dtype=np.int64),
+            "row_offsets": _offsets([len(numbers) for numbers in bins]),
+        },
+        row_ids=row_ids,
+        tokens=sum(lengths),
+        supervised_tokens=int(loss_mask.sum()),
+        sequences=len(bins),
+        positions=input_ids.size,
+    )
+
+
+def _pairs(request: DataRequest, rows: Iterator[Row], count: _Count) -> _Parts:
+    kept: list[tuple[Row, Encoded, Encoded]] = []
+    for row, chosen, rejected in encode_pairs(rows, request.tokenization):
+        if not (chosen.response.any() and rejected.response.any()):
+            count.drop("no_response", row)
+        elif np.array_equal(chosen.ids, rejected.ids):
+            count.drop("equal_pair", row)
+        elif max(len(chosen), len(rejected)) > request.sequence_length:
+            count.drop("too_long", row)
+        else:
+            kept.append((row, chosen, rejected))
+    count.kept = len(kept)
+    arrays: dict[str, np.ndarray] = {}
+    for side, items in (("chosen", [item[1] for item in kept]), ("rejected", [item[2] for item in kept])):
+        arrays[f"{side}_ids"] = _flat([item.ids for item in items], _token_type(request))
+        arrays[f"{side}_response"] = _flat([item.response for item in items], np.bool_)
+        arrays[f"{side}_offsets"] = _offsets([len(item) for item in items])
+    tokens = sum(len(chosen) + len(rejected) for _, chosen, rejected in kept)
+    return _Parts(
+        arrays=arrays,
+        row_ids=[row.id for row, _, _ in kept],
+        tokens=tokens,
+        supervised_tokens=int(arrays["chosen_response"].sum() + arrays["rejected_response"].sum()),
+        sequences=len(kept),
+        positions=tokens,
+    )
+
+
+def _prompts(request: DataRequest, rows: Iterator[Row], count: _Count) -> _Parts:
+    kept: list[np.ndarray] = []
+    records: list[dict[str, Any]] = []
+    for row, text, ids in encode_prompts(rows, request.tokenization):
+        if len(ids) == 0:
+            count.drop("empty", row)
+        elif len(ids) > request.sequence_length:
+            count.drop("too_long", row)
+        else:
+            kept.append(ids)
+            reference = row.columns.get("reference")
+            records.append({"id": row.id, "text": text, "prompt": row.columns["prompt"], "reference": reference})
+    count.kept = len(kept)
+    flat = _flat(kept, _token_type(request))
+    return _Parts(
+        arrays={"prompt_ids": flat, "prompt_offsets": _offsets([len(ids) for ids in kept])},
+        row_ids=[record["id"] for record in records],
+        tokens=len(flat),
+        supervised_tokens=0,
+        sequences=len(kept),
+        positions=len(flat),
+        records=records,
+    )
+
+
+def _token_type(request: DataRequest) -> type[np.generic]:
+    return np.uint16 if request.tokenization.vocab_size <= 2**16 else np.int32
+
+
+def _flat(items: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate(items).astype(dtype) if items else np.zeros(0, dtype=dtype)
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _npy_header(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    return buffer.getvalue()
+
+
+def _put(content: bytes, store: Store) -> FileEntry:
+    return FileEntry(sha256=store.objects.put_bytes(content), bytes=len(content))

@@ -41,3 +41,8 @@ def sample_at(digest: str, seed: int, epoch: int, position: int, size: int) -> i
 def global_sample(digest: str, seed: int, position: int, size: int) -> int:
     """Return the row at global `position` of an endless sequence of epochs."""
     return sample_at(digest, seed, position // size, position % size, size)
+
+
+def drawn_rows(digest: str, seed: int, count: int, size: int) -> list[int]:
+    """Return `count` distinct rows (all of them where there are fewer), drawn by the seed."""
+    return [sample_at(digest, seed, 0, position, size) for position in range(min(count, size))]

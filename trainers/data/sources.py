@@ -1,26 +1,43 @@
-"""Sources of rows: python-docs, text, JSON lines, CSV, Parquet and `datasets`, with part, limit and hold_out applied."""
+"""Sources of rows: python-docs, files and `datasets`, with part, limit and hold_out applied."""
 
-from collections.abc import Iterator
+import hashlib
+import heapq
+import json
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from recipes.data import Source
+from recipes.data import Datasets, PythonDocs, Source
+from recipes.errors import RequestError
+from trainers.data.columns import BadRow, RowRole, canonical
+from trainers.data.files import files_digest, find_files, read_file
+from trainers.data.python_docs import python_docs_digest, read_entries
+from trainers.data.python_docs_sets import build_sets
+from trainers.store.manifest import DatasetManifest
+from trainers.store.store import Store
 
-RowRole = Literal["text", "instructions", "preferences", "prompts"]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row in its role's canonical form, and where it came from.
-
-    text: {text}; instructions: {messages} or {prompt, completion} or {text}; preferences: {prompt, chosen, rejected};
-    prompts: {prompt, reference}. prompt, completion, chosen, rejected are strings or lists of messages.
-    """
+    """One row in its role's form (`columns.canonical`), and where it came from."""
 
     id: str
     """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""
     columns: dict[str, Any]
+
+    def key(self) -> bytes:
+        """Return what part and hold_out go by: the prompt where there is one, else the whole row."""
+        columns = self.columns
+        if "messages" in columns:
+            messages = columns["messages"]
+            turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            shared: Any = messages[: turns[0]] if turns and turns[0] else messages
+        else:
+            shared = columns.get("prompt") or columns
+        return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).digest()
 
 
 def source_digest(source: Source, base_dir: Path) -> str:
@@ -28,15 +45,146 @@ def source_digest(source: Source, base_dir: Path) -> str:
 
     Names of files do not count, their bytes and their order do. Raises RequestError for missing files.
     """
-    raise NotImplementedError
-
-
-def read_rows(source: Source, base_dir: Path, role: RowRole, seed: int, *, held_out: bool = False) -> Iterator[Row]:
-    """Yield the selected rows in source order; raises RequestError naming file and row of anything unreadable."""
-    raise NotImplementedError
+    match source:
+        case PythonDocs():
+            return python_docs_digest()
+        case Datasets():
+            return _datasets_digest(source, base_dir)
+        case _:
+            return files_digest(find_files(source, base_dir))
 
 
 def evaluation_source(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
-    """Return (source, held_out) to evaluate on: the recipe's own, python-docs' validation split, or the rows of
-    `hold_out`; None where there is nothing held out."""
-    raise NotImplementedError
+    """Return (source, held_out) to evaluate on: the recipe's own, else python-docs' validation split or the rows that
+    `hold_out` keeps from training; None where nothing is held out."""
+    if evaluation is not None:
+        return evaluation, False
+    if isinstance(source, PythonDocs):
+        return PythonDocs(source="python-docs", split="validation", part=source.part), False
+    return (source, True) if source.hold_out > 0 else None
+
+
+def read_rows(
+    source: Source, base_dir: Path, role: RowRole, seed: int, *, held_out: bool = False, store: Store | None = None
+) -> Iterator[Row]:
+    """Yield the selected rows in source order; raises RequestError naming file and row of anything unreadable.
+
+    First hold_out (or, with `held_out`, only what it keeps away), then part, then limit. `store` keeps what was extracted
+    from python-docs, so that its sources are read once.
+    """
+
+    def rows() -> Iterator[Row]:
+        return (row for row in _all_rows(source, base_dir, role, store) if _is_selected(source, row, held_out))
+
+    return rows() if source.limit is None else _limited(rows, source.limit, seed)
+
+
+def _is_selected(source: Source, row: Row, held_out: bool) -> bool:
+    key = row.key()
+    if not isinstance(source, PythonDocs) and (_uniform("hold_out", key) < source.hold_out) != held_out:
+        return False
+    if source.part is None:
+        return True
+    index, of = (int(number) for number in source.part.split("/"))
+    return _draw("part", key) % of == index - 1
+
+
+def _draw(purpose: str, key: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(purpose.encode() + key).digest()[:8], "big")
+
+
+def _uniform(purpose: str, key: bytes) -> float:
+    return _draw(purpose, key) / 2**64
+
+
+def _limited(rows: Callable[[], Iterator[Row]], limit: int, seed: int) -> Iterator[Row]:
+    """Yield `limit` rows drawn by the seed, in source order; reads twice and holds only the draw."""
+    lottery = ((_draw(f"limit {seed} ", row.key() + row.id.encode()), number) for number, row in enumerate(rows()))
+    drawn = {number for _, number in heapq.nsmallest(limit, lottery)}
+    return (row for number, row in enumerate(rows()) if number in drawn)
+
+
+def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None) -> Iterator[Row]:
+    match source:
+        case PythonDocs():
+            for line in _python_docs_file(role, source.split, store).splitlines():
+                row = json.loads(line)
+                yield Row(row.pop("id"), row)
+        case Datasets():
+            for number, row in enumerate(_open_datasets(source, base_dir), start=1):
+                yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
+        case _:
+            for path in find_files(source, base_dir):
+                for name, row in read_file(source, path):
+                    number = name.rpartition(":")[2] if ":" in name else ""
+                    place = f"{path}: row {number}" if number else str(path)
+                    yield _row(name, row, place, role, source.columns)
+
+
+def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: dict[str, str]) -> Row:
+    try:
+        return Row(name, canonical(row, role, columns))
+    except BadRow as error:
+        raise RequestError(f"{place}: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _extracted_files(digest: str) -> dict[str, bytes]:
+    """Extract python-docs; `digest` is that of the sources as they stand."""
+    sets = build_sets(read_entries())
+    return sets.files() | {"counts.json": json.dumps(sets.counts, sort_keys=True).encode()}
+
+
+def _python_docs_file(role: RowRole, split: str, store: Store | None) -> bytes:
+    """Return one set and split as JSON lines, from the store where it is there already."""
+    digest = python_docs_digest()
+    name = f"{role}.{split}.jsonl"
+    if store is None:
+        return _extracted_files(digest)[name]
+    manifest = store.find_dataset(digest)
+    if manifest is None:
+        files = _extracted_files(digest)
+        with tempfile.TemporaryDirectory(prefix="trainwright-python-docs-") as folder:
+            for file_name, content in files.items():
+                (Path(folder) / file_name).write_bytes(content)
+            entries = store.objects.put_folder(Path(folder))
+        store.put_dataset(DatasetManifest(digest=digest, files=entries, report=json.loads(files["counts.json"])))
+        return files[name]
+    return store.objects.get_bytes(manifest.files[name].sha256)
+
+
+def _datasets_digest(source: Datasets, base_dir: Path) -> str:
+    folder = _local_folder(source, base_dir)
+    if folder is None:
+        identity: list[Any] = ["hub", source.path, source.revision]
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-"))
+        identity = ["folder", [path.relative_to(folder).as_posix() for path in paths], files_digest(paths)]
+    return hashlib.sha256(json.dumps([*identity, source.name, source.split]).encode()).hexdigest()
+
+
+def _local_folder(source: Datasets, base_dir: Path) -> Path | None:
+    """Return the folder of a local data set; None for a hub id, which needs its revision."""
+    folder = base_dir / source.path
+    if folder.is_dir():
+        return folder
+    if source.revision is None:
+        raise RequestError(f"data set {source.path!r} is no folder in {base_dir}; a hub id needs `revision`")
+    return None
+
+
+def _open_datasets(source: Datasets, base_dir: Path) -> Any:
+    import datasets
+
+    folder = _local_folder(source, base_dir)
+    try:
+        if folder is None:
+            return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"data set {source.path!r}: {error}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if source.split not in loaded:
+            raise RequestError(f"data set {source.path!r} has no split {source.split!r}; it has {', '.join(loaded)}")
+        return loaded[source.split]
+    return loaded

@@ -105,9 +105,7 @@ class Tokenization:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render messages by the chat template; raises RequestError when there is none."""
-        return render(
-            self._template(), messages, self._template_tokens(), add_generation_prompt=add_generation_prompt
-        )
+        return render(self._template(), messages, self._template_tokens(), add_generation_prompt=add_generation_prompt)
 
     def response_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the character spans of the assistant's turns."""
@@ -200,7 +198,9 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     if pad is None or (pad == eos and not (overrides and overrides.pad_token)):
         pad = next((name for name in PAD_NAMES if name != eos and found.tokenizer.token_to_id(name) is not None), None)
     if pad is None or pad == eos:
-        raise RequestError(f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token")
+        raise RequestError(
+            f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token"
+        )
     complete = Tokenization(**{**found.__getstate__(), "pad_token": pad})
     for token in (complete.eos_token, complete.pad_token, complete.bos_token):
         if token is not None:

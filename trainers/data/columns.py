@@ -1,0 +1,166 @@
+"""TRL's standard columns: text, messages, prompt, completion, chosen, rejected, plain or conversational, checked and made uniform."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+RowRole = Literal["text", "instructions", "preferences", "prompts"]
+"""What rows are read for: language modelling, instruction tuning, reward modelling, or generation."""
+
+STANDARD = ("text", "messages", "prompt", "completion", "chosen", "rejected")
+_CONVERSATION_KEYS = {"conversations": "messages"}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+
+Text = str | list[dict[str, Any]]
+"""Plain text, or messages."""
+
+
+class BadRow(ValueError):  # noqa: N818
+    """A row that does not have the form that its role needs; says what is wrong."""
+
+
+def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
+
+    text: {text}. instructions: {messages}, {prompt, completion} or {text}. preferences: {prompt, chosen, rejected}; without
+    a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
+    """
+    found = _rename(row, columns)
+    match role:
+        case "text":
+            return {"text": _plain(found, "text")}
+        case "instructions":
+            return _instruction(found)
+        case "preferences":
+            return _preference(found)
+        case "prompts":
+            return _prompt(found)
+
+
+def is_conversational(value: Any) -> bool:
+    """Tell whether a column holds messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Split the common beginning off two texts or two conversations, as TRL does: (prompt, chosen, rejected).
+
+    In plain text a space before the difference goes to the answers. The last item never counts as common.
+    """
+    shorter = min(len(chosen), len(rejected))
+    index = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
+    if index and index < shorter and chosen[index] != rejected[index] and chosen[index - 1] == " ":
+        index -= 1
+    return chosen[:index], chosen[index:], rejected[index:]
+
+
+def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    found = {name: row[name] for name in STANDARD if row.get(name) is not None}
+    for own, name in _CONVERSATION_KEYS.items():
+        if own in row and name not in found:
+            found[name] = row[own]
+    for name, own in columns.items():
+        if own not in row:
+            raise BadRow(f"no column {own!r} (for {name}); the row has {', '.join(map(repr, row)) or 'nothing'}")
+        found[name] = row[own]
+    return found
+
+
+def _plain(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        what = "is missing" if name not in row else f"is {type(value).__name__}, not text"
+        raise BadRow(f"column {name!r} {what}")
+    return value
+
+
+def _text(row: Mapping[str, Any], name: str) -> Text:
+    """Read a column that holds text or messages."""
+    value = row.get(name)
+    return value if isinstance(value, str) else _messages(row, name)
+
+
+def _messages(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = row.get(name)
+    if not isinstance(value, list) or not value:
+        what = "is missing" if name not in row else f"is {type(value).__name__}, not a list of messages"
+        raise BadRow(f"column {name!r} {what if value != [] else 'has no message'}")
+    return [_message(item, f"{name}[{index}]") for index, item in enumerate(value)]
+
+
+def _message(item: Any, place: str) -> dict[str, Any]:
+    """Check one message; ShareGPT's from/value is read too, and lists of text parts are joined."""
+    if not isinstance(item, Mapping):
+        raise BadRow(f"{place} is {type(item).__name__}, not a message")
+    message = {key: value for key, value in item.items() if value is not None}
+    if "from" in message and "role" not in message:
+        sender = message.pop("from")
+        message = {"role": _SHAREGPT_ROLES.get(sender, sender), "content": message.pop("value", None), **message}
+    role, content = message.get("role"), message.get("content", "")
+    if not isinstance(role, str) or not role:
+        raise BadRow(f"{place} has no role")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise BadRow(f"{place} has content other than text")
+        content = "".join(parts)
+    if not isinstance(content, str):
+        raise BadRow(f"{place} has content of type {type(content).__name__}, not text")
+    if not content and set(message) <= {"role", "content"}:
+        raise BadRow(f"{place} has no content")
+    return {**message, "content": content}
+
+
+def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "messages" in row:
+        return {"messages": _messages(row, "messages")}
+    if "prompt" in row or "completion" in row:
+        prompt, completion = _text(row, "prompt"), _text(row, "completion")
+        return {"prompt": prompt, "completion": _same_form(prompt, completion, "completion")}
+    if "text" in row:
+        return {"text": _plain(row, "text")}
+    raise BadRow("has neither 'messages' nor 'prompt' and 'completion' nor 'text'")
+
+
+def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise BadRow("'chosen' and 'rejected' must both be text or both be messages")
+    if "prompt" not in row:
+        prompt, chosen, rejected = extract_prompt(chosen, rejected)
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    prompt = _text(row, "prompt")
+    return {
+        "prompt": prompt,
+        "chosen": _same_form(prompt, chosen, "chosen"),
+        "rejected": _same_form(prompt, rejected, "rejected"),
+    }
+
+
+def _same_form(prompt: Text, answer: Text, name: str) -> Text:
+    """Bring an answer into its prompt's form; plain text after messages is the assistant's turn."""
+    if isinstance(prompt, str) == isinstance(answer, str):
+        return answer[len(prompt) :] if _repeats(prompt, answer) else answer
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    raise BadRow(f"'prompt' is text but {name!r} holds messages")
+
+
+def _repeats(prompt: Text, answer: Text) -> bool:
+    """Tell whether a conversation starts with its whole prompt again, as some data sets write it."""
+    return isinstance(answer, list) and len(answer) > len(prompt) > 0 and answer[: len(prompt)] == prompt
+
+
+def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "prompt" in row:
+        prompt = _text(row, "prompt")
+        reference = row.get("reference", row.get("completion"))
+        return {"prompt": prompt, "reference": reference if isinstance(reference, str) else None}
+    if "messages" not in row:
+        raise BadRow("has neither 'prompt' nor 'messages'")
+    messages = _messages(row, "messages")
+    reference = None
+    while messages and messages[-1]["role"] == "assistant":
+        reference = messages.pop()["content"]
+    if not messages:
+        raise BadRow("'messages' has no turn before the assistant's")
+    return {"prompt": messages, "reference": reference}

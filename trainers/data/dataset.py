@@ -1,0 +1,75 @@
+"""A materialised data set as it is read: memory-mapped arrays and what became of the rows."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Form = Literal["packed", "pairs", "prompts"]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of the rows."""
+
+    rows_in: int
+    """Rows read, after hold_out, part and limit."""
+    kept: int
+    truncated: int
+    """Conversations cut at the sequence length."""
+    split: int
+    """Texts cut into several pieces."""
+    dropped: dict[str, int]
+    """Reason -> rows: empty, no_response, equal_pair, too_long."""
+    examples: dict[str, list[str]]
+    """Reason -> ids of the first few such rows."""
+    sequences: int
+    """Rows of the data set: packed sequences, pairs or prompts."""
+    tokens: int
+    supervised_tokens: int
+    fill: float
+    """Share of the positions that hold real tokens."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A materialised data set; the arrays are read-only and memory-mapped.
+
+    N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
+    pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
+    prompt_offsets [N + 1].
+    """
+
+    digest: str
+    form: Form
+    report: BuildReport
+    arrays: Mapping[str, np.ndarray]
+    pad_id: int
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (a good answer or None)."""
+    row_ids_path: Path | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows: packed sequences, pairs or prompts."""
+        return self.report.sequences
+
+    def prompt_ids(self, row: int) -> np.ndarray:
+        """Return the tokens of a prompt."""
+        offsets = self.arrays["prompt_offsets"]
+        return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
+
+    def row_ids(self, sequence: int) -> list[str]:
+        """Return the ids of the source rows in a sequence, pair or prompt; what an error message names."""
+        if self.row_ids_path is None:
+            return []
+        names = self.row_ids_path.read_text(encoding="utf-8").split("\n")
+        if self.form != "packed":
+            return [names[sequence]]
+        offsets = self.arrays["row_offsets"]
+        return [names[row] for row in self.arrays["rows"][offsets[sequence] : offsets[sequence + 1]]]

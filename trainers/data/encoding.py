@@ -1,0 +1,173 @@
+"""Rows to token sequences: which tokens, and which of them are the response, by position and never by token id."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from recipes.errors import RequestError
+from trainers.data.sources import Row
+from trainers.data.template import Span
+from trainers.data.tokenizer import Tokenization
+
+ROWS_AT_ONCE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenized text; `response` is True at the tokens of responses."""
+
+    ids: np.ndarray
+    response: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """A text with the character spans of its responses, in order; `ends` adds the end token, which belongs to the last."""
+
+    text: str
+    spans: list[Span]
+    special: bool = False
+    ends: bool = False
+
+
+def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
+    """Tokenize plain texts with an end token; every token counts as response."""
+    for chunk in _chunks(rows):
+        texts = [row.columns["text"] for row in chunk]
+        for row, encoded in zip(chunk, _encode_plain(texts, tokenization), strict=True):
+            yield row, encoded
+
+
+def encode_instructions(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
+    """Tokenize conversations, prompts with completions, or plain texts."""
+    for chunk in _chunks(rows):
+        marked = [_of_row(row, lambda row: _mark_instruction(row, tokenization)) for row in chunk]
+        yield from zip(chunk, _encode_marked(marked, tokenization), strict=True)
+
+
+def encode_pairs(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded, Encoded]]:
+    """Tokenize both answers of preferences, each after the prompt; everything after the prompt is the response."""
+    for chunk in _chunks(rows):
+        marked = [
+            _of_row(row, lambda row, side=side: _mark_answer(row.columns["prompt"], row.columns[side], tokenization))
+            for row in chunk
+            for side in ("chosen", "rejected")
+        ]
+        encoded = _encode_marked(marked, tokenization)
+        yield from zip(chunk, encoded[::2], encoded[1::2], strict=True)
+
+
+def encode_prompts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, str, np.ndarray]]:
+    """Tokenize prompts as `Tokenization.encode_prompt` does; yields the rendered text too."""
+    for chunk in _chunks(rows):
+        rendered = [_of_row(row, lambda row: _rendered_prompt(row.columns["prompt"], tokenization)) for row in chunk]
+        for row, (text, special) in zip(chunk, rendered, strict=True):
+            yield row, text, np.asarray(tokenization.encode(text, special=special), dtype=np.int32)
+
+
+def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> Encoded:
+    """Tokenize one answer after its prompt, as `encode_pairs` does."""
+    return _encode_marked([_mark_answer(prompt, answer, tokenization)], tokenization)[0]
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, ROWS_AT_ONCE)):
+        yield chunk
+
+
+def _of_row(row: Row, make: Any) -> Any:
+    """Call `make(row)`, naming the row in an error."""
+    try:
+        return make(row)
+    except RequestError as error:
+        raise RequestError(f"{row.id}: {error}") from None
+
+
+def _rendered_prompt(prompt: Any, tokenization: Tokenization) -> tuple[str, bool]:
+    if isinstance(prompt, str):
+        return prompt, True
+    return tokenization.render(prompt, add_generation_prompt=True), False
+
+
+def _mark_instruction(row: Row, tokenization: Tokenization) -> _Marked:
+    columns = row.columns
+    if "text" in columns:
+        text = columns["text"]
+        return _Marked(text, [(0, len(text))], special=True, ends=True)
+    if "messages" in columns:
+        return _Marked(*tokenization.response_spans(columns["messages"]))
+    return _mark_answer(columns["prompt"], columns["completion"], tokenization)
+
+
+def _mark_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> _Marked:
+    """Mark everything after the prompt."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return _Marked(prompt + answer, [(len(prompt), len(prompt) + len(answer))], special=True, ends=True)
+    before = tokenization.render(prompt, add_generation_prompt=True) if prompt else ""
+    messages = [*prompt, *answer]
+    whole = tokenization.render(messages)
+    if whole.startswith(before):
+        return _Marked(whole, [(len(before), len(whole))])
+    text, spans = tokenization.response_spans(messages)
+    return _Marked(text, spans[-1:])
+
+
+def _encode_plain(texts: Sequence[str], tokenization: Tokenization) -> Iterator[Encoded]:
+    eos = tokenization.eos_id
+    for ids in tokenization.encode_batch(texts, special=True):
+        if ids and ids[-1] != eos:
+            ids.append(eos)
+        yield Encoded(np.asarray(ids, dtype=np.int32), np.ones(len(ids), dtype=bool))
+
+
+def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> list[Encoded]:
+    """Tokenize each text whole, so that a prompt's tokens are those of generation; the borders of responses are found by
+    tokenizing what stands before them, and where a token would cross a border the text is tokenized in pieces."""
+    wanted: dict[tuple[str, bool], None] = {}
+    for item in marked:
+        for border in (len(item.text), *(border for span in item.spans for border in span)):
+            wanted[item.text[:border], item.special] = None
+    encoded: dict[tuple[str, bool], list[int]] = {}
+    for special in (False, True):
+        texts = [text for text, needs_special in wanted if needs_special == special]
+        encoded |= zip(
+            ((text, special) for text in texts), tokenization.encode_batch(texts, special=special), strict=True
+        )
+    return [_join(item, encoded, tokenization) for item in marked]
+
+
+def _join(item: _Marked, encoded: dict[tuple[str, bool], list[int]], tokenization: Tokenization) -> Encoded:
+    ids = encoded[item.text, item.special]
+    borders = []
+    for border in (border for span in item.spans for border in span):
+        prefix = encoded[item.text[:border], item.special]
+        if ids[: len(prefix)] != prefix:
+            ids, borders = _in_pieces(item, tokenization)
+            break
+        borders.append(len(prefix))
+    if item.ends and (not ids or ids[-1] != tokenization.eos_id):
+        ids = [*ids, tokenization.eos_id]
+        borders[-1] = len(ids)
+    response = np.zeros(len(ids), dtype=bool)
+    for start, end in zip(borders[::2], borders[1::2], strict=True):
+        response[start:end] = True
+    return Encoded(np.asarray(ids, dtype=np.int32), response)
+
+
+def _in_pieces(item: _Marked, tokenization: Tokenization) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    borders = []
+    start = 0
+    for border in (border for span in item.spans for border in span):
+        ids += tokenization.encode(item.text[start:border], special=item.special and start == 0)
+        borders.append(len(ids))
+        start = border
+    return ids + tokenization.encode(item.text[start:]), borders

@@ -1,0 +1,137 @@
+"""Local data files: text, JSON lines, CSV and Parquet, row by row, with errors that name file and row."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from recipes.data import Csv, JsonLines, Parquet, TextFiles
+from recipes.errors import RequestError
+
+FileSource = TextFiles | JsonLines | Csv | Parquet
+MAX_FIELD_CHARACTERS = 2**27
+
+
+def find_files(source: FileSource, base_dir: Path) -> list[Path]:
+    """Return the files of a source, patterns expanded, each once, sorted; raises RequestError where a pattern finds none."""
+    found: set[Path] = set()
+    for pattern in source.files:
+        path = Path(pattern) if Path(pattern).is_absolute() else base_dir / pattern
+        if path.is_file():
+            matches = [path]
+        elif any(mark in pattern for mark in "*?["):
+            anchor = Path(path.anchor)
+            matches = [match for match in anchor.glob(path.relative_to(anchor).as_posix()) if match.is_file()]
+        else:
+            matches = []
+        if not matches:
+            kind = "is a folder" if path.is_dir() else "does not exist"
+            raise RequestError(f"data file {pattern!r} {kind} (looked in {base_dir})")
+        found.update(matches)
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def files_digest(paths: list[Path]) -> str:
+    """Return 64 hex digits over the files' bytes in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_file(source: FileSource, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of one file; the id is the file's name with line, row or paragraph number."""
+    try:
+        match source:
+            case TextFiles():
+                yield from _read_text(path, source.documents)
+            case JsonLines():
+                yield from _read_json_lines(path)
+            case Csv():
+                yield from _read_csv(path)
+            case Parquet():
+                yield from _read_parquet(path)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (OSError, EOFError) as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def _open(path: Path) -> TextIO:
+    """Open text, unpacked where the name ends in .gz; a byte order mark is passed over."""
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _read_text(path: Path, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _open(path) as file:
+        text = file.read().replace("\r\n", "\n")
+    if documents == "file":
+        yield path.name, {"text": text}
+        return
+    blocks = (block.strip("\n") for block in text.split("\n\n"))
+    for number, block in enumerate((block for block in blocks if block.strip()), start=1):
+        yield f"{path.name}:{number}", {"text": block}
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise RequestError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise RequestError(f"{path}:{number}: a {type(row).__name__}, not an object")
+            yield f"{path.name}:{number}", row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    is_tsv = ".tsv" in path.suffixes
+    with _open(path) as file:
+        reader = csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)
+        header: list[str] | None = None
+        number = 0
+        try:
+            for cells in reader:
+                if header is None:
+                    header = [name.strip() for name in cells]
+                    if len(set(header)) != len(header):
+                        raise RequestError(f"{path}: a column name stands twice in the header")
+                    continue
+                if not cells:
+                    continue
+                number += 1
+                if len(cells) != len(header):
+                    raise RequestError(
+                        f"{path}: row {number} (line {reader.line_num}) has {len(cells)} cells, the header {len(header)}"
+                    )
+                yield f"{path.name}:{number}", dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise RequestError(f"{path}: row {number + 1} (line {reader.line_num}): {error}") from None
+        if header is None:
+            raise RequestError(f"{path}: no header line")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        number = 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}:{number}", row
+    except pyarrow.ArrowException as error:
+        raise RequestError(f"{path}: not readable as Parquet: {error}") from None

@@ -1,7 +1,7 @@
 """Architectures by transformers' own configuration keys; a contract test compares every class with the pinned library.
 
-Left out on purpose: `vocab_size` and the special token ids (they follow from the tokenizer), and keys that change no weight
-and no output of a decoder (`use_cache`, `pretraining_tp`, `summary_*`, ...).
+Left out on purpose: `vocab_size` and the special token ids (they follow from the tokenizer), and keys that change no
+weight and no output of a decoder (`use_cache`, `pretraining_tp`, `summary_*`, ...).
 """
 
 from dataclasses import dataclass
@@ -104,8 +104,8 @@ class _Rotary(Strict):
         )
         if self.head_dim is None and (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
-                f"hidden_size / num_attention_heads ({self.hidden_size} / {self.num_attention_heads}) must be even for rotary "
-                "position embeddings"
+                f"hidden_size / num_attention_heads ({self.hidden_size} / {self.num_attention_heads}) must be even "
+                "for rotary position embeddings"
             )
         return self
 

@@ -12,7 +12,7 @@ from recipes.yaml_text import Path
 
 
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
-    """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings that exclude each other."""
+    """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings at odds."""
     yield from _check_workers(loaded)
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
@@ -150,8 +150,8 @@ def _check_ppo(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Pr
     assert steps is not None
     if ppo.schedule.warmup_steps >= steps:
         message = (
-            f"warmup_steps must be below the stage's {steps} steps (iterations {ppo.iterations} x epochs {ppo.epochs} x "
-            f"mini_batches {ppo.mini_batches})"
+            f"warmup_steps must be below the stage's {steps} steps (iterations {ppo.iterations} x epochs {ppo.epochs} "
+            f"x mini_batches {ppo.mini_batches})"
         )
         yield loaded.problem(f"{place}.ppo.schedule.warmup_steps", ppo.schedule.warmup_steps, message)
     if ppo.critic_warmup >= ppo.iterations:
@@ -172,8 +172,8 @@ def _check_sampling(loaded: LoadedRecipe, place: str, sampling: Sampling, facts:
     longest = sampling.max_prompt_tokens + sampling.max_new_tokens
     if facts.positions is not None and longest > facts.positions:
         message = (
-            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = {longest}) is "
-            f"longer than the model: {facts.positions_at} is {facts.positions}"
+            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = {longest}) "
+            f"is longer than the model: {facts.positions_at} is {facts.positions}"
         )
         room = facts.positions - sampling.max_prompt_tokens
         suggestion = f"at most {room}" if room > 0 else f"max_prompt_tokens must be below {facts.positions}"

@@ -76,7 +76,7 @@ def start_of(stage: Stage) -> str | None:
 
 
 def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:
-    """Where a model comes from at the end of its references: a stage that builds one, or something outside the recipe."""
+    """Where a model comes from in the end: the stage that builds it, or something outside the recipe."""
     seen: set[str] = set()
     while True:
         reference = _parse(text)
@@ -217,7 +217,7 @@ def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 
 def _find_circle(stages: Mapping[str, Stage]) -> list[Edge] | None:
-    """The edges of one circle; stages without parents among the rest are taken away until none or only circles are left."""
+    """The edges of one circle; stages that wait for no other are taken away until only circles are left."""
     out: dict[str, list[Edge]] = {name: [] for name in stages}
     for edge in edges(stages):
         if edge.stage != edge.parent:
@@ -227,7 +227,8 @@ def _find_circle(stages: Mapping[str, Stage]) -> list[Edge] | None:
             del out[name]
     if not out:
         return None
-    name, trail = next(iter(out)), []
+    name = next(iter(out))
+    trail: list[Edge] = []
     while name not in [edge.stage for edge in trail]:
         edge = next(edge for edge in out[name] if edge.parent in out)
         trail.append(edge)

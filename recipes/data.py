@@ -23,7 +23,7 @@ class _Rows(Strict):
     part: str | None = meaning(
         None,
         pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
-        description="Keep one of n disjoint parts of the rows, for example '1/2'; rows that share a prompt share a part.",
+        description="Keep one of n disjoint parts of the rows, for example '1/2'; rows of one prompt share a part.",
     )
     limit: int | None = meaning(
         None, ge=1, description="Keep at most this many rows, drawn by the seed; None keeps all."
@@ -39,7 +39,7 @@ class _Rows(Strict):
 
 
 class PythonDocs(_Rows):
-    """The documentation that the running Python installation carries; which set is read follows from the stage's kind."""
+    """The documentation that the running Python installation carries; the stage's kind says which set is read."""
 
     source: Literal["python-docs"] = meaning(
         description="Reads the standard library's docstrings and language reference."
@@ -55,7 +55,7 @@ class _Files(_Rows):
     )
     columns: dict[Column, str] = meaning(
         default_factory=dict,
-        description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to the file's own name.",
+        description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to the file's own.",
     )
     hold_out: float = meaning(
         0.0,

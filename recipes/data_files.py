@@ -4,10 +4,10 @@ import csv
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
@@ -138,7 +138,7 @@ def match_files(pattern: str, base_dir: Path) -> list[Path]:
 
 
 def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 def _read_text(file: Path) -> Iterator[Note]:
@@ -155,7 +155,7 @@ def _read_text(file: Path) -> Iterator[Note]:
         yield f"{file} holds only blanks", ""
 
 
-def _read_jsonl(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     rows = 0
     with _open(file) as stream:
         for number in range(1, 10 * HEADER_ROWS):
@@ -184,7 +184,7 @@ def _read_jsonl(file: Path, columns: dict[str, str], role: Role) -> Iterator[Not
         yield f"{file} holds no rows", ""
 
 
-def _read_csv(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
     with _open(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
@@ -201,7 +201,7 @@ def _read_csv(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]
         yield f"{file} has a header but no rows", ""
 
 
-def _read_parquet(file: Path, columns: dict[str, str], role: Role) -> Iterator[Note]:
+def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     with file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(max(0, file.stat().st_size - 4))
@@ -222,7 +222,7 @@ def _read_parquet(file: Path, columns: dict[str, str], role: Role) -> Iterator[N
         yield f"{file} holds no rows", ""
 
 
-def _check_columns(file: str, names: list[str], columns: dict[str, str], role: Role) -> Iterator[Note]:
+def _check_columns(file: str, names: list[str], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     """The mapped columns are there, and one of the role's forms is whole."""
     is_whole = True
     for standard, own in columns.items():
@@ -241,7 +241,7 @@ def _check_columns(file: str, names: list[str], columns: dict[str, str], role: R
 FORMS_ALL = frozenset(column for forms in FORMS.values() for form in forms for column in form)
 
 
-def _check_row(place: str, row: dict[str, Any], columns: dict[str, str], role: Role) -> Iterator[Note]:
+def _check_row(place: str, row: dict[str, Any], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     yield from _check_columns(place, list(row), columns, role)
     for form in FORMS[role]:
         if all(columns.get(column, column) in row for column in form):

@@ -19,13 +19,14 @@ def micro_batches(global_batch: int, workers: int, micro_batch: int | str = "aut
         micro = int(micro_batch)
         if share % micro:
             raise ValueError(
-                f"micro_batch ({micro}) must divide each worker's share of the batch ({global_batch} / {workers} = {share})"
+                f"micro_batch ({micro}) must divide each worker's share of the batch "
+                f"({global_batch} / {workers} = {share})"
             )
     return micro, share // micro
 
 
 def planned_steps(train: Train, rows: int | None = None) -> int | None:
-    """Optimiser steps of a training stage; `rows` = sequences (or pairs) in the data, needed for `epochs` (None without)."""
+    """Optimiser steps of a training stage; `epochs` needs `rows`, the sequences or pairs in the data (None without)."""
     if train.steps is not None:
         return train.steps
     if train.tokens is not None:

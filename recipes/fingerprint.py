@@ -67,7 +67,7 @@ def stage_meaning(
             _drop(settings, field_path)
     for field_path in data:
         for key in LOCATION_KEYS:
-            if key in settings.get(field_path, {}):
+            if key in (settings.get(field_path) or {}):
                 _drop(settings, f"{field_path}.{key}")
     settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
     return {
@@ -82,7 +82,7 @@ def stage_meaning(
 
 
 def fingerprint(stage_name: str, recipe: Recipe, parents: Mapping[str, ParentId], data: Mapping[str, str]) -> str:
-    """64 hex digits; `parents` by input field path, `data` by data field path (digests); the stage's name is no meaning."""
+    """64 hex digits; `parents` by input field path, `data` digests by field path; the stage's name is no meaning."""
     return hash_meaning(stage_meaning(stage_name, recipe, parents, data))
 
 

@@ -394,12 +394,10 @@ def _alternatives(choices: Sequence[str]) -> str:
 
 def _at(raw: Any, path: Path) -> Any:
     for part in path:
-        if isinstance(raw, dict) and part in raw:
-            raw = raw[part]
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
-            raw = raw[part]
-        else:
+        is_item = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        if not is_item and not (isinstance(raw, dict) and part in raw):
             return None
+        raw = raw[part]
     return raw
 
 

@@ -1,4 +1,4 @@
-"""What can be read from a local model or tokenizer folder without torch: type, lengths, special tokens, and what is missing."""
+"""What a local model or tokenizer folder tells without torch: type, lengths, special tokens, and what is missing."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where in the schema a path of the recipe's text lies: the model in charge, its valid keys, and pydantic's locations as paths."""
+"""Where in the schema a path of a recipe lies: the model in charge, its valid keys, pydantic's locations as paths."""
 
 import difflib
 import types

@@ -1,7 +1,8 @@
 """Predicted sizes from arithmetic alone: parameters, memory for each worker, bytes of a commit (pure).
 
-Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what training
-holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the rollout's cache.
+Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what
+training holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the
+rollout's cache.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the recipe and local folders tell about the model and the tokenizer that a stage works with, and what is wrong there."""
+"""What is known of the model and the tokenizer that a stage works with before it exists, and what is wrong there."""
 
 import re
 from collections.abc import Iterator

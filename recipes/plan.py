@@ -108,7 +108,7 @@ def build_plan(
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
-    `data` holds the digest of each data field by stage, `externals` what each input from outside the recipe resolved to,
+    `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known.
     """
     externals, rows = externals or {}, rows or {}

@@ -15,7 +15,7 @@ class Cluster(Strict):
 
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10**5)] = placement(
         "auto",
-        description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs and recorded.",
+        description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs.",
     )
     min_workers: int = placement(1, ge=1, le=10**5, description="Fewest workers with which the run may go on.")
     gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(

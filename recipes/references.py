@@ -91,7 +91,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def stage_inputs(stage: Stage) -> list[Input]:
-    """Every input of the stage in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
+    """Every input in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
     match stage:
         case Pretrain():
             inputs = [] if stage.init_from is None else [Input("init_from", stage.init_from, ("model",))]

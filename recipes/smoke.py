@@ -1,4 +1,4 @@
-"""The tiny CPU form of any recipe: the same stages, engines and seams, with small models, few rows and few steps (pure)."""
+"""The tiny CPU form of any recipe: the same stages, engines and seams, small models, few rows and steps (pure)."""
 
 from typing import Any, TypeVar
 

@@ -1,11 +1,18 @@
 """The one training loop: time, batches, skipping, saving, evaluating, stopping; objectives and sources know the rest."""
 
+import gc
+import hashlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from recipes.errors import Preempted, StageError
+from trainers import distributed
 from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import Objective
 
@@ -26,7 +33,7 @@ class BatchSource(Protocol):
         """Steps of a run to its end."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """Return this rank's micro-batches, equally many on every rank; each has `sample_ids`. May run collectives."""
+        """Return this rank's micro-batches, equally many on every rank; each has `to` and `sample_ids_B`. May run collectives."""
 
     def can_save(self, steps_done: int) -> bool:
         """Tell whether the state after `steps_done` steps can be resumed from."""
@@ -45,10 +52,10 @@ class Observer(Protocol):
     """Hears of progress on one rank; never collective."""
 
     def phase(self, name: str, **progress: float) -> None:
-        """Hear what happens now: start, train, evaluate, save, ... with step, steps_planned where known."""
+        """Hear what happens now: train, evaluate, save, ... with step and steps_planned."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Hear the global metrics after `step` steps."""
+        """Hear the global metrics after `step` steps; all values are finite."""
 
     def stop_requested(self) -> bool:
         """Tell whether this rank was asked to save and leave (SIGTERM, `stop`)."""
@@ -62,6 +69,7 @@ class LoopState:
     skipped_steps: int = 0
     samples: int = 0
     weight: float = 0.0
+    rule: str | None = None
 
 
 class Checkpoint(Protocol):
@@ -92,6 +100,8 @@ class Outcome:
     steps_done: int
     steps_planned: int
     skipped_steps: int
+    samples: int
+    weight: float
     evaluation: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
 
@@ -115,5 +125,138 @@ def train(
     observer: Observer,
     seed: int,
 ) -> Outcome:
-    """Train to the end of the source or to a stop rule, resuming from the newest state; collective."""
-    raise NotImplementedError
+    """Train to the end of the source or to a stop rule, resuming from the newest state; collective.
+
+    Raises Preempted after saving when any rank was asked to stop, StageError past the limit of skipped steps.
+    """
+    planned = source.steps_planned
+    loop = LoopState()
+    restored = checkpoint.restore(engine)
+    if restored is not None:
+        loop, source_state = restored
+        source.load_state(source_state)
+    saved_at = loop.steps_done
+    evaluation: dict[str, float] = {}
+    evaluated_at = -1
+    metrics: dict[str, float] = {}
+    gc.collect()
+    gc.freeze()
+    while loop.steps_done < planned and loop.rule is None:
+        observer.phase("train", step=loop.steps_done, steps_planned=planned)
+        step = _run_step(engine, objective, source, loop, learning_rates(loop.steps_done), observer, seed)
+        loop, metrics = step.loop, step.metrics
+        if loop.skipped_steps > cadence.max_skipped_steps:
+            raise StageError(_skip_message(loop, cadence, step.sample_ids))
+        rule = source.after_step(loop.steps_done, metrics)
+        loop = replace(loop, rule=rule)
+        observer.metrics(loop.steps_done, metrics)
+        at_end = loop.steps_done == planned or rule is not None
+        if source.can_save(loop.steps_done) and (
+            at_end or step.stop_requested or loop.steps_done - saved_at >= cadence.save_every
+        ):
+            observer.phase("save", step=loop.steps_done, steps_planned=planned)
+            checkpoint.save(engine, loop, source.state())
+            saved_at = loop.steps_done
+        if step.stop_requested and saved_at == loop.steps_done and not at_end:
+            raise Preempted(f"stopped after {loop.steps_done} of {planned} steps; the state is saved")
+        if evaluate is not None and not at_end and loop.steps_done % cadence.evaluate_every == 0:
+            evaluation = _evaluate(evaluate, observer, loop, planned)
+            evaluated_at = loop.steps_done
+    if evaluate is not None and evaluated_at != loop.steps_done:
+        evaluation = _evaluate(evaluate, observer, loop, planned)
+    return Outcome(
+        state="completed" if loop.rule is None else "stopped_by",
+        rule=loop.rule,
+        steps_done=loop.steps_done,
+        steps_planned=planned,
+        skipped_steps=loop.skipped_steps,
+        samples=loop.samples,
+        weight=loop.weight,
+        evaluation=evaluation,
+        last_metrics=metrics,
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    loop: LoopState
+    metrics: dict[str, float]
+    sample_ids: list[int]
+    stop_requested: bool
+
+
+def _run_step(
+    engine: Engine,
+    objective: Objective,
+    source: BatchSource,
+    loop: LoopState,
+    lrs: Mapping[str, float],
+    observer: Observer,
+    seed: int,
+) -> _Step:
+    """Run one optimiser step: forwards and backwards of every micro-batch, one collective of metrics, the update."""
+    started = time.perf_counter()
+    batches = source.micro_batches(loop.steps_done)
+    weights = [objective.weight(batch) for batch in batches]
+    samples = sum(int((batch.sample_ids_B >= 0).sum()) for batch in batches)
+    total_weight, total_samples = distributed.all_sum([sum(weights), samples])
+    if total_weight <= 0:
+        raise StageError(f"step {loop.steps_done}: no batch of any worker has a target (rows {_ids(batches)})")
+    sums: dict[str, list[Tensor | float]] = {}
+    for batch in batches:
+        torch.manual_seed(_noise_seed(seed, loop.steps_done, batch))
+        output = objective.loss(engine.module, batch.to(engine.device))
+        engine.backward(output.loss_sum / total_weight)
+        for name, (value, weight) in output.metrics.items():
+            sums.setdefault(name, []).append(value)
+            sums.setdefault(f"{name}/weight", []).append(weight)
+    names = sorted(sums)
+    local = [float(sum(float(value) for value in sums[name])) for name in names]
+    *totals, stops = distributed.all_sum([*local, float(observer.stop_requested())])
+    info = engine.step(lrs)
+    by_name = dict(zip(names, totals, strict=True))
+    metrics = {
+        name: by_name[name] / by_name[f"{name}/weight"]
+        for name in names
+        if not name.endswith("/weight") and by_name[f"{name}/weight"] != 0
+    }
+    metrics |= {f"lr/{name}" if len(lrs) > 1 else "lr": lr for name, lr in lrs.items()}
+    metrics |= {"grad_norm": info.grad_norm, "weight": total_weight, "samples": total_samples}
+    metrics["skipped_steps"] = float(loop.skipped_steps + (not info.applied))
+    metrics["step_s"] = time.perf_counter() - started
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    after = replace(
+        loop,
+        steps_done=loop.steps_done + 1,
+        skipped_steps=loop.skipped_steps + (not info.applied),
+        samples=loop.samples + int(total_samples),
+        weight=loop.weight + total_weight,
+    )
+    rows = [] if info.applied else sorted({row for part in distributed.gather_json(_ids(batches)) for row in part})
+    return _Step(after, metrics, rows, stops > 0)
+
+
+def _evaluate(evaluate: Evaluate, observer: Observer, loop: LoopState, planned: int) -> dict[str, float]:
+    observer.phase("evaluate", step=loop.steps_done, steps_planned=planned)
+    found = dict(evaluate())
+    observer.metrics(loop.steps_done, {f"eval/{name}": value for name, value in found.items() if math.isfinite(value)})
+    return found
+
+
+def _ids(batches: Sequence[Any]) -> list[int]:
+    return [int(row) for batch in batches for row in batch.sample_ids_B.tolist() if row >= 0]
+
+
+def _noise_seed(seed: int, step: int, batch: Any) -> int:
+    """Key the noise of a micro-batch's forward by what is in it, never by rank or history."""
+    first = int(batch.sample_ids_B[0])
+    digest = hashlib.blake2b(f"{seed}/noise/{step}/{first}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _skip_message(loop: LoopState, cadence: Cadence, sample_ids: list[int]) -> str:
+    shown = ", ".join(str(row) for row in sample_ids[:32]) + (", ..." if len(sample_ids) > 32 else "")
+    return (
+        f"step {loop.steps_done}: loss or gradient was not finite for the {loop.skipped_steps}th time "
+        f"(max_skipped_steps is {cadence.max_skipped_steps}); rows of the last skipped step: {shown}"
+    )

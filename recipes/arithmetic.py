@@ -172,8 +172,8 @@ def _check_sampling(loaded: LoadedRecipe, place: str, sampling: Sampling, facts:
     longest = sampling.max_prompt_tokens + sampling.max_new_tokens
     if facts.positions is not None and longest > facts.positions:
         message = (
-            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = {longest}) "
-            f"is longer than the model: {facts.positions_at} is {facts.positions}"
+            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = "
+            f"{longest}) is longer than the model: {facts.positions_at} is {facts.positions}"
         )
         room = facts.positions - sampling.max_prompt_tokens
         suggestion = f"at most {room}" if room > 0 else f"max_prompt_tokens must be below {facts.positions}"

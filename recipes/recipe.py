@@ -34,7 +34,7 @@ class Recipe(Strict):
 
     name: Name = placement(description="Name of the recipe; part of run ids.")
     seed: int = meaning(0, ge=0, lt=2**63, description="Seed of every stage that does not set its own.")
-    cluster: Cluster = placement(default_factory=Cluster, description="What the run asks of the cluster.")
+    cluster: Cluster = placement(default_factory=Cluster, description="Workers, placement and retries.")
     stages: dict[Name, Stage] = meaning(
         min_length=1, max_length=256, description="The chain; order follows from the references."
     )

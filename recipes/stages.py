@@ -128,7 +128,8 @@ class Evaluate(_Stage):
     suites: list[Literal["perplexity", "generation", "comparison"]] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
-        description="perplexity: held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: win rate.",
+        description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
+        "scores and win rate.",
     )
     text: Source | None = meaning(None, description="Held-out text for perplexity; None: python-docs' test split.")
     prompts: Source | None = meaning(None, description="Held-out prompts; None: python-docs' test split.")

@@ -164,6 +164,8 @@ def _missing_part(entry: TensorEntry) -> str | None:
     covered = sum(math.prod(piece.shape) for piece in entry.slices)
     if covered != size:
         return f"{covered} of {size} elements"
+    if len({len(piece.start) for piece in entry.slices}) > 1:
+        return "slices of two kinds"
     position = 0
     is_flat = all(len(piece.start) == 1 for piece in entry.slices)
     for piece in sorted(entry.slices, key=lambda item: item.start) if is_flat else ():

@@ -1,7 +1,7 @@
 """Tensors of a training state: every rank writes its pieces as safetensors objects, any piece can be read back.
 
-The header of each object carries its owner's mark (run, stage, lease, step), so a state shares no object with another one
-and retention can delete a dropped state's objects without asking who else names them.
+The header of each object carries its owner's mark (run, stage, lease, step), so a state shares no object with another
+one and retention can delete a dropped state's objects without asking who else names them.
 """
 
 import json
@@ -68,7 +68,7 @@ class Piece(Protocol):
 def write_tensors(
     store: Store, pieces: Iterable[Piece], *, run: str, stage: str, lease: int, step: int
 ) -> dict[str, list[TensorEntry]]:
-    """Store pieces durably; returns what they add to the state's manifest. `merge_entries` joins what all ranks return."""
+    """Store pieces durably; returns their entries in the manifest. `merge_entries` joins those of all ranks."""
     owner = owner_mark(run, stage, lease, step)
     parts = [_write_object(store, batch, owner) for batch in _batches(pieces)]
     return merge_entries(parts)

@@ -48,8 +48,11 @@ class StateLog:
     def publish(self, content: dict[str, Any], check_lease: Callable[[], None]) -> int:
         """Write the next number of the log; `check_lease` raises when the writer was superseded."""
         while True:
-            number = self._refs.highest() + 1
+            highest = self._refs.highest()
             check_lease()
+            if highest and self._names_manifest(highest, content["manifest"]):
+                return highest
+            number = highest + 1
             if self._refs.create(number, content):
                 return number
 
@@ -106,6 +109,12 @@ class StateLog:
                 if entry.sha256 not in needed and self._owner(entry.sha256) == mark:
                     self._objects.remove(entry.sha256)
         return len(dropped)
+
+    def _names_manifest(self, number: int, sha256: str) -> bool:
+        try:
+            return bool(self._refs.read(number).get("manifest") == sha256)
+        except (StoreDamaged, FileNotFoundError):
+            return False
 
     def _read(self, number: int) -> StateManifest | None:
         """Return the state of a number; None for a barrier."""

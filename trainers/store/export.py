@@ -1,0 +1,115 @@
+"""Artifacts leave the store as folders that stock transformers and peft open."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from recipes.errors import RequestError
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+from trainers.store.views import files_under
+
+MODEL_PARTS = ("model", "actor")
+"""Parts that a bare artifact means, in this order."""
+
+
+def parts_of(manifest: ArtifactManifest) -> list[str]:
+    """Return the parts of an artifact, each a folder in its files; a report has none."""
+    return sorted({name.split("/", 1)[0] for name in manifest.files if "/" in name})
+
+
+def export(
+    store: Store, manifest: ArtifactManifest, directory: Path, *, merge: bool = False, part: str | None = None
+) -> Path:
+    """Write an artifact to a new folder.
+
+    A full model lands in the folder itself. An adapter does too, with its base model in `base/` and named there; with
+    `merge` the adapter's merged model is written instead. `part` picks one of several parts (`critic`).
+    """
+    target = directory.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RequestError(f"{target} exists and is not an empty folder")
+    parts = parts_of(manifest)
+    if part is not None and part not in parts:
+        raise RequestError(f"{manifest.stage} has no part {part!r}; it has {', '.join(parts) or 'files only'}")
+    chosen = part if part is not None else _main_part(parts, merge)
+    building = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    building.mkdir(parents=True)
+    try:
+        if chosen == "adapter":
+            base, base_part = _find_base(store, manifest)
+            if merge:
+                _merge(store, manifest, base, base_part, building)
+            else:
+                _copy(store, manifest, "adapter", building)
+                _copy(store, base, base_part, building / "base")
+                _name_base(building, target / "base")
+        else:
+            _copy(store, manifest, chosen, building)
+        if target.exists():
+            target.rmdir()
+        os.rename(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _main_part(parts: list[str], merge: bool) -> str:
+    models = [name for name in MODEL_PARTS if name in parts]
+    if "adapter" in parts and not (merge and models):
+        return "adapter"
+    if models:
+        return models[0]
+    return "" if len(parts) != 1 else parts[0]
+
+
+def _copy(store: Store, manifest: ArtifactManifest, prefix: str, target: Path) -> None:
+    """Copy files that are hash-checked; the copies are the user's to change."""
+    for name, entry in sorted(files_under(manifest.files, prefix).items()):
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(store.objects.local_path(entry.sha256), place)
+
+
+def _find_base(store: Store, manifest: ArtifactManifest) -> tuple[ArtifactManifest, str]:
+    """Return the artifact that the adapter is bound to by digest, and the part that holds its whole model."""
+    if manifest.base is None:
+        raise RequestError(f"{manifest.stage} has an adapter and no base")
+    parents = [store.find_artifact(parent.fingerprint) for parent in manifest.parents.values()]
+    candidates = [found for found in parents if found is not None and found.digest == manifest.base]
+    if not candidates:
+        candidates = [found for found in store.list_artifacts() if found.digest == manifest.base]
+    if not candidates:
+        raise RequestError(f"the base of {manifest.stage}, digest {manifest.base}, is not in store {store.uri}")
+    part = _main_part(parts_of(candidates[0]), merge=True)
+    if part not in MODEL_PARTS:
+        raise RequestError(f"the base of {manifest.stage}, {candidates[0].stage}, holds no whole model")
+    return candidates[0], part
+
+
+def _name_base(adapter: Path, base: Path) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_bytes())
+    config["base_model_name_or_path"] = str(base)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _merge(store: Store, manifest: ArtifactManifest, base: ArtifactManifest, base_part: str, target: Path) -> None:
+    """Write the base with the adapter added to its weights."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    stock = AutoModelForSequenceClassification if manifest.kind == "reward_model" else AutoModelForCausalLM
+    options = {"num_labels": 1} if manifest.kind == "reward_model" else {}
+    model = stock.from_pretrained(store.folder(base, base_part), dtype="auto", **options)
+    merged = PeftModel.from_pretrained(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)
+    _copy(store, base, base_part, target)
+    for path in target.glob("model*.safetensors*"):
+        path.unlink()
+    kept = {path.name: path.read_bytes() for path in target.iterdir()}
+    merged.save_pretrained(target)
+    for name in ("generation_config.json",):
+        if name in kept:
+            (target / name).write_bytes(kept[name])

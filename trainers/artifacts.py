@@ -1,33 +1,46 @@
 """Model folders in the Hugging Face layout: written byte for byte from the same weights, probed, verified by stock classes."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ModelKind = Literal["language_model", "score_model", "value_model"]
-"""Stock class: AutoModelForCausalLM, ...SequenceClassification with one label, ...TokenClassification with one label."""
+from recipes.errors import StageError
+from trainers.architectures.load import ModelKind, load_model, stock_class
+from trainers.precision import exact_matmul
+
+WEIGHTS = "model.safetensors"
+PROBE_TOKENS = 16
+PROBE_POSITIONS = 4
+_VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
+"""Configuration keys that name a version or a place; no artifact holds them."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Outputs of a live model on the fixed prompt, fp32."""
+    """Outputs of a live model on the fixed prompt, fp32: logits of the last positions, scores or values."""
 
     token_ids: list[int]
     outputs: np.ndarray
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors."""
-        raise NotImplementedError
+        ids = torch.tensor(self.token_ids, dtype=torch.int64)
+        return bytes(save_safetensors({"token_ids": ids, "outputs": torch.from_numpy(self.outputs)}))
 
     @staticmethod
     def from_bytes(data: bytes) -> "Probe":
         """Read what `to_bytes` wrote."""
-        raise NotImplementedError
+        tensors = load_safetensors(data)
+        return Probe(tensors["token_ids"].tolist(), tensors["outputs"].numpy())
 
 
 def write_model(
@@ -40,30 +53,160 @@ def write_model(
     dtype: torch.dtype,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write config.json, safetensors, generation_config.json (language models) and the tokenizer's files; rank 0 only."""
-    raise NotImplementedError
+    """Write config.json, safetensors, generation_config.json (language models) and the tokenizer's files; rank 0 only.
+
+    `tensors` have the stock class's names, tied ones once. More than `max_shard_bytes` are written as shards with an index.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
+    _write_json(folder / "config.json", model_config(config, kind, dtype))
+    if kind == "language_model":
+        ids = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+
+
+def model_config(config: Any, kind: ModelKind, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the content of config.json: only what describes the model."""
+    content = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _VOLATILE}
+    content["architectures"] = [stock_class(config.model_type, kind).__name__]
+    content["dtype"] = str(dtype).removeprefix("torch.")
+    if kind != "language_model":
+        content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    if kind == "value_model":
+        content["classifier_dropout"] = 0.0
+    return content
 
 
 def write_adapter(
     folder: Path, peft_config: Any, tensors: Iterable[tuple[str, Tensor]], *, base_digest: str, dtype: torch.dtype
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors in peft's layout; the base is named by digest; rank 0 only."""
-    raise NotImplementedError
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {key: _plain(value) for key, value in peft_config.to_dict().items() if key not in _VOLATILE}
+    content |= {"base_model_name_or_path": base_digest, "inference_mode": True}
+    _write_json(folder / "adapter_config.json", content)
+    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
+    save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+@torch.no_grad()
 def probe(model: nn.Module, kind: ModelKind, vocab_size: int) -> Probe:
-    """Run the fixed prompt through a bare, unsharded model in evaluation mode."""
-    raise NotImplementedError
+    """Run the fixed prompt through a bare, whole model; its mode is restored."""
+    pad_id = model.config.pad_token_id  # type: ignore[union-attr]
+    ids = [token for token in ((7 * index * index + 3) % vocab_size for index in range(4 * PROBE_TOKENS)) if token != pad_id]
+    return Probe(ids[:PROBE_TOKENS], _outputs(model, kind, ids[:PROBE_TOKENS]))
 
 
 def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None) -> float:
-    """Open with stock classes, demand the exact key set, shapes, finite values and tied weights; return the largest output difference.
+    """Open with stock classes, demand the exact key set, shapes, finite values and tied weights; return the output difference.
 
-    With `adapter` the peft adapter is put on the model first. Raises StageError naming what is wrong.
+    With `adapter` the peft adapter is put on the model first. The difference is the largest one, relative to the largest
+    output where that is above 1. Raises StageError naming what is wrong.
     """
-    raise NotImplementedError
+    config = json.loads((folder / "config.json").read_text())
+    dtype = getattr(torch, config["dtype"])
+    model: Any = load_model(folder, kind, device=torch.device("cpu"), dtype=dtype)
+    model.set_attn_implementation("sdpa")
+    if config.get("tie_word_embeddings") and kind == "language_model":
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
+    if kind == "language_model":
+        _check_tokenizer(folder, model.config)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    model.eval()
+    if expected is None:
+        return 0.0
+    outputs = _outputs(model, kind, expected.token_ids)
+    if outputs.shape != expected.outputs.shape or not np.isfinite(outputs).all():
+        raise StageError(f"{folder}: outputs have shape {outputs.shape}, expected finite {expected.outputs.shape}")
+    scale = max(1.0, float(np.abs(expected.outputs).max()))
+    return float(np.abs(outputs - expected.outputs).max()) / scale
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Return the largest output difference that a verification accepts."""
     return 1e-5 if dtype == torch.float32 else 2e-2
+
+
+def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
+    was_training = model.training
+    model.eval()
+    device = next(iter(model.parameters())).device
+    ids = torch.tensor([token_ids], device=device)
+    with exact_matmul(), torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().cpu()
+    model.train(was_training)
+    kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind == "language_model" else logits.reshape(-1, 1)).numpy()
+    return np.ascontiguousarray(kept)
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    wrapped = PeftModel.from_pretrained(model, str(adapter))
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        found = set(file.keys())
+    wanted = {key.replace(".default", "") for key in wrapped.state_dict() if "lora_" in key}
+    if found != wanted:
+        raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
+    return wrapped
+
+
+def _check_tokenizer(folder: Path, config: Any) -> None:
+    """Open the tokenizer by its stock class where the folder has one; its ids must fit the model."""
+    if not (folder / "tokenizer.json").exists():
+        return
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > config.vocab_size:
+        raise StageError(f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}")
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if tokenizer.eos_token_id not in ends:
+        raise StageError(f"{folder}: eos is {tokenizer.eos_token_id} in the tokenizer, {config.eos_token_id} in the model")
+
+
+def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_bytes: int) -> None:
+    """Write shards as they fill up; one shard keeps the plain name."""
+    shards: list[tuple[Path, list[str]]] = []
+    total = 0
+
+    def flush(part: dict[str, Tensor]) -> None:
+        path = folder / f"part-{len(shards)}"
+        save_file(part, path, metadata={"format": "pt"})
+        shards.append((path, list(part)))
+
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if part and size + tensor.nbytes > max_shard_bytes:
+            flush(part)
+            part, size = {}, 0
+        part[name] = tensor.contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    flush(part)
+    if len(shards) == 1:
+        shards[0][0].rename(folder / WEIGHTS)
+        return
+    places: dict[str, str] = {}
+    for number, (path, names) in enumerate(shards, start=1):
+        final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / final)
+        places |= dict.fromkeys(names, final)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Give sets an order and enumerations their value."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return getattr(value, "value", value)

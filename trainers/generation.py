@@ -1,12 +1,17 @@
 """Sampling with a key-value cache: inverse-CDF draws from given uniforms, so that a draw depends on its key alone.
 
-B batch, P prompt tokens, R response tokens, V vocabulary.
+B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the batch when fewer than this share of it is left."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """Responses, right-padded with the pad id."""
+    """Responses, right-padded with the pad id to `max_new_tokens`."""
 
     tokens_BR: Tensor
     response_mask_BR: Tensor
@@ -30,6 +35,7 @@ class Generation:
     """True where a stop token came."""
 
 
+@torch.no_grad()
 def generate(
     module: nn.Module,
     prompt_ids_BP: Tensor,
@@ -37,5 +43,79 @@ def generate(
     settings: SamplingSettings,
     uniforms_BR: np.ndarray | None,
 ) -> Generation:
-    """Continue left-padded prompts; `uniforms_BR` (fp64 in [0, 1)) None draws greedily. Runs no collective."""
-    raise NotImplementedError
+    """Continue left-padded prompts; `uniforms_BR` (fp64 in [0, 1)) None draws greedily.
+
+    `module` is a causal language model of transformers in evaluation mode with whole parameters. Runs no collective.
+    """
+    from transformers import DynamicCache
+
+    model: Any = module
+    device = prompt_ids_BP.device
+    rows, length = prompt_ids_BP.shape[0], settings.max_new_tokens
+    tokens = torch.full((rows, length), settings.pad_id, dtype=torch.int64, device=device)
+    mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    draws = None if uniforms_BR is None else torch.from_numpy(np.ascontiguousarray(uniforms_BR)).to(device)
+    stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
+    is_padded = not bool(prompt_mask_BP.all())
+
+    cache = DynamicCache(config=model.config)
+    alive = torch.arange(rows, device=device)
+    seen_BK = prompt_mask_BP.bool()
+    positions_B1 = seen_BK.sum(1, keepdim=True) - 1
+    inputs = prompt_ids_BP
+    position_ids = (seen_BK.long().cumsum(1) - 1).clamp_(min=0)
+    bias = prompt_bias(seen_BK, model.dtype)
+    for step in range(length):
+        output = model.base_model(
+            input_ids=inputs, attention_mask=bias, position_ids=position_ids, past_key_values=cache, use_cache=True
+        )
+        logits_BV = model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
+        drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
+        tokens[alive, step] = drawn_B
+        mask[alive, step] = True
+        stops_B = torch.isin(drawn_B, stop_ids)
+        ended[alive[stops_B]] = True
+        going_B = ~ended[alive]
+        num_going = int(going_B.sum())
+        if num_going == 0:
+            break
+        positions_B1 = positions_B1 + 1
+        seen_BK = torch.cat([seen_BK, torch.ones_like(seen_BK[:, :1])], dim=1)
+        if num_going < COMPACT_BELOW * len(alive):
+            kept = going_B.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            alive, seen_BK, positions_B1, drawn_B = alive[kept], seen_BK[kept], positions_B1[kept], drawn_B[kept]
+        inputs, position_ids = drawn_B[:, None], positions_B1
+        bias = _additive(seen_BK[:, None, None, :], model.dtype) if is_padded else None
+    _end_at_stop(tokens, mask, stop_ids, settings.pad_id)
+    return Generation(tokens, mask, ended)
+
+
+def draw(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None) -> Tensor:
+    """Draw one token per row by the inverse of the cumulative distribution; None takes the likeliest."""
+    if uniforms_B is None:
+        return logits_BV.argmax(dim=-1)
+    cumulative = torch.softmax(logits_BV / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    wanted = uniforms_B[:, None].to(torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+
+
+def prompt_bias(prompt_mask_BP: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive B1PP mask of left-padded prompts; padding sees itself, so that no row is empty."""
+    length = prompt_mask_BP.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=prompt_mask_BP.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=prompt_mask_BP.device)
+    return _additive((prompt_mask_BP[:, None, :] & causal | itself)[:, None], dtype)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _end_at_stop(tokens_BR: Tensor, mask_BR: Tensor, stop_ids: Tensor, pad_id: int) -> None:
+    """Blank what rows that had ended drew while others went on."""
+    is_stop = torch.isin(tokens_BR, stop_ids) & mask_BR
+    after = is_stop.long().cumsum(1) - is_stop.long() > 0
+    mask_BR &= ~after
+    tokens_BR.masked_fill_(~mask_BR, pad_id)

@@ -1,0 +1,116 @@
+"""Strict loading of a model folder: every tensor of the class is in the files, every tensor of the files is in the class."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from recipes.errors import StageError
+from trainers.architectures.attention import attention_name
+
+ModelKind = Literal["language_model", "score_model", "value_model"]
+"""Stock class: ...ForCausalLM, ...ForSequenceClassification with one label, ...ForTokenClassification with one label."""
+
+HEAD_NAMES = ("lm_head", "score", "classifier")
+"""Attributes under which stock classes hold their head; which one depends on class and kind."""
+
+
+def load_model(
+    folder: Path,
+    kind: ModelKind,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    new_head_seed: int | None = None,
+) -> nn.Module:
+    """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
+
+    With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the head
+    may be missing or left over. Raises StageError naming the keys otherwise.
+    """
+    model_class = stock_class(json.loads((folder / "config.json").read_text())["model_type"], kind)
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    if kind != "language_model":
+        config.num_labels = 1
+    if kind == "value_model":
+        config.classifier_dropout = 0.0
+    _quieten()
+    with torch.random.fork_rng(devices=[]):
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention_name(device),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if new_head_seed is not None:
+        _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
+    _demand_exact(folder, kind, model, info, has_new_head=new_head_seed is not None)
+    model.train()
+    loaded: nn.Module = model
+    return loaded
+
+
+def stock_class(model_type: str, kind: ModelKind) -> Any:
+    """Return transformers' class of a type and kind; each import takes a second, so only the wanted one is made."""
+    match model_type:
+        case "llama":
+            from transformers.models.llama import modeling_llama as llama
+
+            classes = (llama.LlamaForCausalLM, llama.LlamaForSequenceClassification, llama.LlamaForTokenClassification)
+        case "qwen3":
+            from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+            classes = (qwen3.Qwen3ForCausalLM, qwen3.Qwen3ForSequenceClassification, qwen3.Qwen3ForTokenClassification)
+        case "gpt2":
+            from transformers.models.gpt2 import modeling_gpt2 as gpt2
+
+            classes = (gpt2.GPT2LMHeadModel, gpt2.GPT2ForSequenceClassification, gpt2.GPT2ForTokenClassification)
+        case _:
+            raise StageError(f"model type {model_type!r} is not one of llama, qwen3, gpt2")
+    kinds: tuple[ModelKind, ...] = ("language_model", "score_model", "value_model")
+    return dict(zip(kinds, classes, strict=True))[kind]
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the attribute that holds a stock model's head."""
+    return next(name for name in HEAD_NAMES if hasattr(model, name))
+
+
+def _quieten() -> None:
+    """Keep transformers' progress bars and load reports off the output; what they say is checked and raised here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@torch.no_grad()
+def _make_head(head: nn.Linear, seed: int, deviation: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * deviation)
+    if head.bias is not None:
+        head.bias.zero_()
+
+
+def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], *, has_new_head: bool) -> None:
+    head = head_name(model)
+
+    def allowed(key: str, names: tuple[str, ...]) -> bool:
+        return has_new_head and key.split(".")[0] in names
+
+    wrong = {
+        "missing": [key for key in info["missing_keys"] if not allowed(key, (head,))],
+        "unexpected": [key for key in info["unexpected_keys"] if not allowed(key, HEAD_NAMES)],
+        "of another shape": [str(key) for key in info["mismatched_keys"] if not allowed(str(key[0]), (head,))],
+    }
+    problems = [f"{what}: {', '.join(sorted(keys)[:8])}" for what, keys in wrong.items() if keys]
+    if problems:
+        raise StageError(f"{folder} does not hold a {kind.replace('_', ' ')} ({type(model).__name__}); {'; '.join(problems)}")
+    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if bad:
+        raise StageError(f"{folder}: values are not finite in {', '.join(bad[:8])}")

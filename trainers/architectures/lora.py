@@ -1,0 +1,131 @@
+"""Low-rank adapters by peft, put into a model in place, several on one frozen base.
+
+peft's own switches flip `requires_grad`, which sharded engines do not survive; the switches here leave it alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.errors import StageError
+from recipes.lora import Lora
+
+DEFAULT = "default"
+
+
+def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT) -> Any:
+    """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
+
+    Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    trainable = [key for key, parameter in model.named_parameters() if parameter.requires_grad and "lora_" in key]
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_names(model, lora),
+        use_dora=lora.dora,
+        use_rslora=lora.rank_stabilised,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=_is_transposed(model),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=name)
+    kept = set(trainable)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in kept or is_adapter_key(key, name))
+    return config
+
+
+def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
+    """Tell whether a parameter belongs to the adapter of that name."""
+    parts = key.split(".")
+    return any(part.startswith("lora_") for part in parts) and name in parts
+
+
+def target_names(model: Any, lora: Lora) -> list[str]:
+    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there."""
+    found = sorted({key.rsplit(".", 1)[-1] for key, module in model.base_model.named_modules() if _is_linear(module)})
+    if lora.target_modules == "all-linear":
+        return found
+    unknown = sorted(set(lora.target_modules) - set(found))
+    if unknown:
+        raise StageError(f"lora.target_modules: {', '.join(unknown)} not in the model; it has {', '.join(found)}")
+    return sorted(set(lora.target_modules))
+
+
+@contextmanager
+def active_adapters(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Run forwards with these adapters, or with none; nothing about gradients changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._active_adapter = list(names) if names else layer._active_adapter
+        layer._disable_adapters = not names
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def adapter_tensors(tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
+    """Pick an adapter's tensors out of a model's and name them as peft's files do."""
+    return {
+        f"base_model.model.{_without(key, name)}": tensor for key, tensor in tensors.items() if is_adapter_key(key, name)
+    }
+
+
+def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the base model's tensors and give them their names without adapters."""
+    return {key.replace(".base_layer.", "."): tensor for key, tensor in tensors.items() if "lora_" not in key}
+
+
+def merged_tensors(model: Any, tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
+    """Return the base's tensors with the adapter added, in fp32; the live model is not touched.
+
+    `model` gives the shape of things; `tensors` are its whole parameters by name.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = {key: tensor.float() for key, tensor in base_tensors(tensors).items()}
+    for path, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            merged[f"{path}.weight"] = _merged_weight(layer, path, tensors, name)
+    return merged
+
+
+def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Add one layer's update to its base weight (LoRA: W + s B A; DoRA: m * that / its row norms)."""
+    prefix = f"{path}."
+    weight = tensors[f"{prefix}base_layer.weight"].float()
+    low = tensors[f"{prefix}lora_A.{name}.weight"].float()
+    high = tensors[f"{prefix}lora_B.{name}.weight"].float()
+    delta = (high @ low) * float(layer.scaling[name])
+    is_transposed = bool(layer.fan_in_fan_out)
+    rows = (weight.T if is_transposed else weight) + delta
+    magnitude = tensors.get(f"{prefix}lora_magnitude_vector.{name}.weight")
+    if magnitude is not None:
+        rows = magnitude.float().view(-1, 1) * rows / rows.norm(dim=1, keepdim=True)
+    return (rows.T if is_transposed else rows).contiguous()
+
+
+def _without(key: str, name: str) -> str:
+    return ".".join(part for part in key.split(".") if part != name)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_transposed(model: nn.Module) -> bool:
+    """GPT-2's Conv1D keeps its weight transposed."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())

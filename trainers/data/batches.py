@@ -1,7 +1,7 @@
 """Batches and which rank takes which rows: the set of samples of a global batch never depends on the workers.
 
-B rows, T tokens, P prompt tokens. Every batch holds `sample_ids_B`: row numbers of the data set, -1 for a filler row that
-only keeps ranks in step and has no weight.
+B rows, T tokens, P prompt tokens. Every batch holds `sample_ids_B`: row numbers of the data set, -1 for a filler row
+that only keeps ranks in step and has no weight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -113,8 +113,8 @@ class BatchPlan:
     """The batches of one rank.
 
     Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`. Micro-batch m of rank r
-    takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of `micro_batch`.
-    `workers * micro_batch` must divide `global_batch`.
+    takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of
+    `micro_batch`. `workers * micro_batch` must divide `global_batch`.
     """
 
     dataset: Dataset
@@ -128,7 +128,8 @@ class BatchPlan:
         """Demand equal shares."""
         if self.global_batch % (self.workers * self.micro_batch):
             raise ValueError(
-                f"global batch {self.global_batch} is no multiple of {self.workers} workers x micro-batch {self.micro_batch}"
+                f"global batch {self.global_batch} is no multiple of "
+                f"{self.workers} workers x micro-batch {self.micro_batch}"
             )
         if not 0 <= self.rank < self.workers:
             raise ValueError(f"rank {self.rank} of {self.workers} workers")
@@ -163,13 +164,10 @@ def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, mic
     stride = workers * micro_batch
     for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
         positions = range(start, start + micro_batch)
-        yield build_batch(
-            dataset,
-            [
-                global_sample(dataset.digest, 0, position, len(dataset)) if position < count else FILLER
-                for position in positions
-            ],
-        )
+        sampled = [
+            global_sample(dataset.digest, 0, position, len(dataset)) for position in positions if position < count
+        ]
+        yield build_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
 
 
 def pad(rows: Sequence[np.ndarray], value: int | bool, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:

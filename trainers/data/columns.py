@@ -1,4 +1,4 @@
-"""TRL's standard columns: text, messages, prompt, completion, chosen, rejected, plain or conversational, checked and made uniform."""
+"""TRL's standard columns, plain or conversational, checked and brought into one form per role."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,8 +21,8 @@ class BadRow(ValueError):  # noqa: N818
 def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
 
-    text: {text}. instructions: {messages}, {prompt, completion} or {text}. preferences: {prompt, chosen, rejected}; without
-    a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
+    text: {text}. instructions: {messages}, {prompt, completion} or {text}. preferences: {prompt, chosen, rejected};
+    without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:
@@ -100,9 +100,10 @@ def _message(item: Any, place: str) -> dict[str, Any]:
         raise BadRow(f"{place} has no role")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) != len(parts):
             raise BadRow(f"{place} has content other than text")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise BadRow(f"{place} has content of type {type(content).__name__}, not text")
     if not content and set(message) <= {"role", "content"}:

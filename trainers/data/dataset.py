@@ -52,7 +52,7 @@ class Dataset:
     arrays: Mapping[str, np.ndarray]
     pad_id: int
     records: list[dict[str, Any]] = field(default_factory=list)
-    """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (a good answer or None)."""
+    """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
     row_ids_path: Path | None = None
 
     def __len__(self) -> int:

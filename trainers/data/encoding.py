@@ -1,6 +1,7 @@
 """Rows to token sequences: which tokens, and which of them are the response, by position and never by token id."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,7 +30,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class _Marked:
-    """A text with the character spans of its responses, in order; `ends` adds the end token, which belongs to the last."""
+    """A text with the character spans of its responses, in order; `ends` adds the end token to the last."""
 
     text: str
     spans: list[Span]
@@ -37,44 +38,55 @@ class _Marked:
     ends: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt as it stands in the row, and rendered."""
+
+    source: Any
+    text: str
+
+
 def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
     """Tokenize plain texts with an end token; every token counts as response."""
     for chunk in _chunks(rows):
         texts = [row.columns["text"] for row in chunk]
-        for row, encoded in zip(chunk, _encode_plain(texts, tokenization), strict=True):
-            yield row, encoded
+        yield from zip(chunk, _encode_plain(texts, tokenization), strict=True)
 
 
 def encode_instructions(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
     """Tokenize conversations, prompts with completions, or plain texts."""
     for chunk in _chunks(rows):
-        marked = [_of_row(row, lambda row: _mark_instruction(row, tokenization)) for row in chunk]
+        marked: list[_Marked] = []
+        for row in chunk:
+            with _naming(row):
+                marked.append(_mark_instruction(row, tokenization))
         yield from zip(chunk, _encode_marked(marked, tokenization), strict=True)
 
 
 def encode_pairs(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded, Encoded]]:
     """Tokenize both answers of preferences, each after the prompt; everything after the prompt is the response."""
     for chunk in _chunks(rows):
-        marked = [
-            _of_row(row, lambda row, side=side: _mark_answer(row.columns["prompt"], row.columns[side], tokenization))
-            for row in chunk
-            for side in ("chosen", "rejected")
-        ]
+        marked: list[_Marked] = []
+        for row in chunk:
+            with _naming(row):
+                prompt = _render_prompt(row.columns["prompt"], tokenization)
+                marked += [_mark_answer(prompt, row.columns[side], tokenization) for side in ("chosen", "rejected")]
         encoded = _encode_marked(marked, tokenization)
         yield from zip(chunk, encoded[::2], encoded[1::2], strict=True)
 
 
 def encode_prompts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, str, np.ndarray]]:
     """Tokenize prompts as `Tokenization.encode_prompt` does; yields the rendered text too."""
-    for chunk in _chunks(rows):
-        rendered = [_of_row(row, lambda row: _rendered_prompt(row.columns["prompt"], tokenization)) for row in chunk]
-        for row, (text, special) in zip(chunk, rendered, strict=True):
-            yield row, text, np.asarray(tokenization.encode(text, special=special), dtype=np.int32)
+    for row in rows:
+        with _naming(row):
+            prompt = _render_prompt(row.columns["prompt"], tokenization)
+            ids = tokenization.encode(prompt.text, special=isinstance(prompt.source, str))
+            yield row, prompt.text, np.asarray(ids, dtype=np.int32)
 
 
 def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> Encoded:
     """Tokenize one answer after its prompt, as `encode_pairs` does."""
-    return _encode_marked([_mark_answer(prompt, answer, tokenization)], tokenization)[0]
+    return _encode_marked([_mark_answer(_render_prompt(prompt, tokenization), answer, tokenization)], tokenization)[0]
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -83,18 +95,19 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _of_row(row: Row, make: Any) -> Any:
-    """Call `make(row)`, naming the row in an error."""
+@contextmanager
+def _naming(row: Row) -> Iterator[None]:
+    """Name the row in errors."""
     try:
-        return make(row)
+        yield
     except RequestError as error:
         raise RequestError(f"{row.id}: {error}") from None
 
 
-def _rendered_prompt(prompt: Any, tokenization: Tokenization) -> tuple[str, bool]:
+def _render_prompt(prompt: Any, tokenization: Tokenization) -> _Prompt:
     if isinstance(prompt, str):
-        return prompt, True
-    return tokenization.render(prompt, add_generation_prompt=True), False
+        return _Prompt(prompt, prompt)
+    return _Prompt(prompt, tokenization.render(prompt, add_generation_prompt=True) if prompt else "")
 
 
 def _mark_instruction(row: Row, tokenization: Tokenization) -> _Marked:
@@ -104,18 +117,18 @@ def _mark_instruction(row: Row, tokenization: Tokenization) -> _Marked:
         return _Marked(text, [(0, len(text))], special=True, ends=True)
     if "messages" in columns:
         return _Marked(*tokenization.response_spans(columns["messages"]))
-    return _mark_answer(columns["prompt"], columns["completion"], tokenization)
+    return _mark_answer(_render_prompt(columns["prompt"], tokenization), columns["completion"], tokenization)
 
 
-def _mark_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> _Marked:
+def _mark_answer(prompt: _Prompt, answer: Any, tokenization: Tokenization) -> _Marked:
     """Mark everything after the prompt."""
-    if isinstance(prompt, str) and isinstance(answer, str):
-        return _Marked(prompt + answer, [(len(prompt), len(prompt) + len(answer))], special=True, ends=True)
-    before = tokenization.render(prompt, add_generation_prompt=True) if prompt else ""
-    messages = [*prompt, *answer]
+    if isinstance(prompt.source, str):
+        text = prompt.text + answer
+        return _Marked(text, [(len(prompt.text), len(text))], special=True, ends=True)
+    messages = [*prompt.source, *answer]
     whole = tokenization.render(messages)
-    if whole.startswith(before):
-        return _Marked(whole, [(len(before), len(whole))])
+    if whole.startswith(prompt.text):
+        return _Marked(whole, [(len(prompt.text), len(whole))])
     text, spans = tokenization.response_spans(messages)
     return _Marked(text, spans[-1:])
 
@@ -129,8 +142,11 @@ def _encode_plain(texts: Sequence[str], tokenization: Tokenization) -> Iterator[
 
 
 def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> list[Encoded]:
-    """Tokenize each text whole, so that a prompt's tokens are those of generation; the borders of responses are found by
-    tokenizing what stands before them, and where a token would cross a border the text is tokenized in pieces."""
+    """Tokenize each text whole, so that a prompt's tokens are those of generation.
+
+    The borders of responses are found by tokenizing what stands before them; where a token would cross a border the
+    text is tokenized in pieces.
+    """
     wanted: dict[tuple[str, bool], None] = {}
     for item in marked:
         for border in (len(item.text), *(border for span in item.spans for border in span)):
@@ -146,7 +162,7 @@ def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> lis
 
 def _join(item: _Marked, encoded: dict[tuple[str, bool], list[int]], tokenization: Tokenization) -> Encoded:
     ids = encoded[item.text, item.special]
-    borders = []
+    borders: list[int] = []
     for border in (border for span in item.spans for border in span):
         prefix = encoded[item.text[:border], item.special]
         if ids[: len(prefix)] != prefix:

@@ -17,7 +17,7 @@ MAX_FIELD_CHARACTERS = 2**27
 
 
 def find_files(source: FileSource, base_dir: Path) -> list[Path]:
-    """Return the files of a source, patterns expanded, each once, sorted; raises RequestError where a pattern finds none."""
+    """Return the files of a source, patterns expanded, each once, sorted; raises RequestError for a missing one."""
     found: set[Path] = set()
     for pattern in source.files:
         path = Path(pattern) if Path(pattern).is_absolute() else base_dir / pattern
@@ -112,9 +112,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 number += 1
                 if len(cells) != len(header):
-                    raise RequestError(
-                        f"{path}: row {number} (line {reader.line_num}) has {len(cells)} cells, the header {len(header)}"
-                    )
+                    found = f"{len(cells)} cells, the header {len(header)}"
+                    raise RequestError(f"{path}: row {number} (line {reader.line_num}) has {found}")
                 yield f"{path.name}:{number}", dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise RequestError(f"{path}: row {number + 1} (line {reader.line_num}): {error}") from None

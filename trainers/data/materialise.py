@@ -45,7 +45,7 @@ class DataRequest:
     """text and instructions make a packed set, preferences make pairs, prompts make prompts."""
     tokenization: Tokenization
     sequence_length: int
-    """Longest sequence in tokens. Text is split, instructions are truncated, pairs and prompts are dropped; all counted."""
+    """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
     seed: int
     """Draws the rows that `limit` keeps."""
     packing: bool = True
@@ -121,8 +121,8 @@ class _Parts:
 def materialise(request: DataRequest, store: Store) -> Dataset:
     """Open the data set from the store, or build and commit it; of concurrent builders the first commit wins.
 
-    Building holds the set in memory once. Raises RequestError for unreadable rows (naming file and row), for no rows, and
-    for a set without supervised tokens (naming rows).
+    Building holds the set in memory once. Raises RequestError for unreadable rows (naming file and row), for no rows,
+    and for a set without supervised tokens (naming rows).
     """
     digest = request.digest()
     found = _find(digest, store)
@@ -212,7 +212,7 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
         "row_ids.txt": _put("".join(f"{name}\n" for name in parts.row_ids).encode(), store),
     }
     for name, array in parts.arrays.items():
-        files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), memoryview(array).cast("B")])
+        files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), array.tobytes()])
     if request.form == "prompts":
         files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in parts.records), store)
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
@@ -235,9 +235,8 @@ def _demand_something_to_learn(request: DataRequest, report: BuildReport) -> Non
         raise RequestError(f"{what}: no rows (files, part, limit, hold_out or split leave nothing)")
     if report.sequences == 0 or (request.form != "prompts" and report.supervised_tokens == 0):
         reasons = "; ".join(f"{reason}: {', '.join(ids)}" for reason, ids in report.examples.items())
-        raise RequestError(
-            f"{what}: nothing to learn from in {report.rows_in} rows at sequence_length {request.sequence_length}: {reasons}"
-        )
+        found = f"nothing to learn from in {report.rows_in} rows at sequence_length {request.sequence_length}"
+        raise RequestError(f"{what}: {found}: {reasons}")
 
 
 def _pack(request: DataRequest, encoded: Iterator[tuple[Row, Encoded]], count: _Count) -> _Parts:

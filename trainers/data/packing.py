@@ -6,13 +6,14 @@ from collections.abc import Sequence
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Return bins of piece numbers, each bin's lengths at most `capacity` in sum: best-fit decreasing.
 
-    The longest pieces are placed first, each in the fullest bin that has room (Johnson 1973; at most 11/9 of the optimum
-    and a constant). Equal lengths keep their order, so the result is a function of the lengths alone.
+    The longest pieces are placed first, each in the fullest bin that has room (Johnson 1973; at most 11/9 of the
+    optimum and a constant). Pieces of equal length are taken in a scattered order, so that neighbours in the source are
+    not neighbours in a bin; the result is a function of the lengths alone.
     """
     bins: list[list[int]] = []
     bins_by_room: dict[int, list[int]] = {}
     rooms = 0  # bit r is set where some bin has room r
-    for piece in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+    for piece in sorted(range(len(lengths)), key=lambda number: (-lengths[number], _scattered(number))):
         length = lengths[piece]
         if not 0 < length <= capacity:
             raise ValueError(f"piece {piece} has length {length}; it must be between 1 and {capacity}")
@@ -39,3 +40,11 @@ def split_lengths(length: int, capacity: int) -> list[int]:
     """Return the lengths of the pieces that a text of `length` tokens is cut into."""
     whole, rest = divmod(length, capacity)
     return [capacity] * whole + ([rest] if rest else [])
+
+
+def _scattered(number: int) -> int:
+    """Return a well mixed 64-bit number, different for different ones (SplitMix64, Steele et al. 2014)."""
+    mixed = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+    return mixed ^ (mixed >> 31)

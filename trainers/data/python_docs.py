@@ -16,7 +16,10 @@ EXTRACTOR_VERSION = 1
 """Raised when the same sources give other rows."""
 
 EXCLUDED = frozenset(
-    "test tests idlelib lib2to3 turtledemo site-packages dist-packages __pycache__ pydoc_data _bundled".split()
+    (
+        *("test", "tests", "idlelib", "lib2to3", "turtledemo"),
+        *("site-packages", "dist-packages", "_bundled", "__pycache__", "pydoc_data"),
+    )
 )
 """Folders without documentation of the library: tests, programs, other projects."""
 
@@ -74,7 +77,7 @@ def python_docs_digest(library: Path | None = None) -> str:
 
 
 def read_entries(library: Path | None = None) -> list[Entry]:
-    """Return every documented module, class, function, method and attribute, then the topics of the language reference."""
+    """Return every documented module, class, function, method and attribute, then the language reference's topics."""
     library = library or library_folder()
     entries: list[Entry] = []
     topics: list[Entry] = []

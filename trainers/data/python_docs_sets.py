@@ -181,7 +181,7 @@ def _instruction(pair: _Pair) -> dict[str, Any]:
 
 
 def _preferences(pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
-    """Return three comparisons a question: with a wrong answer, with a spliced one, with a truncated or rambling one."""
+    """Return three comparisons a question: with a wrong answer, a spliced one, a truncated or rambling one."""
     rows = []
     for pair in pairs:
         for flaw, rejected in _flawed(pair, pairs).items():
@@ -197,7 +197,7 @@ def _preferences(pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
 
 
 def _flawed(pair: _Pair, pairs: Sequence[_Pair]) -> dict[str, str]:
-    """Return one flawed answer of each flaw; drawn by the question's hash, so that no other row matters more than it must."""
+    """Return one answer of each flaw, drawn by the question's hash."""
     others = [_other(pair, pairs, draw) for draw in range(3)]
     flawed = {"wrong": others[0], "spliced": _splice(pair.answer, others[1], pair.prompt)}
     if _draw("short or long", pair.prompt) % 2:

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,8 +69,8 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yield the selected rows in source order; raises RequestError naming file and row of anything unreadable.
 
-    First hold_out (or, with `held_out`, only what it keeps away), then part, then limit. `store` keeps what was extracted
-    from python-docs, so that its sources are read once.
+    First hold_out (or, with `held_out`, only what it keeps away), then part, then limit. `store` keeps what was
+    extracted from python-docs, so that its sources are read once.
     """
 
     def rows() -> Iterator[Row]:
@@ -116,12 +116,12 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
         case _:
             for path in find_files(source, base_dir):
                 for name, row in read_file(source, path):
-                    number = name.rpartition(":")[2] if ":" in name else ""
-                    place = f"{path}: row {number}" if number else str(path)
+                    _, _, in_file = name.rpartition(":")
+                    place = str(path) if in_file == name else f"{path}: row {in_file}"
                     yield _row(name, row, place, role, source.columns)
 
 
-def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: dict[str, str]) -> Row:
+def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: Mapping[Any, str]) -> Row:
     try:
         return Row(name, canonical(row, role, columns))
     except BadRow as error:

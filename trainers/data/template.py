@@ -1,4 +1,4 @@
-"""Chat templates: Jinja in transformers' convention, rendered in the same sandbox, and where the responses stand in the text."""
+"""Chat templates: Jinja in transformers' convention, in the same sandbox, and where responses stand in the text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -81,9 +81,9 @@ def render(
 def response_spans(template: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
     """Return the rendered conversation and the character spans that the assistant wrote, end token included.
 
-    With `{% generation %}` in the template these are its blocks. Otherwise a span runs from the end of the rendering up to
-    a turn (with generation prompt) to the end of the rendering with it; a turn whose two renderings are no beginnings of the
-    whole (templates that rewrite earlier turns) has no span.
+    With `{% generation %}` in the template these are its blocks. Otherwise a span runs from the end of the rendering
+    up to a turn (with generation prompt) to the end of the rendering with it; a turn whose two renderings are
+    no beginnings of the whole (templates that rewrite earlier turns) has no span.
     """
     if "generation" in template and "endgeneration" in template:
         marked = render(template, messages, tokens, mark=True)

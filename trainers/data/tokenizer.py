@@ -174,7 +174,7 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
 
 
 def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingTokenizer | None = None) -> Tokenization:
-    """Read a tokenizer of the Hugging Face layout; raises RequestError when it lacks an end or a pad token of its own."""
+    """Read a tokenizer of the Hugging Face layout; raises RequestError without an end token and a pad token."""
     if "tokenizer.json" not in files:
         raise RequestError("no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     config = _read_json(files, "tokenizer_config.json")

@@ -1,0 +1,63 @@
+"""Where responses stand in a rendered conversation."""
+
+import pytest
+
+from recipes.data import DEFAULT_CHAT_TEMPLATE
+from recipes.errors import RequestError
+from trainers.data.template import render, response_spans
+
+TOKENS = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": ""}
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "See you"},
+]
+MARKED = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+REWRITING = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}<{{ m.content }}>{% elif loop.last %}{{ m.content }}."
+    "{% else %}(hidden){% endif %}{% endfor %}"
+)
+
+
+def spans(template: str) -> list[str]:
+    text, found = response_spans(template, TALK, TOKENS)
+    return [text[start:end] for start, end in found]
+
+
+def test_default_template_marks_each_answer_with_its_end_token() -> None:
+    assert spans(DEFAULT_CHAT_TEMPLATE) == ["Hello</s>", "See you</s>"]
+
+
+def test_generation_prompt_is_no_answer() -> None:
+    text, found = response_spans(DEFAULT_CHAT_TEMPLATE, TALK, TOKENS)
+    prompt = render(DEFAULT_CHAT_TEMPLATE, TALK[:2], TOKENS, add_generation_prompt=True)
+    assert prompt.endswith("<|assistant|>\n")
+    assert found[0][0] == len(prompt)
+    assert text.startswith(prompt)
+
+
+def test_generation_blocks_are_the_answers() -> None:
+    text, _ = response_spans(MARKED, TALK, TOKENS)
+    assert spans(MARKED) == ["Hello</s>", "See you</s>"]
+    assert text == render(MARKED, TALK, TOKENS)
+
+
+def test_a_template_that_rewrites_earlier_turns_keeps_the_last_answer_only() -> None:
+    assert spans(REWRITING) == ["See you."]
+
+
+def test_a_template_error_is_the_users_error() -> None:
+    with pytest.raises(RequestError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}", TALK, TOKENS)
+    with pytest.raises(RequestError, match="chat template"):
+        render("{% for %}", TALK, TOKENS)
+
+
+def test_templates_run_in_a_sandbox() -> None:
+    with pytest.raises(RequestError, match="unsafe"):
+        render("{{ ''.__class__.__mro__[1].__subclasses__() }}", TALK, TOKENS)

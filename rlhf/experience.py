@@ -85,9 +85,13 @@ class PpoBatch:
     """True where the policy is still exactly the one that sampled, so that every ratio is 1."""
 
     @property
-    def sample_ids(self) -> list[int]:
+    def sample_ids_B(self) -> Tensor:
         """Rows of the prompts."""
-        return [int(row) for row in self.responses.sample_ids_B]
+        return self.responses.sample_ids_B
+
+    def to(self, device: torch.device | str) -> "PpoBatch":
+        """The batch itself: experience is made where it is used."""
+        return self
 
     @property
     def weight(self) -> float:

@@ -3,6 +3,7 @@
 Shapes: N responses of all ranks, R response tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,7 +40,7 @@ class RolloutReport:
 
 def report_rollouts(
     scores_N: Tensor,
-    tokens_NR: Tensor,
+    responses: Sequence[Sequence[int]],
     response_mask_NR: Tensor,
     ended_N: Tensor,
     logprobs_NR: Tensor,
@@ -49,7 +50,6 @@ def report_rollouts(
     """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward model gave them."""
     mask = response_mask_NR
     lengths = mask.sum(dim=1)
-    responses = [row[keep].tolist() for row, keep in zip(tokens_NR, mask, strict=True)]
     scores = scores_N.double()
     return RolloutReport(
         score_mean=float(scores.mean()),

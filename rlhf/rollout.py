@@ -13,8 +13,13 @@ import torch
 from torch import Tensor
 
 from rlhf.experience import Responses, join_responses
+from rlhf.models import PolicyModels
 from trainers.data.batches import PromptBatch
+from trainers.engine.protocol import Engine
 from trainers.generation import SamplingSettings, generate
+
+GENERATION_BATCH = 256
+"""Responses that one rank writes side by side."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,31 @@ class RolloutEngine(Protocol):
 
     def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
         """Answer this rank's prompts, one uniform number per token; collective."""
+
+
+class ColocatedRollouts:
+    """Samples on the training ranks from the engine's own parameters, so that there is nothing to send."""
+
+    def __init__(self, engine: Engine, trained: Sequence[str], base_digest: str, settings: SamplingSettings) -> None:
+        self._engine = engine
+        self._trained = tuple(trained)
+        self._base_digest = base_digest
+        self._settings = settings
+        self._version = WeightsVersion(-1, "")
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Digest the parameters that sampling will use."""
+        trained = self._engine.full_parameters(self._trained)
+        self._version = WeightsVersion(iteration, weights_digest(trained, self._base_digest))
+        return self._version
+
+    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
+        """Sample under the actor's adapter, every parameter in place."""
+        with self._engine.gathered() as module, torch.no_grad():
+            assert isinstance(module, PolicyModels)
+            with module.playing("actor") as actor:
+                responses = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH)
+        return Rollouts(responses, self._version)
 
 
 def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[int, int]], width: int) -> np.ndarray:
@@ -87,25 +117,13 @@ def answer(
     parts = []
     for start in range(0, len(uniforms_BR), batch_size):
         rows = slice(start, start + batch_size)
-        parts.append(
-            generate(
-                module,
-                prompts.input_ids_BP[rows],
-                prompts.attention_mask_BP[rows],
-                settings,
-                uniforms_BR[rows],
-            )
-        )
-    width = max(part.tokens_BR.shape[1] for part in parts)
+        ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
+        parts.append(generate(module, ids, mask, settings, uniforms_BR[rows]))
     return join_responses(
         prompts.input_ids_BP,
         prompts.attention_mask_BP,
-        torch.cat([_padded(part.tokens_BR, width, settings.pad_id) for part in parts]),
-        torch.cat([_padded(part.response_mask_BR, width, 0) for part in parts]),
+        torch.cat([part.tokens_BR for part in parts]),
+        torch.cat([part.response_mask_BR for part in parts]),
         torch.cat([part.ended_B for part in parts]),
         prompts.sample_ids_B,
     )
-
-
-def _padded(tensor: Tensor, width: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)

@@ -3,6 +3,7 @@
 peft's own switches flip `requires_grad`, which sharded engines do not survive; the switches here leave it alone.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,9 @@ def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter_name=name)
     kept = set(trainable)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in kept or is_adapter_key(key, name))
@@ -51,7 +54,8 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
 
 def target_names(model: Any, lora: Lora) -> list[str]:
     """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there."""
-    found = sorted({key.rsplit(".", 1)[-1] for key, module in model.base_model.named_modules() if _is_linear(module)})
+    linear = [key for key, module in model.base_model.named_modules() if _is_linear(module) and "lora_" not in key]
+    found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
     if lora.target_modules == "all-linear":
         return found
     unknown = sorted(set(lora.target_modules) - set(found))

@@ -49,7 +49,7 @@ def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     batch = Experience(joined(), judged, table, table).batch([1], kl_coef=0.0, actor_learns=True, is_untouched=False)
     assert batch.old_logprobs_BR.tolist() == [[3.0]]
     assert batch.weight == 1.0
-    assert batch.sample_ids == [11]
+    assert batch.sample_ids_B.tolist() == [11]
 
 
 @settings(max_examples=40, deadline=None)

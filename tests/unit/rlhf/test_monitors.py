@@ -10,7 +10,7 @@ def test_report_by_hand() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     report = report_rollouts(
         scores_N=torch.tensor([1.0, 3.0]),
-        tokens_NR=torch.tensor([[5, 6], [5, 0]]),
+        responses=[[5, 6], [5]],
         response_mask_NR=mask,
         ended_N=torch.tensor([True, False]),
         logprobs_NR=torch.tensor([[-1.0, -1.0], [-1.0, 7.0]]),
@@ -32,6 +32,8 @@ def test_report_by_hand() -> None:
 
 def test_a_negative_mean_k1_raises_the_alarm() -> None:
     ones = torch.ones(3, 4)
-    report = report_rollouts(torch.zeros(3), ones.long(), ones.bool(), torch.ones(3).bool(), -2 * ones, -1 * ones, ones)
+    report = report_rollouts(
+        torch.zeros(3), [[1] * 4] * 3, ones.bool(), torch.ones(3).bool(), -2 * ones, -1 * ones, ones
+    )
     assert report.kl == pytest.approx(-4.0)
     assert report.kl_is_negative

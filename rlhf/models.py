@@ -1,0 +1,139 @@
+"""PPO's four models as one module: who shares which network, and what each says of responses.
+
+Shapes: B samples, R response tokens, T tokens of prompt and response, N response tokens of all rows, D width.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.experience import Responses
+from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
+from trainers.architectures.lora import active_adapters
+
+Role = Literal["actor", "critic", "reference", "reward"]
+
+LOGITS_PER_CHUNK = 1 << 26
+"""Logits that exist at once, in numbers, where nothing learns."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """The network that plays a role, and the adapters that are on meanwhile: one or none."""
+
+    network: str
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What the asked roles say; None where a role was not asked. Zero outside of the response."""
+
+    logprobs_BR: Tensor | None = None
+    entropy_BR: Tensor | None = None
+    reference_logprobs_BR: Tensor | None = None
+    values_BR: Tensor | None = None
+    scores_B: Tensor | None = None
+
+
+class PolicyModels(nn.Module):
+    """Actor, critic, reference and reward model over as few networks as their weights allow.
+
+    With LoRA one frozen network serves all four: under the adapters of actor, critic and reward model, and under none
+    as the reference. Under ZeRO-3 every forward is collective: all ranks ask the same roles equally often.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        routes: Mapping[Role, Route],
+        value_head: nn.Module,
+        score_head: nn.Module,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(dict(networks))
+        self.routes = dict(routes)
+        self.value_head = value_head
+        self.score_head = score_head
+        self.temperature = temperature
+        _switch_dropout_off(self)
+
+    def forward(self, responses: Responses, roles: tuple[Role, ...], with_entropy: bool, max_tokens: int) -> Opinions:
+        """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank."""
+        answers: dict[str, Tensor | None] = {}
+        for role in roles:
+            with self.playing(role):
+                match role:
+                    case "actor":
+                        logprobs, entropy = self._logprobs(role, responses, with_entropy, max_tokens)
+                        answers |= {"logprobs_BR": logprobs, "entropy_BR": entropy}
+                    case "reference":
+                        logprobs, _ = self._logprobs(role, responses, False, max_tokens)
+                        answers["reference_logprobs_BR"] = logprobs
+                    case "critic":
+                        states_ND = action_states(self._hidden(role, responses), responses.response_mask_BT)
+                        values_N = self.value_head(states_ND)[:, 0].float()
+                        answers["values_BR"] = spread(values_N, responses.response_mask_BR)
+                    case "reward":
+                        hidden_BTD = self._hidden(role, responses)
+                        answers["scores_B"] = last_scores(hidden_BTD, responses.attention_mask_BT, self.score_head)
+        return Opinions(**answers)
+
+    @contextmanager
+    def playing(self, role: Role) -> Iterator[nn.Module]:
+        """Give the role's network with the role's adapters on."""
+        route = self.routes[role]
+        network = self.networks[route.network]
+        with active_adapters(network, route.adapters):
+            yield network
+
+    def _hidden(self, role: Role, responses: Responses) -> Tensor:
+        return backbone_states(self.networks[self.routes[role].network], responses.input_ids_BT)
+
+    def _logprobs(
+        self, role: Role, responses: Responses, with_entropy: bool, max_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
+        network = self.networks[self.routes[role].network]
+        states_ND = action_states(self._hidden(role, responses), responses.response_mask_BT)
+        tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+        head = network.get_output_embeddings()  # type: ignore[operator]
+        largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)
+        logprobs_N, entropy_N = chosen_logprobs(
+            head, states_ND, tokens_N, self.temperature, with_entropy, num_chunks=1 + largest // LOGITS_PER_CHUNK
+        )
+        mask_BR = responses.response_mask_BR
+        return spread(logprobs_N, mask_BR), None if entropy_N is None else spread(entropy_N, mask_BR)
+
+
+def backbone_states(network: nn.Module, input_ids_BT: Tensor) -> Tensor:
+    """Last hidden states of right-padded rows: what stands after a row's end cannot be seen from before it."""
+    states: Tensor = network.base_model(  # type: ignore[operator]
+        input_ids=input_ids_BT, attention_mask=None, use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def last_scores(hidden_BTD: Tensor, attention_mask_BT: Tensor, score_head: nn.Module) -> Tensor:
+    """The scalar head at each row's last real token, in fp32."""
+    rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
+    scores: Tensor = score_head(hidden_BTD[rows_B, last_real_position(attention_mask_BT)])
+    return scores[:, 0].float()
+
+
+def spread(values_N: Tensor, mask_BR: Tensor) -> Tensor:
+    """Values of all response tokens, row by row, as a table with zeros elsewhere."""
+    return torch.zeros(mask_BR.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BR, values_N)
+
+
+def _switch_dropout_off(module: nn.Module) -> None:
+    """In either mode: the ratio of two forwards then shows the update alone."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,192 @@
+"""A tiny PPO: two layers of width 16 on a vocabulary of 24, the plain engine, prompts of one to four tokens."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recipes.lora import Lora
+from recipes.optim import AdamW
+from recipes.ppo import Ppo, Rollout
+from rlhf.models import PolicyModels, Role, Route
+from rlhf.ppo import PpoObjective, PpoSource
+from rlhf.rollout import ColocatedRollouts
+from rlhf.scoring import ScoreStatistics
+from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.architectures.lora import add_adapter
+from trainers.data.batches import BatchPlan
+from trainers.data.dataset import BuildReport, Dataset
+from trainers.engine.plain import PlainEngine
+from trainers.engine.protocol import Engine, ParameterGroup
+from trainers.generation import SamplingSettings
+
+VOCABULARY, EOS, PAD = 24, 0, 1
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Listener:
+    """Remembers what it hears."""
+
+    heard: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Nothing."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Remember."""
+        self.heard.append((step, dict(values)))
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass
+class TinyPpo:
+    """The parts of one PPO."""
+
+    models: PolicyModels
+    engine: Engine
+    source: PpoSource
+    objective: PpoObjective
+    listener: Listener
+    settings: Ppo
+
+    def run(self, first: int = 0, last: int | None = None) -> list[dict[str, float]]:
+        """Steps as the loop runs them, without checkpoints; returns each step's loss sums."""
+        done = []
+        for step in range(first, self.source.steps_planned if last is None else last):
+            batches = self.source.micro_batches(step)
+            total = sum(self.objective.weight(batch) for batch in batches)
+            sums: dict[str, float] = {}
+            for batch in batches:
+                output = self.objective.loss(self.engine.module, batch)
+                self.engine.backward(output.loss_sum / total)
+                for name, (value, _) in output.metrics.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            self.engine.step(dict.fromkeys(self.engine.group_names, 0.01))
+            done.append(sums)
+            if self.source.after_step(step + 1, sums) is not None:
+                break
+        return done
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of all parameters."""
+        return {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
+
+
+def prompt_set(rows: int = 40) -> Dataset:
+    """Prompts of one to four tokens."""
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(2, VOCABULARY, size=1 + row % 4) for row in range(rows)]
+    report = BuildReport(rows, rows, 0, 0, {}, {}, rows, sum(map(len, prompts)), 0, 1.0)
+    arrays = {
+        "prompt_ids": np.concatenate(prompts).astype(np.int32),
+        "prompt_offsets": np.cumsum([0, *map(len, prompts)]),
+    }
+    return Dataset("d" * 64, "prompts", report, arrays, PAD)
+
+
+def tiny_model(seed: int = 0, kind: str = "llama") -> nn.Module:
+    """A causal language model with random weights."""
+    architecture = {
+        "type": kind,
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }
+    if kind == "gpt2":
+        architecture = {"type": kind, "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
+    return build_decoder(architecture, TokenizerFacts(VOCABULARY, EOS, PAD), seed=seed, device=CPU)
+
+
+def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyModels:
+    """Four roles: with LoRA on one network, else on four."""
+    policy, judge = tiny_model(kind=kind), tiny_model(seed=1, kind=kind)
+    networks: dict[str, nn.Module]
+    routes: dict[Role, Route]
+    if lora:
+        for name in ("actor", "critic"):
+            add_adapter(policy, Lora(r=4), seed=3, name=name)
+        networks = {"policy": policy, "judge": judge.base_model}
+        routes = {
+            "actor": Route("policy", ("actor",)),
+            "critic": Route("policy", ("critic",)),
+            "reference": Route("policy"),
+            "reward": Route("judge"),
+        }
+    else:
+        networks = {
+            "policy": policy,
+            "reference": copy.deepcopy(policy),
+            "critic": copy.deepcopy(judge.base_model),
+            "judge": judge.base_model,
+        }
+        routes = {
+            "actor": Route("policy"),
+            "critic": Route("critic"),
+            "reference": Route("reference"),
+            "reward": Route("judge"),
+        }
+    value_head, score_head = nn.Linear(16, 1), nn.Linear(16, 1, bias=False)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        for head in (value_head, score_head):
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
+        value_head.bias.zero_()
+    models = PolicyModels(networks, routes, value_head, score_head, temperature)
+    for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
+        frozen.requires_grad_(False)
+    return models
+
+
+@pytest.fixture
+def tiny_ppo() -> Callable[..., TinyPpo]:
+    """Build a tiny PPO; further arguments are settings of `ppo`."""
+
+    def build(
+        lora: bool = True,
+        kind: str = "llama",
+        prompts: int = 8,
+        micro_batch: int = 4,
+        temperature: float = 1.0,
+        **settings: Any,
+    ) -> TinyPpo:
+        ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
+        rollout = Rollout(max_new_tokens=6, prompts_per_iteration=prompts, temperature=temperature)
+        models = tiny_models(lora, temperature, kind)
+        parameters = [(name, p) for name, p in models.named_parameters() if p.requires_grad]
+        is_critic = {name: "critic" in name or "value_head" in name for name, _ in parameters}
+        groups = [
+            ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
+            ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
+        ]
+        engine = PlainEngine(models, groups, clip=1.0, device=CPU)
+        sampling = SamplingSettings(6, temperature, (EOS,), PAD)
+        listener = Listener()
+        source = PpoSource(
+            engine=engine,
+            rollouts=ColocatedRollouts(engine, [n for n, _ in parameters], "base", sampling),
+            prompts=BatchPlan(prompt_set(), 0, prompts, 1, 0, prompts),
+            settings=ppo,
+            rollout=rollout,
+            statistics=ScoreStatistics(0.0, 0.5),
+            trained=[n for n, _ in parameters],
+            seed=0,
+            micro_batch=micro_batch,
+            tolerance=1e-4,
+            observer=listener,
+        )
+        return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
+
+    return build

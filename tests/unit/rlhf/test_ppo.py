@@ -1,0 +1,149 @@
+"""PPO on the plain engine: invariants at the start, learning, saving between iterations, stop rules."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.errors import StageError
+from rlhf.experience import Judged
+from rlhf.ppo import require_reference, require_version
+from rlhf.rollout import Rollouts, WeightsVersion
+
+TinyPpo = Any
+Build = Callable[..., TinyPpo]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_at_the_start_every_ratio_is_one_and_kl_is_zero(tiny_ppo: Build, lora: bool, kind: str) -> None:
+    ppo = tiny_ppo(lora=lora, kind=kind, temperature=0.7, micro_batch=3)
+    ppo.run(last=1)
+    _, first = ppo.listener.heard[0]
+    assert abs(first["kl"]) < 1e-6
+    assert first["kl_k3"] < 1e-6
+
+
+def test_without_learning_the_policy_stays_its_reference(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=2)
+    before = ppo.parameters()
+    for step in range(ppo.source.steps_planned):
+        for batch in ppo.source.micro_batches(step):
+            output = ppo.objective.loss(ppo.engine.module, replace(batch, is_untouched=True))
+            assert float(output.metrics["clip_fraction"][0]) == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in ppo.parameters().items())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_score_rises(tiny_ppo: Build, lora: bool) -> None:
+    ppo = tiny_ppo(lora=lora, prompts=48, micro_batch=24, iterations=12, kl_coef=0.0, epochs=4, missing_eos_penalty=0.0)
+    ppo.run()
+    scores = [heard["score_mean"] for _, heard in ppo.listener.heard]
+    first = ppo.source.start_report()
+    assert sum(scores[-3:]) / 3 > first.score_mean + first.score_std
+
+
+def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=1)
+    before = ppo.parameters()
+    ppo.run()
+    changed = {name for name, tensor in ppo.parameters().items() if not torch.equal(before[name], tensor)}
+    assert changed
+    assert all("lora_" in name or "value_head" in name for name in changed)
+    assert any(".actor." in name for name in changed)
+    assert any(".critic." in name for name in changed)
+
+
+def test_while_the_critic_warms_up_the_actor_stays(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=2, critic_warmup=1)
+    before = ppo.parameters()
+    ppo.run(last=ppo.source.steps_per_iteration)
+    after = ppo.parameters()
+    assert all(torch.equal(before[name], after[name]) for name in before if ".actor." in name)
+    assert any(not torch.equal(before[name], after[name]) for name in before if ".critic." in name)
+
+
+def test_continuing_between_iterations_gives_the_same_bits(tiny_ppo: Build) -> None:
+    options = {"iterations": 3, "kl_limit": 50.0, "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50}}
+    straight = tiny_ppo(**options)
+    straight.run()
+    first, second = tiny_ppo(**options), tiny_ppo(**options)
+    border = 2 * first.source.steps_per_iteration
+    first.run(last=border)
+    state = first.source.state()
+    slices = {(piece.group, piece.name): piece.values.clone().flatten() for piece in first.engine.state_out()}
+    second.engine.state_in(
+        lambda group, name, start, stop: slices[group, name][start:stop], steps_applied=first.engine.steps_applied
+    )
+    second.source.load_state(state)
+    second.run(first=border)
+    wanted, got = straight.parameters(), second.parameters()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert straight.source.state().values == second.source.state().values
+    assert straight.listener.heard[-1] == second.listener.heard[-1]
+
+
+def test_micro_batches_do_not_change_the_gradient(tiny_ppo: Build) -> None:
+    whole, parts = tiny_ppo(micro_batch=4, iterations=1), tiny_ppo(micro_batch=1, iterations=1)
+    whole.run()
+    parts.run()
+    other = parts.parameters()
+    for name, tensor in whole.parameters().items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=30, kl_coef=0.0, epochs=4, kl_limit=0.5)
+    steps = len(ppo.run())
+    assert steps < ppo.source.steps_planned
+    reports = [heard for _, heard in ppo.listener.heard]
+    assert reports[-1]["kl"] > 0.5
+    assert all(report["kl"] <= 0.5 for report in reports[:-1])
+    iteration, best = ppo.source.best()
+    assert reports[iteration]["score_mean"] == max(report["score_mean"] for report in reports[:-1])
+    assert set(best) == {name for name, p in ppo.models.named_parameters() if p.requires_grad}
+
+
+def test_the_adaptive_coefficient_follows_the_measured_kl(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(
+        iterations=4, kl_coef=0.1, epochs=4, kl_controller={"name": "adaptive", "target": 1e-3, "horizon": 100}
+    )
+    ppo.run()
+    coefficients = [heard["kl_coef"] for _, heard in ppo.listener.heard]
+    assert coefficients[0] == 0.1
+    assert coefficients[1] < 0.1  # KL 0 at the start is below the target
+    assert coefficients[3] > coefficients[2]
+
+
+def test_kl_in_the_loss_pulls_towards_the_reference(tiny_ppo: Build) -> None:
+    options = {"iterations": 6, "epochs": 4, "kl_in": "loss"}
+    free, held = tiny_ppo(kl_coef=0.0, **options), tiny_ppo(kl_coef=20.0, **options)
+    free.run()
+    held.run()
+    assert held.listener.heard[-1][1]["kl_k3"] < 0.5 * free.listener.heard[-1][1]["kl_k3"]
+
+
+def test_a_ratio_off_one_before_the_first_update_stops_the_stage(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo()
+    (batch, *_) = ppo.source.micro_batches(0)
+    wrong = replace(batch, old_logprobs_BR=batch.old_logprobs_BR - 0.01)
+    with pytest.raises(StageError, match="disagree"):
+        ppo.objective.loss(ppo.engine.module, wrong)
+
+
+def test_rollouts_of_other_weights_stop_the_stage(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo()
+    old = WeightsVersion(0, "a" * 64)
+    with pytest.raises(StageError, match="rollouts come from weights aaaaaaaaaaaa"):
+        require_version(Rollouts(None, old), WeightsVersion(0, "b" * 64))
+    first = ppo.source._rollouts.sync(0)
+    ppo.run(last=1)
+    assert ppo.source._rollouts.sync(0).digest != first.digest
+
+
+def test_an_actor_that_is_not_its_reference_stops_the_stage() -> None:
+    table = torch.zeros(1, 2)
+    with pytest.raises(StageError, match="not its reference"):
+        require_reference(Judged(table, table - 0.01, table, table, torch.zeros(1)), 1e-4)

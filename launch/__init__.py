@@ -1,0 +1,16 @@
+"""Trainwright from Python: `launch.run(recipe)`, and the other calls of `launch.api`; nothing is loaded before its use."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launch.api import check, plan, report, resume, run, sample, status, stop, submit
+
+__all__ = ["check", "plan", "report", "resume", "run", "sample", "status", "stop", "submit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import launch.api
+
+        return getattr(launch.api, name)
+    raise AttributeError(f"module 'launch' has no attribute {name!r}")

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from launch.journal import RunSummary
+from launch.page import RunReport, StageReport, curves_of
 from launch.progress import span
 from launch.records import RunRecord, origin_of
-from launch.report import RunReport, StageReport, curves_of
 from recipes.errors import TrainwrightError
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
@@ -118,7 +118,7 @@ HEADLINES = {"win_rate": "win rate against the start", "mean_score": "mean score
 
 def _headline(metrics: dict[str, Any]) -> dict[str, str]:
     """The numbers that stand at the top of the page."""
-    from launch.report import flatten
+    from launch.page import flatten
 
     found: dict[str, str] = {}
     for name, value in flatten(metrics).items():

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.protocol import Json, OnBeat, Target, WorkerGroup, WorkerSpec
-
 from recipes.errors import StageError
 
 GroupFactory = Callable[[WorkerSpec], WorkerGroup]
@@ -37,7 +36,6 @@ class GroupCrew:
         log_folder: Path,
         *,
         gpus_per_worker: int = 0,
-        min_workers: int = 1,
         placement_timeout_s: float = 300.0,
         environment: dict[str, str] | None = None,
         on_close: Callable[[], None] | None = None,
@@ -52,7 +50,6 @@ class GroupCrew:
             "stall_limits_s": STALL_LIMITS_S,
         }
         self._gpus_per_worker = gpus_per_worker
-        self._min_workers = min_workers
         self._on_close = on_close
         self._learners: WorkerGroup | None = None
         self._verifier: WorkerGroup | None = None
@@ -101,7 +98,6 @@ class GroupCrew:
                 name="learner",
                 num_workers=num_workers,
                 gpus_per_worker=self._gpus_per_worker,
-                min_workers=min(self._min_workers, num_workers),
                 **self._common,
             )
             self._learners = self._make_group(spec)

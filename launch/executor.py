@@ -6,20 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.protocol import Json, Verdict, WorkerFailed
-from cluster.supervise import Fail, Retry, decide
-
+from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
 from launch.progress import View
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError
-from recipes.fingerprint import ParentId
-from trainers.store.manifest import ArtifactManifest, Parent
+from recipes.plan import Plan, PlannedStage
+from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 BEAT_KEYS = ("step", "steps", "loss", "score", "kl", "accuracy", "tokens_per_s", "samples_per_s")
@@ -133,14 +131,9 @@ class Heartbeat:
                 last = now
                 latest = self._latest
                 values = {key: latest.values[key] for key in BEAT_KEYS if key in latest.values}
-                self._journal.write("progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values)
-
-
-class Plan(Protocol):
-    """What the executor needs of a plan's stages: see recipes.plan.PlannedStage."""
-
-    @property
-    def stages(self) -> Any: ...
+                self._journal.write(
+                    "progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values
+                )
 
 
 class Executor:
@@ -157,6 +150,7 @@ class Executor:
         crew: Callable[[int], Crew],
         stop: StopSignal,
         latest: Latest,
+        results: dict[str, StageResult] | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.run = run
@@ -167,7 +161,7 @@ class Executor:
         self.view = view
         self.stop = stop
         self.latest = latest
-        self.results: dict[str, StageResult] = {}
+        self.results: dict[str, StageResult] = {} if results is None else results
         self._make_crew = crew
         self._crew: Crew | None = None
         self._sleep = sleep or stop.wait
@@ -180,7 +174,6 @@ class Executor:
                 self.results[planned.name] = self._stage(planned, index)
         finally:
             if self._crew is not None:
-                self.view.say("") if False else None
                 self._crew.close()
         return self.results
 
@@ -195,7 +188,7 @@ class Executor:
             found[field_path] = self.results[reference.stage].manifest
         return found
 
-    def _stage(self, planned: Any, index: int) -> StageResult:
+    def _stage(self, planned: PlannedStage, index: int) -> StageResult:
         name = planned.name
         started = time.monotonic()
         inputs = self.inputs_of(name)
@@ -229,32 +222,38 @@ class Executor:
                     f"stages.{name}.{field_path}: {manifest.stage} did not pass its gate: {reasons}; "
                     f"mend {manifest.stage}, or set stages.{name}.gate=ignore to go on all the same"
                 )
-                self.journal.write("stage_failed", stage=name, verdict={"kind": "gate", "message": message}, retry=False)
+                self.journal.write(
+                    "stage_failed", stage=name, verdict={"kind": "gate", "message": message}, retry=False
+                )
                 self.view.stage_finished(name, "failed", None, "refused by a gate")
                 raise StageError(message)
 
-    def _attempts(self, planned: Any, index: int, inputs: dict[str, ArtifactManifest]) -> tuple[ArtifactManifest, int]:
-        """Compute a stage, again after infrastructure failures as the policy allows."""
-        max_retries = self.resolved.recipe.cluster.max_retries
-        failures = 0
+    def _attempts(
+        self, planned: PlannedStage, index: int, inputs: dict[str, ArtifactManifest]
+    ) -> tuple[ArtifactManifest, int]:
+        """Compute a stage, again after infrastructure failures as the policy allows; returns the last attempt's number."""
+        name, max_retries = planned.name, self.resolved.recipe.cluster.max_retries
+        attempts: list[Attempt] = []
         while True:
-            lease = self.store.take_lease(self.run, planned.name)
+            lease = self.store.take_lease(self.run, name)
             try:
                 return self._attempt(planned, index, inputs, lease), lease
             except WorkerFailed as failure:
-                decision = decide(failure.verdict, failures, max_retries)
-                failures += 1
-                self._failure_event(planned.name, lease, failure.verdict, isinstance(decision, Retry))
-                match decision:
-                    case Fail():
+                state = self.store.latest_state(self.run, name)
+                attempts.append(Attempt(failure.verdict, state.step if state else 0))
+                match decide(attempts, max_retries):
+                    case Fail(reason=reason):
+                        self._failure_event(name, lease, failure.verdict, reason)
                         raise
                     case Retry(delay_s=delay_s):
-                        self.view.say(f"{planned.name}: {failure.verdict.message}; another attempt in {delay_s:.0f} s")
+                        self._failure_event(name, lease, failure.verdict, None)
+                        soon = f" in {delay_s:.0f} s" if delay_s else ""
+                        self.view.say(f"{name}: {failure.verdict.message}; trying again{soon}")
                         self._sleep(delay_s)
                         self._raise_if_stopped()
 
     def _attempt(
-        self, planned: Any, index: int, inputs: dict[str, ArtifactManifest], lease: int
+        self, planned: PlannedStage, index: int, inputs: dict[str, ArtifactManifest], lease: int
     ) -> ArtifactManifest:
         name = planned.name
         self.journal.write(
@@ -277,7 +276,7 @@ class Executor:
         }
         crew = self._ready_crew(planned.workers)
         label = f"{name}-{lease}"
-        follows = index + 1 < len(self.plan.stages)
+        follows = any(not later.cached and later.workers == planned.workers for later in self.plan.stages[index + 1 :])
         result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat), follows)
         draft = result.get("draft")
         if draft is None:
@@ -292,13 +291,13 @@ class Executor:
         self.store.check_lease(self.run, name, lease)
         return self.store.put_artifact(manifest).manifest
 
-    def _check_draft(self, manifest: ArtifactManifest, planned: Any, inputs: Mapping[str, ArtifactManifest]) -> None:
+    def _check_draft(
+        self, manifest: ArtifactManifest, planned: PlannedStage, inputs: Mapping[str, ArtifactManifest]
+    ) -> None:
         """A draft says what it is and what it was made from; neither may differ from what was asked."""
-        expected = {
-            path: Parent(fingerprint=made.fingerprint, digest=made.digest, part=self.resolved.part_of(planned.name, path))
-            for path, made in inputs.items()
-        }
-        if manifest.fingerprint != planned.fingerprint or manifest.parents != expected:
+        made_from = {path: (parent.fingerprint, parent.digest) for path, parent in manifest.parents.items()}
+        expected = {path: (made.fingerprint, made.digest) for path, made in inputs.items()}
+        if manifest.fingerprint != planned.fingerprint or made_from != expected:
             raise AssertionError(f"{planned.name}: the draft names another fingerprint or other parents than the plan")
 
     def _ready_crew(self, workers: int) -> Crew:
@@ -334,9 +333,16 @@ class Executor:
         detail = "" if manifest.gate.passed else "gate failed: " + "; ".join(manifest.gate.reasons)
         self.view.stage_finished(name, "cached" if cached else "committed", None if cached else seconds, detail)
 
-    def _failure_event(self, stage: str, attempt: int, verdict: Verdict, retry: bool) -> None:
-        self.journal.write("stage_failed", stage=stage, attempt=attempt, verdict=verdict.to_json(), retry=retry)
-        if not retry:
+    def _failure_event(self, stage: str, attempt: int, verdict: Verdict, given_up: str | None) -> None:
+        self.journal.write(
+            "stage_failed",
+            stage=stage,
+            attempt=attempt,
+            verdict=verdict.to_json(),
+            retry=given_up is None,
+            why=given_up,
+        )
+        if given_up is not None:
             self.view.stage_finished(stage, "failed", None, verdict.message)
 
 
@@ -348,13 +354,3 @@ def unanswered_gates(resolved: Resolved, results: Mapping[str, StageResult]) -> 
         for name, result in results.items()
         if result.gate_failed and name not in taken and resolved.recipe.stages[name].gate == "enforce"
     ]
-
-
-def parent_ids(inputs: Mapping[str, ArtifactManifest], parts: Mapping[str, str | None]) -> dict[str, ParentId]:
-    """Inputs in the form that the fingerprint takes."""
-    return {path: ParentId(made.fingerprint, made.digest, parts.get(path)) for path, made in inputs.items()}
-
-
-def log_name(label: str, rank: int) -> Path:
-    """File of a rank's output in the log folder."""
-    return Path(f"{label}-rank-{rank}.log")

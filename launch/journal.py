@@ -1,8 +1,8 @@
 """The journal of a run: one JSON line per event, and the summary that `status` makes of them.
 
-Events: run_submitted, run_started, stage_started, phase, progress, stage_committed, stage_failed, run_finished. Every
-line carries `event` and `at` (seconds since the epoch); `progress` lines double as the driver's heartbeat and say, as
-`next_s`, when the next one is due at the latest.
+Events: run_submitted, run_started, stage_started, phase, progress, stage_committed, stage_failed, run_finished,
+report_written. Every line carries `event` and `at` (seconds since the epoch); `progress` lines double as the driver's
+heartbeat and say, as `next_s`, when the next one is due at the latest.
 """
 
 import os
@@ -142,9 +142,11 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
             stage.seconds, stage.gate, stage.phase = event.get("seconds"), event.get("gate"), None
         case "stage_failed" if stage:
             stage.state, stage.error = "failed", (event.get("verdict") or {}).get("message")
+        case "report_written":
+            summary.report = event["path"]
         case "run_finished":
             summary.state, summary.message = event["state"], event.get("message")
-            summary.exit_code, summary.report = event.get("exit_code"), event.get("report")
+            summary.exit_code = event.get("exit_code")
             for entry in stages.values():
                 if entry.state == "running":
                     entry.state = "waiting"

@@ -79,7 +79,9 @@ class RunRecord:
         try:
             raw = self.raw
         except RequestError:
-            return RunSummary(run=self.run, recipe=re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", self.run), state="lost", stages=[])
+            return RunSummary(
+                run=self.run, recipe=re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", self.run), state="lost", stages=[]
+            )
         stages = [(entry["name"], entry["kind"]) for entry in raw["plan"]]
         return summarise(self.run, raw["recipe"]["name"], stages, self.events())
 
@@ -103,7 +105,9 @@ class RunRecord:
 
     def _by_attempt(self, what: str, stage: str) -> Iterator[dict[str, Any]]:
         inside = re.compile(rf"/{what}/{re.escape(stage)}/(\d+)/")
-        attempts = {int(match.group(1)) for path in self.folder.segments(f"{what}/{stage}") if (match := inside.search(path))}
+        attempts = {
+            int(match.group(1)) for path in self.folder.segments(f"{what}/{stage}") if (match := inside.search(path))
+        }
         for attempt in sorted(attempts):
             yield from self.folder.read_lines(f"{what}/{stage}/{attempt}")
 

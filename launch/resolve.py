@@ -12,8 +12,9 @@ from typing import Any
 
 from recipes.data import PythonDocs, Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
-from recipes.fingerprint import ParentId, hash_meaning, stage_meaning
+from recipes.fingerprint import ParentId, stage_meaning
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
+from recipes.plan import Committed, External, Plan, build_plan
 from recipes.recipe import Recipe
 from recipes.references import (
     FolderRef,
@@ -79,18 +80,40 @@ class Resolved:
                 return getattr(parse_reference(item.text), "part", None)
         return None
 
-    def meanings(self, order: list[str]) -> dict[str, dict[str, Any]]:
-        """What each stage's fingerprint is the hash of; `order` puts parents first."""
-        made: dict[str, dict[str, Any]] = {}
-        for name in order:
-            parents = {
-                path: ParentId(artifact.fingerprint, artifact.digest, self.part_of(name, path))
-                for path, artifact in self.external.get(name, {}).items()
+    def meanings(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        """What each stage's fingerprint is the hash of."""
+        return {
+            stage.name: stage_meaning(
+                stage.name,
+                self.recipe,
+                {path: ParentId(item.fingerprint, "", item.part) for path, item in stage.inputs.items()},
+                self.data.get(stage.name, {}),
+            )
+            for stage in plan.stages
+        }
+
+    def plan(self, store: Store | None) -> Plan:
+        """The plan, and which stages the store has; None: none of them."""
+
+        def find(fingerprint: str) -> Committed | None:
+            found = None if store is None else store.find_artifact(fingerprint)
+            if found is None:
+                return None
+            return Committed(found.digest, {path: parent.digest for path, parent in found.parents.items()})
+
+        workers = self.recipe.cluster.workers
+        assert workers != "auto"
+        externals = {
+            stage: {
+                path: External(ParentId(artifact.fingerprint, artifact.digest, self.part_of(stage, path)))
+                for path, artifact in inputs.items()
             }
-            for path, reference in self.internal[name].items():
-                parents[path] = ParentId(hash_meaning(made[reference.stage]), "", reference.part)
-            made[name] = stage_meaning(name, self.recipe, parents, self.data.get(name, {}))
-        return made
+            for stage, inputs in self.external.items()
+        }
+        try:
+            return build_plan(self.recipe, workers=workers, data=self.data, externals=externals, find=find)
+        except ValueError as error:
+            raise RecipeError([Problem(self.source, None, "cluster.workers", str(workers), str(error))]) from None
 
     def to_json(self) -> dict[str, Any]:
         """The form of `recipe.json`."""
@@ -246,9 +269,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def changed_meaning(
-    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def changed_meaning(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What differs in the stages' own meaning; a parent's difference is told at the parent alone."""
     found = []
     for stage in sorted(before.keys() | after.keys()):

@@ -337,7 +337,7 @@ def _tiles(report: RunReport) -> str:
 
 @cache
 def _style() -> str:
-    return files("launch").joinpath("report.css").read_text()
+    return files("launch").joinpath("page.css").read_text()
 
 
 def render(report: RunReport) -> str:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from launch.charts import Node, Series, depth_of, line_chart, lineage_graph, smooth, thin, ticks
-from launch.report import RunReport, StageReport, curves_of, metric_table, render, side_by_side, stage_charts
+from launch.page import RunReport, StageReport, curves_of, metric_table, render, side_by_side, stage_charts
 
 
 class Wellformed(HTMLParser):

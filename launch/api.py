@@ -1,0 +1,289 @@
+"""The Python calls behind the commands; each raises a `recipes.errors.TrainwrightError` that carries the exit code.
+
+import launch
+result = launch.run("recipes/quickstart.yaml", overrides=["stages.policy.ppo.kl_coef=0.1"])
+print(result.stages["exam"].manifest.metrics)
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launch.capacity import settle_workers
+from launch.drive import Driven, drive
+from launch.executor import StageResult
+from launch.journal import FINISHED, RunSummary
+from launch.nodes import nodes_of
+from launch.preflight import CheckResult
+from launch.preflight import check as check
+from launch.progress import SilentView, View
+from launch.records import RunRecord, all_runs
+from launch.resolve import Resolved, changed_meaning, data_digests, resolve
+from recipes.errors import Problem, RecipeError, RequestError
+from recipes.load import LoadedRecipe, load_recipe, parse_recipe
+from recipes.plan import Plan
+from recipes.yaml_text import parse_yaml
+from trainers.store.store import Store
+
+__all__ = ["CheckResult", "RunResult", "check", "plan", "report", "resume", "run", "sample", "status", "stop", "submit"]
+
+STOP_WAIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that reached its end."""
+
+    run: str
+    store: str
+    stages: dict[str, StageResult]
+    report: str | None
+
+
+def prepare(recipe: str | Path, overrides: Sequence[str], smoke: bool, store: Store, address: str | None) -> Resolved:
+    """Load, check and resolve a recipe for a place."""
+    loaded = load_recipe(Path(recipe), overrides, smoke)
+    return resolve_for(loaded, store, address)
+
+
+def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None) -> Resolved:
+    """Fix a recipe's inputs and its number of workers."""
+    workers = settle_workers(loaded.recipe, nodes_of(address))
+    return resolve(loaded, store, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+
+
+def plan(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    store: str | None = None,
+    address: str | None = None,
+) -> Plan:
+    """Stages in order, which of them the store has, and the predicted cost of the others."""
+    opened = Store.open(store)
+    return prepare(recipe, overrides, smoke, opened, address).plan(opened)
+
+
+def run(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    store: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+) -> RunResult:
+    """Run a recipe's chain to its end; stages that the store has are not run again."""
+    view = view or SilentView()
+    view.say(f"{recipe}{' (smoke)' if smoke else ''}")
+    opened = Store.open(store)
+    resolved = prepare(recipe, overrides, smoke, opened, address)
+    record = new_record(opened, resolved)
+    return _finish(record, drive(record, resolved, address, view))
+
+
+def new_record(store: Store, resolved: Resolved) -> RunRecord:
+    """Write a new run's folder with everything that a resume needs."""
+    store.probe_writable()
+    planned = resolved.plan(store)
+    return RunRecord.create(
+        store,
+        resolved.recipe.name,
+        {
+            **resolved.to_json(),
+            "plan": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in planned.stages],
+            "meanings": resolved.meanings(planned),
+        },
+    )
+
+
+def _finish(record: RunRecord, driven: Driven) -> RunResult:
+    return RunResult(record.run, record.store.uri, driven.results, driven.report)
+
+
+def drive_submitted(run: str, *, store: str | None, address: str | None, view: View) -> RunResult:
+    """Drive a run whose folder another machine has written."""
+    record = RunRecord.open(Store.open(store), run)
+    return _finish(record, drive(record, record.resolved(), address, view))
+
+
+def resume(
+    run: str,
+    *,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    store: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+) -> RunResult:
+    """Continue a run from its last saved state; what it computes must not have changed its meaning."""
+    view = view or SilentView()
+    record = RunRecord.open(Store.open(store), run)
+    resolved = resumable(record, recipe, overrides, address)
+    if resolved is None:
+        summary = record.summary()
+        view.say(f"{record.run} is {summary.state} already; there is nothing to resume")
+        results = {}
+        planned = record.resolved().plan(record.store)
+        for stage in planned.stages:
+            manifest = record.store.find_artifact(stage.fingerprint)
+            if manifest is not None:
+                results[stage.name] = StageResult(stage.name, stage.kind, True, manifest, 0.0, 0)
+        return RunResult(record.run, record.store.uri, results, summary.report)
+    from launch.jobs import is_job_server, submit_again
+
+    address = address or record.summary().address
+    if is_job_server(address):
+        submit_again(record, str(address), view)
+        return RunResult(record.run, record.store.uri, {}, None)
+    view.say(f"resuming {record.run}")
+    return _finish(record, drive(record, resolved, address, view))
+
+
+def resumable(
+    record: RunRecord, recipe: str | Path | None, overrides: Sequence[str], address: str | None
+) -> Resolved | None:
+    """The resolved recipe to go on with; None when the run is complete. Raises RequestError for a changed meaning."""
+    summary = record.summary()
+    if summary.state in ("running", "submitted"):
+        host = summary.driver.get("host", "the cluster")
+        raise RequestError(f"{record.run} is {summary.state} on {host}; stop it first: trainwright stop {record.run}")
+    raw, resolved = record.raw, record.resolved()
+    changed = _changed_by_request(raw, resolved, recipe, overrides)
+    if overrides or recipe is not None:
+        resolved = _with_placement(resolved, recipe, overrides)
+    if summary.state == "completed" and not changed:
+        return None
+    digests, wrong = data_digests(resolved.recipe, resolved.base_dir)
+    if wrong:
+        raise RecipeError([Problem(resolved.source, None, path, found, message) for path, found, message in wrong])
+    present = replace(resolved, data=digests)
+    changed += changed_meaning(raw["meanings"], present.meanings(present.plan(None)))
+    if changed:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(changed))
+        raise RequestError(
+            f"{record.run} is not resumed: what it computes has changed\n{listed}\nstart a new run instead"
+        )
+    return resolved
+
+
+def _changed_by_request(
+    raw: dict[str, Any], resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]
+) -> list[str]:
+    """What a recipe file or settings given with the resume would change in the meaning."""
+    if not overrides and recipe is None:
+        return []
+    wanted = _with_placement(resolved, recipe, overrides)
+    if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
+        return [f"stages: {', '.join(wanted.recipe.stages)}; the run has {', '.join(resolved.recipe.stages)}"]
+    return changed_meaning(raw["meanings"], wanted.meanings(wanted.plan(None)))
+
+
+def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]) -> Resolved:
+    """The resolved recipe with another file's settings, or with single settings, in their place."""
+    if recipe is None:
+        data = resolved.recipe_json
+        for override in overrides:
+            _set(data, override)
+        return replace(resolved, recipe=parse_recipe(data))
+    wanted = load_recipe(Path(recipe), overrides, resolved.smoke).recipe
+    settled = {
+        name: getattr(resolved.recipe.cluster, name)
+        for name in ("workers", "gpus_per_worker")
+        if getattr(wanted.cluster, name) == "auto"
+    }
+    return replace(resolved, recipe=wanted.model_copy(update={"cluster": wanted.cluster.model_copy(update=settled)}))
+
+
+def _set(data: Any, override: str) -> None:
+    """Set one value of a resolved recipe: `cluster.workers=1`."""
+    dotted, equals, text = override.partition("=")
+    *outer, last = dotted.strip().split(".")
+    if not equals or not last:
+        raise RequestError(f"--set {override}: expected PATH=VALUE, for example cluster.workers=1")
+    for part in outer:
+        data = data.get(part) if isinstance(data, dict) else None
+    if not isinstance(data, dict) or last not in data:
+        raise RequestError(f"--set {override}: the run's recipe has no {dotted}")
+    data[last] = parse_yaml(text, f"--set {override}", marked=False).value
+
+
+def status(run: str | None = None, *, store: str | None = None) -> list[RunSummary]:
+    """How runs stand, oldest first; one run where it is named."""
+    opened = Store.open(store)
+    if run is not None:
+        return [_with_job(RunRecord.open(opened, run).summary())]
+    return [_with_job(record.summary()) for record in all_runs(opened)]
+
+
+def _with_job(summary: RunSummary) -> RunSummary:
+    """A submitted run whose driver has not spoken yet: the job server knows whether it still may."""
+    if summary.state == "submitted" and summary.submission and summary.address:
+        from launch.jobs import job_failure
+
+        failure = job_failure(summary.address, summary.submission)
+        if failure is not None:
+            summary.state, summary.message = "lost", failure
+    return summary
+
+
+def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary:
+    """Ask a run to save its state and end; with `wait` return when it has."""
+    record = RunRecord.open(Store.open(store), run)
+    summary = record.summary()
+    if summary.state in FINISHED or summary.state == "lost":
+        raise RequestError(f"{record.run} is not running; it is {summary.state}")
+    record.request_stop()
+    if summary.state == "submitted" and summary.submission and summary.address:
+        from launch.jobs import stop_job
+
+        stop_job(summary.address, summary.submission)
+    deadline = time.monotonic() + STOP_WAIT_S
+    while wait and summary.state in ("running", "submitted"):
+        if time.monotonic() > deadline:
+            raise RequestError(
+                f"{record.run} has not stopped within {STOP_WAIT_S:.0f} s; it may be saving a large state"
+            )
+        time.sleep(0.3)
+        summary = record.summary()
+    return summary
+
+
+def report(run: str, *, store: str | None = None, output: str | Path | None = None) -> str:
+    """Write a run's report page again; returns where it is."""
+    from launch.collect import collect
+    from launch.page import render
+
+    record = RunRecord.open(Store.open(store), run)
+    page = render(collect(record))
+    if output is None:
+        return record.write_report(page)
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    return os.fspath(path)
+
+
+def submit(
+    recipe: str | Path,
+    *,
+    address: str,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    store: str | None = None,
+) -> str:
+    """Hand a recipe to a cluster's job server; returns the run's id."""
+    from launch.jobs import submit as submit_recipe
+
+    return submit_recipe(recipe, overrides=overrides, smoke=smoke, store=store, address=address)
+
+
+def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
+    """Answers of a model (RUN/STAGE, store address or folder) to each prompt; see `launch.sampler.sample_texts`."""
+    from launch.sampler import sample_texts
+
+    return sample_texts(model, prompts, **settings)

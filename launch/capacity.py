@@ -1,0 +1,36 @@
+"""How many workers a recipe gets: what it asks for against what the machine or the cluster has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.topology import Node, Refusal, Request, fit
+from recipes.errors import CapacityError
+from recipes.plan import fit_workers
+from recipes.recipe import Recipe
+
+AUTO_CPU_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers per stage and the GPUs of each."""
+
+    num_workers: int
+    gpus_per_worker: int
+
+
+def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
+    """Resolve `auto` on these nodes; raises CapacityError that says what was asked and what is there."""
+    cluster = recipe.cluster
+    num_gpus = int(sum(node.gpus for node in nodes))
+    num_cpus = int(sum(node.cpus for node in nodes))
+    gpus = (1 if num_gpus else 0) if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
+    if cluster.workers == "auto":
+        available = num_gpus if gpus else min(AUTO_CPU_WORKERS, num_cpus)
+        workers = fit_workers(recipe, max(1, available))
+    else:
+        workers = cluster.workers
+    found = fit(Request(workers, 1.0, gpus), nodes)
+    if isinstance(found, Refusal):
+        raise CapacityError(found.reason)
+    return Workers(workers, gpus)

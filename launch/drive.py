@@ -1,0 +1,185 @@
+"""Drives one run from its resolved recipe to its end: the one place where a run's parts are put together."""
+
+import contextlib
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.session import start
+from launch.crew import Crew, GroupCrew
+from launch.executor import (
+    Executor,
+    Heartbeat,
+    Latest,
+    StageResult,
+    StopSignal,
+    stop_on_signals,
+    unanswered_gates,
+)
+from launch.journal import Journal, this_driver
+from launch.logs import LOGS, LogShipper
+from launch.preflight import check_disk
+from launch.progress import View
+from launch.records import RunRecord
+from launch.resolve import Resolved
+from launch.show import plan_rows, result_rows
+from recipes.errors import Preempted, StageError, TrainwrightError
+
+RUN_STAGE = "launch.stages:run_stage"
+VERIFY_DRAFT = "launch.stages:verify_draft"
+
+
+@dataclass(frozen=True)
+class CrewRequest:
+    """What a crew is made from."""
+
+    run: str
+    resolved: Resolved
+    address: str | None
+    log_folder: Path
+    first_workers: int
+    say: Callable[[str], None]
+
+
+MakeCrew = Callable[[CrewRequest], Crew]
+
+
+@dataclass
+class Driven:
+    """What a drive left behind."""
+
+    results: dict[str, StageResult] = field(default_factory=dict)
+    report: str | None = None
+
+
+def ray_crew(request: CrewRequest) -> Crew:
+    """Workers on Ray: an embedded one, or the cluster at the address."""
+    cluster = request.resolved.recipe.cluster
+    session = start(request.address, log_folder=request.log_folder, name=request.run)
+    try:
+        crew = GroupCrew(
+            lambda spec: session.group(spec, on_wait=request.say),
+            RUN_STAGE,
+            VERIFY_DRAFT,
+            request.log_folder,
+            gpus_per_worker=int(cluster.gpus_per_worker),
+            placement_timeout_s=cluster.placement_timeout_s,
+            on_close=session.shutdown,
+        )
+        crew.prepare(request.first_workers)
+    except BaseException:
+        session.shutdown()
+        raise
+    return crew
+
+
+def drive(
+    record: RunRecord, resolved: Resolved, address: str | None, view: View, make_crew: MakeCrew = ray_crew
+) -> Driven:
+    """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
+    driven = Driven()
+    stop, latest = StopSignal(), Latest()
+    journal = record.journal()
+    num_stops = record.num_stops()
+    plan = resolved.plan(record.store)
+    view.plan(resolved.recipe.name, plan_rows(plan))
+    journal.write(
+        "run_started",
+        driver=this_driver(),
+        address=address,
+        workers=resolved.recipe.cluster.workers,
+        gpus_per_worker=resolved.recipe.cluster.gpus_per_worker,
+        version=version("trainwright"),
+        next_s=Heartbeat.FIRST_S,
+    )
+    try:
+        with (
+            _closing(record, journal, view, driven),
+            stop_on_signals(stop),
+            _log_folder(record) as log_folder,
+            Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
+        ):
+            check_disk(plan, record.store)
+            executor = Executor(
+                run=record.run,
+                resolved=resolved,
+                plan=plan,
+                store=record.store,
+                journal=journal,
+                view=view,
+                crew=lambda workers: make_crew(
+                    CrewRequest(record.run, resolved, address, log_folder, workers, view.say)
+                ),
+                stop=stop,
+                latest=latest,
+                results=driven.results,
+            )
+            executor.walk()
+            refused = unanswered_gates(resolved, driven.results)
+            if refused:
+                raise StageError("\n".join(refused))
+    finally:
+        view.results(result_rows(plan, driven.results))
+        driven.report = _write_report(record, journal, view)
+        view.close()
+    return driven
+
+
+@contextlib.contextmanager
+def _closing(record: RunRecord, journal: Journal, view: View, driven: Driven) -> Iterator[None]:
+    """Write how the run ended as its last event."""
+    try:
+        yield
+    except Preempted as error:
+        message = f"{error}; continue it with: trainwright resume {record.run}"
+        journal.write("run_finished", state="stopped", exit_code=error.exit_code, message=message)
+        raise Preempted(message) from error
+    except KeyboardInterrupt:
+        message = f"interrupted; continue it with: trainwright resume {record.run}"
+        journal.write("run_finished", state="interrupted", exit_code=130, message=message)
+        view.say(message)
+        raise
+    except TrainwrightError as error:
+        journal.write("run_finished", state="failed", exit_code=error.exit_code, message=str(error))
+        raise
+    except BaseException as error:
+        message = "".join(traceback.format_exception_only(error)).strip()
+        journal.write("run_finished", state="failed", exit_code=1, message=message, traceback=traceback.format_exc())
+        raise
+    journal.write("run_finished", state="completed", exit_code=0)
+
+
+@contextlib.contextmanager
+def _log_folder(record: RunRecord) -> Iterator[Path]:
+    """Where workers' logs go: into the run's folder where that is a local one, else by way of a temporary folder."""
+    if record.local_folder is not None:
+        folder = record.local_folder / LOGS
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="trainwright-logs-"))
+    shipper = LogShipper(record, folder)
+    try:
+        yield folder
+    finally:
+        shipper.ship()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_report(record: RunRecord, journal: Journal, view: View) -> str | None:
+    """The report page; its failure never hides how the run ended."""
+    from launch.collect import collect
+    from launch.page import render
+
+    try:
+        path = record.write_report(render(collect(record)))
+    except Exception as error:
+        view.say(f"the report could not be written: {type(error).__name__}: {error}")
+        return None
+    journal.write("report_written", path=path)
+    view.say(f"report: {path}")
+    return path

@@ -1,0 +1,70 @@
+"""Workers' output: files in the run's folder where the store is a local one, segments in it elsewhere."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.records import RunRecord
+from trainers.store.runs import SegmentWriter
+from trainers.store.store import Store
+
+LOGS = "logs"
+
+
+class LogShipper:
+    """Copies what was added to log files into a run's folder of a store that is not local."""
+
+    def __init__(self, record: RunRecord, folder: Path) -> None:
+        self._record = record
+        self._folder = folder
+        self._sent: dict[str, tuple[int, SegmentWriter]] = {}
+
+    def ship(self) -> None:
+        """Send what is new, whole lines only."""
+        for path in sorted(self._folder.glob("*.log")):
+            offset, writer = self._sent.get(path.name) or (0, self._record.folder.writer(f"{LOGS}/{path.stem}"))
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            for line in whole.decode(errors="replace").splitlines():
+                writer.append({"line": line})
+            writer.flush()
+            self._sent[path.name] = (offset + len(whole), writer)
+
+
+def read_logs(run: str, stage: str | None = None, *, store: str | None = None) -> Iterator[tuple[str, str]]:
+    """(source, line) of a run's driver and workers; of one stage's workers only, if it is given."""
+    record = RunRecord.open(Store.open(store), run)
+    if stage is None:
+        for event in record.events():
+            if event["event"] != "progress":
+                yield "driver", note(event)
+    local = record.local_folder
+    if local is not None:
+        for path in sorted((local / LOGS).glob("*.log"), key=lambda path: path.stat().st_mtime):
+            if _belongs(path.stem, stage):
+                for line in path.read_text(errors="replace").splitlines():
+                    yield path.stem, line
+    for source in dict.fromkeys(segment.split("/")[-2] for segment in record.folder.segments(LOGS)):
+        if _belongs(source, stage):
+            for item in record.folder.read_lines(f"{LOGS}/{source}"):
+                yield source, item["line"]
+
+
+def _belongs(source: str, stage: str | None) -> bool:
+    """Labels are STAGE-ATTEMPT, files STAGE-ATTEMPT[-verify]-rank-N."""
+    if stage is None:
+        return True
+    rest = source.removeprefix(f"{stage}-")
+    return rest != source and rest.split("-")[0].isdigit()
+
+
+def note(event: dict[str, Any]) -> str:
+    """One event of the journal as a line of text."""
+    at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+    fields = {key: value for key, value in event.items() if key not in ("event", "at", "driver") and value is not None}
+    if "verdict" in fields:
+        fields["verdict"] = fields["verdict"].get("message", "")
+    return f"{at} {event['event']} " + " ".join(f"{key}={value}" for key, value in fields.items())

@@ -1,0 +1,171 @@
+"""Lets a model write: text continued, or a conversation through its chat template; in this process, on CPU or GPU."""
+
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.store_commands import find_artifact
+from recipes.errors import RequestError
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MODEL_FOLDERS = ("model", "actor", "merged", "")
+
+
+class Sampler:
+    """A loaded language model and its tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from trainers.data.tokenizer import load_tokenization
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenization = load_tokenization(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        self.model = model.to(self.device).eval()
+        self.max_tokens = int(model.config.max_position_embeddings)
+
+    def write(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        *,
+        max_new_tokens: int = 96,
+        temperature: float = 0.7,
+        seed: int = 0,
+        draw: int = 0,
+    ) -> str:
+        """Continue a text, or answer a conversation; equal arguments give equal answers."""
+        import torch
+
+        from trainers.generation import SamplingSettings, generate
+
+        ids = self.tokenization.encode_prompt(prompt)
+        room = self.max_tokens - len(ids)
+        if room < 1:
+            raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
+        settings = SamplingSettings(
+            max_new_tokens=min(max_new_tokens, room),
+            temperature=temperature or 1.0,
+            stop_ids=(self.tokenization.eos_id,),
+            pad_id=self.tokenization.pad_id,
+        )
+        uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
+        prompt_ids = torch.tensor([ids], device=self.device)
+        with torch.inference_mode():
+            made = generate(self.model, prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), settings, uniforms)
+        tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        return self.tokenization.decode(tokens)
+
+
+def draws(ids: Sequence[int], seed: int, draw: int, num_tokens: int) -> "np.ndarray":
+    """Uniform numbers that depend on the prompt, the seed and the draw alone."""
+    import numpy as np
+
+    key = hashlib.sha256(json.dumps([list(ids), seed, draw]).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16], dtype=np.uint64))).random((1, num_tokens))
+
+
+@contextlib.contextmanager
+def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
+    """A local folder with the language model that RUN/STAGE, a store address, a name or a folder means."""
+    if "://" not in text and Path(text).is_dir():
+        folder = Path(text)
+        _require_language_model(json.loads(_read(folder / "config.json")), text)
+        yield folder
+        return
+    opened = Store.open(store)
+    manifest = find_artifact(opened, text)
+    for prefix in MODEL_FOLDERS:
+        name = f"{prefix}/config.json".lstrip("/")
+        if name in manifest.files:
+            _require_language_model(json.loads(opened.objects.get_bytes(manifest.files[name].sha256)), text)
+            yield opened.folder(manifest, prefix)
+            return
+    with tempfile.TemporaryDirectory(prefix="trainwright-sample-") as folder:
+        yield _merged(opened, manifest, text, Path(folder) / "model")
+
+
+def _merged(store: Store, manifest: ArtifactManifest, text: str, folder: Path) -> Path:
+    """The model of an artifact that holds an adapter alone."""
+    if not any(name.endswith("adapter_config.json") for name in manifest.files):
+        raise RequestError(f"{text} is of kind {manifest.kind}; only a language model can be sampled")
+    from trainers.store.export import export
+
+    export(store, manifest, folder, merge=True)
+    return folder
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise RequestError(f"{path.parent} is not a model folder: {path.name}: {error.strerror}") from None
+
+
+def _require_language_model(config: dict[str, Any], text: str) -> None:
+    classes = config.get("architectures") or []
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        found = ", ".join(classes) or "no language model"
+        raise RequestError(f"{text} is {found}; only a language model can be sampled")
+
+
+def sample_texts(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    chat: bool = False,
+    store: str | None = None,
+    num_samples: int = 1,
+    max_new_tokens: int = 96,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Answers to each prompt as {prompt, response, draw}; `chat` sends the prompts through the chat template."""
+    with model_folder(model, store) as folder:
+        sampler = Sampler(folder)
+        return [
+            {
+                "prompt": prompt,
+                "draw": draw,
+                "response": sampler.write(
+                    [{"role": "user", "content": prompt}] if chat else prompt,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                    draw=draw,
+                ),
+            }
+            for prompt in prompts
+            for draw in range(num_samples)
+        ]
+
+
+def converse(
+    model: str, *, store: str | None = None, max_new_tokens: int = 96, temperature: float = 0.7, seed: int = 0
+) -> None:
+    """A conversation on the terminal, until an empty line or the end of input."""
+    with model_folder(model, store) as folder:
+        sampler = Sampler(folder)
+        messages: list[dict[str, str]] = []
+        print("Write a message; an empty line ends the conversation.", file=sys.stderr)
+        while True:
+            try:
+                text = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return
+            if not text.strip():
+                return
+            messages.append({"role": "user", "content": text})
+            answer = sampler.write(messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+            messages.append({"role": "assistant", "content": answer})
+            print(answer, flush=True)

@@ -1,0 +1,182 @@
+"""Walking a plan: caching, gates, retries, stopping, and what the journal says of it."""
+
+from typing import Any
+
+import pytest
+
+from cluster.protocol import Verdict, WorkerFailed
+from recipes.errors import Preempted, StageError
+
+LOST = Verdict(kind="signal", message="signal 9 (SIGKILL): rank 0", rank=0, infrastructure=True)
+WRONG = Verdict(kind="exception", message="ValueError: no", rank=0, traceback="Traceback: ...", exit_code=4)
+
+
+def kinds(record: Any) -> list[str]:
+    return [event["event"] for event in record.events() if event["event"] not in ("phase", "progress")]
+
+
+def test_a_run_computes_every_stage_once_and_says_so(bench: Any) -> None:
+    record, driven = bench.drive()
+    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "exam"] == bench.stages.verified
+    assert [result.cached for result in driven.results.values()] == [False] * 3
+    assert kinds(record) == ["run_started", *["stage_started", "stage_committed"] * 3, "run_finished", "report_written"]
+    assert record.summary().state == "completed"
+    assert {manifest.verification.how for manifest in bench.store.list_artifacts()} == {"clean process"}
+
+
+def test_a_job_holds_what_a_stage_needs(bench: Any) -> None:
+    record, driven = bench.drive()
+    job = bench.stages.jobs[1]
+    base = driven.results["base"].manifest
+    assert job["run"] == record.run
+    assert job["inputs"]["init_from"] == base.model_dump(mode="json")
+    assert job["lease"] == job["attempt"] == 1
+    assert job["workers"] == 1
+    assert set(job["data"]) == {"data"}
+    assert job["recipe"]["cluster"]["workers"] == 1
+
+
+def test_a_second_run_is_cached_and_asks_for_no_worker(bench: Any) -> None:
+    first, _ = bench.drive()
+    crews = bench.crews
+    second, driven = bench.drive()
+    assert all(result.cached for result in driven.results.values())
+    assert bench.crews == crews
+    assert len(bench.stages.jobs) == 3
+    assert [stage.state for stage in second.summary().stages] == ["cached"] * 3
+    assert first.run != second.run
+
+
+def test_a_changed_stage_runs_again_with_what_depends_on_it(bench: Any) -> None:
+    bench.drive()
+    _, driven = bench.drive("stages.chat.train.steps=5")
+    assert {name: result.cached for name, result in driven.results.items()} == {
+        "base": True,
+        "chat": False,
+        "exam": False,
+    }
+
+
+def test_a_placement_change_runs_nothing_again(bench: Any) -> None:
+    bench.drive()
+    _, driven = bench.drive("stages.base.train.save_every=1", "stages.chat.shard.zero=3")
+    assert all(result.cached for result in driven.results.values())
+
+
+def test_an_infrastructure_failure_is_tried_again_with_the_next_lease(bench: Any) -> None:
+    def fail_once(job: dict[str, Any], worker: Any) -> None:
+        if job["stage"] == "chat" and job["attempt"] == 1:
+            raise WorkerFailed(LOST)
+
+    bench.stages.hook = fail_once
+    record, driven = bench.drive()
+    assert driven.results["chat"].attempts == 2
+    failed = [event for event in record.events() if event["event"] == "stage_failed"]
+    assert [(event["stage"], event["attempt"], event["retry"]) for event in failed] == [("chat", 1, True)]
+    assert record.summary().state == "completed"
+
+
+def test_a_users_error_is_not_tried_again(bench: Any) -> None:
+    def fail(job: dict[str, Any], worker: Any) -> None:
+        raise WorkerFailed(WRONG)
+
+    bench.stages.hook = fail
+    record = bench.record(bench.resolve())
+    with pytest.raises(WorkerFailed):
+        bench.drive(record=record)
+    assert len(bench.stages.jobs) == 1
+    summary = record.summary()
+    assert (summary.state, summary.exit_code, summary.stages[0].error) == ("failed", 4, "ValueError: no")
+
+
+def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
+    def stop(job: dict[str, Any], worker: Any) -> None:
+        if job["stage"] == "chat" and job["attempt"] == 1:
+            raise Preempted("state saved")
+
+    bench.stages.hook = stop
+    record = bench.record(bench.resolve())
+    with pytest.raises(Preempted, match=f"trainwright resume {record.run}"):
+        bench.drive(record=record)
+    assert record.summary().state == "stopped"
+    bench.drive(record=record)
+    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "chat", "exam"]
+    summary = record.summary()
+    assert summary.state == "completed"
+    assert [stage.attempts for stage in summary.stages] == [1, 2, 1]
+
+
+def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:
+    def interrupt(job: dict[str, Any], worker: Any) -> None:
+        raise KeyboardInterrupt
+
+    bench.stages.hook = interrupt
+    record = bench.record(bench.resolve())
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(record=record)
+    summary = record.summary()
+    assert (summary.state, summary.exit_code) == ("interrupted", 130)
+    assert "resume" in (summary.message or "")
+
+
+def test_a_failed_gate_refuses_the_next_stage(bench: Any) -> None:
+    bench.stages.hook = lambda job, worker: {"gate": {"passed": False, "reasons": ["loss 9 > 5"]}}
+    record = bench.record(bench.resolve())
+    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base did not pass its gate: loss 9 > 5"):
+        bench.drive(record=record)
+    assert [job["stage"] for job in bench.stages.jobs] == ["base"]
+    assert record.summary().exit_code == 4
+
+
+def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Any) -> None:
+    failed = {"gate": {"passed": False, "reasons": ["too bad"]}}
+    bench.stages.hook = lambda job, worker: failed if job["stage"] == "base" else None
+    record, _ = bench.drive("stages.chat.gate=ignore", "stages.exam.gate=ignore")
+    assert record.summary().state == "completed"
+    bench.stages.hook = lambda job, worker: failed if job["stage"] == "exam" else None
+    with pytest.raises(StageError, match="exam did not pass its gate: too bad"):
+        bench.drive("seed=5")
+
+
+def test_a_draft_that_names_other_parents_is_never_committed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage = bench.stages.run_stage
+
+    def forge(job: dict[str, Any], worker: Any) -> dict[str, Any]:
+        made: dict[str, Any] = run_stage(job, worker)
+        for parent in made["draft"]["parents"].values():
+            parent["digest"] = "f" * 64
+        return made
+
+    monkeypatch.setattr(bench.stages, "run_stage", forge)
+    with pytest.raises(AssertionError, match="chat: the draft names"):
+        bench.drive()
+    assert [manifest.stage for manifest in bench.store.list_artifacts()] == ["base"]
+
+
+def test_a_stop_request_in_the_store_reaches_the_workers(bench: Any) -> None:
+    def wait(job: dict[str, Any], worker: Any) -> None:
+        import time
+
+        if job["stage"] == "base":
+            record.request_stop()
+            deadline = time.monotonic() + 10
+            while not worker.stop_requested():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            raise Preempted("state saved")
+
+    bench.stages.hook = wait
+    record = bench.record(bench.resolve())
+    with pytest.raises(Preempted):
+        bench.drive(record=record)
+    assert record.summary().state == "stopped"
+
+
+def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any) -> None:
+    from launch.collect import collect
+
+    bench.drive()
+    record, _ = bench.drive()
+    found = collect(record)
+    assert [stage.curves for stage in found.stages] == [{"loss": [(1.0, 2.0), (2.0, 1.0)]}] * 3
+    assert (record.local_folder / "report.html").read_text().count("<svg") >= 4

@@ -112,13 +112,14 @@ def build_sets(entries: Sequence[Entry]) -> DocumentSets:
         held_out += [pair.answer for pair in pairs]
         sets["text"][split] = documents
         sets["instructions"][split] = [_instruction(pair) for pair in pairs]
-        sets["preferences"][split] = _preferences(pairs)
+        sets["preferences"][split], flawed_left_out = _preferences(pairs, index)
         sets["prompts"][split] = [
             {"id": pair.entry.name, "prompt": _user(pair.prompt), "reference": pair.answer} for pair in pairs
         ]
         counts[f"{split}.entries"] = len(by_split[split])
         counts[f"{split}.copied_paragraphs_left_out"] = left_out
         counts[f"{split}.copied_pairs_left_out"] = pairs_left_out
+        counts[f"{split}.copied_flawed_answers_left_out"] = flawed_left_out
         counts |= {f"{split}.{name}": len(sets[name][split]) for name in SETS}
     return DocumentSets(sets, counts)
 
@@ -180,11 +181,16 @@ def _instruction(pair: _Pair) -> dict[str, Any]:
     return {"id": pair.entry.name, "messages": _user(pair.prompt) + _assistant(pair.answer)}
 
 
-def _preferences(pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
-    """Return three comparisons a question: with a wrong answer, a spliced one, a truncated or rambling one."""
+def _preferences(pairs: Sequence[_Pair], held_out: CopyIndex) -> tuple[list[dict[str, Any]], int]:
+    """Return three comparisons a question, with a wrong answer, a spliced one, and a truncated or rambling one; and how
+    many were left out, because what was cut or joined is a copy."""
     rows = []
+    left_out = 0
     for pair in pairs:
         for flaw, rejected in _flawed(pair, pairs).items():
+            if held_out.has_near_copy(rejected):
+                left_out += 1
+                continue
             rows.append(
                 {
                     "id": f"{pair.entry.name}:{flaw}",
@@ -193,7 +199,7 @@ def _preferences(pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
                     "rejected": _assistant(rejected),
                 }
             )
-    return rows
+    return rows, left_out
 
 
 def _flawed(pair: _Pair, pairs: Sequence[_Pair]) -> dict[str, str]:
@@ -229,7 +235,7 @@ def _splice(answer: str, other: str, key: str) -> str:
 def _truncate(answer: str, key: str) -> str:
     """Break off in the middle of the sentence, without a period."""
     found = answer.split()
-    return " ".join(found[: 1 + _draw("truncate", key) % max(1, len(found) - 1)]).rstrip(".,;:")
+    return " ".join(found[: 2 + _draw("truncate", key) % max(1, len(found) - 2)]).rstrip(".,;:")
 
 
 def _ramble(answer: str, other: str, key: str) -> str:

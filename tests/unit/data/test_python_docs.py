@@ -1,0 +1,250 @@
+"""Reading documentation without importing it, and the installation's own: split by module, no near copies, stable."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.data.prose import is_near_copy, shingles, words
+from trainers.data.python_docs import Entry, python_docs_digest, read_entries, source_files
+from trainers.data.python_docs_sets import SPLITS, DocumentSets, build_sets, group, prompt, split_of
+
+MODULE = '''
+"""Tools for shapes."""
+raise SystemExit("never imported")
+
+class Shape:
+    """A shape."""
+
+    @property
+    def area(self):
+        """The covered area."""
+
+    if True:
+        def scale(self, factor, *rest, keep=True, **more):
+            """Scale by a factor."""
+
+            def inner(x):
+                """Do the inner work."""
+
+    @staticmethod
+    def make(kind): "Make a shape of a kind."
+
+    @area.setter
+    def area(self, value):
+        """Never read, the name is taken."""
+
+async def load(path, /, mode="r"):
+    r"""Load \\d shapes."""
+
+def undocumented(): ...
+'''
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    root = tmp_path / "lib"
+    for name, text in {
+        "shapes.py": MODULE,
+        "pack/__init__.py": '"""A package."""',
+        "pack/broken.py": "def (:",
+        "pack/test/test_it.py": '"""Not documentation."""',
+        "site-packages/other.py": '"""Not the library\'s."""',
+        "pydoc_data/topics.py": "topics = {'b': 'Second.', 'a': 'First.'}",
+        "latin.py": "# -*- coding: latin-1 -*-\n'''Caf\xe9.'''\n",
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode("latin-1"))
+    return root
+
+
+def test_entries_of_a_module(library: Path) -> None:
+    found = [(entry.kind, entry.name, entry.parameters, entry.doc) for entry in read_entries(library)]
+    assert found == [
+        ("module", "latin", (), "Café."),
+        ("module", "pack", (), "A package."),
+        ("module", "shapes", (), "Tools for shapes."),
+        ("class", "shapes.Shape", (), "A shape."),
+        ("attribute", "shapes.Shape.area", (), "The covered area."),
+        ("method", "shapes.Shape.scale", ("factor", "*rest", "keep", "**more"), "Scale by a factor."),
+        ("function", "shapes.Shape.scale.inner", ("x",), "Do the inner work."),
+        ("method", "shapes.Shape.make", ("kind",), "Make a shape of a kind."),
+        ("function", "shapes.load", ("path", "mode"), "Load \\d shapes."),
+        ("topic", "topics.a", (), "First."),
+        ("topic", "topics.b", (), "Second."),
+    ]
+
+
+@pytest.mark.parametrize("topics", [None, "raise SystemExit", "topics: dict = {'a': 'One.'}", "topics = dict(a=open)"])
+def test_other_forms_of_the_topics_file_are_no_error(library: Path, topics: str | None) -> None:
+    file = library / "pydoc_data" / "topics.py"
+    file.unlink()
+    if topics is not None:
+        file.write_text(topics)
+    found = [entry.doc for entry in read_entries(library) if entry.kind == "topic"]
+    assert found == (["One."] if topics and topics.startswith("topics:") else [])
+
+
+def test_digest_follows_documented_files_only(library: Path) -> None:
+    before = python_docs_digest.__wrapped__(library)
+    (library / "site-packages" / "new.py").write_text("'''New.'''")
+    (library / "notes.txt").write_text("new")
+    assert python_docs_digest.__wrapped__(library) == before
+    (library / "shapes.py").write_text("'''Other.'''")
+    assert python_docs_digest.__wrapped__(library) != before
+
+
+@pytest.fixture(scope="module")
+def entries() -> list[Entry]:
+    return read_entries()
+
+
+@pytest.fixture(scope="module")
+def sets(entries: list[Entry]) -> DocumentSets:
+    return build_sets(entries)
+
+
+def test_a_group_has_one_split(entries: list[Entry]) -> None:
+    splits: dict[str, set[str]] = {}
+    for entry in entries:
+        splits.setdefault(entry.module.split(".")[0] if entry.kind != "topic" else entry.name, set()).add(split_of(entry))
+    assert all(len(found) == 1 for found in splits.values())
+    assert group(Entry("module", "_pyio", "", (), "x")) == group(Entry("module", "io", "", (), "x"))
+
+
+def test_every_set_of_every_split_has_rows_of_its_modules(entries: list[Entry], sets: DocumentSets) -> None:
+    split_by_name = {entry.name: split_of(entry) for entry in entries}
+    for name, splits in sets.rows.items():
+        for split in SPLITS:
+            assert splits[split], (name, split)
+            for row in splits[split]:
+                assert split_by_name[row["id"].partition(":")[0]] == split
+
+
+def test_sizes_suffice_for_the_default_chain(sets: DocumentSets) -> None:
+    """A full installation has about 5,600 training pairs and 750 held-out prompts; without Tk somewhat fewer."""
+    assert len(sets.rows["instructions"]["train"]) >= 4000
+    assert len(sets.rows["preferences"]["train"]) >= 12_000
+    assert len({row["prompt"][0]["content"] for row in sets.rows["prompts"]["test"]}) >= 300
+    assert len(sets.rows["instructions"]["validation"]) >= 150
+    assert sum(len(row["text"]) for row in sets.rows["text"]["train"]) >= 1_000_000
+
+
+def training_texts(sets: DocumentSets) -> list[str]:
+    texts = [block for row in sets.rows["text"]["train"] for block in row["text"].split("\n\n")[1:]]
+    texts += [row["messages"][1]["content"] for row in sets.rows["instructions"]["train"]]
+    texts += [row["reference"] for row in sets.rows["prompts"]["train"]]
+    for side in ("chosen", "rejected"):
+        texts += [row[side][0]["content"] for row in sets.rows["preferences"]["train"]]
+    return texts
+
+
+def test_no_held_out_text_stands_in_a_training_set(sets: DocumentSets) -> None:
+    """Compared word by word, in a way of its own: no held-out paragraph or summary, and no run of 20 of its words."""
+    training = training_texts(sets)
+    whole = {words(text) for text in training}
+    runs = {found[i : i + 20] for found in whole for i in range(len(found) - 19)}
+    for split in ("validation", "test"):
+        for row in sets.rows["text"][split]:
+            for block in row["text"].split("\n\n")[1:]:
+                found = words(block)
+                assert not found or found not in whole, (row["id"], block)
+        for row in sets.rows["prompts"][split]:
+            found = words(row["reference"])
+            assert found not in whole, row["id"]
+            assert all(found[i : i + 20] not in runs for i in range(len(found) - 19)), row["id"]
+
+
+def test_no_held_out_summary_has_a_near_copy_in_training(sets: DocumentSets) -> None:
+    """Every pair of a sample is compared, without the index that the sets are built with."""
+    training = {shingles(text) for text in training_texts(sets)}
+    held_out = [row["reference"] for split in ("validation", "test") for row in sets.rows["prompts"][split]]
+    for text in held_out[::40]:
+        runs = shingles(text)
+        assert not any(is_near_copy(runs, other) for other in training), text
+    assert sets.counts["train.copied_paragraphs_left_out"] > 100, "nothing was compared"
+
+
+def test_no_training_prompt_is_a_held_out_one(sets: DocumentSets) -> None:
+    prompts = {split: {row["prompt"][0]["content"] for row in sets.rows["prompts"][split]} for split in SPLITS}
+    assert not prompts["train"] & (prompts["test"] | prompts["validation"])
+    assert not prompts["validation"] & prompts["test"]
+
+
+def test_answers_are_short_sentences(sets: DocumentSets) -> None:
+    for row in sets.rows["instructions"]["train"]:
+        answer = row["messages"][1]["content"]
+        assert answer == " ".join(answer.split())
+        assert 3 <= len(answer.split()) <= 24, answer
+        assert answer.rstrip('")').endswith((".", "!", "?")), answer
+
+
+def test_length_does_not_tell_the_rejected_answer(sets: DocumentSets) -> None:
+    rows = sets.rows["preferences"]["train"]
+    differences = [len(row["rejected"][0]["content"].split()) - len(row["chosen"][0]["content"].split()) for row in rows]
+    longer = sum(difference > 0 for difference in differences) / len(rows)
+    shorter = sum(difference < 0 for difference in differences) / len(rows)
+    assert abs(longer - shorter) < 0.05
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    flaws = {row["id"].partition(":")[2] for row in rows}
+    assert flaws == {"wrong", "spliced", "truncated", "rambling"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (Entry("function", "shutil", "copy", ("src", "dst"), ""), "What does shutil.copy(src, dst) do?"),
+        (Entry("method", "a", "B.c", tuple("uvwxyz"), ""), "What does a.B.c(u, v, w, x, y, ...) do?"),
+        (Entry("class", "queue", "Queue", (), ""), "What is the class queue.Queue?"),
+        (Entry("module", "queue", "", (), ""), "What is the module queue?"),
+    ],
+)
+def test_prompts(entry: Entry, expected: str) -> None:
+    assert prompt(entry) == expected
+
+
+SCRIPT = """
+import hashlib, os, sys
+from trainers.data.python_docs import python_docs_digest, read_entries
+from trainers.data.python_docs_sets import build_sets
+scandir = os.scandir
+class Reversed:
+    def __init__(self, path): self.entries = sorted(scandir(path), key=lambda entry: entry.name)
+    def __enter__(self): return self
+    def __exit__(self, *error): pass
+    def __iter__(self): return self
+    def close(self): pass
+    def __next__(self):
+        if not self.entries: raise StopIteration
+        return self.entries.pop()
+if "reversed" in sys.argv: os.scandir = Reversed
+files = build_sets(read_entries()).files()
+print(python_docs_digest(), hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest())
+"""
+
+
+def test_rows_depend_on_neither_hash_seed_nor_locale_nor_file_order(sets: DocumentSets) -> None:
+    root = Path(__file__).parents[3]
+    environments = [("0", "C", []), ("12345", "C.UTF-8", ["reversed"])]
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            env={**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": locale, "PYTHONPATH": str(root), "PYTHONUTF8": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, locale, arguments in environments
+    }
+    assert len(outputs) == 1
+
+
+def test_files_are_found_in_one_order() -> None:
+    from trainers.data.python_docs import library_folder
+
+    found = source_files(library_folder())
+    assert found == sorted(found, key=lambda path: path.parts)
+    assert not any(part in ("test", "site-packages") for path in found for part in path.parts)

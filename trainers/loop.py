@@ -1,7 +1,6 @@
 """The one training loop: time, batches, skipping, saving, evaluating, stopping; objectives and sources know the rest."""
 
 import gc
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from recipes.errors import Preempted, StageError
 from trainers import distributed
 from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import Objective
+from trainers.randomness import stream_seed
 
 
 @dataclass(frozen=True)
@@ -249,9 +249,7 @@ def _ids(batches: Sequence[Any]) -> list[int]:
 
 def _noise_seed(seed: int, step: int, batch: Any) -> int:
     """Key the noise of a micro-batch's forward by what is in it, never by rank or history."""
-    first = int(batch.sample_ids_B[0])
-    digest = hashlib.blake2b(f"{seed}/noise/{step}/{first}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return stream_seed(seed, "noise", step, int(batch.sample_ids_B[0]))
 
 
 def _skip_message(loop: LoopState, cadence: Cadence, sample_ids: list[int]) -> str:

@@ -27,6 +27,10 @@ def build_decoder(architecture: Mapping[str, Any], facts: TokenizerFacts, *, see
     """
     config_class, model_class = decoder_classes(architecture["type"])
     keys = {name: value for name, value in architecture.items() if name not in ("family", "type") and value is not None}
+    if architecture["type"] != "gpt2":
+        # None means "as many" and "as wide as fits" for every type; transformers' own defaults are fixed numbers.
+        keys.setdefault("num_key_value_heads", keys["num_attention_heads"])
+        keys.setdefault("head_dim", keys["hidden_size"] // keys["num_attention_heads"])
     config = config_class(
         **keys,
         vocab_size=facts.vocab_size,

@@ -1,0 +1,273 @@
+"""Pretraining and fine-tuning: the same objective, engine and loop on other data."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from recipes.data import ExistingTokenizer, TrainTokenizer
+from recipes.derive import micro_batches, planned_steps
+from recipes.stages import Finetune, Pretrain
+from trainers import distributed
+from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.architectures.load import load_model
+from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
+from trainers.architectures.token_losses import TokenLosses
+from trainers.artifacts import model_config, probe, write_adapter, write_model
+from trainers.checkpoint import StoreCheckpoint, find_state, versions
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.columns import RowRole
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.build import build_engine, parameter_group
+from trainers.engine.protocol import Engine
+from trainers.evaluation import evaluate, perplexity
+from trainers.loop import Cadence, Outcome, SourceState, train
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.schedule import learning_rate_factor
+from trainers.stage import Check, Draft, StageContext, draft_folder, held_out, model_folder, open_dataset, put_probe
+from trainers.store.manifest import FileEntry, Layout
+
+GROUP = "model"
+WRAPPER = "model."
+"""Prefix that `TokenLosses` gives to the model's parameter names."""
+
+
+def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
+    """Train a language model; the draft comes from rank 0. Collective."""
+    ranks, observer, shard = context.ranks, context.observer, spec.shard
+    observer.phase("data")
+    use_fast_matmul(ranks.device)
+    tokenization = build_stage_tokenization(spec, context)
+    dataset = open_dataset(context, data_request(spec, context, tokenization))
+    evaluation_set = open_evaluation(spec, context, tokenization)
+
+    observer.phase("model")
+    model = build_stage_model(spec, context, tokenization)
+    peft_config = None
+    if isinstance(spec, Finetune) and spec.lora is not None:
+        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"))
+    wrapped = TokenLosses(model)
+    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
+    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
+    engine.module.train()
+
+    steps = planned_steps(spec.train, len(dataset))
+    assert steps is not None
+    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
+    plan = BatchPlan(
+        dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch
+    )
+    objective = LanguageModelObjective()
+    outcome = train(
+        engine,
+        objective,
+        PlannedBatches(plan, steps),
+        learning_rates=constant_group(spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)),
+        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        checkpoint=StoreCheckpoint(
+            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
+        ),
+        evaluate=None if evaluation_set is None else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
+        observer=observer,
+        seed=context.seed,
+    )
+    observer.phase("write")
+    draft = write_draft(spec, context, engine, model, peft_config, tokenization, outcome, dataset, layout)
+    engine.close()
+    return draft
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
+
+    plan: BatchPlan
+    steps_planned: int
+
+    def micro_batches(self, step: int) -> list[Any]:
+        """Return this rank's share of the step's rows."""
+        return list(self.plan.micro_batches(step))
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Never stops early."""
+        return None
+
+    def state(self) -> SourceState:
+        """Nothing."""
+        return SourceState()
+
+    def load_state(self, state: SourceState) -> None:
+        """Nothing."""
+
+
+def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int], dict[str, float]]:
+    """Return the learning rates of a stage with one parameter group."""
+    return lambda step: {GROUP: lr * factor(step)}
+
+
+def stage_layout(context: StageContext, global_batch: int, micro_batch: int | str) -> Layout:
+    """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
+    workers = context.ranks.world_size
+    saved = find_state(context.store, context.run, context.stage, context.fingerprint)
+    if saved is not None and saved.layout.workers == workers:
+        return saved.layout
+    micro, accumulation = micro_batches(global_batch, workers, micro_batch)
+    return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)
+
+
+def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:
+    """Train the stage's tokenizer (rank 0 first), or take the input's. Collective."""
+    if isinstance(spec, Finetune) or spec.init_from is not None:
+        return load_tokenization(model_folder(context, "init_from"))
+    if isinstance(spec.tokenizer, ExistingTokenizer):
+        manifest = context.inputs["tokenizer.from"]
+        prefix = "model" if any(name.startswith("model/") for name in manifest.files) else ""
+        return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
+    assert isinstance(spec.tokenizer, TrainTokenizer)
+    arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
+    if context.ranks.rank == 0:
+        build_tokenization(*arguments)
+    distributed.barrier()
+    return build_tokenization(*arguments)
+
+
+def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:
+    """Build from random weights or load the input, whole and equal on every rank."""
+    if spec.init_from is not None:
+        return load_model(model_folder(context, "init_from"), "language_model", device=context.ranks.device)
+    assert isinstance(spec, Pretrain) and spec.architecture is not None
+    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
+    architecture = spec.architecture.model_dump(exclude_none=True)
+    return build_decoder(architecture, facts, seed=stream_seed(context.seed, "weights"), device=context.ranks.device)
+
+
+def data_request(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> DataRequest:
+    """Say which training set the stage needs."""
+    role: RowRole = "text" if isinstance(spec, Pretrain) else "instructions"
+    return DataRequest(
+        source=spec.data,
+        base_dir=context.base_dir,
+        role=role,
+        tokenization=tokenization,
+        sequence_length=spec.train.sequence_length,
+        seed=context.seed,
+        packing=spec.train.packing,
+        loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
+        source_digest=context.data.get("data"),
+    )
+
+
+def open_evaluation(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> Dataset | None:
+    """Open the held-out set, if there is one; collective."""
+    found = held_out(spec.data, spec.evaluation)
+    if found is None:
+        return None
+    source, is_own_hold_out = found
+    digest = context.data.get("data" if is_own_hold_out else "evaluation")
+    training = data_request(spec, context, tokenization)
+    values = {**vars(training), "source": source, "held_out": is_own_hold_out, "source_digest": digest}
+    return open_dataset(context, DataRequest(**values))
+
+
+def held_out_loss(
+    engine: Engine,
+    objective: LanguageModelObjective,
+    dataset: Dataset,
+    spec: Pretrain | Finetune,
+    layout: Layout,
+    rank: int,
+) -> Callable[[], dict[str, float]]:
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows."""
+
+    def run() -> dict[str, float]:
+        rows = spec.train.evaluation_rows
+        batches = evaluation_batches(dataset, rows, layout.workers, rank, layout.micro_batch)
+        means = evaluate(engine.module, objective, batches, engine.device)
+        return {**means, "perplexity": perplexity(means["loss"])} if "loss" in means else means
+
+    return run
+
+
+def write_draft(
+    spec: Pretrain | Finetune,
+    context: StageContext,
+    engine: Engine,
+    model: Any,
+    peft_config: Any,
+    tokenization: Tokenization,
+    outcome: Outcome,
+    dataset: Dataset,
+    layout: Layout,
+) -> Draft | None:
+    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
+    dtype = dtype_of(spec.shard.precision)
+    with engine.gathered():
+        found = probe(model, "language_model", tokenization.vocab_size) if context.ranks.rank == 0 else None
+    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in engine.full_parameters()}
+    if found is None:
+        return None
+    probe_entry = put_probe(context.store, found)
+    base = context.inputs["init_from"].digest if peft_config is not None else None
+    checks: list[Check] = []
+    with draft_folder() as folder:
+        if peft_config is not None:
+            assert isinstance(spec, Finetune) and base is not None
+            write_adapter(
+                folder / "adapter", peft_config, adapter_tensors(tensors).items(), base_digest=base, dtype=dtype
+            )
+            checks.append(Check("language_model", "model", probe_entry, adapter="adapter", base="init_from"))
+        if peft_config is None or (isinstance(spec, Finetune) and spec.merge):
+            whole = tensors if peft_config is None else merged_tensors(model, tensors)
+            write_model(
+                folder / "model", "language_model", model.config, whole.items(), tokenization.files(), dtype=dtype
+            )
+            checks.append(Check("language_model", "model", probe_entry))
+        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
+    return Draft(
+        kind="model" if peft_config is None else "adapter",
+        files=files,
+        checks=tuple(checks),
+        outcome={
+            "state": outcome.state,
+            "rule": outcome.rule,
+            "steps_done": outcome.steps_done,
+            "steps_planned": outcome.steps_planned,
+        },
+        metrics=stage_metrics(outcome, dataset),
+        gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
+        contract=tokenization.contract_hash,
+        base=base,
+        architecture=model_config(model.config, "language_model", dtype),
+        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+    )
+
+
+def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
+    """Return the stage's standard report: losses, amounts, what became of the data's rows; no durations."""
+    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
+    return {
+        "train": last,
+        "evaluation": {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)},
+        "samples": outcome.samples,
+        "target_tokens": int(outcome.weight),
+        "skipped_steps": outcome.skipped_steps,
+        "data": dataset.report.to_json(),
+    }
+
+
+def gate_reasons(outcome: Outcome, vocab_size: int) -> tuple[str, ...]:
+    """Return why later stages should not build on the model: held-out loss no better than guessing."""
+    loss = outcome.evaluation.get("loss")
+    if loss is not None and not loss < math.log(vocab_size):
+        return (f"held-out loss {loss:.3f} is not below that of a uniform guess, {math.log(vocab_size):.3f}",)
+    return ()

@@ -1,0 +1,164 @@
+"""What every training stage is given, what it hands back, and how that is verified before it is committed."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.data import PythonDocs, Source
+from recipes.errors import RequestError, StageError
+from trainers import distributed
+from trainers.architectures.load import ModelKind
+from trainers.artifacts import Probe, tolerance, verify_folder
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest, materialise
+from trainers.distributed import Ranks
+from trainers.loop import Observer
+from trainers.store.manifest import ArtifactManifest, FileEntry
+from trainers.store.store import Store
+from trainers.store.views import folder as folder_of
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Where a stage runs and what it was given; equal on all ranks but for `ranks` and `observer`."""
+
+    store: Store
+    run: str
+    stage: str
+    fingerprint: str
+    lease: int
+    seed: int
+    base_dir: Path
+    """Relative paths of the recipe start here."""
+    inputs: Mapping[str, ArtifactManifest]
+    """By field path: init_from, tokenizer.from, actor, reward, ..."""
+    data: Mapping[str, str]
+    """Digests of the sources when the run started, by field path: data, evaluation, prompts, ..."""
+    observer: Observer
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way in which files of a draft are opened by stock classes and compared with the live model."""
+
+    kind: ModelKind
+    model: str
+    """Folder of the draft's files, or of `base` where that is given."""
+    probe: FileEntry
+    adapter: str | None = None
+    """Folder of an adapter to put on the model."""
+    base: str | None = None
+    """Input (field path) whose files hold `model`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check as plain JSON."""
+        return {**vars(self), "probe": self.probe.model_dump(mode="json")}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Check":
+        """Read what `to_json` gave."""
+        return Check(**{**value, "probe": FileEntry.model_validate(value["probe"])})
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact before its verification: the fields of a manifest, files uploaded already; rank 0 has it."""
+
+    kind: str
+    files: Mapping[str, FileEntry]
+    checks: tuple[Check, ...]
+    outcome: Mapping[str, Any]
+    """state, rule, steps_done, steps_planned."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    gate_reasons: tuple[str, ...] = ()
+    """Why later stages should not build on it; empty passes the gate."""
+    contract: str | None = None
+    base: str | None = None
+    architecture: Mapping[str, Any] | None = None
+    exactness: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the draft as plain JSON."""
+        return {
+            **vars(self),
+            "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
+            "checks": [check.to_json() for check in self.checks],
+            "gate_reasons": list(self.gate_reasons),
+        }
+
+
+def verify_checks(
+    store: Store,
+    files: Mapping[str, FileEntry],
+    checks: list[Check],
+    inputs: Mapping[str, ArtifactManifest],
+    uri: str,
+) -> float:
+    """Run a draft's checks in this process, which never saw the live model; returns the largest output difference.
+
+    Raises StageError when files do not open strictly or differ from the live model by more than the tolerance.
+    """
+    largest = 0.0
+    for check in checks:
+        owned = files if check.base is None else inputs[check.base].files
+        model = folder_of(store.objects, uri, owned, check.model)
+        adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
+        expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
+        difference = verify_folder(model, check.kind, expected, adapter=adapter)
+        limit = tolerance(_dtype(model))
+        if not difference <= limit:
+            what = check.model if check.adapter is None else f"{check.model} with {check.adapter}"
+            raise StageError(f"{what}: outputs of the files differ from the live model's by {difference:.2e} (limit {limit:.0e})")
+        largest = max(largest, difference)
+    return largest
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    import json
+
+    found: torch.dtype = getattr(torch, json.loads((folder / "config.json").read_text())["dtype"])
+    return found
+
+
+@contextmanager
+def draft_folder() -> Iterator[Path]:
+    """Give a local folder to write a draft's files into; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="trainwright-draft-") as name:
+        yield Path(name)
+
+
+def put_probe(store: Store, probe: Probe) -> FileEntry:
+    """Store a probe beside a draft's files; no manifest names it."""
+    return store.objects.put_chunks([probe.to_bytes()])
+
+
+def model_folder(context: StageContext, field_path: str) -> Path:
+    """Return the local folder of an input's whole model; raises RequestError for an adapter that was not merged."""
+    manifest = context.inputs[field_path]
+    if not any(name.startswith("model/") for name in manifest.files):
+        raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
+    return context.store.folder(manifest, "model")
+
+
+def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
+    """Materialise on rank 0 first; the others open what it committed; collective."""
+    dataset: Dataset | None = None
+    if context.ranks.rank == 0:
+        dataset = materialise(request, context.store)
+    distributed.barrier()
+    return dataset or materialise(request, context.store)
+
+
+def held_out(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
+    """Return the source of held-out rows and whether they are the source's own hold_out; None: there are none."""
+    if evaluation is not None:
+        return evaluation, False
+    if isinstance(source, PythonDocs):
+        return PythonDocs(source="python-docs", split="validation"), False
+    return (source, True) if source.hold_out > 0 else None

@@ -282,7 +282,7 @@ class Executor:
         if draft is None:
             raise StageError(f"{name}: the workers returned no artifact")
         self._phase(name, "verify", {})
-        checked = crew.verify({**job, "draft": draft}, f"{label}-verify")
+        checked = crew.verify({**job, **result}, f"{label}-verify")
         self._phase(name, "commit", {})
         manifest = ArtifactManifest.model_validate(
             {**draft, "verification": {key: checked.get(key) for key in ("how", "max_logit_difference")}}

@@ -1,0 +1,177 @@
+"""What runs in a worker: from a job to a stage's function, and from a draft to its verification.
+
+Both functions are targets of a worker group; everything that crosses the process border is JSON.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.protocol import Json, WorkerContext
+from recipes.load import parse_recipe
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+
+if TYPE_CHECKING:
+    from trainers.stage import Draft, StageContext
+    from trainers.store.store import Store
+
+FLUSH_S = 2.0
+"""Metrics reach the store at least this often, and always before the state that follows from them."""
+SHOWN = ("loss", "accuracy", "score", "kl", "eval/loss")
+"""Metrics that the driver shows while a stage runs."""
+
+
+class StageObserver:
+    """Tells the driver where this rank is; rank 0 also writes the run's metric segments."""
+
+    def __init__(self, worker: WorkerContext, store: "Store", job: Json) -> None:
+        self._worker = worker
+        self._writer = None
+        if worker.rank == 0:
+            self._writer = store.run(job["run"]).writer(f"metrics/{job['stage']}/{job['attempt']}")
+        self._flushed_at = time.monotonic()
+        self._shown: dict[str, float] = {}
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Beat with what happens now; metrics are durable before a state is."""
+        if name in ("save", "write"):
+            self.flush()
+        steps = progress.pop("steps_planned", progress.pop("iterations", None))
+        done = progress.pop("iteration", None)
+        shown = dict(progress)
+        if steps is not None:
+            shown["steps"] = steps
+        if done is not None:
+            shown["step"] = done
+        self._worker.beat(name, **{**self._shown, **shown})
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line of global metrics and keep what the driver shows."""
+        self._shown |= {key.replace("eval/", "held_out_"): values[key] for key in SHOWN if key in values}
+        if "score_mean" in values:
+            self._shown["score"] = values["score_mean"]
+        if values.get("step_s", 0.0) > 0:
+            self._shown["samples_per_s"] = values.get("samples", 0.0) / values["step_s"]
+            self._shown["tokens_per_s"] = values.get("weight", 0.0) / values["step_s"]
+        if self._writer is None:
+            return
+        self._writer.append({"step": step, "values": dict(values)})
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self.flush()
+
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to save and leave."""
+        return self._worker.stop_requested()
+
+    def flush(self) -> None:
+        """Publish the lines so far."""
+        if self._writer is not None:
+            self._writer.flush()
+            self._flushed_at = time.monotonic()
+
+
+def run_stage(job: Json, worker: WorkerContext) -> Json | None:
+    """Compute a stage on this rank; rank 0 returns the draft of its artifact and the checks that it has to pass."""
+    from trainers import distributed
+    from trainers.stage import StageContext
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+
+    worker.beat("join")
+    store = Store.open(job["store"])
+    recipe = parse_recipe(job["recipe"])
+    spec = recipe.stages[job["stage"]]
+    observer = StageObserver(worker, store, job)
+    ranks = distributed.join()
+    worker.beat("joined")
+    context = StageContext(
+        store=store,
+        run=job["run"],
+        stage=job["stage"],
+        fingerprint=job["fingerprint"],
+        lease=job["lease"],
+        seed=recipe.seed if spec.seed is None else spec.seed,
+        base_dir=Path(job["base_dir"]),
+        inputs={path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()},
+        data=job["data"],
+        observer=observer,
+        ranks=ranks,
+    )
+    try:
+        draft = compute(spec, context)
+    finally:
+        observer.flush()
+    distributed.leave()
+    return None if draft is None else {"draft": manifest_of(draft, job), "checks": [c.to_json() for c in draft.checks]}
+
+
+def compute(spec: Stage, context: "StageContext") -> "Draft | None":
+    """Run the function of the stage's kind; collective, the draft comes from rank 0."""
+    match spec:
+        case Pretrain() | Finetune():
+            from trainers.language_stage import run_language_model
+
+            return run_language_model(spec, context)
+        case Reward():
+            from rlhf.reward_stage import run_reward
+
+            return run_reward(spec, context)
+        case PpoStage():
+            from rlhf.ppo_stage import run_ppo
+
+            return run_ppo(spec, context)
+        case Evaluate():
+            from rlhf.evaluate_stage import run_evaluate
+
+            return run_evaluate(spec, context)
+
+
+def manifest_of(draft: "Draft", job: Json) -> Json:
+    """The draft as the manifest that will be committed, its verification left open."""
+    from recipes.references import parse_reference, stage_inputs
+    from trainers.checkpoint import versions
+    from trainers.store.manifest import FileEntry, files_digest
+
+    spec = parse_recipe(job["recipe"]).stages[job["stage"]]
+    parts = {item.field_path: getattr(parse_reference(item.text), "part", None) for item in stage_inputs(spec)}
+    parents: dict[str, Any] = {
+        path: {"fingerprint": raw["fingerprint"], "digest": raw["digest"], "part": parts.get(path)}
+        for path, raw in job["inputs"].items()
+    }
+    fields = draft.to_json()
+    files: dict[str, FileEntry] = dict(draft.files)
+    return {
+        "fingerprint": job["fingerprint"],
+        "digest": files_digest(files),
+        "kind": fields["kind"],
+        "stage": job["stage"],
+        "files": fields["files"],
+        "parents": parents,
+        "data": job["data"],
+        "contract": fields["contract"],
+        "base": fields["base"],
+        "architecture": fields["architecture"],
+        "versions": versions(),
+        "metrics": fields["metrics"],
+        "gate": {"passed": not fields["gate_reasons"], "reasons": fields["gate_reasons"]},
+        "outcome": dict(fields["outcome"]),
+        "exactness": fields["exactness"],
+    }
+
+
+def verify_draft(job: Json, worker: WorkerContext) -> Json:
+    """Open a draft's files with stock classes in this process, which made none of them."""
+    from trainers.stage import Check, verify_checks
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+
+    worker.beat("verify")
+    store = Store.open(job["store"])
+    draft = ArtifactManifest.model_validate(job["draft"])
+    checks = [Check.from_json(raw) for raw in job["checks"]]
+    inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
+    if not checks:
+        return {"how": "files-only", "max_logit_difference": None}
+    difference = verify_checks(store, draft.files, checks, inputs, job["store"])
+    return {"how": "clean-process", "max_logit_difference": difference}

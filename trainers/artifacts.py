@@ -102,12 +102,15 @@ def probe(model: nn.Module, kind: ModelKind, vocab_size: int) -> Probe:
 def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None) -> float:
     """Open with stock classes, demand the exact key set, shapes, finite values and tied weights; return the output difference.
 
-    With `adapter` the peft adapter is put on the model first. The difference is the largest one, relative to the largest
-    output where that is above 1. Raises StageError naming what is wrong.
+    With `adapter` the peft adapter, and the scalar head that it brings, is put on the model first. The difference is the
+    largest one, relative to the largest output where that is above 1. Raises StageError naming what is wrong.
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"])
-    model: Any = load_model(folder, kind, device=torch.device("cpu"), dtype=dtype)
+    brings_head = adapter is not None and kind != "language_model"
+    model: Any = load_model(
+        folder, kind, device=torch.device("cpu"), dtype=dtype, new_head_seed=0 if brings_head else None
+    )
     model.set_attn_implementation("sdpa")
     if config.get("tie_word_embeddings") and kind == "language_model":
         if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
@@ -144,13 +147,13 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     wrapped = PeftModel.from_pretrained(model, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
-    wanted = {key.replace(".default", "") for key in wrapped.state_dict() if "lora_" in key}
+    wanted = set(get_peft_model_state_dict(wrapped))
     if found != wanted:
         raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
     return wrapped

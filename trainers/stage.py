@@ -139,11 +139,17 @@ def put_probe(store: Store, probe: Probe) -> FileEntry:
 
 
 def model_folder(context: StageContext, field_path: str) -> Path:
-    """Return the local folder of an input's whole model; raises RequestError for an adapter that was not merged."""
+    """Return the local folder of an input's whole model."""
     manifest = context.inputs[field_path]
-    if not any(name.startswith("model/") for name in manifest.files):
-        raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
-    return context.store.folder(manifest, "model")
+    return context.store.folder(manifest, model_part(manifest, field_path))
+
+
+def model_part(manifest: ArtifactManifest, field_path: str) -> str:
+    """Return the part of an artifact that holds its whole model; raises RequestError for an adapter that was not merged."""
+    for part in ("model", "actor"):
+        if any(name.startswith(f"{part}/") for name in manifest.files):
+            return part
+    raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:

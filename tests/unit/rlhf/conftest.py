@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,22 @@ class TinyPpo:
     def parameters(self) -> dict[str, torch.Tensor]:
         """Copies of all parameters."""
         return {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
+
+
+class ShareOfOne(nn.Module):
+    """A "backbone" whose only state is the share of one token so far; as a reward it wants that token."""
+
+    TOKEN = 7
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Itself, as transformers' bare models are."""
+        return self
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        """Hidden states of width 16 that all hold the share."""
+        seen = (input_ids == self.TOKEN).float().cumsum(dim=1) / torch.arange(1, input_ids.shape[1] + 1)
+        return SimpleNamespace(last_hidden_state=seen[:, :, None].expand(-1, -1, 16))
 
 
 def prompt_set(rows: int = 40) -> Dataset:
@@ -160,11 +177,15 @@ def tiny_ppo() -> Callable[..., TinyPpo]:
         prompts: int = 8,
         micro_batch: int = 4,
         temperature: float = 1.0,
+        wants_one_token: bool = False,
         **settings: Any,
     ) -> TinyPpo:
         ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
         rollout = Rollout(max_new_tokens=6, prompts_per_iteration=prompts, temperature=temperature)
         models = tiny_models(lora, temperature, kind)
+        if wants_one_token:
+            models.networks["judge"] = ShareOfOne()
+            nn.init.constant_(models.score_head.weight, 1 / 16)
         parameters = [(name, p) for name, p in models.named_parameters() if p.requires_grad]
         is_critic = {name: "critic" in name or "value_head" in name for name, _ in parameters}
         groups = [

@@ -55,12 +55,17 @@ def source_digest(source: Source, base_dir: Path) -> str:
 
 
 def evaluation_source(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
-    """Return (source, held_out) to evaluate on: the recipe's own, else python-docs' validation split or the rows that
-    `hold_out` keeps from training; None where nothing is held out."""
+    """Return (source, held_out) to evaluate on; None where nothing is held out.
+
+    The recipe's own; else python-docs' validation split (test, where validation is trained on), or the rows that
+    `hold_out` keeps from training.
+    """
     if evaluation is not None:
         return evaluation, False
     if isinstance(source, PythonDocs):
-        return PythonDocs(source="python-docs", split="validation", part=source.part), False
+        if source.split == "test":
+            return None
+        return PythonDocs(source="python-docs", split="validation" if source.split == "train" else "test"), False
     return (source, True) if source.hold_out > 0 else None
 
 

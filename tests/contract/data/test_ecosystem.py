@@ -23,9 +23,11 @@ SAMPLES: list[dict[str, Any]] = [
 TEMPLATES = [
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
     "{% endif %}{% endfor %}",
-    "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n        {{- 'U: ' ~ m.content | trim }}\n    {%- else %}\n"
+    "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n        {{- 'U: ' ~ m.content | trim }}\n"
+    "    {%- else %}\n"
     "        {% generation %}{{ m | tojson }}{% endgeneration %}\n    {%- endif %}\n{%- endfor %}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% if loop.last %}{% break %}{% endif %}"
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% if loop.last %}{% break %}{% endif %}"
     "{{ ns.n }}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}",
 ]
 TEXT = "Return the sum of two numbers, é and 中.\n\n    def add(a, b):\n        return a + b  # naïve\n"
@@ -58,7 +60,7 @@ def test_prompt_extraction_and_detection_are_those_of_trl(sample: dict[str, Any]
 def test_templates_render_as_in_transformers(stock: Any, template: str, add_generation_prompt: bool) -> None:
     from trainers.data.template import render
 
-    messages = [USER, GOOD, {"role": "user", "content": " <b> \"é\" "}]
+    messages = [USER, GOOD, {"role": "user", "content": ' <b> "é" '}]
     tokens = {"eos_token": stock.eos_token, "pad_token": stock.pad_token, "bos_token": ""}
     expected = stock.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt

@@ -78,7 +78,7 @@ def test_columns_are_renamed() -> None:
         "prompt": "Q",
         "completion": "A",
     }
-    with pytest.raises(BadRow, match="no column 'answer' .for completion.; the row has 'instruction', 'output'"):
+    with pytest.raises(BadRow, match=r"no column 'answer' .for completion.; the row has 'instruction', 'output'"):
         canonical(row, "instructions", {"prompt": "instruction", "completion": "answer"})
 
 

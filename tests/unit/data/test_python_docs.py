@@ -110,7 +110,9 @@ def sets(entries: list[Entry]) -> DocumentSets:
 def test_a_group_has_one_split(entries: list[Entry]) -> None:
     splits: dict[str, set[str]] = {}
     for entry in entries:
-        splits.setdefault(entry.module.split(".")[0] if entry.kind != "topic" else entry.name, set()).add(split_of(entry))
+        splits.setdefault(entry.module.split(".")[0] if entry.kind != "topic" else entry.name, set()).add(
+            split_of(entry)
+        )
     assert all(len(found) == 1 for found in splits.values())
     assert group(Entry("module", "_pyio", "", (), "x")) == group(Entry("module", "io", "", (), "x"))
 
@@ -184,7 +186,9 @@ def test_answers_are_short_sentences(sets: DocumentSets) -> None:
 
 def test_length_does_not_tell_the_rejected_answer(sets: DocumentSets) -> None:
     rows = sets.rows["preferences"]["train"]
-    differences = [len(row["rejected"][0]["content"].split()) - len(row["chosen"][0]["content"].split()) for row in rows]
+    differences = [
+        len(row["rejected"][0]["content"].split()) - len(row["chosen"][0]["content"].split()) for row in rows
+    ]
     longer = sum(difference > 0 for difference in differences) / len(rows)
     shorter = sum(difference < 0 for difference in differences) / len(rows)
     assert abs(longer - shorter) < 0.05

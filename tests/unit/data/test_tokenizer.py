@@ -1,0 +1,131 @@
+"""Trained and existing tokenizers: the same bytes for the same text, special tokens that differ, a contract hash."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.data import ExistingTokenizer, TrainTokenizer
+from recipes.errors import RequestError
+from trainers.data.tokenizer import Tokenization, load_tokenization, tokenization_from_files, train_tokenizer
+
+TEXT = "Return the sum of two numbers.\n\tdéjà vu 中文 🙂  end"
+TRAIN = """
+from recipes.data import TrainTokenizer
+from trainers.data.tokenizer import train_tokenizer
+texts = [f"word{i % 7} other{i % 11} and {i % 13} more" for i in range(2000)]
+print(train_tokenizer(TrainTokenizer(train="bpe", vocab_size=400), texts).contract_hash)
+"""
+
+
+def with_files(tokenization: Tokenization, **changes: object) -> dict[str, bytes]:
+    """Return the files with keys of tokenizer_config.json changed; None removes one."""
+    files = tokenization.files()
+    del files["special_tokens_map.json"]
+    config = {**json.loads(files["tokenizer_config.json"]), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    return {**files, "tokenizer_config.json": json.dumps(config).encode()}
+
+
+def existing(**changes: str) -> ExistingTokenizer:
+    return ExistingTokenizer.model_validate({"from": "./model", **changes})
+
+
+def test_every_text_comes_back(tokenization: Tokenization) -> None:
+    assert tokenization.decode(tokenization.encode(TEXT)) == TEXT
+    assert tokenization.encode_batch([TEXT, "a"]) == [tokenization.encode(TEXT), tokenization.encode("a")]
+
+
+def test_special_tokens_come_first_and_are_never_split(tokenization: Tokenization) -> None:
+    assert (tokenization.pad_id, tokenization.eos_id) == (0, 1)
+    assert tokenization.encode("a<|user|>b<|end|>")[1::2] == [tokenization.token_id("<|user|>"), 1]
+    assert tokenization.decode(tokenization.encode("a<|end|>")) == "a"
+    assert tokenization.vocab_size <= 320
+
+
+def test_training_does_not_depend_on_threads_or_hash_seed() -> None:
+    root = Path(__file__).parents[3]
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", TRAIN],
+            env={**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in (("0", "1"), ("7", "2"))
+    }
+    assert len(hashes) == 1
+
+
+def test_files_are_read_back_as_the_same_record(tokenization: Tokenization, tmp_path: Path) -> None:
+    for name, content in tokenization.files().items():
+        (tmp_path / name).write_bytes(content)
+    again = load_tokenization(tmp_path)
+    assert again.contract_hash == tokenization.contract_hash
+    assert again.files() == tokenization.files()
+    assert pickle.loads(pickle.dumps(again)).contract_hash == again.contract_hash
+
+
+def test_contract_hash_follows_vocabulary_tokens_and_template(tokenization: Tokenization) -> None:
+    spec = TrainTokenizer(train="bpe", vocab_size=320)
+    others = [
+        train_tokenizer(spec, [TEXT, TEXT]),
+        train_tokenizer(spec.model_copy(update={"eos_token": "<stop>"}), ["Return the sum."] * 2),
+        tokenization_from_files(tokenization.files(), existing(chat_template="{{ messages }}")),
+        tokenization_from_files(tokenization.files(), existing(eos_token="<|user|>")),
+    ]
+    assert len({tokenization.contract_hash, *(other.contract_hash for other in others)}) == 5
+    changed = with_files(tokenization, model_max_length=77)
+    assert tokenization_from_files(changed).contract_hash == tokenization.contract_hash
+
+
+def test_special_tokens_are_read_in_every_form(tokenization: Tokenization) -> None:
+    files = with_files(tokenization, eos_token={"content": "<|end|>", "__type": "AddedToken"}, pad_token=None)
+    found = tokenization_from_files(files)
+    assert (found.eos_token, found.pad_token) == ("<|end|>", "<|pad|>")
+    template = [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]
+    files = with_files(tokenization, chat_template=template)
+    del files["chat_template.jinja"]
+    assert tokenization_from_files(files).chat_template == "y"
+
+
+def test_pad_that_equals_eos_is_replaced(tokenization: Tokenization) -> None:
+    assert tokenization_from_files(with_files(tokenization, pad_token="<|end|>")).pad_token == "<|pad|>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "complaint"),
+    [
+        ({"eos_token": None}, {}, "names no eos_token"),
+        ({"eos_token": "<|pad|>", "pad_token": None}, {}, "no pad token that differs"),
+        ({}, {"pad_token": "<|end|>"}, "no pad token that differs"),
+        ({}, {"eos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
+        ({"bos_token": "<s>"}, {}, "'<s>' is not in the vocabulary"),
+    ],
+)
+def test_unusable_tokenizers_are_refused(
+    tokenization: Tokenization, changes: dict[str, object], overrides: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        tokenization_from_files(with_files(tokenization, **changes), existing(**overrides))
+
+
+def test_missing_and_broken_files_are_named(tokenization: Tokenization, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no tokenizer\.json"):
+        load_tokenization(tmp_path)
+    with pytest.raises(RequestError, match=r"tokenizer\.json"):
+        tokenization_from_files({**tokenization.files(), "tokenizer.json": b"{}"})
+    with pytest.raises(RequestError, match=r"tokenizer_config\.json"):
+        tokenization_from_files({**tokenization.files(), "tokenizer_config.json": b"{"})
+
+
+def test_messages_need_a_template(tokenization: Tokenization) -> None:
+    files = with_files(tokenization)
+    del files["chat_template.jinja"]
+    with pytest.raises(RequestError, match="no chat template"):
+        tokenization_from_files(files).encode_prompt([{"role": "user", "content": "Q"}])

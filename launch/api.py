@@ -138,7 +138,7 @@ def resume(
 
     address = address or record.summary().address
     if is_job_server(address):
-        submit_again(record, str(address), view)
+        submit_again(record, resolved, str(address), view)
         return RunResult(record.run, record.store.uri, {}, None)
     view.say(f"resuming {record.run}")
     return _finish(record, drive(record, resolved, address, view))

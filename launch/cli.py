@@ -367,3 +367,7 @@ def main() -> None:
             f"This is a bug in trainwright: {type(error).__name__}: {error}\nThe traceback is in {path}", err=True
         )
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Runs handed to a cluster through Ray's job server: the REST interface alone, so nothing of Ray is imported here.
+
+What travels is a command with the run's id and the store's address. The resolved recipe lies in the run's folder of
+the store; code is the package installed on the cluster, whose version has to be this one (asked first).
+"""
+
+import json
+import os
+import shlex
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.topology import Node
+
+from launch.capacity import settle_workers
+from launch.progress import View
+from launch.records import RunRecord
+from launch.resolve import Resolved, resolve, stage_sources
+from recipes.data import Datasets, PythonDocs
+from recipes.errors import CapacityError, Problem, RecipeError, RequestError
+from recipes.load import LoadedRecipe, load_recipe
+from trainers.store.store import Store
+
+REQUEST_TIMEOUT_S = 4.0
+HANDSHAKE_TIMEOUT_S = 60.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+# The interpreter that Ray's own workers use, read from the raylet that is this shell's grandparent.
+_PYTHON = (
+    "R=$(awk '/^PPid:/{print $2}' /proc/$PPID/status); "
+    "P=$(tr '\\0' '\\n' < /proc/$R/cmdline | sed -n 's/^--python_worker_command=\\([^ ]*\\).*/\\1/p'); "
+    'exec "${P:-python3}"'
+)
+_VERSION = "from importlib.metadata import version as v; print('trainwright=' + v('trainwright'))"
+
+
+def is_job_server(address: str | None) -> bool:
+    """Whether an address is that of a job server (http) rather than of a cluster itself."""
+    return address is not None and urlsplit(address).scheme in ("http", "https")
+
+
+@dataclass(frozen=True)
+class JobServer:
+    """Ray's job server at http://HEAD:8265; the token is found where Ray looks for it."""
+
+    address: str
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One request; raises CapacityError when nothing answers, RequestError when it refuses."""
+        headers = {"Content-Type": "application/json"}
+        token = find_token()
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(self.address.rstrip("/") + path, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=REQUEST_TIMEOUT_S) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise RequestError(
+                    f"{self.address} refuses the token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+                ) from None
+            text = error.read().decode(errors="replace").strip().splitlines()
+            raise RequestError(f"{self.address}{path}: {error.code} {text[-1] if text else error.reason}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise CapacityError(f"no job server answers at {self.address}: {reason}") from None
+
+    def ray_version(self) -> str:
+        """The cluster's version of Ray."""
+        return str(self.request("GET", "/api/version")["ray_version"])
+
+    def nodes(self) -> list[Node]:
+        """The cluster's living nodes; what is free is not known here."""
+        answer = self.request("GET", "/api/v0/nodes?detail=1&limit=10000")
+        found = []
+        for entry in answer["data"]["result"]["result"]:
+            if entry["state"] == "ALIVE":
+                total = entry["resources_total"]
+                cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+                memory = int(total.get("memory", 0))
+                found.append(Node(entry["node_id"], entry["node_ip"], cpus, gpus, memory, cpus, gpus))
+        return found
+
+    def start_job(self, arguments: Sequence[str], metadata: dict[str, str]) -> str:
+        """Run a command by the cluster's own interpreter on its head; returns the submission's id."""
+        command = f"{_PYTHON} {shlex.join(arguments)}"
+        return str(self.request("POST", "/api/jobs/", {"entrypoint": command, "metadata": metadata})["submission_id"])
+
+    def job(self, submission: str) -> dict[str, Any]:
+        """Status and message of a job."""
+        found: dict[str, Any] = self.request("GET", f"/api/jobs/{submission}")
+        return found
+
+    def logs(self, submission: str) -> str:
+        """What a job printed."""
+        return str(self.request("GET", f"/api/jobs/{submission}/logs").get("logs", ""))
+
+    def stop_job(self, submission: str) -> None:
+        """Stop a job."""
+        self.request("POST", f"/api/jobs/{submission}/stop")
+
+
+def find_token() -> str | None:
+    """The cluster's token: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def shake_hands(server: JobServer) -> None:
+    """Refuse a cluster whose package is not this version; raises RequestError that names both."""
+    mine = version("trainwright")
+    submission = server.start_job(["-c", _VERSION], {"trainwright": "handshake"})
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
+    while server.job(submission)["status"] not in ENDED:
+        if time.monotonic() > deadline:
+            raise CapacityError(f"{server.address} did not start a job within {HANDSHAKE_TIMEOUT_S:.0f} s")
+        time.sleep(0.2)
+    lines = server.logs(submission).splitlines()
+    theirs = next((line.partition("=")[2] for line in reversed(lines) if line.startswith("trainwright=")), None)
+    if theirs is None:
+        last = lines[-1] if lines else "no output"
+        raise RequestError(f"the cluster at {server.address} has no trainwright (here {mine}): {last}")
+    if theirs != mine:
+        raise RequestError(f"versions differ: trainwright {mine} here, {theirs} on the cluster at {server.address}")
+
+
+def submit(
+    recipe: str | Path,
+    *,
+    address: str,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    store: str | None = None,
+) -> str:
+    """Check, resolve and hand over; returns the run's id. Nothing is written before the cluster is known to take it."""
+    if not is_job_server(address):
+        raise RequestError(f"--address {address}: the job server's address is needed, as in http://HEAD:8265")
+    loaded = load_recipe(Path(recipe), overrides, smoke)
+    server = JobServer(address)
+    server.ray_version()
+    workers = settle_workers(loaded.recipe, server.nodes())
+    refuse_local_files(loaded)
+    opened = Store.open(store)
+    opened.probe_writable()
+    resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    from launch.api import new_record
+
+    shake_hands(server)
+    record = new_record(opened, resolved)
+    _hand_over(record, server)
+    return record.run
+
+
+def _hand_over(record: RunRecord, server: JobServer) -> None:
+    arguments = ["-m", "launch.cli", "run", "--submitted", record.run, "--store", record.store.uri, "--address", "auto"]
+    submission = server.start_job(arguments, {"trainwright": record.run})
+    record.journal().write("run_submitted", address=server.address, submission=submission)
+
+
+def submit_again(record: RunRecord, resolved: Resolved, address: str, view: View) -> None:
+    """Hand a run over once more, to go on from its last saved state."""
+    server = JobServer(address)
+    settle_workers(resolved.recipe, server.nodes())
+    shake_hands(server)
+    _hand_over(record, server)
+    view.say(f"{record.run} is submitted again to {address}")
+
+
+def refuse_local_files(loaded: LoadedRecipe) -> None:
+    """Data files of this machine do not travel; raises RecipeError naming each."""
+    problems: list[Problem] = []
+    for name, stage in loaded.recipe.stages.items():
+        for field_name, source in stage_sources(stage).items():
+            if isinstance(source, PythonDocs) or (isinstance(source, Datasets) and source.revision is not None):
+                continue
+            place = f"stages.{name}.{field_name}"
+            found = ", ".join(getattr(source, "files", None) or [getattr(source, "path", "")])
+            message = "files of this machine do not travel with a submitted recipe"
+            advice = "run it on the cluster, or use a data set of the hub with its revision"
+            problems.append(loaded.problem(place, found, message, advice))
+    if problems:
+        raise RecipeError(problems)
+
+
+def job_failure(address: str, submission: str) -> str | None:
+    """Why a submitted run will never start; None while it still may."""
+    try:
+        job = JobServer(address).job(submission)
+    except (CapacityError, RequestError) as error:
+        return str(error)
+    if job["status"] not in ENDED:
+        return None
+    return f"its job ended as {job['status']} before the run began: {job.get('message') or 'no message'}"
+
+
+def stop_job(address: str, submission: str) -> None:
+    """Stop a job that has not begun its run."""
+    JobServer(address).stop_job(submission)

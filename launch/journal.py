@@ -124,7 +124,8 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
         case "run_started":
             summary.state, summary.driver = "running", event.get("driver", {})
             summary.started_at = summary.started_at or event["at"]
-            summary.address = event.get("address") or summary.address
+            if summary.submission is None:
+                summary.address = event.get("address")
             summary.message = summary.exit_code = summary.report = None
             for entry in stages.values():
                 if entry.state in ("running", "failed"):

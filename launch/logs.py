@@ -1,11 +1,13 @@
 """Workers' output: files in the run's folder where the store is a local one, segments in it elsewhere."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from launch.records import RunRecord
+from recipes.errors import TrainwrightError
 from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
 
@@ -41,6 +43,7 @@ def read_logs(run: str, stage: str | None = None, *, store: str | None = None) -
         for event in record.events():
             if event["event"] != "progress":
                 yield "driver", note(event)
+        yield from _job_lines(record)
     local = record.local_folder
     if local is not None:
         for path in sorted((local / LOGS).glob("*.log"), key=lambda path: path.stat().st_mtime):
@@ -51,6 +54,17 @@ def read_logs(run: str, stage: str | None = None, *, store: str | None = None) -
         if _belongs(source, stage):
             for item in record.folder.read_lines(f"{LOGS}/{source}"):
                 yield source, item["line"]
+
+
+def _job_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What a submitted run's driver printed, where its job server still knows."""
+    summary = record.summary()
+    if summary.submission and summary.address:
+        from launch.jobs import JobServer
+
+        with contextlib.suppress(TrainwrightError):
+            for line in JobServer(summary.address).logs(summary.submission).splitlines():
+                yield "job", line
 
 
 def _belongs(source: str, stage: str | None) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.charts import Node, Series, line_chart, lineage_graph, number
 
-HELD_OUT = ("evaluation.", "held_out.", "eval.", "evaluation_", "held_out_", "eval_")
+HELD_OUT = ("eval/", "held_out_", "eval_")
 FIRST_CURVES = (
     "loss",
     "score",
@@ -97,7 +97,7 @@ def _held_out_base(name: str) -> str | None:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    words = name.replace(".", "_")
+    words = name.replace(".", "_").replace("/", "_")
     for place, wanted in enumerate(FIRST_CURVES):
         if words == wanted:
             return place, name

@@ -284,7 +284,7 @@ def read_manifest(data: bytes) -> Manifest:
     """Parse a stored manifest; raises StoreDamaged when it is not one of this version's."""
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreDamaged(f"not a manifest: {error}") from None
     if not isinstance(raw, dict) or raw.get("type") not in _MODELS:
         raise StoreDamaged(f"not a manifest: type {raw.get('type') if isinstance(raw, dict) else type(raw).__name__!r}")

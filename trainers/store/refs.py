@@ -45,7 +45,7 @@ class RefLog:
         data = self._files.read(self.path(number))
         try:
             record = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StoreDamaged(f"{self.path(number)}: not JSON ({len(data)} bytes)") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             found = record.get("format") if isinstance(record, dict) else type(record).__name__

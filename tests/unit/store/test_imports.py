@@ -1,0 +1,215 @@
+"""Foreign folders: what is whole and harmless becomes an artifact, everything else is refused by file name."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from recipes.errors import RequestError
+from trainers.store.imports import import_folder, read_safetensors_header
+from trainers.store.store import Store
+
+
+def safetensors_bytes(tensors: dict[str, int], **header: Any) -> bytes:
+    """Serialise float tensors of these sizes; further keys replace header entries."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, size in tensors.items():
+        entries[name] = {"dtype": "F32", "shape": [size], "data_offsets": [end, end + 4 * size]}
+        end += 4 * size
+    text = json.dumps({**entries, **header}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole model folder."""
+    place = tmp_path / "model"
+    place.mkdir()
+    write_json(place / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4})
+    write_json(place / "generation_config.json", {"eos_token_id": 1})
+    write_json(place / "tokenizer_config.json", {"eos_token": "<eos>", "pad_token": "<pad>"})
+    Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="<pad>")).save(str(place / "tokenizer.json"))
+    (place / "model.safetensors").write_bytes(safetensors_bytes({"w": 3, "b": 2}))
+    (place / "README.md").write_text("not part of the model")
+    return place
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"))
+
+
+def test_a_whole_folder_becomes_an_artifact(store: Store, folder: Path, tmp_path: Path) -> None:
+    manifest = import_folder(store, folder, source="hf://org/name@abc", name="base")
+    assert sorted(manifest.files) == [
+        "model/config.json",
+        "model/generation_config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+    ]
+    assert (manifest.kind, manifest.stage, manifest.source) == ("model", "import", "hf://org/name@abc")
+    assert manifest.contract is not None
+    assert manifest.architecture == json.loads((folder / "config.json").read_text())
+    assert store.resolve("base") == manifest
+    assert str(tmp_path) not in manifest.model_dump_json()
+    assert import_folder(store, folder) == manifest
+    write_json(folder / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    assert import_folder(store, folder).fingerprint != manifest.fingerprint
+
+
+def test_shards_come_with_their_index(store: Store, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    for number, name in enumerate(("w", "b"), start=1):
+        (folder / f"model-0000{number}-of-00002.safetensors").write_bytes(safetensors_bytes({name: 2}))
+    weight_map = {"w": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    assert len(import_folder(store, folder).files) == 7
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
+        import_folder(store, folder)
+    for wrong in ("../w.safetensors", "/w.safetensors", "w.bin"):
+        write_json(folder / "model.safetensors.index.json", {"weight_map": {"w": wrong}})
+        with pytest.raises(RequestError, match="is not a safetensors file of this folder"):
+            import_folder(store, folder)
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"weight_map": {"w": "model-00001-of-00002.safetensors", "x": "model-00001-of-00002.safetensors"}},
+    )
+    with pytest.raises(RequestError, match="disagree about x"):
+        import_folder(store, folder)
+
+
+def test_a_reward_model_is_known_by_its_class(store: Store, folder: Path) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    write_json(folder / "config.json", config)
+    assert import_folder(store, folder).kind == "reward_model"
+    write_json(folder / "config.json", {**config, "id2label": {"0": "a", "1": "b"}})
+    with pytest.raises(RequestError, match="one label, this classifier has 2"):
+        import_folder(store, folder)
+
+
+def edit(name: str, change: dict[str, Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / name
+        write_json(path, {**json.loads(path.read_text()), **change})
+
+    return apply
+
+
+def only_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def link_out(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        outside = folder.parent / "outside"
+        (folder / name).rename(outside)
+        (folder / name).symlink_to(outside)
+
+    return apply
+
+
+def folder_link(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/dev/zero")
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "config is text": (lambda f: (f / "config.json").write_text("hello") and None, r"config\.json"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]") and None, "not a JSON object"),
+    "config has NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}') and None, "NaN is not JSON"),
+    "config is deep": (lambda f: (f / "config.json").write_text("[" * 100_000) and None, r"config\.json"),
+    "no model type": (lambda f: (f / "config.json").write_text("{}") and None, "no model_type"),
+    "unknown class": (edit("config.json", {"architectures": ["T5Model"]}), "T5Model is neither"),
+    "code in config": (edit("config.json", {"auto_map": {"AutoModel": "code.Model"}}), r"config\.json has auto_map"),
+    "code deep in config": (edit("config.json", {"text_config": [{"auto_map": {}}]}), r"config\.json has auto_map"),
+    "code in tokenizer": (edit("tokenizer_config.json", {"auto_map": {}}), r"tokenizer_config\.json has auto_map"),
+    "kernel of a hub": (edit("config.json", {"_attn_implementation": "evil/kernel"}), "code from a hub"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer\.json"),
+    "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}") and None, r"tokenizer\.json"),
+    "no end token": (lambda f: (f / "tokenizer_config.json").unlink(), "eos_token"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "pickled weights": (only_pickle, r"only as pytorch_model\.bin, a format that can run code"),
+    "weights link out": (link_out("model.safetensors"), r"model\.safetensors is a link that leads out"),
+    "config links out": (link_out("config.json"), r"config\.json is a link that leads out"),
+    "tokenizer links out": (link_out("tokenizer.json"), r"tokenizer\.json is a link that leads out"),
+    "weights are a device": (folder_link, r"model\.safetensors is a link that leads out"),
+    "pickle named safetensors": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'id'\ntR.") and None,
+        r"model\.safetensors is not a safetensors file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_wrong_is_named(store: Store, folder: Path, case: str) -> None:
+    damage, message = HOSTILE[case]
+    damage(folder)
+    with pytest.raises(RequestError, match=message) as refusal:
+        import_folder(store, folder)
+    assert "model" in str(refusal.value)
+    assert store.list_artifacts() == []
+
+
+def test_a_hub_caches_own_links_are_followed(store: Store, folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in folder.iterdir():
+        (blobs / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    assert import_folder(store, snapshot).kind == "model"
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(RequestError, match="leads out"):
+        import_folder(store, snapshot)
+
+
+def entry(begin: int, end: int, shape: list[Any], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a safetensors file"),
+        (b"\xff" * 8, "not a safetensors file"),
+        ((2**62).to_bytes(8, "little") + b"{}", "not a safetensors file"),
+        ((3).to_bytes(8, "little") + b"[1]", "header is no object"),
+        ((9).to_bytes(8, "little") + b'{"a":1,]}', "not a safetensors file"),
+        ((13).to_bytes(8, "little") + b'{"a":1,"a":2}', "given twice"),
+        (safetensors_bytes({"w": 2}) + b"rest", "accounts for"),
+        (safetensors_bytes({"w": 2})[:-1], "accounts for"),
+        (safetensors_bytes({"w": 2}, w=entry(0, 8, [3])), "does not hold together"),
+        (safetensors_bytes({"w": 2}, w=entry(0, 8, [-2])), "does not hold together"),
+        (safetensors_bytes({"w": 2}, w=entry(0, 8, [2.0])), "does not hold together"),
+        (safetensors_bytes({"w": 2}, w=entry(0, 8, [2], "PICKLE")), "does not hold together"),
+        (safetensors_bytes({"w": 2}, w=entry(4, 12, [2])), "overlaps or leaves a gap"),
+        (safetensors_bytes({"w": 2, "v": 2}, v=entry(4, 12, [2])), "overlaps or leaves a gap"),
+        (safetensors_bytes({"w": 2}, w=entry(-8, 0, [2])), "overlaps or leaves a gap"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(RequestError, match=message):
+        read_safetensors_header(path)
+
+
+def test_a_truthful_header_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_bytes({"w": 3, "empty": 0, "v": 1}))
+    assert list(read_safetensors_header(path)) == ["w", "empty", "v"]
+    assert os.path.getsize(path) > 0

@@ -117,6 +117,15 @@ class Llama(_Rotary):
     type: Literal["llama"] = meaning(description="transformers' model_type.")
     mlp_bias: bool = meaning(False, description="Biases in the feed-forward layer.")
 
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "Llama":
+        """transformers asks for it in this type even where `head_dim` is given."""
+        heads = self.num_attention_heads
+        _check_heads(
+            self.hidden_size, heads, heads, None, ("hidden_size", "num_attention_heads", "num_key_value_heads")
+        )
+        return self
+
 
 class Qwen3(_Rotary):
     """transformers' Qwen3Config: llama's block with norms on queries and keys."""

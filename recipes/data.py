@@ -26,7 +26,7 @@ class _Rows(Strict):
         description="Keep one of n disjoint parts of the rows, for example '1/2'; rows of one prompt share a part.",
     )
     limit: int | None = meaning(
-        None, ge=1, description="Keep at most this many rows, drawn by the seed; None keeps all."
+        None, ge=1, le=10**12, description="Keep at most this many rows, drawn by the seed; None keeps all."
     )
 
     @model_validator(mode="after")

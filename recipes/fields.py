@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Role = Literal["meaning", "placement"]
 
@@ -46,4 +46,7 @@ def _refuse_other_numbers(value: Any) -> Any:
 Whole = BeforeValidator(_refuse_other_numbers)
 """Marks a Literal of whole numbers."""
 
-Steps = Annotated[int, BeforeValidator(_parse_steps), Field(ge=1, le=10**9)]
+_WrittenSteps = (
+    Annotated[int, Field(ge=1, le=10**9)] | Annotated[str, StringConstraints(pattern=r"^\s*[0-9][0-9_]*\s+steps?\s*$")]
+)
+Steps = Annotated[int, BeforeValidator(_parse_steps, json_schema_input_type=_WrittenSteps), Field(ge=1, le=10**9)]

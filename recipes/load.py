@@ -177,7 +177,7 @@ def _apply_override(document: Document, override: str) -> None:
     except RecipeError as error:
         document.problems.extend(replace(problem, field=dotted) for problem in error.problems)
         return
-    document.problems.extend(value.problems)
+    document.problems.extend(replace(problem, field=dotted) for problem in value.problems)
     node = document.value
     for depth, part in enumerate(path):
         is_last = depth == len(path) - 1

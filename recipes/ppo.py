@@ -40,7 +40,7 @@ class AdaptiveKl(Strict):
 
     name: Literal["adaptive"] = meaning(description="kl_coef follows the measured KL.")
     target: float = meaning(gt=0, le=1000, description="Wanted KL per response, in nats.")
-    horizon: int = meaning(10_000, ge=1, description="Samples over which the coefficient adapts.")
+    horizon: int = meaning(10_000, ge=1, le=10**12, description="Samples over which the coefficient adapts.")
 
 
 KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]

@@ -26,8 +26,8 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 - `--set PATH=VALUE` sets one value on the command line, for example `--set stages.base.train.steps=100`.
 - Numbers are YAML 1.2: `1e-4` and `2_000_000` are numbers; `no`, `12:30` are text; aliases, tags and duplicate keys are
   errors.
-- Inputs name a stage (`chat`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a local
-  folder in the Hugging Face layout (`./model`) or the hub (`hf://ORG/NAME@REVISION`).
+- Inputs name a stage (`chat`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a
+  local folder in the Hugging Face layout (`./model`) or the hub (`hf://ORG/NAME@REVISION`).
 - Relative paths start at the folder of the recipe that is run.
 """
 
@@ -132,7 +132,8 @@ def _bounds(value: dict[str, Any]) -> str:
     words = []
     for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")):
         if key in value:
-            words.append(f"{sign} {value[key]:g}")
+            bound = value[key]
+            words.append(f"{sign} {f'{bound:_}' if isinstance(bound, int) else f'{bound:g}'}")
     return " " + ", ".join(words) if words else ""
 
 

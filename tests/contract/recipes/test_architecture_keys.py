@@ -1,0 +1,96 @@
+"""The recipe's architectures are transformers' own: keys, defaults, and parameter counts of the pinned version."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from pydantic import TypeAdapter
+
+from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
+from recipes.lora import Lora
+from recipes.memory import linear_sizes, num_lora_parameters, num_parameters
+
+ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Architecture)
+
+FROM_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+NO_EFFECT = {
+    "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "chunk_size_feed_forward",
+    "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache", "pretraining_tp",
+    "reorder_and_upcast_attn", "add_cross_attention", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+    "summary_first_dropout",
+}  # fmt: skip
+NOT_OFFERED = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
+OTHER_DEFAULT = {
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "rope_parameters", "n_embd", "n_layer", "n_head", "resid_pdrop", "embd_pdrop",
+    "attn_pdrop",
+}  # fmt: skip
+"""Required here, derived from the width here, or (gpt2's dropout) off here."""
+
+SMALL: list[dict[str, Any]] = [
+    {"type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    {"type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+     "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    {"type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+     "head_dim": 6, "attention_dropout": 0.1, "rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                                        "original_max_position_embeddings": 64}},
+    {"type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+     "num_key_value_heads": 2, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
+    {"type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+     "attention_bias": True, "tie_word_embeddings": True},
+    {"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16},
+    {"type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 4, "n_inner": 40, "tie_word_embeddings": False},
+]  # fmt: skip
+
+
+def _config(architecture: Any, **more: Any) -> Any:
+    return transformers.AutoConfig.for_model(architecture.type, vocab_size=97, **config_keys(architecture), **more)
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model", [Llama, Qwen3, Gpt2], ids=lambda model: model.__name__)
+def test_keys_and_defaults_are_the_library_s(model: Any) -> None:
+    kind = model.model_fields["type"].annotation.__args__[0]
+    theirs = {item.name: item.default for item in dataclasses.fields(transformers.CONFIG_MAPPING[kind])}
+    ours = {name: info for name, info in model.model_fields.items() if name not in ("family", "type")}
+    assert set(ours) - set(theirs) == set(), "the library does not know these keys"
+    unexplained = set(theirs) - set(ours) - FROM_TOKENIZER - NO_EFFECT - NOT_OFFERED
+    assert unexplained == set(), "the library has further keys: offer them, or list them with a reason"
+    defaults = {name: info.default for name, info in ours.items() if name not in OTHER_DEFAULT}
+    assert defaults == {name: theirs[name] for name in defaults}
+
+
+@pytest.mark.parametrize("keys", SMALL, ids=lambda keys: f"{keys['type']}-{len(keys)}")
+def test_a_recipe_s_architecture_builds_and_counts_right(keys: dict[str, Any]) -> None:
+    architecture = ARCHITECTURE.validate_python({"family": "decoder", **keys})
+    config = _config(architecture)
+    for key, value in config_keys(architecture).items():
+        if key != "rope_parameters":
+            assert getattr(config, key) == value
+    with torch.device("meta"):
+        assert _count(transformers.AutoModelForCausalLM.from_config(config)) == num_parameters(architecture, 97)
+        labelled = _config(architecture, num_labels=1)
+        score = transformers.AutoModelForSequenceClassification.from_config(labelled)
+        value = transformers.AutoModelForTokenClassification.from_config(labelled)
+    assert _count(score) == num_parameters(architecture, 97, "score")
+    assert _count(value) == num_parameters(architecture, 97, "value")
+
+
+@pytest.mark.parametrize("keys", [SMALL[0], SMALL[3], SMALL[5]], ids=lambda keys: keys["type"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_count_right(keys: dict[str, Any], dora: bool) -> None:
+    import peft
+
+    architecture = ARCHITECTURE.validate_python({"family": "decoder", **keys})
+    model = transformers.AutoModelForCausalLM.from_config(_config(architecture))
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear_sizes(architecture)})
+    lora = Lora(r=4, dora=dora)
+    config = peft.LoraConfig(r=4, target_modules=names, use_dora=dora, fan_in_fan_out=isinstance(architecture, Gpt2))
+    adapted = peft.get_peft_model(model, config)
+    trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert trainable == num_lora_parameters(architecture, lora)

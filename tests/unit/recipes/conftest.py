@@ -1,0 +1,96 @@
+"""A small recipe with every kind of stage, written to a folder, and edited by text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CHAIN = """\
+name: chain
+seed: 3
+cluster: {workers: 2, min_workers: 1}
+stages:
+  base:
+    kind: pretrain
+    architecture:
+      family: decoder
+      type: llama
+      num_hidden_layers: 2
+      hidden_size: 64
+      intermediate_size: 128
+      num_attention_heads: 4
+      num_key_value_heads: 2
+      max_position_embeddings: 128
+    tokenizer:
+      train: bpe
+      vocab_size: 512
+    data: {source: python-docs}
+    train:
+      tokens: 100_000
+      global_batch: 8
+      sequence_length: 64
+      optimizer: {lr: 1e-3}
+      schedule: {name: cosine, warmup_steps: 5}
+    shard: {zero: 2, precision: fp32, micro_batch: auto}
+  chat:
+    kind: finetune
+    init_from: base
+    lora: {r: 8, target_modules: [q_proj, v_proj]}
+    data: {source: jsonl, files: [rows/chat.jsonl], hold_out: 0.1}
+    train:
+      steps: 20
+      global_batch: 8
+      sequence_length: 64
+      optimizer: {lr: 1e-3}
+  judge:
+    kind: reward
+    init_from: chat
+    data: {source: csv, files: [rows/pairs.csv], hold_out: 0.1}
+    train:
+      steps: 20
+      global_batch: 8
+      sequence_length: 64
+      optimizer: {lr: 1e-3}
+  policy:
+    kind: ppo
+    actor: chat
+    reward: judge
+    prompts: {source: python-docs, part: 1/2}
+    rollout: {prompts_per_iteration: 8, max_prompt_tokens: 64, max_new_tokens: 32}
+    ppo:
+      iterations: 4
+      mini_batches: 2
+      kl_coef: 0.05
+      optimizer: {lr: 1e-4}
+  exam:
+    kind: evaluate
+    of: [chat, policy]
+    reward: judge
+    suites: [perplexity, generation, comparison]
+    num_prompts: 16
+    sequence_length: 64
+    sampling: {max_prompt_tokens: 64, max_new_tokens: 32}
+"""
+
+WriteRecipe = Callable[..., Path]
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> WriteRecipe:
+    """Write the chain with replacements of its text; each one must change it."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "chat.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    (rows / "pairs.csv").write_text("prompt,chosen,rejected\n" + "a,b,c\n" * 20)
+    (rows / "text.txt").write_text("Some text.\n")
+
+    def write(*edits: tuple[str, str], name: str = "recipe.yaml") -> Path:
+        text = CHAIN
+        for old, new in edits:
+            assert text.count(old) >= 1, f"{old!r} is not in the chain"
+            text = text.replace(old, new, 1)
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write

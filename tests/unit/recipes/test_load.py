@@ -1,0 +1,159 @@
+"""Merging of recipes, command-line settings, and resolved recipes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.check import check_file
+from recipes.errors import Problem, RecipeError
+from recipes.load import dump_recipe, load_recipe, parse_recipe
+from recipes.stages import Evaluate, Finetune, Pretrain, Reward
+
+Write = Callable[..., Path]
+
+
+def _refused(path: Path, *overrides: str) -> list[Problem]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+def _base(path: Path, *overrides: str) -> Pretrain:
+    stage = load_recipe(path, overrides).recipe.stages["base"]
+    assert isinstance(stage, Pretrain)
+    return stage
+
+
+def test_a_child_is_laid_over_its_parent(write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe(name="parent.yaml")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: parent.yaml\nname: child\nstages:\n  base: {train: {tokens: null, steps: 9}}\n")
+    loaded = load_recipe(child)
+    base = loaded.recipe.stages["base"]
+    assert isinstance(base, Pretrain)
+    assert (loaded.recipe.name, loaded.recipe.seed) == ("child", 3)
+    assert (base.train.steps, base.train.tokens, base.train.global_batch) == (9, None, 8)
+    assert list(loaded.recipe.stages) == ["base", "chat", "judge", "policy", "exam"]
+
+
+def test_lists_are_replaced_whole_and_variants_do_not_mix(write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe(name="parent.yaml")
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: parent.yaml\nstages:\n"
+        "  chat: {data: {source: python-docs}, lora: {target_modules: [k_proj]}}\n"
+        "  base: {architecture: {type: gpt2, family: decoder, n_embd: 64, n_layer: 2, n_head: 2, n_positions: 128}}\n"
+        "  judge: {seed: 4}\n"
+    )
+    loaded = load_recipe(child, ["stages.chat.lora.target_modules=[c_attn]"])
+    chat = loaded.recipe.stages["chat"]
+    assert isinstance(chat, Finetune)
+    assert chat.lora is not None
+    assert chat.lora.target_modules == ["c_attn"]
+    assert chat.data.source == "python-docs"
+    assert loaded.recipe.stages["judge"].seed == 4
+
+
+def test_a_problem_names_the_file_that_holds_the_value(write_recipe: Write, tmp_path: Path) -> None:
+    parent = write_recipe(("kl_coef: 0.05", "kl_coef: -1"), name="parent.yaml")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: parent.yaml\nstages:\n  base: {train: {global_batch: 0}}\n")
+    problems = {problem.field: problem for problem in _refused(child)}
+    assert problems["stages.policy.ppo.kl_coef"].file == str(parent)
+    assert (problems["stages.base.train.global_batch"].file, problems["stages.base.train.global_batch"].line) == (
+        str(child),
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("extends", "says"),
+    [
+        ("child.yaml", "circle"),
+        ("nowhere.yaml", "no such recipe file"),
+        ("~/x.yaml", "path of one recipe"),
+        ("http://example.org/x.yaml", "path of one recipe"),
+        ("[a.yaml, b.yaml]", "path of one recipe"),
+        (".", "is a folder"),
+    ],
+)
+def test_extends_that_leads_nowhere(extends: str, says: str, tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text(f"name: child\nextends: {extends}\n")
+    (problem,) = _refused(child)
+    assert (problem.file, problem.line, problem.field) == (str(child), 2, "extends")
+    assert says in problem.message
+
+
+def test_settings_from_the_command_line(write_recipe: Write) -> None:
+    path = write_recipe()
+    assert _base(path, "stages.base.train.tokens=10_000_000").train.tokens == 10_000_000
+    assert _base(path, "stages.base.train.optimizer.lr=1e-5").train.optimizer.lr == 1e-5
+    exam = load_recipe(path, ["stages.exam.of.1=base"]).recipe.stages["exam"]
+    assert isinstance(exam, Evaluate)
+    assert exam.of == ["chat", "base"]
+    assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
+    assert _base(path, "stages.base.train={steps: 3, global_batch: 2, sequence_length: 8, optimizer: {lr: 1}}").train
+    reward = load_recipe(path, ["stages.judge.lora={r: 2}", "stages.judge.lora.alpha=4"]).recipe.stages["judge"]
+    assert isinstance(reward, Reward)
+    assert reward.lora is not None
+    assert (reward.lora.r, reward.lora.alpha) == (2, 4)
+    cleared = load_recipe(path, ["stages.chat.lora=", "stages.chat.data.hold_out=0.2"]).recipe.stages["chat"]
+    assert isinstance(cleared, Finetune)
+    assert cleared.lora is None
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "says"),
+    [
+        ("stages.base.train.steps", "", "expected PATH=VALUE"),
+        ("=3", "", "expected PATH=VALUE"),
+        ("stages.exam.of.7=chat", "stages.exam.of.7", "no such place"),
+        ("stages.base.kind.x=3", "stages.base.kind", "must be pretrain"),
+        ("stages.base.train.stpes=3", "stages.base.train.stpes", "unknown key"),
+        ("seed=[1", "seed", "not valid YAML"),
+        ("seed=*x", "seed", "aliases are not allowed"),
+        ("seed=!!int 3", "seed", "tags are not allowed"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_such(override: str, field: str, says: str, write_recipe: Write) -> None:
+    problem = next(problem for problem in _refused(write_recipe(), override) if problem.field == field)
+    assert problem.file.startswith("--set ")
+    assert problem.line is None
+    assert says in problem.message
+
+
+def test_a_resolved_recipe_reads_back_as_the_same(write_recipe: Write) -> None:
+    recipe = load_recipe(write_recipe()).recipe
+    data = dump_recipe(recipe)
+    assert parse_recipe(data) == recipe
+    assert "lambda" in data["stages"]["policy"]["ppo"]
+    data["stages"]["base"]["train"]["stpes"] = 1
+    with pytest.raises(RecipeError, match="did you mean steps"):
+        parse_recipe(data)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "3\n"])
+def test_a_file_that_is_no_mapping(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert "a mapping of keys" in _refused(path)[0].message
+
+
+@pytest.mark.parametrize("text", ["name: x\nstages: {}\n", "name: x\nstages: [a]\n", "name: x\nstages: {A b: {}}\n"])
+def test_stages_that_are_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert any(problem.field.startswith("stages") and problem.line == 2 for problem in _refused(path))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert "no such recipe file" in str(_refused(tmp_path / "none.yaml")[0])
+    assert "is a folder" in str(_refused(tmp_path)[0])
+
+
+def test_python_names_of_aliased_keys_are_unknown(write_recipe: Write) -> None:
+    _, problems = check_file(write_recipe(("kl_coef: 0.05", "lam: 0.9")))
+    assert [(problem.field, problem.message) for problem in problems] == [("stages.policy.ppo.lam", "unknown key")]

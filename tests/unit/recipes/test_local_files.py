@@ -1,0 +1,195 @@
+"""Local data files, model folders and tokenizers, as far as their headers tell."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.check import check_file
+from recipes.data_files import match_files
+from recipes.local_models import read_folder
+
+Write = Callable[..., Path]
+
+
+def _messages(path: Path, field: str, *overrides: str) -> str:
+    _, problems = check_file(path, overrides)
+    return " | ".join(problem.message for problem in problems if problem.field == field)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\n\n\n", "holds no rows"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "chat.jsonl:2: not JSON"),
+        (b"[1, 2]\n", "chat.jsonl:1: not a JSON object but list"),
+        (b'{"prompt": "a"}\n', "chat.jsonl:1: needs messages or prompt and completion or text"),
+        (b'{"prompt": "a", "completion": 3}\n', "completion must be text or a list of messages"),
+        (b'{"messages": "hello"}\n', "messages must be a list of messages"),
+        (b'{"messages": [{"role": "user"}]}\n', "messages must be a list of messages"),
+        (b"\xff\xfe{\n", "not JSON"),
+        (b"[" * 100_000 + b"\n", "not JSON"),
+    ],
+)
+def test_rows_that_cannot_be_used(content: bytes, says: str, write_recipe: Write) -> None:
+    path = write_recipe()
+    (path.parent / "rows" / "chat.jsonl").write_bytes(content)
+    assert says in _messages(path, "stages.chat.data.files.0")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+        {"text": "a", "other": None},
+    ],
+)
+def test_the_ecosystem_s_standard_rows_are_taken(row: dict[str, Any], write_recipe: Write) -> None:
+    path = write_recipe()
+    (path.parent / "rows" / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    assert check_file(path)[1] == []
+
+
+def test_columns_are_mapped(write_recipe: Write) -> None:
+    path = write_recipe(("files: [rows/chat.jsonl]", "columns: {prompt: q, completion: a}, files: [rows/chat.jsonl]"))
+    (path.parent / "rows" / "chat.jsonl").write_text('{"q": "x", "a": "y"}\n')
+    assert check_file(path)[1] == []
+    assert "must be" in _messages(path, "stages.chat.data.columns.promt", "stages.chat.data.columns={promt: q}")
+
+
+def test_gzip_is_read_and_a_cut_one_is_named(write_recipe: Write) -> None:
+    path = write_recipe(("rows/chat.jsonl", "rows/chat.jsonl.gz"))
+    packed = gzip.compress(b'{"text": "some words that do not repeat"}\n' * 50)
+    file = path.parent / "rows" / "chat.jsonl.gz"
+    file.write_bytes(packed)
+    assert check_file(path)[1] == []
+    file.write_bytes(packed[: len(packed) // 2])
+    assert "cannot be read" in _messages(path, "stages.chat.data.files.0")
+    file.write_bytes(b"not gzip")
+    assert "cannot be read" in _messages(path, "stages.chat.data.files.0")
+
+
+def test_csv_headers(write_recipe: Write) -> None:
+    path = write_recipe()
+    file = path.parent / "rows" / "pairs.csv"
+    file.write_text("prompt,chosen\na,b\n")
+    assert "needs chosen and rejected" in _messages(path, "stages.judge.data.files.0")
+    file.write_text("prompt,chosen,rejected\n")
+    assert "no rows" in _messages(path, "stages.judge.data.files.0")
+    file.write_text("chosen,chosen,rejected\na,b,c\n")
+    assert "names 'chosen' twice" in _messages(path, "stages.judge.data.files.0")
+
+
+def test_parquet_columns(write_recipe: Write) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = write_recipe(("{source: csv, files: [rows/pairs.csv]", "{source: parquet, files: [rows/pairs.parquet]"))
+    file = path.parent / "rows" / "pairs.parquet"
+    parquet.write_table(pyarrow.table({"chosen": ["a"], "rejected": ["b"]}), file)
+    assert check_file(path)[1] == []
+    parquet.write_table(pyarrow.table({"chosen": ["a"]}), file)
+    assert "needs chosen and rejected" in _messages(path, "stages.judge.data.files.0")
+    file.write_bytes(file.read_bytes()[:-9] + b"\x00" * 5 + b"PAR1")
+    assert "footer cannot be read" in _messages(path, "stages.judge.data.files.0")
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [file.name for file in match_files("*.txt", tmp_path)] == ["a.txt", "b.txt"]
+    assert [file.name for file in match_files("**/*.txt", tmp_path)] == ["a.txt", "b.txt", "c.txt"]
+    assert [file.name for file in match_files(str(tmp_path / "*.txt"), Path("/nowhere"))] == ["a.txt", "b.txt"]
+    assert match_files("none.txt", tmp_path) == []
+
+
+@pytest.mark.parametrize("pattern", ["~/x.jsonl", "$HOME/x.jsonl", "http://example.org/x.jsonl"])
+def test_nothing_is_expanded(pattern: str, write_recipe: Write) -> None:
+    assert "not expanded" in _messages(
+        write_recipe(), "stages.chat.data.files.0", f"stages.chat.data.files=['{pattern}']"
+    )
+
+
+def test_a_data_set_folder(write_recipe: Write) -> None:
+    path = write_recipe(("{source: jsonl, files: [rows/chat.jsonl]", "{source: datasets, path: ./set, split: trian"))
+    assert "no such folder" in _messages(path, "stages.chat.data.path")
+    folder = path.parent / "set"
+    folder.mkdir()
+    assert "save_to_disk" in _messages(path, "stages.chat.data.path")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert "no such split" in _messages(path, "stages.chat.data.split")
+
+
+def _tokenizer(folder: Path, **config: Any) -> None:
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(exist_ok=True)
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.add_special_tokens(["<eos>", "<pad>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _model(folder: Path, **config: Any) -> None:
+    _tokenizer(folder, eos_token="<eos>", pad_token={"content": "<pad>"}, chat_template="x")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 128, **config}))
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def test_a_model_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    assert "there is no folder" in read_folder(folder, "model").problems[0]
+    _model(folder)
+    read_folder.cache_clear()
+    facts = read_folder(folder, "model")
+    assert (facts.problems, facts.type, facts.positions) == ([], "llama", 128)
+    assert facts.tokenizer is not None
+    assert (facts.tokenizer.eos_token, facts.tokenizer.pad_token) == ("<eos>", "<pad>")
+    assert facts.tokenizer.has_token("a")
+    assert not facts.tokenizer.has_token("ab")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not readable as JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type 'bert'"),
+        (lambda folder: _model(folder, auto_map={"AutoModel": "x.y"}), "auto_map"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not readable by tokenizers"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "adapter_model.safetensors"), "an adapter"),
+    ],
+)
+def test_a_model_folder_that_cannot_be_used(change: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
+    _model(tmp_path / "model")
+    change(tmp_path / "model")
+    read_folder.cache_clear()
+    assert says in " | ".join(read_folder(tmp_path / "model", "model").problems)
+
+
+def test_a_folder_s_length_and_modules_are_checked(write_recipe: Write) -> None:
+    path = write_recipe(("init_from: base", "init_from: ./model"))
+    _model(path.parent / "model", max_position_embeddings=32, model_type="gpt2")
+    read_folder.cache_clear()
+    assert "longer than the model" in _messages(path, "stages.chat.train.sequence_length")
+    assert "gpt2 has no linear module" in _messages(path, "stages.chat.lora.target_modules.0")
+
+
+def test_an_existing_tokenizer(write_recipe: Write) -> None:
+    path = write_recipe(("train: bpe\n      vocab_size: 512", "from: ./words"))
+    place = "stages.base.tokenizer"
+    assert "there is no folder" in _messages(path, f"{place}.from")
+    _tokenizer(path.parent / "words", eos_token="<eos>")
+    read_folder.cache_clear()
+    assert "names no pad_token" in _messages(path, place)
+    assert "must differ" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<eos>")
+    assert "not a token" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<bad>")
+    assert check_file(path, [f"{place}.pad_token=<pad>"])[1] == []

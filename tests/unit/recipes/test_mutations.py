@@ -1,0 +1,132 @@
+"""Every field of every shipped recipe, changed in turn: wrong type, out of range, unknown key, key taken away."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.check import check_file
+from recipes.load import dump_recipe, load_recipe
+from recipes.locate import field_at
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))
+UNBOUNDED = {"min", "max"}
+"""A gate's bounds are any number."""
+
+FieldPath = tuple[str | int, ...]
+
+
+def _leaves(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield path, value
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def _mappings(value: Any, path: FieldPath = ()) -> Iterator[FieldPath]:
+    if isinstance(value, dict):
+        yield path
+        for key, item in value.items():
+            yield from _mappings(item, (*path, key))
+
+
+def _wrong_types(value: Any) -> list[Any]:
+    wrong: list[Any] = [[[1]]]
+    if isinstance(value, bool):
+        wrong += ["maybe"]
+    elif isinstance(value, int | float):
+        wrong += ["many", True]
+    elif isinstance(value, str):
+        wrong += [1.5]
+    elif isinstance(value, list):
+        wrong += ["word"]
+    return wrong
+
+
+def _refusals(path: Path, place: FieldPath, value: Any) -> list[str]:
+    dotted = ".".join(str(part) for part in place)
+    _, problems = check_file(path, [f"{dotted}={json.dumps(value)}"])
+    return [
+        problem.field
+        for problem in problems
+        if problem.field == dotted or dotted.startswith(problem.field + ".") or problem.field.startswith(dotted + ".")
+    ]
+
+
+def _fields(path: Path) -> list[tuple[FieldPath, Any]]:
+    """The recipe's fields with every default written out; `columns` and `stages` take keys of the user's."""
+    return [(place, value) for place, value in _leaves(dump_recipe(load_recipe(path).recipe)) if place]
+
+
+@pytest.fixture(params=SHIPPED, ids=lambda path: path.stem)
+def shipped(request: pytest.FixtureRequest) -> Path:
+    assert isinstance(request.param, Path)
+    return request.param
+
+
+def test_shipped_recipes_are_right(shipped: Path) -> None:
+    for smoke in (False, True):
+        assert check_file(shipped, smoke=smoke)[1] == []
+
+
+def test_a_wrong_type_is_refused(shipped: Path) -> None:
+    accepted = [
+        (place, wrong)
+        for place, value in _fields(shipped)
+        for wrong in _wrong_types(value)
+        if not _refusals(shipped, place, wrong)
+    ]
+    assert accepted == []
+
+
+def test_a_number_out_of_range_is_refused(shipped: Path) -> None:
+    accepted = [
+        (place, wrong)
+        for place, value in _fields(shipped)
+        if isinstance(value, int | float) and not isinstance(value, bool) and place[-1] not in UNBOUNDED
+        for wrong in (-1, 10**30 if isinstance(value, int) else 1e30)
+        if not _refusals(shipped, place, wrong)
+    ]
+    assert accepted == []
+
+
+def test_an_unknown_key_is_refused(shipped: Path) -> None:
+    raw = dump_recipe(load_recipe(shipped).recipe)
+    accepted = []
+    for place in _mappings(raw):
+        if place == ("stages",) or place[-1:] == ("columns",):
+            continue
+        dotted = ".".join(str(part) for part in (*place, "surplus_key"))
+        _, problems = check_file(shipped, [f"{dotted}=1"])
+        if not any(problem.field.startswith(dotted.removesuffix("surplus_key")) for problem in problems):
+            accepted.append(dotted)
+    assert accepted == []
+
+
+def test_a_required_key_that_is_taken_away_is_named(shipped: Path, tmp_path: Path) -> None:
+    raw = dump_recipe(load_recipe(shipped).recipe)
+    unnamed = []
+    for place, _ in _leaves(raw):
+        info = field_at(place, raw)
+        if info is None or not info.is_required():
+            continue
+        changed = json.loads(json.dumps(raw))
+        parent = changed
+        for part in place[:-1]:
+            parent = parent[part]
+        del parent[place[-1]]
+        copy = tmp_path / "recipe.yaml"
+        copy.write_text(json.dumps(changed))
+        _, problems = check_file(copy)
+        dotted = ".".join(str(part) for part in place)
+        if not any(dotted == problem.field or dotted.startswith(problem.field + ".") for problem in problems):
+            unnamed.append(dotted)
+    assert unnamed == []

@@ -1,0 +1,25 @@
+"""The sources shown in docs/data.md are valid recipes' parts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from recipes.data import Source
+
+PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+SOURCES = [line for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", SOURCES)
+def test_sources_shown_are_valid(line: str) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(Source)
+    adapter.validate_python(yaml.safe_load(line)["data"])
+
+
+def test_every_kind_of_source_is_shown() -> None:
+    shown = {yaml.safe_load(line)["data"]["source"] for line in SOURCES}
+    assert shown == {"python-docs", "text", "jsonl", "csv", "parquet", "datasets"}

@@ -65,7 +65,6 @@ class LocalGroup:
         self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
     ) -> list[Json | None]:
         """Calls the target here."""
-        self._stop.clear()
         context = LocalContext(self._stop, on_beat, self.spec.beat_interval_s)
         with _environment({**self.spec.environment, **_torchrun_environment()}):
             try:

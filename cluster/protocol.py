@@ -140,7 +140,10 @@ class WorkerGroup(Protocol):
         ...
 
     def stop(self, grace_s: float | None = None) -> None:
-        """From any thread or signal handler: makes `stop_requested()` true on every rank, and kills what is left after the grace."""
+        """From any thread or signal handler: makes `stop_requested()` true on every rank, kills what is left after the grace.
+
+        It holds for the rest of the group's life: a later `run` raises `Preempted` at once.
+        """
         ...
 
     def pids(self) -> dict[int, int]:

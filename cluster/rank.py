@@ -41,10 +41,12 @@ def main(socket_fd: int, stacks_fd: int, parent_pid: int, preload: str) -> None:
     warming.start()
     while (order := link.orders.get()) is not None:
         warming.join()
-        _serve(link, order)
+        if not _serve(link, order):
+            _leave(1)
         if not order["reusable"]:
             break
-    _leave()
+    atexit._run_exitfuncs()
+    _leave(0)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -153,7 +155,7 @@ def _preload(link: Link, module: str) -> None:
     link.send({"say": "ready", "seconds": time.monotonic() - started, "trouble": trouble})
 
 
-def _serve(link: Link, order: dict[str, Any]) -> None:
+def _serve(link: Link, order: dict[str, Any]) -> bool:
     os.environ.update(order["environment"])
     log = os.open(order["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -165,9 +167,10 @@ def _serve(link: Link, order: dict[str, Any]) -> None:
     except BaseException as error:
         traceback.print_exc()
         link.send({"say": "error", **describe_error(error)})
-        return
+        return False
     link.flush_beat()
     link.send({"say": "result", "result": json.loads(answer)})
+    return True
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -188,12 +191,11 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _leave() -> None:
+def _leave(status: int) -> None:
     # A thread or a destructor of a library may wait for peers that are gone: leave without them.
-    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

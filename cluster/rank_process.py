@@ -108,6 +108,10 @@ class RankProcess:
             self._rss_bytes = pages * os.sysconf("SC_PAGE_SIZE")
         return self._rss_bytes
 
+    def silent_s(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self.beat.at
+
     def stacks(self, timeout_s: float = 2.0) -> str:
         """Python stacks of all threads, whatever they wait for; empty if the process cannot answer."""
         if not self.is_alive:
@@ -160,7 +164,9 @@ class RankProcess:
         while True:
             events = dict(waiting.poll())
             if self._ours.fileno() in events:
-                data = self._ours.recv(1 << 16)
+                data = b""
+                with contextlib.suppress(ConnectionResetError):
+                    data = self._ours.recv(1 << 16)
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     self._hear(json.loads(line))

@@ -1,0 +1,476 @@
+"""A worker group on Ray: one actor per rank in a placement group, a process per run inside each, one verdict when it fails."""
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from cluster import worker as worker_module
+from cluster.placement import Reservation, reserve
+from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
+from cluster.supervise import Pulse, RankEnd, find_stall, judge, odd_rank
+from cluster.topology import Request
+from cluster.worker import Worker, installed_version, this_machine
+from recipes.errors import CapacityError, Preempted
+
+if TYPE_CHECKING:
+    from cluster.session import Session
+
+WORKER_START_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 10.0
+SPARES_AFTER_S = 1.0
+# How long the others get to say how they ended: a killed rank is its own proof, a broken connection waits for its cause.
+GRACE_S = 1.0
+CONSEQUENCE_GRACE_S = 5.0
+
+
+@dataclass(slots=True)
+class _Rank:
+    """One worker, where it is, and how the run in progress stands on it."""
+
+    actor: Any
+    node_id: str
+    node: str
+    info: Json
+    number: int = 0
+    local_rank: int = 0
+    pulse: Json = field(default_factory=dict)
+    log: Path = Path()
+    log_offset: int = 0
+    ships_log: bool = False
+    remote_log: str = ""
+
+
+class RayGroup:
+    """`WorkerGroup` on a connected Ray."""
+
+    def __init__(self, session: "Session", spec: WorkerSpec, on_wait: Callable[[str], None] | None = None) -> None:
+        self.spec = spec
+        self._session = session
+        self._on_wait = on_wait
+        self._reservation: Reservation | None = None
+        self._ranks: list[_Rank] = []
+        self._stop_at: float | None = None
+        self._stop_grace_s = spec.stop_grace_s
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._place()
+
+    def prepare_next(self) -> None:
+        """Starts one spare process per rank; does not wait for it."""
+        self._place()
+        for rank in self._ranks:
+            rank.actor.prepare.remote({})
+
+    def run(
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+    ) -> list[Json | None]:
+        """Runs the target on every rank; see `WorkerGroup.run`."""
+        name = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+        payload = json.loads(json.dumps(payload))
+        with self._lock:
+            if self._stop_at is not None:
+                raise Preempted("stopped before it started")
+            self._place()
+            run = _Run(self, self._start(name, payload, label), on_beat, spares)
+            try:
+                ends = run.follow()
+            except BaseException:
+                run.abort()
+                raise
+            if run.has_lost_worker:
+                self._drop()
+        if all(end.kind == "result" for end in ends):
+            return [end.result for end in ends]
+        verdict = run.verdict(ends)
+        if verdict.kind == "preempted":
+            raise Preempted(verdict.message)
+        raise WorkerFailed(verdict)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Asks every rank to stop; the thread in `run` does the rest."""
+        self._stop_grace_s = self.spec.stop_grace_s if grace_s is None else grace_s
+        if self._stop_at is None:
+            self._stop_at = time.monotonic()
+
+    def pids(self) -> dict[int, int]:
+        """Process id per rank of the run in progress."""
+        return {rank.number: rank.pulse["pid"] for rank in self._ranks if "pid" in rank.pulse}
+
+    def close(self) -> None:
+        """Ends every process and gives the resources back."""
+        self._is_closed = True
+        self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Placement
+
+    def _place(self) -> None:
+        if self._ranks:
+            return
+        if self._is_closed:
+            raise RuntimeError(f"worker group {self.spec.name} is closed")
+        spec = self.spec
+        name = f"{self._session.namespace}/{spec.name}"
+        try:
+            if spec.cpus_per_worker or spec.gpus_per_worker:
+                request = Request(spec.num_workers, spec.cpus_per_worker, spec.gpus_per_worker)
+                self._reservation = reserve(
+                    request, self._session.nodes, name, spec.placement_timeout_s, self._on_wait
+                )
+            self._ranks = self._start_workers()
+        except BaseException:
+            self._drop()
+            raise
+
+    def _start_workers(self) -> list[_Rank]:
+        spec = self.spec
+        actors = [
+            ray.remote(Worker)
+            .options(
+                num_cpus=spec.cpus_per_worker,
+                num_gpus=spec.gpus_per_worker,
+                max_concurrency=8,
+                max_restarts=0,
+                scheduling_strategy=self._strategy(bundle),
+            )
+            .remote(dict(spec.environment), spec.preload, int(spec.cpus_per_worker), spec.gpus_per_worker > 0)
+            for bundle in range(spec.num_workers)
+        ]
+        addresses = {node.id: node.address for node in self._session.nodes()}
+        here = ray.get_runtime_context().get_node_id()
+        places = self._reservation.node_of_bundle if self._reservation else dict.fromkeys(range(spec.num_workers), here)
+        # Where a worker without a reservation went, Ray alone knows; it was asked to go here.
+        calls = [actor.describe.remote(addresses[places[bundle]]) for bundle, actor in enumerate(actors)]
+        try:
+            infos: list[Json] = ray.get(calls, timeout=WORKER_START_TIMEOUT_S)
+        except (GetTimeoutError, RayError) as error:
+            for actor in actors:
+                ray.kill(actor)
+            reason = "no answer" if isinstance(error, GetTimeoutError) else str(error).strip().splitlines()[-1]
+            raise CapacityError(f"workers of {spec.name} did not start: {reason}") from error
+        ranks = [
+            _Rank(actor, places[bundle], addresses[places[bundle]], infos[bundle])
+            for bundle, actor in enumerate(actors)
+        ]
+        _require_one_version(ranks)
+        ranks.sort(key=lambda rank: (rank.node_id != here, rank.node, rank.node_id, rank.info["gpus"], rank.info["pid"]))
+        seen: Counter[str] = Counter()
+        for number, rank in enumerate(ranks):
+            rank.number, rank.local_rank = number, seen[rank.node_id]
+            rank.ships_log = rank.info["machine"] != this_machine()
+            seen[rank.node_id] += 1
+        return ranks
+
+    def _strategy(self, bundle: int) -> Any:
+        if self._reservation is None:
+            here = ray.get_runtime_context().get_node_id()
+            return NodeAffinitySchedulingStrategy(here, soft=False)
+        return PlacementGroupSchedulingStrategy(
+            self._reservation.group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
+        )
+
+    def _drop(self) -> None:
+        """Gives up every worker and the reservation; the next run places the group anew."""
+        ranks, self._ranks = self._ranks, []
+        calls = [rank.actor.close.remote() for rank in ranks]
+        with contextlib.suppress(Exception):  # dead workers are as good as closed ones
+            ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT_S)
+        for rank in ranks:
+            with contextlib.suppress(Exception):
+                ray.kill(rank.actor)
+        if self._reservation:
+            self._reservation.release()
+            self._reservation = None
+
+    # Start of a run
+
+    def _start(self, target: str, payload: Json, label: str) -> dict[Any, _Rank]:
+        first = self._ranks[0]
+        try:
+            port: int = ray.get(first.actor.free_port.remote(), timeout=CALL_TIMEOUT_S)
+        except RayError:
+            # A worker that died between two runs: place the group anew, once.
+            self._drop()
+            self._place()
+            first = self._ranks[0]
+            port = ray.get(first.actor.free_port.remote(), timeout=CALL_TIMEOUT_S)
+        together = {rank.info["machine"] for rank in self._ranks} == {first.info["machine"]}
+        local_sizes = Counter(rank.node_id for rank in self._ranks)
+        calls: dict[Any, _Rank] = {}
+        for rank in self._ranks:
+            interface = "lo" if together else rank.info["interface"]
+            environment = {
+                "RANK": str(rank.number),
+                "LOCAL_RANK": str(rank.local_rank),
+                "WORLD_SIZE": str(len(self._ranks)),
+                "LOCAL_WORLD_SIZE": str(local_sizes[rank.node_id]),
+                "MASTER_ADDR": "127.0.0.1" if together else first.node,
+                "MASTER_PORT": str(port),
+            }
+            if interface:
+                environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+            if self.spec.gpus_per_worker:
+                # LOCAL_RANK indexes the node's devices, and peers reach each other's memory, as under torchrun.
+                shared = [gpu for other in self._ranks if other.node_id == rank.node_id for gpu in other.info["gpus"]]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(shared)
+            rank.log = self.spec.log_folder / f"{label}-rank-{rank.number}.log"
+            rank.log.parent.mkdir(parents=True, exist_ok=True)
+            rank.pulse, rank.log_offset = {}, 0
+            rank.remote_log = f"/tmp/trainwright-{self._session.namespace}-{self.spec.name}-{label}-rank-{rank.number}.log"
+            order = {
+                "target": target,
+                "payload": payload,
+                "rank": rank.number,
+                "world_size": len(self._ranks),
+                "local_rank": rank.local_rank,
+                "node": rank.node,
+                "environment": environment,
+                "log_path": rank.remote_log if rank.ships_log else str(rank.log.resolve()),
+                "reusable": self.spec.reusable,
+            }
+            calls[rank.actor.run.remote(order)] = rank
+        return calls
+
+
+class _Run:
+    """One run in progress: follows the beats, notices the first end, sees the rest out."""
+
+    def __init__(self, group: RayGroup, calls: dict[Any, _Rank], on_beat: OnBeat | None, spares: bool) -> None:
+        self.has_lost_worker = False
+        self._group = group
+        self._spec = group.spec
+        self._calls = calls
+        self._ranks = list(calls.values())
+        self._on_beat = on_beat
+        self._wants_spares = spares
+        self._polls: dict[Any, _Rank] = {}
+        self._poll_at = dict.fromkeys((rank.number for rank in self._ranks), 0.0)
+        self._ends: dict[int, RankEnd] = {}
+        self._working_since: float | None = None
+        self._has_asked_to_stop = False
+        self._abort_at: float | None = None
+        self._stacks: dict[int, str] = {}
+        self._stalled: RankEnd | None = None
+
+    def follow(self) -> list[RankEnd]:
+        """Until every rank has ended."""
+        while self._calls:
+            self._poll()
+            waiting = [*self._calls, *self._polls]
+            ray.wait(waiting, num_returns=1, timeout=self._spec.beat_interval_s / 2, fetch_local=False)
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+            for call in ready:
+                if call in self._calls:
+                    self._take_end(call, self._calls.pop(call))
+                else:
+                    self._take_pulse(call, self._polls.pop(call))
+            self._start_spares()
+            self._check_stop()
+            self._check_stall()
+            self._check_abort()
+        self._fetch_logs()
+        return [self._ends[rank.number] for rank in self._ranks]
+
+    def verdict(self, ends: Sequence[RankEnd]) -> Any:
+        """Why it failed."""
+        found = judge([*ends, self._stalled] if self._stalled else list(ends))
+        return replace(found, stacks=dict(self._stacks))
+
+    def abort(self) -> None:
+        """Kills what still runs; waits until it is gone."""
+        for rank in self._calls.values():
+            rank.actor.abort.remote()
+        ray.wait(list(self._calls), num_returns=len(self._calls), timeout=CALL_TIMEOUT_S) if self._calls else None
+
+    def _poll(self) -> None:
+        at = time.monotonic()
+        busy = {rank.number for rank in self._polls.values()}
+        for rank in self._calls.values():
+            if rank.number not in busy and at >= self._poll_at[rank.number]:
+                self._poll_at[rank.number] = at + self._spec.beat_interval_s
+                self._polls[rank.actor.pulse.remote(rank.log_offset, rank.ships_log)] = rank
+
+    def _take_pulse(self, call: Any, rank: _Rank) -> None:
+        try:
+            pulse: Json = ray.get(call)
+        except RayError:
+            return  # the call of the run says what happened
+        self._append_log(rank, pulse.pop("log", b""))
+        is_first = "pid" not in rank.pulse
+        is_new = pulse.get("number", -1) != rank.pulse.get("number", -1)
+        rank.pulse = pulse
+        if is_first and "pid" in pulse:
+            self._group._session.watch([pulse["pid"]])
+        if is_new and pulse.get("phase") not in (None, "", "start") and rank.number not in self._ends and self._on_beat:
+            self._on_beat(rank.number, pulse["phase"], pulse["progress"])
+
+    def _take_end(self, call: Any, rank: _Rank) -> None:
+        try:
+            end: RankEnd = ray.get(call)
+        except RayError as error:
+            end = self._lost(rank, error)
+            self.has_lost_worker = True
+        was_aborted = self._abort_at is not None and time.monotonic() >= self._abort_at
+        if was_aborted and end.kind in ("signal", "out_of_memory"):
+            end = replace(end, kind="stopped", message=f"ended with the group: rank {rank.number} on node {rank.node}")
+        self._ends[rank.number] = end
+        if end.kind != "result" and self._abort_at is None:
+            grace = CONSEQUENCE_GRACE_S if end.is_consequence else GRACE_S
+            if end.kind == "preempted":
+                grace = self._group._stop_grace_s
+            self._abort_at = time.monotonic() + grace
+
+    def _lost(self, rank: _Rank, error: RayError) -> RankEnd:
+        alive = {node.id for node in self._group._session.nodes()}
+        where = f"rank {rank.number} on node {rank.node}"
+        phase = rank.pulse.get("phase") or "start"
+        if isinstance(error, OutOfMemoryError):
+            message = f"killed for memory by Ray's monitor: {where} during {phase}"
+        elif rank.node_id not in alive:
+            message = f"lost node {rank.node}: {where} during {phase}"
+        elif isinstance(error, RayActorError):
+            message = f"Ray's worker process was killed: {where} during {phase}"
+        else:
+            message = f"{type(error).__name__}: {where} during {phase}"
+        is_memory = isinstance(error, OutOfMemoryError)
+        return RankEnd(
+            rank=rank.number,
+            node=rank.node,
+            at=time.time(),
+            kind="out_of_memory" if is_memory else "lost",
+            message=message,
+            infrastructure=True,
+            traceback="" if isinstance(error, RayActorError | OutOfMemoryError) else str(error),
+            tail=_last_lines(rank.log),
+        )
+
+    def _start_spares(self) -> None:
+        if not self._wants_spares or self._abort_at is not None:
+            return
+        if self._working_since is None:
+            if all(rank.pulse.get("phase") not in (None, "", "start") for rank in self._ranks):
+                self._working_since = time.monotonic()
+        elif time.monotonic() - self._working_since > SPARES_AFTER_S:
+            self._wants_spares = False
+            for rank in self._calls.values():
+                rank.actor.prepare.remote({})
+
+    def _check_stop(self) -> None:
+        asked_at = self._group._stop_at
+        if asked_at is None:
+            return
+        if not self._has_asked_to_stop:
+            self._has_asked_to_stop = True
+            for rank in self._calls.values():
+                rank.actor.stop.remote()
+        deadline = asked_at + self._group._stop_grace_s
+        self._abort_at = deadline if self._abort_at is None else min(self._abort_at, deadline)
+
+    def _check_stall(self) -> None:
+        if self._stalled or not self._spec.stall_limits_s:
+            return
+        pulses = {
+            rank.number: Pulse(rank.pulse["phase"], rank.pulse["silent_s"], rank.pulse["progress"])
+            for rank in self._calls.values()
+            if "phase" in rank.pulse
+        }
+        late = find_stall(pulses, self._spec.stall_limits_s)
+        if not late:
+            return
+        stacks = {rank.number: rank.actor.stacks.remote() for rank in self._calls.values()}
+        for number, call in stacks.items():
+            with contextlib.suppress(RayError):
+                self._stacks[number] = ray.get(call, timeout=CALL_TIMEOUT_S)
+        odd = odd_rank(pulses, self._stacks)
+        rank = next(rank for rank in self._ranks if rank.number == odd)
+        pulse = pulses[odd]
+        step = f" at step {pulse.progress['step']}" if "step" in pulse.progress else ""
+        self._stalled = RankEnd(
+            rank=odd,
+            node=rank.node,
+            at=0.0,  # before the ends that the kill brings
+            kind="stall",
+            message=f"no progress for {max(pulses[n].silent_s for n in late):.0f} s: rank {odd} on node {rank.node} holds up the "
+            f"group in {pulse.phase}{step}",
+            infrastructure=True,
+            traceback=self._stacks.get(odd, ""),
+            tail=_last_lines(rank.log),
+        )
+        self._abort_at = time.monotonic()
+
+    def _check_abort(self) -> None:
+        if self._abort_at is None or time.monotonic() < self._abort_at:
+            return
+        for rank in self._calls.values():
+            rank.actor.abort.remote()
+        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=CALL_TIMEOUT_S) if self._calls else ([], [])
+        for call in ready:
+            self._take_end(call, self._calls.pop(call))
+        for rank in self._calls.values():
+            # Not even its worker answers: end that as well.
+            ray.kill(rank.actor)
+
+    # Logs of workers that do not see this machine's files
+
+    def _append_log(self, rank: _Rank, data: bytes) -> None:
+        if data:
+            with rank.log.open("ab") as log:
+                log.write(data)
+            rank.log_offset += len(data)
+
+    def _fetch_logs(self) -> None:
+        for rank in self._ranks:
+            if not rank.ships_log:
+                continue
+            deadline = time.monotonic() + CALL_TIMEOUT_S
+            while time.monotonic() < deadline:
+                try:
+                    data = ray.get(rank.actor.read_log.remote(rank.log_offset), timeout=CALL_TIMEOUT_S)
+                except RayError:
+                    data = _read_on(rank.node_id, rank.remote_log, rank.log_offset)
+                if not data:
+                    break
+                self._append_log(rank, data)
+
+
+def _read_on(node_id: str, path: str, offset: int) -> bytes:
+    """Reads a file on a node whose worker is gone; nothing if the node is gone too."""
+    read = ray.remote(worker_module.read_file).options(
+        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+    )
+    with contextlib.suppress(RayError):
+        return bytes(ray.get(read.remote(path, offset), timeout=CALL_TIMEOUT_S))
+    return b""
+
+
+def _last_lines(log: Path) -> tuple[str, ...]:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 16_384))
+        return tuple(file.read().decode(errors="replace").splitlines()[-50:])
+    return ()
+
+
+def _require_one_version(ranks: Sequence[_Rank]) -> None:
+    ours = installed_version()
+    for rank in ranks:
+        if rank.info["version"] != ours:
+            theirs = rank.info["version"]
+            raise CapacityError(f"node {rank.node} has trainwright {theirs}, the driver {ours}: install the same on every node")

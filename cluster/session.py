@@ -1,0 +1,316 @@
+"""A connection to Ray: a small cluster of our own that leaves nothing behind, or an existing one that is left as it was."""
+
+import atexit
+import contextlib
+import importlib
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster import watchdog
+from cluster.protocol import WorkerGroup, WorkerSpec
+from cluster.topology import Node
+from recipes.errors import CapacityError
+
+MARK = "TRAINWRIGHT_SESSION"
+OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; nothing of size goes through it
+CONNECT_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+SOCKET_PATH_ROOM = 30  # Ray's socket paths under the folder take 75 of the 107 bytes that the kernel allows
+
+# Of no use to a cluster that lives as long as one run, and each costs the start CPU time.
+_EMBEDDED_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_worker_num_grpc_internal_threads": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# Their services are for people who watch a cluster: the autoscaler's monitor, the dashboard, the collector of logs.
+_UNWANTED_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")
+
+
+def start(
+    address: str | None = None,
+    *,
+    log_folder: Path | None = None,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    name: str = "run",
+) -> "Session":
+    """Starts an embedded Ray (no address), or connects to the one at the address ("auto" or host:port).
+
+    `log_folder` receives Ray's own logs when an embedded Ray ends. Raises `CapacityError` when Ray does not answer.
+    """
+    return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name)
+
+
+def local_nodes() -> list[Node]:
+    """What an embedded Ray would have, without starting it."""
+    cpus, gpus = count_cpus(), count_gpus()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [Node("local", "127.0.0.1", cpus, gpus, memory, cpus, gpus)]
+
+
+def count_cpus() -> int:
+    """Cores that this process may use, by affinity and cgroup quota."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use."""
+    present = sum(1 for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, sum(1 for part in visible.split(",") if part.strip() not in ("", "-1")))
+
+
+class Session:
+    """Ray, connected. Only one at a time in a process: Ray's client is a global."""
+
+    def __init__(self, *, namespace: str, folder: Path | None, log_folder: Path | None) -> None:
+        self.namespace = namespace
+        self.folder = folder
+        """Of an embedded Ray; None on an existing cluster."""
+        self._log_folder = log_folder
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._groups: list[WorkerGroup] = []
+        self._ended = threading.Event()
+        self._keeper_done = threading.Event()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this process started Ray."""
+        return self.folder is not None
+
+    def nodes(self) -> list[Node]:
+        """Living nodes: totals, and what is free at this moment."""
+        ray = importlib.import_module("ray")
+        state = importlib.import_module("ray._private.state")
+        free: dict[str, dict[str, float]] = state.available_resources_per_node()
+        found = []
+        for entry in ray.nodes():
+            if not entry["Alive"]:
+                continue
+            total, left = entry["Resources"], free.get(entry["NodeID"], {})
+            found.append(
+                Node(
+                    id=entry["NodeID"],
+                    address=entry["NodeManagerAddress"],
+                    cpus=total.get("CPU", 0.0),
+                    gpus=total.get("GPU", 0.0),
+                    memory_bytes=int(total.get("memory", 0)),
+                    free_cpus=left.get("CPU", 0.0),
+                    free_gpus=left.get("GPU", 0.0),
+                )
+            )
+        return sorted(found, key=lambda node: (node.address, node.id))
+
+    def group(self, spec: WorkerSpec, on_wait: Callable[[str], None] | None = None) -> WorkerGroup:
+        """A worker group here: its resources are held from now on. `on_wait` hears who holds them while it waits.
+
+        Raises `CapacityError` at once when the cluster can never take it, or when the spec's deadline passes.
+        """
+        from cluster.ray_group import RayGroup  # noqa: PLC0415  (it needs a connected Ray)
+
+        group = RayGroup(self, spec, on_wait)
+        self._groups.append(group)
+        return group
+
+    def watch(self, pids: list[int]) -> None:
+        """Tells the watchdog of processes on this machine whose shared memory it has to clean up."""
+        if self._guard and self._guard.stdin:
+            with contextlib.suppress(OSError):
+                self._guard.stdin.write(b"".join(b"%d\n" % pid for pid in pids))
+                self._guard.stdin.flush()
+
+    def shutdown(self) -> None:
+        """Closes every group; an embedded Ray then ends with its processes, files and shared memory. Idempotent."""
+        if self._ended.is_set():
+            return
+        ray = importlib.import_module("ray")
+        for group in self._groups:
+            with contextlib.suppress(Exception):  # a group that cannot be closed must not keep the rest alive
+                group.close()
+        self._keep_logs()
+        self._ended.set()
+        ray.shutdown()
+        self._keeper_done.wait(5)
+        if self._guard and self._guard.stdin:
+            with contextlib.suppress(OSError):
+                self._guard.stdin.write(b"done\n")
+                self._guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(watchdog.SWEEP_DEADLINE_S + 3)
+        atexit.unregister(self.shutdown)
+
+    def _keep_logs(self) -> None:
+        if self.folder is None or self._log_folder is None:
+            return
+        kept = self._log_folder / "ray"
+        for pattern in ("raylet.*", "gcs_server.*", "*.err"):
+            for path in (self.folder / "session_latest" / "logs").glob(pattern):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_size:
+                        kept.mkdir(parents=True, exist_ok=True)
+                        with path.open("rb") as log:
+                            log.seek(max(0, path.stat().st_size - 2**20))
+                            (kept / path.name).write_bytes(log.read())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int | None) -> Session:
+    parent = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="tw-", dir=parent if len(parent) <= SOCKET_PATH_ROOM - 12 else "/tmp"))
+    mark = f"{MARK}={secrets.token_hex(8)}"
+    session = Session(namespace="trainwright", folder=folder, log_folder=log_folder)
+    # The watchdog first: from here on nothing can be left behind.
+    session._guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", watchdog.__file__, str(os.getpid()), str(folder), mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    environment = {
+        **_EMBEDDED_SETTINGS,
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        MARK: mark.partition("=")[2],
+    }
+
+    def initialise() -> None:
+        ray = importlib.import_module("ray")
+        with _environment(environment, without=("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")), _few_services():
+            _forget_token()
+            ray.init(
+                address="local",
+                num_cpus=num_cpus if num_cpus is not None else count_cpus(),
+                num_gpus=num_gpus if num_gpus is not None else count_gpus(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=session.namespace,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+            )
+
+    _run_in_keeper(session, initialise, START_TIMEOUT_S, "an embedded Ray did not start")
+    return session
+
+
+def _connect(address: str, name: str) -> Session:
+    session = Session(namespace=f"trainwright-{name}-{secrets.token_hex(4)}", folder=None, log_folder=None)
+
+    def initialise() -> None:
+        ray = importlib.import_module("ray")
+        ray.init(address=address, namespace=session.namespace, log_to_driver=False, logging_level=logging.ERROR)
+
+    _run_in_keeper(session, initialise, CONNECT_TIMEOUT_S, f"no Ray cluster answers at {address}")
+    return session
+
+
+def _run_in_keeper(session: Session, initialise: Callable[[], None], timeout_s: float, trouble: str) -> None:
+    """Runs it in a thread that stays until shutdown: the kernel ends Ray's processes with the thread that made them."""
+    outcome: list[BaseException | None] = []
+    started = threading.Event()
+
+    def keep() -> None:
+        try:
+            with _quiet_loggers():
+                initialise()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+        started.set()
+        session._ended.wait()
+        session._keeper_done.set()
+
+    threading.Thread(target=keep, name="ray-keeper", daemon=True).start()
+    atexit.register(session.shutdown)
+    if not started.wait(timeout_s):
+        session.shutdown()
+        raise CapacityError(f"{trouble} within {timeout_s:g} s")
+    if outcome[0] is not None:
+        session.shutdown()
+        raise CapacityError(f"{trouble}: {outcome[0]}") from outcome[0]
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str], without: tuple[str, ...]) -> Iterator[None]:
+    touched = {*values, *without}
+    before = {key: os.environ.get(key) for key in touched}
+    for key in without:
+        os.environ.pop(key, None)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _few_services() -> Iterator[None]:
+    """Ray has no public switch for these; where its private names differ, it starts them and all is well but slower."""
+    node: Any = getattr(importlib.import_module("ray._private.node"), "Node", None)
+    services: Any = importlib.import_module("ray._private.services")
+    replaced: list[tuple[Any, str, Any]] = [(node, name, lambda *_, **__: None) for name in _UNWANTED_SERVICES]
+    # Ray turns 127.0.0.1 into the machine's outward address; a cluster of one machine has nobody to listen to there.
+    replaced.append((services, "resolve_ip_for_localhost", lambda address: address))
+    originals = [(place, name, getattr(place, name)) for place, name, _ in replaced if hasattr(place, name)]
+    for place, name, stand_in in replaced:
+        if hasattr(place, name):
+            setattr(place, name, stand_in)
+    try:
+        yield
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)
+
+
+def _forget_token() -> None:
+    """An earlier session's token stays cached in Ray's native code."""
+    loader: Any = getattr(importlib.import_module("ray._raylet"), "AuthenticationTokenLoader", None)
+    if loader is not None:
+        loader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(max(before, logging.ERROR))

@@ -1,0 +1,148 @@
+"""The Ray actor that holds one rank: its resources, its processes, and what the driver asks about them.
+
+The stage itself runs in a process of its own (`cluster.rank`), so that this one can say how it ended, read its log after
+its death, and keep a spare that has only imported.
+"""
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from cluster.protocol import Json
+from cluster.rank import PR_SET_PDEATHSIG
+from cluster.rank_process import RankProcess, rank_environment
+from cluster.supervise import RankEnd
+
+LOG_CHUNK_BYTES = 1 << 20
+# Below the range from which Linux takes outgoing ports, so that nobody is given the port between choice and use.
+MASTER_PORTS = (20_000, 29_999)
+
+
+class Worker:
+    """Holds one rank. Its methods are called by the driver, several at a time."""
+
+    def __init__(self, extra_environment: Mapping[str, str], preload: str | None, threads: int, has_gpu: bool) -> None:
+        # Ray notices a dead raylet after seconds; the kernel does at once.
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._environment = rank_environment(os.environ, extra_environment, threads, has_gpu)
+        self._preload = preload
+        self._current: RankProcess | None = None
+        self._spare: RankProcess | None = None
+        self._log_path: Path | None = None
+
+    def describe(self, node_address: str) -> Json:
+        """What the driver has to know for ranks and addresses."""
+        return {
+            "pid": os.getpid(),
+            "machine": this_machine(),
+            "interface": interface_of(node_address),
+            "gpus": [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part],
+            "version": installed_version(),
+            "python": sys.version.split()[0],
+        }
+
+    def free_port(self) -> int:
+        """A port that nothing listens on."""
+        for port in random.Random().sample(range(*MASTER_PORTS), 200):
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind(("", port))
+                return port
+        raise OSError("no free port")
+
+    def prepare(self, environment: Mapping[str, str]) -> int:
+        """Starts a spare, unless one stands ready; returns its process id."""
+        if self._spare is None or not self._spare.is_alive:
+            self._spare = RankProcess({**self._environment, **environment}, self._preload)
+        return self._spare.pid
+
+    def run(self, order: Json) -> RankEnd:
+        """Runs a target to its end, in the process of the run before if that may be, else in the spare."""
+        current = self._current
+        if not (current and current.is_alive and order["reusable"]):
+            self.prepare({})
+            current, self._spare = self._spare, None
+            self._current = current
+        assert current is not None
+        self._log_path = Path(order["log_path"])
+        return current.run(order)
+
+    def pulse(self, log_offset: int, with_log: bool) -> Json:
+        """The latest beat, how long ago it was, and what the log got since the offset."""
+        current = self._current
+        if current is None:
+            return {"number": -1}
+        reply: Json = {
+            "number": current.beat.number,
+            "phase": current.beat.phase,
+            "progress": current.beat.progress,
+            "silent_s": current.silent_s(),
+            "pid": current.pid,
+            "rss_bytes": current.rss_bytes(),
+        }
+        if with_log:
+            reply["log"] = self.read_log(log_offset)
+        return reply
+
+    def read_log(self, offset: int) -> bytes:
+        """Bytes of the current run's log from an offset on, a chunk at most."""
+        return read_file(str(self._log_path), offset) if self._log_path else b""
+
+    def stop(self) -> None:
+        """Asks the target to stop."""
+        if self._current:
+            self._current.stop()
+
+    def abort(self) -> None:
+        """Kills the run in progress."""
+        if self._current:
+            self._current.kill()
+
+    def stacks(self) -> str:
+        """Python stacks of the run in progress."""
+        return self._current.stacks() if self._current else ""
+
+    def close(self) -> None:
+        """Ends every process of this rank."""
+        for process in (self._current, self._spare):
+            if process is not None:
+                process.kill()
+                process.wait(5)
+
+
+def read_file(path: str, offset: int) -> bytes:
+    """A chunk of a file from an offset on; empty if there is none."""
+    with contextlib.suppress(OSError), open(path, "rb") as log:
+        log.seek(offset)
+        return log.read(LOG_CHUNK_BYTES)
+    return b""
+
+
+def this_machine() -> str:
+    """Equal in two processes if, and only if, they see the same files."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}-{os.stat('/proc/self/ns/mnt').st_ino}"
+
+
+def interface_of(address: str) -> str:
+    """Name of the network interface that has the address; empty if none has."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            return name
+    return ""
+
+
+def installed_version() -> str:
+    """Version of this package; a source tree that was never installed says so."""
+    try:
+        return version("trainwright")
+    except PackageNotFoundError:
+        return "not installed"

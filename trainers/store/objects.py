@@ -33,6 +33,13 @@ class ObjectStore:
         self._files = files
         self._verified: dict[str, tuple[int, int, int]] = {}
 
+    @property
+    def cache(self) -> Path:
+        """Where things lie that can be made again: `cache/` of a local store that is writable, else the user's cache."""
+        if self._files.root is not None and os.access(self._files.root, os.W_OK):
+            return self._files.root / "cache"
+        return cache_folder()
+
     def put_bytes(self, data: bytes) -> str:
         """Store some bytes; returns their hash."""
         return self._files.put([data], object_path).sha256
@@ -88,7 +95,7 @@ class ObjectStore:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing")
             self._verify_local(sha256, local, path)
             return local
-        local = cache_folder() / path
+        local = self.cache / path
         if local.exists():
             try:
                 self._verify_local(sha256, local, path)

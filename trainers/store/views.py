@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipes.errors import RequestError
 from trainers.store.manifest import FileEntry, files_digest, sha256_hex
-from trainers.store.objects import ObjectStore, cache_folder
+from trainers.store.objects import ObjectStore
 
 
 def files_under(files: Mapping[str, FileEntry], prefix: str) -> dict[str, FileEntry]:
@@ -20,13 +20,13 @@ def files_under(files: Mapping[str, FileEntry], prefix: str) -> dict[str, FileEn
 def folder(
     objects: ObjectStore, uri: str, files: Mapping[str, FileEntry], prefix: str, into: Path | None = None
 ) -> Path:
-    """Return a folder of links to verified objects: in the cache folder, or copies at `into`, which must be empty."""
+    """Return a folder of links to verified objects: in the cache, or copies at `into`, which must be empty."""
     wanted = files_under(files, prefix)
     if not wanted:
         raise RequestError(f"the artifact has no files under {prefix!r}; it has {', '.join(sorted(files)[:20])}")
     sources = {name: objects.local_path(entry.sha256) for name, entry in sorted(wanted.items())}
     if into is None:
-        target = cache_folder() / "folders" / sha256_hex(f"{uri}\n{files_digest(wanted)}".encode())[:32]
+        target = objects.cache / "folders" / sha256_hex(f"{uri}\n{files_digest(wanted)}".encode())[:32]
         if all(_points_at(target / name, source) for name, source in sources.items()):
             return target
     else:

@@ -153,7 +153,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     wrapped = PeftModel.from_pretrained(model, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
-    wanted = set(get_peft_model_state_dict(wrapped))
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if found != wanted:
         raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
     return wrapped

@@ -1,0 +1,310 @@
+"""The PPO stage: models, rollouts and experience around the one loop, and the draft of actor and critic."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.errors import StageError
+from recipes.stages import PpoStage
+from rlhf.models import PolicyModels
+from rlhf.monitors import RolloutReport
+from rlhf.ppo import UNTOUCHED_TOLERANCE, PpoObjective, PpoSource
+from rlhf.rollout import ColocatedRollouts
+from rlhf.scoring import ScoreStatistics
+from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
+from trainers.architectures.load import head_name, stock_class
+from trainers.architectures.lora import adapter_tensors, merged_tensors
+from trainers.artifacts import model_config, probe, write_adapter, write_model
+from trainers.checkpoint import StoreCheckpoint, versions
+from trainers.data.batches import BatchPlan
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.build import build_engine
+from trainers.engine.protocol import Engine, ParameterGroup
+from trainers.generation import SamplingSettings
+from trainers.language_stage import stage_layout
+from trainers.loop import Cadence, Outcome, train
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.schedule import learning_rate_factor
+from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, model_part, open_dataset, put_probe
+from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
+
+
+def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
+    """Optimise a policy against a reward model; the draft comes from rank 0. Collective."""
+    ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
+    observer.phase("data")
+    use_fast_matmul(ranks.device)
+    tokenization = load_tokenization(model_folder(context, "actor"))
+    require_same_contract(context, tokenization)
+    prompts = open_dataset(context, _request(spec, context, tokenization))
+    layout = _layout(spec, context)
+
+    observer.phase("model")
+    reward = reward_source(context, "reward")
+    shared = build_models(
+        spec,
+        model_folder(context, "actor"),
+        context.inputs["actor"].digest,
+        reward,
+        seed=context.seed,
+        device=ranks.device,
+    )
+    engine = build_engine(
+        shared.models, _groups(spec, shared), spec.shard, clip=settings.gradient_clipping, device=ranks.device
+    )
+    sampling = SamplingSettings(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in rollout.stop_tokens)),
+        pad_id=tokenization.pad_id,
+    )
+    tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
+    per_iteration = rollout.prompts_per_iteration
+    source = PpoSource(
+        engine=engine,
+        rollouts=ColocatedRollouts(engine, shared.trained, context.inputs["actor"].digest, sampling),
+        prompts=BatchPlan(
+            prompts, context.seed, per_iteration, ranks.world_size, ranks.rank, per_iteration // ranks.world_size
+        ),
+        settings=settings,
+        rollout=rollout,
+        statistics=reward.statistics,
+        trained=shared.trained,
+        seed=context.seed,
+        micro_batch=layout.micro_batch,
+        tolerance=tolerance,
+        observer=observer,
+    )
+    outcome = train(
+        engine,
+        PpoObjective(settings, rollout.max_new_tokens, tolerance),
+        source,
+        learning_rates=lambda step: _learning_rates(spec, source, step),
+        cadence=Cadence(settings.save_every * source.steps_per_iteration, source.steps_planned + 1),
+        checkpoint=StoreCheckpoint(
+            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
+        ),
+        evaluate=None,
+        observer=observer,
+        seed=context.seed,
+    )
+    start, final = source.start_report(), source.final_report(outcome.steps_done)
+    if outcome.state == "stopped_by":
+        _return_to(engine, source.best()[1])
+    observer.phase("write")
+    metrics = _metrics(outcome, source, start, final, prompts)
+    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, _gate(start, final), layout)
+    engine.close()
+    return draft
+
+
+def require_same_contract(context: StageContext, tokenization: Tokenization, field_path: str = "reward") -> None:
+    """Refuse a reward model that reads tokens in another way than the policy writes them."""
+    other = load_tokenization(model_folder(context, field_path))
+    if other.contract_hash != tokenization.contract_hash:
+        raise StageError(
+            f"{field_path}: {context.inputs[field_path].stage} has another vocabulary, special tokens or chat template "
+            f"(contract {other.contract_hash[:12]}) than the policy (contract {tokenization.contract_hash[:12]})"
+        )
+
+
+def reward_source(context: StageContext, field_path: str) -> RewardSource:
+    """Where an input's reward model is, and how its scores are normalised."""
+    manifest = context.inputs[field_path]
+    has_adapter = any(name.startswith("adapter/") for name in manifest.files)
+    return RewardSource(
+        folder=model_folder(context, field_path),
+        adapter=context.store.folder(manifest, "adapter") if has_adapter else None,
+        base=manifest.base,
+        statistics=score_statistics(manifest),
+    )
+
+
+def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
+    """Mean and standard deviation that the reward stage stored; an imported model without them keeps its raw scale."""
+    scores: Any = manifest.metrics.get("scores")
+    if scores is None:
+        return ScoreStatistics(0.0, 1.0)
+    return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
+
+
+def _request(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> DataRequest:
+    return DataRequest(
+        source=spec.prompts,
+        base_dir=context.base_dir,
+        role="prompts",
+        tokenization=tokenization,
+        sequence_length=spec.rollout.max_prompt_tokens,
+        seed=context.seed,
+        source_digest=context.data.get("prompts"),
+    )
+
+
+def _layout(spec: PpoStage, context: StageContext) -> Layout:
+    """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
+    prompts, samples = spec.rollout.prompts_per_iteration, spec.rollout.samples_per_prompt
+    workers, parts = context.ranks.world_size, spec.ppo.mini_batches
+    if prompts % workers or (prompts * samples) % (parts * workers):
+        raise StageError(
+            f"rollout.prompts_per_iteration ({prompts}) x samples_per_prompt ({samples}) cannot be divided into "
+            f"ppo.mini_batches ({parts}) over {workers} workers"
+        )
+    if spec.lora is not None and spec.shard.gradient_checkpointing:
+        raise StageError("shard.gradient_checkpointing has no exact form with several adapters on one network")
+    return stage_layout(context, prompts * samples // parts, spec.shard.micro_batch)
+
+
+def _groups(spec: PpoStage, shared: SharedModels) -> list[ParameterGroup]:
+    adamw = spec.ppo.optimizer
+    return [
+        ParameterGroup(name, parameters, adamw.betas, adamw.eps, adamw.weight_decay)
+        for name, parameters in (("actor", shared.actor_parameters), ("critic", shared.critic_parameters))
+    ]
+
+
+def _learning_rates(spec: PpoStage, source: PpoSource, step: int) -> dict[str, float]:
+    factor = learning_rate_factor(spec.ppo.schedule, step, source.steps_planned)
+    is_warming_up = step < spec.ppo.critic_warmup * source.steps_per_iteration
+    actor, critic = spec.ppo.optimizer.lr, spec.ppo.critic_lr
+    return {
+        "actor": 0.0 if is_warming_up else actor * factor,
+        "critic": (actor if critic is None else critic) * factor,
+    }
+
+
+def _return_to(engine: Engine, best: Mapping[str, Tensor]) -> None:
+    """Put the best policy and its critic back into the engine; collective."""
+
+    def read(group: str, name: str, start: int, stop: int) -> Tensor:
+        return best[name].reshape(-1)[start:stop].float() if group == "param" else torch.zeros(stop - start)
+
+    engine.state_in(read, steps_applied=engine.steps_applied)
+
+
+def _metrics(
+    outcome: Outcome, source: PpoSource, start: RolloutReport, final: RolloutReport, prompts: Dataset
+) -> dict[str, Any]:
+    """The stage's standard report: rollouts before the first and after the last update, and which policy was kept."""
+    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
+    kept = {} if outcome.state == "completed" else {"kept_iteration": source.best()[0]}
+    return {
+        "start": start.metrics(),
+        "end": final.metrics(),
+        **kept,
+        "train": last,
+        "samples": outcome.samples,
+        "response_tokens": int(outcome.weight),
+        "skipped_steps": outcome.skipped_steps,
+        "data": prompts.report.to_json(),
+    }
+
+
+def _gate(start: RolloutReport, final: RolloutReport) -> tuple[str, ...]:
+    """Why later stages should not build on the policy: it lost what it was trained for."""
+    if final.score_mean < start.score_mean - 0.5 * start.score_std:
+        return (f"the mean score fell from {start.score_mean:.3f} to {final.score_mean:.3f}",)
+    return ()
+
+
+def _write_draft(
+    spec: PpoStage,
+    context: StageContext,
+    engine: Engine,
+    shared: SharedModels,
+    tokenization: Tokenization,
+    outcome: Outcome,
+    metrics: Mapping[str, Any],
+    gate_reasons: tuple[str, ...],
+    layout: Layout,
+) -> Draft | None:
+    """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
+    dtype = dtype_of(spec.shard.precision)
+    is_first = context.ranks.rank == 0
+    actor_probe = critic_probe = None
+    with engine.gathered() as module:
+        assert isinstance(module, PolicyModels)
+        if is_first:
+            with module.playing("actor") as actor:
+                actor_probe = probe(actor, "language_model", tokenization.vocab_size)
+            with module.playing("critic") as critic:
+                critic_probe = probe(_ValueModel(critic, module.value_head), "value_model", tokenization.vocab_size)
+    tensors = dict(engine.full_parameters())
+    if actor_probe is None or critic_probe is None:
+        return None
+    models, config = shared.models, shared.models.networks[POLICY].config
+    base = context.inputs["actor"].digest if spec.lora is not None else None
+    actor_entry, critic_entry = put_probe(context.store, actor_probe), put_probe(context.store, critic_probe)
+    checks = [Check("value_model", "critic", critic_entry)]
+    policy = network_tensors(tensors, POLICY)
+    with draft_folder() as folder:
+        if base is not None:
+            adapter = adapter_tensors(policy, ACTOR)
+            write_adapter(folder / "adapter", shared.peft_config, adapter.items(), base_digest=base, dtype=dtype)
+            part = model_part(context.inputs["actor"], "actor")
+            checks.append(Check("language_model", part, actor_entry, adapter="adapter", base="actor"))
+        if base is None or spec.merge:
+            whole = policy if base is None else merged_tensors(models.networks[POLICY], policy, ACTOR)
+            files_of = tokenization.files()
+            write_model(folder / "actor", "language_model", config, whole.items(), files_of, dtype=dtype)
+            checks.append(Check("language_model", "actor", actor_entry))
+        _write_critic(folder / "critic", models, tensors, tokenization, dtype)
+        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
+    return Draft(
+        kind="actor_critic",
+        files=files,
+        checks=tuple(checks),
+        outcome={
+            "state": outcome.state,
+            "rule": outcome.rule,
+            "steps_done": outcome.steps_done,
+            "steps_planned": outcome.steps_planned,
+        },
+        metrics=dict(metrics),
+        gate_reasons=gate_reasons,
+        contract=tokenization.contract_hash,
+        base=base,
+        architecture=model_config(config, "language_model", dtype),
+        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+    )
+
+
+class _ValueModel(nn.Module):
+    """A network and the value head in the form of the stock class, to be probed."""
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.config = network.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
+        """One value per token."""
+        states = self.network.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+        return SimpleNamespace(logits=self.head(states.last_hidden_state))
+
+
+def _write_critic(
+    folder: Path, models: PolicyModels, tensors: Mapping[str, Tensor], tokenization: Tokenization, dtype: torch.dtype
+) -> None:
+    """Write the critic as a token classification model with one label, its adapter merged."""
+    route = models.routes["critic"]
+    network: Any = models.networks[route.network]
+    own = network_tensors(tensors, route.network)
+    whole = merged_tensors(network, own, route.adapters[0]) if route.adapters else own
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        stock = stock_class(config.model_type, "value_model")(config)
+    prefix = "" if network.base_model is not network else f"{network.base_model_prefix}."
+    wanted = set(stock.state_dict())
+    named = {f"{prefix}{name}": tensor for name, tensor in whole.items() if f"{prefix}{name}" in wanted}
+    head = head_name(stock)
+    named |= {f"{head}.{name}": tensors[f"value_head.{name}"] for name in ("weight", "bias")}
+    write_model(folder, "value_model", config, named.items(), tokenization.files(), dtype=dtype)

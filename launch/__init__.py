@@ -1,4 +1,4 @@
-"""Trainwright from Python: `launch.run(recipe)`, and the other calls of `launch.api`; nothing is loaded before its use."""
+"""Trainwright from Python: `launch.run(recipe)` and the other calls of `launch.api`, loaded when used."""
 
 from typing import TYPE_CHECKING, Any
 

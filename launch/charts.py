@@ -173,9 +173,10 @@ def lineage_graph(nodes: Sequence[Node]) -> str:
     for node in nodes:
         x, y = where[node.name]
         parts.append(
-            f'<g class="node {escape(node.state)}"><rect x="{x:.0f}" y="{y:.0f}" width="{box_w}" height="{box_h}" rx="9"/>'
-            f'<text class="name" x="{x + box_w / 2:.0f}" y="{y + 20:.0f}" text-anchor="middle">{escape(node.name[:20])}</text>'
-            f'<text x="{x + box_w / 2:.0f}" y="{y + 35:.0f}" text-anchor="middle">{escape(node.caption[:26])}</text></g>'
+            f'<g class="node {escape(node.state)}" text-anchor="middle">'
+            f'<rect x="{x:.0f}" y="{y:.0f}" width="{box_w}" height="{box_h}" rx="9"/>'
+            f'<text class="name" x="{x + box_w / 2:.0f}" y="{y + 20:.0f}">{escape(node.name[:20])}</text>'
+            f'<text x="{x + box_w / 2:.0f}" y="{y + 35:.0f}">{escape(node.caption[:26])}</text></g>'
         )
     arrow = (
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'

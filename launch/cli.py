@@ -278,13 +278,21 @@ def sample(
     """Let a model write: --prompt TEXT, --chat for a conversation, both for one answer to a chat message."""
     from launch.sampler import converse, sample_texts
 
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if chat and not prompt:
-        converse(model, store=store, **settings)
+        converse(model, store=store, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         return
     if not prompt:
         raise RequestError("give --prompt TEXT, or --chat for a conversation")
-    answers = sample_texts(model, prompt, chat=chat, store=store, num_samples=num_samples, **settings)
+    answers = sample_texts(
+        model,
+        prompt,
+        chat=chat,
+        store=store,
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
     if as_json:
         _print_json(answers)
         return
@@ -316,12 +324,12 @@ def schema(
     ] = False,
 ) -> None:
     """Print the recipe's JSON schema."""
-    from recipes.reference import json_schema, markdown_reference
+    from recipes import reference
 
     if markdown:
-        typer.echo(markdown_reference())
+        typer.echo(reference.markdown())
     else:
-        _print_json(json_schema())
+        _print_json(reference.json_schema())
 
 
 def _add_store_commands() -> None:

@@ -1,4 +1,4 @@
-"""Reads what the report shows from a run's directory, the artifacts it made, and the runs it took cached stages from."""
+"""Reads what the report shows: a run's folder, the artifacts it made, the runs that it took cached stages from."""
 
 import contextlib
 import json

@@ -231,7 +231,7 @@ class Executor:
     def _attempts(
         self, planned: PlannedStage, index: int, inputs: dict[str, ArtifactManifest]
     ) -> tuple[ArtifactManifest, int]:
-        """Compute a stage, again after infrastructure failures as the policy allows; returns the last attempt's number."""
+        """Compute a stage, again after infrastructure failures as the policy allows; returns the last lease too."""
         name, max_retries = planned.name, self.resolved.recipe.cluster.max_retries
         attempts: list[Attempt] = []
         while True:

@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.topology import Node
-
 from launch.capacity import settle_workers
 from launch.progress import View
 from launch.records import RunRecord

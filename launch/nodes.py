@@ -13,7 +13,7 @@ ASK_TIMEOUT_S = 8.0
 
 
 def nodes_of(address: str | None) -> list[Node]:
-    """The nodes of the cluster at an address; None: this machine. Raises CapacityError when the cluster does not answer."""
+    """The nodes of the cluster at an address; None: this machine. Raises CapacityError when nothing answers."""
     if address is None:
         return local_nodes()
     try:

@@ -108,7 +108,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def stage_charts(curves: Values) -> list[str]:
-    """The charts of one stage, the ones that a reader looks for first; a held-out curve lies over its training curve."""
+    """The charts of one stage, those that a reader looks for first; a held-out curve lies over its training curve."""
     charts = []
     used: set[str] = set()
     for name in sorted(curves, key=_rank):
@@ -270,8 +270,9 @@ def over_training(samples: Sequence[Mapping[str, Any]], limit: int = 4) -> str:
     for step in chosen:
         for sample in [s for s in samples if int(s.get("step", 0)) == step][:limit]:
             cards.append(
-                f'<div class="sample"><div class="prompt">{escape(str(sample.get("prompt", "")))}</div><div class="answers">'
-                f'<div class="answer"><div class="who"><b>step {step}</b><span>{_score(sample.get("score"))}</span></div>'
+                f'<div class="sample"><div class="prompt">{escape(str(sample.get("prompt", "")))}</div>'
+                f'<div class="answers"><div class="answer"><div class="who"><b>step {step}</b>'
+                f"<span>{_score(sample.get('score'))}</span></div>"
                 f"{escape(str(sample.get('response', '')))}</div></div></div>"
             )
     return "".join(cards)
@@ -303,7 +304,8 @@ def _stage_section(stage: StageReport) -> str:
     if len(charts) > SHOWN_CURVES:
         more = "".join(charts[SHOWN_CURVES:])
         parts.append(
-            f'<details><summary>{len(charts) - SHOWN_CURVES} more curves</summary><div class="charts">{more}</div></details>'
+            f"<details><summary>{len(charts) - SHOWN_CURVES} more curves</summary>"
+            f'<div class="charts">{more}</div></details>'
         )
     metrics = (stage.manifest or {}).get("metrics") or {}
     table = metric_table(metrics)
@@ -344,7 +346,8 @@ def render(report: RunReport) -> str:
     """The page, without a single reference to anything outside it."""
     body = [
         f"<h1>{escape(report.recipe)}</h1>",
-        f'<p class="soft">run <span class="mono">{escape(report.run)}</span> {_badge(report.state, _tone(report.state))}</p>',
+        f'<p class="soft">run <span class="mono">{escape(report.run)}</span> '
+        f"{_badge(report.state, _tone(report.state))}</p>",
     ]
     if report.message:
         body.append(f'<div class="card"><pre>{escape(report.message)}</pre></div>')

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the plan, then one line per stage; live on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: the plan, then one line per stage; live on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From a validated recipe to fixed inputs: artifacts for references that leave the recipe, digests for data, worker counts.
+"""From a validated recipe to fixed inputs: artifacts for references that leave it, digests for data, worker counts.
 
 What is resolved is written into the run's `recipe.json`; a resume reads it from there and never looks again at a name,
 a hub or a folder. Data files are looked at again, and a difference is refused.

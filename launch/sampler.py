@@ -91,8 +91,8 @@ def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
             _require_language_model(json.loads(opened.objects.get_bytes(manifest.files[name].sha256)), text)
             yield opened.folder(manifest, prefix)
             return
-    with tempfile.TemporaryDirectory(prefix="trainwright-sample-") as folder:
-        yield _merged(opened, manifest, text, Path(folder) / "model")
+    with tempfile.TemporaryDirectory(prefix="trainwright-sample-") as temporary:
+        yield _merged(opened, manifest, text, Path(temporary) / "model")
 
 
 def _merged(store: Store, manifest: ArtifactManifest, text: str, folder: Path) -> Path:

@@ -55,8 +55,8 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
             workers=str(stage.workers),
             batch=f"{stage.workers} x {stage.micro_batch} x {stage.accumulation}" if stage.micro_batch else "-",
             steps=f"{stage.steps:,}" if stage.steps else "-",
-            memory=size(stage.sizes and stage.sizes.memory_per_worker_bytes),
-            disk=size(stage.sizes and stage.sizes.disk_bytes),
+            memory=size(stage.sizes.memory_per_worker_bytes if stage.sizes else None),
+            disk=size(stage.sizes.disk_bytes if stage.sizes else None),
             state="cached" if stage.cached else "to run",
         )
         for stage in plan.stages

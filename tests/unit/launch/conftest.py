@@ -1,7 +1,7 @@
 """A run without training: stages that only write a file, in this process."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ name: toy
 stages:
   base:
     kind: pretrain
-    architecture: {family: decoder, type: llama, num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}
+    architecture:
+      {family: decoder, type: llama, num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64,
+       num_attention_heads: 2}
     tokenizer: {train: bpe, vocab_size: 300}
     data: {source: text, files: [text.txt]}
     train: {steps: 4, global_batch: 4, sequence_length: 16, optimizer: {lr: 1e-3}}
@@ -32,7 +34,12 @@ stages:
     init_from: base
     data: {source: text, files: [text.txt]}
     train: {steps: 4, global_batch: 4, sequence_length: 16, optimizer: {lr: 1e-3}}
-  exam: {kind: evaluate, of: [base, chat], suites: [perplexity], text: {source: text, files: [text.txt]}, sequence_length: 16}
+  exam:
+    kind: evaluate
+    of: [base, chat]
+    suites: [perplexity]
+    text: {source: text, files: [text.txt]}
+    sequence_length: 16
 """
 
 KINDS = {
@@ -143,5 +150,5 @@ class Bench:
 
 
 @pytest.fixture
-def bench(store: Store, recipe: Path, stages: Stages) -> Iterator[Bench]:
-    yield Bench(store, recipe, stages)
+def bench(store: Store, recipe: Path, stages: Stages) -> Bench:
+    return Bench(store, recipe, stages)

@@ -1,0 +1,117 @@
+"""What `resume` goes on with, and what it refuses."""
+
+from typing import Any
+
+import pytest
+
+from launch import api
+from launch.resolve import Resolved, differing_keys
+from recipes.errors import Preempted, RecipeError, RequestError
+
+
+@pytest.fixture
+def stopped(bench: Any) -> Any:
+    """A run that was stopped in its second stage."""
+
+    def stop(job: dict[str, Any], worker: Any) -> None:
+        if job["stage"] == "chat":
+            raise Preempted("state saved")
+
+    bench.stages.hook = stop
+    record = bench.record(bench.resolve())
+    with pytest.raises(Preempted):
+        bench.drive(record=record)
+    bench.stages.hook = lambda job, worker: None
+    return record
+
+
+def test_the_resolved_recipe_is_read_back_as_it_was_written(bench: Any) -> None:
+    resolved = bench.resolve("seed=7")
+    assert Resolved.from_json(resolved.to_json()) == resolved
+
+
+def test_a_completed_run_has_nothing_to_resume(bench: Any) -> None:
+    record, _ = bench.drive()
+    said: list[str] = []
+
+    class Listener(api.SilentView):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    result = api.resume(record.run, store=bench.store.uri, view=Listener())
+    assert said == [f"{record.run} is completed already; there is nothing to resume"]
+    assert set(result.stages) == {"base", "chat", "exam"}
+
+
+def test_unchanged_inputs_are_accepted(stopped: Any) -> None:
+    resolved = api.resumable(stopped, None, (), None)
+    assert resolved is not None
+    assert resolved == stopped.resolved()
+
+
+def test_changed_data_are_refused_by_name(stopped: Any, recipe: Any) -> None:
+    (recipe.parent / "text.txt").write_text("other words\n" * 20)
+    with pytest.raises(RequestError, match=r"stages\.base\.data\.data: ") as refused:
+        api.resumable(stopped, None, (), None)
+    assert "stages.chat.data.data" in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_missing_data_are_refused(stopped: Any, recipe: Any) -> None:
+    (recipe.parent / "text.txt").unlink()
+    with pytest.raises(RecipeError, match=r"stages\.base\.data"):
+        api.resumable(stopped, None, (), None)
+
+
+def test_placement_may_change(stopped: Any) -> None:
+    resolved = api.resumable(stopped, None, ["stages.chat.train.save_every=3", "cluster.max_retries=0"], None)
+    assert resolved is not None
+    assert resolved.recipe.stages["chat"].train.save_every == 3
+    assert resolved.recipe.cluster.max_retries == 0
+
+
+def test_meaning_may_not_change(stopped: Any) -> None:
+    with pytest.raises(RequestError, match=r"stages\.chat\.train\.steps: 4 in the run, 5 at present"):
+        api.resumable(stopped, None, ["stages.chat.train.steps=5"], None)
+
+
+def test_a_recipe_that_differs_is_refused_with_its_keys(stopped: Any, recipe: Any) -> None:
+    assert api.resumable(stopped, recipe, (), None) is not None
+    recipe.write_text(recipe.read_text().replace("lr: 1e-3", "lr: 2e-3", 1))
+    with pytest.raises(RequestError, match=r"stages\.base\.train\.optimizer\.lr: 0\.001 in the run, 0\.002 at present"):
+        api.resumable(stopped, recipe, (), None)
+
+
+def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.stages import SEMANTICS
+
+    monkeypatch.setitem(SEMANTICS, "finetune", SEMANTICS["finetune"] + 1)
+    with pytest.raises(RequestError, match=r"stages\.chat\.semantics: 1 in the run, 2 at present"):
+        api.resumable(stopped, None, (), None)
+
+
+def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
+    from launch.journal import this_driver
+
+    record = bench.record(bench.resolve())
+    record.journal().write("run_started", driver=this_driver(), next_s=5)
+    with pytest.raises(RequestError, match="is running on"):
+        api.resumable(record, None, (), None)
+
+
+def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) -> None:
+    from launch.journal import this_driver
+
+    record = bench.record(bench.resolve())
+    record.journal().write("run_started", driver={**this_driver(), "start_ticks": 1}, next_s=5)
+    assert record.summary().state == "lost"
+    assert api.resumable(record, None, (), None) is not None
+
+
+def test_differing_keys_are_dotted_and_show_both_values() -> None:
+    before, after = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 2, "c": [1]}, "e": 3}
+    assert differing_keys(before, after) == [
+        "a.b: 1 in the run, 2 at present",
+        "d: 2 in the run, null at present",
+        "e: null in the run, 3 at present",
+    ]

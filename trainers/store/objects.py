@@ -35,7 +35,7 @@ class ObjectStore:
 
     @property
     def cache(self) -> Path:
-        """Where things lie that can be made again: `cache/` of a local store that is writable, else the user's cache."""
+        """Where things lie that can be made again: `cache/` of a local store that is writable, else the user's."""
         if self._files.root is not None and os.access(self._files.root, os.W_OK):
             return self._files.root / "cache"
         return cache_folder()

@@ -1,0 +1,86 @@
+"""A store that was written by the first version of each format is read today, and today's writer writes the same."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.errors import StoreDamaged
+from trainers.store.manifest import manifest_bytes, sha256_hex
+from trainers.store.objects import object_path
+from trainers.store.state import TensorReader
+from trainers.store.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))
+from write_golden import BASE, CHAT, DATA, MATRIX, MOMENT, RUN, main
+
+sys.path.pop(0)
+
+GOLDEN = Path(__file__).parent / "golden" / "format-1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    shutil.copytree(GOLDEN, tmp_path / "store")
+    return Store.open(str(tmp_path / "store"))
+
+
+def test_everything_is_there(store: Store) -> None:
+    assert store.verify().damage == []
+    assert [item.stage for item in store.list_artifacts()] == ["base", "chat"]
+    chat = store.resolve("best")
+    assert (chat.fingerprint, chat.outcome.rule, chat.gate.passed) == (CHAT, "kl", False)
+    assert [item.fingerprint for item in store.lineage(CHAT).ancestors] == [BASE]
+    base = store.resolve(BASE[:8])
+    assert (base.metrics["loss"], base.data, base.outcome.steps_done) == (2.5, {"data": DATA}, 10)
+    assert (store.folder(base, "model") / "config.json").read_bytes() == b'{"model_type":"llama"}'
+    dataset = store.find_dataset(DATA)
+    assert dataset is not None
+    assert store.objects.get_bytes(dataset.files["tokens.npy"].sha256) == b"tokens"
+    assert store.runs() == [RUN]
+    assert [line["loss"] for line in store.run(RUN).read_lines("metrics")] == [3.0, 2.0, 1.0]
+
+
+def test_training_state_is_read(store: Store) -> None:
+    state = store.latest_state(RUN, "base")
+    assert state is not None
+    assert (state.step, state.lease, state.values) == (2, 2, {"samples": 128, "kl_coef": 0.05})
+    assert state.layout.accumulation == 8
+    with TensorReader(store, state) as reader:
+        assert torch.equal(reader.read("param", "w"), MATRIX)
+        assert torch.equal(reader.read_range("param", "w", 3, 6), MATRIX.flatten()[3:6])
+        assert torch.equal(reader.read("exp_avg_sq", "b"), MOMENT)
+    assert store.take_lease(RUN, "base") == 3
+    assert store.keep_states(RUN, "base", keep=1) == 1
+
+
+def test_the_writer_writes_the_same(tmp_path: Path) -> None:
+    main(str(tmp_path))
+
+    def listing(root: Path) -> list[str]:
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+    assert listing(tmp_path) == listing(GOLDEN)
+    for name in listing(GOLDEN):
+        ours, golden = (tmp_path / name).read_bytes(), (GOLDEN / name).read_bytes()
+        if name.startswith(("refs/", "leases/")):
+            ours, golden = ({**json.loads(data), "nonce": ""} for data in (ours, golden))  # type: ignore[assignment]
+        assert ours == golden, name
+
+
+def test_manifests_are_unchanged_by_reading_and_writing(store: Store) -> None:
+    for manifest in (*store.list_artifacts(), store.latest_state(RUN, "base"), store.find_dataset(DATA)):
+        assert manifest is not None
+        assert store._files.size(object_path(sha256_hex(manifest_bytes(manifest)))) is not None
+
+
+def test_a_later_format_is_refused_by_number(store: Store) -> None:
+    manifest = {**json.loads(manifest_bytes(store.resolve(CHAT))), "format": 2}
+    sha = store.objects.put_bytes(json.dumps(manifest).encode())
+    store._artifact_refs(CHAT).create(2, {"manifest": sha, "bytes": 1})
+    (Path(store.uri) / f"refs/artifacts/{CHAT}/000001").unlink()
+    with pytest.raises(StoreDamaged, match="format 2; this version reads format 1"):
+        store.find_artifact(CHAT)

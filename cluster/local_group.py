@@ -1,26 +1,18 @@
 """A worker group of one rank in this very process: for debugging with breakpoints, and for tests."""
 
 import contextlib
-import importlib
 import os
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from cluster.protocol import Json, OnBeat, Target, Verdict, WorkerFailed, WorkerSpec
-from recipes.errors import Preempted, TrainwrightError
-
-
-def find_target(target: Target) -> Any:
-    """The function that a target names."""
-    if not isinstance(target, str):
-        return target
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+from cluster.rank import describe_error, find_target
+from cluster.supervise import classify, judge
+from recipes.errors import Preempted
 
 
 class LocalContext:
@@ -68,7 +60,8 @@ class LocalGroup:
         context = LocalContext(self._stop, on_beat, self.spec.beat_interval_s)
         with _environment({**self.spec.environment, **_torchrun_environment()}):
             try:
-                return [find_target(target)(payload, context)]
+                function = find_target(target) if isinstance(target, str) else target
+                return [function(payload, context)]
             except Preempted:
                 raise
             except Exception as error:
@@ -117,13 +110,5 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _verdict(error: Exception) -> Verdict:
-    name = type(error).__name__
-    return Verdict(
-        kind="exception",
-        message=f"{name}: {error} (rank 0 on {LocalContext.node})",
-        rank=0,
-        node=LocalContext.node,
-        error=name,
-        exit_code=error.exit_code if isinstance(error, TrainwrightError) else 4,
-        traceback="".join(traceback.format_exception(error)),
-    )
+    end = classify(0, LocalContext.node, time.time(), error=describe_error(error))
+    return judge([end])

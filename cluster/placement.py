@@ -80,7 +80,9 @@ def holders(but: str = "") -> list[str]:
             for bundle in entry["bundles"].values():
                 for key, amount in bundle.items():
                     total[key] = total.get(key, 0.0) + amount
-            amounts = " and ".join(f"{amount:g} {key}" for key, amount in sorted(total.items()) if key in ("CPU", "GPU"))
+            amounts = " and ".join(
+                f"{amount:g} {key}" for key, amount in sorted(total.items()) if key in ("CPU", "GPU")
+            )
             label = f"'{entry['name']}'" if entry["name"] else f"placement group {entry['placement_group_id'][:8]}"
             found.append(f"{label} ({amounts})" if amounts else label)
     found.extend(_actors_outside_groups())

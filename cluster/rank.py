@@ -147,7 +147,8 @@ def _preload(link: Link, module: str) -> None:
     trouble = ""
     if module:
         # Niceness belongs to a thread on Linux: the main thread keeps its own, and needs no privilege to have it back.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + SPARE_NICENESS))
         try:
             importlib.import_module(module)
         except Exception:

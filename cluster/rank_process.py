@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +68,21 @@ class RankProcess:
         """Whether the process runs."""
         return self.pid != 0 and not self._dead.is_set()
 
+    def expect(self) -> None:
+        """Forgets the beats of the run before."""
+        self.beat = Beat("start", {}, time.monotonic(), self.beat.number + 1)
+
     def run(self, order: Json) -> RankEnd:
         """Hands a run over and waits for its end; the process is gone when this returns, unless it is reusable and well."""
         self._order = order
         self._oom_before = oom_kills(os.getpid())
         with contextlib.suppress(FileNotFoundError):
             self._log_start = os.stat(order["log_path"]).st_size
-        self.beat = Beat("start", {}, time.monotonic(), self.beat.number + 1)
         self._send({"do": "run", **order})
         said = self._ends.get()
         if not (order["reusable"] and said["say"] == "result"):
             self._finish()
-        end = self._end_of(said)
+        end = replace(self._end_of(said), phase=self.beat.phase, progress=self.beat.progress)
         self._order = None
         return end
 

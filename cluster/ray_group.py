@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ class _Rank:
     """One worker, where it is, and how the run in progress stands on it."""
 
     actor: Any
+    bundle: int
     node_id: str
     node: str
     info: Json
@@ -46,6 +48,7 @@ class _Rank:
     local_rank: int = 0
     pulse: Json = field(default_factory=dict)
     log: Path = Path()
+    log_start: int = 0
     log_offset: int = 0
     ships_log: bool = False
     remote_log: str = ""
@@ -64,6 +67,7 @@ class RayGroup:
         self._stop_grace_s = spec.stop_grace_s
         self._lock = threading.Lock()
         self._is_closed = False
+        self._run_id = ""
         self._place()
 
     def prepare_next(self) -> None:
@@ -88,8 +92,8 @@ class RayGroup:
             except BaseException:
                 run.abort()
                 raise
-            if run.has_lost_worker:
-                self._drop()
+            if run.lost:
+                self._replace(run.lost)
         if all(end.kind == "result" for end in ends):
             return [end.result for end in ends]
         verdict = run.verdict(ends)
@@ -132,9 +136,7 @@ class RayGroup:
         try:
             if spec.cpus_per_worker or spec.gpus_per_worker:
                 request = Request(spec.num_workers, spec.cpus_per_worker, spec.gpus_per_worker)
-                self._reservation = reserve(
-                    request, self._session.nodes, name, spec.placement_timeout_s, self._on_wait
-                )
+                self._reservation = reserve(request, self._session.nodes, name, spec.placement_timeout_s, self._on_wait)
             self._ranks = self._start_workers()
         except BaseException:
             self._drop()
@@ -142,8 +144,24 @@ class RayGroup:
 
     def _start_workers(self) -> list[_Rank]:
         spec = self.spec
-        actors = [
-            ray.remote(Worker)
+        here = ray.get_runtime_context().get_node_id()
+        places = self._reservation.node_of_bundle if self._reservation else dict.fromkeys(range(spec.num_workers), here)
+        ranks = self._start_in(places)
+        ranks.sort(
+            key=lambda rank: (rank.node_id != here, rank.node, rank.node_id, rank.info["gpus"], rank.info["pid"])
+        )
+        seen: Counter[str] = Counter()
+        for number, rank in enumerate(ranks):
+            rank.number, rank.local_rank = number, seen[rank.node_id]
+            rank.ships_log = rank.info["machine"] != this_machine()
+            seen[rank.node_id] += 1
+        return ranks
+
+    def _start_in(self, places: dict[int, str]) -> list[_Rank]:
+        """Workers in the given bundles, which are on the given nodes; all of them or none."""
+        spec = self.spec
+        actors = {
+            bundle: ray.remote(Worker)
             .options(
                 num_cpus=spec.cpus_per_worker,
                 num_gpus=spec.gpus_per_worker,
@@ -152,32 +170,40 @@ class RayGroup:
                 scheduling_strategy=self._strategy(bundle),
             )
             .remote(dict(spec.environment), spec.preload, int(spec.cpus_per_worker), spec.gpus_per_worker > 0)
-            for bundle in range(spec.num_workers)
-        ]
+            for bundle in places
+        }
         addresses = {node.id: node.address for node in self._session.nodes()}
-        here = ray.get_runtime_context().get_node_id()
-        places = self._reservation.node_of_bundle if self._reservation else dict.fromkeys(range(spec.num_workers), here)
-        # Where a worker without a reservation went, Ray alone knows; it was asked to go here.
-        calls = [actor.describe.remote(addresses[places[bundle]]) for bundle, actor in enumerate(actors)]
+        calls = [actor.describe.remote(addresses[places[bundle]]) for bundle, actor in actors.items()]
         try:
             infos: list[Json] = ray.get(calls, timeout=WORKER_START_TIMEOUT_S)
-        except (GetTimeoutError, RayError) as error:
-            for actor in actors:
+            ranks = [
+                _Rank(actor, bundle, places[bundle], addresses[places[bundle]], info)
+                for (bundle, actor), info in zip(actors.items(), infos, strict=True)
+            ]
+            _require_one_version(ranks)
+        except BaseException as error:
+            for actor in actors.values():
                 ray.kill(actor)
+            if not isinstance(error, RayError):
+                raise
             reason = "no answer" if isinstance(error, GetTimeoutError) else str(error).strip().splitlines()[-1]
             raise CapacityError(f"workers of {spec.name} did not start: {reason}") from error
-        ranks = [
-            _Rank(actor, places[bundle], addresses[places[bundle]], infos[bundle])
-            for bundle, actor in enumerate(actors)
-        ]
-        _require_one_version(ranks)
-        ranks.sort(key=lambda rank: (rank.node_id != here, rank.node, rank.node_id, rank.info["gpus"], rank.info["pid"]))
-        seen: Counter[str] = Counter()
-        for number, rank in enumerate(ranks):
-            rank.number, rank.local_rank = number, seen[rank.node_id]
-            rank.ships_log = rank.info["machine"] != this_machine()
-            seen[rank.node_id] += 1
         return ranks
+
+    def _replace(self, lost: Sequence[_Rank]) -> None:
+        """New workers where some were killed; with a node gone, the next run places the whole group anew."""
+        alive = {node.id for node in self._session.nodes()}
+        if any(rank.node_id not in alive for rank in lost):
+            self._drop()
+            return
+        try:
+            fresh = {rank.bundle: rank for rank in self._start_in({rank.bundle: rank.node_id for rank in lost})}
+        except CapacityError:
+            self._drop()
+            return
+        for rank in lost:
+            rank.actor, rank.info = fresh[rank.bundle].actor, fresh[rank.bundle].info
+            rank.actor.prepare.remote({})
 
     def _strategy(self, bundle: int) -> Any:
         if self._reservation is None:
@@ -207,7 +233,7 @@ class RayGroup:
         try:
             port: int = ray.get(first.actor.free_port.remote(), timeout=CALL_TIMEOUT_S)
         except RayError:
-            # A worker that died between two runs: place the group anew, once.
+            # A worker died between two runs: place the group anew, once.
             self._drop()
             self._place()
             first = self._ranks[0]
@@ -215,6 +241,7 @@ class RayGroup:
         together = {rank.info["machine"] for rank in self._ranks} == {first.info["machine"]}
         local_sizes = Counter(rank.node_id for rank in self._ranks)
         calls: dict[Any, _Rank] = {}
+        self._run_id = uuid.uuid4().hex
         for rank in self._ranks:
             interface = "lo" if together else rank.info["interface"]
             environment = {
@@ -234,7 +261,10 @@ class RayGroup:
             rank.log = self.spec.log_folder / f"{label}-rank-{rank.number}.log"
             rank.log.parent.mkdir(parents=True, exist_ok=True)
             rank.pulse, rank.log_offset = {}, 0
-            rank.remote_log = f"/tmp/trainwright-{self._session.namespace}-{self.spec.name}-{label}-rank-{rank.number}.log"
+            rank.log_start = rank.log.stat().st_size if rank.log.exists() else 0
+            rank.remote_log = (
+                f"/tmp/trainwright-{self._session.namespace}-{self.spec.name}-{label}-rank-{rank.number}.log"
+            )
             order = {
                 "target": target,
                 "payload": payload,
@@ -245,6 +275,7 @@ class RayGroup:
                 "environment": environment,
                 "log_path": rank.remote_log if rank.ships_log else str(rank.log.resolve()),
                 "reusable": self.spec.reusable,
+                "run_id": self._run_id,
             }
             calls[rank.actor.run.remote(order)] = rank
         return calls
@@ -254,7 +285,8 @@ class _Run:
     """One run in progress: follows the beats, notices the first end, sees the rest out."""
 
     def __init__(self, group: RayGroup, calls: dict[Any, _Rank], on_beat: OnBeat | None, spares: bool) -> None:
-        self.has_lost_worker = False
+        self.lost: list[_Rank] = []
+        """Ranks whose worker, not only its process, is gone."""
         self._group = group
         self._spec = group.spec
         self._calls = calls
@@ -306,32 +338,40 @@ class _Run:
         for rank in self._calls.values():
             if rank.number not in busy and at >= self._poll_at[rank.number]:
                 self._poll_at[rank.number] = at + self._spec.beat_interval_s
-                self._polls[rank.actor.pulse.remote(rank.log_offset, rank.ships_log)] = rank
+                self._polls[rank.actor.pulse.remote(self._group._run_id, rank.log_offset, rank.ships_log)] = rank
 
     def _take_pulse(self, call: Any, rank: _Rank) -> None:
         try:
             pulse: Json = ray.get(call)
         except RayError:
             return  # the call of the run says what happened
+        if not pulse:
+            return
         self._append_log(rank, pulse.pop("log", b""))
-        is_first = "pid" not in rank.pulse
-        is_new = pulse.get("number", -1) != rank.pulse.get("number", -1)
+        is_first = not rank.pulse
+        is_new = pulse["number"] != rank.pulse.get("number")
         rank.pulse = pulse
-        if is_first and "pid" in pulse:
+        if is_first:
             self._group._session.watch([pulse["pid"]])
-        if is_new and pulse.get("phase") not in (None, "", "start") and rank.number not in self._ends and self._on_beat:
-            self._on_beat(rank.number, pulse["phase"], pulse["progress"])
+        if is_new and rank.number not in self._ends:
+            self._tell(rank, pulse["phase"], pulse["progress"])
+
+    def _tell(self, rank: _Rank, phase: str, progress: Json) -> None:
+        if phase not in ("", "start") and self._on_beat:
+            self._on_beat(rank.number, phase, progress)
 
     def _take_end(self, call: Any, rank: _Rank) -> None:
         try:
             end: RankEnd = ray.get(call)
         except RayError as error:
             end = self._lost(rank, error)
-            self.has_lost_worker = True
+            self.lost.append(rank)
         was_aborted = self._abort_at is not None and time.monotonic() >= self._abort_at
         if was_aborted and end.kind in ("signal", "out_of_memory"):
             end = replace(end, kind="stopped", message=f"ended with the group: rank {rank.number} on node {rank.node}")
         self._ends[rank.number] = end
+        if (end.phase, end.progress) != (rank.pulse.get("phase"), rank.pulse.get("progress")):
+            self._tell(rank, end.phase, end.progress)
         if end.kind != "result" and self._abort_at is None:
             grace = CONSEQUENCE_GRACE_S if end.is_consequence else GRACE_S
             if end.kind == "preempted":
@@ -359,7 +399,7 @@ class _Run:
             message=message,
             infrastructure=True,
             traceback="" if isinstance(error, RayActorError | OutOfMemoryError) else str(error),
-            tail=_last_lines(rank.log),
+            tail=_last_lines(rank.log, rank.log_start),
         )
 
     def _start_spares(self) -> None:
@@ -412,7 +452,7 @@ class _Run:
             f"group in {pulse.phase}{step}",
             infrastructure=True,
             traceback=self._stacks.get(odd, ""),
-            tail=_last_lines(rank.log),
+            tail=_last_lines(rank.log, rank.log_start),
         )
         self._abort_at = time.monotonic()
 
@@ -421,7 +461,11 @@ class _Run:
             return
         for rank in self._calls.values():
             rank.actor.abort.remote()
-        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=CALL_TIMEOUT_S) if self._calls else ([], [])
+        ready, _ = (
+            ray.wait(list(self._calls), num_returns=len(self._calls), timeout=CALL_TIMEOUT_S)
+            if self._calls
+            else ([], [])
+        )
         for call in ready:
             self._take_end(call, self._calls.pop(call))
         for rank in self._calls.values():
@@ -461,9 +505,9 @@ def _read_on(node_id: str, path: str, offset: int) -> bytes:
     return b""
 
 
-def _last_lines(log: Path) -> tuple[str, ...]:
+def _last_lines(log: Path, start: int) -> tuple[str, ...]:
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16_384))
+        file.seek(max(start, log.stat().st_size - 16_384))
         return tuple(file.read().decode(errors="replace").splitlines()[-50:])
     return ()
 
@@ -473,4 +517,6 @@ def _require_one_version(ranks: Sequence[_Rank]) -> None:
     for rank in ranks:
         if rank.info["version"] != ours:
             theirs = rank.info["version"]
-            raise CapacityError(f"node {rank.node} has trainwright {theirs}, the driver {ours}: install the same on every node")
+            raise CapacityError(
+                f"node {rank.node} has trainwright {theirs}, the driver {ours}: install the same on every node"
+            )

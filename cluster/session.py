@@ -34,6 +34,7 @@ _EMBEDDED_SETTINGS = {
     "RAY_event_stats": "0",
     "RAY_worker_num_grpc_internal_threads": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # 15 by default
 }
 # Their services are for people who watch a cluster: the autoscaler's monitor, the dashboard, the collector of logs.
 _UNWANTED_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")
@@ -49,9 +50,9 @@ def start(
 ) -> "Session":
     """Starts an embedded Ray (no address), or connects to the one at the address ("auto" or host:port).
 
-    `log_folder` receives Ray's own logs when an embedded Ray ends. Raises `CapacityError` when Ray does not answer.
+    `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. Raises `CapacityError` when Ray does not answer.
     """
-    return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name)
+    return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name, log_folder)
 
 
 def local_nodes() -> list[Node]:
@@ -139,14 +140,23 @@ class Session:
                 self._guard.stdin.write(b"".join(b"%d\n" % pid for pid in pids))
                 self._guard.stdin.flush()
 
+    def hear(self, message: str) -> None:
+        """Keeps what Ray would print on the terminal."""
+        if self._log_folder is not None:
+            with contextlib.suppress(OSError):
+                (self._log_folder / "ray").mkdir(parents=True, exist_ok=True)
+                with (self._log_folder / "ray" / "messages.log").open("a") as log:
+                    log.write(message + "\n")
+
     def shutdown(self) -> None:
         """Closes every group; an embedded Ray then ends with its processes, files and shared memory. Idempotent."""
         if self._ended.is_set():
             return
         ray = importlib.import_module("ray")
-        for group in self._groups:
-            with contextlib.suppress(Exception):  # a group that cannot be closed must not keep the rest alive
-                group.close()
+        if ray.is_initialized():
+            for group in self._groups:
+                with contextlib.suppress(Exception):  # a group that cannot be closed must not keep the rest alive
+                    group.close()
         self._keep_logs()
         self._ended.set()
         ray.shutdown()
@@ -225,8 +235,8 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
     return session
 
 
-def _connect(address: str, name: str) -> Session:
-    session = Session(namespace=f"trainwright-{name}-{secrets.token_hex(4)}", folder=None, log_folder=None)
+def _connect(address: str, name: str, log_folder: Path | None) -> Session:
+    session = Session(namespace=f"trainwright-{name}-{secrets.token_hex(4)}", folder=None, log_folder=log_folder)
 
     def initialise() -> None:
         ray = importlib.import_module("ray")
@@ -243,7 +253,10 @@ def _run_in_keeper(session: Session, initialise: Callable[[], None], timeout_s: 
 
     def keep() -> None:
         try:
+            importlib.import_module("ray")
+            atexit.register(session.shutdown)  # after Ray's own, and so run before it
             with _quiet_loggers():
+                _silence(session.hear)
                 initialise()
             outcome.append(None)
         except BaseException as error:
@@ -253,7 +266,6 @@ def _run_in_keeper(session: Session, initialise: Callable[[], None], timeout_s: 
         session._keeper_done.set()
 
     threading.Thread(target=keep, name="ray-keeper", daemon=True).start()
-    atexit.register(session.shutdown)
     if not started.wait(timeout_s):
         session.shutdown()
         raise CapacityError(f"{trouble} within {timeout_s:g} s")
@@ -303,6 +315,13 @@ def _forget_token() -> None:
     loader: Any = getattr(importlib.import_module("ray._raylet"), "AuthenticationTokenLoader", None)
     if loader is not None:
         loader.instance().reset_cache()
+
+
+def _silence(hear: Callable[[str], None]) -> None:
+    """Ray prints what its raylets report on the driver's terminal, whatever it was told about logs."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, *_, **__: hear("\n".join(map(str, data.get("lines", []))))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ _CONSEQUENCE = re.compile(
     r"|gloo.*(timed out|timeout)|failed to (send|recv)",
     re.IGNORECASE,
 )
-_COLLECTIVE = re.compile(r"\b(all_?reduce|all_?gather\w*|reduce_?scatter\w*|barrier|broadcast\w*|all_?to_?all\w*|synchronize)\b")
+_COLLECTIVE = re.compile(
+    r"\b(all_?reduce|all_?gather\w*|reduce_?scatter\w*|barrier|broadcast\w*|all_?to_?all\w*|synchronize)\b"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class RankEnd:
     traceback: str = ""
     tail: tuple[str, ...] = ()
     result: Json | None = None
+    phase: str = ""
+    progress: Json = field(default_factory=dict)
 
     @property
     def is_consequence(self) -> bool:
@@ -73,7 +77,9 @@ def classify(
     # A crash in native code comes back with the same input; a kill from outside does not.
     outside = -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     message = f"signal {-code} ({name}): {where}{during}"
-    return RankEnd(rank=rank, node=node, at=at, kind="signal", message=message, infrastructure=outside, tail=tuple(tail))
+    return RankEnd(
+        rank=rank, node=node, at=at, kind="signal", message=message, infrastructure=outside, tail=tuple(tail)
+    )
 
 
 def _raised(

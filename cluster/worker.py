@@ -38,6 +38,7 @@ class Worker:
         self._current: RankProcess | None = None
         self._spare: RankProcess | None = None
         self._log_path: Path | None = None
+        self._run_id = ""
 
     def describe(self, node_address: str) -> Json:
         """What the driver has to know for ranks and addresses."""
@@ -73,13 +74,15 @@ class Worker:
             self._current = current
         assert current is not None
         self._log_path = Path(order["log_path"])
+        current.expect()
+        self._run_id = order["run_id"]
         return current.run(order)
 
-    def pulse(self, log_offset: int, with_log: bool) -> Json:
-        """The latest beat, how long ago it was, and what the log got since the offset."""
+    def pulse(self, run_id: str, log_offset: int, with_log: bool) -> Json:
+        """The latest beat of that run, how long ago it was, what the log got since the offset; empty before the run."""
         current = self._current
-        if current is None:
-            return {"number": -1}
+        if current is None or self._run_id != run_id:
+            return {}
         reply: Json = {
             "number": current.beat.number,
             "phase": current.beat.phase,

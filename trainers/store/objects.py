@@ -139,8 +139,10 @@ class ObjectStore:
             return None
 
     def remove(self, sha256: str) -> None:
-        """Remove an object that nothing names."""
+        """Remove an object that nothing names, and its copy in the cache."""
         self._verified.pop(sha256, None)
+        if self._files.root is None:
+            (self.cache / object_path(sha256)).unlink(missing_ok=True)
         self._files.remove(object_path(sha256))
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:

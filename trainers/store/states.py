@@ -56,12 +56,14 @@ class StateLog:
             if self._refs.create(number, content):
                 return number
 
-    def latest(self) -> StateManifest | None:
-        """Return the newest whole state."""
+    def latest(self, hashed: bool) -> StateManifest | None:
+        """Return the newest whole state: every byte hashed, or sizes compared."""
         damaged: list[str] = []
         for number in reversed(self._refs.numbers()):
             try:
                 manifest = self._read(number)
+                for entry in manifest.objects() if manifest is not None and hashed else ():
+                    self._objects.local_path(entry.sha256)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 damaged.append(f"{self._refs.path(number)}: {error}")
                 continue

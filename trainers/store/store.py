@@ -213,12 +213,13 @@ class Store:
         content = self._put_manifest(manifest)
         return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
 
-    def latest_state(self, run: str, stage: str) -> StateManifest | None:
+    def latest_state(self, run: str, stage: str, *, hashed: bool = True) -> StateManifest | None:
         """Return the newest whole training state; a damaged one is passed over with a warning naming both.
 
+        Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes.
         Raises StoreDamaged when there are states and none is whole.
         """
-        return self._states(run, stage).latest()
+        return self._states(run, stage).latest(hashed)
 
     def keep_states(self, run: str, stage: str, keep: int = 2) -> int:
         """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.

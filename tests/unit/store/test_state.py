@@ -243,6 +243,10 @@ def test_nothing_is_dropped_before_the_newest_verifies(tmp_path: Path) -> None:
     with pytest.raises(StoreDamaged, match=r"another hash|expected"):
         Store.open(str(tmp_path)).keep_states("run", "base", keep=1)
     assert len(store._files.names("refs/states/run/base")) == 4
+    for hashed, step in ((True, 2), (False, 3)):
+        found = Store.open(str(tmp_path)).latest_state("run", "base", hashed=hashed)
+        assert found is not None
+        assert found.step == step
     newest.unlink()
     assert Store.open(str(tmp_path)).keep_states("run", "base", keep=2) == 0
     latest = Store.open(str(tmp_path)).latest_state("run", "base")

@@ -110,6 +110,15 @@ class PolicyModels(nn.Module):
         return spread(logprobs_N, mask_BR), None if entropy_N is None else spread(entropy_N, mask_BR)
 
 
+def response_logprobs(network: nn.Module, responses: Responses, temperature: float) -> Tensor:
+    """Log-probabilities [B, R] of the responses under a whole causal language model; zero outside of the response."""
+    states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
+    tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, False)
+    return spread(logprobs_N, responses.response_mask_BR)
+
+
 def backbone_states(network: nn.Module, input_ids_BT: Tensor) -> Tensor:
     """Last hidden states of right-padded rows: what stands after a row's end cannot be seen from before it."""
     states: Tensor = network.base_model(  # type: ignore[operator]

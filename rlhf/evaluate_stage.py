@@ -1,0 +1,223 @@
+"""The evaluate stage: held-out perplexity, answers to held-out prompts, and their comparison by reward models.
+
+Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.data import PythonDocs, Source
+from recipes.stages import Evaluate
+from rlhf.exam import (
+    Answer,
+    ModelAnswers,
+    comparison_metrics,
+    failed_bounds,
+    generation_metrics,
+    labels_of,
+    side_by_side,
+)
+from rlhf.experience import Responses
+from rlhf.kl import k1, k3
+from rlhf.models import response_logprobs
+from rlhf.ppo_stage import require_same_contract
+from rlhf.reward import ScoreModel
+from rlhf.rollout import answer, response_uniforms
+from trainers import distributed
+from trainers.architectures.load import ModelKind, head_name, load_model
+from trainers.architectures.token_losses import TokenLosses
+from trainers.data.batches import PromptBatch, SequenceBatch, build_batch, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest
+from trainers.data.order import global_sample
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.evaluation import evaluate, perplexity
+from trainers.generation import SamplingSettings
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.stage import Draft, StageContext, draft_folder, model_folder, open_dataset
+
+FORWARD_BATCH = 16
+"""Rows of a forward pass."""
+GENERATION_BATCH = 128
+
+
+def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
+    """Measure models; the draft of the report comes from rank 0. Collective."""
+    use_fast_matmul(context.ranks.device)
+    labels = labels_of(spec.of)
+    metrics: dict[str, float] = {}
+    if "perplexity" in spec.suites:
+        for index, label in enumerate(labels):
+            context.observer.phase("perplexity", step=index, steps_planned=len(labels))
+            metrics[f"{label}.perplexity"] = _perplexity(spec, context, index)
+    samples: list[dict[str, Any]] = []
+    if "generation" in spec.suites or "comparison" in spec.suites:
+        answers, samples = _answers(spec, context, labels)
+        for model in answers:
+            metrics |= generation_metrics(model)
+        if "comparison" in spec.suites:
+            metrics |= comparison_metrics(answers)
+        metrics["prompts"] = float(len(answers[0].answers))
+    context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
+    context.observer.phase("write")
+    return _write_draft(spec, context, metrics, samples)
+
+
+def _perplexity(spec: Evaluate, context: StageContext, index: int) -> float:
+    """Perplexity of one model on the held-out text; collective."""
+    tokenization = load_tokenization(model_folder(context, f"of.{index}"))
+    dataset = open_dataset(context, _request(spec, context, spec.text, "text", tokenization, spec.sequence_length))
+    model = TokenLosses(_load(spec, context, f"of.{index}", "language_model"))
+    ranks = context.ranks
+    batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
+    return perplexity(evaluate(model, LanguageModelObjective(), batches, ranks.device)["loss"])
+
+
+def _answers(
+    spec: Evaluate, context: StageContext, labels: Sequence[str]
+) -> tuple[list[ModelAnswers], list[dict[str, Any]]]:
+    """Let every model answer, score the answers, and put all ranks' parts together; collective."""
+    first_tokenization = load_tokenization(model_folder(context, "of.0"))
+    first = _load(spec, context, "of.0", "language_model")
+    scorers = [(path, _scorer(spec, context, path)) for path in ("reward", "second_scorer") if path in context.inputs]
+    found: list[ModelAnswers] = []
+    texts: dict[str, list[str]] = {}
+    for index, label in enumerate(labels):
+        context.observer.phase("answer", step=index, steps_planned=len(labels))
+        tokenization = load_tokenization(model_folder(context, f"of.{index}"))
+        for path, _ in scorers:
+            require_same_contract(context, tokenization, path)
+        prompts = open_dataset(
+            context,
+            _request(spec, context, spec.prompts, "prompts", tokenization, spec.sampling.max_prompt_tokens),
+        )
+        model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
+        responses = _respond(spec, context, model, prompts, tokenization)
+        comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
+        own = _judged(spec, responses, model, comparable, [scorer for _, scorer in scorers])
+        places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
+        merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
+        merged.sort(key=lambda line: places[line.row])
+        found.append(ModelAnswers(label, merged))
+        shown = merged[: spec.num_samples]
+        texts[label] = [tokenization.decode(line.tokens, skip_special=True) for line in shown]
+        if index == 0:
+            records = {line.row: prompts.records[line.row] for line in shown}
+    return found, side_by_side(found, records, texts, spec.num_samples)
+
+
+@torch.no_grad()
+def _respond(
+    spec: Evaluate, context: StageContext, model: nn.Module, prompts: Dataset, tokenization: Tokenization
+) -> Responses | None:
+    """This rank's answers; every model draws with the same uniforms for the same prompt."""
+    rows = _drawn_rows(spec, context, prompts)[context.ranks.rank :: context.ranks.world_size]
+    if not rows:
+        return None
+    batch = build_batch(prompts, rows)
+    assert isinstance(batch, PromptBatch)
+    settings = SamplingSettings(
+        max_new_tokens=spec.sampling.max_new_tokens,
+        temperature=spec.sampling.temperature,
+        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in spec.sampling.stop_tokens)),
+        pad_id=tokenization.pad_id,
+    )
+    keys = [(row, 0) for row in rows]
+    uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
+    return answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH)
+
+
+@torch.no_grad()
+def _judged(
+    spec: Evaluate,
+    responses: Responses | None,
+    model: nn.Module,
+    first: nn.Module | None,
+    scorers: Sequence[ScoreModel],
+) -> list[list[Any]]:
+    """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
+    if responses is None:
+        return []
+    lines: list[list[Any]] = []
+    for start in range(0, len(responses.sample_ids_B), FORWARD_BATCH):
+        part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
+        kl = kl_k3 = [None] * len(part.sample_ids_B)
+        if first is model:
+            kl = kl_k3 = [0.0] * len(part.sample_ids_B)
+        elif first is not None:
+            own_BR = response_logprobs(model, part, spec.sampling.temperature)
+            first_BR = response_logprobs(first, part, spec.sampling.temperature)
+            kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
+            kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
+        sequences = SequenceBatch(part.input_ids_BT, part.attention_mask_BT, part.response_mask_BT)
+        scores = [scorer(sequences).tolist() for scorer in scorers]
+        for place, tokens in enumerate(part.response_ids):
+            own_scores = [column[place] for column in scores]
+            row, ended = int(part.sample_ids_B[place]), bool(part.ended_B[place])
+            lines.append([row, tokens, ended, kl[place], kl_k3[place], *own_scores])
+    return lines
+
+
+def _drawn_rows(spec: Evaluate, context: StageContext, prompts: Dataset) -> list[int]:
+    """The prompts to answer, drawn by the seed."""
+    count = min(spec.num_prompts, len(prompts))
+    return [global_sample(prompts.digest, context.seed, place, len(prompts)) for place in range(count)]
+
+
+def _request(
+    spec: Evaluate, context: StageContext, source: Source | None, role: Any, tokenization: Tokenization, length: int
+) -> DataRequest:
+    return DataRequest(
+        source=source or PythonDocs(source="python-docs", split="test"),
+        base_dir=context.base_dir,
+        role=role,
+        tokenization=tokenization,
+        sequence_length=length,
+        seed=context.seed,
+        source_digest=context.data.get(role),
+    )
+
+
+def _load(spec: Evaluate, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:
+    """A whole model in evaluation mode on this rank's device."""
+    folder, device = model_folder(context, field_path), context.ranks.device
+    model = load_model(folder, kind, device=device, dtype=dtype_of(spec.shard.precision))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _scorer(spec: Evaluate, context: StageContext, field_path: str) -> ScoreModel:
+    network = _load(spec, context, field_path, "score_model")
+    return ScoreModel(network, head_name(network)).eval()
+
+
+def _write_draft(
+    spec: Evaluate, context: StageContext, metrics: dict[str, float], samples: list[dict[str, Any]]
+) -> Draft | None:
+    """Upload the report, and show its samples in the run's folder."""
+    if context.ranks.rank != 0:
+        return None
+    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+    reasons = failed_bounds(spec.gates, finite)
+    writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
+    for line in samples:
+        writer.append(line)
+    writer.flush()
+    with draft_folder() as folder:
+        for name, content in (("report.json", finite), ("samples.json", samples)):
+            text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
+            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+        files = context.store.objects.put_folder(folder)
+    return Draft(
+        kind="report",
+        files=files,
+        checks=(),
+        outcome={"state": "completed", "rule": None, "steps_done": 0, "steps_planned": 0},
+        metrics=finite,
+        gate_reasons=tuple(reasons),
+    )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps, stage_batch, stage_steps
 from recipes.errors import Problem
-from recipes.load import LoadedRecipe
+from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.ppo import Sampling
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from recipes.data import ExistingTokenizer
 from recipes.errors import Problem
-from recipes.load import LoadedRecipe
+from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.recipe import Recipe
 from recipes.references import (

@@ -11,9 +11,10 @@ from typing import IO, Any, cast
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
-from recipes.load import LoadedRecipe
+from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.references import Role, SourceUse, stage_sources
+from recipes.stages import Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
@@ -36,23 +37,19 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Everything wrong with the local files that the stages read."""
     seen: set[tuple[str, str]] = set()
     for name, stage in loaded.recipe.stages.items():
-        for use in stage_sources(stage):
+        uses = stage_sources(stage)
+        if isinstance(stage, Reward) and not any(use.field_path == "evaluation" for use in uses):
+            message = "there are no held-out pairs, and the gate needs their accuracy"
+            suggestion = "give `evaluation`, or `hold_out` in `data`, for example 0.05"
+            yield loaded.problem(f"stages.{name}.data", "", message, suggestion)
+        for use in uses:
             place = f"stages.{name}.{use.field_path}"
             if use.held_out:
-                yield from _check_held_out(loaded, f"stages.{name}", use)
                 continue
             for problem in _check_source(loaded, place, use):
                 if (problem.field, problem.message) not in seen:
                     seen.add((problem.field, problem.message))
                     yield problem
-
-
-def _check_held_out(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[Problem]:
-    if getattr(use.source, "hold_out", 0.0) == 0.0:
-        message = "there are no held-out rows to evaluate on"
-        yield loaded.problem(
-            f"{place}.data", "", message, "give `evaluation`, or `hold_out` in `data`, for example 0.05"
-        )
 
 
 def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[Problem]:
@@ -232,6 +229,8 @@ def _check_columns(file: str, names: list[str], columns: Mapping[Any, str], role
             suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
             yield f"{file}: no column {own!r} (mapped to {standard})", suggestion
     standard_names = {standard for standard in FORMS_ALL if columns.get(standard, standard) in names}
+    if "conversations" in names:
+        standard_names.add("messages")
     if is_whole and not any(set(form) <= standard_names for form in FORMS[role]):
         needed = " or ".join(" and ".join(form) for form in FORMS[role])
         there = "columns there: " + ", ".join(names[:12])
@@ -259,10 +258,13 @@ def _fits(value: Any, column: str) -> bool:
         return column != "messages"
     if column == "text" or not isinstance(value, list) or not value:
         return False
-    return all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in value
-    )
+    return all(isinstance(turn, dict) and _is_message(turn) for turn in value)
+
+
+def _is_message(turn: dict[str, Any]) -> bool:
+    """A role (`from` in ShareGPT's form) and content, or something in its place, such as tool calls."""
+    role = turn.get("role", turn.get("from"))
+    return isinstance(role, str) and any(value for key, value in turn.items() if key not in ("role", "from"))
 
 
 def _check_datasets(loaded: LoadedRecipe, place: str, source: Datasets) -> Iterator[Problem]:

@@ -15,6 +15,9 @@ from recipes.stages import SEMANTICS
 
 FORMAT = 1
 
+MAIN_PARTS = ("model", "actor")
+"""Parts that a bare reference means: naming one changes nothing."""
+
 LOCATION_KEYS = ("files", "path", "revision")
 """Where a source's rows lie: once they have a digest, their place is no meaning."""
 
@@ -75,7 +78,11 @@ def stage_meaning(
         "semantics": SEMANTICS[stage.kind],
         "settings": settings,
         "parents": {
-            path: {"fingerprint": parent.fingerprint, "part": parent.part} for path, parent in sorted(parents.items())
+            path: {
+                "fingerprint": parent.fingerprint,
+                "part": None if parent.part in MAIN_PARTS else parent.part,
+            }
+            for path, parent in sorted(parents.items())
         },
         "data": dict(sorted(data.items())),
     }

@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
+from recipes.check import check_static
 from recipes.errors import Problem, RecipeError
-from recipes.locate import field_at, key_elsewhere, model_keys, nearest, path_of, slot_at
+from recipes.explain import located_problems, schema_problems
+from recipes.loaded import LoadedRecipe as LoadedRecipe
+from recipes.loaded import parse_path, value_at
+from recipes.locate import path_of, slot_at
 from recipes.recipe import Cluster, Recipe
 from recipes.smoke import shrink
 from recipes.stages import Stage
@@ -20,47 +23,40 @@ from recipes.yaml_text import MAX_BYTES, Document, Mark, Path, parse_yaml, path_
 MAX_EXTENDS = 8
 
 
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A recipe with what is needed to talk about it: its file, its plain data and the place of every value."""
-
-    recipe: Recipe
-    path: FilePath
-    sources: dict[Path, Mark]
-    raw: dict[str, Any]
-    smoke: bool = False
-    unsound: frozenset[str] = field(default_factory=frozenset)
-    """Stages that have errors of their own (only while errors are being collected)."""
-
-    @property
-    def base_dir(self) -> FilePath:
-        """The folder at which the recipe's relative paths start."""
-        return self.path.parent
-
-    def problem(self, path: str | Path, found: Any, message: str, suggestion: str = "") -> Problem:
-        """A problem at a field path, with the file and line of that field or of the nearest one around it."""
-        parts: Path = tuple(_index(part) for part in path.split(".")) if isinstance(path, str) else path
-        mark = _mark_of(parts, self.sources, self.path)
-        return Problem(
-            mark.file, mark.line, path_text(parts), "" if found == "" else _shown(found), message, suggestion
-        )
-
-
 def load_recipe(path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False) -> LoadedRecipe:
-    """Read, merge and validate a recipe; raises RecipeError with everything that is wrong, static checks included."""
-    from recipes.check import check_static
+    """Read, merge, validate and check a recipe; raises RecipeError with everything that is wrong.
 
+    With `smoke`, the recipe and its smoke form are both checked, and the smoke form is returned.
+    """
     path = FilePath(path)
     document = _read_layers(path)
     for override in overrides:
         _apply_override(document, override)
     loaded, problems = _validate(document, path)
-    if loaded is not None and problems:
-        reported = {problem.field for problem in problems}
-        problems += [problem for problem in check_static(loaded) if problem.field not in reported]
+    if loaded is not None:
+        problems += _further(problems, check_static(loaded))
+    if loaded is not None and smoke and not problems:
+        loaded = replace(loaded, recipe=shrink(loaded.recipe), smoke=True)
+        problems += check_static(loaded)
     if problems or loaded is None:
         raise RecipeError(sorted(problems, key=lambda problem: (problem.file != str(path), problem.line or 0)))
-    return replace(loaded, recipe=shrink(loaded.recipe), smoke=True) if smoke else loaded
+    return loaded
+
+
+def check_file(
+    path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False
+) -> tuple[LoadedRecipe | None, list[Problem]]:
+    """The loaded recipe and no problems, or None and every problem."""
+    try:
+        return load_recipe(path, overrides, smoke), []
+    except RecipeError as error:
+        return None, error.problems
+
+
+def _further(problems: list[Problem], found: list[Problem]) -> list[Problem]:
+    """What was found at places that have no problem yet."""
+    reported = {problem.field for problem in problems}
+    return [problem for problem in found if problem.field not in reported]
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
@@ -69,7 +65,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
         return Recipe.model_validate_json(json.dumps(data), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         document = Document(data, {(): Mark("resolved recipe", None)})
-        raise RecipeError(_schema_problems(error, document, FilePath("resolved recipe"))) from None
+        raise RecipeError(schema_problems(error, document, FilePath("resolved recipe"))) from None
 
 
 def dump_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -166,7 +162,7 @@ def _apply_override(document: Document, override: str) -> None:
     """Set one value from the command line: `stages.base.train.tokens=10_000_000`."""
     source = f"--set {override}"
     dotted, equals, text = override.partition("=")
-    path: Path = tuple(_index(part) for part in dotted.strip().split("."))
+    path: Path = parse_path(dotted.strip())
     if not equals or "" in path:
         document.problems.append(
             Problem(source, None, "", "", "expected PATH=VALUE", "for example stages.base.train.steps=100")
@@ -212,10 +208,9 @@ def _validate(document: Document, path: FilePath) -> tuple[LoadedRecipe | None, 
         recipe = Recipe.model_validate_json(json.dumps(raw), strict=True, by_alias=True, by_name=False)
         return LoadedRecipe(recipe, path, document.marks, raw), problems
     except ValidationError as error:
-        found = _schema_problems(error, document, path)
+        found = schema_problems(error, document, path)
         found += _hidden_problems(error, document, path)
-    reported = {problem.field for problem in problems}
-    problems += [problem for problem in found if problem.field not in reported]
+    problems += _further(problems, found)
     stages = raw.get("stages")
     if not isinstance(stages, dict):
         return None, problems
@@ -251,7 +246,7 @@ def _hidden_problems(error: ValidationError, document: Document, path: FilePath)
     removed: list[Path] = []
     for detail in error.errors(include_url=False):
         place = path_of(detail["loc"])
-        parent = _at(raw, place[:-1]) if place else None
+        parent = value_at(raw, place[:-1]) if place else None
         if isinstance(parent, dict) and place[-1] in parent:
             del parent[str(place[-1])]
             if detail["type"] != "extra_forbidden":
@@ -262,159 +257,9 @@ def _hidden_problems(error: ValidationError, document: Document, path: FilePath)
         shown = {path_of(detail["loc"]) for detail in error.errors(include_url=False)}
         return [
             problem
-            for detail, problem in _located_problems(second, document, path)
+            for detail, problem in located_problems(second, document, path)
             if detail["type"] == "value_error"
             and (place := path_of(detail["loc"])) not in shown
             and not any(gone[: len(place)] == place for gone in removed)
         ]
     return []
-
-
-def _schema_problems(error: ValidationError, document: Document, path: FilePath) -> list[Problem]:
-    """pydantic's errors as problems, one for each place."""
-    by_field: dict[str, Problem] = {}
-    for _, problem in _located_problems(error, document, path):
-        first = by_field.get(problem.field)
-        if first is None:
-            by_field[problem.field] = problem
-        elif problem.message not in first.message:
-            by_field[problem.field] = replace(first, message=f"{first.message}, or {problem.message}")
-    return list(by_field.values())
-
-
-def _located_problems(error: ValidationError, document: Document, path: FilePath) -> list[tuple[ErrorDetails, Problem]]:
-    located = []
-    for detail in error.errors(include_url=False):
-        place = path_of(detail["loc"])
-        mark = _mark_of(place, document.marks, path)
-        message, suggestion = _explain(detail, place, document.value)
-        if detail["type"] == "union_tag_invalid" and "discriminator" in detail.get("ctx", {}):
-            place = (*place, detail["ctx"]["discriminator"].strip("'"))
-            mark = _mark_of(place, document.marks, path)
-        elif detail["type"] == "union_tag_not_found":
-            place = (*place, detail["ctx"]["discriminator"].strip("'"))
-        found = "" if detail["type"] in ("missing", "union_tag_not_found") else _shown(_at(document.value, place))
-        if detail["type"] == "value_error" and isinstance(_at(document.value, place), dict):
-            found = ""
-        located.append((detail, Problem(mark.file, mark.line, path_text(place), found, message, suggestion)))
-    return located
-
-
-_TYPES = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping of keys to values",
-    "model_type": "must be a mapping of keys to values",
-    "model_attributes_type": "must be a mapping of keys to values",
-    "finite_number": "must be finite",
-}
-
-
-def _explain(detail: ErrorDetails, place: Path, raw: Any) -> tuple[str, str]:
-    """The message and the suggestion for one of pydantic's errors."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    info = field_at(place, raw)
-    if kind == "extra_forbidden":
-        return _explain_unknown(place, raw)
-    if kind == "missing":
-        return "the key is required", f"{place[-1]}: {info.description}" if info is not None else ""
-    if kind == "literal_error":
-        slot = slot_at(place, raw)
-        choices = [str(choice) for choice in slot.choices] if slot is not None else []
-        expected = [word.strip("'") for word in re.split(r", | or ", str(context["expected"]))]
-        found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
-        return _explain_choice(found, choices or expected)
-    if kind == "union_tag_invalid":
-        tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return _explain_choice(context["tag"], tags)
-    if kind == "union_tag_not_found":
-        slot = slot_at(place, raw)
-        return "the key is required", "one of " + ", ".join(slot.models) if slot is not None else ""
-    if kind == "value_error":
-        return str(context["error"]), ""
-    if kind == "string_pattern_mismatch":
-        return f"does not match {context['pattern']}", info.description or "" if info is not None else ""
-    if kind in _TYPES:
-        suggestion = info.description or "" if info is not None else ""
-        if kind in ("int_type", "float_type", "int_from_float") and isinstance(detail["input"], str):
-            number = detail["input"].replace(",", "").replace(" ", "")
-            if re.fullmatch(r"[-+]?[0-9_.]+([eE][-+]?[0-9]+)?", number):
-                suggestion = f"write {number} without quotes"
-        if kind == "bool_type" and str(detail["input"]).lower() in ("yes", "on", "no", "off", "y", "n"):
-            suggestion = "write true" if str(detail["input"]).lower() in ("yes", "on", "y") else "write false"
-        return _TYPES[kind], suggestion
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    message = message.removeprefix("input should be ").removeprefix("input should ").replace(" after validation", "")
-    suggestion = info.description or "" if info is not None else ""
-    return f"must be {message}" if detail["msg"].startswith("Input should be") else message, suggestion
-
-
-def _explain_choice(found: Any, choices: list[str]) -> tuple[str, str]:
-    guess = nearest(str(found), choices)
-    return "must be " + _alternatives(choices), f"did you mean {guess}?" if guess is not None else ""
-
-
-def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
-    key = str(place[-1])
-    parent = slot_at(place[:-1], raw)
-    model = parent.model_for(_at(raw, place[:-1])) if parent is not None else None
-    if model is None:
-        return "unknown key", ""
-    keys = list(model_keys(model))
-    guess = nearest(key, keys)
-    elsewhere = key_elsewhere(key, model)
-    if guess is not None and (elsewhere is None or guess.lower() == key.lower()):
-        return "unknown key", f"did you mean {guess}?"
-    if elsewhere is not None:
-        return "unknown key", f"did you mean {elsewhere}?"
-    for depth in range(len(place) - 2, -1, -1):
-        around = slot_at(place[:depth], raw)
-        outer = around.model_for(_at(raw, place[:depth])) if around is not None else None
-        if outer is not None and key in model_keys(outer):
-            return "unknown key", f"did you mean {path_text((*place[:depth], key))}?"
-        if outer is not None and (elsewhere := key_elsewhere(key, outer)) is not None:
-            return "unknown key", f"did you mean {path_text((*place[:depth], elsewhere))}?"
-    return "unknown key", "valid here: " + ", ".join(keys)
-
-
-def _alternatives(choices: Sequence[str]) -> str:
-    return (
-        choices[0]
-        if len(choices) == 1
-        else ", ".join(choices[:-1]) + " or " + choices[-1]
-        if choices
-        else "another value"
-    )
-
-
-def _at(raw: Any, path: Path) -> Any:
-    for part in path:
-        is_item = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
-        if not is_item and not (isinstance(raw, dict) and part in raw):
-            return None
-        raw = raw[part]
-    return raw
-
-
-def _mark_of(path: Path, marks: dict[Path, Mark], file: FilePath) -> Mark:
-    """The mark of the path, or of the nearest place around it."""
-    while path not in marks:
-        if not path:
-            return Mark(str(file), None)
-        path = path[:-1]
-    return marks[path]
-
-
-def _index(part: str) -> int | str:
-    return int(part) if re.fullmatch(r"0|[1-9][0-9]{0,5}", part) else part
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return shorten(f"'{value}'")
-    return shorten(value)

@@ -1,12 +1,16 @@
 """What a local model or tokenizer folder tells without torch: type, lengths, special tokens, and what is missing."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from recipes.architecture import LINEAR_MODULES
+
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Entries that serve as pad token, in this order, where a tokenizer names none or its end token."""
 
 MAX_JSON_BYTES = 64 << 20
 POSITION_KEYS = ("max_position_embeddings", "n_positions")
@@ -58,6 +62,10 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     tokenizer = _read_tokenizer(path, problems)
     if wants == "tokenizer":
         return FolderFacts(problems, tokenizer=tokenizer)
+    if tokenizer is not None and tokenizer.eos_token is None:
+        problems.append(f"{path}: the tokenizer names no eos_token")
+    elif tokenizer is not None and tokenizer.pad_token is None:
+        problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
     config = _read_json(path / "config.json", problems)
     kind = config.get("model_type") if config is not None else None
     if config is not None and kind not in LINEAR_MODULES:
@@ -116,16 +124,25 @@ def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
         problems.append(f"{file}: not readable by tokenizers ({str(error)[:160]})")
         return None
     config: dict[str, Any] = {}
-    if (path / "tokenizer_config.json").is_file():
-        config = _read_json(path / "tokenizer_config.json", problems) or {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            config |= _read_json(path / name, problems) or {}
+    eos_token, vocabulary = _token(config.get("eos_token")), tokenizer.get_vocab(with_added_tokens=True)
     special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     return TokenizerFacts(
-        eos_token=_token(config.get("eos_token")),
-        pad_token=_token(config.get("pad_token")),
+        eos_token=eos_token,
+        pad_token=find_pad_token(_token(config.get("pad_token")), eos_token, vocabulary),
         has_chat_template="chat_template" in config or (path / "chat_template.jinja").is_file(),
         special_tokens=special,
-        vocabulary=tokenizer.get_vocab(with_added_tokens=True),
+        vocabulary=vocabulary,
     )
+
+
+def find_pad_token(named: str | None, eos_token: str | None, vocabulary: Mapping[str, int]) -> str | None:
+    """The pad token that is used: the named one, else a usual one of the vocabulary; never the end token."""
+    if named is not None and named != eos_token:
+        return named
+    return next((name for name in PAD_NAMES if name != eos_token and name in vocabulary), None)
 
 
 def _token(value: Any) -> str | None:

@@ -9,8 +9,8 @@ from recipes.architecture import LINEAR_MODULES, Gpt2, architecture_shape
 from recipes.chain import origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
-from recipes.load import LoadedRecipe
-from recipes.local_models import FolderFacts, TokenizerFacts, read_folder
+from recipes.loaded import LoadedRecipe
+from recipes.local_models import FolderFacts, TokenizerFacts, find_pad_token, read_folder
 from recipes.locate import nearest
 from recipes.references import FolderRef, parse_reference, stage_inputs
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
@@ -90,9 +90,14 @@ def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> Token
     return replace(
         facts,
         eos_token=tokenizer.eos_token or facts.eos_token,
-        pad_token=tokenizer.pad_token or facts.pad_token,
+        pad_token=tokenizer.pad_token or _pad_token(tokenizer, facts),
         has_chat_template=tokenizer.chat_template is not None or facts.has_chat_template,
     )
+
+
+def _pad_token(tokenizer: ExistingTokenizer, facts: TokenizerFacts) -> str | None:
+    """The folder's pad token, found anew when the recipe names another end token."""
+    return find_pad_token(facts.pad_token, tokenizer.eos_token or facts.eos_token, facts.vocabulary or {})
 
 
 def _folder(loaded: LoadedRecipe, path: str, wants: str) -> FolderFacts:
@@ -130,7 +135,8 @@ def _check_tokenizer(
     for key in ("eos_token", "pad_token"):
         token = getattr(facts, key)
         if token is None:
-            message = f"the tokenizer names no {key}"
+            differs = " that differs from its end token" if key == "pad_token" else ""
+            message = f"the tokenizer has no {key}{differs}"
             yield loaded.problem(place, tokenizer.from_, message, f"give {key}: one of its tokens")
         elif facts.vocabulary is not None and token not in facts.vocabulary:
             guess = nearest(token, sorted(facts.special_tokens))

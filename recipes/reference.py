@@ -51,7 +51,7 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": SCHEMA_DIALECT, **schema, "title": "Trainwright recipe", "properties": properties}
 
 
-def markdown() -> str:
+def markdown_reference() -> str:
     """The reference page."""
     schema = json_schema()
     models: dict[str, dict[str, Any]] = schema["$defs"]
@@ -144,4 +144,4 @@ def _link(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(markdown_reference(), encoding="utf-8")

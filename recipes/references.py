@@ -182,6 +182,8 @@ def _training_sources(data: Source, evaluation: Source | None, role: Role) -> li
     if evaluation is not None:
         return [training, SourceUse("evaluation", evaluation, role)]
     if isinstance(data, PythonDocs):
-        validation = PythonDocs(source="python-docs", split="validation")
-        return [training, SourceUse("evaluation", validation, role)]
-    return [training, SourceUse("evaluation", data, role, held_out=True)]
+        if data.split == "test":
+            return [training]
+        next_split = PythonDocs(source="python-docs", split="validation" if data.split == "train" else "test")
+        return [training, SourceUse("evaluation", next_split, role)]
+    return [training, SourceUse("evaluation", data, role, held_out=True)] if data.hold_out > 0 else [training]

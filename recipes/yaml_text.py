@@ -15,7 +15,7 @@ Path = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 24
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 MAX_NUMBER_CHARACTERS = 40
 
 _NULL = re.compile(r"~|null|Null|NULL|")

@@ -18,8 +18,8 @@ FROM_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
 NO_EFFECT = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "chunk_size_feed_forward",
     "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache", "pretraining_tp",
-    "reorder_and_upcast_attn", "add_cross_attention", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-    "summary_first_dropout",
+    "reorder_and_upcast_attn", "add_cross_attention", "summary_type", "summary_use_proj", "summary_activation",
+    "summary_proj_to_labels", "summary_first_dropout",
 }  # fmt: skip
 NOT_OFFERED = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
 OTHER_DEFAULT = {
@@ -34,8 +34,9 @@ SMALL: list[dict[str, Any]] = [
     {"type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
      "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     {"type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-     "head_dim": 6, "attention_dropout": 0.1, "rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
-                                        "original_max_position_embeddings": 64}},
+     "head_dim": 6, "attention_dropout": 0.1,
+     "rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                         "original_max_position_embeddings": 64}},
     {"type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
      "num_key_value_heads": 2, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
     {"type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,

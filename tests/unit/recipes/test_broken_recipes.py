@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from recipes.check import check_file
 from recipes.errors import Problem
+from recipes.load import check_file
 
 
 class Broken(NamedTuple):
@@ -127,7 +127,7 @@ BROKEN = [
     Broken("data file", "files: [rows/pairs.csv]", "columns: {chosen: good}, files: [rows/pairs.csv]", "stages.judge.data.files.0", "no column 'good'"),
     Broken("data file", "{source: csv, files: [rows/pairs.csv]", "{source: text, files: [rows/text.txt]", "stages.judge.data.source", "needs chosen+rejected"),
     Broken("data file", "{source: jsonl, files: [rows/chat.jsonl], hold_out: 0.1}", "{source: datasets, path: org/name, hold_out: 0.1}", "stages.chat.data.path", "needs its `revision`"),
-    Broken("data file", "files: [rows/chat.jsonl], hold_out: 0.1", "files: [rows/chat.jsonl]", "stages.chat.data", "no held-out rows"),
+    Broken("data file", "files: [rows/pairs.csv], hold_out: 0.1", "files: [rows/pairs.csv]", "stages.judge.data", "no held-out pairs"),
     Broken("data file", "part: 1/2", "part: 3/2", "stages.policy.prompts", "between 1 and 2"),
     # placement that excludes itself
     Broken("placement", "zero: 2", "engine: plain", "stages.base.shard.engine", "one worker"),

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import check_file
 from recipes.errors import Problem, RecipeError
-from recipes.load import dump_recipe, load_recipe, parse_recipe
+from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.stages import Evaluate, Finetune, Pretrain, Reward
 
 Write = Callable[..., Path]

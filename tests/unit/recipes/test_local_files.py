@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from recipes.check import check_file
 from recipes.data_files import match_files
+from recipes.load import check_file
 from recipes.local_models import read_folder
 
 Write = Callable[..., Path]
@@ -189,7 +189,13 @@ def test_an_existing_tokenizer(write_recipe: Write) -> None:
     assert "there is no folder" in _messages(path, f"{place}.from")
     _tokenizer(path.parent / "words", eos_token="<eos>")
     read_folder.cache_clear()
-    assert "names no pad_token" in _messages(path, place)
+    assert check_file(path)[1] == [], "a usual pad token of the vocabulary serves"
+    _tokenizer(path.parent / "words", pad_token="<pad>")
+    read_folder.cache_clear()
+    assert "has no eos_token" in _messages(path, place)
+    assert "has no pad_token that differs" in _messages(path, place, f"{place}.eos_token=<pad>")
+    _tokenizer(path.parent / "words", eos_token="<eos>")
+    read_folder.cache_clear()
     assert "must differ" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<eos>")
     assert "not a token" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<bad>")
     assert check_file(path, [f"{place}.pad_token=<pad>"])[1] == []

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from recipes.check import check_file
-from recipes.load import dump_recipe, load_recipe
+from recipes.load import check_file, dump_recipe, load_recipe
 from recipes.locate import field_at
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from recipes.fingerprint import field_role
 from recipes.locate import describe_field
 from recipes.recipe import Recipe
-from recipes.reference import json_schema, markdown
+from recipes.reference import json_schema, markdown_reference
 from recipes.stages import SEMANTICS, Stage
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def test_every_kind_has_a_version_of_its_mathematics() -> None:
 
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "recipe-reference.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run: python -m recipes.reference docs/recipe-reference.md"
+    assert page == markdown_reference(), "run: python -m recipes.reference docs/recipe-reference.md"
 
 
 def test_the_json_schema_accepts_the_quickstart_and_refuses_a_wrong_one() -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import check_file
 from recipes.derive import stage_steps
-from recipes.load import dump_recipe, load_recipe, parse_recipe
+from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.memory import num_parameters
 from recipes.plan import fit_workers
 from recipes.smoke import shrink

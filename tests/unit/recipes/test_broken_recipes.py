@@ -137,6 +137,8 @@ BROKEN = [
     # suites and gates
     Broken("evaluation", "    reward: judge\n    suites", "    suites", "stages.exam", "needs `reward`", "  exam:"),
     Broken("evaluation", "num_prompts: 16", "gates: [{metric: policy.win_rate}]", "stages.exam.gates.0", "give min, max or both"),
+    Broken("evaluation", "num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", "stages.exam.gates.0.metric", "did you mean policy.win_rate?"),
+    Broken("evaluation", "num_prompts: 16", "gates: [{metric: chat.eos_rate, min: 0.9, max: 0.1}]", "stages.exam.gates.0.min", "at most max"),
     Broken("evaluation", "of: [chat, policy]", "of: [chat, chat]", "stages.exam.of.1", "twice"),
     Broken("evaluation", "num_prompts: 16", "second_scorer: judge", "stages.exam.second_scorer", "another reward model"),
 ]  # fmt: skip

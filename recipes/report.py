@@ -1,0 +1,67 @@
+"""Names of the metrics in an evaluation's report, and gates on metrics that it will not have."""
+
+from collections.abc import Iterator, Sequence
+
+from recipes.errors import Problem
+from recipes.loaded import LoadedRecipe
+from recipes.locate import nearest
+from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
+from recipes.stages import Evaluate
+
+GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
+SCORES = ("score_mean", "score_sd")
+AGAINST_START = ("win_rate", "win_rate_low", "win_rate_high", "score_gain_sd")
+
+
+def report_labels(texts: Sequence[str]) -> list[str]:
+    """Short names of an evaluation's models as metric names spell them, told apart by a number where they are equal."""
+    labels: list[str] = []
+    for text in texts:
+        match parse_reference(text):
+            case StageRef(stage, part):
+                name = stage if part is None else f"{stage}_{part}"
+            case FolderRef(path):
+                name = path.rstrip("/").rsplit("/", 1)[-1]
+            case HubRef(repo, _):
+                name = repo.rsplit("/", 1)[-1]
+            case StoreRef(name_or_fingerprint, _):
+                name = name_or_fingerprint
+        label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower()) or "model"
+        taken = sum(other == label or other.startswith(f"{label}_n") for other in labels)
+        labels.append(label if taken == 0 else f"{label}_n{taken + 1}")
+    return labels
+
+
+def report_metrics(stage: Evaluate) -> set[str]:
+    """Every metric that the stage's report can hold."""
+    labels = report_labels(stage.of)
+    names = set()
+    if "perplexity" in stage.suites:
+        names |= {f"{label}.perplexity" for label in labels}
+    if "generation" in stage.suites or "comparison" in stage.suites:
+        names |= {f"{label}.{name}" for label in labels for name in GENERATION} | {"prompts"}
+    if "comparison" in stage.suites:
+        scores = SCORES if stage.second_scorer is None else (*SCORES, "second_score_mean")
+        names |= {f"{label}.{name}" for label in labels for name in scores}
+        names |= {f"{label}.{name}" for label in labels[1:] for name in AGAINST_START}
+    return names
+
+
+def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Gates on metrics that the report will not have, and bounds that nothing can meet."""
+    for name, stage in loaded.recipe.stages.items():
+        if not isinstance(stage, Evaluate) or not stage.gates:
+            continue
+        try:
+            known = sorted(report_metrics(stage))
+        except ValueError:
+            continue
+        for index, gate in enumerate(stage.gates):
+            place = f"stages.{name}.gates.{index}"
+            if gate.metric not in known:
+                guess = nearest(gate.metric, known)
+                suggestion = f"did you mean {guess}?" if guess else "there are: " + ", ".join(known)
+                message = f"the report of the suites {', '.join(stage.suites)} has no such metric"
+                yield loaded.problem(f"{place}.metric", gate.metric, message, suggestion)
+            if gate.min is not None and gate.max is not None and gate.min > gate.max:
+                yield loaded.problem(f"{place}.min", gate.min, f"min must be at most max ({gate.max})")

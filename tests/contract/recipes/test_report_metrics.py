@@ -1,0 +1,31 @@
+"""The metric names that a recipe's gates may use are those that an evaluation reports."""
+
+from recipes.report import report_labels, report_metrics
+from recipes.stages import Evaluate
+from rlhf.exam import Answer, ModelAnswers, comparison_metrics, generation_metrics, labels_of
+
+
+def _answers(label: str, scores: list[float], has_kl: bool) -> ModelAnswers:
+    answers = [
+        Answer(row=row, tokens=[1, 2, 3], ended=True, kl=0.1, kl_k3=0.1, score=score, second_score=score)
+        if has_kl
+        else Answer(row=row, tokens=[1, 2, 3], ended=True, score=score, second_score=score)
+        for row, score in enumerate(scores)
+    ]
+    return ModelAnswers(label, answers)
+
+
+def test_labels_are_spelt_alike() -> None:
+    texts = ["chat", "policy.actor", "chat", "store://a-name", "./some/folder", "hf://org/Name-1@main", "chat_n2"]
+    assert report_labels(texts) == labels_of(texts)
+
+
+def test_every_reported_metric_is_known_and_the_other_way_round() -> None:
+    suites = ["perplexity", "generation", "comparison"]
+    keys = {"kind": "evaluate", "of": ["chat", "policy"], "reward": "a", "second_scorer": "b", "suites": suites}
+    models = [_answers("chat", [0.0, 1.0], True), _answers("policy", [1.0, 2.0], True)]
+    reported = {"prompts", "chat.perplexity", "policy.perplexity"}
+    for model in models:
+        reported |= set(generation_metrics(model))
+    reported |= set(comparison_metrics(models))
+    assert reported == report_metrics(Evaluate.model_validate(keys))

@@ -1,0 +1,98 @@
+"""What worker groups run in these tests; imported in rank processes through PYTHONPATH."""
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import Preempted
+
+
+def echo(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """Returns what it got and where it ran."""
+    worker.beat("work", step=1)
+    print(f"echo from rank {worker.rank}")
+    time.sleep(payload.get("seconds", 0))
+    keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    return {
+        "payload": payload,
+        "rank": worker.rank,
+        "world_size": worker.world_size,
+        "pid": os.getpid(),
+        "environment": {key: os.environ.get(key) for key in keys},
+        "has_ray": any(name.split(".")[0] == "ray" for name in sys.modules) or any(key.startswith("RAY_") for key in os.environ),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "preloaded": "wave" in sys.modules,
+    }
+
+
+def beat_often(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """Many beats, as a training loop sends them."""
+    for step in range(payload["steps"]):
+        worker.beat("train", step=step, loss=1.0 / (step + 1))
+        time.sleep(0.002)
+    return {"steps": payload["steps"]}
+
+
+def fail_on(payload: dict[str, Any], worker: Any) -> None:
+    """One rank fails in the way asked for; the others wait, and then fail as a process group does."""
+    if worker.rank != payload["rank"]:
+        worker.beat("train", step=7)
+        time.sleep(payload.get("others_after_s", 30))
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:4242")
+    worker.beat("train", step=payload.get("step", 7))
+    print("last words of the rank", flush=True)
+    match payload["how"]:
+        case "raise":
+            raise ValueError("the loss is a fish")
+        case "disk":
+            raise OSError(28, "No space left on device")
+        case "exit":
+            os._exit(3)
+        case "hang":
+            time.sleep(600)
+        case number:
+            os.kill(os.getpid(), int(number))
+            time.sleep(600)
+
+
+def wait_for_stop(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """A loop that saves and leaves when asked."""
+    worker.beat("train", step=1)
+    while not worker.stop_requested():
+        time.sleep(0.01)
+    if payload.get("finish"):
+        return {"stopped": True}
+    raise Preempted(f"saved at step 1 of rank {worker.rank}")
+
+
+def ignore_stop(payload: dict[str, Any], worker: Any) -> None:
+    """A loop that never looks."""
+    worker.beat("train", step=1)
+    time.sleep(600)
+
+
+def leave_litter(payload: dict[str, Any], worker: Any) -> None:
+    """Holds shared memory and has a child in a process group of its own."""
+    path = Path(f"/dev/shm/torch_{os.getpid()}_1_1")
+    path.write_bytes(b"x" * 4096)
+    with path.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 4096)
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    worker.beat("litter", path=str(path), child=child.pid)
+    time.sleep(600)
+    mapped.close()
+
+
+def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """A real process group from torchrun's variables."""
+    import torch
+
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor([float(worker.rank + 1)])
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    return {"sum": total.item()}

@@ -19,6 +19,7 @@ from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store.manifest import FileEntry
 
 CHUNK_BYTES = 1 << 20
+REMOTE_CHUNK_BYTES = 16 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
 STALE_SECONDS = 60.0
 """A temporary file older than this that nobody holds locked was left by a dead writer."""
@@ -68,6 +69,9 @@ class Files(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file durably; a missing one is no error."""
+
+    def settle(self, path: str) -> None:
+        """Make a file durable that another writer may have created a moment ago."""
 
     def free_bytes(self) -> int | None:
         """Return the space left; None where it is not limited."""
@@ -169,7 +173,7 @@ class LocalFiles:
     def walk(self, path: str) -> Iterator[str]:
         for name in self.names(path):
             child = f"{path}/{name}"
-            if (self.root / child).is_dir():
+            if (self.root / child).is_dir() and not (self.root / child).is_symlink():
                 yield from self.walk(child)
             else:
                 yield child
@@ -177,6 +181,10 @@ class LocalFiles:
     def remove(self, path: str) -> None:
         with self._writing(path, 0), suppress(FileNotFoundError):
             os.unlink(self.root / path)
+            self._sync_folder((self.root / path).parent)
+
+    def settle(self, path: str) -> None:
+        with self._writing(path, 0):
             self._sync_folder((self.root / path).parent)
 
     def free_bytes(self) -> int | None:
@@ -205,7 +213,8 @@ class LocalFiles:
         temporary = folder / secrets.token_hex(12)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # without locks nothing is swept
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             digest, size = hashlib.sha256(), 0
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")
@@ -344,7 +353,7 @@ class RemoteFiles:
     def put_file(self, source: Path, place: Place) -> FileEntry:
         entry = hash_file(source)
         path = place(entry.sha256)
-        if self.size(path) == entry.bytes:
+        if self._is_whole(path, entry):
             return entry
         try:
             self._fs.put_file(str(source), self._full(path))
@@ -396,6 +405,9 @@ class RemoteFiles:
         except self._errors as error:
             raise self._refused(path, error) from error
 
+    def settle(self, path: str) -> None:
+        """Nothing to do: what an object store shows is durable."""
+
     def free_bytes(self) -> int | None:
         return None
 
@@ -404,6 +416,14 @@ class RemoteFiles:
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}"
+
+    def _is_whole(self, path: str, entry: FileEntry) -> bool:
+        if self.size(path) != entry.bytes:
+            return False
+        digest = hashlib.sha256()
+        for start in range(0, entry.bytes, REMOTE_CHUNK_BYTES):
+            digest.update(self.read_range(path, start, min(start + REMOTE_CHUNK_BYTES, entry.bytes)))
+        return digest.hexdigest() == entry.sha256
 
     def _find(self, path: str) -> bytes | None:
         try:

@@ -52,6 +52,10 @@ class RefLog:
             raise StoreDamaged(f"{self.path(number)}: ref of format {found!r}; this version reads format {FORMAT}")
         return record
 
+    def settle(self, number: int) -> None:
+        """Make a number durable, whoever wrote it."""
+        self._files.settle(self.path(number))
+
     def remove(self, number: int) -> None:
         """Remove a number durably."""
         self._files.remove(self.path(number))

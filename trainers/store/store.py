@@ -335,7 +335,7 @@ class Store:
         return None
 
     def _all_refs(self) -> Iterator[str]:
-        for folder in ("refs/artifacts", "refs/datasets", "refs/states"):
+        for folder in ("refs/artifacts", "refs/datasets", "refs/names", "refs/states"):
             for path in self._files.walk(folder):
                 if path.rpartition("/")[2].isdigit():
                     yield path
@@ -350,6 +350,7 @@ class Store:
                 log.warning("%s; it is made again", error)
                 existing = None
             if existing is not None:
+                refs.settle(refs.highest())
                 return existing, False
             if refs.create(refs.highest() + 1, content):
                 return manifest, True

@@ -36,6 +36,23 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def s3_uri(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in a bucket of its own."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{secrets.token_hex(8)}"
+    s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
+    return f"s3://{bucket}/prefix"
+
+
 @pytest.fixture(params=["folder", "memory", "s3"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
     """Opens the same empty store anew at each call."""
@@ -46,16 +63,8 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         case "memory":
             uri = f"memory://{secrets.token_hex(8)}/store"
             return lambda: Store.open(uri)
-    endpoint = request.getfixturevalue("s3_server")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
-
-    bucket = f"bucket-{secrets.token_hex(8)}"
-    s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(bucket)
-    return lambda: Store.open(f"s3://{bucket}/prefix")
+    address = request.getfixturevalue("s3_uri")
+    return lambda: Store.open(address)
 
 
 @pytest.fixture
@@ -140,6 +149,30 @@ def test_racing_creators_have_one_winner(open_store: Callable[[], Store]) -> Non
             thread.join()
         assert len(won) == 1
         assert stores[0]._files.read(f"refs/race/{round_number:06d}") == b"%d" % won[0]
+
+
+def test_an_answer_that_got_lost_is_no_lost_race(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write arrived, its answer did not: what is there decides."""
+    store = Store.open(s3_uri)
+    remote = store._files._fs  # type: ignore[attr-defined]
+    real = remote.pipe_file
+
+    def arrives(*args: object, **options: object) -> None:
+        real(*args, **options)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(remote, "pipe_file", arrives)
+    assert store._files.create("refs/x/000001", b"one")
+    assert not store._files.create("refs/x/000001", b"two")
+    monkeypatch.undo()
+    assert store._files.read("refs/x/000001") == b"one"
+
+
+def test_an_altered_object_is_mended_by_putting_it_again(open_store: Callable[[], Store]) -> None:
+    sha = open_store().objects.put_bytes(b"right")
+    overwrite(open_store(), object_path(sha), b"wrong")
+    assert open_store().objects.put_bytes(b"right") == sha
+    assert open_store().objects.get_bytes(sha) == b"right"
 
 
 def test_objects_are_named_by_their_bytes(store: Store, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Reads what the report shows: a run's folder, the artifacts it made, the runs that it took cached stages from."""
 
 import contextlib
-import json
 from typing import Any
 
 import yaml
@@ -13,8 +12,6 @@ from launch.records import RunRecord, origin_of
 from recipes.errors import TrainwrightError
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
-
-STANDARD_REPORT = "report.json"
 
 
 def collect(record: RunRecord) -> RunReport:
@@ -46,7 +43,7 @@ def collect(record: RunRecord) -> RunReport:
                 curves=curves_of(line for line in metrics if "step" in line),
                 samples=list(source.samples(stage_name)),
                 manifest=manifest.model_dump(mode="json") if manifest else None,
-                builds=_builds(record.store, manifest),
+                builds=_builds(manifest),
             )
         )
     recipe_text = yaml.safe_dump(_without_defaults(raw["recipe"]), sort_keys=False, allow_unicode=True, width=100)
@@ -76,14 +73,14 @@ def _name_in(record: RunRecord, fingerprint: str | None, name: str) -> str:
     return str(names.get(fingerprint, name))
 
 
-def _builds(store: Store, manifest: ArtifactManifest | None) -> dict[str, dict[str, Any]]:
-    """Build reports of the data sets, where the artifact's standard report carries them."""
-    if manifest is None or STANDARD_REPORT not in manifest.files:
+def _builds(manifest: ArtifactManifest | None) -> dict[str, dict[str, Any]]:
+    """Build reports of the stage's data, which its metrics carry under `data`."""
+    found: Any = None if manifest is None else manifest.metrics.get("data")
+    if not isinstance(found, dict):
         return {}
-    with contextlib.suppress(TrainwrightError, ValueError):
-        report = json.loads(store.objects.get_bytes(manifest.files[STANDARD_REPORT].sha256))
-        return dict(report.get("data", {}))
-    return {}
+    if "rows_in" in found:
+        return {"data": found}
+    return {name: build for name, build in found.items() if isinstance(build, dict)}
 
 
 def _without_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -106,24 +103,30 @@ def _facts(summary: RunSummary, raw: dict[str, Any], stages: list[StageReport]) 
     facts["workers"] = f"{cluster['workers']} {kind}"
     computed = sum(stage.state == "committed" for stage in stages)
     cached = sum(stage.state == "cached" for stage in stages)
-    facts["stages"] = f"{computed} computed, {cached} cached" if cached else f"{computed} computed"
+    facts["stages computed" + (f", {cached} cached" if cached else "")] = str(computed)
     for stage in stages:
         if stage.kind == "evaluate" and stage.manifest:
-            facts.update(_headline(stage.manifest.get("metrics") or {}))
+            metrics = stage.manifest.get("metrics") or {}
+            places = {name: place for place, name in enumerate(stage.parents)}
+            models = {name.partition(".")[0]: None for name in metrics if "." in name}
+            facts.update(_headline(metrics, sorted(models, key=lambda name: places.get(name, len(places)))))
     return facts
 
 
-HEADLINES = {"win_rate": "win rate against the start", "mean_score": "mean score", "perplexity": "held-out perplexity"}
+HEADLINES = {
+    "win_rate": "win rate against the start",
+    "score_gain_sd": "score gain in deviations of the start",
+    "perplexity": "held-out perplexity",
+    "kl": "KL to the start, nats per response",
+}
 
 
-def _headline(metrics: dict[str, Any]) -> dict[str, str]:
-    """The numbers that stand at the top of the page."""
-    from launch.page import flatten
-
+def _headline(metrics: dict[str, Any], models: list[str]) -> dict[str, str]:
+    """The numbers that stand at the top of the page: those of the models after the first."""
     found: dict[str, str] = {}
-    for name, value in flatten(metrics).items():
-        model, _, metric = name.rpartition(".")
-        if metric in HEADLINES and isinstance(value, int | float):
-            shown = f"{value:.0%}" if metric == "win_rate" else f"{value:.3g}"
-            found[f"{HEADLINES[metric]} · {model}"] = shown
+    for name, title in HEADLINES.items():
+        for model in models[1:] or models:
+            value = metrics.get(f"{model}.{name}")
+            if isinstance(value, int | float):
+                found[f"{title} · {model}"] = f"{value:.0%}" if name == "win_rate" else f"{value:.3g}"
     return found

@@ -27,7 +27,7 @@ from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved
 from launch.show import plan_rows, result_rows
-from recipes.errors import Preempted, StageError, TrainwrightError
+from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 
 RUN_STAGE = "launch.stages:run_stage"
 VERIFY_DRAFT = "launch.stages:verify_draft"
@@ -53,6 +53,8 @@ class Driven:
     """What a drive left behind."""
 
     results: dict[str, StageResult] = field(default_factory=dict)
+    failed: str | None = None
+    """The stage that ended the walk."""
     report: str | None = None
 
 
@@ -118,12 +120,16 @@ def drive(
                 latest=latest,
                 results=driven.results,
             )
-            executor.walk()
+            try:
+                executor.walk()
+            except (StageError, StoreDamaged, CapacityError):
+                driven.failed = next((s.name for s in plan.stages if s.name not in driven.results), None)
+                raise
             refused = unanswered_gates(resolved, driven.results)
             if refused:
                 raise StageError("\n".join(refused))
     finally:
-        view.results(result_rows(plan, driven.results))
+        view.results(result_rows(plan, driven.results, driven.failed))
         driven.report = _write_report(record, journal, view)
         view.close()
     return driven

@@ -17,23 +17,19 @@ from launch.charts import Node, Series, line_chart, lineage_graph, number
 HELD_OUT = ("eval/", "held_out_", "eval_")
 FIRST_CURVES = (
     "loss",
-    "score",
+    "score_mean",
     "kl",
     "entropy",
-    "length",
+    "length_mean",
     "eos_rate",
     "accuracy",
     "margin",
     "perplexity",
-    "reward",
-    "actor_loss",
-    "critic_loss",
     "policy_loss",
     "value_loss",
-    "grad_norm",
-    "lr",
+    "distinct_2",
 )
-SHOWN_CURVES = 8
+"""Curves that a reader looks for; the others stand behind a fold."""
 SHOWN_PROMPTS = 12
 
 Values = dict[str, list[tuple[float, float]]]
@@ -97,33 +93,29 @@ def _held_out_base(name: str) -> str | None:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    words = name.replace(".", "_").replace("/", "_")
-    for place, wanted in enumerate(FIRST_CURVES):
-        if words == wanted:
-            return place, name
-    for place, wanted in enumerate(FIRST_CURVES):
-        if words.endswith("_" + wanted) or words.startswith(wanted + "_"):
-            return place + len(FIRST_CURVES), name
-    return 10 * len(FIRST_CURVES), name
+    base = _held_out_base(name) or name
+    return (FIRST_CURVES.index(base) if base in FIRST_CURVES else len(FIRST_CURVES), name)
 
 
-def stage_charts(curves: Values) -> list[str]:
-    """The charts of one stage, those that a reader looks for first; a held-out curve lies over its training curve."""
-    charts = []
-    used: set[str] = set()
+def stage_charts(curves: Values) -> tuple[list[str], list[str]]:
+    """The charts of one stage: those to show and those to fold; a held-out curve lies over its training curve."""
+    shown: list[str] = []
+    folded: list[str] = []
     for name in sorted(curves, key=_rank):
-        if name in used:
-            continue
-        base = _held_out_base(name)
-        if base in curves:
+        if _held_out_base(name) in curves:
             continue
         over = next((prefix + name for prefix in HELD_OUT if prefix + name in curves), None)
-        lines = [Series("training" if over else name, curves[name], 0)]
+        lines = [Series("training" if over else "", curves[name], 0)]
         if over:
             lines.append(Series("held out", curves[over], 1))
-            used.add(over)
-        charts.append(line_chart(name.replace("_", " "), lines))
-    return [chart for chart in charts if chart]
+        if max(len(line.points) for line in lines) < 2:
+            continue
+        base = _held_out_base(name) or name
+        title = base.replace("_", " ") + (", held out" if base != name else "")
+        chart = line_chart(title, lines)
+        if chart:
+            (shown if base in FIRST_CURVES else folded).append(chart)
+    return shown, folded
 
 
 def _seconds(value: float | None) -> str:
@@ -224,7 +216,7 @@ def metric_table(metrics: Mapping[str, Any]) -> str:
             f"<tr><td>{escape(metric.replace('_', ' '))}</td>"
             + "".join(f'<td class="num">{_cell(cells[model]) if model in cells else "-"}</td>' for model in models)
             + "</tr>"
-            for metric, cells in by_metric.items()
+            for metric, cells in sorted(by_metric.items(), key=lambda item: _rank(item[0]))
         )
         parts.append(f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>")
     if plain:
@@ -293,21 +285,20 @@ def _builds(builds: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _stage_section(stage: StageReport) -> str:
-    charts = stage_charts(stage.curves)
+    charts, folded = stage_charts(stage.curves)
     parts = [
         f'<h2 id="{escape(stage.name)}">{escape(stage.name)} <span class="soft">· {escape(stage.kind)}</span></h2>'
     ]
     if stage.error:
         parts.append(f'<div class="card"><pre>{escape(stage.error)}</pre></div>')
     if charts:
-        parts.append(f'<div class="charts">{"".join(charts[:SHOWN_CURVES])}</div>')
-    if len(charts) > SHOWN_CURVES:
-        more = "".join(charts[SHOWN_CURVES:])
+        parts.append(f'<div class="charts">{"".join(charts)}</div>')
+    if folded:
         parts.append(
-            f"<details><summary>{len(charts) - SHOWN_CURVES} more curves</summary>"
-            f'<div class="charts">{more}</div></details>'
+            f"<details><summary>{len(folded)} more curves</summary>"
+            f'<div class="charts">{"".join(folded)}</div></details>'
         )
-    metrics = (stage.manifest or {}).get("metrics") or {}
+    metrics = {name: value for name, value in ((stage.manifest or {}).get("metrics") or {}).items() if name != "data"}
     table = metric_table(metrics)
     if table and stage.kind == "evaluate":
         parts.append(table)

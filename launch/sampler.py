@@ -26,12 +26,19 @@ class Sampler:
     def __init__(self, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         from trainers.data.tokenizer import load_tokenization
 
+        logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenization = load_tokenization(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model_folder = folder / "base" if (folder / "adapter_config.json").is_file() else folder
+        self.tokenization = load_tokenization(model_folder)
+        model = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, dtype=torch.float32)
+        if model_folder is not folder:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
         self.max_tokens = int(model.config.max_position_embeddings)
 
@@ -80,7 +87,8 @@ def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
     """A local folder with the language model that RUN/STAGE, a store address, a name or a folder means."""
     if "://" not in text and Path(text).is_dir():
         folder = Path(text)
-        _require_language_model(json.loads(_read(folder / "config.json")), text)
+        if not (folder / "adapter_config.json").is_file():
+            _require_language_model(json.loads(_read(folder / "config.json")), text)
         yield folder
         return
     opened = Store.open(store)

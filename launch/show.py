@@ -19,13 +19,23 @@ def size(num_bytes: float | None) -> str:
     return f"{value:.1f} TiB"
 
 
-def result_rows(plan: Plan, results: Mapping[str, StageResult]) -> list[ResultRow]:
+def result_rows(plan: Plan, results: Mapping[str, StageResult], failed: str | None = None) -> list[ResultRow]:
     """The closing table's rows; stages that were not reached stand as waiting."""
     rows = []
     for planned in plan.stages:
         result = results.get(planned.name)
         if result is None:
-            rows.append(ResultRow(planned.name, planned.kind, "waiting", None, "", "", planned.fingerprint))
+            rows.append(
+                ResultRow(
+                    planned.name,
+                    planned.kind,
+                    "failed" if planned.name == failed else "waiting",
+                    None,
+                    "",
+                    "",
+                    planned.fingerprint,
+                )
+            )
             continue
         outcome = result.manifest.outcome
         text = outcome.state if outcome.state == "completed" else f"stopped by {outcome.rule}"

@@ -67,10 +67,11 @@ def test_points_that_are_not_finite_leave_a_chart_readable() -> None:
 
 
 def test_held_out_lies_over_its_training_curve_and_loss_comes_first() -> None:
-    charts = stage_charts({"grad_norm": [(1, 1), (2, 2)], "eval/loss": [(2, 2)], "loss": [(1, 3), (2, 2)]})
-    assert len(charts) == 2
-    assert "held out" in charts[0]
-    assert "loss" in charts[0]
+    shown, folded = stage_charts({"grad_norm": [(1, 1), (2, 2)], "eval/loss": [(2, 2)], "loss": [(1, 3), (2, 2)]})
+    assert len(shown) == len(folded) == 1
+    assert "held out" in shown[0]
+    assert "grad norm" in folded[0]
+    assert stage_charts({"policy.win_rate": [(0, 0.5)]}) == ([], [])
 
 
 def test_lineage_columns_follow_the_parents() -> None:

@@ -1,0 +1,37 @@
+"""One embedded Ray for the tests of this folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.protocol import WorkerSpec
+from cluster.session import Session, start
+
+HERE = str(Path(__file__).resolve().parent)
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """An embedded Ray with two CPUs."""
+    with start(log_folder=tmp_path_factory.mktemp("ray-logs"), num_cpus=2, num_gpus=0) as session:
+        yield session
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path) -> Callable[..., WorkerSpec]:
+    """Specs whose ranks find the targets of this folder; `wave` is a cheap module to preload."""
+
+    def make(**fields: Any) -> WorkerSpec:
+        defaults: dict[str, Any] = {
+            "name": "learners",
+            "num_workers": 2,
+            "log_folder": tmp_path,
+            "preload": "wave",
+            "placement_timeout_s": 30.0,
+            "environment": {"PYTHONPATH": HERE},
+        }
+        return WorkerSpec(**{**defaults, **fields})
+
+    return make

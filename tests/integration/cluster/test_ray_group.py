@@ -1,0 +1,234 @@
+"""A worker group on a real embedded Ray: environment, results, deaths, stalls, stops, spares, placement."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
+from cluster.session import Session
+from recipes.errors import CapacityError, Preempted
+
+MakeSpec = Callable[..., WorkerSpec]
+
+
+@pytest.fixture
+def group(session: Session, make_spec: MakeSpec) -> Iterator[WorkerGroup]:
+    """Two ranks."""
+    with session.group(make_spec()) as group:
+        yield group
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
+    """Torchrun's variables, results in rank order, beats in this thread, a log per rank, no Ray inside the rank."""
+    beats: list[tuple[int, str, dict[str, Any], int]] = []
+    results = group.run(
+        "cluster_targets:echo",
+        {"text": "é"},
+        lambda rank, phase, progress: beats.append((rank, phase, progress, threading.get_ident())),
+        label="base-1",
+    )
+    assert [result["rank"] for result in results if result] == [0, 1]
+    for rank, result in enumerate(results):
+        assert result is not None
+        assert result["payload"] == {"text": "é"}
+        assert result["environment"] == {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": results[0] and results[0]["environment"]["MASTER_PORT"],
+            "OMP_NUM_THREADS": "1",
+        }
+        assert not result["has_ray"]
+        assert result["niceness"] == os.getpriority(os.PRIO_PROCESS, 0)
+        assert result["preloaded"]
+        assert not is_alive(result["pid"])
+        assert f"echo from rank {rank}" in (group.spec.log_folder / f"base-1-rank-{rank}.log").read_text()
+    assert {(rank, phase, progress["step"], thread) for rank, phase, progress, thread in beats} == {
+        (rank, "work", 1, threading.get_ident()) for rank in (0, 1)
+    }
+
+
+def test_spares_join_at_once_and_serve_once(group: WorkerGroup) -> None:
+    """Processes differ between runs; with spares the second run starts in well under the three seconds allowed."""
+    first = group.run("cluster_targets:echo", {"seconds": 2.5}, spares=True)
+    started = time.monotonic()
+    second = group.run("cluster_targets:echo", {})
+    took_s = time.monotonic() - started
+    assert not {result["pid"] for result in first if result} & {result["pid"] for result in second if result}
+    assert took_s < 2.0
+
+
+def test_gloo_group_from_the_environment(group: WorkerGroup) -> None:
+    """Torch's own rendezvous works with what the group sets."""
+    assert group.run("cluster_targets:all_reduce", {}) == [{"sum": 3.0}, {"sum": 3.0}]
+
+
+def test_the_first_failing_rank_is_the_error(group: WorkerGroup) -> None:
+    """The others' broken connections are folded, even when they came first to the driver."""
+    with pytest.raises(WorkerFailed) as failure:
+        group.run("cluster_targets:fail_on", {"rank": 1, "how": "raise", "others_after_s": 0.0})
+    verdict = failure.value.verdict
+    assert (verdict.kind, verdict.rank, verdict.error) == ("exception", 1, "ValueError")
+    assert "the loss is a fish" in verdict.message
+    assert "rank 1 on node" in verdict.message
+    assert "cluster_targets.py" in verdict.traceback
+    assert verdict.infrastructure is False
+    assert len(verdict.folded) == 1
+    assert "Connection closed by peer" in verdict.folded[0]
+    assert "last words of the rank" in verdict.tail
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "text", "infrastructure"),
+    [
+        (int(signal.SIGKILL), "signal", "signal 9 (SIGKILL)", True),
+        (int(signal.SIGSEGV), "signal", "signal 11 (SIGSEGV)", False),
+        ("exit", "exit", "exit status 3", False),
+        ("disk", "disk_full", "No space left", False),
+    ],
+)
+def test_one_verdict_per_death(group: WorkerGroup, how: int | str, kind: str, text: str, infrastructure: bool) -> None:
+    """Different deaths have different one-line causes, with rank and node, and the group works on."""
+    with pytest.raises(WorkerFailed) as failure:
+        group.run("cluster_targets:fail_on", {"rank": 0, "how": how}, label="death")
+    verdict = failure.value.verdict
+    assert (verdict.kind, verdict.rank, verdict.infrastructure) == (kind, 0, infrastructure)
+    assert text in verdict.message
+    assert f"rank 0 on node {verdict.node} during train" in verdict.message
+    assert "last words of the rank" in verdict.tail
+
+
+def test_a_kill_is_seen_within_a_second(group: WorkerGroup) -> None:
+    """From kill -9 to the end of the run, which waits another second for the others' causes."""
+    killed_at: list[float] = []
+
+    def kill(rank: int, phase: str, progress: dict[str, Any]) -> None:
+        if not killed_at and len(group.pids()) == 2:
+            killed_at.append(time.monotonic())
+            os.kill(group.pids()[1], signal.SIGKILL)
+
+    with pytest.raises(WorkerFailed, match=r"signal 9 \(SIGKILL\): rank 1 on node"):
+        group.run("cluster_targets:beat_often", {"steps": 20_000}, kill)
+    assert time.monotonic() - killed_at[0] < 4.0
+    assert not any(is_alive(pid) for pid in group.pids().values())
+
+
+def test_a_killed_ray_worker_is_replaced(group: WorkerGroup) -> None:
+    """The process that Ray knows dies: an infrastructure failure, nothing left of its rank, and the next run works."""
+    killed: list[int] = []
+
+    def kill(rank: int, phase: str, progress: dict[str, Any]) -> None:
+        if not killed and len(group.pids()) == 2:
+            killed.append(group.pids()[0])
+            with open(f"/proc/{killed[0]}/stat") as stat:
+                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+            os.kill(parent, signal.SIGKILL)
+
+    with pytest.raises(WorkerFailed) as failure:
+        group.run("cluster_targets:beat_often", {"steps": 20_000}, kill)
+    assert failure.value.verdict.kind == "lost"
+    assert failure.value.verdict.infrastructure is True
+    assert failure.value.verdict.rank == 0
+    assert not is_alive(killed[0])
+    assert len(group.run("cluster_targets:echo", {})) == 2
+
+
+def test_a_stall_names_the_rank_with_its_stack(session: Session, make_spec: MakeSpec) -> None:
+    """Both ranks are silent; the one that is a step behind holds up the other."""
+    with session.group(make_spec(stall_limits_s={"train": 1.5})) as group:
+        with pytest.raises(WorkerFailed) as failure:
+            group.run("cluster_targets:fail_on", {"rank": 1, "how": "hang", "step": 6})
+        verdict = failure.value.verdict
+        assert (verdict.kind, verdict.rank, verdict.infrastructure) == ("stall", 1, True)
+        assert "at step 6" in verdict.message
+        assert set(verdict.stacks) == {0, 1}
+        assert "in fail_on" in verdict.stacks[1]
+        assert not any(is_alive(pid) for pid in group.pids().values())
+
+
+def test_stop_reaches_every_rank(session: Session, make_spec: MakeSpec) -> None:
+    """Ranks that save and leave make a preemption; the group starts nothing after that."""
+    with session.group(make_spec()) as group:
+        threading.Timer(1.0, group.stop).start()
+        with pytest.raises(Preempted, match="saved at step 1"):
+            group.run("cluster_targets:wait_for_stop", {})
+        with pytest.raises(Preempted):
+            group.run("cluster_targets:echo", {})
+
+
+def test_stop_kills_after_the_grace(session: Session, make_spec: MakeSpec) -> None:
+    """A target that does not look is killed, and the verdict says that it was asked for."""
+    with session.group(make_spec(stop_grace_s=1.0)) as group:
+        threading.Timer(0.8, group.stop).start()
+        with pytest.raises(WorkerFailed) as failure:
+            group.run("cluster_targets:ignore_stop", {})
+        assert failure.value.verdict.kind == "stopped"
+
+
+def test_sigterm_of_one_rank_asks_it_to_stop(group: WorkerGroup) -> None:
+    """As a cluster that takes a node back does."""
+    sent: list[int] = []
+
+    def terminate(rank: int, phase: str, progress: dict[str, Any]) -> None:
+        if not sent and len(group.pids()) == 2:
+            sent.extend(group.pids().values())
+            for pid in sent:
+                os.kill(pid, signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        group.run("cluster_targets:wait_for_stop", {}, terminate)
+
+
+def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpec) -> None:
+    """One process for every run, beside a group that holds every CPU; a failure costs the process, not the group."""
+    with (
+        session.group(make_spec()),
+        session.group(make_spec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as group,
+    ):
+        pids = {result["pid"] for _ in range(3) for result in group.run("cluster_targets:echo", {}) if result}
+        assert len(pids) == 1
+        with pytest.raises(WorkerFailed):
+            group.run("cluster_targets:fail_on", {"rank": 0, "how": "raise"})
+        again = group.run("cluster_targets:echo", {})
+        assert again[0] is not None
+        assert again[0]["pid"] not in pids
+
+
+def test_what_cannot_fit_is_refused_at_once(session: Session, make_spec: MakeSpec) -> None:
+    """The message says what was asked and what is there."""
+    started = time.monotonic()
+    with pytest.raises(CapacityError, match=r"needs 3 CPU \(3 workers\); the cluster has 2 CPU on 1 node"):
+        session.group(make_spec(num_workers=3))
+    assert time.monotonic() - started < 5
+
+
+def test_what_is_busy_names_the_holder(session: Session, make_spec: MakeSpec) -> None:
+    """The deadline holds, the holder is named, and its release lets the next one in."""
+    waits: list[str] = []
+    with session.group(make_spec(name="holder")):
+        with pytest.raises(CapacityError, match=r"held by 'trainwright/holder' \(2 CPU\); gave up after 1 s"):
+            session.group(make_spec(name="late", placement_timeout_s=1), waits.append)
+    with session.group(make_spec(name="late")) as group:
+        assert len(group.run("cluster_targets:echo", {})) == 2
+
+
+def test_a_missing_target_is_a_verdict(group: WorkerGroup) -> None:
+    """Nothing hangs when a module is not there."""
+    with pytest.raises(WorkerFailed, match="ModuleNotFoundError"):
+        group.run("no_such_module:run", {})

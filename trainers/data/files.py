@@ -24,8 +24,8 @@ def find_files(source: FileSource, base_dir: Path) -> list[Path]:
         if path.is_file():
             matches = [path]
         elif any(mark in pattern for mark in "*?["):
-            anchor = Path(path.anchor)
-            matches = [match for match in anchor.glob(path.relative_to(anchor).as_posix()) if match.is_file()]
+            start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else base_dir
+            matches = [match for match in start.glob(pattern.lstrip("/")) if match.is_file()]
         else:
             matches = []
         if not matches:

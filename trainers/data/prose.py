@@ -18,7 +18,7 @@ _RULE = re.compile(r"([*=\-~^#+.])\1{3,}")
 _WORD = re.compile(r"[a-z0-9]+")
 _EMPHASIS = re.compile(r"(?<!\w)\*{1,2}(\w+)\*{1,2}(?!\w)")
 _OWN_NAME = re.compile(r"^[\w.]+\s+(--?|:)\s+(?=[A-Z])|^[\w.]+\.py\s*[-:]+\s*|^Internal function\.\s+|^Internal:\s+")
-_CODE = re.compile(r">>>|\.\.\. |[{}|\\=\[\]<>~^]|->|::|^[-*#@:]|gencodec|\w\(\w+\) ")
+_CODE = re.compile(r">>>|\.\.\. |[{}|\\=\[\]<>~^]|->|::|^[-*#@:]|gencodec|\w\(\w+\) |//|^[\w.]+\(|\b\w [-+*/%] \w\b")
 
 
 def paragraphs(text: str) -> list[str]:

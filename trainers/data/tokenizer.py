@@ -16,8 +16,11 @@ from recipes.errors import RequestError
 from trainers.data.template import Message, Span, render, response_spans
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-"""Entries of a vocabulary that serve as pad token, in this order, where a tokenizer names none or the end token."""
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
+"""Entries of a vocabulary that serve as pad token, in this order, where a tokenizer names none or the end token.
+
+The last two are byte 0 in byte-level vocabularies (GPT-2's), and in those with byte fallback.
+"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     eos = (overrides and overrides.eos_token) or _token(tokens.get("eos_token"))
     if eos is None:
         raise RequestError("the tokenizer names no eos_token; set tokenizer.eos_token")
-    dropped = {"eos_token", "pad_token", "bos_token", "chat_template", "added_tokens_decoder", "name_or_path"}
+    dropped = {"eos_token", "pad_token", "bos_token", "chat_template", "added_tokens_decoder"}
+    dropped |= {"name_or_path", "auto_map"}
     found = Tokenization(
         tokenizer_json=files["tokenizer.json"],
         eos_token=eos,

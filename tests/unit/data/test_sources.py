@@ -112,6 +112,14 @@ def test_patterns_give_each_file_once_in_sorted_order(base: Path) -> None:
     assert [text for _, text in texts(given, base)] == ["a", "b", "c"]
 
 
+def test_a_folder_named_like_a_pattern_is_no_pattern(tmp_path: Path) -> None:
+    base = tmp_path / "run[1]"
+    (base / "data").mkdir(parents=True)
+    (base / "data" / "a.txt").write_text("here")
+    assert texts(source(source="text", files=["data/*.txt"]), base) == [("a.txt", "here")]
+    assert texts(source(source="text", files=["../run*/data/*.txt"]), base) == [("a.txt", "here")]
+
+
 def test_digest_follows_bytes_not_names(base: Path) -> None:
     given = source(source="text", files=["t.txt"])
     before = source_digest(given, base)

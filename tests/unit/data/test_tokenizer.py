@@ -98,11 +98,21 @@ def test_pad_that_equals_eos_is_replaced(tokenization: Tokenization) -> None:
     assert tokenization_from_files(with_files(tokenization, pad_token="<|end|>")).pad_token == "<|pad|>"
 
 
+def test_a_vocabulary_without_a_pad_token_takes_byte_zero() -> None:
+    """GPT-2's tokenizer has an end token only."""
+    tokenizer = {"model": {"type": "BPE", "vocab": {"<|endoftext|>": 0, "\u0100": 1, "a": 2}, "merges": []}}
+    files = {
+        "tokenizer.json": json.dumps(tokenizer).encode(),
+        "tokenizer_config.json": b'{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}',
+    }
+    found = tokenization_from_files(files)
+    assert (found.pad_id, found.eos_id, found.bos_id) == (1, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "overrides", "complaint"),
     [
         ({"eos_token": None}, {}, "names no eos_token"),
-        ({"eos_token": "<|pad|>", "pad_token": None}, {}, "no pad token that differs"),
         ({}, {"pad_token": "<|end|>"}, "no pad token that differs"),
         ({}, {"eos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
         ({"bos_token": "<s>"}, {}, "'<s>' is not in the vocabulary"),

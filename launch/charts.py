@@ -1,7 +1,7 @@
 """Inline SVG for the report: line charts and the lineage graph; pure functions of their data."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -143,46 +143,72 @@ def depth_of(nodes: Mapping[str, Node]) -> dict[str, int]:
     return depths
 
 
+BOX_W, BOX_H, GAP_X, GAP_Y, LANE = 150, 46, 62, 20, 14
+
+
 def lineage_graph(nodes: Sequence[Node]) -> str:
-    """Boxes from left to right, an arrow from what was used to what was made of it."""
+    """Boxes from left to right, an arrow from what was used to what was made of it.
+
+    An arrow over several columns that would run through a box takes a lane below all boxes.
+    """
     by_name = {node.name: node for node in nodes}
     depths = depth_of(by_name)
     columns: dict[int, list[Node]] = {}
     for node in nodes:
         columns.setdefault(depths[node.name], []).append(node)
-    box_w, box_h, gap_x, gap_y = 150, 46, 62, 20
     rows = max(map(len, columns.values()), default=1)
-    width, height = len(columns) * (box_w + gap_x) - gap_x + 4, rows * (box_h + gap_y) - gap_y + 4
+    width, height = len(columns) * (BOX_W + GAP_X) - GAP_X + 4, rows * (BOX_H + GAP_Y) - GAP_Y + 4
     where: dict[str, tuple[float, float]] = {}
     for column, members in columns.items():
-        used = len(members) * (box_h + gap_y) - gap_y
+        used = len(members) * (BOX_H + GAP_Y) - GAP_Y
         for row, node in enumerate(members):
-            where[node.name] = (2 + column * (box_w + gap_x), (height - used) / 2 + row * (box_h + gap_y))
+            where[node.name] = (2 + column * (BOX_W + GAP_X), (height - used) / 2 + row * (BOX_H + GAP_Y))
     parts = []
+    num_lanes = 0
     for node in nodes:
-        x, y = where[node.name]
         for parent in dict.fromkeys(node.parents):
-            if parent not in where:
-                continue
-            px, py = where[parent][0] + box_w, where[parent][1] + box_h / 2
-            bend = min(gap_x, (x - px)) / 2 + (18 if x - px > gap_x else 0)
-            parts.append(
-                f'<path class="edge" marker-end="url(#arrow)" d="M{px:.0f},{py:.0f} C{px + bend:.0f},{py:.0f} '
-                f'{x - bend:.0f},{y + box_h / 2:.0f} {x - 4:.0f},{y + box_h / 2:.0f}"/>'
-            )
+            if parent in where:
+                lane = None
+                if _runs_through(where[parent], where[node.name], where.values()):
+                    num_lanes += 1
+                    lane = height + num_lanes * LANE
+                path = _edge(where[parent], where[node.name], lane)
+                parts.append(f'<path class="edge" marker-end="url(#arrow)" d="{path}"/>')
     for node in nodes:
         x, y = where[node.name]
+        middle = x + BOX_W / 2
         parts.append(
             f'<g class="node {escape(node.state)}" text-anchor="middle">'
-            f'<rect x="{x:.0f}" y="{y:.0f}" width="{box_w}" height="{box_h}" rx="9"/>'
-            f'<text class="name" x="{x + box_w / 2:.0f}" y="{y + 20:.0f}">{escape(node.name[:20])}</text>'
-            f'<text x="{x + box_w / 2:.0f}" y="{y + 35:.0f}">{escape(node.caption[:26])}</text></g>'
+            f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX_W}" height="{BOX_H}" rx="9"/>'
+            f'<text class="name" x="{middle:.0f}" y="{y + 20:.0f}">{escape(node.name[:20])}</text>'
+            f'<text x="{middle:.0f}" y="{y + 35:.0f}">{escape(node.caption[:26])}</text></g>'
         )
     arrow = (
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>'
     )
+    full_height = height + (num_lanes + 0.5) * LANE if num_lanes else height
     return (
-        f'<svg class="lineage" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
+        f'<svg class="lineage" viewBox="0 0 {width:.0f} {full_height:.0f}" style="max-width:{width:.0f}px" role="img" '
         f'aria-label="lineage of the run\'s artifacts">{arrow}{"".join(parts)}</svg>'
+    )
+
+
+def _runs_through(start: tuple[float, float], end: tuple[float, float], boxes: Iterable[tuple[float, float]]) -> bool:
+    """Whether the straight way between two boxes crosses another."""
+    (x0, y0), (x1, y1) = start, end
+    return any(x0 < x < x1 and abs(y0 + (y1 - y0) * (x - x0) / (x1 - x0) - y) < BOX_H / 2 + GAP_Y / 2 for x, y in boxes)
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float], lane: float | None) -> str:
+    """The path of an arrow from the right side of one box to the left side of another."""
+    px, py = start[0] + BOX_W, start[1] + BOX_H / 2
+    x, y = end[0] - 4, end[1] + BOX_H / 2
+    if lane is None:
+        bend = GAP_X / 2
+        return f"M{px:.0f},{py:.0f} C{px + bend:.0f},{py:.0f} {x - bend:.0f},{y:.0f} {x:.0f},{y:.0f}"
+    down, up = px + GAP_X * 0.8, x - GAP_X * 0.8
+    return (
+        f"M{px:.0f},{py:.0f} C{px + 34:.0f},{py:.0f} {px + 14:.0f},{lane:.0f} {down:.0f},{lane:.0f} "
+        f"L{up:.0f},{lane:.0f} C{x - 14:.0f},{lane:.0f} {x - 34:.0f},{y:.0f} {x:.0f},{y:.0f}"
     )

@@ -169,7 +169,7 @@ def _stage_table(stages: Sequence[StageReport]) -> str:
         manifest = stage.manifest or {}
         outcome = manifest.get("outcome") or {}
         done = outcome.get("steps_done")
-        steps = f"{done:,} / {outcome.get('steps_planned', done):,}" if isinstance(done, int) else "-"
+        steps = f"{done:,} / {outcome.get('steps_planned', done):,}" if done else "-"
         if outcome.get("state") == "stopped_by":
             steps += f' <span class="soft">stopped by {escape(str(outcome.get("rule")))}</span>'
         size = sum(entry["bytes"] for entry in manifest.get("files", {}).values())

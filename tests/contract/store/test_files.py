@@ -131,7 +131,7 @@ def test_create_only(store: Store) -> None:
 
 def test_racing_creators_have_one_winner(open_store: Callable[[], Store]) -> None:
     stores = [open_store() for _ in range(8)]
-    for round_number in range(10):
+    for round_number in range(5):
         barrier = threading.Barrier(len(stores))
         won: list[int] = []
 

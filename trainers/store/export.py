@@ -16,7 +16,7 @@ MODEL_PARTS = ("model", "actor")
 
 
 def parts_of(manifest: ArtifactManifest) -> list[str]:
-    """Return the parts of an artifact, each a folder in its files; a report has none."""
+    """Return the parts of an artifact, the top folders of its files."""
     return sorted({name.split("/", 1)[0] for name in manifest.files if "/" in name})
 
 
@@ -26,7 +26,8 @@ def export(
     """Write an artifact to a new folder.
 
     A full model lands in the folder itself. An adapter does too, with its base model in `base/` and named there; with
-    `merge` the adapter's merged model is written instead. `part` picks one of several parts (`critic`).
+    `merge` the adapter's merged model is written instead. `part` picks one of several parts (`critic`). What has
+    neither model nor adapter (a report) is written whole.
     """
     target = directory.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -60,9 +61,7 @@ def _main_part(parts: list[str], merge: bool) -> str:
     models = [name for name in MODEL_PARTS if name in parts]
     if "adapter" in parts and not (merge and models):
         return "adapter"
-    if models:
-        return models[0]
-    return "" if len(parts) != 1 else parts[0]
+    return models[0] if models else ""
 
 
 def _copy(store: Store, manifest: ArtifactManifest, prefix: str, target: Path) -> None:

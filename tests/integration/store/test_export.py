@@ -129,3 +129,13 @@ def test_an_adapter_without_its_base_is_refused(store: Store, chat: ArtifactMani
     with pytest.raises(RequestError, match="digest 0000"):
         export(store, lost, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_report_is_written_whole(store: Store, tmp_path: Path) -> None:
+    contents = {"report.json": b"{}", "samples/first.json": b"[]"}
+    files = {name: FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data)) for name, data in contents.items()}
+    report = ArtifactManifest(
+        fingerprint="12" * 32, digest=files_digest(files), kind="report", stage="exam", files=files
+    )
+    folder = export(store, report, tmp_path / "report")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(contents)

@@ -87,6 +87,8 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
+                if "\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but no text
+                    json.dumps(row, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{path}:{number}: not JSON: {error}") from None
             if not isinstance(row, dict):

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from recipes.data import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
-from trainers.data.encoding import Encoded, encode_instructions, encode_pairs, encode_prompts, encode_texts
-from trainers.data.packing import best_fit, split_lengths
+from trainers.data.encoding import encode_instructions, encode_pairs, encode_prompts, encode_texts
+from trainers.data.forms import Count, FormSettings, pack, pair, prompts
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raised when the same request gives other arrays."""
-NUM_EXAMPLES = 5
 FORMS: dict[RowRole, Form] = {
     "text": "packed",
     "instructions": "packed",
@@ -81,41 +80,6 @@ class DataRequest:
         if self.role == "instructions":
             identity |= {"loss_on": self.loss_on}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
-
-
-@dataclass
-class _Count:
-    """Counts rows while a set is built."""
-
-    rows_in: int = 0
-    kept: int = 0
-    truncated: int = 0
-    split: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def note(self, reason: str, row: Row) -> None:
-        """Remember the first few rows of a reason."""
-        if len(self.examples.setdefault(reason, [])) < NUM_EXAMPLES:
-            self.examples[reason].append(row.id)
-
-    def drop(self, reason: str, row: Row) -> None:
-        """Count a row that is left out."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self.note(reason, row)
-
-
-@dataclass
-class _Parts:
-    """Contents of a data set's files before they are stored."""
-
-    arrays: dict[str, np.ndarray]
-    row_ids: list[str]
-    tokens: int
-    supervised_tokens: int
-    sequences: int
-    positions: int
-    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def materialise(request: DataRequest, store: Store) -> Dataset:
@@ -182,17 +146,24 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
 def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
     if request.source_digest is not None and source_digest(request.source, request.base_dir) != request.source_digest:
         raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
-    count = _Count()
+    count = Count()
+    settings = FormSettings(
+        sequence_length=request.sequence_length,
+        vocab_size=request.tokenization.vocab_size,
+        pad_id=request.tokenization.pad_id,
+        packing=request.packing,
+        loss_on_all=request.loss_on == "all",
+    )
     rows = _counted(request, count, store)
     match request.role:
         case "text":
-            parts = _pack(request, encode_texts(rows, request.tokenization), count)
+            parts = pack(encode_texts(rows, request.tokenization), count, settings)
         case "instructions":
-            parts = _pack(request, encode_instructions(rows, request.tokenization), count)
+            parts = pack(encode_instructions(rows, request.tokenization), count, settings)
         case "preferences":
-            parts = _pairs(request, rows, count)
+            parts = pair(encode_pairs(rows, request.tokenization), count, settings)
         case "prompts":
-            parts = _prompts(request, rows, count)
+            parts = prompts(encode_prompts(rows, request.tokenization), count, settings)
     report = BuildReport(
         rows_in=count.rows_in,
         kept=count.kept,
@@ -209,7 +180,7 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
     meta = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
     files = {
         "meta.json": _put(canonical_json(meta), store),
-        "row_ids.txt": _put("".join(f"{name}\n" for name in parts.row_ids).encode(), store),
+        "row_ids.txt": _put("".join(" ".join(name.splitlines()) + "\n" for name in parts.row_ids).encode(), store),
     }
     for name, array in parts.arrays.items():
         files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), array.tobytes()])
@@ -218,7 +189,7 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
 
 
-def _counted(request: DataRequest, count: _Count, store: Store) -> Iterator[Row]:
+def _counted(request: DataRequest, count: Count, store: Store) -> Iterator[Row]:
     source, seed = request.source, request.seed
     for row in read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store):
         count.rows_in += 1
@@ -237,128 +208,6 @@ def _demand_something_to_learn(request: DataRequest, report: BuildReport) -> Non
         reasons = "; ".join(f"{reason}: {', '.join(ids)}" for reason, ids in report.examples.items())
         found = f"nothing to learn from in {report.rows_in} rows at sequence_length {request.sequence_length}"
         raise RequestError(f"{what}: {found}: {reasons}")
-
-
-def _pack(request: DataRequest, encoded: Iterator[tuple[Row, Encoded]], count: _Count) -> _Parts:
-    """Cut, truncate and pack into sequences; a segment's first token is never a target."""
-    length = request.sequence_length
-    pieces: list[Encoded] = []
-    piece_rows: list[int] = []
-    row_ids: list[str] = []
-    for row, item in encoded:
-        if len(item) < 2:
-            count.drop("empty", row)
-            continue
-        if "text" not in row.columns and len(item) > length:
-            count.truncated += 1
-            count.note("truncated", row)
-            item = Encoded(item.ids[:length], item.response[:length])
-        if request.loss_on == "all":
-            item = Encoded(item.ids, np.ones(len(item), dtype=bool))
-        if not item.response[1:].any():
-            count.drop("no_response", row)
-            continue
-        count.kept += 1
-        count.split += len(item) > length
-        start = 0
-        for size in split_lengths(len(item), length):
-            if size > 1:
-                pieces.append(Encoded(item.ids[start : start + size], item.response[start : start + size]))
-                piece_rows.append(len(row_ids))
-            start += size
-        row_ids.append(row.id)
-    lengths = [len(piece) for piece in pieces]
-    bins = best_fit(lengths, length) if request.packing else [[number] for number in range(len(pieces))]
-    input_ids = np.full((len(bins), length), request.tokenization.pad_id, dtype=_token_type(request))
-    segment_ids = np.zeros((len(bins), length), dtype=np.uint16 if length < 2**16 else np.int32)
-    loss_mask = np.zeros((len(bins), length), dtype=bool)
-    for sequence, numbers in enumerate(bins):
-        start = 0
-        for segment, number in enumerate(numbers, start=1):
-            end = start + lengths[number]
-            input_ids[sequence, start:end] = pieces[number].ids
-            segment_ids[sequence, start:end] = segment
-            loss_mask[sequence, start + 1 : end] = pieces[number].response[1:]
-            start = end
-    return _Parts(
-        arrays={
-            "input_ids": input_ids,
-            "segment_ids": segment_ids,
-            "loss_mask": loss_mask,
-            "rows": np.asarray([piece_rows[number] for numbers in bins for number in numbers], dtype=np.int64),
-            "row_offsets": _offsets([len(numbers) for numbers in bins]),
-        },
-        row_ids=row_ids,
-        tokens=sum(lengths),
-        supervised_tokens=int(loss_mask.sum()),
-        sequences=len(bins),
-        positions=input_ids.size,
-    )
-
-
-def _pairs(request: DataRequest, rows: Iterator[Row], count: _Count) -> _Parts:
-    kept: list[tuple[Row, Encoded, Encoded]] = []
-    for row, chosen, rejected in encode_pairs(rows, request.tokenization):
-        if not (chosen.response.any() and rejected.response.any()):
-            count.drop("no_response", row)
-        elif np.array_equal(chosen.ids, rejected.ids):
-            count.drop("equal_pair", row)
-        elif max(len(chosen), len(rejected)) > request.sequence_length:
-            count.drop("too_long", row)
-        else:
-            kept.append((row, chosen, rejected))
-    count.kept = len(kept)
-    arrays: dict[str, np.ndarray] = {}
-    for side, items in (("chosen", [item[1] for item in kept]), ("rejected", [item[2] for item in kept])):
-        arrays[f"{side}_ids"] = _flat([item.ids for item in items], _token_type(request))
-        arrays[f"{side}_response"] = _flat([item.response for item in items], np.bool_)
-        arrays[f"{side}_offsets"] = _offsets([len(item) for item in items])
-    tokens = sum(len(chosen) + len(rejected) for _, chosen, rejected in kept)
-    return _Parts(
-        arrays=arrays,
-        row_ids=[row.id for row, _, _ in kept],
-        tokens=tokens,
-        supervised_tokens=int(arrays["chosen_response"].sum() + arrays["rejected_response"].sum()),
-        sequences=len(kept),
-        positions=tokens,
-    )
-
-
-def _prompts(request: DataRequest, rows: Iterator[Row], count: _Count) -> _Parts:
-    kept: list[np.ndarray] = []
-    records: list[dict[str, Any]] = []
-    for row, text, ids in encode_prompts(rows, request.tokenization):
-        if len(ids) == 0:
-            count.drop("empty", row)
-        elif len(ids) > request.sequence_length:
-            count.drop("too_long", row)
-        else:
-            kept.append(ids)
-            reference = row.columns.get("reference")
-            records.append({"id": row.id, "text": text, "prompt": row.columns["prompt"], "reference": reference})
-    count.kept = len(kept)
-    flat = _flat(kept, _token_type(request))
-    return _Parts(
-        arrays={"prompt_ids": flat, "prompt_offsets": _offsets([len(ids) for ids in kept])},
-        row_ids=[record["id"] for record in records],
-        tokens=len(flat),
-        supervised_tokens=0,
-        sequences=len(kept),
-        positions=len(flat),
-        records=records,
-    )
-
-
-def _token_type(request: DataRequest) -> type[np.generic]:
-    return np.uint16 if request.tokenization.vocab_size <= 2**16 else np.int32
-
-
-def _flat(items: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    return np.concatenate(items).astype(dtype) if items else np.zeros(0, dtype=dtype)
-
-
-def _offsets(lengths: list[int]) -> np.ndarray:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def _npy_header(array: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading documentation without importing it, and the installation's own: split by module, no near copies, in one order."""
+"""Reading documentation without importing it, and the installation's own: split by module, no near copies."""
 
 from pathlib import Path
 

@@ -82,6 +82,7 @@ def test_datasets_folder(base: Path) -> None:
     ("name", "content", "kind", "complaint"),
     [
         ("b.jsonl", b'{"text": "a"}\n{"text": \n', "jsonl", r"b\.jsonl:2: not JSON"),
+        ("b.jsonl", b'{"text": "\\ud83d"}\n', "jsonl", r"b\.jsonl:1: not JSON: .*surrogates not allowed"),
         ("b.jsonl", b"[1]\n", "jsonl", r"b\.jsonl:1: a list, not an object"),
         ("b.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "jsonl", r"b\.jsonl: row 2: column 'text' is missing"),
         ("b.jsonl", b'{"text": "\xff"}\n', "jsonl", r"b\.jsonl: not UTF-8 at byte 10"),

@@ -148,7 +148,7 @@ def resumable(
     record: RunRecord, recipe: str | Path | None, overrides: Sequence[str], address: str | None
 ) -> Resolved | None:
     """The resolved recipe to go on with; None when the run is complete. Raises RequestError for a changed meaning."""
-    summary = record.summary()
+    summary = standing(record)
     if summary.state in ("running", "submitted"):
         host = summary.driver.get("host", "the cluster")
         raise RequestError(f"{record.run} is {summary.state} on {host}; stop it first: trainwright stop {record.run}")
@@ -216,25 +216,29 @@ def status(run: str | None = None, *, store: str | None = None) -> list[RunSumma
     """How runs stand, oldest first; one run where it is named."""
     opened = Store.open(store)
     if run is not None:
-        return [_with_job(RunRecord.open(opened, run).summary())]
-    return [_with_job(record.summary()) for record in all_runs(opened)]
+        return [standing(RunRecord.open(opened, run))]
+    return [standing(record) for record in all_runs(opened)]
 
 
-def _with_job(summary: RunSummary) -> RunSummary:
-    """A submitted run whose driver has not spoken yet: the job server knows whether it still may."""
-    if summary.state == "submitted" and summary.submission and summary.address:
-        from launch.jobs import job_failure
+def standing(record: RunRecord) -> RunSummary:
+    """How a run stands; for a submitted one the job server knows whether its driver still lives."""
+    summary = record.summary()
+    if summary.state in ("submitted", "running") and summary.submission and summary.address:
+        from launch.jobs import job_end
 
-        failure = job_failure(summary.address, summary.submission)
-        if failure is not None:
-            summary.state, summary.message = "lost", failure
+        end = job_end(summary.address, summary.submission)
+        if end is not None:
+            # The run may have ended properly between the two questions.
+            summary = record.summary()
+            if summary.state in ("submitted", "running"):
+                summary.state, summary.message = "lost", end
     return summary
 
 
 def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary:
     """Ask a run to save its state and end; with `wait` return when it has."""
     record = RunRecord.open(Store.open(store), run)
-    summary = record.summary()
+    summary = standing(record)
     if summary.state in FINISHED or summary.state == "lost":
         raise RequestError(f"{record.run} is not running; it is {summary.state}")
     record.request_stop()
@@ -249,7 +253,7 @@ def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary
                 f"{record.run} has not stopped within {STOP_WAIT_S:.0f} s; it may be saving a large state"
             )
         time.sleep(0.3)
-        summary = record.summary()
+        summary = standing(record)
     return summary
 
 

@@ -195,15 +195,17 @@ def refuse_local_files(loaded: LoadedRecipe) -> None:
         raise RecipeError(problems)
 
 
-def job_failure(address: str, submission: str) -> str | None:
-    """Why a submitted run will never start; None while it still may."""
+def job_end(address: str, submission: str) -> str | None:
+    """How a job ended, in words; None while it may still run, or when the job server does not answer."""
     try:
         job = JobServer(address).job(submission)
-    except (CapacityError, RequestError) as error:
+    except CapacityError:
+        return None
+    except RequestError as error:
         return str(error)
     if job["status"] not in ENDED:
         return None
-    return f"its job ended as {job['status']} before the run began: {job.get('message') or 'no message'}"
+    return f"its job ended as {job['status']}: {job.get('message') or 'no message'}"
 
 
 def stop_job(address: str, submission: str) -> None:

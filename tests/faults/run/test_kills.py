@@ -1,0 +1,93 @@
+"""SIGKILL of the driver or of a worker at random moments of every kind of stage: resume, and the same bytes come out.
+
+The short form kills once in each stage of one chain. The long form kills at five seeded moments in every kind of stage,
+the driver and a worker in turn, each time in an empty store.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAGES = ("base", "chat", "judge", "policy", "exam")
+LONGEST_WORK = 0.9
+"""Share of the reference's stage time within which moments are drawn; a later one may miss the stage."""
+NUM_MOMENTS = 5
+TRIES = 4
+
+
+def moment(seed: int, stage: str, seconds: float) -> tuple[float, int]:
+    """When to kill, in seconds from the stage's start, and which of two ranks."""
+    draw = random.Random(f"{seed}/{stage}")
+    return draw.uniform(0.0, LONGEST_WORK * seconds), draw.randrange(2)
+
+
+def starts(bed: Any, stage: str) -> int:
+    """How often the journal says that the stage was started."""
+    return sum(event["event"] == "stage_started" for event in bed.events(stage))
+
+
+@pytest.mark.serial
+def test_one_chain_with_a_kill_in_every_stage(
+    make_bed: Callable[[], Any], chain: Path, reference: Any, say: Callable[[str], None]
+) -> None:
+    bed = make_bed()
+    driver = bed.start("run", str(chain))
+    hit_stages = set()
+    for number, stage in enumerate(STAGES):
+        victim = "driver" if number % 2 == 0 else "worker"
+        after_s, rank = moment(number, stage, reference.seconds[stage])
+        hit = bed.kill(driver, stage, victim, after_s, rank)
+        say(str(hit) if hit else f"{stage} was committed before the kill")
+        if hit is None:
+            continue
+        hit_stages.add(stage)
+        if victim == "driver":
+            say(f"nothing left after {bed.assert_nothing_left():.1f} s")
+            driver = bed.start("resume", "last")
+    assert driver.wait(540) == 0, bed.output()
+    bed.assert_nothing_left()
+    assert bed.digests() == reference.digests
+    assert {stage for stage in STAGES if starts(bed, stage) >= 2} >= hit_stages
+    assert len(hit_stages) >= 4
+    bed.finish("resume", "last")
+
+
+@pytest.mark.long
+@pytest.mark.serial
+@pytest.mark.parametrize("number", range(NUM_MOMENTS))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_at_a_random_moment(
+    make_bed: Callable[[], Any],
+    chain_up_to: Callable[[str], Path],
+    reference: Any,
+    say: Callable[[str], None],
+    stage: str,
+    number: int,
+) -> None:
+    recipe = chain_up_to(stage)
+    victim = ("driver", "worker")[number % 2]
+    for seed in range(number, number + TRIES * NUM_MOMENTS, NUM_MOMENTS):
+        bed = make_bed()
+        driver = bed.start("run", str(recipe))
+        after_s, rank = moment(seed, stage, reference.seconds[stage])
+        hit = bed.kill(driver, stage, victim, after_s, rank)
+        if hit is not None:
+            break
+        assert driver.wait(540) == 0, bed.output()
+    else:
+        pytest.fail(f"{TRIES} moments lay after the end of {stage}")
+    say(str(hit))
+    if victim == "driver":
+        say(f"nothing left after {bed.assert_nothing_left():.1f} s")
+        bed.finish("resume", "last")
+    else:
+        assert driver.wait(540) == 0, bed.output()
+        bed.finish("resume", "last")
+    bed.assert_nothing_left()
+    assert starts(bed, stage) == 2
+    made = bed.digests()
+    assert made == {name: reference.digests[name] for name in made}
+    assert stage in made

@@ -1,6 +1,7 @@
 """A worker group of one rank in this very process: for debugging with breakpoints, and for tests."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -57,6 +58,9 @@ class LocalGroup:
         self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
     ) -> list[Json | None]:
         """Calls the target here."""
+        payload = json.loads(json.dumps(payload))
+        if self._stop.is_set():
+            raise Preempted("stopped before it started")
         context = LocalContext(self._stop, on_beat, self.spec.beat_interval_s)
         with _environment({**self.spec.environment, **_torchrun_environment()}):
             try:

@@ -1,4 +1,4 @@
-"""Holding resources for a group: feasible at all? then a placement group, with a deadline and the names of who is in the way."""
+"""Holding resources for a group: feasible at all? then a placement group, a deadline, the names of holders."""
 
 import contextlib
 import time
@@ -10,9 +10,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from cluster.topology import Node, Refusal, Request, fit
-from recipes.errors import CapacityError
+from recipes.errors import CapacityError, Preempted
 
-PATIENCE_S = 5.0
+PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,12 @@ def reserve(
     name: str,
     timeout_s: float,
     on_wait: Callable[[str], None] | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Reservation:
-    """Reserves the request, or raises `CapacityError`: at once if it can never be, at the deadline if others hold it."""
+    """Reserves the request.
+
+    Raises `CapacityError`, at once if it can never be and at the deadline if others hold it; `Preempted` when cancelled.
+    """
     present = nodes()
     possible = fit(request, present)
     if isinstance(possible, Refusal):
@@ -50,6 +54,8 @@ def reserve(
     told = ""
     try:
         while not group.wait(timeout_seconds=max(0.1, min(PATIENCE_S, deadline - time.monotonic()))):
+            if is_cancelled():
+                raise Preempted("stopped while it waited for resources")
             present = nodes()
             lost = fit(request, present)
             if isinstance(lost, Refusal):

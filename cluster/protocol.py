@@ -12,10 +12,10 @@ Json = dict[str, Any]
 """Plain JSON-able values only: everything that crosses a process border here is JSON."""
 
 Target = str | Callable[[Json, "WorkerContext"], Json | None]
-"""`function(payload, worker) -> result`, as a module-level function or as "module:function" (imported by the worker alone)."""
+"""`function(payload, worker) -> result` of a module, or "module:function", which the worker alone imports."""
 
 OnBeat = Callable[[int, str, Json], None]
-"""`on_beat(rank, phase, progress)`, called in the thread that called `run`, at most every `beat_interval_s` per rank."""
+"""`on_beat(rank, phase, progress)`, called in the thread of `run`, every `beat_interval_s` per rank at most."""
 
 VerdictKind = Literal[
     "exception",  # the target raised
@@ -75,7 +75,7 @@ class WorkerContext(Protocol):
         ...
 
     def stop_requested(self) -> bool:
-        """True from the moment when the driver asked to stop or this process got SIGTERM: save, then raise `Preempted`."""
+        """True once the driver asked to stop or this process got SIGTERM: save, then raise `Preempted`."""
         ...
 
 
@@ -107,7 +107,7 @@ class Verdict:
         return {**asdict(self), "stacks": {str(rank): text for rank, text in self.stacks.items()}}
 
 
-class WorkerFailed(StageError):
+class WorkerFailed(StageError):  # noqa: N818
     """A run of a worker group failed; `verdict` says why. Its exit code is the verdict's."""
 
     def __init__(self, verdict: Verdict) -> None:
@@ -140,7 +140,7 @@ class WorkerGroup(Protocol):
         ...
 
     def stop(self, grace_s: float | None = None) -> None:
-        """From any thread or signal handler: makes `stop_requested()` true on every rank, kills what is left after the grace.
+        """From any thread or signal handler: makes `stop_requested()` true on every rank, kills after the grace.
 
         It holds for the rest of the group's life: a later `run` raises `Preempted` at once.
         """

@@ -6,6 +6,7 @@ thread of low priority, which the kernel keeps apart from the threads that work.
 """
 
 import atexit
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -40,6 +41,7 @@ def main(socket_fd: int, stacks_fd: int, parent_pid: int, preload: str) -> None:
     warming = threading.Thread(target=_preload, args=(link, preload), name="preload", daemon=True)
     warming.start()
     while (order := link.orders.get()) is not None:
+        _hurry(warming)
         warming.join()
         if not _serve(link, order):
             _leave(1)
@@ -156,6 +158,13 @@ def _preload(link: Link, module: str) -> None:
     link.send({"say": "ready", "seconds": time.monotonic() - started, "trouble": trouble})
 
 
+def _hurry(warming: threading.Thread) -> None:
+    # Without privilege a thread cannot be given back what it gave up: then it goes on as slowly as the machine is busy.
+    if warming.is_alive() and warming.native_id is not None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, warming.native_id, os.getpriority(os.PRIO_PROCESS, os.getpid()))
+
+
 def _serve(link: Link, order: dict[str, Any]) -> bool:
     os.environ.update(order["environment"])
     log = os.open(order["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -175,7 +184,7 @@ def _serve(link: Link, order: dict[str, Any]) -> bool:
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An exception as JSON: class name, message, traceback, errno of the first OSError in its chain, exit code if it has one."""
+    """An exception as JSON; its errno is that of the first OSError in its chain."""
     number: int | None = None
     link: BaseException | None = error
     while link is not None and number is None:

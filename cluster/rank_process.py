@@ -1,4 +1,4 @@
-"""A rank's process seen from its parent: start, hand over a run, follow its beats, learn how it ended, leave nothing of it."""
+"""A rank's process seen from its parent: start, hand over a run, follow beats, learn how it ended, leave nothing."""
 
 import contextlib
 import json
@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.protocol import Json
 from cluster.supervise import RankEnd, classify
@@ -73,7 +72,7 @@ class RankProcess:
         self.beat = Beat("start", {}, time.monotonic(), self.beat.number + 1)
 
     def run(self, order: Json) -> RankEnd:
-        """Hands a run over and waits for its end; the process is gone when this returns, unless it is reusable and well."""
+        """Hands a run over and waits for its end; the process is gone after it, unless it is reusable and well."""
         self._order = order
         self._oom_before = oom_kills(os.getpid())
         with contextlib.suppress(FileNotFoundError):
@@ -245,7 +244,7 @@ class RankProcess:
 
 
 def oom_kills(pid: int) -> int:
-    """How many processes the kernel has killed for memory in that process's cgroup (version 1 or 2); 0 where it does not say."""
+    """How many processes the kernel has killed for memory in that process's cgroup; 0 where it does not say."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

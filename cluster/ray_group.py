@@ -1,4 +1,4 @@
-"""A worker group on Ray: one actor per rank in a placement group, a process per run inside each, one verdict when it fails."""
+"""A worker group on Ray: an actor per rank in a placement group, in each a process per run; one verdict on failure."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WORKER_START_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 10.0
 SPARES_AFTER_S = 1.0
-# How long the others get to say how they ended: a killed rank is its own proof, a broken connection waits for its cause.
+# How long the others get to say how they ended; a broken connection waits longer, for its cause.
 GRACE_S = 1.0
 CONSEQUENCE_GRACE_S = 5.0
 
@@ -136,7 +136,14 @@ class RayGroup:
         try:
             if spec.cpus_per_worker or spec.gpus_per_worker:
                 request = Request(spec.num_workers, spec.cpus_per_worker, spec.gpus_per_worker)
-                self._reservation = reserve(request, self._session.nodes, name, spec.placement_timeout_s, self._on_wait)
+                self._reservation = reserve(
+                    request,
+                    self._session.nodes,
+                    name,
+                    spec.placement_timeout_s,
+                    self._on_wait,
+                    lambda: self._session.is_cancelled,
+                )
             self._ranks = self._start_workers()
         except BaseException:
             self._drop()
@@ -443,13 +450,14 @@ class _Run:
         rank = next(rank for rank in self._ranks if rank.number == odd)
         pulse = pulses[odd]
         step = f" at step {pulse.progress['step']}" if "step" in pulse.progress else ""
+        silent_s = max(pulses[number].silent_s for number in late)
         self._stalled = RankEnd(
             rank=odd,
             node=rank.node,
             at=0.0,  # before the ends that the kill brings
             kind="stall",
-            message=f"no progress for {max(pulses[n].silent_s for n in late):.0f} s: rank {odd} on node {rank.node} holds up the "
-            f"group in {pulse.phase}{step}",
+            message=f"no progress for {silent_s:.0f} s: rank {odd} on node {rank.node} holds up the group in "
+            f"{pulse.phase}{step}",
             infrastructure=True,
             traceback=self._stacks.get(odd, ""),
             tail=_last_lines(rank.log, rank.log_start),

@@ -1,4 +1,4 @@
-"""A connection to Ray: a small cluster of our own that leaves nothing behind, or an existing one that is left as it was."""
+"""A connection to Ray: a small cluster of our own that leaves nothing behind, or an existing one, left as it was."""
 
 import atexit
 import contextlib
@@ -50,7 +50,8 @@ def start(
 ) -> "Session":
     """Starts an embedded Ray (no address), or connects to the one at the address ("auto" or host:port).
 
-    `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. Raises `CapacityError` when Ray does not answer.
+    `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. Raises `CapacityError` when
+    Ray does not answer.
     """
     return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name, log_folder)
 
@@ -91,6 +92,7 @@ class Session:
         self._log_folder = log_folder
         self._guard: subprocess.Popen[bytes] | None = None
         self._groups: list[WorkerGroup] = []
+        self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._keeper_done = threading.Event()
 
@@ -127,11 +129,20 @@ class Session:
 
         Raises `CapacityError` at once when the cluster can never take it, or when the spec's deadline passes.
         """
-        from cluster.ray_group import RayGroup  # noqa: PLC0415  (it needs a connected Ray)
+        from cluster.ray_group import RayGroup
 
         group = RayGroup(self, spec, on_wait)
         self._groups.append(group)
         return group
+
+    def cancel(self) -> None:
+        """From any thread or signal handler: groups that wait for resources give up with `Preempted`."""
+        self._cancelled.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
 
     def watch(self, pids: list[int]) -> None:
         """Tells the watchdog of processes on this machine whose shared memory it has to clean up."""

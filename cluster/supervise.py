@@ -1,4 +1,4 @@
-"""Failure policy, pure: what ended a rank, which end came first, whether to try again, and who holds up a stalled group."""
+"""Failure policy, pure: what ended a rank, which end came first, whether to try again, who holds up a stalled group."""
 
 import errno
 import re
@@ -12,8 +12,9 @@ from cluster.protocol import Json, Verdict, VerdictKind
 
 # What the others of a group raise when one of them dies: never the first cause if any other is known.
 _CONSEQUENCE = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|remote process exited|nccl\w*error|nccl error"
-    r"|distbackenderror|distnetworkerror|diststoreerror|timed out waiting|wait timeout|timeout.*(gloo|barrier)"
+    r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|remote process exited"
+    r"|nccl\w*error|nccl error|distbackenderror|distnetworkerror|diststoreerror"
+    r"|timed out waiting|wait timeout|timeout.*(gloo|barrier)"
     r"|gloo.*(timed out|timeout)|failed to (send|recv)",
     re.IGNORECASE,
 )
@@ -70,7 +71,8 @@ def classify(
         return RankEnd(rank=rank, node=node, at=at, kind="exit", message=message, tail=tuple(tail))
     name = _signal_name(-code)
     if -code == signal.SIGKILL and oom_kills:
-        message = f"killed for memory (signal 9, {oom_kills} OOM kill in its cgroup, {rss_bytes / 2**30:.1f} GiB resident): {where}{during}"
+        size = f"{rss_bytes / 2**30:.1f} GiB resident"
+        message = f"killed for memory (signal 9, {oom_kills} OOM kill in its cgroup, {size}): {where}{during}"
         return RankEnd(
             rank=rank, node=node, at=at, kind="out_of_memory", message=message, infrastructure=True, tail=tuple(tail)
         )
@@ -193,7 +195,7 @@ def find_stall(pulses: Mapping[int, Pulse], limits_s: Mapping[str, float]) -> li
 
 
 def odd_rank(pulses: Mapping[int, Pulse], stacks: Mapping[int, str]) -> int:
-    """The rank that the others wait for: alone in its phase and step, or alone outside a collective, or silent the longest."""
+    """Whom the others wait for: alone in its place, or outside a collective, or behind, or silent the longest."""
     places = {rank: (pulse.phase, pulse.progress.get("step")) for rank, pulse in pulses.items()}
     crowd = Counter(places.values())
     fewest = min(crowd.values())

@@ -83,9 +83,12 @@ def largest_group(request: Request, nodes: Sequence[Node]) -> int:
 
 def _room(request: Request, node: Node, free: bool) -> int:
     cpus, gpus = (node.free_cpus, node.free_gpus) if free else (node.cpus, node.gpus)
-    by_cpu = int((cpus + 1e-6) / request.cpus_per_worker) if request.cpus_per_worker else request.num_workers
-    by_gpu = int((gpus + 1e-6) / request.gpus_per_worker) if request.gpus_per_worker else request.num_workers
-    return max(0, min(by_cpu, by_gpu, request.num_workers))
+    rooms = []
+    if request.cpus_per_worker:
+        rooms.append(int((cpus + 1e-6) / request.cpus_per_worker))
+    if request.gpus_per_worker:
+        rooms.append(int((gpus + 1e-6) / request.gpus_per_worker))
+    return max(0, min(rooms, default=request.num_workers))
 
 
 def _asked(request: Request) -> str:

@@ -1,10 +1,12 @@
 """Sees to it that nothing of an embedded Ray outlives the process that started it, even after SIGKILL.
 
 Run by file, apart from the package, as `python -I -S -E watchdog.py PARENT FOLDER MARK`, in a session of its own. Its
-standard input is a pipe from the parent: lines name process ids of workers; the word `done` or the end of the stream, or
-the parent's end, start the sweep. What belongs to the embedded Ray is known by the mark in its environment, or by an
+standard input is a pipe from the parent: lines name process ids of workers; the word `done` or the end of the stream,
+or the parent's end, start the sweep. What belongs to the embedded Ray is known by the mark in its environment, or by an
 open file under the folder (Ray's agents overwrite their environment when they set a process title).
 """
+
+# ruff: noqa: SIM105  (contextlib would double what this process imports)
 
 import os
 import select

@@ -1,7 +1,7 @@
 """The Ray actor that holds one rank: its resources, its processes, and what the driver asks about them.
 
-The stage itself runs in a process of its own (`cluster.rank`), so that this one can say how it ended, read its log after
-its death, and keep a spare that has only imported.
+The stage itself runs in a process of its own (`cluster.rank`), so that this one can say how it ended, read its log
+after its death, and keep a spare that has only imported.
 """
 
 import contextlib

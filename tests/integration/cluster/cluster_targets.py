@@ -23,7 +23,8 @@ def echo(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
         "world_size": worker.world_size,
         "pid": os.getpid(),
         "environment": {key: os.environ.get(key) for key in keys},
-        "has_ray": any(name.split(".")[0] == "ray" for name in sys.modules) or any(key.startswith("RAY_") for key in os.environ),
+        "has_ray": any(name.split(".")[0] == "ray" for name in sys.modules)
+        or any(key.startswith("RAY_") for key in os.environ),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "preloaded": "wave" in sys.modules,
     }

@@ -14,8 +14,8 @@ HERE = str(Path(__file__).resolve().parent)
 
 @pytest.fixture(scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """An embedded Ray with two CPUs."""
-    with start(log_folder=tmp_path_factory.mktemp("ray-logs"), num_cpus=2, num_gpus=0) as session:
+    """An embedded Ray with four CPUs, whatever the machine has."""
+    with start(log_folder=tmp_path_factory.mktemp("ray-logs"), num_cpus=4, num_gpus=0) as session:
         yield session
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends the driver, within ten seconds nothing of an embedded Ray is left: no process, no file, no shared memory."""
+"""Whatever ends the driver, ten seconds later nothing of an embedded Ray is left: process, file, shared memory."""
 
 import json
 import os

@@ -213,17 +213,21 @@ def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpe
 def test_what_cannot_fit_is_refused_at_once(session: Session, make_spec: MakeSpec) -> None:
     """The message says what was asked and what is there."""
     started = time.monotonic()
-    with pytest.raises(CapacityError, match=r"needs 3 CPU \(3 workers\); the cluster has 2 CPU on 1 node"):
-        session.group(make_spec(num_workers=3))
+    with pytest.raises(CapacityError, match=r"needs 5 CPU \(5 workers\); the cluster has 4 CPU on 1 node"):
+        session.group(make_spec(num_workers=5))
     assert time.monotonic() - started < 5
 
 
 def test_what_is_busy_names_the_holder(session: Session, make_spec: MakeSpec) -> None:
     """The deadline holds, the holder is named, and its release lets the next one in."""
     waits: list[str] = []
-    with session.group(make_spec(name="holder")):
-        with pytest.raises(CapacityError, match=r"held by 'trainwright/holder' \(2 CPU\); gave up after 1 s"):
-            session.group(make_spec(name="late", placement_timeout_s=1), waits.append)
+    with (
+        session.group(make_spec(name="holder", num_workers=4)),
+        pytest.raises(CapacityError, match=r"held by 'trainwright/holder' \(4 CPU\); gave up after 1 s"),
+    ):
+        session.group(make_spec(name="late", placement_timeout_s=1), waits.append)
+    assert waits == [waits[0]]
+    assert waits[0].startswith("waiting for resources: needs 1 CPU (1 worker) on one node for each worker")
     with session.group(make_spec(name="late")) as group:
         assert len(group.run("cluster_targets:echo", {})) == 2
 

@@ -63,15 +63,22 @@ class PolicyModels(nn.Module):
         self.temperature = temperature
         _switch_dropout_off(self)
 
-    def forward(self, responses: Responses, roles: tuple[Role, ...], with_entropy: bool, max_tokens: int) -> Opinions:
-        """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank."""
-        answers: dict[str, Tensor | None] = {}
+    def forward(
+        self, responses: Responses, roles: tuple[Role, ...], with_entropy: bool, max_tokens: int
+    ) -> dict[str, Tensor]:
+        """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank.
+
+        Gives the fields of `Opinions` that the roles fill, in a form that sharded engines find their tensors in.
+        """
+        answers: dict[str, Tensor] = {}
         for role in roles:
             with self.playing(role):
                 match role:
                     case "actor":
                         logprobs, entropy = self._logprobs(role, responses, with_entropy, max_tokens)
-                        answers |= {"logprobs_BR": logprobs, "entropy_BR": entropy}
+                        answers["logprobs_BR"] = logprobs
+                        if entropy is not None:
+                            answers["entropy_BR"] = entropy
                     case "reference":
                         logprobs, _ = self._logprobs(role, responses, False, max_tokens)
                         answers["reference_logprobs_BR"] = logprobs
@@ -82,7 +89,7 @@ class PolicyModels(nn.Module):
                     case "reward":
                         hidden_BTD = self._hidden(role, responses)
                         answers["scores_B"] = last_scores(hidden_BTD, responses.attention_mask_BT, self.score_head)
-        return Opinions(**answers)
+        return answers
 
     @contextmanager
     def playing(self, role: Role) -> Iterator[nn.Module]:

@@ -15,7 +15,7 @@ from rlhf.advantages import estimate_advantages, whiten
 from rlhf.experience import Experience, Judged, PpoBatch, Responses, gather_samples, share_of, shuffled_rows
 from rlhf.kl import adapted_kl_coef, k3
 from rlhf.losses import policy_loss, value_loss
-from rlhf.models import Opinions
+from rlhf.models import Opinions, Role
 from rlhf.monitors import RolloutReport, broken_rule, report_rollouts
 from rlhf.rollout import RolloutEngine, Rollouts, WeightsVersion, repeated_prompts, response_uniforms
 from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
@@ -26,6 +26,8 @@ from trainers.objectives.protocol import ObjectiveOutput
 
 UNTOUCHED_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Largest |ratio - 1| and |log-ratio to the reference| before anything was learnt."""
+
+ROLES: tuple[Role, ...] = ("actor", "reference", "critic", "reward")
 
 
 class PpoObjective:
@@ -45,7 +47,7 @@ class PpoObjective:
         settings = self._settings
         mask_BR = batch.responses.response_mask_BR
         with_entropy = settings.entropy_coef > 0
-        opinions: Opinions = module(batch.responses, ("actor", "critic"), with_entropy, self._max_new_tokens)
+        opinions = Opinions(**module(batch.responses, ("actor", "critic"), with_entropy, self._max_new_tokens))
         assert opinions.logprobs_BR is not None
         assert opinions.values_BR is not None
         policy = policy_loss(
@@ -294,9 +296,7 @@ class PpoSource:
         scores_B = torch.zeros(len(lengths), device=self._engine.device)
         for rows in rows_of:
             part = responses.rows(rows)
-            opinions: Opinions = self._engine.module(
-                part, ("actor", "reference", "critic", "reward"), True, self._rollout.max_new_tokens
-            )
+            opinions = Opinions(**self._engine.module(part, ROLES, True, self._rollout.max_new_tokens))
             columns = (
                 opinions.logprobs_BR,
                 opinions.reference_logprobs_BR,

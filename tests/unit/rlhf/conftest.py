@@ -14,15 +14,17 @@ from torch import nn
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.ppo import Ppo, Rollout
+from recipes.sharding import Shard
 from rlhf.models import PolicyModels, Role, Route
 from rlhf.ppo import PpoObjective, PpoSource
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
+from trainers import distributed
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
 from trainers.architectures.lora import add_adapter
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import BuildReport, Dataset
-from trainers.engine.plain import PlainEngine
+from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings
 
@@ -35,17 +37,21 @@ class Listener:
     """Remembers what it hears."""
 
     heard: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    stop_at: int | None = None
+    """Ask to stop once the loop has heard of that many steps."""
+    steps_done: int = 0
 
     def phase(self, name: str, **progress: float) -> None:
-        """Nothing."""
+        """Remember how far the loop is."""
+        self.steps_done = int(progress.get("step", self.steps_done))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Remember."""
         self.heard.append((step, dict(values)))
 
     def stop_requested(self) -> bool:
-        """Never."""
-        return False
+        """From the chosen step on."""
+        return self.stop_at is not None and self.steps_done >= self.stop_at
 
 
 @dataclass
@@ -167,47 +173,51 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyMo
     return models
 
 
+def build_tiny_ppo(
+    lora: bool = True,
+    kind: str = "llama",
+    prompts: int = 8,
+    micro_batch: int = 4,
+    temperature: float = 1.0,
+    wants_one_token: bool = False,
+    shard: Shard | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> TinyPpo:
+    """Put a PPO together as its stage does, on this process's rank; further arguments are settings of `ppo`."""
+    ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
+    rollout = Rollout(max_new_tokens=6, prompts_per_iteration=prompts, temperature=temperature)
+    models = tiny_models(lora, temperature, kind)
+    if wants_one_token:
+        models.networks["judge"] = ShareOfOne()
+        nn.init.constant_(models.score_head.weight, 1 / 16)
+    parameters = [(name, p) for name, p in models.named_parameters() if p.requires_grad]
+    is_critic = {name: "critic" in name or "value_head" in name for name, _ in parameters}
+    groups = [
+        ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
+        ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
+    ]
+    engine = build_engine(models, groups, shard or Shard(engine="plain"), clip=1.0, device=CPU)
+    sampling = SamplingSettings(6, temperature, (EOS,), PAD)
+    listener = listener or Listener()
+    workers, rank = distributed.world_size(), distributed.rank()
+    source = PpoSource(
+        engine=engine,
+        rollouts=ColocatedRollouts(engine, [n for n, _ in parameters], "base", sampling),
+        prompts=BatchPlan(prompt_set(), 0, prompts, workers, rank, prompts // workers),
+        settings=ppo,
+        rollout=rollout,
+        statistics=ScoreStatistics(0.0, 0.5),
+        trained=[n for n, _ in parameters],
+        seed=0,
+        micro_batch=micro_batch,
+        tolerance=1e-4,
+        observer=listener,
+    )
+    return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
+
+
 @pytest.fixture
 def tiny_ppo() -> Callable[..., TinyPpo]:
-    """Build a tiny PPO; further arguments are settings of `ppo`."""
-
-    def build(
-        lora: bool = True,
-        kind: str = "llama",
-        prompts: int = 8,
-        micro_batch: int = 4,
-        temperature: float = 1.0,
-        wants_one_token: bool = False,
-        **settings: Any,
-    ) -> TinyPpo:
-        ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
-        rollout = Rollout(max_new_tokens=6, prompts_per_iteration=prompts, temperature=temperature)
-        models = tiny_models(lora, temperature, kind)
-        if wants_one_token:
-            models.networks["judge"] = ShareOfOne()
-            nn.init.constant_(models.score_head.weight, 1 / 16)
-        parameters = [(name, p) for name, p in models.named_parameters() if p.requires_grad]
-        is_critic = {name: "critic" in name or "value_head" in name for name, _ in parameters}
-        groups = [
-            ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
-            ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
-        ]
-        engine = PlainEngine(models, groups, clip=1.0, device=CPU)
-        sampling = SamplingSettings(6, temperature, (EOS,), PAD)
-        listener = Listener()
-        source = PpoSource(
-            engine=engine,
-            rollouts=ColocatedRollouts(engine, [n for n, _ in parameters], "base", sampling),
-            prompts=BatchPlan(prompt_set(), 0, prompts, 1, 0, prompts),
-            settings=ppo,
-            rollout=rollout,
-            statistics=ScoreStatistics(0.0, 0.5),
-            trained=[n for n, _ in parameters],
-            seed=0,
-            micro_batch=micro_batch,
-            tolerance=1e-4,
-            observer=listener,
-        )
-        return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
-
-    return build
+    """Build a tiny PPO."""
+    return build_tiny_ppo

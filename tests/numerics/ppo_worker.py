@@ -1,0 +1,119 @@
+"""One rank of PPO's numerics tests: runs the cases of a job file under torchrun's environment and writes what it saw.
+
+Usage: python ppo_worker.py JOB RESULT; JOB is {"cases": [{"name", "do", ...}]}, RESULT {name: outcome}.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import Preempted
+from recipes.sharding import Shard
+from trainers import distributed
+from trainers.checkpoint import StoreCheckpoint
+from trainers.loop import Cadence, Outcome, train
+from trainers.store.manifest import Layout
+from trainers.store.store import Store
+
+TINY = Path(__file__).parents[1] / "unit" / "rlhf" / "conftest.py"
+SETTINGS: dict[str, Any] = {
+    "iterations": 3,
+    "kl_limit": 50.0,
+    "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50},
+}
+
+
+def load_tiny() -> Any:
+    """The module that builds a tiny PPO."""
+    spec = importlib.util.spec_from_file_location("tiny_ppo", TINY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_ppo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = load_tiny()
+
+
+def build(case: dict[str, Any], stop_at: int | None = None) -> Any:
+    """The PPO that a case names."""
+    shard = Shard(**{key: case[key] for key in ("engine", "zero", "precision") if key in case})
+    listener = tiny.Listener(stop_at=stop_at)
+    return tiny.build_tiny_ppo(lora=case.get("lora", True), micro_batch=2, shard=shard, listener=listener, **SETTINGS)
+
+
+def run(ppo: Any, store: Store, name: str, lease: int) -> Outcome:
+    """Train as the stage does, saving between all iterations."""
+    layout = Layout(workers=distributed.world_size(), micro_batch=2, accumulation=1)
+    return train(
+        ppo.engine,
+        ppo.objective,
+        ppo.source,
+        learning_rates=lambda step: {"actor": 1e-2, "critic": 1e-2},
+        cadence=Cadence(save_every=ppo.source.steps_per_iteration, evaluate_every=10**6),
+        checkpoint=StoreCheckpoint(store, "ppo", name, "f" * 64, lease, layout, {}),
+        evaluate=None,
+        observer=ppo.listener,
+        seed=0,
+    )
+
+
+def seen(ppo: Any) -> dict[str, Any]:
+    """What a run left behind: what was heard, and a digest of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in ppo.engine.full_parameters():
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    heard = [[step, dict(values)] for step, values in ppo.listener.heard]
+    for _, values in heard:
+        values.pop("step_s", None)
+    return {"heard": heard, "digest": digest.hexdigest()}
+
+
+def do(case: dict[str, Any]) -> dict[str, Any]:
+    """Run one case."""
+    store = Store.open(case["store"])
+    lease = store.take_lease("ppo", case["stage"]) if distributed.rank() == 0 else 1
+    lease = int(distributed.broadcast_json(lease))
+    match case["do"]:
+        case "straight":
+            ppo = build(case)
+            run(ppo, store, case["stage"], lease)
+            return seen(ppo)
+        case "resume":
+            first = build(case, stop_at=case["stop_at"])
+            preempted = False
+            try:
+                run(first, store, case["stage"], lease)
+            except Preempted:
+                preempted = True
+            first.engine.close()
+            second = build(case)
+            run(second, store, case["stage"], lease)
+            return {**seen(second), "preempted": preempted}
+    raise ValueError(case["do"])
+
+
+def main() -> None:
+    """Run the job; one broken case does not hide the others."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    distributed.join()
+    results: dict[str, Any] = {}
+    for case in job["cases"]:
+        try:
+            results[case["name"]] = do(case)
+        except Exception:
+            results[case["name"]] = {"error": traceback.format_exc()}
+            break
+    if distributed.rank() == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main()

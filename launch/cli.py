@@ -327,7 +327,7 @@ def schema(
     from recipes import reference
 
     if markdown:
-        typer.echo(reference.markdown())
+        typer.echo(reference.markdown_reference())
     else:
         _print_json(reference.json_schema())
 

@@ -23,6 +23,8 @@ CHAIN = Path(__file__).with_name("chain.yaml")
 PROJECT = Path(__file__).resolve().parents[3]
 CLEAN_S = 10.0
 FINISH_S = 540.0
+CACHES = ("torchinductor_",)
+"""Folders that torch makes once per machine and user, for compiled code."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ class Bed:
                 continue
         return {
             "processes": processes,
-            "temporary files": sorted(os.listdir(self.temporary)),
+            "temporary files": sorted(name for name in os.listdir(self.temporary) if not name.startswith(CACHES)),
             "shared memory": sorted(set(os.listdir("/dev/shm")) - self.shared_before),
         }
 

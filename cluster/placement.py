@@ -38,7 +38,7 @@ def reserve(
 ) -> Reservation:
     """Reserves the request.
 
-    Raises `CapacityError`, at once if it can never be and at the deadline if others hold it; `Preempted` when cancelled.
+    Raises `CapacityError`, at once if it can never be, at the deadline if others hold it; `Preempted` when cancelled.
     """
     present = nodes()
     possible = fit(request, present)

@@ -16,12 +16,11 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster import worker as worker_module
 from cluster.placement import Reservation, reserve
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
 from cluster.supervise import Pulse, RankEnd, find_stall, judge, odd_rank
 from cluster.topology import Request
-from cluster.worker import Worker, installed_version, this_machine
+from cluster.worker import Worker, installed_version, take_folder, this_machine
 from recipes.errors import CapacityError, Preempted
 
 if TYPE_CHECKING:
@@ -50,8 +49,17 @@ class _Rank:
     log: Path = Path()
     log_start: int = 0
     log_offset: int = 0
-    ships_log: bool = False
-    remote_log: str = ""
+
+    @property
+    def ships_log(self) -> bool:
+        """Whether its log is written where the driver cannot see it."""
+        return bool(self.info["log_folder"])
+
+    @property
+    def written_log(self) -> str:
+        """Path of the log on the rank's own node."""
+        folder = self.info["log_folder"]
+        return str(Path(folder) / self.log.name) if folder else str(self.log.resolve())
 
 
 class RayGroup:
@@ -160,7 +168,6 @@ class RayGroup:
         seen: Counter[str] = Counter()
         for number, rank in enumerate(ranks):
             rank.number, rank.local_rank = number, seen[rank.node_id]
-            rank.ships_log = rank.info["machine"] != this_machine()
             seen[rank.node_id] += 1
         return ranks
 
@@ -180,7 +187,7 @@ class RayGroup:
             for bundle in places
         }
         addresses = {node.id: node.address for node in self._session.nodes()}
-        calls = [actor.describe.remote(addresses[places[bundle]]) for bundle, actor in actors.items()]
+        calls = [actor.describe.remote(addresses[places[bundle]], this_machine()) for bundle, actor in actors.items()]
         try:
             infos: list[Json] = ray.get(calls, timeout=WORKER_START_TIMEOUT_S)
             ranks = [
@@ -269,9 +276,6 @@ class RayGroup:
             rank.log.parent.mkdir(parents=True, exist_ok=True)
             rank.pulse, rank.log_offset = {}, 0
             rank.log_start = rank.log.stat().st_size if rank.log.exists() else 0
-            rank.remote_log = (
-                f"/tmp/trainwright-{self._session.namespace}-{self.spec.name}-{label}-rank-{rank.number}.log"
-            )
             order = {
                 "target": target,
                 "payload": payload,
@@ -280,7 +284,7 @@ class RayGroup:
                 "local_rank": rank.local_rank,
                 "node": rank.node,
                 "environment": environment,
-                "log_path": rank.remote_log if rank.ships_log else str(rank.log.resolve()),
+                "log_path": rank.written_log,
                 "reusable": self.spec.reusable,
                 "run_id": self._run_id,
             }
@@ -490,26 +494,26 @@ class _Run:
 
     def _fetch_logs(self) -> None:
         for rank in self._ranks:
-            if not rank.ships_log:
-                continue
             deadline = time.monotonic() + CALL_TIMEOUT_S
-            while time.monotonic() < deadline:
+            while rank.ships_log and time.monotonic() < deadline:
                 try:
                     data = ray.get(rank.actor.read_log.remote(rank.log_offset), timeout=CALL_TIMEOUT_S)
                 except RayError:
-                    data = _read_on(rank.node_id, rank.remote_log, rank.log_offset)
+                    self._append_log(rank, _take_from(rank))
+                    break
                 if not data:
                     break
                 self._append_log(rank, data)
 
 
-def _read_on(node_id: str, path: str, offset: int) -> bytes:
-    """Reads a file on a node whose worker is gone; nothing if the node is gone too."""
-    read = ray.remote(worker_module.read_file).options(
-        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+def _take_from(rank: _Rank) -> bytes:
+    """What a node still has of the log of a worker that is gone; nothing if the node is gone too."""
+    take = ray.remote(take_folder).options(
+        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(rank.node_id, soft=False)
     )
     with contextlib.suppress(RayError):
-        return bytes(ray.get(read.remote(path, offset), timeout=CALL_TIMEOUT_S))
+        call = take.remote(rank.info["log_folder"], rank.written_log, rank.log_offset)
+        return bytes(ray.get(call, timeout=CALL_TIMEOUT_S))
     return b""
 
 

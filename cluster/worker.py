@@ -8,9 +8,11 @@ import contextlib
 import ctypes
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,11 +40,15 @@ class Worker:
         self._current: RankProcess | None = None
         self._spare: RankProcess | None = None
         self._log_path: Path | None = None
+        self._log_folder = ""
         self._run_id = ""
 
-    def describe(self, node_address: str) -> Json:
-        """What the driver has to know for ranks and addresses."""
+    def describe(self, node_address: str, drivers_machine: str) -> Json:
+        """What the driver has to know: addresses, devices, versions, and where logs go that it cannot see itself."""
+        if this_machine() != drivers_machine:
+            self._log_folder = tempfile.mkdtemp(prefix="trainwright-logs-")
         return {
+            "log_folder": self._log_folder,
             "pid": os.getpid(),
             "machine": this_machine(),
             "interface": interface_of(node_address),
@@ -119,6 +125,8 @@ class Worker:
             if process is not None:
                 process.kill()
                 process.wait(5)
+        if self._log_folder:
+            shutil.rmtree(self._log_folder, ignore_errors=True)
 
 
 def read_file(path: str, offset: int) -> bytes:
@@ -127,6 +135,15 @@ def read_file(path: str, offset: int) -> bytes:
         log.seek(offset)
         return log.read(LOG_CHUNK_BYTES)
     return b""
+
+
+def take_folder(folder: str, path: str, offset: int) -> bytes:
+    """What is left of a dead worker's log; its folder goes."""
+    data = b""
+    while chunk := read_file(path, offset + len(data)):
+        data += chunk
+    shutil.rmtree(folder, ignore_errors=True)
+    return data
 
 
 def this_machine() -> str:

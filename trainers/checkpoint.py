@@ -93,7 +93,7 @@ def find_state(store: Store, run: str, stage: str, fingerprint: str) -> StateMan
     manifest = StateManifest.model_validate(raw)
     if manifest.fingerprint != fingerprint:
         raise StageError(
-            f"the saved state of stage {stage} belongs to fingerprint {manifest.fingerprint[:12]}, not {fingerprint[:12]}"
+            f"the saved state of {stage} belongs to fingerprint {manifest.fingerprint[:12]}, not {fingerprint[:12]}"
         )
     return manifest
 

@@ -13,7 +13,7 @@ from trainers.objectives.protocol import Objective
 
 @torch.no_grad()
 def evaluate(module: nn.Module, objective: Objective, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
-    """Return each metric of the objective as its weighted mean over the batches of all ranks; equally many on each rank.
+    """Return the weighted mean of each metric over the batches of all ranks, equally many on each.
 
     Fillers have no weight. The module is left in the mode that it was in.
     """

@@ -65,7 +65,7 @@ def generate(
     positions_B1 = seen_BK.sum(1, keepdim=True) - 1
     inputs = prompt_ids_BP
     position_ids = (seen_BK.long().cumsum(1) - 1).clamp_(min=0)
-    bias = prompt_bias(seen_BK, model.dtype)
+    bias: Tensor | None = prompt_bias(seen_BK, model.dtype)
     for step in range(length):
         output = model.base_model(
             input_ids=inputs, attention_mask=bias, position_ids=position_ids, past_key_values=cache, use_cache=True

@@ -60,20 +60,22 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    plan = BatchPlan(
-        dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch
-    )
+    plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
     objective = LanguageModelObjective()
     outcome = train(
         engine,
         objective,
         PlannedBatches(plan, steps),
-        learning_rates=constant_group(spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)),
+        learning_rates=constant_group(
+            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
+        ),
         cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
         checkpoint=StoreCheckpoint(
             context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
         ),
-        evaluate=None if evaluation_set is None else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
+        evaluate=None
+        if evaluation_set is None
+        else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
         observer=observer,
         seed=context.seed,
     )
@@ -145,7 +147,8 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
         return load_model(model_folder(context, "init_from"), "language_model", device=context.ranks.device)
-    assert isinstance(spec, Pretrain) and spec.architecture is not None
+    assert isinstance(spec, Pretrain)
+    assert spec.architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
     architecture = spec.architecture.model_dump(exclude_none=True)
     return build_decoder(architecture, facts, seed=stream_seed(context.seed, "weights"), device=context.ranks.device)
@@ -221,7 +224,7 @@ def write_draft(
     checks: list[Check] = []
     with draft_folder() as folder:
         if peft_config is not None:
-            assert isinstance(spec, Finetune) and base is not None
+            assert base is not None
             write_adapter(
                 folder / "adapter", peft_config, adapter_tensors(tensors).items(), base_digest=base, dtype=dtype
             )

@@ -1,4 +1,4 @@
-"""The one training loop: time, batches, skipping, saving, evaluating, stopping; objectives and sources know the rest."""
+"""The one training loop: time, skipping, saving, evaluating, stopping; objectives and sources know the rest."""
 
 import gc
 import math
@@ -33,7 +33,10 @@ class BatchSource(Protocol):
         """Steps of a run to its end."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """Return this rank's micro-batches, equally many on every rank; each has `to` and `sample_ids_B`. May run collectives."""
+        """Return this rank's micro-batches, equally many on every rank; may run collectives.
+
+        Each has `to(device)` and `sample_ids_B`, row numbers of which -1 is a filler.
+        """
 
     def can_save(self, steps_done: int) -> bool:
         """Tell whether the state after `steps_done` steps can be resumed from."""
@@ -238,7 +241,7 @@ def _run_step(
 
 
 def _suspects(batches: Sequence[Any], losses: Sequence[Tensor]) -> list[int]:
-    """Return the rows whose micro-batch has a non-finite loss on any rank; all of the step where only gradients have."""
+    """Return the rows whose micro-batch has a non-finite loss on any rank; else all rows of the step."""
     found = [batch for batch, loss in zip(batches, losses, strict=True) if not bool(torch.isfinite(loss))]
     parts = distributed.gather_json([_ids(found), _ids(batches)])
     named = {row for suspects, _ in parts for row in suspects} or {row for _, rows in parts for row in rows}

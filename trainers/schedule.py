@@ -8,8 +8,8 @@ from recipes.optim import Schedule
 def learning_rate_factor(schedule: Schedule, step: int, steps_planned: int) -> float:
     """Return the factor of the peak learning rate for step `step` (from 0) of `steps_planned`.
 
-    Warm-up rises from 1 / warmup_steps, so that no step is wasted on a rate of zero; the decay reaches `min_ratio` at the last
-    step.
+    Warm-up rises from 1 / warmup_steps, so that no step is wasted on a rate of zero; the decay reaches `min_ratio` at
+    the last step.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps

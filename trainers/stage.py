@@ -114,7 +114,9 @@ def verify_checks(
         limit = tolerance(_dtype(model))
         if not difference <= limit:
             what = check.model if check.adapter is None else f"{check.model} with {check.adapter}"
-            raise StageError(f"{what}: outputs of the files differ from the live model's by {difference:.2e} (limit {limit:.0e})")
+            raise StageError(
+                f"{what}: outputs of the files differ from the live model's by {difference:.2e} (limit {limit:.0e})"
+            )
         largest = max(largest, difference)
     return largest
 
@@ -145,7 +147,7 @@ def model_folder(context: StageContext, field_path: str) -> Path:
 
 
 def model_part(manifest: ArtifactManifest, field_path: str) -> str:
-    """Return the part of an artifact that holds its whole model; raises RequestError for an adapter that was not merged."""
+    """Return the part of an artifact that holds its whole model; raises RequestError for an unmerged adapter."""
     for part in ("model", "actor"):
         if any(name.startswith(f"{part}/") for name in manifest.files):
             return part

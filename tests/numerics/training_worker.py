@@ -3,6 +3,7 @@
 Usage: python training_worker.py JOB RESULT; JOB is {"cases": [{"name", "do", ...}]}, RESULT {name: outcome}.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -50,7 +51,7 @@ FINGERPRINT = "f" * 64
 
 
 def global_batch(step: int) -> TokenBatch:
-    """Give learnable rows: every odd token follows from the one before; the second half of the rows is mostly not a target."""
+    """Give learnable rows: odd tokens follow from the one before; the second half of the rows has few targets."""
     generator = torch.Generator().manual_seed(1000 + step)
     ids = torch.randint(0, VOCAB, (GLOBAL_BATCH, LENGTH), generator=generator)
     ids[:, 1::2] = (ids[:, 0::2] * 3 + 1) % VOCAB
@@ -190,7 +191,7 @@ def run_train(case: Mapping[str, Any], device: torch.device, source: Rows, **cha
     ]()
     schedule = Schedule(name="cosine", warmup_steps=2)
     outcome = None
-    try:
+    with contextlib.suppress(Preempted):
         outcome = train(
             engine,
             objective,
@@ -202,8 +203,6 @@ def run_train(case: Mapping[str, Any], device: torch.device, source: Rows, **cha
             observer=observer,
             seed=3,
         )
-    except Preempted:
-        pass
     return engine, observer, outcome
 
 

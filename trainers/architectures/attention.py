@@ -12,21 +12,23 @@ from torch.nn import functional
 CPU_ATTENTION = "block_causal"
 """Name under which transformers' models find `block_causal_attention`."""
 
-BLOCK = 128
+BLOCK = 64
 
 
 def attention_name(device: torch.device) -> str:
     """Return the attention implementation to build a model with: torch's own kernels on GPUs."""
     if device.type != "cpu":
         return "sdpa"
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(CPU_ATTENTION, block_causal_attention)
+    AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
     return CPU_ATTENTION
 
 
 def packed_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive B1TT mask: 0 where a token sees itself or an earlier token of its segment, else the least number."""
+    """Return the additive B1TT mask: 0 where a token sees itself or an earlier one of its segment, else the least number."""
     length = segment_ids_BT.shape[1]
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()
@@ -54,7 +56,9 @@ def block_causal_attention(
     if attention_mask is None and query.shape[2] > 1:
         rows, columns = query.shape[2], key.shape[2]
         allowed = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
-        attention_mask = torch.zeros(rows, columns, dtype=query.dtype).masked_fill_(~allowed, torch.finfo(query.dtype).min)
+        attention_mask = torch.zeros(rows, columns, dtype=query.dtype).masked_fill_(
+            ~allowed, torch.finfo(query.dtype).min
+        )
         attention_mask = attention_mask.view(1, 1, rows, columns)
     if dropout > 0:
         scores = torch.matmul(query * scaling, key.transpose(2, 3))
@@ -75,33 +79,35 @@ class _BlockCausal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
-        query = (query * scaling).contiguous()
-        key, value = key.contiguous(), value.contiguous()
-        output = torch.empty_like(query)
+        batch, heads, rows, _ = query.shape
+        query, key, value = (part.flatten(0, 1) for part in (query * scaling, key, value))
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
         weights = []
-        for start, stop, seen in _blocks(query.shape[2], key.shape[2]):
-            scores = torch.matmul(query[:, :, start:stop], key[:, :, :seen].transpose(2, 3))
-            scores.add_(bias[:, :, start:stop, :seen])
+        for start, stop, seen in _blocks(rows, key.shape[1]):
+            scores = torch.bmm(query[:, start:stop], key[:, :seen].transpose(1, 2))
+            scores.view(batch, heads, stop - start, seen).add_(bias[:, :, start:stop, :seen])
             weights.append(torch.softmax(scores, dim=-1))
-            output[:, :, start:stop] = torch.matmul(weights[-1], value[:, :, :seen])
+            torch.bmm(weights[-1], value[:, :seen], out=output[:, start:stop])
         ctx.save_for_backward(query, key, value, *weights)
         ctx.scaling = scaling
-        return output
+        return output.view(batch, heads, rows, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *weights = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
+        shape = gradients[0].shape
+        gradient = gradients[0].flatten(0, 1)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block, (start, stop, seen) in zip(weights, _blocks(query.shape[2], key.shape[2]), strict=True):
-            part = gradient[:, :, start:stop]
-            grad_value[:, :, :seen] += torch.matmul(block.transpose(2, 3), part)
-            grad_block = torch.matmul(part, value[:, :, :seen].transpose(2, 3))
+        for block, (start, stop, seen) in zip(weights, _blocks(query.shape[1], key.shape[1]), strict=True):
+            part = gradient[:, start:stop]
+            grad_value[:, :seen].baddbmm_(block.transpose(1, 2), part)
+            grad_block = torch.bmm(part, value[:, :seen].transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_block, block, -1, block.dtype)
-            grad_query[:, :, start:stop] = torch.matmul(grad_scores, key[:, :, :seen])
-            grad_key[:, :, :seen] += torch.matmul(grad_scores.transpose(2, 3), query[:, :, start:stop])
-        return grad_query.mul_(ctx.scaling), grad_key, grad_value, None, None
+            torch.bmm(grad_scores, key[:, :seen], out=grad_query[:, start:stop])
+            grad_key[:, :seen].baddbmm_(grad_scores.transpose(1, 2), query[:, start:stop])
+        grads = (grad_query.mul_(ctx.scaling), grad_key, grad_value)
+        return (*(grad.view(*shape[:2], -1, shape[3]) for grad in grads), None, None)
 
 
 def _blocks(rows: int, columns: int) -> list[tuple[int, int, int]]:

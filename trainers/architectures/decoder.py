@@ -20,7 +20,9 @@ class TokenizerFacts:
     bos_id: int | None = None
 
 
-def build_decoder(architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device) -> nn.Module:
+def build_decoder(
+    architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+) -> nn.Module:
     """Build a causal language model with random fp32 weights that depend on the seed alone.
 
     `architecture` holds `type` and transformers' configuration keys; sizes and ids of the vocabulary come from `facts`.

@@ -1,4 +1,4 @@
-"""Strict loading of a model folder: every tensor of the class is in the files, every tensor of the files is in the class."""
+"""Strict loading of a model folder: the files hold every tensor of the class and no other."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
 ModelKind = Literal["language_model", "score_model", "value_model"]
-"""Stock class: ...ForCausalLM, ...ForSequenceClassification with one label, ...ForTokenClassification with one label."""
+"""Stock class: ...ForCausalLM, or with one label ...ForSequenceClassification, ...ForTokenClassification."""
 
 HEAD_NAMES = ("lm_head", "score", "classifier")
 """Attributes under which stock classes hold their head; which one depends on class and kind."""
@@ -27,8 +27,8 @@ def load_model(
 ) -> nn.Module:
     """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
 
-    With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the head
-    may be missing or left over. Raises StageError naming the keys otherwise.
+    With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
+    head may be missing or left over. Raises StageError naming the keys otherwise.
     """
     model_class = stock_class(json.loads((folder / "config.json").read_text())["model_type"], kind)
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
@@ -110,7 +110,9 @@ def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any
     }
     problems = [f"{what}: {', '.join(sorted(keys)[:8])}" for what, keys in wrong.items() if keys]
     if problems:
-        raise StageError(f"{folder} does not hold a {kind.replace('_', ' ')} ({type(model).__name__}); {'; '.join(problems)}")
+        raise StageError(
+            f"{folder} does not hold a {kind.replace('_', ' ')} ({type(model).__name__}); {'; '.join(problems)}"
+        )
     bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
     if bad:
         raise StageError(f"{folder}: values are not finite in {', '.join(bad[:8])}")

@@ -83,9 +83,7 @@ def active_adapters(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 def adapter_tensors(tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
     """Pick an adapter's tensors out of a model's and name them as peft's files do."""
-    return {
-        f"base_model.model.{_without(key, name)}": tensor for key, tensor in tensors.items() if is_adapter_key(key, name)
-    }
+    return {_file_key(key, name): tensor for key, tensor in tensors.items() if is_adapter_key(key, name)}
 
 
 def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,8 +120,9 @@ def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], name: s
     return (rows.T if is_transposed else rows).contiguous()
 
 
-def _without(key: str, name: str) -> str:
-    return ".".join(part for part in key.split(".") if part != name)
+def _file_key(key: str, name: str) -> str:
+    plain = ".".join(part for part in key.split(".") if part != name)
+    return f"base_model.model.{plain.replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')}"
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -59,11 +59,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(part, weight.t()).float()
-            log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
+            gradient = torch.softmax(logits, dim=-1)
+            # The likeliest token's probability is 1 / sum(exp(logits - max)): its log completes the log of the sum.
+            log_sum = logits.amax(dim=-1, keepdim=True) - gradient.amax(dim=-1, keepdim=True).log()
             total += (log_sum - logits.gather(1, wanted)).sum(dtype=total.dtype)
             if grad_hidden is None and grad_weight is None:
                 continue
-            gradient = logits.sub_(log_sum).exp_()
             gradient.scatter_add_(1, wanted, gradient.new_full((1, 1), -1.0).expand_as(wanted))
             gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:

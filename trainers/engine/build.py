@@ -1,6 +1,7 @@
 """From a recipe's `shard` to an engine: the one place that knows both."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,9 @@ def parameter_group(name: str, module: nn.Module, optimizer: AdamW, *, prefix: s
         for key, parameter in module.named_parameters()
         if parameter.requires_grad and key.startswith(prefix)
     )
-    return ParameterGroup(name, parameters, tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay)
+    return ParameterGroup(
+        name, parameters, (optimizer.betas[0], optimizer.betas[1]), optimizer.eps, optimizer.weight_decay
+    )
 
 
 def build_engine(
@@ -29,10 +32,8 @@ def build_engine(
     The groups hold every trainable parameter once; names are those of `module.named_parameters()`.
     """
     if shard.gradient_checkpointing:
-        for part in module.modules():
-            if hasattr(part, "gradient_checkpointing_enable"):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
-                break
+        model: Any = next(part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable"))
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype_of(shard.precision))
     module.to(device)

@@ -1,4 +1,4 @@
-"""ZeRO 0-3 on raw DeepSpeed: no op is compiled, and the state goes out and in without DeepSpeed's checkpoint formats."""
+"""ZeRO 0-3 on raw DeepSpeed: no op is compiled, and the state goes out and in without its checkpoint formats."""
 
 import logging
 import warnings
@@ -47,6 +47,7 @@ class DeepSpeedEngine:
         self._parts = split_by_decay(groups)
         self._parameters = {name: parameter for part in self._parts for name, parameter in part.parameters}
         self._shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        self._sizes = {id(parameter): parameter.numel() for parameter in self._parameters.values()}
         self._steps_applied = 0
         self._flat = FlatAdamW(self._parts, clip) if zero == 0 else None
         self._torch_optimizer: Any = self._flat.inner if self._flat else self._build_adamw()
@@ -207,9 +208,11 @@ class DeepSpeedEngine:
         key = None if group == "param" else group
         if self._zero == 3:
             optimizer = self._engine.optimizer
-            local = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True, optim_state_key=key)[0]
-            start = distributed.rank() * parameter.partition_numel()
-            count = min(local.numel(), parameter.ds_numel - start)
+            local = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True, optim_state_key=key)[
+                0
+            ]
+            start = distributed.rank() * local.numel()
+            count = min(local.numel(), self._sizes[id(parameter)] - start)
             return (start, local[:count]) if count > 0 else None
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:

@@ -4,7 +4,7 @@ Each parameter group's masters, gradients and moments are one flat tensor each: 
 group. Working parameters in fp32 are views of the masters; others are copies, and their gradients are added up in fp32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +32,13 @@ def split_by_decay(groups: Sequence[ParameterGroup]) -> list[OptimizerGroup]:
     for group in groups:
         matrices = tuple(pair for pair in group.parameters if pair[1].ndim >= 2)
         vectors = tuple(pair for pair in group.parameters if pair[1].ndim < 2)
-        split = [(group.parameters, 0.0)] if group.weight_decay == 0 else [(matrices, group.weight_decay), (vectors, 0.0)]
+        split = (
+            [(group.parameters, 0.0)] if group.weight_decay == 0 else [(matrices, group.weight_decay), (vectors, 0.0)]
+        )
         parts += [
-            OptimizerGroup(group.name, parameters, group.betas, group.eps, decay) for parameters, decay in split if parameters
+            OptimizerGroup(group.name, parameters, group.betas, group.eps, decay)
+            for parameters, decay in split
+            if parameters
         ]
     return parts
 
@@ -96,7 +100,7 @@ class FlatAdamW(torch.optim.Optimizer):
         """Give DeepSpeed the gradients to sum over ranks (dense, expert-parallel)."""
         return list(self.gradients), {}
 
-    def set_lrs(self, lrs: dict[str, float]) -> None:
+    def set_lrs(self, lrs: Mapping[str, float]) -> None:
         """Set each parameter group's learning rate."""
         for group, part in zip(self.inner.param_groups, self.parts, strict=True):
             group["lr"] = lrs[part.name]

@@ -18,7 +18,9 @@ from trainers.engine.protocol import STATE_GROUPS, ParameterGroup, ReadState, St
 class PlainEngine:
     """Engine over one module that every rank holds whole."""
 
-    def __init__(self, module: nn.Module, groups: Sequence[ParameterGroup], *, clip: float, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, groups: Sequence[ParameterGroup], *, clip: float, device: torch.device
+    ) -> None:
         self._module = module
         self._device = device
         self._optimizer = FlatAdamW(split_by_decay(groups), clip)

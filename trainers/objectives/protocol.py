@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """`loss_sum` is a sum over the batch's weight, never a mean; each metric is (sum, weight), added up over ranks and micro-batches."""
+    """`loss_sum` is a sum over what `weight` counts, never a mean; a metric is (sum, weight), added over ranks."""
 
     loss_sum: Tensor
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)

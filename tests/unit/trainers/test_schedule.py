@@ -1,0 +1,22 @@
+"""Learning-rate factors worked out by hand."""
+
+import pytest
+
+from recipes.optim import Schedule
+from trainers.schedule import learning_rate_factor
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (Schedule(name="constant"), [1, 1, 1, 1, 1]),
+        (Schedule(name="constant", warmup_steps=2), [0.5, 1, 1, 1, 1]),
+        (Schedule(name="linear"), [1, 0.75, 0.5, 0.25, 0]),
+        (Schedule(name="linear", warmup_steps=2, min_ratio=0.5), [0.5, 1, 1, 0.75, 0.5]),
+        (Schedule(name="cosine"), [1, 0.853553, 0.5, 0.146447, 0]),
+        (Schedule(name="cosine", warmup_steps=4, min_ratio=0.1), [0.25, 0.5, 0.75, 1, 1]),
+    ],
+)
+def test_factor_per_step(schedule: Schedule, factors: list[float]) -> None:
+    found = [learning_rate_factor(schedule, step, len(factors)) for step in range(len(factors))]
+    assert found == pytest.approx(factors, abs=1e-6)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from launch.capacity import settle_workers
 from launch.drive import Driven, drive
@@ -80,6 +81,8 @@ def run(
     """Run a recipe's chain to its end; stages that the store has are not run again."""
     view = view or SilentView()
     view.say(f"{recipe}{' (smoke)' if smoke else ''}")
+    if address is not None and urlsplit(address).scheme in ("http", "https"):
+        raise RequestError(f"--address {address} is a job server; use submit, or give the cluster's own address")
     opened = Store.open(store)
     resolved = prepare(recipe, overrides, smoke, opened, address)
     record = new_record(opened, resolved)

@@ -25,9 +25,11 @@ from launch.logs import LOGS, LogShipper
 from launch.preflight import check_disk
 from launch.progress import View
 from launch.records import RunRecord
-from launch.resolve import Resolved
+from launch.resolve import Resolved, stage_sources
 from launch.show import plan_rows, result_rows
+from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
+from recipes.recipe import Recipe
 
 RUN_STAGE = "launch.stages:run_stage"
 VERIFY_DRAFT = "launch.stages:verify_draft"
@@ -58,6 +60,12 @@ class Driven:
     report: str | None = None
 
 
+def needs_hub(recipe: Recipe) -> bool:
+    """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
+    sources = (source for stage in recipe.stages.values() for source in stage_sources(stage).values())
+    return any(isinstance(source, Datasets) and source.revision is not None for source in sources)
+
+
 def ray_crew(request: CrewRequest) -> Crew:
     """Workers on Ray: an embedded one, or the cluster at the address."""
     cluster = request.resolved.recipe.cluster
@@ -70,6 +78,7 @@ def ray_crew(request: CrewRequest) -> Crew:
             request.log_folder,
             gpus_per_worker=int(cluster.gpus_per_worker),
             placement_timeout_s=cluster.placement_timeout_s,
+            environment={"HF_HUB_OFFLINE": "0"} if needs_hub(request.resolved.recipe) else {},
             on_close=session.shutdown,
         )
         crew.prepare(request.first_workers)

@@ -164,6 +164,7 @@ class Executor:
         self.results: dict[str, StageResult] = {} if results is None else results
         self._make_crew = crew
         self._crew: Crew | None = None
+        self._stage_at = self._noted_at = 0.0
         self._sleep = sleep or stop.wait
 
     def walk(self) -> dict[str, StageResult]:
@@ -261,6 +262,7 @@ class Executor:
         )
         self.view.stage_started(name, lease)
         self.latest.stage, self.latest.phase, self.latest.values = name, "start", {}
+        self._stage_at, self._noted_at = time.monotonic(), 0.0
         job: Json = {
             "run": self.run,
             "stage": name,
@@ -313,9 +315,12 @@ class Executor:
 
     def _phase(self, stage: str, phase: str, values: Mapping[str, Any]) -> None:
         changed = phase != self.latest.phase
+        now = time.monotonic()
         self.latest.values = {**(self.latest.values if not changed else {}), **values}
         self.latest.stage, self.latest.phase = stage, phase
-        if changed:
+        # The longer a stage runs, the fewer of its phases are noted.
+        if changed and now - self._noted_at > min(60.0, 0.01 * (now - self._stage_at)):
+            self._noted_at = now
             self.journal.write("phase", stage=stage, phase=phase, step=values.get("step"), steps=values.get("steps"))
         self.view.beat(stage, phase, self.latest.values)
 

@@ -4,45 +4,69 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from cluster.session import local_nodes, start
 from cluster.topology import Node
 from recipes.errors import CapacityError
 
 ASK_TIMEOUT_S = 8.0
+DOCTOR_TIMEOUT_S = 120.0
 
 
 def nodes_of(address: str | None) -> list[Node]:
     """The nodes of the cluster at an address; None: this machine. Raises CapacityError when nothing answers."""
     if address is None:
         return local_nodes()
+    if urlsplit(address).scheme in ("http", "https"):
+        from launch.jobs import JobServer
+
+        return JobServer(address).nodes()
+    return [Node(**node) for node in json.loads(_ask([address], ASK_TIMEOUT_S))]
+
+
+def examine_nodes(address: str, shared_folder: str | None) -> list[dict[str, Any]]:
+    """What the cluster's doctor finds on every node: check, node, is_well, detail, advice."""
+    answer: list[dict[str, Any]] = json.loads(_ask([address, "doctor", shared_folder or ""], DOCTOR_TIMEOUT_S))
+    return answer
+
+
+def _ask(arguments: list[str], timeout_s: float) -> str:
+    """Run this module in a child process; returns the last line that it prints."""
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "launch.nodes", address],
+            [sys.executable, "-m", "launch.nodes", *arguments],
             capture_output=True,
             text=True,
-            timeout=ASK_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise CapacityError(f"no Ray cluster answers at {address} within {ASK_TIMEOUT_S:.0f} s") from None
+        raise CapacityError(f"no Ray cluster answers at {arguments[0]} within {timeout_s:.0f} s") from None
     if asked.returncode:
         lines = asked.stderr.strip().splitlines() or ["no reason given"]
         raise CapacityError(lines[-1])
-    return [Node(**node) for node in json.loads(asked.stdout.splitlines()[-1])]
+    return asked.stdout.splitlines()[-1]
 
 
-def main(address: str) -> int:
-    """Print the nodes as JSON; the reason on the last line of standard error when there are none."""
+def main(address: str, question: str = "nodes", shared_folder: str = "") -> int:
+    """Print the answer as JSON; the reason on the last line of standard error when there is none."""
     try:
         with start(address, name="question") as session:
-            nodes = session.nodes()
+            if question == "doctor":
+                from cluster.doctor import examine
+
+                found: list[Any] = examine(session, Path(shared_folder) if shared_folder else None)
+            else:
+                found = session.nodes()
     except CapacityError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
-    print(json.dumps([asdict(node) for node in nodes]))
+    print(json.dumps([asdict(item) for item in found]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -139,7 +139,7 @@ def _worst(exit_codes: Sequence[int]) -> int:
 
 def examine(*, store: str | None = None, address: str | None = None) -> list[Finding]:
     """What this machine and, with an address, the cluster has and lacks."""
-    from launch.nodes import nodes_of
+    from launch.nodes import examine_nodes, nodes_of
     from trainers.store.store import Store
 
     findings = [_versions(), _processors(), _shared_memory()]
@@ -158,6 +158,16 @@ def examine(*, store: str | None = None, address: str | None = None) -> list[Fin
             nodes = nodes_of(address)
             total = f"{sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU"
             findings.append(Finding("cluster", True, f"{address}: {len(nodes)} nodes, {total}"))
+            if not address.startswith("http"):
+                shared = None if store is None or "://" in store else store
+                findings += [
+                    Finding(
+                        f"{item['node']} {item['check']}",
+                        item["is_well"],
+                        item["detail"] + (f"; {item['advice']}" if item["advice"] else ""),
+                    )
+                    for item in examine_nodes(address, shared)
+                ]
         except TrainwrightError as error:
             findings.append(Finding("cluster", False, str(error)))
     return findings

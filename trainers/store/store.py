@@ -100,9 +100,9 @@ class Store:
     # Artifacts
 
     def put_artifact(self, manifest: ArtifactManifest) -> Committed:
-        """Commit an artifact whose objects are uploaded; the first whole commit of a fingerprint wins."""
+        """Commit an artifact whose objects are uploaded; the first whole commit from the same parents wins."""
         refs = self._artifact_refs(manifest.fingerprint)
-        kept, first = self._publish(refs, manifest)
+        kept, first = self._publish(refs, manifest, lambda held: held.parents == manifest.parents)
         return Committed(kept, first)
 
     def find_artifact(self, fingerprint: str) -> ArtifactManifest | None:
@@ -340,7 +340,8 @@ class Store:
                 if path.rpartition("/")[2].isdigit():
                     yield path
 
-    def _publish(self, refs: RefLog, manifest: M) -> tuple[M, bool]:
+    def _publish(self, refs: RefLog, manifest: M, stands: Callable[[M], bool] = lambda _: True) -> tuple[M, bool]:
+        """Commit unless a whole one is there that `stands`."""
         self._demand_objects(manifest)
         content = self._put_manifest(manifest)
         while True:
@@ -349,7 +350,7 @@ class Store:
             except StoreDamaged as error:
                 log.warning("%s; it is made again", error)
                 existing = None
-            if existing is not None:
+            if existing is not None and stands(existing):
                 refs.settle(refs.highest())
                 return existing, False
             if refs.create(refs.highest() + 1, content):

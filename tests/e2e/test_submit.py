@@ -1,0 +1,159 @@
+"""A recipe handed to a cluster of three raylets on this machine, with token authentication."""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RAY = str(Path(sys.executable).with_name("ray"))
+NUM_NODES = 3
+WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Raylets:
+    """Where the cluster is."""
+
+    job_server: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def raylets() -> Iterator[Raylets]:
+    """A head and two more raylets of one CPU each; ended by the mark in their environment."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    (folder / "token").write_text(secrets.token_hex(32))
+    (folder / "token").chmod(0o600)
+    mark = f"TRAINWRIGHT_RAYLETS={folder.name}"
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        mark.partition("=")[0]: folder.name,
+    }
+    port, dashboard = free_port(), free_port()
+    common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000", "--disable-usage-stats"]
+    head = [
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        f"--temp-dir={folder}",
+    ]
+    try:
+        for number in range(NUM_NODES):
+            place = head if number == 0 else [f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1"]
+            done = subprocess.run(
+                [RAY, "start", *place, *common],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield Raylets(f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        end_marked(mark.encode())
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_marked(mark: bytes) -> None:
+    """Kill every process whose environment holds the mark."""
+    for _ in range(20):
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if mark in Path(f"/proc/{name}/environ").read_bytes():
+                    os.kill(int(name), signal.SIGKILL)
+                    found.append(name)
+            except OSError:
+                continue
+        if not found:
+            return
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def shell(raylets: Raylets, make_shell: Callable[..., Any]) -> Any:
+    """Commands on an empty store, with the cluster's token."""
+    return make_shell(**raylets.environment)
+
+
+@pytest.mark.serial
+def test_a_submitted_smoke_makes_what_a_run_makes(
+    raylets: Raylets, shell: Any, smoke_run: Any, quickstart: Path, say: Callable[[str], None]
+) -> None:
+    done = shell("submit", str(quickstart), "--smoke", *WORKERS, "--address", raylets.job_server)
+    assert done.code == 0, done.err
+    run = done.out.strip()
+    assert re.fullmatch(r"quickstart-\d{8}-\d{6}-[0-9a-f]{4}", run)
+    say(f"submit answered after {done.seconds:.1f} s")
+    deadline = time.monotonic() + 500
+    while True:
+        (status,) = shell("status", run, "--json").json
+        if status["state"] not in ("submitted", "running"):
+            break
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert status["state"] == "completed", shell("logs", run).out
+    assert {item["stage"]: item["digest"] for item in shell("store", "ls", "--json").json} == smoke_run.digests
+    assert "job: " in shell("logs", run).out
+
+
+@pytest.mark.serial
+def test_stop_and_resume_work_from_the_submitting_machine(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+    slow = ("--set", "stages.base.train.steps=8")
+    run = shell("submit", str(quickstart), "--smoke", *WORKERS, *slow, "--address", raylets.job_server).out.strip()
+    deadline = time.monotonic() + 120
+    while (status := shell("status", run, "--json").json[0])["state"] == "submitted":
+        assert time.monotonic() < deadline, status
+        time.sleep(0.5)
+    stopped = shell("stop", run)
+    assert stopped.code == 0, stopped.err
+    assert stopped.out.strip() == f"{run}: stopped"
+    assert shell("resume", run).code == 0
+    while (status := shell("status", run, "--json").json[0])["state"] == "submitted":
+        assert time.monotonic() < deadline, status
+        time.sleep(0.5)
+    assert status["state"] == "running"
+    assert shell("stop", run).code == 0
+
+
+@pytest.mark.serial
+def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+    done = shell("submit", str(quickstart), "--smoke", "--set", "cluster.workers=8", "--address", raylets.job_server)
+    assert done.code == 3
+    assert "needs 8 CPU (8 workers); the cluster has 3 CPU on 3 nodes" in done.err
+    assert done.seconds < 5
+    assert shell("status", "--json").json == []
+
+
+@pytest.mark.serial
+def test_check_asks_the_cluster(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+    checked = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, *WORKERS)
+    assert checked.code == 0, checked.err
+    refused = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, "--set", "cluster.workers=8")
+    assert refused.code == 3
+    assert max(checked.seconds, refused.seconds) < 10

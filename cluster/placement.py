@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError, Preempted
 
-PATIENCE_S = 1.0
+PATIENCE_S = 1  # Ray takes whole seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def reserve(
     deadline = time.monotonic() + timeout_s
     told = ""
     try:
-        while not group.wait(timeout_seconds=max(0.1, min(PATIENCE_S, deadline - time.monotonic()))):
+        while not group.wait(timeout_seconds=PATIENCE_S):
             if is_cancelled():
                 raise Preempted("stopped while it waited for resources")
             present = nodes()
@@ -63,11 +63,11 @@ def reserve(
             short = fit(request, present, free=True)
             reason = short.reason if isinstance(short, Refusal) else "room, but Ray has not placed it"
             holding = f"{reason}; held by {', '.join(holders(name)) or 'work that Ray does not name'}"
-            if time.monotonic() >= deadline:
-                raise CapacityError(f"{holding}; gave up after {timeout_s:g} s")
             if on_wait and holding != told:
                 told = holding
                 on_wait(f"waiting for resources: {holding}")
+            if time.monotonic() >= deadline:
+                raise CapacityError(f"{holding}; gave up after {timeout_s:g} s")
         table: dict[str, Any] = placement_group_table(group)
         places = {int(index): str(node) for index, node in table["bundles_to_node_id"].items()}
     except BaseException:
@@ -91,8 +91,7 @@ def holders(but: str = "") -> list[str]:
             )
             label = f"'{entry['name']}'" if entry["name"] else f"placement group {entry['placement_group_id'][:8]}"
             found.append(f"{label} ({amounts})" if amounts else label)
-    found.extend(_actors_outside_groups())
-    return found
+    return sorted([*found, *_actors_outside_groups()])
 
 
 def _actors_outside_groups() -> list[str]:

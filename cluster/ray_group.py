@@ -140,7 +140,8 @@ class RayGroup:
         if self._is_closed:
             raise RuntimeError(f"worker group {self.spec.name} is closed")
         spec = self.spec
-        name = f"{self._session.namespace}/{spec.name}"
+        # Ray wants names that were never used: the one before may still be on its way out.
+        name = f"{self._session.namespace}/{spec.name}-{uuid.uuid4().hex[:4]}"
         try:
             if spec.cpus_per_worker or spec.gpus_per_worker:
                 request = Request(spec.num_workers, spec.cpus_per_worker, spec.gpus_per_worker)

@@ -19,15 +19,15 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield session
 
 
-@pytest.fixture
-def make_spec(tmp_path: Path) -> Callable[..., WorkerSpec]:
+@pytest.fixture(scope="session")
+def make_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., WorkerSpec]:
     """Specs whose ranks find the targets of this folder; `wave` is a cheap module to preload."""
 
     def make(**fields: Any) -> WorkerSpec:
         defaults: dict[str, Any] = {
             "name": "learners",
             "num_workers": 2,
-            "log_folder": tmp_path,
+            "log_folder": tmp_path_factory.mktemp("logs"),
             "preload": "wave",
             "placement_timeout_s": 30.0,
             "environment": {"PYTHONPATH": HERE},

@@ -1,4 +1,4 @@
-"""Three raylets with one CPU each on this machine; ends with its standard input. Prints the address and the raylets' ids."""
+"""Three raylets with one CPU each on this machine; ends with its standard input. Prints the address."""
 
 import json
 import sys

@@ -19,17 +19,25 @@ HERE = str(Path(__file__).resolve().parent)
 
 def spec(logs: Path, **fields: Any) -> WorkerSpec:
     """Three workers of one CPU."""
-    defaults: dict[str, Any] = {"name": "learners", "num_workers": 3, "preload": None, "environment": {"PYTHONPATH": HERE}}
+    defaults: dict[str, Any] = {
+        "name": "learners",
+        "num_workers": 3,
+        "preload": None,
+        "environment": {"PYTHONPATH": HERE},
+    }
     return WorkerSpec(log_folder=logs, **{**defaults, **fields})
 
 
 def spread(session: Session, logs: Path) -> dict[str, Any]:
     """A group over all nodes, a verifier beside it, everything given back."""
-    others = ray.remote(num_cpus=0)(Bystander).options(name="bystander", lifetime="detached", namespace="other").remote()
+    others = (
+        ray.remote(num_cpus=0)(Bystander).options(name="bystander", lifetime="detached", namespace="other").remote()
+    )
     ray.get(others.ping.remote())
-    with session.group(spec(logs)) as group, session.group(
-        spec(logs, name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)
-    ) as verifier:
+    with (
+        session.group(spec(logs)) as group,
+        session.group(spec(logs, name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as verifier,
+    ):
         results = group.run("cluster_targets:echo", {})
         sums = group.run("cluster_targets:all_reduce", {})
         checked = verifier.run("cluster_targets:echo", {})

@@ -16,10 +16,10 @@ from recipes.errors import CapacityError, Preempted
 MakeSpec = Callable[..., WorkerSpec]
 
 
-@pytest.fixture
-def group(session: Session, make_spec: MakeSpec) -> Iterator[WorkerGroup]:
-    """Two ranks."""
-    with session.group(make_spec()) as group:
+@pytest.fixture(scope="module")
+def group(session: Session, make_spec: MakeSpec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerGroup]:
+    """Two ranks, for every test that leaves the group as good as new, and so also a test that it is."""
+    with session.group(make_spec(log_folder=tmp_path_factory.mktemp("logs"))) as group:
         yield group
 
 
@@ -197,10 +197,7 @@ def test_sigterm_of_one_rank_asks_it_to_stop(group: WorkerGroup) -> None:
 
 def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpec) -> None:
     """One process for every run, beside a group that holds every CPU; a failure costs the process, not the group."""
-    with (
-        session.group(make_spec()),
-        session.group(make_spec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as group,
-    ):
+    with session.group(make_spec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as group:
         pids = {result["pid"] for _ in range(3) for result in group.run("cluster_targets:echo", {}) if result}
         assert len(pids) == 1
         with pytest.raises(WorkerFailed):
@@ -218,12 +215,13 @@ def test_what_cannot_fit_is_refused_at_once(session: Session, make_spec: MakeSpe
     assert time.monotonic() - started < 5
 
 
-def test_what_is_busy_names_the_holder(session: Session, make_spec: MakeSpec) -> None:
-    """The deadline holds, the holder is named, and its release lets the next one in."""
+@pytest.mark.usefixtures("group")
+def test_what_is_busy_names_the_holders(session: Session, make_spec: MakeSpec) -> None:
+    """The deadline holds, the holders are named, and a release lets the next one in."""
     waits: list[str] = []
     with (
-        session.group(make_spec(name="holder", num_workers=4)),
-        pytest.raises(CapacityError, match=r"held by 'trainwright/holder' \(4 CPU\); gave up after 1 s"),
+        session.group(make_spec(name="holder", num_workers=2)),
+        pytest.raises(CapacityError, match=r"held by 'trainwright/holder-.{4}' \(2 CPU\), .*; gave up after 1 s"),
     ):
         session.group(make_spec(name="late", placement_timeout_s=1), waits.append)
     assert waits == [waits[0]]

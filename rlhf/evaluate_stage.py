@@ -31,7 +31,7 @@ from rlhf.rollout import answer, response_uniforms
 from trainers import distributed
 from trainers.architectures.load import ModelKind, head_name, load_model
 from trainers.architectures.token_losses import TokenLosses
-from trainers.data.batches import PromptBatch, SequenceBatch, build_batch, evaluation_batches
+from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest
 from trainers.data.order import global_sample
@@ -100,7 +100,7 @@ def _answers(
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, tokenization)
         comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
-        own = _judged(spec, responses, model, comparable, [scorer for _, scorer in scorers])
+        own = _judged(spec, responses, model, comparable, [scorer for _, scorer in scorers], tokenization.eos_id)
         places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
@@ -140,6 +140,7 @@ def _judged(
     model: nn.Module,
     first: nn.Module | None,
     scorers: Sequence[ScoreModel],
+    end_id: int,
 ) -> list[list[Any]]:
     """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
     if responses is None:
@@ -155,7 +156,7 @@ def _judged(
             first_BR = response_logprobs(first, part, spec.sampling.temperature)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
-        sequences = SequenceBatch(part.input_ids_BT, part.attention_mask_BT, part.response_mask_BT)
+        sequences = part.closed(end_id)
         scores = [scorer(sequences).tolist() for scorer in scorers]
         for place, tokens in enumerate(part.response_ids):
             own_scores = [column[place] for column in scores]

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from trainers.data.batches import SequenceBatch
 from trainers.distributed import gather_json, world_size
 
 
@@ -39,6 +40,23 @@ class Responses:
     def response_ids(self) -> list[list[int]]:
         """The response tokens of each row."""
         return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.response_mask_BT, strict=True)]
+
+    def closed(self, end_id: int) -> SequenceBatch:
+        """The rows as a reward model reads them: an unfinished response gets the end token that it lacks.
+
+        Reward models learn from whole turns, so a score read anywhere but at an end token would mean nothing.
+        """
+        lengths_B = self.attention_mask_BT.sum(dim=1)
+        rows_B = torch.arange(len(lengths_B), device=lengths_B.device)[~self.ended_B]
+        places_B = lengths_B[~self.ended_B]
+        pad = torch.nn.functional.pad
+        ids, real, response = (
+            pad(t, (0, 1)) for t in (self.input_ids_BT, self.attention_mask_BT, self.response_mask_BT)
+        )
+        ids[rows_B, places_B] = end_id
+        real[rows_B, places_B] = True
+        response[rows_B, places_B] = True
+        return SequenceBatch(ids, real, response)
 
     def rows(self, index: Sequence[int]) -> "Responses":
         """These rows, without the columns that are padding in all of them."""

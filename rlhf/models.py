@@ -54,6 +54,7 @@ class PolicyModels(nn.Module):
         value_head: nn.Module,
         score_head: nn.Module,
         temperature: float,
+        end_id: int,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(dict(networks))
@@ -61,6 +62,7 @@ class PolicyModels(nn.Module):
         self.value_head = value_head
         self.score_head = score_head
         self.temperature = temperature
+        self.end_id = end_id
         _switch_dropout_off(self)
 
     def forward(
@@ -72,23 +74,25 @@ class PolicyModels(nn.Module):
         """
         answers: dict[str, Tensor] = {}
         for role in roles:
-            with self.playing(role):
+            with self.playing(role) as network:
                 match role:
                     case "actor":
-                        logprobs, entropy = self._logprobs(role, responses, with_entropy, max_tokens)
+                        logprobs, entropy = self._logprobs(network, responses, with_entropy, max_tokens)
                         answers["logprobs_BR"] = logprobs
                         if entropy is not None:
                             answers["entropy_BR"] = entropy
                     case "reference":
-                        logprobs, _ = self._logprobs(role, responses, False, max_tokens)
+                        logprobs, _ = self._logprobs(network, responses, False, max_tokens)
                         answers["reference_logprobs_BR"] = logprobs
                     case "critic":
-                        states_ND = action_states(self._hidden(role, responses), responses.response_mask_BT)
+                        hidden_BTD = backbone_states(network, responses.input_ids_BT)
+                        states_ND = action_states(hidden_BTD, responses.response_mask_BT)
                         values_N = self.value_head(states_ND)[:, 0].float()
                         answers["values_BR"] = spread(values_N, responses.response_mask_BR)
                     case "reward":
-                        hidden_BTD = self._hidden(role, responses)
-                        answers["scores_B"] = last_scores(hidden_BTD, responses.attention_mask_BT, self.score_head)
+                        closed = responses.closed(self.end_id)
+                        hidden_BTD = backbone_states(network, closed.input_ids_BT)
+                        answers["scores_B"] = last_scores(hidden_BTD, closed.attention_mask_BT, self.score_head)
         return answers
 
     @contextmanager
@@ -99,14 +103,10 @@ class PolicyModels(nn.Module):
         with active_adapters(network, route.adapters):
             yield network
 
-    def _hidden(self, role: Role, responses: Responses) -> Tensor:
-        return backbone_states(self.networks[self.routes[role].network], responses.input_ids_BT)
-
     def _logprobs(
-        self, role: Role, responses: Responses, with_entropy: bool, max_tokens: int
+        self, network: nn.Module, responses: Responses, with_entropy: bool, max_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
-        network = self.networks[self.routes[role].network]
-        states_ND = action_states(self._hidden(role, responses), responses.response_mask_BT)
+        states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
         tokens_N = responses.input_ids_BT[responses.response_mask_BT]
         head = network.get_output_embeddings()  # type: ignore[operator]
         largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)

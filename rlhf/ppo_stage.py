@@ -53,6 +53,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         model_folder(context, "actor"),
         context.inputs["actor"].digest,
         reward,
+        end_id=tokenization.eos_id,
         seed=context.seed,
         device=ranks.device,
     )

@@ -51,7 +51,14 @@ class SharedModels:
 
 
 def build_models(
-    spec: PpoStage, actor: Path, actor_digest: str, reward: RewardSource, *, seed: int, device: torch.device
+    spec: PpoStage,
+    actor: Path,
+    actor_digest: str,
+    reward: RewardSource,
+    *,
+    end_id: int,
+    seed: int,
+    device: torch.device,
 ) -> SharedModels:
     """Load and connect the models, whole and equal on every rank.
 
@@ -99,7 +106,7 @@ def build_models(
                 parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
     score_head.requires_grad_(False)
     value_head = _value_head(score_head, reward.statistics, starts_from_reward=spec.critic == "reward")
-    models = PolicyModels(networks, routes, value_head, score_head, spec.rollout.temperature)
+    models = PolicyModels(networks, routes, value_head, score_head, spec.rollout.temperature, end_id)
     learning = [(name, parameter) for name, parameter in models.named_parameters() if parameter.requires_grad]
     critic = tuple(pair for pair in learning if _is_critics(pair[0]))
     return SharedModels(models, tuple(pair for pair in learning if pair not in critic), critic, peft_config)

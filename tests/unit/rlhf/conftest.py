@@ -167,7 +167,7 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyMo
         for head in (value_head, score_head):
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
         value_head.bias.zero_()
-    models = PolicyModels(networks, routes, value_head, score_head, temperature)
+    models = PolicyModels(networks, routes, value_head, score_head, temperature, EOS)
     for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
         frozen.requires_grad_(False)
     return models

@@ -43,6 +43,14 @@ def test_rows_drop_common_padding_only() -> None:
     assert joined().rows([0, 1]).input_ids_BT.shape == (2, 4)
 
 
+def test_an_unfinished_response_is_scored_with_the_end_token_that_it_lacks() -> None:
+    closed = joined().closed(end_id=2)
+    assert closed.input_ids_BT.tolist()[0][:4] == [7, 8, 9, 2]
+    assert closed.attention_mask_BT.tolist() == [[True] * 4 + [False], [True] * 4 + [False]]
+    assert closed.response_mask_BT[0].tolist() == [False, True, True, True, False]
+    assert closed.input_ids_BT.tolist()[1][:4] == [4, 5, 6, 2]
+
+
 def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     judged = Judged(table, table, table, table, torch.tensor([0.5, 0.25]))

@@ -235,7 +235,7 @@ class LiveView:
         self._console.print(plan_table(recipe, rows))
         self._console.print()
         for row in rows:
-            self._tasks[row.name] = self._progress.add_task(row.name, total=None, start=False, mark="·", text="waiting")
+            self._tasks[row.name] = self._progress.add_task(row.name, total=1, start=False, mark="·", text="waiting")
         self._progress.start()
 
     def stage_started(self, name: str, attempt: int) -> None:
@@ -243,7 +243,7 @@ class LiveView:
         self._paces[name] = Pace()
         text = "starting" if attempt == 1 else f"starting (attempt {attempt})"
         self._progress.start_task(self._tasks[name])
-        self._progress.update(self._tasks[name], mark="[yellow]▸", text=text)
+        self._progress.update(self._tasks[name], total=None, mark="[yellow]▸", text=text)
 
     def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None:
         """Move a stage's line."""

@@ -23,6 +23,7 @@ CHAIN = Path(__file__).with_name("chain.yaml")
 PROJECT = Path(__file__).resolve().parents[3]
 CLEAN_S = 10.0
 FINISH_S = 540.0
+BEFORE_WORK = ("start", "join", "joined")
 CACHES = ("torchinductor_",)
 """Folders that torch makes once per machine and user, for compiled code."""
 
@@ -39,7 +40,7 @@ class Hit:
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" step {self.step}"
-        return f"{self.victim} killed in {self.stage}, phase {self.phase}{step}, {self.after_s:.2f} s after its start"
+        return f"{self.victim} killed in {self.stage}, phase {self.phase}{step}, {self.after_s:.2f} s into it"
 
 
 @dataclass
@@ -164,11 +165,17 @@ class Bed:
         del left
         return time.monotonic() - started
 
-    def kill(self, driver: subprocess.Popen[bytes], stage: str, victim: str, after_s: float, rank: int) -> Hit | None:
-        """Wait for the stage's start and the moment, then kill; None when the stage was committed before that."""
-        before = sum(event["event"] == "stage_started" for event in self.events(stage))
-        if not before:
-            self.wait_for(lambda: self.started(stage, 1), driver)
+    def works(self, stage: str) -> bool:
+        """Whether the ranks of a stage have joined and gone on."""
+        return any(event["event"] == "phase" and event["phase"] not in BEFORE_WORK for event in self.events(stage))
+
+    def kill(
+        self, driver: subprocess.Popen[bytes], stage: str, victim: str, from_work: bool, after_s: float, rank: int
+    ) -> Hit | None:
+        """Wait for the stage's start (or its work's) and the moment, then kill; None when it was committed before."""
+        self.wait_for(lambda: self.started(stage, 1), driver)
+        if from_work:
+            self.wait_for(lambda: self.works(stage) or self.committed(stage), driver)
         begun = time.monotonic()
         pids: dict[int, int] = {}
         if victim == "worker":
@@ -231,6 +238,9 @@ class Reference:
 
     digests: dict[str, str]
     seconds: dict[str, float]
+    """From a stage's start to its commit."""
+    work_seconds: dict[str, float]
+    """From the first phase after all ranks have joined to the commit."""
 
 
 @pytest.fixture(scope="session")
@@ -241,7 +251,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         bed.finish("run", str(CHAIN))
         bed.assert_nothing_left()
         seconds = {e["stage"]: e["seconds"] for e in bed.events() if e["event"] == "stage_committed"}
-        return Reference(bed.digests(), seconds)
+        work: dict[str, float] = {}
+        for event in bed.events():
+            if event["event"] == "phase" and event["phase"] not in BEFORE_WORK:
+                work.setdefault(event["stage"], event["at"])
+            elif event["event"] == "stage_committed":
+                work[event["stage"]] = event["at"] - work.get(event["stage"], event["at"])
+        return Reference(bed.digests(), seconds, work)
     finally:
         bed.close()
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.progress import Pace, PlainView, PlanRow, ResultRow, describe, rate, span
+from launch.progress import LiveView, Pace, PlainView, PlanRow, ResultRow, describe, rate, span
 
 
 class Clock:
@@ -65,3 +65,22 @@ def test_tables_hold_every_row() -> None:
     assert "plan of demo" in text
     assert "8 x 2 x 4" in text
     assert "abababababab" in text
+
+
+def test_a_terminal_shows_one_live_line_per_stage() -> None:
+    out = io.StringIO()
+    view = LiveView(Console(file=out, width=160, force_terminal=True, legacy_windows=False))
+    rows = [PlanRow(name, "pretrain", "", "2", "8 x 2 x 4", "200", "-", "-", "to run") for name in ("base", "chat")]
+    view.plan("demo", rows)
+    view.stage_started("base", 2)
+    view.beat("base", "train", {"step": 3, "steps": 10, "loss": 1.5, "note": "[red]"})
+    view.stage_finished("base", "committed", 2.0, "gate failed: [why]")
+    view.stage_finished("chat", "failed", None, "first line\nsecond line")
+    view.results([ResultRow("base", "pretrain", "committed", 2.0, "completed", "failed", "ab" * 32)])
+    text = out.getvalue()
+    last = text[text.rfind("base") - 200 :]
+    assert "committed in 2.0 s" in text
+    assert "gate failed: [why]" in text
+    assert "first line" in text
+    assert "second line" not in text
+    assert "abababababab" in last

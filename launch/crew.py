@@ -11,6 +11,7 @@ GroupFactory = Callable[[WorkerSpec], WorkerGroup]
 """Makes a group: `Session.group` on Ray, `LocalGroup` in this process."""
 
 STALL_LIMITS_S = {"*": 1800.0}
+IMPORTING = ("start", "join")
 
 
 class Crew(Protocol):
@@ -55,14 +56,20 @@ class GroupCrew:
         self._verifier: WorkerGroup | None = None
 
     def prepare(self, num_workers: int) -> None:
-        """Start processes for the first stage and for the verifier; returns at once."""
+        """Start processes for the first stage; returns at once."""
         self._learner_group(num_workers).prepare_next()
-        self._verifier_group().prepare_next()
 
     def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat, another_follows: bool) -> Json:
         """Run a stage on every rank; returns what rank 0 returned. Raises WorkerFailed or Preempted."""
         group = self._learner_group(num_workers)
-        results = group.run(self._run_stage, job, on_beat, label=label, spares=another_follows)
+
+        def on_first_work(rank: int, phase: str, progress: Json) -> None:
+            # The verifier imports while the first stage works, not while its ranks still do.
+            if self._verifier is None and phase not in IMPORTING:
+                self._verifier_group().prepare_next()
+            on_beat(rank, phase, progress)
+
+        results = group.run(self._run_stage, job, on_first_work, label=label, spares=another_follows)
         if not results or results[0] is None:
             raise StageError(f"{label}: rank 0 returned nothing")
         return results[0]

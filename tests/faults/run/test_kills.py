@@ -4,6 +4,7 @@ The short form kills once in each stage of one chain. The long form kills at fiv
 the driver and a worker in turn, each time in an empty store.
 """
 
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -109,7 +110,10 @@ def test_a_signal_to_the_driver_ends_the_run_in_order(
     bed = make_bed()
     driver = bed.start("run", str(chain_up_to("base")))
     bed.wait_for(lambda: bed.works("base"), driver)
-    driver.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)  # as a terminal does
+    else:
+        driver.send_signal(number)
     assert driver.wait(60) == code, bed.output()
     bed.assert_nothing_left()
     assert bed.record().summary().state == state

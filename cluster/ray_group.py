@@ -82,7 +82,7 @@ class RayGroup:
         """Starts one spare process per rank; does not wait for it."""
         self._place()
         for rank in self._ranks:
-            rank.actor.prepare.remote({})
+            rank.actor.prepare.remote()
 
     def run(
         self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
@@ -170,6 +170,7 @@ class RayGroup:
         for number, rank in enumerate(ranks):
             rank.number, rank.local_rank = number, seen[rank.node_id]
             seen[rank.node_id] += 1
+        _share_devices(ranks)
         return ranks
 
     def _start_in(self, places: dict[int, str]) -> list[_Rank]:
@@ -218,7 +219,9 @@ class RayGroup:
             return
         for rank in lost:
             rank.actor, rank.info = fresh[rank.bundle].actor, fresh[rank.bundle].info
-            rank.actor.prepare.remote({})
+        _share_devices(self._ranks)
+        for rank in lost:
+            rank.actor.prepare.remote()
 
     def _strategy(self, bundle: int) -> Any:
         if self._reservation is None:
@@ -269,10 +272,6 @@ class RayGroup:
             }
             if interface:
                 environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-            if self.spec.gpus_per_worker:
-                # LOCAL_RANK indexes the node's devices, and peers reach each other's memory, as under torchrun.
-                shared = [gpu for other in self._ranks if other.node_id == rank.node_id for gpu in other.info["gpus"]]
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(shared)
             rank.log = self.spec.log_folder / f"{label}-rank-{rank.number}.log"
             rank.log.parent.mkdir(parents=True, exist_ok=True)
             rank.pulse, rank.log_offset = {}, 0
@@ -423,7 +422,7 @@ class _Run:
         elif time.monotonic() - self._working_since > SPARES_AFTER_S:
             self._wants_spares = False
             for rank in self._calls.values():
-                rank.actor.prepare.remote({})
+                rank.actor.prepare.remote()
 
     def _check_stop(self) -> None:
         asked_at = self._group._stop_at
@@ -523,6 +522,16 @@ def _last_lines(log: Path, start: int) -> tuple[str, ...]:
         file.seek(max(start, log.stat().st_size - 16_384))
         return tuple(file.read().decode(errors="replace").splitlines()[-50:])
     return ()
+
+
+def _share_devices(ranks: Sequence[_Rank]) -> None:
+    """LOCAL_RANK indexes the group's devices on the node, and peers reach each other's memory, as under torchrun."""
+    calls = []
+    for rank in ranks:
+        devices = [gpu for other in ranks if other.node_id == rank.node_id for gpu in other.info["gpus"]]
+        if devices:
+            calls.append(rank.actor.see_devices.remote(",".join(devices)))
+    ray.get(calls, timeout=CALL_TIMEOUT_S)
 
 
 def _require_one_version(ranks: Sequence[_Rank]) -> None:

@@ -51,8 +51,10 @@ def start(
     """Starts an embedded Ray (no address), or connects to the one at the address ("auto" or host:port).
 
     `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. Raises `CapacityError` when
-    Ray does not answer.
+    Ray does not answer, `RuntimeError` when this process is connected to Ray already.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        raise RuntimeError("this process is connected to Ray already, and Ray's client is a global")
     return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name, log_folder)
 
 

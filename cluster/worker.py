@@ -65,17 +65,21 @@ class Worker:
                 return port
         raise OSError("no free port")
 
-    def prepare(self, environment: Mapping[str, str]) -> int:
+    def see_devices(self, devices: str) -> None:
+        """Sets what every process of this rank sees; an import may already ask the driver for it."""
+        self._environment["CUDA_VISIBLE_DEVICES"] = devices
+
+    def prepare(self) -> int:
         """Starts a spare, unless one stands ready; returns its process id."""
         if self._spare is None or not self._spare.is_alive:
-            self._spare = RankProcess({**self._environment, **environment}, self._preload)
+            self._spare = RankProcess(self._environment, self._preload)
         return self._spare.pid
 
     def run(self, order: Json) -> RankEnd:
         """Runs a target to its end, in the process of the run before if that may be, else in the spare."""
         current = self._current
         if not (current and current.is_alive and order["reusable"]):
-            self.prepare({})
+            self.prepare()
             current, self._spare = self._spare, None
             self._current = current
         assert current is not None

@@ -16,7 +16,8 @@ def echo(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     worker.beat("work", step=1)
     print(f"echo from rank {worker.rank}")
     time.sleep(payload.get("seconds", 0))
-    keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    keys = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    keys += ["OMP_NUM_THREADS", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
     return {
         "payload": payload,
         "rank": worker.rank,

@@ -1,4 +1,4 @@
-"""One embedded Ray for the tests of this folder."""
+"""An embedded Ray for a module of tests; never two at a time in one process."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from cluster.session import Session, start
 HERE = str(Path(__file__).resolve().parent)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """An embedded Ray with four CPUs, whatever the machine has."""
-    with start(log_folder=tmp_path_factory.mktemp("ray-logs"), num_cpus=4, num_gpus=0) as session:
+    """An embedded Ray that offers four CPUs and three GPUs, whatever the machine has."""
+    with start(log_folder=tmp_path_factory.mktemp("ray-logs"), num_cpus=4, num_gpus=3) as session:
         yield session
 
 

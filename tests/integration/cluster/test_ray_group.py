@@ -53,6 +53,8 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": results[0] and results[0]["environment"]["MASTER_PORT"],
             "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
         }
         assert not result["has_ray"]
         assert result["niceness"] == os.getpriority(os.PRIO_PROCESS, 0)
@@ -205,6 +207,21 @@ def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpe
         again = group.run("cluster_targets:echo", {})
         assert again[0] is not None
         assert again[0]["pid"] not in pids
+
+
+def test_gpu_workers_see_the_devices_of_their_node(session: Session, make_spec: MakeSpec) -> None:
+    """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; spares beside them."""
+    with session.group(make_spec(gpus_per_worker=1)) as group:
+        assert sum(node.free_gpus for node in session.nodes()) == 1
+        results = group.run("cluster_targets:echo", {"seconds": 1.5}, spares=True) + group.run(
+            "cluster_targets:echo", {}
+        )
+        seen = {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results if result}
+        assert len(seen) == 1
+        assert len(set(seen.pop().split(","))) == 2
+        assert {result["environment"]["DS_ACCELERATOR"] for result in results if result} == {None}
+    with pytest.raises(CapacityError, match=r"needs 4 GPU and 4 CPU \(4 workers\); the cluster has 3 GPU and 4 CPU"):
+        session.group(make_spec(num_workers=4, gpus_per_worker=1))
 
 
 def test_what_cannot_fit_is_refused_at_once(session: Session, make_spec: MakeSpec) -> None:

@@ -184,10 +184,10 @@ def judge_nodes(
         note("kernel", node, report["has_pidfd"], "pidfd_open", "Linux 5.3 or later is needed")
         if has_shared_folder:
             note("shared folder", node, report["sees_shared"], "the same file seen", "mount the same store here")
-    for (one, other), reason in trouble.items():
-        detail = reason or f"reaches {address[other]}"
-        advice = f"open the ports between {address[one]} and {address[other]}"
-        found.append(Finding("network", address[one], not reason, detail, advice if reason else ""))
+    for (source, target), reason in trouble.items():
+        detail = reason or f"reaches {address[target]}"
+        advice = f"open the ports between {address[source]} and {address[target]}" if reason else ""
+        found.append(Finding("network", address[source], not reason, detail, advice))
     return found
 
 

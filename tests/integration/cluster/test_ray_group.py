@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
-from cluster.session import Session
+from cluster.session import Session, start
 from recipes.errors import CapacityError, Preempted
 
 MakeSpec = Callable[..., WorkerSpec]
@@ -210,7 +210,7 @@ def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpe
 
 
 def test_gpu_workers_see_the_devices_of_their_node(session: Session, make_spec: MakeSpec) -> None:
-    """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; spares beside them."""
+    """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; spares too."""
     with session.group(make_spec(gpus_per_worker=1)) as group:
         assert sum(node.free_gpus for node in session.nodes()) == 1
         results = group.run("cluster_targets:echo", {"seconds": 1.5}, spares=True) + group.run(
@@ -245,6 +245,13 @@ def test_what_is_busy_names_the_holders(session: Session, make_spec: MakeSpec) -
     assert waits[0].startswith("waiting for resources: needs 1 CPU (1 worker) on one node for each worker")
     with session.group(make_spec(name="late")) as group:
         assert len(group.run("cluster_targets:echo", {})) == 2
+
+
+def test_a_second_session_is_refused_and_harms_nothing(group: WorkerGroup) -> None:
+    """Ray's client is a global of the process."""
+    with pytest.raises(RuntimeError, match="connected to Ray already"):
+        start()
+    assert len(group.run("cluster_targets:echo", {})) == 2
 
 
 def test_a_missing_target_is_a_verdict(group: WorkerGroup) -> None:

@@ -26,21 +26,24 @@ _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "a
 
 @dataclass(frozen=True)
 class Probe:
-    """Outputs of a live model on the fixed prompt, fp32: logits of the last positions, scores or values."""
+    """Outputs of a live model on the fixed prompt, in fp32: logits of the last positions, scores or values."""
 
     token_ids: list[int]
     outputs: np.ndarray
+    dtype: torch.dtype = torch.float32
+    """Precision in which the live model ran, and in which the files are opened to compare."""
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors."""
         ids = torch.tensor(self.token_ids, dtype=torch.int64)
-        return bytes(save_safetensors({"token_ids": ids, "outputs": torch.from_numpy(self.outputs)}))
+        none = torch.zeros(0, dtype=self.dtype)
+        return bytes(save_safetensors({"token_ids": ids, "outputs": torch.from_numpy(self.outputs), "dtype": none}))
 
     @staticmethod
     def from_bytes(data: bytes) -> "Probe":
         """Read what `to_bytes` wrote."""
         tensors = load_safetensors(data)
-        return Probe(tensors["token_ids"].tolist(), tensors["outputs"].numpy())
+        return Probe(tensors["token_ids"].tolist(), tensors["outputs"].numpy(), tensors["dtype"].dtype)
 
 
 def write_model(
@@ -101,7 +104,8 @@ def probe(model: nn.Module, kind: ModelKind, vocab_size: int) -> Probe:
         for token in ((7 * index * index + 3) % vocab_size for index in range(4 * PROBE_TOKENS))
         if token != pad_id
     ]
-    return Probe(ids[:PROBE_TOKENS], _outputs(model, kind, ids[:PROBE_TOKENS]))
+    dtype = next(iter(model.parameters())).dtype
+    return Probe(ids[:PROBE_TOKENS], _outputs(model, kind, ids[:PROBE_TOKENS]), dtype)
 
 
 def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None) -> float:
@@ -112,7 +116,7 @@ def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adap
     largest one, relative to the largest output where that is above 1.
     """
     config = json.loads((folder / "config.json").read_text())
-    dtype = getattr(torch, config["dtype"])
+    dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
     brings_head = adapter is not None and kind != "language_model"
     model: Any = load_model(
         folder, kind, device=torch.device("cpu"), dtype=dtype, new_head_seed=0 if brings_head else None

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from recipes.data import PythonDocs, Source
 from recipes.errors import RequestError, StageError
 from trainers import distributed
@@ -111,7 +109,7 @@ def verify_checks(
         adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
         expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
         difference = verify_folder(model, check.kind, expected, adapter=adapter)
-        limit = tolerance(_dtype(model))
+        limit = tolerance(expected.dtype)
         if not difference <= limit:
             what = check.model if check.adapter is None else f"{check.model} with {check.adapter}"
             raise StageError(
@@ -119,13 +117,6 @@ def verify_checks(
             )
         largest = max(largest, difference)
     return largest
-
-
-def _dtype(folder: Path) -> torch.dtype:
-    import json
-
-    found: torch.dtype = getattr(torch, json.loads((folder / "config.json").read_text())["dtype"])
-    return found
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def attention_name(device: torch.device) -> str:
 
 
 def packed_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive B1TT mask: 0 where a token sees itself or an earlier one of its segment, else the least number."""
+    """Return the additive B1TT mask: 0 where a token sees itself or an earlier one of its segment, else the least."""
     length = segment_ids_BT.shape[1]
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()

@@ -110,10 +110,16 @@ def drive(
     try:
         with (
             _closing(record, journal, view, driven),
-            stop_on_signals(stop),
+            stop_on_signals(stop) as install_handlers,
             _log_folder(record) as log_folder,
             Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
         ):
+
+            def assemble(first_workers: int) -> Crew:
+                made = make_crew(CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say))
+                install_handlers()
+                return made
+
             check_disk(plan, record.store)
             executor = Executor(
                 run=record.run,
@@ -122,9 +128,7 @@ def drive(
                 store=record.store,
                 journal=journal,
                 view=view,
-                crew=lambda workers: make_crew(
-                    CrewRequest(record.run, resolved, address, log_folder, workers, view.say)
-                ),
+                crew=assemble,
                 stop=stop,
                 latest=latest,
                 results=driven.results,

@@ -70,19 +70,27 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: StopSignal) -> Iterator[None]:
-    """SIGTERM and SIGHUP set the stop while the block runs (in the main thread; elsewhere nothing changes)."""
+def stop_on_signals(stop: StopSignal) -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGHUP set the stop while the block runs (in the main thread; elsewhere nothing changes).
+
+    Gives a function that installs the handlers again: Ray's native code puts its own in their place.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         # A handler may interrupt code that holds a lock of the crew, so the listeners run in a thread of their own.
         threading.Thread(target=stop.set, daemon=True).start()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def install() -> None:
+        for number in before:
+            signal.signal(number, on_signal)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    install()
     try:
-        yield
+        yield install
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -89,13 +89,13 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
     workers = None
     try:
         nodes = nodes_of(address)
-        if loaded is not None:
-            workers = settle_workers(loaded.recipe, nodes)
-    except CapacityError as error:
-        asked = "" if loaded is None else str(loaded.recipe.cluster.workers)
-        note("cluster.workers" if loaded is not None else "--address", asked, error)
-    except RequestError as error:
+    except (CapacityError, RequestError) as error:
         note("--address", str(address), error)
+    else:
+        try:
+            workers = settle_workers(loaded.recipe, nodes) if loaded is not None else None
+        except CapacityError as error:
+            note("cluster.workers", str(loaded.recipe.cluster.workers) if loaded is not None else "", error)
     if loaded is None or opened is None or exit_codes:
         return CheckResult(problems, _worst(exit_codes))
     assert workers is not None

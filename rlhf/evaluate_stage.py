@@ -148,10 +148,9 @@ def _judged(
     lines: list[list[Any]] = []
     for start in range(0, len(responses.sample_ids_B), FORWARD_BATCH):
         part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
-        kl = kl_k3 = [None] * len(part.sample_ids_B)
-        if first is model:
-            kl = kl_k3 = [0.0] * len(part.sample_ids_B)
-        elif first is not None:
+        kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
+        kl_k3 = kl
+        if first is not None and first is not model:
             own_BR = response_logprobs(model, part, spec.sampling.temperature)
             first_BR = response_logprobs(first, part, spec.sampling.temperature)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()

@@ -287,8 +287,9 @@ class _ValueModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
         """One value per token."""
-        states = self.network.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
-        return SimpleNamespace(logits=self.head(states.last_hidden_state))
+        base: Any = self.network.base_model
+        states = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache).last_hidden_state
+        return SimpleNamespace(logits=self.head(states))
 
 
 def _write_critic(

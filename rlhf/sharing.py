@@ -65,7 +65,7 @@ def build_models(
     With LoRA the actor's start is frozen and serves as the reference; a reward model trained as an adapter on that very
     model, and a critic that starts from it, are adapters too. Without LoRA there are four networks.
     """
-    policy = load_model(actor, "language_model", device=device)
+    policy: Any = load_model(actor, "language_model", device=device)
     networks: dict[str, nn.Module] = {POLICY: policy}
     routes: dict[Role, Route] = {}
     peft_config = None

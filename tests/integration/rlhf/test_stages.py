@@ -1,0 +1,265 @@
+"""The stages of preference learning in one process: drafts that stock classes open, sharing, gates, best policies."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.data import TrainTokenizer
+from recipes.errors import StageError
+from recipes.stages import Evaluate, PpoStage, Reward
+from rlhf.evaluate_stage import run_evaluate
+from rlhf.ppo_stage import reward_source, run_ppo
+from rlhf.reward_stage import run_reward
+from rlhf.sharing import build_models
+from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.artifacts import write_model
+from trainers.data.tokenizer import Tokenization, train_tokenizer
+from trainers.distributed import Ranks
+from trainers.stage import Draft, StageContext, model_folder, verify_checks
+from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.store.store import Store
+
+CPU = torch.device("cpu")
+WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]
+PLAIN = {"engine": "plain"}
+
+
+class Listener:
+    """Remembers metrics."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, dict[str, float]]] = []
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Nothing."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Remember."""
+        self.heard.append((step, dict(values)))
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass
+class Workshop:
+    """A store, its data folder and what was made so far."""
+
+    store: Store
+    folder: Path
+    tokenization: Tokenization
+    made: dict[str, ArtifactManifest]
+
+    def context(self, stage: str, inputs: Mapping[str, str]) -> StageContext:
+        """Where a stage of this workshop runs."""
+        return StageContext(
+            store=self.store,
+            run="run",
+            stage=stage,
+            fingerprint="f" * 64,
+            lease=self.store.take_lease("run", stage),
+            seed=0,
+            base_dir=self.folder,
+            inputs={path: self.made[name] for path, name in inputs.items()},
+            data={},
+            observer=Listener(),
+            ranks=Ranks(0, 1, 0, CPU),
+        )
+
+    def keep(self, stage: str, draft: Draft | None, inputs: Mapping[str, str]) -> float:
+        """Verify a draft as the driver does and remember it; returns the largest difference."""
+        assert draft is not None
+        given = {path: self.made[name] for path, name in inputs.items()}
+        difference = verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
+        self.made[stage] = ArtifactManifest(
+            fingerprint="e" * 64,
+            digest=files_digest(draft.files),
+            kind=draft.kind,
+            stage=stage,
+            files=dict(draft.files),
+            contract=draft.contract,
+            base=draft.base,
+            metrics=dict(draft.metrics),
+        )
+        return difference
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A tiny chat model, preferences and prompts; then a reward model and a policy with adapters, and without."""
+    folder = tmp_path_factory.mktemp("workshop")
+    texts = [f"{a} the {b} of {c}." for a in WORDS for b in WORDS for c in WORDS[:3]]
+    prompts = [f"What does {a}_{b} do?" for a in WORDS for b in WORDS[:5]]
+    answers = [(f"{a} the {b}.", f"{b} {b} {b} {b}") for a in WORDS for b in WORDS[:5]]
+    jsonl(
+        folder / "pairs.jsonl",
+        [{"prompt": p, "chosen": c, "rejected": r} for p, (c, r) in zip(prompts, answers, strict=True)],
+    )
+    jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
+    (folder / "text.txt").write_text("\n\n".join(texts[:40]))
+    tokenization = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=320), texts + prompts)
+    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    model = build_decoder({"type": "llama", "max_position_embeddings": 128, **sizes}, facts, seed=0, device=CPU)
+    store = Store.open(str(folder / "store"))
+    write_model(
+        folder / "chat" / "model",
+        "language_model",
+        model.config,
+        list(model.named_parameters()),
+        tokenization.files(),
+        dtype=torch.float32,
+    )
+    files = store.objects.put_folder(folder / "chat")
+    chat = ArtifactManifest(fingerprint="c" * 64, digest=files_digest(files), kind="model", stage="chat", files=files)
+    return Workshop(store, folder, tokenization, {"chat": chat})
+
+
+def reward_spec(lora: bool) -> Reward:
+    return Reward.model_validate(
+        {
+            "kind": "reward",
+            "init_from": "chat",
+            "lora": {"r": 4, "alpha": 8} if lora else None,
+            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+            "min_accuracy": 0.0,
+            "train": {"steps": 12, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
+            "shard": PLAIN,
+        }
+    )
+
+
+def ppo_spec(lora: bool, **settings: Any) -> PpoStage:
+    return PpoStage.model_validate(
+        {
+            "kind": "ppo",
+            "actor": "chat",
+            "reward": "judge",
+            "lora": {"r": 4, "alpha": 8} if lora else None,
+            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
+            "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
+            "ppo": {"iterations": 2, "optimizer": {"lr": 1e-2}} | settings,
+            "shard": PLAIN,
+        }
+    )
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
+    suffix = "lora" if lora else "full"
+    judge, policy = f"judge-{suffix}", f"policy-{suffix}"
+    given = {"init_from": "chat"}
+    draft = run_reward(reward_spec(lora), workshop.context(judge, given))
+    assert workshop.keep(judge, draft, given) < 1e-5
+    made = workshop.made[judge]
+    assert made.kind == "reward_model"
+    assert {name.split("/")[0] for name in made.files} == ({"model", "adapter"} if lora else {"model"})
+    assert made.base == (workshop.made["chat"].digest if lora else None)
+    scores: Any = made.metrics["scores"]
+    assert scores["std"] > 0
+    evaluation: Any = made.metrics["evaluation"]
+    assert evaluation["held_out"] is True
+    assert evaluation["pairs"] > 0
+
+    given = {"actor": "chat", "reward": judge}
+    draft = run_ppo(ppo_spec(lora), workshop.context(policy, given))
+    assert workshop.keep(policy, draft, given) < 1e-5
+    made = workshop.made[policy]
+    parts = {name.split("/")[0] for name in made.files}
+    assert parts == ({"actor", "critic", "adapter"} if lora else {"actor", "critic"})
+    start: Any = made.metrics["start"]
+    assert abs(start["kl"]) < 1e-5
+
+    spec = Evaluate.model_validate(
+        {
+            "kind": "evaluate",
+            "of": ["chat", "policy", "chat"],
+            "reward": "judge",
+            "suites": ["perplexity", "generation", "comparison"],
+            "text": {"source": "text", "files": ["text.txt"], "documents": "paragraph"},
+            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
+            "num_prompts": 12,
+            "num_samples": 3,
+            "sequence_length": 32,
+            "sampling": {"max_new_tokens": 8, "max_prompt_tokens": 48},
+            "gates": [{"metric": "policy.kl", "max": 100}, {"metric": "policy.win_rate", "min": 0.99}],
+        }
+    )
+    given = {"of.0": "chat", "of.1": policy, "of.2": "chat", "reward": judge}
+    report = run_evaluate(spec, workshop.context("exam", given))
+    assert report is not None
+    metrics = report.metrics
+    assert metrics["prompts"] == 12
+    assert metrics["chat_n2.kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["chat_n2.win_rate"] == 0.5
+    assert metrics["chat_n2.perplexity"] == metrics["chat.perplexity"]
+    assert metrics["policy.perplexity"] != metrics["chat.perplexity"]
+    assert [reason.split()[0] for reason in report.gate_reasons] == ["policy.win_rate"]
+    samples = json.loads(workshop.store.objects.get_bytes(report.files["samples.json"].sha256))
+    assert [line["model"] for line in samples] == ["chat", "policy", "chat_n2"] * 3
+    shown = list(workshop.store.run("run").read_lines("samples/exam"))
+    assert samples == shown[-len(samples) :]
+
+
+def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
+    context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
+    reward = reward_source(context, "reward")
+    parts = {"end_id": 0, "seed": 0, "device": CPU}
+    shared = build_models(ppo_spec(True), model_folder(context, "actor"), workshop.made["chat"].digest, reward, **parts)
+    assert set(shared.models.networks) == {"policy"}
+    apart = build_models(ppo_spec(True), model_folder(context, "actor"), "0" * 64, reward, **parts)
+    assert set(apart.models.networks) == {"policy", "judge"}
+    whole = build_models(ppo_spec(False), model_folder(context, "actor"), "0" * 64, reward, **parts)
+    assert set(whole.models.networks) == {"policy", "reference", "critic", "judge"}
+    sizes = [sum(p.numel() for p in built.models.parameters()) for built in (shared, apart, whole)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -> None:
+    context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
+    reward = reward_source(context, "reward")
+    parts = {"end_id": 0, "seed": 0, "device": CPU}
+    from rlhf.experience import join_responses
+
+    prompt = torch.randint(5, 200, (4, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    responses = join_responses(prompt, mask, prompt, mask, torch.tensor([True, False, True, False]), torch.arange(4))
+    found = []
+    for digest in (workshop.made["chat"].digest, "0" * 64):
+        built = build_models(ppo_spec(True), model_folder(context, "actor"), digest, reward, **parts)
+        with torch.no_grad():
+            found.append(built.models(responses, ("reward", "critic"), False, 6))
+    torch.testing.assert_close(found[0]["scores_B"], found[1]["scores_B"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0]["values_BR"], found[1]["values_BR"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:
+    given = {"actor": "chat", "reward": "judge-lora"}
+    settings = {"iterations": 10, "kl_coef": 0.0, "kl_limit": 0.02, "epochs": 4, "optimizer": {"lr": 5e-2}}
+    draft = run_ppo(ppo_spec(True, **settings), workshop.context("stopped", given))
+    assert draft is not None
+    assert draft.outcome["state"] == "stopped_by"
+    assert draft.outcome["rule"] == "kl_limit"
+    assert draft.metrics["end"]["kl"] > 0.02
+    assert workshop.keep("stopped", draft, given) < 1e-5
+
+
+def test_another_vocabulary_is_refused(workshop: Workshop) -> None:
+    other = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=300), WORDS * 5)
+    files = dict(workshop.made["judge-full"].files)
+    for name, content in other.files().items():
+        files[f"model/{name}"] = workshop.store.objects.put_chunks([content])
+    foreign = workshop.made["judge-full"].model_copy(update={"files": files, "digest": files_digest(files)})
+    workshop.made["foreign"] = foreign
+    with pytest.raises(StageError, match="another vocabulary"):
+        run_ppo(ppo_spec(True), workshop.context("refused", {"actor": "chat", "reward": "foreign"}))

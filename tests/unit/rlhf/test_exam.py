@@ -1,0 +1,92 @@
+"""Metrics of an evaluation by name, its gates, and the samples side by side."""
+
+import pytest
+
+from recipes.stages import Bound
+from rlhf.exam import (
+    Answer,
+    ModelAnswers,
+    comparison_metrics,
+    failed_bounds,
+    generation_metrics,
+    labels_of,
+    side_by_side,
+)
+
+
+def models() -> list[ModelAnswers]:
+    start = [Answer(3, [1, 2], True, 0.0, 0.0, 1.0, 5.0), Answer(1, [1, 2, 3], False, 0.0, 0.0, 3.0, 5.0)]
+    after = [Answer(3, [4], True, 0.5, 0.25, 4.0, 6.0), Answer(1, [5, 6], True, 1.5, 0.75, 4.0, 4.0)]
+    return [ModelAnswers("chat", start), ModelAnswers("policy", after)]
+
+
+def test_generation_by_hand() -> None:
+    found = generation_metrics(models()[1])
+    assert found["policy.length_mean"] == 1.5
+    assert found["policy.eos_rate"] == 1.0
+    assert found["policy.distinct_2"] == 1.0
+    assert found["policy.kl"] == 1.0
+    assert found["policy.kl_k3"] == 0.5
+    assert generation_metrics(models()[0])["chat.eos_rate"] == 0.5
+
+
+def test_kl_is_left_out_where_tokenizers_differ() -> None:
+    assert "m.kl" not in generation_metrics(ModelAnswers("m", [Answer(0, [1], True)]))
+
+
+def test_comparison_by_hand() -> None:
+    found = comparison_metrics(models())
+    assert found["chat.score_mean"] == 2.0
+    assert found["chat.score_sd"] == 1.0
+    assert found["policy.score_gain_sd"] == pytest.approx(2.0)
+    assert found["policy.win_rate"] == 0.5  # the second scorer decides: one won, one lost
+    assert found["policy.second_score_mean"] == 5.0
+    assert "chat.win_rate" not in found
+
+
+def test_without_a_second_scorer_the_first_decides() -> None:
+    plain = [
+        ModelAnswers(model.label, [Answer(a.row, a.tokens, a.ended, score=a.score) for a in model.answers])
+        for model in models()
+    ]
+    assert comparison_metrics(plain)["policy.win_rate"] == 1.0
+
+
+def test_labels_are_metric_names_and_differ() -> None:
+    references = [
+        "chat",
+        "policy.critic",
+        "./runs/My-Model",
+        "hf://org/Some.Model@main",
+        "store://best",
+        "store://best",
+    ]
+    labels = labels_of(references)
+    assert labels == ["chat", "policy_critic", "my_model", "some_model", "best", "best_n2"]
+    for label in labels:
+        Bound(metric=f"{label}.win_rate", min=0.5)
+
+
+def test_gates_name_what_they_missed() -> None:
+    metrics = {"policy.win_rate": 0.5, "policy.kl": 9.0}
+    gates = [
+        Bound(metric="policy.win_rate", min=0.6),
+        Bound(metric="policy.kl", max=8.0),
+        Bound(metric="policy.kl", min=1.0),
+        Bound(metric="policy.perplexity", max=1.0),
+    ]
+    reasons = failed_bounds(gates, metrics)
+    assert [reason.split()[0] for reason in reasons] == ["policy.win_rate", "policy.kl", "there"]
+
+
+def test_samples_stand_side_by_side_with_the_true_answer() -> None:
+    prompts = {3: {"text": "Q3", "reference": "true"}, 1: {"text": "Q1", "reference": None}}
+    lines = side_by_side(models(), prompts, {"chat": ["a", "b"], "policy": ["c", "d"]}, num_samples=2)
+    assert [(line["prompt"], line["model"], line["response"]) for line in lines] == [
+        ("Q3", "reference", "true"),
+        ("Q3", "chat", "a"),
+        ("Q3", "policy", "c"),
+        ("Q1", "chat", "b"),
+        ("Q1", "policy", "d"),
+    ]
+    assert lines[2]["score"] == 4.0

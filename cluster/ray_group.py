@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.placement import Reservation, reserve
-from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
+from cluster.protocol import Json, OnBeat, Target, Verdict, WorkerFailed, WorkerSpec
 from cluster.supervise import Pulse, RankEnd, find_stall, judge, odd_rank
 from cluster.topology import Request
 from cluster.worker import Worker, installed_version, take_folder, this_machine
@@ -93,6 +93,8 @@ class RayGroup:
         with self._lock:
             if self._stop_at is not None:
                 raise Preempted("stopped before it started")
+            if trouble := self._session.trouble():
+                raise CapacityError(trouble)
             self._place()
             run = _Run(self, self._start(name, payload, label), on_beat, spares)
             try:
@@ -308,7 +310,6 @@ class _Run:
         self._poll_at = dict.fromkeys((rank.number for rank in self._ranks), 0.0)
         self._ends: dict[int, RankEnd] = {}
         self._working_since: float | None = None
-        self._has_asked_to_stop = False
         self._abort_at: float | None = None
         self._stacks: dict[int, str] = {}
         self._stalled: RankEnd | None = None
@@ -316,6 +317,11 @@ class _Run:
     def follow(self) -> list[RankEnd]:
         """Until every rank has ended."""
         while self._calls:
+            trouble = self._group._session.trouble()
+            if trouble:
+                self._calls.clear()
+                message = f"{trouble}; resume continues the run"
+                raise WorkerFailed(Verdict(kind="lost", message=message, infrastructure=False))
             self._poll()
             waiting = [*self._calls, *self._polls]
             ray.wait(waiting, num_returns=1, timeout=self._spec.beat_interval_s / 2, fetch_local=False)
@@ -332,7 +338,7 @@ class _Run:
         self._fetch_logs()
         return [self._ends[rank.number] for rank in self._ranks]
 
-    def verdict(self, ends: Sequence[RankEnd]) -> Any:
+    def verdict(self, ends: Sequence[RankEnd]) -> Verdict:
         """Why it failed."""
         found = judge([*ends, self._stalled] if self._stalled else list(ends))
         return replace(found, stacks=dict(self._stacks))
@@ -349,7 +355,9 @@ class _Run:
         for rank in self._calls.values():
             if rank.number not in busy and at >= self._poll_at[rank.number]:
                 self._poll_at[rank.number] = at + self._spec.beat_interval_s
-                self._polls[rank.actor.pulse.remote(self._group._run_id, rank.log_offset, rank.ships_log)] = rank
+                is_stopping = self._group._stop_at is not None
+                pulse = rank.actor.pulse.remote(self._group._run_id, rank.log_offset, rank.ships_log, is_stopping)
+                self._polls[pulse] = rank
 
     def _take_pulse(self, call: Any, rank: _Rank) -> None:
         try:
@@ -428,10 +436,6 @@ class _Run:
         asked_at = self._group._stop_at
         if asked_at is None:
             return
-        if not self._has_asked_to_stop:
-            self._has_asked_to_stop = True
-            for rank in self._calls.values():
-                rank.actor.stop.remote()
         deadline = asked_at + self._group._stop_grace_s
         self._abort_at = deadline if self._abort_at is None else min(self._abort_at, deadline)
 

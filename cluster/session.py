@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from cluster import watchdog
 from cluster.protocol import WorkerGroup, WorkerSpec
 from cluster.topology import Node
@@ -22,9 +24,12 @@ from recipes.errors import CapacityError
 
 MARK = "TRAINWRIGHT_SESSION"
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; nothing of size goes through it
+SHUTDOWN_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
-SOCKET_PATH_ROOM = 30  # Ray's socket paths under the folder take 75 of the 107 bytes that the kernel allows
+SOCKET_PATH_ROOM = 30  # Ray's socket paths under the folder take up to 67 of the 107 bytes that the kernel allows
+
+_SERVICES = {"raylet": "Ray's raylet", "gcs_server": "Ray's control service"}
 
 # Of no use to a cluster that lives as long as one run, and each costs the start CPU time.
 _EMBEDDED_SETTINGS = {
@@ -94,6 +99,8 @@ class Session:
         self._log_folder = log_folder
         self._guard: subprocess.Popen[bytes] | None = None
         self._groups: list[WorkerGroup] = []
+        self._services: list[tuple[str, psutil.Process]] = []
+        self._is_shut_down = False
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._keeper_done = threading.Event()
@@ -107,12 +114,14 @@ class Session:
         """Living nodes: totals, and what is free at this moment."""
         ray = importlib.import_module("ray")
         state = importlib.import_module("ray._private.state")
-        free: dict[str, dict[str, float]] = state.available_resources_per_node()
+        find_free = getattr(state, "available_resources_per_node", None)
+        free: dict[str, dict[str, float]] | None = find_free() if find_free else None
         found = []
         for entry in ray.nodes():
             if not entry["Alive"]:
                 continue
-            total, left = entry["Resources"], free.get(entry["NodeID"], {})
+            total = entry["Resources"]
+            left = total if free is None else free.get(entry["NodeID"], {})
             found.append(
                 Node(
                     id=entry["NodeID"],
@@ -146,6 +155,13 @@ class Session:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
+    def trouble(self) -> str:
+        """Empty, or which process of an embedded Ray has ended: nothing works after it, and Ray says so much later."""
+        for name, service in self._services:
+            if not service.is_running() or service.status() == psutil.STATUS_ZOMBIE:
+                return f"{name} (process {service.pid}) has ended"
+        return ""
+
     def watch(self, pids: list[int]) -> None:
         """Tells the watchdog of processes on this machine whose shared memory it has to clean up."""
         if self._guard and self._guard.stdin:
@@ -163,16 +179,20 @@ class Session:
 
     def shutdown(self) -> None:
         """Closes every group; an embedded Ray then ends with its processes, files and shared memory. Idempotent."""
-        if self._ended.is_set():
+        if self._is_shut_down:
             return
+        self._is_shut_down = True
         ray = importlib.import_module("ray")
-        if ray.is_initialized():
+        if ray.is_initialized() and not self.trouble():
             for group in self._groups:
                 with contextlib.suppress(Exception):  # a group that cannot be closed must not keep the rest alive
                     group.close()
         self._keep_logs()
+        # In a thread, because without its services Ray's own end may take a minute.
+        ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_TIMEOUT_S)
         self._ended.set()
-        ray.shutdown()
         self._keeper_done.wait(5)
         if self._guard and self._guard.stdin:
             with contextlib.suppress(OSError):
@@ -186,8 +206,8 @@ class Session:
         if self.folder is None or self._log_folder is None:
             return
         kept = self._log_folder / "ray"
-        for pattern in ("raylet.*", "gcs_server.*", "*.err"):
-            for path in (self.folder / "session_latest" / "logs").glob(pattern):
+        for pattern in ("raylet.*", "gcs_server.*", "*_agent.err"):
+            for path in (self.folder / "r" / "session_latest" / "logs").glob(pattern):
                 with contextlib.suppress(OSError):
                     if path.stat().st_size:
                         kept.mkdir(parents=True, exist_ok=True)
@@ -206,7 +226,10 @@ class Session:
 
 def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int | None) -> Session:
     parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="tw-", dir=parent if len(parent) <= SOCKET_PATH_ROOM - 12 else "/tmp"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="tw-", dir=parent if len(parent) <= SOCKET_PATH_ROOM - 12 else "/tmp"))
+    except OSError as error:
+        raise CapacityError(f"no temporary folder for an embedded Ray: {error}") from error
     mark = f"{MARK}={secrets.token_hex(8)}"
     session = Session(namespace="trainwright", folder=folder, log_folder=log_folder)
     # The watchdog first: from here on nothing can be left behind.
@@ -241,8 +264,11 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
                 logging_level=logging.ERROR,
                 namespace=session.namespace,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
+                # Ray opens its folder to everyone; the one around it stays ours.
+                _temp_dir=str(folder / "r"),
             )
+            children = psutil.Process().children()
+            session._services = [(_SERVICES[name], child) for child in children if (name := child.name()) in _SERVICES]
 
     _run_in_keeper(session, initialise, START_TIMEOUT_S, "an embedded Ray did not start")
     return session

@@ -88,11 +88,16 @@ class Worker:
         self._run_id = order["run_id"]
         return current.run(order)
 
-    def pulse(self, run_id: str, log_offset: int, with_log: bool) -> Json:
-        """The latest beat of that run, how long ago it was, what the log got since the offset; empty before the run."""
+    def pulse(self, run_id: str, log_offset: int, with_log: bool, is_stopping: bool) -> Json:
+        """The latest beat of that run, how long ago it was, what the log got since the offset; empty before the run.
+
+        The wish to stop comes with every pulse: one that came before the run's process would be lost.
+        """
         current = self._current
         if current is None or self._run_id != run_id:
             return {}
+        if is_stopping:
+            current.stop()
         reply: Json = {
             "number": current.beat.number,
             "phase": current.beat.phase,
@@ -108,11 +113,6 @@ class Worker:
     def read_log(self, offset: int) -> bytes:
         """Bytes of the current run's log from an offset on, a chunk at most."""
         return read_file(str(self._log_path), offset) if self._log_path else b""
-
-    def stop(self) -> None:
-        """Asks the target to stop."""
-        if self._current:
-            self._current.stop()
 
     def abort(self) -> None:
         """Kills the run in progress."""

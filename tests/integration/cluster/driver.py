@@ -2,10 +2,13 @@
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
-from cluster.protocol import WorkerSpec
+import psutil
+
+from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
 from cluster.session import start
 
 
@@ -14,13 +17,22 @@ def say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
+def lose_service(group: WorkerGroup, name: str) -> None:
+    """Kills a part of Ray itself while a run works."""
+    (service,) = [child for child in psutil.Process().children() if child.name() == name]
+    threading.Timer(1.0, service.kill).start()
+    started = time.monotonic()
+    try:
+        group.run("cluster_targets:ignore_stop", {})
+    except WorkerFailed as failure:
+        say(at="failed", message=str(failure), seconds=time.monotonic() - started)
+
+
 def main(moment: str, logs: Path) -> None:
     """Goes as far as the moment asks."""
     say(at="begin")
     session = start(log_folder=logs)
     say(at="session", folder=str(session.folder))
-    if moment == "session":
-        time.sleep(600)
     here = str(Path(__file__).resolve().parent)
     spec = WorkerSpec(name="learners", num_workers=2, log_folder=logs, environment={"PYTHONPATH": here}, preload="wave")
     group = session.group(spec)
@@ -36,6 +48,11 @@ def main(moment: str, logs: Path) -> None:
     if moment == "exception":
         group.run("cluster_targets:echo", {}, spares=True)
         raise RuntimeError("a driver's own mistake")
+    if moment in ("raylet", "gcs_server"):
+        lose_service(group, moment)
+        session.shutdown()
+        say(at="end")
+        return
     group.run("cluster_targets:leave_litter", {}, lambda rank, phase, progress: say(at=phase, rank=rank, **progress))
 
 

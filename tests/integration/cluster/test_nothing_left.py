@@ -92,15 +92,16 @@ class Driver:
 @pytest.mark.parametrize(
     ("moment", "ending", "after_s"),
     [
-        ("start", signal.SIGKILL, 0.3),
+        pytest.param("start", signal.SIGKILL, 0.3, marks=pytest.mark.long),
         ("start", signal.SIGKILL, 1.2),
-        ("session", signal.SIGKILL, 0.0),
-        ("spares", signal.SIGKILL, 0.1),
+        pytest.param("spares", signal.SIGKILL, 0.1, marks=pytest.mark.long),
         ("litter", signal.SIGKILL, 0.2),
-        ("litter", signal.SIGTERM, 0.2),
+        pytest.param("litter", signal.SIGTERM, 0.2, marks=pytest.mark.long),
         ("litter", signal.SIGINT, 0.2),
         ("exception", None, 0.0),
         ("normal", None, 0.0),
+        pytest.param("raylet", None, 0.0, marks=pytest.mark.long),
+        ("gcs_server", None, 0.0),
     ],
 )
 def test_nothing_is_left(
@@ -112,8 +113,6 @@ def test_nothing_is_left(
         match moment:
             case "start":
                 driver.wait_for("begin")
-            case "session":
-                driver.wait_for("session")
             case "spares":
                 driver.wait_for("group")
             case "litter":
@@ -131,6 +130,10 @@ def test_nothing_is_left(
         assert driver.process.returncode == 0
         assert not noise, f"the terminal got {noise}"
         assert '"end"' in output
+    elif moment in ("raylet", "gcs_server"):
+        (failed,) = [said for line in output.splitlines() if (said := json.loads(line))["at"] == "failed"]
+        assert "has ended; resume continues the run" in failed["message"]
+        assert failed["seconds"] < 5
     elif moment == "exception":
         assert noise[-1] == "RuntimeError: a driver's own mistake"
         assert not [line for line in noise if "ray" in line.lower() and "File" not in line]

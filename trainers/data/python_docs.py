@@ -12,7 +12,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Literal
 
-EXTRACTOR_VERSION = 2
+EXTRACTOR_VERSION = 3
 """Raised when the same sources give other rows."""
 
 EXCLUDED = frozenset(

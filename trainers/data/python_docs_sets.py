@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, get_args
 
 from recipes.data import Split
@@ -40,6 +43,10 @@ KIN = {
     "pyrepl": "readline",
 }
 """Modules that document the same things; they stand in the same split. Leading underscores are taken off first."""
+
+WRONG_DRAWS = 36
+WRONG_CANDIDATES = 6
+"""A wrong answer is the most commonplace of the first few drawn ones of like length."""
 
 MAX_PARAMETERS = 5
 """Further parameters of a signature are left out of a prompt."""
@@ -182,12 +189,13 @@ def _instruction(pair: _Pair) -> dict[str, Any]:
 
 
 def _preferences(pairs: Sequence[_Pair], held_out: CopyIndex) -> tuple[list[dict[str, Any]], int]:
-    """Return three comparisons a question, with a wrong answer, a spliced one, and a truncated or rambling one; and how
+    """Return three comparisons a question, with a wrong answer, a garbled one, and a truncated or rambling one; and how
     many were left out, because what was cut or joined is a copy."""
     rows = []
     left_out = 0
+    answers = Answers.of([pair.answer for pair in pairs])
     for pair in pairs:
-        for flaw, rejected in _flawed(pair, pairs).items():
+        for flaw, rejected in _flawed(pair, answers).items():
             if held_out.has_near_copy(rejected):
                 left_out += 1
                 continue
@@ -202,34 +210,52 @@ def _preferences(pairs: Sequence[_Pair], held_out: CopyIndex) -> tuple[list[dict
     return rows, left_out
 
 
-def _flawed(pair: _Pair, pairs: Sequence[_Pair]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Answers:
+    """All answers of a split, their words, and how commonplace each answer is."""
+
+    texts: list[str]
+    words: list[str]
+    commonness: list[float]
+    """Mean log-frequency of an answer's words."""
+
+    @staticmethod
+    def of(texts: list[str]) -> "Answers":
+        """Count the words of all answers."""
+        frequency = Counter(word for text in texts for word in words(text))
+        commonness = [fmean(math.log(frequency[word]) for word in words(text)) for text in texts]
+        return Answers(texts, [word for text in texts for word in text.split()], commonness)
+
+    def commonplace(self, answer: str, key: str) -> str:
+        """Return another answer of like length: of a few drawn ones the most commonplace, which says the least."""
+        length = len(answer.split())
+        drawn = [_draw("wrong", key, attempt) % len(self.texts) for attempt in range(WRONG_DRAWS)]
+        like = [index for index in drawn if abs(len(self.texts[index].split()) - length) <= max(2, length // 4)]
+        return self.texts[max(like[:WRONG_CANDIDATES] or drawn[:1], key=lambda index: self.commonness[index])]
+
+    def garble(self, answer: str, key: str) -> str:
+        """Put words of other answers in the place of some of the answer's; the closing period stays."""
+        found = answer.rstrip(".").split()
+        share = 0.15 + 0.45 * _uniform("garbled share", key)
+        fixed = _draw("garbled word", key) % len(found)
+        for index in range(len(found)):
+            if index == fixed or _uniform("garbled", key, index) < share:
+                found[index] = self.words[_draw("garbled by", key, index) % len(self.words)].rstrip(".")
+        return " ".join(found) + ("." if answer.endswith(".") else "")
+
+
+def _flawed(pair: _Pair, answers: Answers) -> dict[str, str]:
     """Return one answer of each flaw, drawn by the question's hash."""
-    others = [_other(pair, pairs, draw) for draw in range(3)]
-    flawed = {"wrong": others[0], "spliced": _splice(pair.answer, others[1], pair.prompt)}
+    flawed = {
+        "wrong": answers.commonplace(pair.answer, pair.prompt),
+        "garbled": answers.garble(pair.answer, pair.prompt),
+    }
     if _draw("short or long", pair.prompt) % 2:
         flawed["truncated"] = _truncate(pair.answer, pair.prompt)
     else:
-        flawed["rambling"] = _ramble(pair.answer, others[2], pair.prompt)
+        other = answers.texts[_draw("other", pair.prompt) % len(answers.texts)]
+        flawed["rambling"] = _ramble(pair.answer, other, pair.prompt)
     return {flaw: text for flaw, text in flawed.items() if words(text) != words(pair.answer)}
-
-
-def _other(pair: _Pair, pairs: Sequence[_Pair], draw: int) -> str:
-    """Return the answer to another question, of the same kind of thing where a few tries find one."""
-    chosen = pair
-    for attempt in range(8):
-        chosen = pairs[_draw("other", pair.prompt, draw, attempt) % len(pairs)]
-        if chosen.answer != pair.answer and (chosen.entry.kind == pair.entry.kind or attempt >= 5):
-            break
-    return chosen.answer
-
-
-def _splice(answer: str, other: str, key: str) -> str:
-    """Join the head of one sentence to the tail of the other, in either order."""
-    head, tail = (answer, other) if _draw("splice order", key) % 2 else (other, answer)
-    head_words, tail_words = head.split(), tail.split()
-    cut = 1 + _draw("splice head", key) % max(1, len(head_words) - 1)
-    rest = 1 + _draw("splice tail", key) % max(1, len(tail_words) - 1)
-    return " ".join(head_words[:cut] + tail_words[-rest:])
 
 
 def _truncate(answer: str, key: str) -> str:

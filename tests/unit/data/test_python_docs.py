@@ -191,7 +191,7 @@ def test_length_does_not_tell_the_rejected_answer(sets: DocumentSets) -> None:
     assert abs(longer - shorter) < 0.05
     assert all(row["chosen"] != row["rejected"] for row in rows)
     flaws = {row["id"].partition(":")[2] for row in rows}
-    assert flaws == {"wrong", "spliced", "truncated", "rambling"}
+    assert flaws == {"wrong", "garbled", "truncated", "rambling"}
 
 
 @pytest.mark.parametrize(

@@ -199,10 +199,9 @@ def job_end(address: str, submission: str) -> str | None:
     """How a job ended, in words; None while it may still run, or when the job server does not answer."""
     try:
         job = JobServer(address).job(submission)
-    except CapacityError:
-        return None
-    except RequestError as error:
-        return str(error)
+    except (CapacityError, RequestError) as error:
+        # Without an answer, or without the token, nothing is known.
+        return str(error) if ": 404 " in str(error) else None
     if job["status"] not in ENDED:
         return None
     return f"its job ended as {job['status']}: {job.get('message') or 'no message'}"

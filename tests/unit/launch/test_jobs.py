@@ -170,6 +170,15 @@ def test_a_job_that_ends_before_its_run_begins_is_lost_and_can_be_submitted_agai
     assert [event["event"] for event in RunRecord.open(store, run).events()] == ["run_submitted"] * 2
 
 
+def test_without_the_token_a_submitted_run_stays_what_it_was(
+    cluster: Cluster, docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(docs, address=cluster.address, store=store.uri)
+    cluster.status = "FAILED"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
+    assert [summary.state for summary in api.status(run, store=store.uri)] == ["submitted"]
+
+
 def test_a_run_that_has_not_begun_is_stopped_at_the_job_server(cluster: Cluster, docs: Path, store: Store) -> None:
     run = submit(docs, address=cluster.address, store=store.uri)
     cluster.status = "RUNNING"

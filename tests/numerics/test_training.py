@@ -74,6 +74,7 @@ def engines(workers: int) -> list[dict[str, Any]]:
     cases += [{"name": name, "do": "curve", **variant} for name, variant in lora.items()]
     gpt2 = {"plain-gpt2": {"engine": "plain"}, "zero3-gpt2": deepspeed(3)}
     cases += [{"name": name, "do": "curve", "architecture": "gpt2", **variant} for name, variant in gpt2.items()]
+    cases.append({"name": "zero2-recompute", "do": "curve", "recompute": True, **deepspeed(2)})
     if workers == 2:
         cases.append({"name": "rank-means", "do": "curve", "objective": "rank-means", **deepspeed(2)})
     return cases
@@ -132,7 +133,7 @@ def difference(found: list[float], wanted: list[float]) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("name", ["plain", "zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["plain", "zero0", "zero1", "zero2", "zero3", "zero2-recompute"])
 def test_every_engine_gives_the_plain_curve(one: dict[str, Any], two: dict[str, Any], name: str, workers: int) -> None:
     wanted = checked(one, "plain")["losses"]
     assert wanted[0] - wanted[-1] >= 0.5

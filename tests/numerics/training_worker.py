@@ -25,6 +25,7 @@ from trainers.architectures.lora import add_adapter
 from trainers.architectures.token_losses import TokenLosses
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import TokenBatch
+from trainers.engine import config
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.loop import Cadence, SourceState, train
@@ -168,14 +169,21 @@ class NoCheckpoint:
 
 
 def make_engine(case: Mapping[str, Any], device: torch.device) -> Engine:
-    """Build the small model of a case under its engine."""
+    """Build the small model of a case under its engine; ZeRO 3 really shards all of it."""
+    config.PERSISTENCE_THRESHOLD = 0
     name = case.get("architecture", "llama")
     facts = TokenizerFacts(VOCAB, 0, 1)
     model: Any = build_decoder({"type": name, **ARCHITECTURES[name]}, facts, seed=7, device=device)
     if case.get("lora"):
         add_adapter(model, Lora(r=4, dropout=case.get("dropout", 0.0)), seed=8)
     module = TokenLosses(model)
-    shard = Shard(engine=case["engine"], zero=case.get("zero", 0), precision=case.get("precision", "fp32"))
+    shard = Shard(
+        engine=case["engine"],
+        zero=case.get("zero", 0),
+        precision=case.get("precision", "fp32"),
+        offload=case.get("offload", "none"),
+        gradient_checkpointing=case.get("recompute", False),
+    )
     group = parameter_group("model", module, AdamW(lr=case.get("lr", 1e-2), weight_decay=0.1))
     engine = build_engine(module, [group], shard, clip=case.get("clip", 1.0), device=device)
     engine.module.train()

@@ -3,7 +3,8 @@
 from typing import Any
 
 MAX_BUCKET = 50_000_000
-PERSISTENCE_THRESHOLD = 10_000
+PERSISTENCE_THRESHOLD = 100_000
+"""Elements up to which ZeRO 3 keeps a parameter whole on every rank; gathering small ones costs more than it saves."""
 NEVER = 2**31 - 1
 
 
@@ -30,8 +31,8 @@ def deepspeed_config(
             "stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
-    if offload == "cpu" and zero >= 1:
-        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": not on_cpu}
+    if offload == "cpu" and zero >= 1 and not on_cpu:
+        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

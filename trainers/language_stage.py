@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import micro_batches, planned_steps
@@ -216,7 +216,10 @@ def write_draft(
     dtype = dtype_of(spec.shard.precision)
     with engine.gathered():
         found = probe(model, "language_model", tokenization.vocab_size) if context.ranks.rank == 0 else None
-    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in engine.full_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in engine.full_parameters():
+        if context.ranks.rank == 0:
+            tensors[name.removeprefix(WRAPPER)] = tensor
     if found is None:
         return None
     probe_entry = put_probe(context.store, found)

@@ -33,7 +33,13 @@ class Driver:
         self.temporary = temporary
         self.mark = f"NOTHING_LEFT={temporary.name}"
         key, _, value = self.mark.partition("=")
-        environment = {**os.environ, "TMPDIR": str(temporary), key: value, "PYTHONPATH": str(PROJECT)}
+        environment = {
+            **os.environ,
+            "TMPDIR": str(temporary),
+            "HOME": str(temporary),
+            key: value,
+            "PYTHONPATH": str(PROJECT),
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER), moment, str(logs)],
             env=environment,

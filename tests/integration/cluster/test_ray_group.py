@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
+import ray
 
 from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
 from cluster.session import Session, start
@@ -252,6 +256,32 @@ def test_a_second_session_is_refused_and_harms_nothing(group: WorkerGroup) -> No
     with pytest.raises(RuntimeError, match="connected to Ray already"):
         start()
     assert len(group.run("cluster_targets:echo", {})) == 2
+
+
+def test_strangers_are_refused(session: Session) -> None:
+    """Every port of the embedded Ray is on the loopback interface, and wants the session's token."""
+    services = psutil.Process().children(recursive=True)
+    ports = {
+        (connection.laddr.ip.removeprefix("::ffff:"), service.name())
+        for service in services
+        for connection in service.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {name for _, name in ports} >= {"gcs_server", "raylet"}
+    assert {address for address, _ in ports} == {"127.0.0.1"}
+    assert session.folder is not None
+    assert (session.folder / "token").stat().st_mode & 0o077 == 0
+    assert session.folder.stat().st_mode & 0o077 == 0
+    ask = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).internal_kv_keys(b'', b'x', timeout=5)"
+    command = [sys.executable, "-c", ask, ray.get_runtime_context().gcs_address]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    for token, is_let_in in ((None, False), ("cd" * 32, False), ((session.folder / "token").read_text(), True)):
+        credentials = {} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        asked = subprocess.run(
+            command, env={**clean, "HOME": "/nowhere", **credentials}, capture_output=True, text=True, check=False
+        )
+        assert (asked.returncode == 0) == is_let_in, asked.stderr
+        assert is_let_in or "AuthenticationError" in asked.stderr
 
 
 def test_a_missing_target_is_a_verdict(group: WorkerGroup) -> None:

@@ -18,7 +18,7 @@ from launch.drive import Driven, drive
 from launch.executor import StageResult
 from launch.journal import FINISHED, RunSummary
 from launch.nodes import nodes_of
-from launch.preflight import CheckResult
+from launch.preflight import CheckResult, check_disk
 from launch.preflight import check as check
 from launch.progress import SilentView, View
 from launch.records import RunRecord, all_runs
@@ -93,6 +93,7 @@ def new_record(store: Store, resolved: Resolved) -> RunRecord:
     """Write a new run's folder with everything that a resume needs."""
     store.probe_writable()
     planned = resolved.plan(store)
+    check_disk(planned, store)
     return RunRecord.create(
         store,
         resolved.recipe.name,

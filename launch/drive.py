@@ -115,8 +115,13 @@ def drive(
             Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
         ):
 
+            def say_or_stop(text: str) -> None:
+                if stop.is_set():
+                    raise Preempted("stopped while waiting for the cluster")
+                view.say(text)
+
             def assemble(first_workers: int) -> Crew:
-                made = make_crew(CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say))
+                made = make_crew(CrewRequest(record.run, resolved, address, log_folder, first_workers, say_or_stop))
                 install_handlers()
                 return made
 

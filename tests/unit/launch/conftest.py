@@ -133,6 +133,7 @@ class Bench:
 
     def crew(self, request: CrewRequest) -> GroupCrew:
         self.crews += 1
+        self.log_folder = request.log_folder
         return GroupCrew(FrankGroup, self.stages.run_stage, self.stages.verify_draft, request.log_folder)
 
     def resolve(self, *overrides: str) -> Resolved:

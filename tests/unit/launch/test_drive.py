@@ -180,3 +180,23 @@ def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any)
     found = collect(record)
     assert [stage.curves for stage in found.stages] == [{"loss": [(1.0, 2.0), (2.0, 1.0)]}] * 3
     assert (record.local_folder / "report.html").read_text().count("<svg") >= 4
+
+
+def test_a_store_that_is_no_folder_keeps_logs_and_report_too(bench: Any) -> None:
+    from launch.logs import read_logs
+    from launch.records import RunRecord
+    from trainers.store.store import Store
+
+    bench.store = Store.open("memory://launch-test")
+
+    def log_a_line(job: dict[str, Any], worker: Any) -> None:
+        (bench.log_folder / f"{job['stage']}-1-rank-0.log").write_text("a line of the worker\n")
+
+    bench.stages.hook = log_a_line
+    record, driven = bench.drive()
+    assert record.summary().state == "completed"
+    assert driven.report == f"memory://launch-test/runs/{record.run}/report.html"
+    assert record.folder.read("report.html").startswith(b"<!doctype html>")
+    assert record.write_report("again").endswith("/report-2.html")
+    assert ("chat-1-rank-0", "a line of the worker") in set(read_logs(record.run, "chat", store=bench.store.uri))
+    assert RunRecord.open(bench.store, record.run[:6]).run == record.run

@@ -15,7 +15,7 @@ from launch.crew import Crew
 from launch.journal import Journal
 from launch.progress import View
 from launch.resolve import Resolved
-from recipes.errors import Preempted, StageError
+from recipes.errors import Preempted, StageError, TrainwrightError
 from recipes.plan import Plan, PlannedStage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
@@ -131,17 +131,19 @@ class Heartbeat:
     def _beat(self) -> None:
         started = last = time.monotonic()
         while not self._done.wait(self.POLL_S):
-            if not self._stop.is_set() and self._asked_to_stop():
-                self._stop.set()
             now = time.monotonic()
             next_s = min(self.LAST_S, max(self.FIRST_S, 0.02 * (now - started)))
-            if now - last >= next_s:
-                last = now
-                latest = self._latest
-                values = {key: latest.values[key] for key in BEAT_KEYS if key in latest.values}
-                self._journal.write(
-                    "progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values
-                )
+            # A store that is full or away for a moment must not end the heartbeat.
+            with contextlib.suppress(TrainwrightError, OSError):
+                if not self._stop.is_set() and self._asked_to_stop():
+                    self._stop.set()
+                if now - last >= next_s:
+                    last = now
+                    latest = self._latest
+                    values = {key: latest.values[key] for key in BEAT_KEYS if key in latest.values}
+                    self._journal.write(
+                        "progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values
+                    )
 
 
 class Executor:

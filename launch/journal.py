@@ -137,6 +137,8 @@ def _apply(summary: RunSummary, stages: dict[str, StageSummary], event: Event) -
             stage.phase = event.get("phase") or stage.phase
             stage.step = event["step"] if event.get("step") is not None else stage.step
             stage.steps = event["steps"] if event.get("steps") is not None else stage.steps
+        case "stage_committed" if stage and event.get("cached") and stage.state == "committed":
+            pass  # a resume that finds what this very run has made
         case "stage_committed" if stage:
             stage.state = "cached" if event.get("cached") else "committed"
             stage.fingerprint, stage.digest = event.get("fingerprint"), event.get("digest")

@@ -104,6 +104,7 @@ def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
     summary = record.summary()
     assert summary.state == "completed"
     assert [stage.attempts for stage in summary.stages] == [1, 2, 1]
+    assert [stage.state for stage in summary.stages] == ["committed"] * 3
 
 
 def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from trainers.loop import Cadence, Outcome, SourceState, train
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
+from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.schedule import learning_rate_factor
 from trainers.stage import Check, Draft, StageContext, draft_folder, held_out, model_folder, open_dataset, put_probe
 from trainers.store.manifest import FileEntry, Layout
@@ -45,7 +46,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     dataset = open_dataset(context, data_request(spec, context, tokenization))
-    evaluation_set = open_evaluation(spec, context, tokenization)
+    held_out_request = evaluation_request(spec, context, tokenization)
+    evaluation_set = None if held_out_request is None else open_dataset(context, held_out_request)
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
@@ -170,16 +172,17 @@ def data_request(spec: Pretrain | Finetune, context: StageContext, tokenization:
     )
 
 
-def open_evaluation(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> Dataset | None:
-    """Open the held-out set, if there is one; collective."""
+def evaluation_request(
+    spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization
+) -> DataRequest | None:
+    """Say which held-out set the stage is evaluated on; None: there is none."""
     found = held_out(spec.data, spec.evaluation)
     if found is None:
         return None
     source, is_own_hold_out = found
     digest = context.data.get("data" if is_own_hold_out else "evaluation")
     training = data_request(spec, context, tokenization)
-    values = {**vars(training), "source": source, "held_out": is_own_hold_out, "source_digest": digest}
-    return open_dataset(context, DataRequest(**values))
+    return replace(training, source=source, held_out=is_own_hold_out, source_digest=digest)
 
 
 def held_out_loss(
@@ -201,6 +204,21 @@ def held_out_loss(
     return run
 
 
+def held_out_responses(
+    spec: Finetune, context: StageContext, model: nn.Module, tokenization: Tokenization
+) -> dict[str, Any] | None:
+    """Report how the model answers held-out prompts; None where there are none. Rank 0 alone."""
+    request = evaluation_request(spec, context, tokenization)
+    if request is None:
+        return None
+    half = spec.train.sequence_length // 2
+    prompts = open_prompts(replace(request, role="prompts", sequence_length=half), context.store)
+    if prompts is None:
+        return None
+    new_tokens = min(half, MAX_NEW_TOKENS)
+    return response_report(model, prompts, stop_id=tokenization.eos_id, max_new_tokens=new_tokens)
+
+
 def write_draft(
     spec: Pretrain | Finetune,
     context: StageContext,
@@ -214,8 +232,11 @@ def write_draft(
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
+    responses = None
     with engine.gathered():
         found = probe(model, "language_model", tokenization.vocab_size) if context.ranks.rank == 0 else None
+        if isinstance(spec, Finetune) and context.ranks.rank == 0:
+            responses = held_out_responses(spec, context, model, tokenization)
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
         if context.ranks.rank == 0:
@@ -249,7 +270,7 @@ def write_draft(
             "steps_done": outcome.steps_done,
             "steps_planned": outcome.steps_planned,
         },
-        metrics=stage_metrics(outcome, dataset),
+        metrics=stage_metrics(outcome, dataset) | ({} if responses is None else {"responses": responses}),
         gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
         contract=tokenization.contract_hash,
         base=base,

@@ -85,6 +85,8 @@ def test_fine_tuning_commits_adapter_and_merged_model(finished: Path) -> None:
     assert found["difference"] < 2e-2
     assert found["base"] == result(finished, "straight-base")["digest"]
     assert found["metrics"]["data"]["supervised_tokens"] > 0
+    assert found["metrics"]["responses"]["prompts"] > 0
+    assert 0 <= found["metrics"]["responses"]["eos_rate"] <= 1
 
 
 @pytest.mark.parametrize("stage", ["base", "chat"])

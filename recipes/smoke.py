@@ -19,7 +19,7 @@ T = TypeVar("T", bound=Strict)
 
 
 def shrink(recipe: Recipe) -> Recipe:
-    """The recipe's smoke form; shrinking it again changes nothing. A few steps teach nothing, so gates do not refuse."""
+    """The recipe's smoke form; shrinking it again changes nothing. A few steps teach nothing: gates do not refuse."""
     stages = {name: _with(_shrink_stage(stage), gate="ignore") for name, stage in recipe.stages.items()}
     return _with(recipe, stages=stages)
 

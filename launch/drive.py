@@ -69,7 +69,14 @@ def needs_hub(recipe: Recipe) -> bool:
 def ray_crew(request: CrewRequest) -> Crew:
     """Workers on Ray: an embedded one, or the cluster at the address."""
     cluster = request.resolved.recipe.cluster
-    session = start(request.address, log_folder=request.log_folder, name=request.run)
+    try:
+        session = start(request.address, log_folder=request.log_folder, name=request.run)
+    except CapacityError as error:
+        if request.address is not None:
+            raise
+        # Ray gives its own processes some 15 seconds, which a machine that is busy with other things may exceed.
+        request.say(f"{error}; trying once more")
+        session = start(request.address, log_folder=request.log_folder, name=request.run)
     try:
         crew = GroupCrew(
             lambda spec: session.group(spec, on_wait=request.say),

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from rlhf.experience import Responses
 from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
-from trainers.architectures.lora import active_adapters
+from trainers.architectures.lora import active_adapters, adapter_layers, folded_adapter
 
 Role = Literal["actor", "critic", "reference", "reward"]
 
 LOGITS_PER_CHUNK = 1 << 26
 """Logits that exist at once, in numbers, where nothing learns."""
+FOLDED_BYTES = 2 << 30
+"""Most bytes of adapted weights that are copied for sampling."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class PolicyModels(nn.Module):
         self.temperature = temperature
         self.end_id = end_id
         _switch_dropout_off(self)
+        self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
 
     def forward(
         self, responses: Responses, roles: tuple[Role, ...], with_entropy: bool, max_tokens: int
@@ -100,8 +103,24 @@ class PolicyModels(nn.Module):
         """Give the role's network with the role's adapters on."""
         route = self.routes[role]
         network = self.networks[route.network]
-        with active_adapters(network, route.adapters):
+        with active_adapters(network, route.adapters, self._adapter_layers[route.network]):
             yield network
+
+    @contextmanager
+    def sampling(self) -> Iterator[nn.Module]:
+        """Give the actor's network to generate from, every parameter being whole: its adapter lies in the weights.
+
+        That takes a second copy of the adapted weights; past `FOLDED_BYTES` the adapter stays beside them.
+        """
+        route = self.routes["actor"]
+        network, layers = self.networks[route.network], self._adapter_layers[route.network]
+        folded_bytes = sum(layer.base_layer.weight.nbytes for layer in layers.values())
+        if not route.adapters or folded_bytes > FOLDED_BYTES:
+            with self.playing("actor"):
+                yield network
+        else:
+            with folded_adapter(network, route.adapters[0], layers):
+                yield network
 
     def _logprobs(
         self, network: nn.Module, responses: Responses, with_entropy: bool, max_tokens: int

@@ -68,7 +68,7 @@ class ColocatedRollouts:
         """Sample under the actor's adapter, every parameter in place."""
         with self._engine.gathered() as module, torch.no_grad():
             assert isinstance(module, PolicyModels)
-            with module.playing("actor") as actor:
+            with module.sampling() as actor:
                 responses = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH)
         return Rollouts(responses, self._version)
 

@@ -64,21 +64,45 @@ def target_names(model: Any, lora: Lora) -> list[str]:
     return sorted(set(lora.target_modules))
 
 
-@contextmanager
-def active_adapters(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Run forwards with these adapters, or with none; nothing about gradients changes."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def adapter_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers that hold adapters, by their place in the model."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "_disable_adapters")}
 
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-    for layer in layers:
+
+@contextmanager
+def active_adapters(model: nn.Module, names: Sequence[str], layers: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Run forwards with these adapters, or with none; nothing about gradients changes.
+
+    `layers` is what `adapter_layers` gave, to spare the search.
+    """
+    found = list((adapter_layers(model) if layers is None else layers).values())
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in found]
+    for layer in found:
         layer._active_adapter = list(names) if names else layer._active_adapter
         layer._disable_adapters = not names
     try:
         yield
     finally:
-        for layer, (active, disabled) in zip(layers, before, strict=True):
+        for layer, (active, disabled) in zip(found, before, strict=True):
             layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+@contextmanager
+def folded_adapter(model: nn.Module, name: str, layers: Mapping[str, Any]) -> Iterator[None]:
+    """Run forwards without gradients as under one adapter, at the cost of none: its update lies in the weights.
+
+    Every parameter is whole. Afterwards the base's own tensors are put back as they were, not computed back.
+    """
+    own = {path: layer.base_layer.weight.data for path, layer in layers.items()}
+    with torch.no_grad(), active_adapters(model, (), layers):
+        for path, layer in layers.items():
+            tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
+            layer.base_layer.weight.data = _merged_weight(layer, path, tensors, name).to(own[path].dtype)
+        try:
+            yield
+        finally:
+            for path, layer in layers.items():
+                layer.base_layer.weight.data = own[path]
 
 
 def adapter_tensors(tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:

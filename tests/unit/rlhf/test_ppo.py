@@ -149,3 +149,20 @@ def test_an_actor_that_is_not_its_reference_stops_the_stage() -> None:
     table = torch.zeros(1, 2)
     with pytest.raises(StageError, match="not its reference"):
         require_reference(Judged(table, table - 0.01, table, table, torch.zeros(1)), 1e-4)
+
+
+def test_sampling_from_folded_weights_is_sampling_under_the_adapter(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=1)
+    ppo.run()
+    before = ppo.parameters()
+    tokens = torch.arange(2, 14).reshape(2, 6)
+    with torch.no_grad():
+        with ppo.models.playing("actor") as network:
+            beside = network(input_ids=tokens).logits
+        with ppo.models.sampling() as network:
+            folded = network(input_ids=tokens).logits
+        with ppo.models.playing("reference") as network:
+            without = network(input_ids=tokens).logits
+    torch.testing.assert_close(folded, beside, rtol=1e-4, atol=1e-5)
+    assert float((folded - without).abs().max()) > 1e-3
+    assert all(torch.equal(before[name], tensor) for name, tensor in ppo.parameters().items())

@@ -189,8 +189,8 @@ def _instruction(pair: _Pair) -> dict[str, Any]:
 
 
 def _preferences(pairs: Sequence[_Pair], held_out: CopyIndex) -> tuple[list[dict[str, Any]], int]:
-    """Return three comparisons a question, with a wrong answer, a garbled one, and a truncated or rambling one; and how
-    many were left out, because what was cut or joined is a copy."""
+    """Return three or four comparisons a question, with a wrong answer, a garbled one, a truncated one and maybe a rambling
+    one; and how many were left out, because what was cut or joined is a copy."""
     rows = []
     left_out = 0
     answers = Answers.of([pair.answer for pair in pairs])
@@ -250,18 +250,19 @@ def _flawed(pair: _Pair, answers: Answers) -> dict[str, str]:
         "wrong": answers.commonplace(pair.answer, pair.prompt),
         "garbled": answers.garble(pair.answer, pair.prompt),
     }
-    if _draw("short or long", pair.prompt) % 2:
-        flawed["truncated"] = _truncate(pair.answer, pair.prompt)
-    else:
+    flawed["truncated"] = _truncate(pair.answer, pair.prompt)
+    if _draw("rambling too", pair.prompt) % 2:
         other = answers.texts[_draw("other", pair.prompt) % len(answers.texts)]
         flawed["rambling"] = _ramble(pair.answer, other, pair.prompt)
     return {flaw: text for flaw, text in flawed.items() if words(text) != words(pair.answer)}
 
 
 def _truncate(answer: str, key: str) -> str:
-    """Break off in the middle of the sentence, without a period."""
+    """Break off in the middle of the sentence; every other time a period pretends that this is all."""
     found = answer.split()
-    return " ".join(found[: 2 + _draw("truncate", key) % max(1, len(found) - 2)]).rstrip(".,;:")
+    most = max(2, math.ceil(0.7 * len(found)))
+    cut = " ".join(found[: 1 + _draw("truncate", key) % (most - 1)]).rstrip(".,;:(")
+    return f"{cut}." if _draw("truncated with a period", key) % 2 else cut
 
 
 def _ramble(answer: str, other: str, key: str) -> str:

@@ -96,6 +96,8 @@ def folded_adapter(model: nn.Module, name: str, layers: Mapping[str, Any]) -> It
     own = {path: layer.base_layer.weight.data for path, layer in layers.items()}
     with torch.no_grad(), active_adapters(model, (), layers):
         for path, layer in layers.items():
+            if name not in layer.scaling:
+                continue
             tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
             layer.base_layer.weight.data = _merged_weight(layer, path, tensors, name).to(own[path].dtype)
         try:
@@ -124,7 +126,7 @@ def merged_tensors(model: Any, tensors: Mapping[str, Tensor], name: str = DEFAUL
 
     merged = {key: tensor.float() for key, tensor in base_tensors(tensors).items()}
     for path, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, BaseTunerLayer) and name in layer.scaling:
             merged[f"{path}.weight"] = _merged_weight(layer, path, tensors, name)
     return merged
 

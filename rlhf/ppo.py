@@ -3,7 +3,7 @@
 Shapes: B samples, N samples of all ranks, R response tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -111,6 +111,10 @@ class _Progress:
     """The trained parameters of the best iteration that kept all rules; empty without a stop rule."""
 
 
+Show = Callable[[int, Responses, Tensor], None]
+"""Hears of an iteration, its responses and their scores."""
+
+
 class PpoSource:
     """Gives the loop its mini-batches; each iteration begins with rollouts from the policy as it then is.
 
@@ -131,6 +135,7 @@ class PpoSource:
         micro_batch: int,
         tolerance: float,
         observer: Observer,
+        show: Show | None = None,
     ) -> None:
         self._engine = engine
         self._rollouts = rollouts
@@ -143,6 +148,7 @@ class PpoSource:
         self._micro_batch = micro_batch
         self._tolerance = tolerance
         self._observer = observer
+        self._show = show
         self._prepared: _Prepared | None = None
         self._progress = _Progress(kl_coef=settings.kl_coef)
 
@@ -234,10 +240,20 @@ class PpoSource:
             self._prepared = None
             self._observer.phase("rollout", iteration=iteration, iterations=self._settings.iterations)
             self._prepared = self._iterate(iteration)
+            report = self._prepared.report
+            step = iteration * self.steps_per_iteration
             self._observer.metrics(
-                iteration * self.steps_per_iteration,
-                {**self._prepared.report.metrics(), "kl_coef": self._prepared.kl_coef, "iteration": float(iteration)},
+                step,
+                {
+                    **report.metrics(),
+                    "kl_alarm": float(report.kl_is_negative),
+                    "kl_coef": self._prepared.kl_coef,
+                    "iteration": float(iteration),
+                },
             )
+            if self._show is not None:
+                experience = self._prepared.experience
+                self._show(iteration, experience.responses, experience.judged.scores_B)
         return self._prepared
 
     def _iterate(self, iteration: int) -> _Prepared:

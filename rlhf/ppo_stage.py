@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.stages import PpoStage
+from rlhf.experience import Responses
 from rlhf.models import PolicyModels
 from rlhf.monitors import RolloutReport
-from rlhf.ppo import UNTOUCHED_TOLERANCE, PpoObjective, PpoSource
+from rlhf.ppo import UNTOUCHED_TOLERANCE, PpoObjective, PpoSource, Show
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
 from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
@@ -34,6 +35,9 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
 from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, model_part, open_dataset, put_probe
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
+
+KEPT_ITERATIONS = 5
+KEPT_SAMPLES = 4
 
 
 def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
@@ -82,6 +86,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         micro_batch=layout.micro_batch,
         tolerance=tolerance,
         observer=observer,
+        show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )
     outcome = train(
         engine,
@@ -205,6 +210,26 @@ def _metrics(
         "skipped_steps": outcome.skipped_steps,
         "data": prompts.report.to_json(),
     }
+
+
+def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
+    """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
+    writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
+    iterations, steps = spec.ppo.iterations, spec.ppo.epochs * spec.ppo.mini_batches
+    kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
+
+    def show(iteration: int, responses: Responses, scores: Tensor) -> None:
+        if iteration not in kept:
+            return
+        shown = responses.rows(range(min(KEPT_SAMPLES, len(responses.sample_ids_B))))
+        for row, tokens in enumerate(shown.response_ids):
+            is_prompt = shown.attention_mask_BT[row] & ~shown.response_mask_BT[row]
+            prompt = tokenization.decode(shown.input_ids_BT[row][is_prompt].tolist())
+            line = {"prompt": prompt, "response": tokenization.decode(tokens), "score": float(scores[row])}
+            writer.append({"step": iteration * steps, **line})
+        writer.flush()
+
+    return show
 
 
 def _gate(start: RolloutReport, final: RolloutReport) -> tuple[str, ...]:

@@ -179,6 +179,9 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
     assert parts == ({"actor", "critic", "adapter"} if lora else {"actor", "critic"})
     start: Any = made.metrics["start"]
     assert abs(start["kl"]) < 1e-5
+    lines = list(workshop.store.run("run").read_lines(f"samples/{policy}"))
+    assert {line["step"] for line in lines} == {0, 4, 8}
+    assert all(line["prompt"] and line.keys() == {"step", "prompt", "response", "score"} for line in lines)
 
     spec = Evaluate.model_validate(
         {

@@ -19,7 +19,9 @@ import psutil
 
 from cluster import watchdog
 from cluster.protocol import WorkerGroup, WorkerSpec
+from cluster.rank_process import PROJECT
 from cluster.topology import Node
+from cluster.worker import find_free_ports
 from recipes.errors import CapacityError
 
 MARK = "TRAINWRIGHT_SESSION"
@@ -251,22 +253,25 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
     }
 
     def initialise() -> None:
-        ray = importlib.import_module("ray")
         with _environment(environment, without=("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")), _few_services():
             _forget_token()
-            ray.init(
-                address="local",
-                num_cpus=num_cpus if num_cpus is not None else count_cpus(),
-                num_gpus=num_gpus if num_gpus is not None else count_gpus(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=session.namespace,
-                _node_ip_address="127.0.0.1",
+            settings: dict[str, Any] = {
+                "address": "local",
+                "num_cpus": num_cpus if num_cpus is not None else count_cpus(),
+                "num_gpus": num_gpus if num_gpus is not None else count_gpus(),
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "namespace": session.namespace,
+                "_node_ip_address": "127.0.0.1",
                 # Ray opens its folder to everyone; the one around it stays ours.
-                _temp_dir=str(folder / "r"),
-            )
+                "_temp_dir": str(folder / "r"),
+            }
+            try:
+                _connect_as_job(**settings)
+            except Exception:
+                # Ray gives its raylet 30 s, which a machine that is very busy for a moment may not have.
+                _end_services(folder)
+                _connect_as_job(**settings)
             children = psutil.Process().children()
             session._services = [(_SERVICES[name], child) for child in children if (name := child.name()) in _SERVICES]
 
@@ -278,8 +283,7 @@ def _connect(address: str, name: str, log_folder: Path | None) -> Session:
     session = Session(namespace=f"trainwright-{name}-{secrets.token_hex(4)}", folder=None, log_folder=log_folder)
 
     def initialise() -> None:
-        ray = importlib.import_module("ray")
-        ray.init(address=address, namespace=session.namespace, log_to_driver=False, logging_level=logging.ERROR)
+        _connect_as_job(address=address, namespace=session.namespace)
 
     _run_in_keeper(session, initialise, CONNECT_TIMEOUT_S, f"no Ray cluster answers at {address}")
     return session
@@ -335,18 +339,68 @@ def _few_services() -> Iterator[None]:
     """Ray has no public switch for these; where its private names differ, it starts them and all is well but slower."""
     node: Any = getattr(importlib.import_module("ray._private.node"), "Node", None)
     services: Any = importlib.import_module("ray._private.services")
-    replaced: list[tuple[Any, str, Any]] = [(node, name, lambda *_, **__: None) for name in _UNWANTED_SERVICES]
-    # Ray turns 127.0.0.1 into the machine's outward address; a cluster of one machine has nobody to listen to there.
-    replaced.append((services, "resolve_ip_for_localhost", lambda address: address))
-    originals = [(place, name, getattr(place, name)) for place, name, _ in replaced if hasattr(place, name)]
-    for place, name, stand_in in replaced:
-        if hasattr(place, name):
-            setattr(place, name, stand_in)
+    utils: Any = importlib.import_module("ray._private.utils")
+    native: Any = importlib.import_module("ray._raylet")
+    start_raylet = getattr(node, "start_raylet", None)
+
+    def start_raylet_at_once(self: Any, *arguments: Any, **settings: Any) -> Any:
+        # The raylet waits for files in which its agents name their ports, until they have imported all they need; it
+        # dies if that takes them 15 s, as it may on a busy machine. Nothing here needs the agents: name the ports now.
+        with contextlib.suppress(AttributeError):
+            port = find_free_ports(1)[0]
+            for name in ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN"):
+                native.persist_port(self._session_dir, self._node_id, getattr(native, f"{name}_PORT_NAME"), -1)
+            native.persist_port(self._session_dir, self._node_id, native.RUNTIME_ENV_AGENT_PORT_NAME, port)
+            self._ray_params.runtime_env_agent_port = port
+        assert start_raylet is not None
+        return start_raylet(self, *arguments, **settings)
+
+    with contextlib.ExitStack() as stack:
+        for name in _UNWANTED_SERVICES:
+            stack.enter_context(_replaced(node, name, lambda *_, **__: None))
+        stack.enter_context(_replaced(node, "start_raylet", start_raylet_at_once))
+        # Imports much of the dashboard to see whether it is installed; an error makes a smaller agent.
+        stack.enter_context(_replaced(utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")))
+        # Ray turns 127.0.0.1 into the machine's outward address; on one machine nobody listens there.
+        stack.enter_context(_replaced(services, "resolve_ip_for_localhost", lambda address: address))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(place: Any, name: str, stand_in: Any) -> Iterator[None]:
+    """Replaces an attribute for a while, if there is one."""
+    if not hasattr(place, name):
+        yield
+        return
+    original = getattr(place, name)
+    setattr(place, name, stand_in)
     try:
         yield
     finally:
-        for place, name, original in originals:
-            setattr(place, name, original)
+        setattr(place, name, original)
+
+
+def _connect_as_job(**settings: Any) -> None:
+    """`ray.init` with workers that find our packages, and not a folder of the same name where the user stands."""
+    ray = importlib.import_module("ray")
+    job: Any = importlib.import_module("ray.job_config").JobConfig()
+    job._py_driver_sys_path = [PROJECT]
+    # Ray puts the working folder in front of its workers' import path, unless the job brings a folder of its own.
+    with _replaced(type(job), "_runtime_env_has_working_dir", lambda _: True):
+        ray.init(job_config=job, log_to_driver=False, logging_level=logging.ERROR, **settings)
+
+
+def _end_services(folder: Path) -> None:
+    """What a start that failed has left: Ray forgets it."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() in _SERVICES and (child.status() == psutil.STATUS_ZOMBIE or _is_of(child, folder)):
+                child.kill()
+                child.wait()
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    return any(str(folder) in part for part in process.cmdline())
 
 
 def _forget_token() -> None:

@@ -2,8 +2,8 @@
 
 Run by file, apart from the package, as `python -I -S -E watchdog.py PARENT FOLDER MARK`, in a session of its own. Its
 standard input is a pipe from the parent: lines name process ids of workers; the word `done` or the end of the stream,
-or the parent's end, start the sweep. What belongs to the embedded Ray is known by the mark in its environment, or by an
-open file under the folder (Ray's agents overwrite their environment when they set a process title).
+or the parent's end, start the sweep. What belongs to the embedded Ray is known by the mark in its environment; Ray's
+agents, whose process title overwrites it, by the logs under the folder that they write.
 """
 
 # ruff: noqa: SIM105  (contextlib would double what this process imports)
@@ -23,12 +23,22 @@ def belongs(pid: str, folder: str, mark: bytes) -> bool:
         with open(f"/proc/{pid}/environ", "rb") as environment:
             if mark in environment.read():
                 return True
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
+            if b"ray" not in command.read():
+                return False
         for handle in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{handle}").startswith(folder):
+            if os.readlink(f"/proc/{pid}/fd/{handle}").startswith(folder + "/") and is_written(pid, handle):
                 return True
     except OSError:
         pass
     return False
+
+
+def is_written(pid: str, handle: str) -> bool:
+    """Whether an open file is open for writing: who only reads in the folder is a passer-by."""
+    with open(f"/proc/{pid}/fdinfo/{handle}") as info:
+        flags = next(line for line in info if line.startswith("flags:"))
+    return int(flags.split()[1], 8) & (os.O_WRONLY | os.O_RDWR) != 0
 
 
 def ours(folder: str, mark: bytes, parent: int) -> list[int]:

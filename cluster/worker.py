@@ -26,7 +26,7 @@ from cluster.supervise import RankEnd
 
 LOG_CHUNK_BYTES = 1 << 20
 # Below the range from which Linux takes outgoing ports, so that nobody is given the port between choice and use.
-MASTER_PORTS = (20_000, 29_999)
+QUIET_PORTS = range(20_000, 30_000)
 
 
 class Worker:
@@ -59,11 +59,7 @@ class Worker:
 
     def free_port(self) -> int:
         """A port that nothing listens on."""
-        for port in random.Random().sample(range(*MASTER_PORTS), 200):
-            with contextlib.suppress(OSError), socket.socket() as probe:
-                probe.bind(("", port))
-                return port
-        raise OSError("no free port")
+        return find_free_ports(1)[0]
 
     def see_devices(self, devices: str) -> None:
         """Sets what every process of this rank sees; an import may already ask the driver for it."""
@@ -131,6 +127,18 @@ class Worker:
                 process.wait(5)
         if self._log_folder:
             shutil.rmtree(self._log_folder, ignore_errors=True)
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens on."""
+    found: list[int] = []
+    for port in random.Random().sample(QUIET_PORTS, 200):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no free port")
 
 
 def read_file(path: str, offset: int) -> bytes:

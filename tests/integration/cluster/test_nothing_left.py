@@ -40,9 +40,14 @@ class Driver:
             key: value,
             "PYTHONPATH": str(PROJECT),
         }
+        # A user's folders with the names of our packages must not be imported, by Ray's workers neither.
+        for package in ("cluster", "recipes", "launch"):
+            (logs / package).mkdir()
+            (logs / package / "__init__.py").write_text("raise ImportError('imported from the working folder')")
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER), moment, str(logs)],
             env=environment,
+            cwd=logs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

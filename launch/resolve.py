@@ -153,7 +153,7 @@ def stage_sources(stage: Stage) -> dict[str, Source]:
     """Every source that a stage reads, by field; a field that is left out stands with its default source."""
     match stage:
         case PpoStage():
-            return {"prompts": stage.prompts}
+            return {"prompts": stage.prompts} | ({} if stage.text is None else {"text": stage.text})
         case Evaluate():
             found: dict[str, Source] = {}
             default = PythonDocs(source="python-docs", split="test")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps, stage_batch, stage_steps
+from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps, prompts_divide, stage_batch, stage_steps
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
@@ -87,6 +87,11 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
             suggestion = _near_multiple(rollout.prompts_per_iteration, workers)
             yield loaded.problem(field, rollout.prompts_per_iteration, message, suggestion)
             return
+        if workers != "auto" and stage.text is not None and stage.ppo.text_batch % workers:
+            message = f"the text of a step cannot be divided among {workers} workers"
+            suggestion = _near_multiple(stage.ppo.text_batch, workers)
+            yield loaded.problem(f"{place}.ppo.text_batch", stage.ppo.text_batch, message, suggestion)
+            return
     if workers != "auto" and batch % workers:
         message = f"the batch ({batch}) cannot be divided among {workers} workers; remainder {batch % workers}"
         found = batch if not isinstance(stage, PpoStage) else stage.rollout.prompts_per_iteration
@@ -106,7 +111,7 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
 
 
 def _can_divide(stage: Stage, workers: int) -> bool:
-    if isinstance(stage, PpoStage) and stage.rollout.prompts_per_iteration % workers:
+    if isinstance(stage, PpoStage) and not prompts_divide(stage, workers):
         return False
     return stage_batch(stage) % workers == 0
 

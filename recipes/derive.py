@@ -55,3 +55,9 @@ def stage_batch(stage: Stage) -> int:
             return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches
         case Evaluate():
             return stage.num_prompts
+
+
+def prompts_divide(stage: PpoStage, workers: int) -> bool:
+    """Whether an iteration's prompts, and a step's text where there is one, can be shared evenly among the workers."""
+    text_rows = 0 if stage.text is None else stage.ppo.text_batch
+    return stage.rollout.prompts_per_iteration % workers == 0 and text_rows % workers == 0

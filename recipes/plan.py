@@ -7,7 +7,7 @@ from typing import Any
 from recipes.architecture import Architecture
 from recipes.chain import order, origin, start_of
 from recipes.data import TrainTokenizer
-from recipes.derive import micro_batches, stage_batch, stage_steps
+from recipes.derive import micro_batches, prompts_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
 from recipes.memory import Sizes, predict_sizes
 from recipes.recipe import Recipe
@@ -91,7 +91,7 @@ def divides(workers: int, stage: Stage) -> bool:
     """Whether the stage's batch can be shared evenly among the workers."""
     if isinstance(stage, Evaluate):
         return True
-    if isinstance(stage, PpoStage) and stage.rollout.prompts_per_iteration % workers:
+    if isinstance(stage, PpoStage) and not prompts_divide(stage, workers):
         return False
     share, remainder = divmod(stage_batch(stage), workers)
     return remainder == 0 and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)

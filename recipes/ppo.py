@@ -76,6 +76,14 @@ class Ppo(Strict):
     value_clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
     value_coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
     entropy_coef: float = meaning(0.0, ge=0, le=10, description="Weight of the entropy bonus.")
+    text_coef: float = meaning(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Weight of the language-model loss on the stage's `text` (Ouyang et al. 2022, eq. 2).",
+    )
+    text_batch: int = meaning(8, ge=1, le=10**6, description="Sequences of `text` per optimiser step over all workers.")
+    text_length: int = meaning(128, ge=8, le=10**7, description="Tokens per sequence of `text`.")
     gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
     lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
     score_clip: float = meaning(5.0, gt=0, le=1000, description="Normalised scores are clipped to plus or minus this.")

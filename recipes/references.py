@@ -166,7 +166,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
         case Reward():
             return _training_sources(stage.data, stage.evaluation, "preferences")
         case PpoStage():
-            return [SourceUse("prompts", stage.prompts, "prompts")]
+            text = [] if stage.text is None else [SourceUse("text", stage.text, "text")]
+            return [SourceUse("prompts", stage.prompts, "prompts"), *text]
         case Evaluate():
             default = PythonDocs(source="python-docs", split="test")
             uses = []

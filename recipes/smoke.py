@@ -59,6 +59,7 @@ def _shrink_stage(stage: Stage) -> Stage:
             return _with(
                 stage,
                 prompts=_limit(stage.prompts, ROWS),
+                text=_limit(stage.text, ROWS),
                 rollout=_shrink_rollout(stage.rollout),
                 ppo=_shrink_ppo(stage.ppo),
             )
@@ -156,6 +157,8 @@ def _shrink_ppo(ppo: Ppo) -> Ppo:
         epochs=epochs,
         mini_batches=mini_batches,
         kl_limit=None,
+        text_batch=min(ppo.text_batch, 4),
+        text_length=min(ppo.text_length, SEQUENCE),
         critic_warmup=min(ppo.critic_warmup, iterations - 1),
         schedule=_with(ppo.schedule, warmup_steps=min(ppo.schedule.warmup_steps, steps // 4)),
         save_every=1,

@@ -91,9 +91,19 @@ class PpoStage(_Stage):
     )
     merge: bool = meaning(True, description="With lora: also commit the merged actor.")
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
+    text: Source | None = meaning(
+        None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; None for none."
+    )
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
     ppo: Ppo = meaning(description="The algorithm's settings.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    @model_validator(mode="after")
+    def _text_has_weight(self) -> "PpoStage":
+        if (self.text is None) != (self.ppo.text_coef == 0):
+            found = "text without ppo.text_coef" if self.text is not None else "ppo.text_coef without text"
+            raise ValueError(f"text and a ppo.text_coef above 0 go together; found {found}")
+        return self
 
 
 class Bound(Strict):

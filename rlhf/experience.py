@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from trainers.data.batches import SequenceBatch
+from trainers.data.batches import SequenceBatch, TokenBatch
 from trainers.distributed import gather_json, world_size
 
 
@@ -101,6 +101,10 @@ class PpoBatch:
     """False while only the critic warms up."""
     is_untouched: bool
     """True where the policy is still exactly the one that sampled, so that every ratio is 1."""
+    text: TokenBatch | None = None
+    """Text whose loss is mixed in; a step's first micro-batch of every rank brings it."""
+    text_scale: float = 0.0
+    """Weight of the text's loss sum: its coefficient, times the step's response tokens over its target tokens."""
 
     @property
     def sample_ids_B(self) -> Tensor:

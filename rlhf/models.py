@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rlhf.experience import Responses
 from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
 from trainers.architectures.lora import active_adapters, adapter_layers, folded_adapter
+from trainers.architectures.token_losses import token_losses
+from trainers.data.batches import TokenBatch
 
 Role = Literal["actor", "critic", "reference", "reward"]
 
@@ -40,6 +42,7 @@ class Opinions:
     reference_logprobs_BR: Tensor | None = None
     values_BR: Tensor | None = None
     scores_B: Tensor | None = None
+    text_loss: Tensor | None = None
 
 
 class PolicyModels(nn.Module):
@@ -69,10 +72,16 @@ class PolicyModels(nn.Module):
         self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
 
     def forward(
-        self, responses: Responses, roles: tuple[Role, ...], with_entropy: bool, max_tokens: int
+        self,
+        responses: Responses,
+        roles: tuple[Role, ...],
+        with_entropy: bool,
+        max_tokens: int,
+        text: TokenBatch | None = None,
     ) -> dict[str, Tensor]:
         """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank.
 
+        With `text` the actor's summed loss on it is there too; all ranks have some or none has.
         Gives the fields of `Opinions` that the roles fill, in a form that sharded engines find their tensors in.
         """
         answers: dict[str, Tensor] = {}
@@ -96,6 +105,11 @@ class PolicyModels(nn.Module):
                         closed = responses.closed(self.end_id)
                         hidden_BTD = backbone_states(network, closed.input_ids_BT)
                         answers["scores_B"] = last_scores(hidden_BTD, closed.attention_mask_BT, self.score_head)
+        if text is not None:
+            with self.playing("actor") as network:
+                answers["text_loss"] = token_losses(
+                    network, text.input_ids_BT, text.segment_ids_BT, text.position_ids_BT, text.loss_mask_BT
+                )
         return answers
 
     @contextmanager

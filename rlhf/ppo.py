@@ -19,9 +19,10 @@ from rlhf.models import Opinions, Role
 from rlhf.monitors import RolloutReport, broken_rule, report_rollouts
 from rlhf.rollout import RolloutEngine, Rollouts, WeightsVersion, repeated_prompts, response_uniforms
 from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
-from trainers.data.batches import BatchPlan, PromptBatch
+from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.engine.protocol import Engine
 from trainers.loop import Observer, SourceState
+from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import ObjectiveOutput
 
 UNTOUCHED_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
@@ -47,7 +48,9 @@ class PpoObjective:
         settings = self._settings
         mask_BR = batch.responses.response_mask_BR
         with_entropy = settings.entropy_coef > 0
-        opinions = Opinions(**module(batch.responses, ("actor", "critic"), with_entropy, self._max_new_tokens))
+        opinions = Opinions(
+            **module(batch.responses, ("actor", "critic"), with_entropy, self._max_new_tokens, batch.text)
+        )
         assert opinions.logprobs_BR is not None
         assert opinions.values_BR is not None
         policy = policy_loss(
@@ -70,11 +73,16 @@ class PpoObjective:
             actor = actor - settings.entropy_coef * opinions.entropy_BR.sum()
         if batch.kl_coef > 0:
             actor = actor + batch.kl_coef * k3(opinions.logprobs_BR, batch.reference_logprobs_BR).sum()
+        text: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+        if batch.text is not None and opinions.text_loss is not None:
+            actor = actor + batch.text_scale * opinions.text_loss
+            text["text_loss"] = (opinions.text_loss.detach(), LanguageModelObjective().weight(batch.text))
         loss = actor * float(batch.actor_learns) + settings.value_coef * value.loss
         tokens = batch.weight
         return ObjectiveOutput(
             loss,
             {
+                **text,
                 "loss": (loss.detach(), tokens),
                 "policy_loss": (policy.loss.detach(), tokens),
                 "value_loss": (value.loss.detach(), tokens),
@@ -135,6 +143,7 @@ class PpoSource:
         micro_batch: int,
         tolerance: float,
         observer: Observer,
+        text: BatchPlan | None = None,
         show: Show | None = None,
     ) -> None:
         self._engine = engine
@@ -148,6 +157,7 @@ class PpoSource:
         self._micro_batch = micro_batch
         self._tolerance = tolerance
         self._observer = observer
+        self._text = text
         self._show = show
         self._prepared: _Prepared | None = None
         self._progress = _Progress(kl_coef=settings.kl_coef)
@@ -204,7 +214,7 @@ class PpoSource:
         rows = order[index * size : (index + 1) * size]
         lengths = responses.attention_mask_BT.sum(dim=1).tolist()
         shares = share_of(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
-        return [
+        batches = [
             prepared.experience.batch(
                 share,
                 kl_coef=prepared.kl_coef if self._settings.kl_in == "loss" else 0.0,
@@ -213,6 +223,19 @@ class PpoSource:
             )
             for share in shares
         ]
+        response_tokens = float(responses.response_mask_BT[torch.as_tensor(rows)].sum())
+        return [self._with_text(batches[0], step, response_tokens), *batches[1:]]
+
+    def _with_text(self, batch: PpoBatch, step: int, response_tokens: float) -> PpoBatch:
+        """The rank's first micro-batch with the rank's share of the step's text, if the stage mixes text in."""
+        if self._text is None:
+            return batch
+        (own,) = self._text.micro_batches(step)
+        whole = build_batch(self._text.dataset, self._text.sample_ids(step))
+        assert isinstance(own, TokenBatch)
+        assert isinstance(whole, TokenBatch)
+        scale = self._settings.text_coef * response_tokens / LanguageModelObjective().weight(whole)
+        return replace(batch, text=own.to(self._engine.device), text_scale=scale)
 
     def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
         """Between iterations, let the policy write again and hold what it wrote against the stop rules."""

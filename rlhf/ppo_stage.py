@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.data import Source
 from recipes.errors import StageError
 from recipes.stages import PpoStage
 from rlhf.experience import Responses
@@ -48,6 +49,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     tokenization = load_tokenization(model_folder(context, "actor"))
     require_same_contract(context, tokenization)
     prompts = open_dataset(context, _request(spec, context, tokenization))
+    text = open_dataset(context, _text_request(spec.text, spec, context, tokenization)) if spec.text else None
     layout = _layout(spec, context)
 
     observer.phase("model")
@@ -86,6 +88,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         micro_batch=layout.micro_batch,
         tolerance=tolerance,
         observer=observer,
+        text=None if text is None else _text_plan(text, spec, context),
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )
     outcome = train(
@@ -151,6 +154,27 @@ def _request(spec: PpoStage, context: StageContext, tokenization: Tokenization) 
         seed=context.seed,
         source_digest=context.data.get("prompts"),
     )
+
+
+def _text_request(text: Source, spec: PpoStage, context: StageContext, tokenization: Tokenization) -> DataRequest:
+    return DataRequest(
+        source=text,
+        base_dir=context.base_dir,
+        role="text",
+        tokenization=tokenization,
+        sequence_length=spec.ppo.text_length,
+        seed=context.seed,
+        loss_on="all",
+        source_digest=context.data.get("text"),
+    )
+
+
+def _text_plan(text: Dataset, spec: PpoStage, context: StageContext) -> BatchPlan:
+    """The text of every step; a rank's share is one micro-batch."""
+    workers, rows = context.ranks.world_size, spec.ppo.text_batch
+    if rows % workers:
+        raise StageError(f"ppo.text_batch ({rows}) cannot be divided among {workers} workers")
+    return BatchPlan(text, context.seed, rows, workers, context.ranks.rank, rows // workers)
 
 
 def _layout(spec: PpoStage, context: StageContext) -> Layout:

@@ -25,10 +25,18 @@ class TokenLosses(nn.Module):
         self, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor, loss_mask_BT: Tensor
     ) -> Tensor:
         """Return the summed negative log-likelihood of the tokens where `loss_mask_BT` is True."""
-        hidden_BTD = hidden_states(self.model, input_ids_BT, segment_ids_BT, position_ids_BT)
-        mask = loss_mask_BT[:, 1:]
-        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        return linear_cross_entropy(hidden_BTD[:, :-1][mask], head.weight, input_ids_BT[:, 1:][mask])
+        return token_losses(self.model, input_ids_BT, segment_ids_BT, position_ids_BT, loss_mask_BT)
+
+
+def token_losses(
+    model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor, loss_mask_BT: Tensor
+) -> Tensor:
+    """Return the summed negative log-likelihood of the tokens where `loss_mask_BT` is True."""
+    hidden_BTD = hidden_states(model, input_ids_BT, segment_ids_BT, position_ids_BT)
+    mask = loss_mask_BT[:, 1:]
+    return linear_cross_entropy(
+        hidden_BTD[:, :-1][mask], model.get_output_embeddings().weight, input_ids_BT[:, 1:][mask]
+    )
 
 
 def hidden_states(model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:

@@ -189,8 +189,8 @@ def _instruction(pair: _Pair) -> dict[str, Any]:
 
 
 def _preferences(pairs: Sequence[_Pair], held_out: CopyIndex) -> tuple[list[dict[str, Any]], int]:
-    """Return three or four comparisons a question: a wrong answer, a garbled one, a truncated one, maybe a rambling one;
-    and how many were left out, because what was cut or joined is a copy."""
+    """Return three or four comparisons a question: a wrong, a garbled, a truncated and maybe a rambling answer; and how
+    many were left out, because what was cut or joined is a copy."""
     rows = []
     left_out = 0
     answers = Answers.of([pair.answer for pair in pairs])

@@ -129,12 +129,15 @@ def main(parent: int, folder: str, mark: bytes) -> None:
     workers: set[int] = set()
     waiting = select.poll()
     waiting.register(0, select.POLLIN | select.POLLHUP)
+    is_parent_alive = True
     try:
         waiting.register(os.pidfd_open(parent), select.POLLIN)
+    except ProcessLookupError:
+        is_parent_alive = False
     except OSError:
         pass
     rest = b""
-    while True:
+    while is_parent_alive:
         handles = [handle for handle, _ in waiting.poll()]
         if 0 not in handles:
             break

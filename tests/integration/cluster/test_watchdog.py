@@ -12,6 +12,7 @@ import pytest
 from cluster import watchdog
 
 MARK = "TRAINWRIGHT_SESSION=0123456789abcdef"
+SHARED = Path(f"/dev/shm/trainwright-test-{os.getpid()}")
 SLEEP = "import sys, time; {}; print('ready', flush=True); time.sleep(600)"
 
 
@@ -23,6 +24,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+    SHARED.unlink(missing_ok=True)
 
 
 def start(
@@ -44,7 +46,6 @@ def test_it_ends_its_own_and_nobody_else(tmp_path: Path, processes: list[subproc
     log = folder / "agent.log"
     log.touch()
     key, _, value = MARK.partition("=")
-    shared = Path(f"/dev/shm/trainwright-test-{os.getpid()}")
     parent = start(processes, "pass")
     reader = start(processes, f"held = open({str(log)!r})", "ray::reader")
     lister = start(processes, f"import os; held = os.open({str(folder)!r}, os.O_RDONLY)", "ray::lister")
@@ -52,7 +53,7 @@ def test_it_ends_its_own_and_nobody_else(tmp_path: Path, processes: list[subproc
     editor = start(processes, f"held = open({str(log)!r}, 'a')", "editor")
     agent = start(processes, f"held = open({str(log)!r}, 'a')", "ray::DashboardAgent")
     mapping = (
-        f"import mmap; f = open({str(shared)!r}, 'w+b'); f.write(b'x' * 4096); f.flush(); m = mmap.mmap(f.fileno(), 0)"
+        f"import mmap; f = open({str(SHARED)!r}, 'w+b'); f.write(b'x' * 4096); f.flush(); m = mmap.mmap(f.fileno(), 0)"
     )
     marked = start(processes, mapping, **{key: value})
     guard = subprocess.Popen(
@@ -69,7 +70,7 @@ def test_it_ends_its_own_and_nobody_else(tmp_path: Path, processes: list[subproc
     for process in (reader, lister, writer_elsewhere, editor):
         assert process.poll() is None, process.args
     assert not folder.exists()
-    assert not shared.exists()
+    assert not SHARED.exists()
     assert guard.stdin is not None
     guard.stdin.close()
 

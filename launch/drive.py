@@ -45,6 +45,8 @@ class CrewRequest:
     log_folder: Path
     first_workers: int
     say: Callable[[str], None]
+    on_connected: Callable[[Callable[[], None]], None]
+    """Is told, once the cluster answers and before any of it is waited for, how to give up the waiting."""
 
 
 MakeCrew = Callable[[CrewRequest], Crew]
@@ -78,6 +80,7 @@ def ray_crew(request: CrewRequest) -> Crew:
         request.say(f"{error}; trying once more")
         session = start(request.address, log_folder=request.log_folder, name=request.run)
     try:
+        request.on_connected(session.cancel)
         crew = GroupCrew(
             lambda spec: session.group(spec, on_wait=request.say),
             RUN_STAGE,
@@ -122,15 +125,14 @@ def drive(
             Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
         ):
 
-            def say_or_stop(text: str) -> None:
-                if stop.is_set():
-                    raise Preempted("stopped while waiting for the cluster")
-                view.say(text)
+            def on_connected(give_up: Callable[[], None]) -> None:
+                install_handlers()
+                stop.listen(give_up)
 
             def assemble(first_workers: int) -> Crew:
-                made = make_crew(CrewRequest(record.run, resolved, address, log_folder, first_workers, say_or_stop))
-                install_handlers()
-                return made
+                return make_crew(
+                    CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
+                )
 
             check_disk(plan, record.store)
             executor = Executor(

@@ -25,11 +25,12 @@ from launch.logs import LOGS, LogShipper
 from launch.preflight import check_disk
 from launch.progress import View
 from launch.records import RunRecord
-from launch.resolve import Resolved, stage_sources
+from launch.resolve import Resolved
 from launch.show import plan_rows, result_rows
 from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.recipe import Recipe
+from recipes.references import stage_sources
 
 RUN_STAGE = "launch.stages:run_stage"
 VERIFY_DRAFT = "launch.stages:verify_draft"
@@ -64,7 +65,7 @@ class Driven:
 
 def needs_hub(recipe: Recipe) -> bool:
     """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
-    sources = (source for stage in recipe.stages.values() for source in stage_sources(stage).values())
+    sources = (use.source for stage in recipe.stages.values() for use in stage_sources(stage))
     return any(isinstance(source, Datasets) and source.revision is not None for source in sources)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
 from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
@@ -228,7 +229,7 @@ def _metrics(
 def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
     """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
     writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
-    iterations, steps = spec.ppo.iterations, spec.ppo.epochs * spec.ppo.mini_batches
+    iterations, steps = spec.ppo.iterations, steps_per_iteration(spec.ppo)
     kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
 
     def show(iteration: int, responses: Responses, scores: Tensor) -> None:

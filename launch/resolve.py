@@ -32,7 +32,7 @@ FORMAT = 1
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),
-    "tokenizer": ("model", "adapter", "actor_critic", "reward_model"),
+    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
     "reward_model": ("reward_model",),
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
@@ -177,25 +177,33 @@ def _resolve_outside(text: str, wants: tuple[str, ...], base_dir: Path, store: S
         case StoreRef():
             artifact = store.resolve(reference.name_or_fingerprint)
         case FolderRef():
-            from trainers.store.imports import import_folder
-
-            artifact = import_folder(store, (base_dir / reference.path).resolve())
+            artifact = _import(store, (base_dir / reference.path).resolve(), wants, None)
         case HubRef():
-            from trainers.store.imports import import_folder
-
-            artifact = import_folder(store, _download(reference), source=text)
+            artifact = _import(store, _download(reference, wants), wants, text)
     if not _fits(artifact, getattr(reference, "part", None), wants):
         raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
     return artifact
 
 
-def _download(reference: HubRef) -> Path:
-    """Fetch a hub model's files at one revision."""
+def _import(store: Store, folder: Path, wants: tuple[str, ...], source: str | None) -> ArtifactManifest:
+    from trainers.store.imports import import_folder, import_tokenizer
+
+    if "tokenizer" in wants:
+        return import_tokenizer(store, folder, source=source)
+    return import_folder(store, folder, source=source)
+
+
+def _download(reference: HubRef, wants: tuple[str, ...]) -> Path:
+    """Fetch a hub model's files at one revision, or its tokenizer's alone."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        kept = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        kept = (
+            ["*.json", "*.jinja"]
+            if "tokenizer" in wants
+            else ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        )
         return Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=kept))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]

@@ -49,7 +49,7 @@ def progress_of(spec: Stage) -> Progress:
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
         case Evaluate():
-            return Progress("model", 1, "responses")
+            return Progress("part", 1, "responses")
 
 
 class StageObserver:

@@ -1,4 +1,4 @@
-"""What a worker of any training stage imports; spare workers import this module while they wait."""
+"""What any training stage imports; a worker imports this once, and forks its runs from there."""
 
 import importlib
 

@@ -5,6 +5,7 @@ import importlib
 MODULES = (
     "trainers.language_stage",
     "trainers.engine.deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # what DeepSpeed imports when it builds an engine: torch's compiler
     "transformers.models.llama.modeling_llama",
     "peft",
 )

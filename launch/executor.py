@@ -13,14 +13,14 @@ from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
-from launch.progress import View
+from launch.progress import COUNTED, SHOWN_METRICS, View
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError, TrainwrightError
 from recipes.plan import Plan, PlannedStage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
-BEAT_KEYS = ("step", "steps", "loss", "score", "kl", "accuracy", "tokens_per_s", "samples_per_s")
+BEAT_KEYS = ("step", "steps", "unit", *SHOWN_METRICS, *(f"{counted}_per_s" for counted in COUNTED))
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,20 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             return uses
 
 
+def find_source(stage: Stage, field_path: str) -> SourceUse | None:
+    """The stage's source at a field path (`data`, `evaluation`, `prompts`, `text`); None: it reads none there."""
+    return next((use for use in stage_sources(stage) if use.field_path == field_path), None)
+
+
+def get_source(stage: Stage, field_path: str) -> SourceUse:
+    """The source that the stage's kind always has at a field path."""
+    found = find_source(stage, field_path)
+    assert found is not None, f"a {stage.kind} stage reads nothing as {field_path}"
+    return found
+
+
 def _training_sources(data: Source, evaluation: Source | None, role: Role) -> list[SourceUse]:
+    """The training rows, and those to evaluate on: the recipe's own, python-docs' next split, or what is held out."""
     training = SourceUse("data", data, role)
     if evaluation is not None:
         return [training, SourceUse("evaluation", evaluation, role)]

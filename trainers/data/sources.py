@@ -54,21 +54,6 @@ def source_digest(source: Source, base_dir: Path) -> str:
             return files_digest(find_files(source, base_dir))
 
 
-def evaluation_source(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
-    """Return (source, held_out) to evaluate on; None where nothing is held out.
-
-    The recipe's own; else python-docs' validation split (test, where validation is trained on), or the rows that
-    `hold_out` keeps from training.
-    """
-    if evaluation is not None:
-        return evaluation, False
-    if isinstance(source, PythonDocs):
-        if source.split == "test":
-            return None
-        return PythonDocs(source="python-docs", split="validation" if source.split == "train" else "test"), False
-    return (source, True) if source.hold_out > 0 else None
-
-
 def read_rows(
     source: Source, base_dir: Path, role: RowRole, seed: int, *, held_out: bool = False, store: Store | None = None
 ) -> Iterator[Row]:

@@ -61,10 +61,6 @@ class Engine(Protocol):
         """Where batches have to be."""
 
     @property
-    def group_names(self) -> tuple[str, ...]:
-        """Names of the parameter groups, the keys of `step`'s learning rates."""
-
-    @property
     def steps_applied(self) -> int:
         """Optimiser steps that changed the parameters, over all attempts."""
 
@@ -72,7 +68,7 @@ class Engine(Protocol):
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
 
     def step(self, lrs: Mapping[str, float]) -> StepInfo:
-        """Clip, update and clear the gradients; collective.
+        """Clip, update and clear the gradients; `lrs` by the names of the parameter groups; collective.
 
         A non-finite loss or gradient norm on any rank makes no rank change anything but its gradients.
         """

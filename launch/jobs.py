@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.topology import Node
-from launch.capacity import settle_workers
+from launch.capacity import check_memory, settle_workers
 from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
@@ -152,11 +152,13 @@ def submit(
     loaded = load_recipe(Path(recipe), overrides, smoke)
     server = JobServer(address)
     server.ray_version()
-    workers = settle_workers(loaded.recipe, server.nodes())
+    nodes = server.nodes()
+    workers = settle_workers(loaded.recipe, nodes)
     refuse_local_files(loaded)
     opened = Store.open(store)
     opened.probe_writable()
     resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    check_memory(resolved.plan(opened), workers, nodes)
     from launch.api import new_record
 
     shake_hands(server)

@@ -49,6 +49,9 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         elif cluster.min_workers > 1:
             message = f"the plain engine runs on one worker; cluster.min_workers is {cluster.min_workers}"
             yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed")
+    if isinstance(stage, PpoStage) and stage.lora is not None and shard.gradient_checkpointing:
+        message = "gradient checkpointing has no exact form with several adapters on one network"
+        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "set it to false, or drop lora")
     if shard.offload == "cpu":
         reason = None
         if shard.engine == "plain":

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from recipes.fields import Strict, Whole, meaning, placement
 
+MAX_BUCKET = 50_000_000
+"""Most elements that DeepSpeed reduces or gathers at once."""
+
 
 class Shard(Strict):
     """Engine, ZeRO stage and numeric precision; DeepSpeed's JSON is generated from it."""

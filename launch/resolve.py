@@ -13,6 +13,7 @@ from typing import Any
 from recipes.data import PythonDocs, Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
+from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
 from recipes.plan import Committed, External, Plan, build_plan
 from recipes.recipe import Recipe
@@ -25,11 +26,13 @@ from recipes.references import (
     stage_inputs,
 )
 from recipes.stages import Evaluate, PpoStage, Stage
+from trainers.data.images import image_source_digest
 from trainers.data.sources import evaluation_source, source_digest
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
+_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),
@@ -38,6 +41,9 @@ KINDS = {
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
     "report": ("report",),
+    "classifier": ("classifier",),
+    "vae": ("vae",),
+    "ddpm": ("ddpm",),
 }
 """Kinds of artifact that can hold a part of the wanted kind."""
 
@@ -149,13 +155,13 @@ class Resolved:
         )
 
 
-def stage_sources(stage: Stage) -> dict[str, Source]:
+def stage_sources(stage: Stage) -> dict[str, Source | ImageSource]:
     """Every source that a stage reads, by field; a field that is left out stands with its default source."""
     match stage:
         case PpoStage():
             return {"prompts": stage.prompts} | ({} if stage.text is None else {"text": stage.text})
         case Evaluate():
-            found: dict[str, Source] = {}
+            found: dict[str, Source | ImageSource] = {}
             default = PythonDocs(source="python-docs", split="test")
             if "perplexity" in stage.suites:
                 found["text"] = stage.text or default
@@ -180,10 +186,17 @@ def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, st
         for field_name, source in stage_sources(stage).items():
             key = source.model_dump_json()
             try:
-                known[key] = digests[name][field_name] = known.get(key) or source_digest(source, base_dir)
+                known[key] = digests[name][field_name] = known.get(key) or digest_of(source, base_dir)
             except TrainwrightError as error:
                 wrong.append((f"stages.{name}.{field_name}", source.source, str(error)))
     return digests, wrong
+
+
+def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
+    """The digest of a source of text or of pictures."""
+    if isinstance(source, _PICTURES):
+        return image_source_digest(source, base_dir)
+    return source_digest(source, base_dir)
 
 
 def _fits(artifact: ArtifactManifest, part: str | None, wants: tuple[str, ...]) -> bool:

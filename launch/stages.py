@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -53,7 +53,8 @@ class StageObserver:
             self._shown["score"] = values["score_mean"]
         if values.get("step_s", 0.0) > 0:
             self._shown["samples_per_s"] = values.get("samples", 0.0) / values["step_s"]
-            self._shown["tokens_per_s"] = values.get("weight", 0.0) / values["step_s"]
+            if values.get("weight") != values.get("samples"):
+                self._shown["tokens_per_s"] = values.get("weight", 0.0) / values["step_s"]
         if self._writer is None:
             return
         self._writer.append({"step": step, "values": dict(values)})
@@ -113,6 +114,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from trainers.language_stage import run_language_model
 
             return run_language_model(spec, context)
+        case ImageStage():
+            from trainers.image_stage import run_image
+
+            return run_image(spec, context)
         case Reward():
             from rlhf.reward_stage import run_reward
 

@@ -18,7 +18,7 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -27,6 +27,9 @@ NOUNS: dict[PartKind, str] = {
     "critic": "a critic",
     "report": "a report",
     "tokenizer": "a tokenizer",
+    "classifier": "an image classifier",
+    "vae": "a variational autoencoder",
+    "ddpm": "a diffusion model",
 }
 
 
@@ -69,6 +72,8 @@ def start_of(stage: Stage) -> str | None:
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
+        case ImageStage():
+            return None
         case PpoStage():
             return stage.actor
         case Evaluate():
@@ -83,7 +88,7 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate) or reference.stage in seen:
+        if stage is None or isinstance(stage, Evaluate | ImageStage) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)

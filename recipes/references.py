@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.data import ExistingTokenizer, PythonDocs, Source
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.image_data import ImageSource
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
-PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer"]
+PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "ddpm"]
 
 _NAME = r"[a-z][a-z0-9_-]{0,62}"
 _STAGE = re.compile(rf"({_NAME})(?:\.([a-z_]+))?")
@@ -98,6 +99,8 @@ def stage_inputs(stage: Stage) -> list[Input]:
             if isinstance(stage.tokenizer, ExistingTokenizer):
                 inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
             return inputs
+        case ImageStage():
+            return []
         case Finetune() | Reward():
             return [Input("init_from", stage.init_from, ("model",))]
         case PpoStage():
@@ -116,6 +119,8 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
     match stage:
         case Pretrain():
             return {"model": "model"}
+        case ImageStage():
+            return {"model": stage.architecture.family}
         case Finetune():
             if stage.lora is None:
                 return {"model": "model"}
@@ -138,11 +143,14 @@ DEFAULT_PARTS: dict[str, str] = {
     "reward_model": "model",
     "actor_critic": "actor",
     "report": "report",
+    "classifier": "model",
+    "vae": "model",
+    "ddpm": "model",
 }
 """What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
 
 
-Role = Literal["text", "instructions", "preferences", "prompts"]
+Role = Literal["text", "instructions", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,7 @@ class SourceUse:
     """One data source of a stage: where it stands, what its rows are for, and the source with its default filled in."""
 
     field_path: str
-    source: Source
+    source: Source | ImageSource
     role: Role
     held_out: bool = False
     """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
@@ -161,6 +169,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
     match stage:
         case Pretrain():
             return _training_sources(stage.data, stage.evaluation, "text")
+        case ImageStage():
+            return _training_sources(stage.data, stage.evaluation, "images")
         case Finetune():
             return _training_sources(stage.data, stage.evaluation, "instructions")
         case Reward():
@@ -178,7 +188,9 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             return uses
 
 
-def _training_sources(data: Source, evaluation: Source | None, role: Role) -> list[SourceUse]:
+def _training_sources(
+    data: Source | ImageSource, evaluation: Source | ImageSource | None, role: Role
+) -> list[SourceUse]:
     training = SourceUse("data", data, role)
     if evaluation is not None:
         return [training, SourceUse("evaluation", evaluation, role)]

@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
 from recipes.fields import Strict, meaning, placement
+from recipes.image_data import ImageSource
+from recipes.image_models import ImageArchitecture
 from recipes.lora import Lora
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.sharding import Shard
-from recipes.train import Train
+from recipes.train import ImageTrain, Train
 
 
 class _Stage(Strict):
@@ -43,6 +45,17 @@ class Pretrain(_Stage):
         if self.init_from is not None and (self.architecture is not None or self.tokenizer is not None):
             raise ValueError("init_from brings its own architecture and tokenizer; remove them")
         return self
+
+
+class ImageStage(_Stage):
+    """Train a model of pictures of any family from random weights."""
+
+    kind: Literal["image"] = meaning(description="Training on pictures.")
+    architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
+    data: ImageSource = meaning(description="Training pictures, with labels where the family needs them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
 
 class Finetune(_Stage):
@@ -161,7 +174,7 @@ class Evaluate(_Stage):
         return self
 
 
-Stage = Annotated[Pretrain | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[Pretrain | ImageStage | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+SEMANTICS = {"pretrain": 1, "image": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

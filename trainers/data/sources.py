@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.data import Datasets, PythonDocs, Source
 from recipes.errors import RequestError
+from recipes.image_data import ImageSource
 from trainers.data.columns import BadRow, RowRole, canonical
 from trainers.data.files import files_digest, find_files, read_file
 from trainers.data.python_docs import python_docs_digest, read_entries
@@ -54,7 +55,9 @@ def source_digest(source: Source, base_dir: Path) -> str:
             return files_digest(find_files(source, base_dir))
 
 
-def evaluation_source(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
+def evaluation_source(
+    source: Source | ImageSource, evaluation: Source | ImageSource | None
+) -> tuple[Source | ImageSource, bool] | None:
     """Return (source, held_out) to evaluate on; None where nothing is held out.
 
     The recipe's own; else python-docs' validation split (test, where validation is trained on), or the rows that
@@ -116,7 +119,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                 row = json.loads(line)
                 yield Row(row.pop("id"), row)
         case Datasets():
-            for number, row in enumerate(_open_datasets(source, base_dir), start=1):
+            for number, row in enumerate(open_datasets(source, base_dir), start=1):
                 yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
         case _:
             for path in find_files(source, base_dir):
@@ -178,7 +181,8 @@ def _local_folder(source: Datasets, base_dir: Path) -> Path | None:
     return None
 
 
-def _open_datasets(source: Datasets, base_dir: Path) -> Any:
+def open_datasets(source: Datasets, base_dir: Path) -> Any:
+    """Return the rows of a `datasets` data set; raises RequestError where it is not there."""
     import datasets
 
     folder = _local_folder(source, base_dir)

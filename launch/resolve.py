@@ -159,7 +159,8 @@ def stage_sources(stage: Stage) -> dict[str, Source | ImageSource]:
     """Every source that a stage reads, by field; a field that is left out stands with its default source."""
     match stage:
         case PpoStage():
-            return {"prompts": stage.prompts} | ({} if stage.text is None else {"text": stage.text})
+            prompts: dict[str, Source | ImageSource] = {"prompts": stage.prompts}
+            return prompts if stage.text is None else {**prompts, "text": stage.text}
         case Evaluate():
             found: dict[str, Source | ImageSource] = {}
             default = PythonDocs(source="python-docs", split="test")

@@ -147,7 +147,7 @@ S = TypeVar("S", bound=Source | ImageSource | None)
 
 def _limit(source: S, rows: int) -> S:
     if source is None:
-        return None
+        return source
     return _with(source, limit=rows if source.limit is None else min(source.limit, rows))
 
 

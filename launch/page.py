@@ -270,6 +270,18 @@ def grids_over_training(samples: Sequence[Mapping[str, Any]], limit: int = 6) ->
     return f'<div class="charts">{figures}</div>' if figures else ""
 
 
+def grids_of_models(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The pictures of each model of an evaluation."""
+    figures = "".join(
+        f'<figure class="chart"><figcaption>{escape(str(sample["model"]))}</figcaption>'
+        f'<img class="grid-image" alt="pictures of {escape(str(sample["model"]))}" '
+        f'src="{escape(str(sample["image"]))}"></figure>'
+        for sample in samples
+        if str(sample["image"]).startswith(PICTURE)
+    )
+    return f'<div class="charts">{figures}</div>'
+
+
 def over_training(samples: Sequence[Mapping[str, Any]], limit: int = 4) -> str:
     """The first and last answers that a stage kept while it trained, by prompt where the same one came again."""
     steps = sorted({int(sample.get("step", 0)) for sample in samples})
@@ -323,7 +335,9 @@ def _stage_section(stage: StageReport) -> str:
     elif table:
         parts.append(f"<details><summary>final numbers</summary>{table}</details>")
     drawn = [sample for sample in stage.samples if "image" in sample]
-    if drawn:
+    if drawn and stage.kind == "evaluate":
+        parts.append(grids_of_models(drawn))
+    elif drawn:
         parts.append(grids_over_training(drawn))
     elif stage.samples and stage.kind != "evaluate":
         parts.append(f"<details><summary>samples while training</summary>{over_training(stage.samples)}</details>")
@@ -368,6 +382,8 @@ def render(report: RunReport) -> str:
     body += ["<h2>Lineage</h2>", _lineage(report), "<h2>Stages</h2>", _stage_table(report.stages)]
     for stage in report.stages:
         if stage.kind == "evaluate" and stage.samples:
+            if any("image" in sample for sample in stage.samples):
+                continue
             body += [
                 f"<h2>Before and after <span class='soft'>· {escape(stage.name)}</span></h2>",
                 side_by_side(stage.samples),

@@ -168,6 +168,8 @@ def stage_sources(stage: Stage) -> dict[str, Source | ImageSource]:
                 found["text"] = stage.text or default
             if {"generation", "comparison"} & set(stage.suites):
                 found["prompts"] = stage.prompts or default
+            if stage.images is not None:
+                found["images"] = stage.images
             return found
         case _:
             found = {"data": stage.data}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from recipes.data import ExistingTokenizer
 from recipes.errors import Problem
+from recipes.image_models import Vae
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.recipe import Recipe
@@ -107,6 +108,8 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, Evaluate):
             yield from _check_distinct(loaded, name, stage)
             yield from _check_scorers(loaded, name, stage)
+        if isinstance(stage, ImageStage) and stage.autoencoder is not None:
+            yield from _check_autoencoder(loaded, name, stage.autoencoder)
         if isinstance(stage, PpoStage):
             yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward)
     yield from _check_cycles(loaded)
@@ -207,6 +210,17 @@ def _check_one_tokenizer(loaded: LoadedRecipe, place: str, model: str, other: st
         "which train different ones"
     )
     yield loaded.problem(place, other, message, f"build both on {names[id(first)]}")
+
+
+def _check_autoencoder(loaded: LoadedRecipe, name: str, text: str) -> Iterator[Problem]:
+    """The latents of an autoencoder of this recipe must keep a height and a width."""
+    reference = _parse(text)
+    source = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    if isinstance(source, ImageStage) and isinstance(source.architecture, Vae):
+        found = source.architecture.type
+        if found != "autoencoder_kl":
+            message = f"diffusion needs latents with a height and a width; {text} is of type {found}"
+            yield loaded.problem(f"stages.{name}.autoencoder", text, message, "type: autoencoder_kl there")
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -10,6 +10,9 @@ from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, R
 
 PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "ddpm"]
 
+DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "ddpm")
+"""Models that draw pictures."""
+
 _NAME = r"[a-z][a-z0-9_-]{0,62}"
 _STAGE = re.compile(rf"({_NAME})(?:\.([a-z_]+))?")
 _STORE = re.compile(rf"store://([0-9a-f]{{8,64}}|{_NAME})(?:\.([a-z_]+))?")
@@ -100,13 +103,16 @@ def stage_inputs(stage: Stage) -> list[Input]:
                 inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
             return inputs
         case ImageStage():
-            return []
+            return [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
         case Finetune() | Reward():
             return [Input("init_from", stage.init_from, ("model",))]
         case PpoStage():
             return [Input("actor", stage.actor, ("model",)), Input("reward", stage.reward, ("reward_model",))]
         case Evaluate():
-            inputs = [Input(f"of.{index}", text, ("model",)) for index, text in enumerate(stage.of)]
+            wants: tuple[PartKind, ...] = DRAWING_KINDS if "images" in stage.suites else ("model",)
+            inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(stage.of)]
+            if stage.features is not None:
+                inputs.append(Input("features", stage.features, ("classifier",)))
             for field in ("reward", "second_scorer"):
                 text = getattr(stage, field)
                 if text is not None:
@@ -185,6 +191,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
                 uses.append(SourceUse("text", stage.text or default, "text"))
             if "generation" in stage.suites or "comparison" in stage.suites:
                 uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+            if stage.images is not None:
+                uses.append(SourceUse("images", stage.images, "images"))
             return uses
 
 

@@ -80,6 +80,8 @@ def _shrink_stage(stage: Stage) -> Stage:
                 prompts=_limit(stage.prompts, ROWS),
                 num_prompts=min(stage.num_prompts, EXAM_PROMPTS),
                 num_samples=min(stage.num_samples, 2),
+                images=_limit(stage.images, ROWS),
+                num_images=min(stage.num_images, EXAM_PROMPTS),
                 sequence_length=min(stage.sequence_length, SEQUENCE),
                 sampling=_shrink_sampling(stage.sampling),
                 gates=[],

@@ -18,8 +18,9 @@ from trainers.data.image_sets import ImageDataset, ImageRequest
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
-from trainers.families.build import build_family, family_of, probe_family, write_family
+from trainers.families.build import Blueprint, open_family, probe_family, write_family
 from trainers.families.protocol import Drawing, ImageFacts
+from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
 from trainers.language_stage import GROUP, constant_group, stage_layout
 from trainers.loop import Cadence, Outcome, SourceState, train
 from trainers.objectives.images import ImageObjective
@@ -27,7 +28,7 @@ from trainers.pictures import encode_grid
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.schedule import learning_rate_factor
-from trainers.stage import Check, Draft, StageContext, draft_folder, open_images, put_probe
+from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, open_images, put_probe
 from trainers.store.manifest import Layout
 
 
@@ -41,7 +42,8 @@ def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
 
     observer.phase("model")
     facts = ImageFacts.of(dataset)
-    family = build_family(spec.architecture, facts, seed=stream_seed(context.seed, "weights"))
+    blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset))
+    family = blueprint.build(stream_seed(context.seed, "weights"))
     group = parameter_group(GROUP, family.module, spec.train.optimizer)
     engine = build_engine(family.module, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
     engine.module.train()
@@ -62,12 +64,12 @@ def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
         checkpoint=StoreCheckpoint(
             context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
         ),
-        evaluate=Evaluation(spec, context, facts, engine, source, held_out, layout),
+        evaluate=Evaluation(spec, context, blueprint, engine, source, held_out, layout),
         observer=observer,
         seed=context.seed,
     )
     observer.phase("write")
-    draft = _write_draft(spec, context, facts, source, outcome, dataset, layout)
+    draft = _write_draft(spec, context, blueprint, source, outcome, dataset, layout)
     engine.close()
     return draft
 
@@ -125,7 +127,7 @@ class Evaluation:
 
     spec: ImageStage
     context: StageContext
-    facts: ImageFacts
+    blueprint: Blueprint
     engine: Engine
     source: ImageBatches
     dataset: ImageDataset | None
@@ -148,7 +150,7 @@ class Evaluation:
         weights = self.source.weights()
         if self.context.ranks.rank != 0:
             return
-        family = family_of(self.spec.architecture, self.facts, weights.items(), dtype_of(self.spec.shard.precision))
+        family = self.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
         if not isinstance(family, Drawing):
             return
         pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
@@ -168,6 +170,20 @@ def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
 
 def _request(spec: ImageStage, context: StageContext) -> ImageRequest:
     return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
+
+
+def _codec(spec: ImageStage, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
+    """Open the autoencoder of a latent diffusion; equal on every rank."""
+    if spec.autoencoder is None:
+        return None
+    autoencoder = open_family(model_folder(context, "autoencoder"))
+    assert isinstance(autoencoder, VaeFamily)
+    if autoencoder.facts.shape != dataset.shape:
+        raise RequestError(
+            f"the autoencoder takes pictures of {_shown(autoencoder.facts.shape)}; "
+            f"the data's are {_shown(dataset.shape)}"
+        )
+    return fit_codec(autoencoder, dataset)
 
 
 def _held_out_set(spec: ImageStage, context: StageContext, training: ImageDataset) -> ImageDataset | None:
@@ -197,7 +213,7 @@ def _shown(shape: tuple[int, int, int]) -> str:
 def _write_draft(
     spec: ImageStage,
     context: StageContext,
-    facts: ImageFacts,
+    blueprint: Blueprint,
     source: ImageBatches,
     outcome: Outcome,
     dataset: ImageDataset,
@@ -208,10 +224,10 @@ def _write_draft(
     if context.ranks.rank != 0:
         return None
     dtype = dtype_of(spec.shard.precision)
-    family = family_of(spec.architecture, facts, weights.items(), dtype)
+    family = blueprint.with_weights(weights, dtype)
     probe = put_probe(context.store, probe_family(family, dtype))
     with draft_folder() as folder:
-        write_family(folder / "model", family, spec.architecture, weights, dtype)
+        write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
     evaluation = {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)}
     return Draft(
@@ -232,6 +248,6 @@ def _write_draft(
             "data": dataset.report.to_json(),
         },
         gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
-        architecture={**spec.architecture.model_dump(mode="json"), "classes": list(facts.classes)},
+        architecture={**spec.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
         exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
     )

@@ -1,9 +1,10 @@
 """From a configuration, or from an artifact's folder, to a family: the one place that knows them all."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,20 +15,42 @@ from torch import Tensor
 from recipes.errors import RequestError, StageError
 from recipes.image_models import Classifier, Ddpm, ImageArchitecture, Vae
 from trainers.artifacts import Probe, write_json
-from trainers.families.protocol import Family, ImageFacts
+from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
+
+if TYPE_CHECKING:
+    from trainers.families.vae import LatentCodec
 
 SETTINGS = "image.json"
 """What a model folder says of itself: family, configuration, pictures, classes."""
-FORMAT = 1
 PROBE_PICTURES = 4
 _ARCHITECTURE: TypeAdapter[ImageArchitecture] = TypeAdapter(ImageArchitecture)
 
 
-def build_family(architecture: ImageArchitecture, facts: ImageFacts, *, seed: int) -> Family:
-    """Build a family with random fp32 weights that depend on the seed alone; raises RequestError for unfit data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that a family is built from but its weights."""
+
+    architecture: ImageArchitecture
+    facts: ImageFacts
+    codec: "LatentCodec | None" = None
+    """The autoencoder of a latent diffusion."""
+
+    def build(self, seed: int) -> Family:
+        """Build with random fp32 weights that depend on the seed alone; raises RequestError for unfit data."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._family()
+
+    def with_weights(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Family:
+        """Build with these parameters, in evaluation mode on the CPU."""
+        family = self.build(0)
+        load_tensors(family, tensors, "the trained model")
+        family.module.to(dtype).eval()
+        return family
+
+    def _family(self) -> Family:
+        architecture, facts = self.architecture, self.facts
         match architecture:
             case Classifier():
                 from trainers.families.classifier import ClassifierFamily
@@ -40,42 +63,29 @@ def build_family(architecture: ImageArchitecture, facts: ImageFacts, *, seed: in
             case Ddpm():
                 from trainers.families.ddpm import DdpmFamily
 
-                return DdpmFamily(architecture, facts)
+                return DdpmFamily(architecture, facts, self.codec)
 
 
 def write_family(
-    folder: Path,
-    family: Family,
-    architecture: ImageArchitecture,
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    folder: Path, family: Family, blueprint: Blueprint, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Write a model folder; `tensors` by their names in the family's module. The same weights give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = family.facts
-    write_json(
-        folder / SETTINGS,
-        {
-            "format": FORMAT,
-            "family": architecture.family,
-            "architecture": architecture.model_dump(mode="json"),
-            "dtype": str(dtype).removeprefix("torch."),
-            "channels": facts.channels,
-            "height": facts.height,
-            "width": facts.width,
-            "classes": list(facts.classes),
-        },
-    )
+    settings = settings_of(blueprint.architecture, blueprint.facts, dtype)
+    if blueprint.codec is not None:
+        settings["latent_scale"] = blueprint.codec.scale
+    write_json(folder / SETTINGS, settings)
     for part in family.parts():
         place = folder / part.folder
         place.mkdir(parents=True, exist_ok=True)
         if part.config is not None:
             write_json(place / "config.json", part.config)
-        own = {
-            name.removeprefix(part.prefix): tensor.to(dtype).contiguous()
+        own = part.frozen or {
+            name.removeprefix(part.prefix): tensor.to(dtype)
             for name, tensor in tensors.items()
             if name.startswith(part.prefix)
         }
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
         save_file(own, place / part.weights, metadata={"format": "pt"})
     for name, content in family.further_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,23 +94,26 @@ def write_family(
 
 def open_family(folder: Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Family:
     """Open a model folder strictly, in evaluation mode; raises RequestError or StageError naming what is wrong."""
-    _, family = open_with_architecture(folder)
-    family.module.to(device=device or torch.device("cpu"), dtype=dtype).eval()
-    return family
-
-
-def open_with_architecture(folder: Path) -> tuple[ImageArchitecture, Family]:
-    """Open a model folder and say with which configuration it was made."""
     settings = read_settings(folder)
     architecture = _ARCHITECTURE.validate_python(settings["architecture"])
     facts = ImageFacts(settings["channels"], settings["height"], settings["width"], tuple(settings["classes"]))
-    family = build_family(architecture, facts, seed=0)
+    codec = None
+    if (folder / "vae" / SETTINGS).is_file():
+        from trainers.families.vae import LatentCodec, VaeFamily
+
+        autoencoder = open_family(folder / "vae", device=device)
+        assert isinstance(autoencoder, VaeFamily)
+        codec = LatentCodec(autoencoder, float(settings["latent_scale"]))
+    family = Blueprint(architecture, facts, codec).build(0)
     tensors: dict[str, Tensor] = {}
     for part in family.parts():
+        if part.frozen is not None:
+            continue
         for name, tensor in load_file(folder / part.folder / part.weights).items():
             tensors[part.prefix + name] = tensor
     load_tensors(family, tensors, str(folder))
-    return architecture, family
+    family.module.to(device=device or torch.device("cpu"), dtype=dtype).eval()
+    return family
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -129,16 +142,6 @@ def load_tensors(family: Family, tensors: Mapping[str, Tensor], where: str) -> N
             parameter.copy_(tensors[name])
 
 
-def family_of(
-    architecture: ImageArchitecture, facts: ImageFacts, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype
-) -> Family:
-    """Build a family with these parameters, in evaluation mode on the CPU."""
-    family = build_family(architecture, facts, seed=0)
-    load_tensors(family, dict(tensors), "the trained model")
-    family.module.to(dtype).eval()
-    return family
-
-
 def probe_family(family: Family, dtype: torch.dtype) -> Probe:
     """Run fixed pictures through a family."""
     return Probe([], _probe_outputs(family), dtype)
@@ -152,7 +155,7 @@ def verify_family(folder: Path, expected: Probe) -> float:
     family = open_family(folder, dtype=expected.dtype)
     for part in family.parts():
         if part.config is not None:
-            _open_by_stock_class(folder / part.folder, part.prefix, family)
+            _open_by_stock_class(folder / part.folder, part, family)
     found = _probe_outputs(family)
     if found.shape != expected.outputs.shape or not np.isfinite(found).all():
         raise StageError(f"{folder}: outputs have shape {found.shape}, expected finite {expected.outputs.shape}")
@@ -160,14 +163,18 @@ def verify_family(folder: Path, expected: Probe) -> float:
     return float(np.abs(found - expected.outputs).max()) / scale
 
 
-def _open_by_stock_class(folder: Path, prefix: str, family: Family) -> None:
+def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:
     """Open a part with diffusers' class of its config.json; its tensors must be those of the family."""
     import diffusers
 
     config = json.loads((folder / "config.json").read_bytes())
     model = getattr(diffusers, config["_class_name"]).from_pretrained(folder, local_files_only=True)
     theirs = dict(model.named_parameters())
-    ours = {name.removeprefix(prefix): p for name, p in family.module.named_parameters() if name.startswith(prefix)}
+    ours = part.frozen or {
+        name.removeprefix(part.prefix): parameter
+        for name, parameter in family.module.named_parameters()
+        if name.startswith(part.prefix)
+    }
     if theirs.keys() != ours.keys() or any(
         not torch.equal(theirs[name].to(ours[name].dtype), ours[name]) for name in ours
     ):

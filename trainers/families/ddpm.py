@@ -5,7 +5,7 @@ B samples, C channels, H and W pixels (or latents), T steps of the noising proce
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from recipes.errors import RequestError
 from recipes.image_models import Ddpm
 from trainers.data.image_sets import ImageDataset
 from trainers.families.diffusers_files import stock_config
-from trainers.families.protocol import ImageFacts, Part
+from trainers.families.protocol import ImageFacts, Part, settings_of
+from trainers.families.vae import LatentCodec, SpatialAutoencoder
 from trainers.randomness import normals, uniforms
 
 NOISE, TIMESTEP, LABEL_DROPOUT, INITIAL = 1, 2, 3, 4
@@ -23,25 +24,34 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 LINEAR_BETAS = (1e-4, 2e-2)
 """Ho et al.'s ends of the linear schedule at 1000 steps; other numbers of steps scale them to the same total."""
 SAMPLE_BATCH = 256
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class DdpmLosses(nn.Module):
     """Weighted squared error of the prediction per sample; in evaluation also the likelihood bound."""
 
-    def __init__(self, net: nn.Module, settings: Ddpm, abar_T: Tensor, num_classes: int) -> None:
+    def __init__(
+        self, net: nn.Module, settings: Ddpm, abar_T: Tensor, num_classes: int, codec: LatentCodec | None
+    ) -> None:
         super().__init__()
         self.net = net
         self.settings = settings
         self.num_classes = num_classes
         self._abar_T = abar_T
+        self._codec = (codec,)  # in a tuple: its network is no part of this module
 
     def forward(self, images_BCHW: Tensor, labels_B: Tensor, noise_seeds_B: Tensor, step: int) -> dict[str, Tensor]:
         """Return `loss` (the mean over pixels, min-SNR weighted), `mse` (unweighted), `target_square`.
 
-        In evaluation also `bits_per_dim`, one draw of the timestep for each sample.
+        In evaluation of pixels also `bits_per_dim`, one draw of the timestep for each sample.
         """
         settings = self.settings
-        clean = 2 * images_BCHW.float() - 1
+        (codec,) = self._codec
+        if codec is None:
+            clean = 2 * images_BCHW.float() - 1
+        else:
+            codec.autoencoder.module.to(images_BCHW.device)
+            clean = codec.encode(images_BCHW, noise_seeds_B)
         abar_T = self._abar_T.to(clean.device)
         shape = tuple(clean.shape[1:])
         draws = uniforms(noise_seeds_B, TIMESTEP, (1,), clean)[:, 0]
@@ -58,7 +68,7 @@ class DdpmLosses(nn.Module):
             "mse": mse_B,
             "target_square": target.square().flatten(1).mean(1),
         }
-        if not self.training:
+        if not self.training and codec is None:
             recovered = clean_of(settings.prediction, predicted, noisy, abar).clamp(-1, 1)
             found["bits_per_dim"] = bits_per_dim(abar_T, timesteps_B, clean, recovered)
         return found
@@ -152,16 +162,18 @@ def bits_per_dim(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: 
 class DdpmFamily:
     """Denoising diffusion as a family."""
 
-    def __init__(self, architecture: Ddpm, facts: ImageFacts) -> None:
+    def __init__(self, architecture: Ddpm, facts: ImageFacts, codec: LatentCodec | None = None) -> None:
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.facts = facts
         self.settings = architecture
+        self.codec = codec
+        channels, height, width = self._shape = facts.shape if codec is None else codec.shape
         levels = len(architecture.block_out_channels)
         factor = 2 ** (levels - 1)
-        if facts.height % factor or facts.width % factor:
+        if height % factor or width % factor:
             raise RequestError(
-                f"a network of {levels} levels halves the size {levels - 1} times; {facts.height}x{facts.width} is no "
+                f"a network of {levels} levels halves the size {levels - 1} times; {height}x{width} is no "
                 f"multiple of {factor}: give fewer block_out_channels, or set the source's size"
             )
         if architecture.class_conditional and len(facts.classes) < 2:
@@ -170,9 +182,9 @@ class DdpmFamily:
         attention = architecture.attention_levels
         num_classes = len(facts.classes)
         self.net = UNet2DModel(
-            sample_size=facts.height,
-            in_channels=facts.channels,
-            out_channels=facts.channels,
+            sample_size=height,
+            in_channels=channels,
+            out_channels=channels,
             block_out_channels=tuple(architecture.block_out_channels),
             layers_per_block=architecture.layers_per_block,
             down_block_types=tuple("AttnDownBlock2D" if at in attention else "DownBlock2D" for at in range(levels)),
@@ -181,8 +193,8 @@ class DdpmFamily:
             attention_head_dim=min(8, *architecture.block_out_channels),
             num_class_embeds=num_classes + architecture.is_guidable if architecture.class_conditional else None,
         )
-        self.scheduler = build_scheduler(architecture, "ddpm")
-        self.module = DdpmLosses(self.net, architecture, self.scheduler.alphas_cumprod.float(), num_classes)
+        self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
+        self.module = DdpmLosses(self.net, architecture, self.scheduler.alphas_cumprod.float(), num_classes, codec)
 
     @property
     def is_conditional(self) -> bool:
@@ -190,13 +202,20 @@ class DdpmFamily:
         return self.settings.class_conditional
 
     def parts(self) -> list[Part]:
-        """The network in the layout of diffusers' DDPMPipeline."""
-        return [Part("unet", "net.", "diffusion_pytorch_model.safetensors", stock_config(self.net))]
+        """The network in the layout of diffusers' pipelines, beside it the autoencoder of a latent diffusion."""
+        parts = [Part("unet", "net.", WEIGHTS, stock_config(self.net))]
+        if self.codec is not None:
+            model = cast(SpatialAutoencoder, self.codec.autoencoder.net).model
+            config = stock_config(model) | {"scaling_factor": self.codec.scale}
+            parts.append(Part("vae", "", WEIGHTS, config, dict(model.named_parameters())))
+        return parts
 
     def further_files(self) -> dict[str, Any]:
-        """The scheduler, and where diffusers' DDPMPipeline can draw from it (without classes) the pipeline's index."""
+        """The scheduler; an autoencoder's settings; without both classes and autoencoder DDPMPipeline's index."""
         files: dict[str, Any] = {"scheduler/scheduler_config.json": stock_config(self.scheduler)}
-        if not self.settings.class_conditional:
+        if self.codec is not None:
+            files["vae/image.json"] = settings_of(self.codec.autoencoder.settings, self.facts, torch.float32)
+        elif not self.settings.class_conditional:
             files["model_index.json"] = {
                 "_class_name": "DDPMPipeline",
                 "scheduler": ["diffusers", "DDPMScheduler"],
@@ -209,7 +228,10 @@ class DdpmFamily:
         """Return the prediction in the middle of the process, the pictures taken as noisy ones."""
         middle = torch.full((len(images_BCHW),), self.settings.timesteps // 2, device=images_BCHW.device)
         labels = labels_B if self.settings.class_conditional else None
-        return predict(self.net, 2 * images_BCHW - 1, middle, labels)
+        if self.codec is None:
+            return predict(self.net, 2 * images_BCHW - 1, middle, labels)
+        seeds = torch.arange(len(images_BCHW))
+        return predict(self.net, self.codec.encode(images_BCHW, seeds), middle, labels)
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
@@ -227,9 +249,9 @@ class DdpmFamily:
     def _sample(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Tensor:
         settings = self.settings
         device = next(self.net.parameters()).device
-        scheduler = build_scheduler(settings, settings.sampler)
+        scheduler = build_scheduler(settings, settings.sampler, is_clipped=self.codec is None)
         scheduler.set_timesteps(settings.sampling_steps)
-        noisy = normals(torch.tensor(list(seeds)), INITIAL, self.facts.shape, torch.empty(0, device=device))
+        noisy = normals(torch.tensor(list(seeds)), INITIAL, self._shape, torch.empty(0, device=device))
         classes = None if labels is None else torch.tensor(list(labels), device=device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"generator": generators} if settings.sampler == "ddpm" else {}
@@ -237,7 +259,7 @@ class DdpmFamily:
             timesteps = torch.full((len(seeds),), int(timestep), device=device)
             predicted = self._guided(noisy, timesteps, classes)
             noisy = scheduler.step(predicted, timestep, noisy, **options).prev_sample
-        return ((noisy + 1) / 2).clamp(0, 1)
+        return ((noisy + 1) / 2).clamp(0, 1) if self.codec is None else self.codec.decode(noisy)
 
     def _guided(self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, equation 6, with the scale as w + 1)."""
@@ -257,8 +279,8 @@ class DdpmFamily:
         ]
 
 
-def build_scheduler(settings: Ddpm, sampler: str) -> Any:
-    """Build diffusers' scheduler of a sampler for the settings' noising process."""
+def build_scheduler(settings: Ddpm, sampler: str, *, is_clipped: bool) -> Any:
+    """Build diffusers' scheduler of a sampler for the settings' noising process; pixels are clipped, latents not."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -274,9 +296,9 @@ def build_scheduler(settings: Ddpm, sampler: str) -> Any:
     }
     match sampler:
         case "ddpm":
-            return DDPMScheduler(**options, clip_sample=True)
+            return DDPMScheduler(**options, clip_sample=is_clipped)
         case "ddim":
-            return DDIMScheduler(**options, clip_sample=True, set_alpha_to_one=True)
+            return DDIMScheduler(**options, clip_sample=is_clipped, set_alpha_to_one=True)
         case "dpm_solver":
             return DPMSolverMultistepScheduler(**options)
     raise ValueError(f"unknown sampler {sampler!r}")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from recipes.image_models import ImageArchitecture
 from trainers.data.image_sets import ImageDataset
 
 
@@ -32,6 +34,23 @@ class ImageFacts:
         return (self.channels, self.height, self.width)
 
 
+FORMAT = 1
+
+
+def settings_of(architecture: ImageArchitecture, facts: ImageFacts, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a model folder says of itself: family, configuration, pictures, classes."""
+    return {
+        "format": FORMAT,
+        "family": architecture.family,
+        "architecture": architecture.model_dump(mode="json"),
+        "dtype": str(dtype).removeprefix("torch."),
+        "channels": facts.channels,
+        "height": facts.height,
+        "width": facts.width,
+        "classes": list(facts.classes),
+    }
+
+
 @dataclass(frozen=True)
 class Part:
     """A network with files of its own inside the artifact's model folder."""
@@ -44,6 +63,8 @@ class Part:
     """Name of the safetensors file: `model.safetensors`, or diffusers' own."""
     config: dict[str, Any] | None
     """Content of config.json where a stock class opens the part."""
+    frozen: dict[str, Tensor] | None = None
+    """Tensors of a network that was not trained here, by their names in the file."""
 
 
 class Family(Protocol):

@@ -19,9 +19,10 @@ from trainers.families.networks import NetworkType, build_decoder, build_encoder
 from trainers.families.protocol import ImageFacts, Part
 from trainers.randomness import normals, uniforms
 
-LATENT_NOISE, BINARIZE = 1, 2
+LATENT_NOISE, BINARIZE, CODEC_NOISE = 1, 2, 8
 """Streams of a sample's noise."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 8.0
+CODEC_ROWS = 1024
 ROWS = 4096
 """Pictures that the gate's baseline is computed on at most."""
 
@@ -141,6 +142,43 @@ def pixel_log_likelihood(raw: Tensor, targets: Tensor, settings: Vae) -> Tensor:
         return -functional.binary_cross_entropy_with_logits(raw, targets, reduction="none")
     error = ((raw + 1) / 2 - targets) / settings.sd
     return -0.5 * error.square() - math.log(settings.sd) - 0.5 * math.log(2 * math.pi)
+
+
+class LatentCodec:
+    """A frozen autoencoder between pictures and latents of about unit variance."""
+
+    def __init__(self, autoencoder: "VaeFamily", scale: float) -> None:
+        if len(autoencoder.latent_shape) != 3:
+            raise RequestError(
+                f"diffusion needs latents with a height and a width; the autoencoder is of type "
+                f"{autoencoder.settings.type}: train one of type autoencoder_kl"
+            )
+        self.autoencoder = autoencoder
+        self.autoencoder.module.eval().requires_grad_(False)
+        self.scale = scale
+        """What latents are multiplied with."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the latents."""
+        return self.autoencoder.latent_shape
+
+    def encode(self, images_BCHW: Tensor, noise_seeds_B: Tensor) -> Tensor:
+        """Draw scaled latents of pictures with values in [0, 1]."""
+        mean, deviation = self.autoencoder.encode(images_BCHW)
+        return self.scale * (mean + deviation * normals(noise_seeds_B, CODEC_NOISE, self.shape, mean))
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Return pictures in [0, 1]."""
+        return self.autoencoder.decode(latents_BCHW / self.scale)
+
+
+def fit_codec(autoencoder: "VaeFamily", dataset: ImageDataset) -> LatentCodec:
+    """Make a codec whose scale brings the latents of the set's first pictures to unit variance."""
+    codec = LatentCodec(autoencoder, 1.0)
+    images = torch.from_numpy(np.asarray(dataset.images_NCHW[:CODEC_ROWS], dtype=np.float32) / 255)
+    latents = torch.cat([codec.encode(part, torch.arange(len(part))) for part in images.split(128)])
+    return LatentCodec(autoencoder, 1.0 / float(latents.std()))
 
 
 class VaeFamily:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from trainers.families.protocol import Family, ImageFacts
 
-KINDS = ("classifier", "vae", "ddpm")
+KINDS = ("classifier", "vae", "gan", "ddpm")
 DRAWS = 16
 """Draws of the latents that a score is the mean of."""
 BATCH = 256

@@ -43,6 +43,7 @@ KINDS = {
     "report": ("report",),
     "classifier": ("classifier",),
     "vae": ("vae",),
+    "gan": ("gan",),
     "ddpm": ("ddpm",),
 }
 """Kinds of artifact that can hold a part of the wanted kind."""

@@ -11,7 +11,7 @@ from recipes.derive import (
     stage_steps,
 )
 from recipes.errors import Problem
-from recipes.image_models import Vae
+from recipes.image_models import VENDI_PICTURES, Gan, Vae
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.ppo import Sampling
@@ -160,6 +160,13 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: ImageStage) -> Iterato
         message = "models of pictures keep their activations"
         yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
     architecture, steps = stage.architecture, stage_steps(stage)
+    if isinstance(architecture, Gan):
+        if stage.shard.engine == "deepspeed" and stage.shard.zero == 3:
+            message = "the two networks of a GAN run through each other, so each worker keeps their parameters whole"
+            yield loaded.problem(f"{place}.shard.zero", 3, message, "at most 2")
+        if 0 < stage.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:
+            message = f"the alarm of collapse_below looks at the drawn pictures; it needs {VENDI_PICTURES}"
+            yield loaded.problem(f"{place}.train.grid", stage.train.grid, message, f"at least {VENDI_PICTURES}, or 0")
     if isinstance(architecture, Vae) and steps is not None and architecture.kl_warmup_steps > steps:
         message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
         yield loaded.problem(

@@ -30,6 +30,7 @@ NOUNS: dict[PartKind, str] = {
     "tokenizer": "a tokenizer",
     "classifier": "an image classifier",
     "vae": "a variational autoencoder",
+    "gan": "generative adversarial networks",
     "ddpm": "a diffusion model",
 }
 

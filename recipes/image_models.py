@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from recipes.fields import Strict, meaning
 
+VENDI_PICTURES = 16
+"""Fewest drawn pictures whose diversity says something."""
+
 EmaDecay = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -129,4 +132,41 @@ class Ddpm(Strict):
         return self.class_conditional and self.label_dropout > 0
 
 
-ImageArchitecture = Annotated[Classifier | Vae | Ddpm, Field(discriminator="family")]
+class Gan(Strict):
+    """Generative adversarial networks (Goodfellow et al. 2014): a generator and a discriminator, trained in turn."""
+
+    family: Literal["gan"] = meaning(description="Generative adversarial networks.")
+    type: Literal["convnet", "mlp"] = meaning("convnet", description="Convolutions, or fully connected layers.")
+    width: int = meaning(
+        32, ge=1, le=65_536, description="Channels at the picture's size, doubled at each halving; mlp: units."
+    )
+    depth: int = meaning(2, ge=1, le=12, description="Halvings of the size (convnet) or hidden layers (mlp).")
+    latent: int = meaning(64, ge=1, le=65_536, description="Size of the noise vector.")
+    loss: Literal["non_saturating", "hinge", "wasserstein_gp"] = meaning(
+        "non_saturating",
+        description="Goodfellow et al. 2014; hinge (Lim & Ye 2017); Wasserstein with gradient penalty "
+        "(Gulrajani et al. 2017).",
+    )
+    gradient_penalty: float = meaning(10.0, gt=0, le=1000, description="wasserstein_gp: weight of the penalty.")
+    r1_gamma: float = meaning(
+        0.0, ge=0, le=1000, description="Weight of the R1 penalty on real pictures (Mescheder et al. 2018); 0: none."
+    )
+    spectral_norm: bool = meaning(
+        False, description="Divide the discriminator's weights by their largest singular value (Miyato et al. 2018)."
+    )
+    discriminator_lr_ratio: float = meaning(
+        1.0, gt=0, le=100, description="Learning rate of the discriminator over the generator's."
+    )
+    ema_decay: EmaDecay | None = meaning(
+        None, description="Decay of the moving average of the generator, which is what draws; None: the last weights."
+    )
+    class_conditional: bool = meaning(False, description="Condition both networks on the labels of the data.")
+    collapse_below: float = meaning(
+        0.5,
+        ge=0,
+        le=1,
+        description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
+    )
+
+
+ImageArchitecture = Annotated[Classifier | Vae | Gan | Ddpm, Field(discriminator="family")]

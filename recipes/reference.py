@@ -34,7 +34,7 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 _SECTIONS = (
     ("Stages", ("Pretrain", "ImageStage", "Finetune", "Reward", "PpoStage", "Evaluate")),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "RopeParameters")),
-    ("Families of pictures", ("Classifier", "Vae", "Ddpm")),
+    ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
     ("Sources of pictures", ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageParquet", "ImageDatasets")),

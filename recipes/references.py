@@ -8,9 +8,11 @@ from recipes.data import ExistingTokenizer, PythonDocs, Source
 from recipes.image_data import ImageSource
 from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
-PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "ddpm"]
+PartKind = Literal[
+    "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
+]
 
-DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "ddpm")
+DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "gan", "ddpm")
 """Models that draw pictures."""
 
 _NAME = r"[a-z][a-z0-9_-]{0,62}"
@@ -151,6 +153,7 @@ DEFAULT_PARTS: dict[str, str] = {
     "report": "report",
     "classifier": "model",
     "vae": "model",
+    "gan": "model",
     "ddpm": "model",
 }
 """What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""

@@ -6,7 +6,7 @@ from recipes.architecture import Architecture, Gpt2
 from recipes.data import Source, Tokenizer, TrainTokenizer
 from recipes.fields import Strict
 from recipes.image_data import ImageSource
-from recipes.image_models import Classifier, Ddpm, ImageArchitecture, Vae
+from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
 from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
@@ -125,6 +125,8 @@ def _shrink_pictures(architecture: ImageArchitecture) -> ImageArchitecture:
                 latent=min(architecture.latent, 8),
                 kl_warmup_steps=min(architecture.kl_warmup_steps, STEPS),
             )
+        case Gan():
+            return _with(architecture, width=min(architecture.width, 8), latent=min(architecture.latent, 8))
         case Ddpm():
             groups = min(architecture.norm_num_groups, 4)
             return _with(
@@ -180,7 +182,7 @@ def _shrink_image_train(train: ImageTrain) -> ImageTrain:
         save_every=min(train.save_every, 4),
         evaluate_every=min(train.evaluate_every, 4),
         evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
-        grid=min(train.grid, 4),
+        grid=min(train.grid, VENDI_PICTURES),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 NEIGHBOURS = 5
 RESAMPLES = 100
+VENDI_WIDTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ def bootstrap(
     )
     low, high = np.quantile(found - found.mean(), [0.025, 0.975])
     return Interval(value, float(max(0.0, value + low)), float(value + high))
+
+
+def vendi_score(pictures: np.ndarray) -> float:
+    """Return the effective number of different pictures (Friedman & Dieng 2023, definition 3.1).
+
+    The exponential of the entropy of the eigenvalues of K / n; K is a Gaussian kernel of pixel distances whose width is
+    a tenth of a pixel's range in root mean square.
+    """
+    flat = pictures.reshape(len(pictures), -1)
+    kernel = np.exp(-(distances(flat, flat) ** 2) / flat.shape[1] / (2 * VENDI_WIDTH**2))
+    values = np.linalg.eigvalsh(kernel / len(flat))
+    positive = values[values > 1e-12]
+    return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
 def class_figures(probabilities_MK: np.ndarray, wanted_M: np.ndarray | None) -> dict[str, float]:

@@ -2,27 +2,32 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recipes.derive import largest_micro_batch, planned_steps
 from recipes.errors import RequestError
+from recipes.image_models import VENDI_PICTURES
 from recipes.stages import ImageStage
+from trainers import distributed
 from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.image_sets import ImageDataset, ImageRequest
+from trainers.data.order import drawn_rows
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
 from trainers.families.build import Blueprint, open_family, probe_family, write_family
-from trainers.families.protocol import Drawing, ImageFacts
+from trainers.families.protocol import Drawing, ImageFacts, PhaseModule
 from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
+from trainers.image_metrics import vendi_score
 from trainers.language_stage import GROUP, constant_group, stage_layout
-from trainers.loop import Cadence, Outcome, SourceState, train
+from trainers.loop import Cadence, Outcome, Phase, SourceState, train
 from trainers.objectives.images import ImageObjective
 from trainers.pictures import encode_grid
 from trainers.precision import dtype_of, use_fast_matmul
@@ -44,34 +49,45 @@ def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
     facts = ImageFacts.of(dataset)
     blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset))
     family = blueprint.build(stream_seed(context.seed, "weights"))
-    group = parameter_group(GROUP, family.module, spec.train.optimizer)
-    engine = build_engine(family.module, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
-
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
+    first, *further = [_phase(part, spec, context, steps) for part in family.phases()]
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch, at_most=largest_micro_batch(spec))
     plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-    source = ImageBatches(plan, steps, engine, getattr(spec.architecture, "ema_decay", None))
+    engines = [phase.engine for phase in (first, *further)]
+    ema_decay = getattr(spec.architecture, "ema_decay", None)
+    source = ImageBatches(plan, steps, engines, ema_decay, family.averaged)
     outcome = train(
-        engine,
-        ImageObjective(),
+        first.engine,
+        first.objective,
         source,
-        learning_rates=constant_group(
-            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
-        ),
+        learning_rates=first.learning_rates,
         cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
         checkpoint=StoreCheckpoint(
             context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
         ),
-        evaluate=Evaluation(spec, context, blueprint, engine, source, held_out, layout),
+        evaluate=Evaluation(spec, context, blueprint, first.engine, source, dataset, held_out, layout),
         observer=observer,
         seed=context.seed,
+        further=further,
     )
     observer.phase("write")
     draft = _write_draft(spec, context, blueprint, source, outcome, dataset, layout)
-    engine.close()
+    for engine in engines:
+        engine.close()
     return draft
+
+
+def _phase(part: PhaseModule, spec: ImageStage, context: StageContext, steps: int) -> Phase:
+    """Put a phase's module under its engine."""
+    group = parameter_group(GROUP, part.module, spec.train.optimizer)
+    clip, device = spec.train.gradient_clipping, context.ranks.device
+    engine = build_engine(part.module, [group], spec.shard, clip=clip, device=device)
+    engine.module.train()
+    rates = constant_group(
+        spec.train.optimizer.lr * part.lr_ratio, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
+    )
+    return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
 
 
 @dataclass
@@ -83,8 +99,10 @@ class ImageBatches:
 
     plan: BatchPlan
     steps_planned: int
-    engine: Engine
+    engines: Sequence[Engine]
     ema_decay: float | None
+    averaged: str = ""
+    """What the names of averaged parameters start with."""
     _ema: dict[str, Tensor] = field(default_factory=dict)
 
     def micro_batches(self, step: int) -> list[Any]:
@@ -101,7 +119,9 @@ class ImageBatches:
         if self.ema_decay is None:
             return None
         decay = min(self.ema_decay, (1 + steps_done) / (10 + steps_done))
-        for name, tensor in self.engine.full_parameters():
+        for name, tensor in self._parameters():
+            if not name.startswith(self.averaged):
+                continue
             if name in self._ema:
                 self._ema[name].lerp_(tensor.float(), 1 - decay)
             else:
@@ -118,7 +138,11 @@ class ImageBatches:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the parameters that are kept: the average where there is one; collective."""
-        return self._ema or {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
+        return {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for engine in self.engines:
+            yield from engine.full_parameters()
 
 
 @dataclass(frozen=True)
@@ -130,35 +154,43 @@ class Evaluation:
     blueprint: Blueprint
     engine: Engine
     source: ImageBatches
-    dataset: ImageDataset | None
+    training: ImageDataset
+    held_out: ImageDataset | None
     layout: Layout
 
     def __call__(self) -> dict[str, float]:
         """Evaluate; collective."""
         found: dict[str, float] = {}
-        if self.dataset is not None:
+        if self.held_out is not None:
             rows, layout = self.spec.train.evaluation_rows, self.layout
             batches = evaluation_batches(
-                self.dataset, rows, layout.workers, self.context.ranks.rank, layout.micro_batch
+                self.held_out, rows, layout.workers, self.context.ranks.rank, layout.micro_batch
             )
             found = evaluate(self.engine.module, ImageObjective(), batches, self.engine.device)
         if self.spec.train.grid:
-            self._draw()
+            found |= distributed.broadcast_json(self._draw())
         return found
 
-    def _draw(self) -> None:
+    def _draw(self) -> dict[str, float]:
+        """Draw the grid on rank 0; returns how diverse it is."""
         weights = self.source.weights()
         if self.context.ranks.rank != 0:
-            return
+            return {}
         family = self.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
         if not isinstance(family, Drawing):
-            return
+            return {}
         pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
         writer = self.context.store.run(self.context.run).writer(f"samples/{self.context.stage}/{self.context.lease}")
         step = self.engine.steps_applied
         data = base64.b64encode(encode_grid(pictures)).decode()
         writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
         writer.flush()
+        if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):
+            return {}
+        rows = drawn_rows(self.training.digest, 0, len(pictures), len(self.training))
+        real = vendi_score(self.training.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+        drawn = vendi_score(pictures.numpy())
+        return {"vendi": drawn, "vendi_share": drawn / real}
 
 
 def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:

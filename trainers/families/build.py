@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.errors import RequestError, StageError
-from recipes.image_models import Classifier, Ddpm, ImageArchitecture, Vae
+from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from trainers.artifacts import Probe, write_json
 from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
@@ -60,6 +60,10 @@ class Blueprint:
                 from trainers.families.vae import VaeFamily
 
                 return VaeFamily(architecture, facts)
+            case Gan():
+                from trainers.families.gan import GanFamily
+
+                return GanFamily(architecture, facts)
             case Ddpm():
                 from trainers.families.ddpm import DdpmFamily
 

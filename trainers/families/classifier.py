@@ -10,7 +10,7 @@ from recipes.errors import RequestError
 from recipes.image_models import Classifier
 from trainers.data.image_sets import ImageDataset
 from trainers.families.networks import build_encoder
-from trainers.families.protocol import ImageFacts, Part
+from trainers.families.protocol import ImageFacts, Part, PhaseModule
 
 
 class ClassifierNetwork(nn.Module):
@@ -49,6 +49,8 @@ class ClassifierLosses(nn.Module):
 class ClassifierFamily:
     """The classifier as a family."""
 
+    averaged = ""
+
     def __init__(self, architecture: Classifier, facts: ImageFacts) -> None:
         if len(facts.classes) < 2:
             found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
@@ -56,6 +58,10 @@ class ClassifierFamily:
         self.facts = facts
         self.net = ClassifierNetwork(architecture, facts)
         self.module = ClassifierLosses(self.net, architecture.label_smoothing)
+
+    def phases(self) -> list[PhaseModule]:
+        """One: the whole module."""
+        return [PhaseModule("", self.module)]
 
     def parts(self) -> list[Part]:
         """One network of our own class."""

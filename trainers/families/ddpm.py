@@ -14,7 +14,7 @@ from recipes.errors import RequestError
 from recipes.image_models import Ddpm
 from trainers.data.image_sets import ImageDataset
 from trainers.families.diffusers_files import stock_config
-from trainers.families.protocol import ImageFacts, Part, settings_of
+from trainers.families.protocol import ImageFacts, Part, PhaseModule, settings_of
 from trainers.families.vae import LatentCodec, SpatialAutoencoder
 from trainers.randomness import normals, uniforms
 
@@ -162,6 +162,8 @@ def bits_per_dim(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: 
 class DdpmFamily:
     """Denoising diffusion as a family."""
 
+    averaged = ""
+
     def __init__(self, architecture: Ddpm, facts: ImageFacts, codec: LatentCodec | None = None) -> None:
         from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -200,6 +202,10 @@ class DdpmFamily:
     def is_conditional(self) -> bool:
         """Whether a picture's class can be asked for."""
         return self.settings.class_conditional
+
+    def phases(self) -> list[PhaseModule]:
+        """One: the whole module."""
+        return [PhaseModule("", self.module)]
 
     def parts(self) -> list[Part]:
         """The network in the layout of diffusers' pipelines, beside it the autoencoder of a latent diffusion."""

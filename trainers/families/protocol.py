@@ -67,6 +67,20 @@ class Part:
     """Tensors of a network that was not trained here, by their names in the file."""
 
 
+@dataclass(frozen=True)
+class PhaseModule:
+    """A module that trains with an engine of its own, in turn with the family's others."""
+
+    name: str
+    """Empty where there is one phase."""
+    module: nn.Module
+    """Forward as the family's own; its parameters have the names that they have in the family's module."""
+    lr_ratio: float = 1.0
+    """Its learning rate over the recipe's."""
+    loss_name: str = "loss"
+    """The metric that its loss is reported as."""
+
+
 class Family(Protocol):
     """A model of pictures, in training or trained; `module` has no buffers that training changes."""
 
@@ -80,6 +94,13 @@ class Family(Protocol):
 
         All noise follows from the seeds; no sample's values depend on another's.
         """
+
+    @property
+    def averaged(self) -> str:
+        """What the names of parameters start with whose moving average is kept; empty: all."""
+
+    def phases(self) -> list[PhaseModule]:
+        """Name what is trained, in its order within a step; the first phase's module serves the evaluation too."""
 
     def parts(self) -> list[Part]:
         """Name the networks and their files."""

@@ -16,7 +16,7 @@ from recipes.errors import RequestError
 from recipes.image_models import Vae
 from trainers.data.image_sets import ImageDataset
 from trainers.families.networks import NetworkType, build_decoder, build_encoder
-from trainers.families.protocol import ImageFacts, Part
+from trainers.families.protocol import ImageFacts, Part, PhaseModule
 from trainers.randomness import normals, uniforms
 
 LATENT_NOISE, BINARIZE, CODEC_NOISE = 1, 2, 8
@@ -184,6 +184,7 @@ def fit_codec(autoencoder: "VaeFamily", dataset: ImageDataset) -> LatentCodec:
 class VaeFamily:
     """The variational autoencoder as a family."""
 
+    averaged = ""
     is_conditional = False
 
     def __init__(self, architecture: Vae, facts: ImageFacts) -> None:
@@ -200,6 +201,10 @@ class VaeFamily:
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of a picture's latents."""
         return self.net.latent_shape
+
+    def phases(self) -> list[PhaseModule]:
+        """One: the whole module."""
+        return [PhaseModule("", self.module)]
 
     def parts(self) -> list[Part]:
         """Our own network, or AutoencoderKL in diffusers' layout."""

@@ -8,7 +8,10 @@ from trainers.objectives.protocol import ObjectiveOutput
 
 
 class ImageObjective:
-    """Loss over `ImageBatch`es; the module is a family's, wrapped by an engine or not."""
+    """Loss over `ImageBatch`es; the module is a family's or a phase's, wrapped by an engine or not."""
+
+    def __init__(self, loss_name: str = "loss") -> None:
+        self._loss_name = loss_name
 
     def weight(self, batch: ImageBatch) -> float:
         """Return the number of samples that are no fillers."""
@@ -21,4 +24,5 @@ class ImageObjective:
         zero = torch.zeros((), device=is_real_B.device)
         sums = {name: torch.where(is_real_B, values, zero).sum() for name, values in found.items()}
         count = is_real_B.sum()
-        return ObjectiveOutput(sums["loss"], {name: (value.detach(), count) for name, value in sums.items()})
+        named = {self._loss_name if name == "loss" else name: (value.detach(), count) for name, value in sums.items()}
+        return ObjectiveOutput(sums["loss"], named)

@@ -53,6 +53,9 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
+    "gan": picture_stage(
+        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
+    ),
     "ddpm": picture_stage(
         family="ddpm",
         block_out_channels=[8, 16],

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 PICTURES = sorted(set(FAMILIES) - {"decoder"})
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
-TWO_WORKERS = {"engine": "deepspeed", "zero": 2}
+TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
 
 
 def _module(name: str) -> Any:
@@ -34,6 +34,11 @@ def _module(name: str) -> Any:
     return module
 
 
+def _zero(family: str, zero: int) -> int:
+    """A GAN's networks run through each other: `check` refuses ZeRO 3, so its highest stage is 2."""
+    return min(zero, 2) if family == "gan" else zero
+
+
 def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
     cases: list[dict[str, Any]] = []
     for family in FAMILIES:
@@ -41,7 +46,7 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
         cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS, "stop_at": 2})
         cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS})
         cases += [
-            {"family": family, "run": f"zero{zero}", "shard": {"engine": "deepspeed", "zero": zero}}
+            {"family": family, "run": f"zero{zero}", "shard": {"engine": "deepspeed", "zero": _zero(family, zero)}}
             for zero in zero_stages
         ]
     return cases
@@ -142,7 +147,7 @@ def test_sharding_and_workers_do_not_change_the_curve(finished: Path, family: st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) -> None:
     wanted = result(every_stage, "plain", family)
-    for zero in (0, 1, 3):
+    for zero in (0, 2, 3):
         found = result(every_stage, f"zero{zero}", family)
         assert difference(found["losses"], wanted["losses"]) < LIMIT, zero
         assert difference(found["held_out"], wanted["held_out"]) < LIMIT, zero
@@ -151,7 +156,7 @@ def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) 
 @pytest.fixture(scope="module")
 def every_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every family ran under every ZeRO stage on two workers."""
-    return _run(tmp_path_factory.mktemp("every_stage"), (0, 1, 3))
+    return _run(tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -244,7 +249,7 @@ def test_bad_pictures_are_named(tmp_path: Path, family: str, what: str) -> None:
         _run_here(tmp_path, family, source)
 
 
-@pytest.mark.parametrize("family", ["classifier", "ddpm"])
+@pytest.mark.parametrize("family", ["classifier", "gan", "ddpm"])
 @pytest.mark.parametrize(("labels", "said"), [("labels", "one label, '1', on every picture"), (None, "no labels")])
 def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | None, said: str) -> None:
     np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 8)), labels=np.ones(8, dtype=np.int64))

@@ -15,6 +15,7 @@ from trainers.image_metrics import (
     kid,
     precision_recall,
     radii,
+    vendi_score,
 )
 
 
@@ -64,6 +65,13 @@ def test_the_interval_holds_the_figure_and_narrows_with_more_pictures() -> None:
     assert few.low < few.value < few.high
     assert many.high - many.low < few.high - few.low
     assert many.low < 2 < many.high
+
+
+def test_the_vendi_score_counts_what_differs() -> None:
+    far = np.eye(6)[:, None, :, None] * 100
+    assert vendi_score(far) == pytest.approx(6)
+    assert vendi_score(np.repeat(far[:1], 6, axis=0)) == pytest.approx(1)
+    assert vendi_score(np.repeat(far[:2], 3, axis=0)) == pytest.approx(2)
 
 
 def test_class_figures_by_hand() -> None:

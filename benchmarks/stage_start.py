@@ -1,11 +1,10 @@
-"""How long a stage takes to start: spare processes against new Ray actors, in one run.
+"""How long a stage takes to start: a fork of a process that has the imports, against new Ray actors, in one run.
 
     python benchmarks/stage_start.py [--rounds 3] [--workers 2] [--preload trainers.preload]
 
 Start is from the moment when the previous stage's results are with the driver to the moment when every rank has joined
-the process group. Both sides import the same module and join in the same way. `spares`: the group's own way, where the
-imports happened while the stage before worked. `actors`: the plain way, new Ray actors for each stage. `cold`: the
-group's way without spares. Sides take turns.
+the process group. Both sides import the same module and join in the same way. `first`: a new worker group, with its
+imports. `next`: a later stage of that group. `actors`: the plain way, new Ray actors for each stage. Sides take turns.
 """
 
 import argparse
@@ -21,14 +20,13 @@ HERE = str(Path(__file__).resolve().parent)
 
 
 def join(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
-    """Imports, joins, says when; works on for a while so that spares have the time that a stage gives them."""
+    """Imports, joins, says when."""
     importlib.import_module(payload["preload"])
-    from trainers.distributed import join, leave
+    from trainers.distributed import barrier, join, leave
 
     join()
+    barrier()
     joined_at = time.time()
-    worker.beat("work", step=0)
-    time.sleep(payload["stage_s"])
     leave()
     return {"joined_at": joined_at}
 
@@ -42,9 +40,10 @@ class PlainActor:
 
         os.environ.update(environment)
         importlib.import_module(payload["preload"])
-        from trainers.distributed import join, leave
+        from trainers.distributed import barrier, join, leave
 
         join()
+        barrier()
         joined_at = time.time()
         leave()
         return joined_at
@@ -79,13 +78,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--preload", default="trainers.preload")
-    parser.add_argument("--stage-s", type=float, default=20.0, help="how long a stage works, and so a spare may import")
     choice = parser.parse_args()
     from cluster.protocol import WorkerSpec
     from cluster.session import start
 
-    payload = {"preload": choice.preload, "stage_s": 0.0}
-    seconds: dict[str, list[float]] = {"spares": [], "cold": [], "actors": []}
+    payload = {"preload": choice.preload}
+    seconds: dict[str, list[float]] = {"first": [], "next": [], "actors": []}
     with tempfile.TemporaryDirectory() as logs:
         began = time.time()
         session = start(log_folder=Path(logs))
@@ -97,24 +95,21 @@ def main() -> None:
             preload=choice.preload,
             environment={"PYTHONPATH": HERE},
         )
-        with session.group(spec) as group:
-
-            def begin(stage_s: float, spares: bool) -> float:
-                started_at = time.time()
-                results = group.run("stage_start:join", {**payload, "stage_s": stage_s}, spares=spares)
-                return max(result["joined_at"] for result in results if result) - started_at
-
-            for turn in range(choice.rounds):
-                seconds["cold"].append(begin(choice.stage_s, spares=True))
-                seconds["spares"].append(begin(0.0, spares=False))
-                seconds["actors"].append(start_plain_actors(payload, choice.workers, 19_000 + turn))
+        for turn in range(choice.rounds):
+            started_at = time.time()
+            with session.group(spec) as group:
+                for side in ("first", "next"):
+                    results = group.run("stage_start:join", payload)
+                    seconds[side].append(max(result["joined_at"] for result in results if result) - started_at)
+                    started_at = time.time()
+            seconds["actors"].append(start_plain_actors(payload, choice.workers, 19_000 + turn))
         began = time.time()
         session.shutdown()
         print(f"Ray ended in {time.time() - began:.2f} s")
     for side, values in seconds.items():
         listed = " ".join(f"{value:.2f}" for value in values)
         print(f"{side:7} median {statistics.median(values):.2f} s  ({listed})")
-    print(f"actors / spares = {statistics.median(seconds['actors']) / statistics.median(seconds['spares']):.1f}")
+    print(f"actors / next = {statistics.median(seconds['actors']) / statistics.median(seconds['next']):.1f}")
 
 
 if __name__ == "__main__":

@@ -51,11 +51,11 @@ class LocalGroup:
         self.spec = spec
         self._stop = threading.Event()
 
-    def prepare_next(self) -> None:
+    def prepare(self) -> None:
         """Nothing to start: this process has its imports."""
 
     def run(
-        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run"
     ) -> list[Json | None]:
         """Calls the target here."""
         payload = json.loads(json.dumps(payload))

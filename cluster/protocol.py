@@ -45,7 +45,7 @@ class WorkerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set before the worker's interpreter starts."""
     preload: str | None = "trainers.preload"
-    """Module that a spare process imports while it waits."""
+    """Module that is imported once per worker; the processes of its runs are forked from there."""
     reusable: bool = False
     """The same processes serve every `run` until `close`; else each process serves exactly one."""
     placement_timeout_s: float = 300.0
@@ -125,17 +125,17 @@ class WorkerGroup(Protocol):
     @property
     def spec(self) -> WorkerSpec: ...
 
-    def prepare_next(self) -> None:
-        """Starts spare processes that only import `spec.preload`; returns at once; the next `run` takes them."""
+    def prepare(self) -> None:
+        """Starts the import of `spec.preload`, which every `run` shares; returns at once."""
         ...
 
     def run(
-        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run"
     ) -> list[Json | None]:
         """Runs the target on every rank and returns the results by rank.
 
-        `label` names the logs. `spares` starts the next run's processes once this one works. Raises `WorkerFailed`, or
-        `recipes.errors.Preempted` when the ranks stopped on request; either way no process of this run is left.
+        `label` names the logs. Raises `WorkerFailed`, or `recipes.errors.Preempted` when the ranks stopped on request;
+        either way no process of this run is left.
         """
         ...
 

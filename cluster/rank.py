@@ -1,12 +1,10 @@
-"""The process of one rank: `python -m cluster.rank FD PARENT`. Imports while it waits, runs a target, leaves.
+"""The process of one rank, forked by `cluster.fork_server`: runs a target, leaves.
 
-It speaks JSON lines with the worker that started it, on an inherited socket. In: `run`, `stop`, `exit`. Out: `ready`,
-`beat`, `result`, `error`. The target runs in the main thread, so that it may set signal handlers; imports happen in a
-thread of low priority, which the kernel keeps apart from the threads that work.
+It speaks JSON lines with the worker that asked for it, on an inherited socket. In: `run`, `stop`. Out: `beat`,
+`result`, `error`. The target runs in the main thread, so that it may set signal handlers.
 """
 
 import atexit
-import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -23,11 +21,10 @@ from types import FrameType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-SPARE_NICENESS = 10
 
 
-def main(socket_fd: int, stacks_fd: int, parent_pid: int, preload: str) -> None:
-    """Serves runs until told to leave, or until the parent is gone."""
+def main(socket_fd: int, stacks_fd: int, parent_pid: int) -> None:
+    """Serves runs until one was the last, or until the parent is gone."""
     die_with_parent(parent_pid)
     for handle in (socket_fd, stacks_fd):
         os.set_inheritable(handle, False)
@@ -38,15 +35,12 @@ def main(socket_fd: int, stacks_fd: int, parent_pid: int, preload: str) -> None:
     signal.signal(signal.SIGTERM, link.on_sigterm)
     threading.Thread(target=link.listen, name="link", daemon=True).start()
     threading.Thread(target=link.flush_beats, name="beats", daemon=True).start()
-    warming = threading.Thread(target=_preload, args=(link, preload), name="preload", daemon=True)
-    warming.start()
-    while (order := link.orders.get()) is not None:
-        _hurry(warming)
-        warming.join()
+    is_reusable = True
+    while is_reusable:
+        order = link.orders.get()
         if not _serve(link, order):
             _leave(1)
-        if not order["reusable"]:
-            break
+        is_reusable = order["reusable"]
     atexit._run_exitfuncs()
     _leave(0)
 
@@ -62,7 +56,7 @@ class Link:
     """The socket to the worker, and what came over it."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stop = threading.Event()
         self._connection = connection
         self._lock = threading.Lock()
@@ -80,8 +74,6 @@ class Link:
                         self.orders.put(order)
                     case "stop":
                         self.stop.set()
-                    case "exit":
-                        self.orders.put(None)
         os.killpg(0, signal.SIGKILL)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -144,27 +136,6 @@ def find_target(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _preload(link: Link, module: str) -> None:
-    started = time.monotonic()
-    trouble = ""
-    if module:
-        # Niceness belongs to a thread on Linux: the main thread keeps its own, and needs no privilege to have it back.
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + SPARE_NICENESS))
-        try:
-            importlib.import_module(module)
-        except Exception:
-            trouble = traceback.format_exc()
-    link.send({"say": "ready", "seconds": time.monotonic() - started, "trouble": trouble})
-
-
-def _hurry(warming: threading.Thread) -> None:
-    # Without privilege a thread cannot be given back what it gave up: then it goes on as slowly as the machine is busy.
-    if warming.is_alive() and warming.native_id is not None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, warming.native_id, os.getpriority(os.PRIO_PROCESS, os.getpid()))
-
-
 def _serve(link: Link, order: dict[str, Any]) -> bool:
     os.environ.update(order["environment"])
     log = os.open(order["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -209,4 +180,4 @@ def _leave(status: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -4,17 +4,17 @@ import contextlib
 import json
 import os
 import queue
-import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.fork_server import INTERPRETER
 from cluster.protocol import Json
 from cluster.supervise import RankEnd, classify
 
@@ -35,37 +35,127 @@ class Beat:
     number: int
 
 
-class RankProcess:
-    """One process for one rank.
+class ForkServer:
+    """The process that forks a rank's processes, seen from its parent.
 
     A thread starts it, reads what it says and waits for it: the kernel ends a child with the *thread* that made it, so
     that thread lives as long as the child.
     """
 
     def __init__(self, environment: Mapping[str, str], preload: str | None) -> None:
-        self.pid = 0
-        self.beat = Beat("", {}, time.monotonic(), 0)
-        self.is_ready = threading.Event()
+        self.output = os.memfd_create("output")
+        """What it has printed, and processes that had no log yet."""
         self._environment = dict(environment)
         self._preload = preload or ""
+        self._ours, self._theirs = socket.socketpair()
+        self._asked: deque[RankProcess] = deque()
+        self._children: dict[int, RankProcess] = {}
+        self._lock = threading.Lock()
         self._started = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._returncode: int | None = None
+        threading.Thread(target=self._live, name="fork-server", daemon=True).start()
+        self._started.wait()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can fork."""
+        return self._returncode is None
+
+    def fork(self, process: "RankProcess", handles: Sequence[int]) -> None:
+        """Asks for a process, which starts once the imports are done: `on_start` and `on_end` say what came of it."""
+        with self._lock:
+            if self._returncode is not None:
+                process.on_end(self._returncode)
+                return
+            self._asked.append(process)
+            with contextlib.suppress(OSError):  # it is gone: its end comes
+                socket.send_fds(self._ours, [b"f"], [*handles, self.output])
+
+    def kill(self) -> None:
+        """SIGKILL; the kernel ends every process that it forked."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _live(self) -> None:
+        path = os.pathsep.join([PROJECT, *filter(None, [self._environment.get("PYTHONPATH")])])
+        handle = self._theirs.fileno()
+        self._process = subprocess.Popen(
+            [*INTERPRETER, "cluster.fork_server", str(handle), str(os.getpid()), self._preload],
+            env={**self._environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
+            pass_fds=[handle],
+            start_new_session=True,
+        )
+        self._theirs.close()
+        self._started.set()
+        with contextlib.suppress(ConnectionResetError), self._ours.makefile("rb") as lines:
+            for line in lines:
+                self._hear(json.loads(line))
+        returncode = self._process.wait()
+        with self._lock:
+            self._returncode = returncode
+            for child in self._children.values():
+                child.on_end(-signal.SIGKILL)  # by the kernel, with their parent
+            for process in self._asked:
+                process.on_end(returncode)
+
+    def _hear(self, said: Json) -> None:
+        match said["say"]:
+            case "forked":
+                child = self._children[said["pid"]] = self._asked.popleft()
+                child.on_start(said["pid"])
+            case "ended":
+                self._children.pop(said["pid"]).on_end(said["returncode"])
+
+    def __del__(self) -> None:
+        os.close(self.output)
+        self._ours.close()
+
+
+class RankProcess:
+    """One process for one rank: hand over a run, follow beats, learn how it ended."""
+
+    def __init__(self, server: ForkServer) -> None:
+        self.pid = 0
+        """0 until the server has forked it."""
+        self.beat = Beat("", {}, time.monotonic(), 0)
+        self._server = server
+        self._is_unwanted = False
         self._dead = threading.Event()
+        self._returncode: int | None = None
         self._ends: queue.SimpleQueue[Json] = queue.SimpleQueue()
         self._order: Json | None = None
         self._oom_before = 0
         self._log_start = 0
         self._rss_bytes = 0
-        self._ours, self._theirs = socket.socketpair()
-        self._stacks = os.memfd_create("stacks")
-        self._early = os.memfd_create("early")
         self._lock = threading.Lock()
-        threading.Thread(target=self._live, name="rank-process", daemon=True).start()
-        self._started.wait()
+        self._stacks = os.memfd_create("stacks")
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            server.fork(self, [theirs.fileno(), self._stacks])
+        threading.Thread(target=self._listen, name="rank-process", daemon=True).start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self.pid != 0 and not self._dead.is_set()
+        """Whether the process runs, or will."""
+        return not self._dead.is_set()
+
+    def on_start(self, pid: int) -> None:
+        """The server has forked it."""
+        self.pid = pid
+        if self._is_unwanted:
+            self.kill()
+
+    def on_end(self, returncode: int) -> None:
+        """The process is reaped, or never was."""
+        self._returncode = returncode
+        self._dead.set()
+        # A child that the target forked may hold the other end open. What was sent before can still be read.
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RD)
 
     def expect(self) -> None:
         """Forgets the beats of the run before."""
@@ -89,13 +179,10 @@ class RankProcess:
         """Makes `stop_requested()` true in the target."""
         self._send({"do": "stop"})
 
-    def leave(self) -> None:
-        """Asks an idle process to exit."""
-        self._send({"do": "exit"})
-
     def kill(self) -> None:
         """SIGKILL for the process and everything in its process group."""
-        if self.is_alive:
+        self._is_unwanted = True
+        if self.pid and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
@@ -116,7 +203,7 @@ class RankProcess:
 
     def stacks(self, timeout_s: float = 2.0) -> str:
         """Python stacks of all threads, whatever they wait for; empty if the process cannot answer."""
-        if not self.is_alive:
+        if not (self.pid and self.is_alive):
             return ""
         before = os.fstat(self._stacks).st_size
         with contextlib.suppress(ProcessLookupError):
@@ -135,72 +222,19 @@ class RankProcess:
         with contextlib.suppress(OSError), self._lock:
             self._ours.sendall(json.dumps(message).encode() + b"\n")
 
-    def _live(self) -> None:
-        process = self._spawn()
-        self.pid = process.pid
-        self._theirs.close()
-        self._started.set()
-        self._listen(os.pidfd_open(process.pid))
-        self._reap(process)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join([PROJECT, *filter(None, [self._environment.get("PYTHONPATH")])])
-        handles = (self._theirs.fileno(), self._stacks)
-        return subprocess.Popen(
-            # -P: a folder of the user's that is called `recipes` or `launch` must not be imported from.
-            [sys.executable, "-P", "-m", "cluster.rank", *map(str, handles), str(os.getpid()), self._preload],
-            env={**self._environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=self._early,
-            stderr=self._early,
-            pass_fds=handles,
-            start_new_session=True,
-        )
-
-    def _listen(self, process: int) -> None:
-        # A child that the target forked may hold the socket open: the process's own end counts, not the stream's.
-        waiting = select.poll()
-        waiting.register(process, select.POLLIN)
-        waiting.register(self._ours, select.POLLIN)
-        rest = b""
-        while True:
-            events = dict(waiting.poll())
-            if self._ours.fileno() in events:
-                data = b""
-                with contextlib.suppress(ConnectionResetError):
-                    data = self._ours.recv(1 << 16)
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    self._hear(json.loads(line))
-                if not data:
-                    break
-            elif process in events:
-                break
-        os.close(process)
+    def _listen(self) -> None:
+        with contextlib.suppress(ConnectionResetError), self._ours.makefile("rb") as lines:
+            for line in lines:
+                self._hear(json.loads(line))
+        self._finish()
+        self._ends.put({"say": "died", "returncode": self._returncode})
 
     def _hear(self, message: Json) -> None:
         match message["say"]:
             case "beat":
                 self.beat = Beat(message["phase"], message["progress"], time.monotonic(), self.beat.number + 1)
-            case "ready":
-                if message["trouble"]:
-                    os.write(self._early, message["trouble"].encode())
-                self.is_ready.set()
             case _:
                 self._ends.put(message)
-
-    def _reap(self, process: subprocess.Popen[bytes]) -> None:
-        # Wait without reaping first: while the leader is a zombie its process group id cannot be anyone else's.
-        deadline = time.monotonic() + EXIT_DEADLINE_S
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if time.monotonic() > deadline:
-                os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.005)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        returncode = process.wait()
-        self._dead.set()
-        self._ends.put({"say": "died", "returncode": returncode})
 
     def _finish(self) -> None:
         if not self._dead.wait(EXIT_DEADLINE_S):
@@ -232,14 +266,12 @@ class RankProcess:
             log.seek(max(self._log_start, size - TAIL_BYTES))
             text = log.read().decode(errors="replace")
         if not text:
-            text = os.pread(self._early, TAIL_BYTES, max(0, os.fstat(self._early).st_size - TAIL_BYTES)).decode(
-                errors="replace"
-            )
+            output = self._server.output
+            text = os.pread(output, TAIL_BYTES, max(0, os.fstat(output).st_size - TAIL_BYTES)).decode(errors="replace")
         return text.splitlines()[-TAIL_LINES:]
 
     def __del__(self) -> None:
-        for handle in (self._stacks, self._early):
-            os.close(handle)
+        os.close(self._stacks)
         self._ours.close()
 
 
@@ -275,6 +307,9 @@ def rank_environment(base: Mapping[str, str], extra: Mapping[str, str], threads:
         "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
         "MALLOC_TOP_PAD_": str(64 * 2**20),
     }
-    if not has_gpu:
+    if has_gpu:
+        # Asked in the other way, how many GPUs there are, CUDA's driver would not work in a forked process.
+        settings |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    else:
         settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return {**kept, **settings, **extra}

@@ -41,14 +41,14 @@ class RayGroup:
         self._is_closed = False
         self._place()
 
-    def prepare_next(self) -> None:
-        """Starts one spare process per rank; does not wait for it."""
+    def prepare(self) -> None:
+        """Starts every rank's imports; does not wait for them."""
         self._place()
         for rank in self._ranks:
             rank.actor.prepare.remote()
 
     def run(
-        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run", spares: bool = False
+        self, target: Target, payload: Json, on_beat: OnBeat | None = None, *, label: str = "run"
     ) -> list[Json | None]:
         """Runs the target on every rank; see `WorkerGroup.run`."""
         name = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
@@ -61,7 +61,7 @@ class RayGroup:
             self._place()
             run_id = uuid.uuid4().hex
             calls = self._start(run_id, name, payload, label)
-            run = Run(self._session, self.spec, run_id, calls, on_beat, self._stop, spares)
+            run = Run(self._session, self.spec, run_id, calls, on_beat, self._stop)
             try:
                 ends = run.follow()
             except BaseException:
@@ -84,7 +84,7 @@ class RayGroup:
 
     def pids(self) -> dict[int, int]:
         """Process id per rank of the run in progress."""
-        return {rank.number: rank.pulse["pid"] for rank in self._ranks if "pid" in rank.pulse}
+        return {rank.number: rank.pulse["pid"] for rank in self._ranks if rank.pulse.get("pid")}
 
     def close(self) -> None:
         """Ends every process and gives the resources back."""
@@ -201,6 +201,10 @@ class RayGroup:
     def _drop(self) -> None:
         """Gives up every worker and the reservation; the next run places the group anew."""
         ranks, self._ranks = self._ranks, []
+        if self._session.trouble():
+            # Ray would wait a minute for what has ended, and then end this process; the rest has ended with it.
+            self._reservation = None
+            return
         calls = [rank.actor.close.remote() for rank in ranks]
         with contextlib.suppress(Exception):  # dead workers are as good as closed ones
             ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT_S)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 CALL_TIMEOUT_S = 10.0
-SPARES_AFTER_S = 1.0
 # How long the others get to say how they ended; a broken connection waits longer, for its cause.
 GRACE_S = 1.0
 CONSEQUENCE_GRACE_S = 5.0
@@ -72,7 +71,6 @@ class Run:
         calls: dict[Any, Rank],
         on_beat: OnBeat | None,
         stop: StopWish,
-        wants_spares: bool,
     ) -> None:
         self.lost: list[Rank] = []
         """Ranks whose worker, not only its process, is gone."""
@@ -83,11 +81,9 @@ class Run:
         self._ranks = list(calls.values())
         self._on_beat = on_beat
         self._stop = stop
-        self._wants_spares = wants_spares
         self._polls: dict[Any, Rank] = {}
         self._poll_at = dict.fromkeys((rank.number for rank in self._ranks), 0.0)
         self._ends: dict[int, RankEnd] = {}
-        self._working_since: float | None = None
         self._abort_at: float | None = None
         self._stacks: dict[int, str] = {}
         self._stalled: RankEnd | None = None
@@ -109,7 +105,6 @@ class Run:
                     self._take_end(call, self._calls.pop(call))
                 else:
                     self._take_pulse(call, self._polls.pop(call))
-            self._start_spares()
             self._check_stop()
             self._check_stall()
             self._check_abort()
@@ -145,10 +140,10 @@ class Run:
         if not pulse:
             return
         self._append_log(rank, pulse.pop("log", b""))
-        is_first = not rank.pulse
+        is_started = pulse["pid"] != rank.pulse.get("pid", 0)
         is_new = pulse["number"] != rank.pulse.get("number")
         rank.pulse = pulse
-        if is_first:
+        if is_started:
             self._session.watch([pulse["pid"]])
         if is_new and rank.number not in self._ends:
             self._tell(rank, pulse["phase"], pulse["progress"])
@@ -198,17 +193,6 @@ class Run:
             traceback="" if isinstance(error, RayActorError | OutOfMemoryError) else str(error),
             tail=_last_lines(rank.log, rank.log_start),
         )
-
-    def _start_spares(self) -> None:
-        if not self._wants_spares or self._abort_at is not None:
-            return
-        if self._working_since is None:
-            if all(rank.pulse.get("phase") not in (None, "", "start") for rank in self._ranks):
-                self._working_since = time.monotonic()
-        elif time.monotonic() - self._working_since > SPARES_AFTER_S:
-            self._wants_spares = False
-            for rank in self._calls.values():
-                rank.actor.prepare.remote()
 
     def _check_stop(self) -> None:
         if self._stop.asked_at is None:

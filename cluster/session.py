@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -361,6 +362,9 @@ def _few_services() -> Iterator[None]:
         stack.enter_context(_replaced(node, "start_raylet", start_raylet_at_once))
         # Imports much of the dashboard to see whether it is installed; an error makes a smaller agent.
         stack.enter_context(_replaced(utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")))
+        # In process groups of their own: who ends a job signals the driver's whole group, and Ray has to outlive that.
+        popen = functools.partial(getattr(services, "ConsolePopen", subprocess.Popen), process_group=0)
+        stack.enter_context(_replaced(services, "ConsolePopen", popen))
         # Ray turns 127.0.0.1 into the machine's outward address; on one machine nobody listens there.
         stack.enter_context(_replaced(services, "resolve_ip_for_localhost", lambda address: address))
         yield

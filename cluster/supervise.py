@@ -171,7 +171,7 @@ def decide(attempts: Sequence[Attempt], max_retries: int) -> Retry | Fail:
     memory = [attempt for attempt in attempts if attempt.verdict.kind == "out_of_memory"]
     if len(memory) >= 2 and memory[-1].step == memory[-2].step:
         return Fail("out of memory twice at one step")
-    # The first retry is free: warm spares stand ready and most kills do not come in pairs.
+    # The first retry is free: the imports stand ready and most kills do not come in pairs.
     return Retry(0.0 if len(attempts) == 1 else min(60.0, 2.0 ** (len(attempts) - 1)))
 
 

@@ -1,7 +1,7 @@
 """The Ray actor that holds one rank: its resources, its processes, and what the driver asks about them.
 
-The stage itself runs in a process of its own (`cluster.rank`), so that this one can say how it ended, read its log
-after its death, and keep a spare that has only imported.
+A run is a process of its own (`cluster.rank`), so that this one can say how it ended, read its log
+after its death. A fork server beside it has done the imports, so that a run starts at once.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ import psutil
 
 from cluster.protocol import Json
 from cluster.rank import PR_SET_PDEATHSIG
-from cluster.rank_process import RankProcess, rank_environment
+from cluster.rank_process import ForkServer, RankProcess, rank_environment
 from cluster.supervise import RankEnd
 
 LOG_CHUNK_BYTES = 1 << 20
@@ -38,7 +39,8 @@ class Worker:
         self._environment = rank_environment(os.environ, extra_environment, threads, has_gpu)
         self._preload = preload
         self._current: RankProcess | None = None
-        self._spare: RankProcess | None = None
+        self._server: ForkServer | None = None
+        self._lock = threading.Lock()
         self._log_path: Path | None = None
         self._log_folder = ""
         self._run_id = ""
@@ -65,20 +67,19 @@ class Worker:
         """Sets what every process of this rank sees; an import may already ask the driver for it."""
         self._environment["CUDA_VISIBLE_DEVICES"] = devices
 
-    def prepare(self) -> int:
-        """Starts a spare, unless one stands ready; returns its process id."""
-        if self._spare is None or not self._spare.is_alive:
-            self._spare = RankProcess(self._environment, self._preload)
-        return self._spare.pid
+    def prepare(self) -> None:
+        """Starts the fork server, which imports what a run needs, unless it is there."""
+        with self._lock:
+            if self._server is None or not self._server.is_alive:
+                self._server = ForkServer(self._environment, self._preload)
 
     def run(self, order: Json) -> RankEnd:
-        """Runs a target to its end, in the process of the run before if that may be, else in the spare."""
+        """Runs a target to its end, in the process of the run before if that may be, else in a new one."""
         current = self._current
         if not (current and current.is_alive and order["reusable"]):
             self.prepare()
-            current, self._spare = self._spare, None
-            self._current = current
-        assert current is not None
+            assert self._server is not None
+            current = self._current = RankProcess(self._server)
         self._log_path = Path(order["log_path"])
         current.expect()
         self._run_id = order["run_id"]
@@ -121,10 +122,11 @@ class Worker:
 
     def close(self) -> None:
         """Ends every process of this rank."""
-        for process in (self._current, self._spare):
-            if process is not None:
-                process.kill()
-                process.wait(5)
+        if self._current is not None:
+            self._current.kill()
+            self._current.wait(5)
+        if self._server is not None:
+            self._server.kill()
         if self._log_folder:
             shutil.rmtree(self._log_folder, ignore_errors=True)
 

@@ -28,6 +28,12 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
     if cluster.workers == "auto":
         available = num_gpus if gpus else min(AUTO_CPU_WORKERS, num_cpus)
         workers = fit_workers(recipe, max(1, available))
+        if workers < cluster.min_workers:
+            kind = "GPU" if gpus else "CPU"
+            raise CapacityError(
+                f"cluster.min_workers is {cluster.min_workers}; at most {workers} can be had: there is room for "
+                f"{available} {kind} worker{'' if available == 1 else 's'}, and their number must divide every batch"
+            )
     else:
         workers = cluster.workers
     found = fit(Request(workers, 1.0, gpus), nodes)

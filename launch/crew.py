@@ -17,7 +17,7 @@ IMPORTING = ("start", "join")
 class Crew(Protocol):
     """Who does a run's work."""
 
-    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat, another_follows: bool) -> Json: ...
+    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat) -> Json: ...
 
     def verify(self, job: Json, label: str) -> Json: ...
 
@@ -57,19 +57,19 @@ class GroupCrew:
 
     def prepare(self, num_workers: int) -> None:
         """Start processes for the first stage; returns at once."""
-        self._learner_group(num_workers).prepare_next()
+        self._learner_group(num_workers).prepare()
 
-    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat, another_follows: bool) -> Json:
+    def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat) -> Json:
         """Run a stage on every rank; returns what rank 0 returned. Raises WorkerFailed or Preempted."""
         group = self._learner_group(num_workers)
 
         def on_first_work(rank: int, phase: str, progress: Json) -> None:
             # The verifier imports while the first stage works, not while its ranks still do.
             if self._verifier is None and phase not in IMPORTING:
-                self._verifier_group().prepare_next()
+                self._verifier_group().prepare()
             on_beat(rank, phase, progress)
 
-        results = group.run(self._run_stage, job, on_first_work, label=label, spares=another_follows)
+        results = group.run(self._run_stage, job, on_first_work, label=label)
         if not results or results[0] is None:
             raise StageError(f"{label}: rank 0 returned nothing")
         return results[0]

@@ -25,11 +25,13 @@ from launch.logs import LOGS, LogShipper
 from launch.preflight import check_disk
 from launch.progress import View
 from launch.records import RunRecord
-from launch.resolve import Resolved, stage_sources
+from launch.resolve import Resolved
 from launch.show import plan_rows, result_rows
 from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
+from recipes.image_data import ImageDatasets
 from recipes.recipe import Recipe
+from recipes.references import stage_sources
 
 RUN_STAGE = "launch.stages:run_stage"
 VERIFY_DRAFT = "launch.stages:verify_draft"
@@ -45,6 +47,8 @@ class CrewRequest:
     log_folder: Path
     first_workers: int
     say: Callable[[str], None]
+    on_connected: Callable[[Callable[[], None]], None]
+    """Is told, once the cluster answers and before any of it is waited for, how to give up the waiting."""
 
 
 MakeCrew = Callable[[CrewRequest], Crew]
@@ -62,8 +66,8 @@ class Driven:
 
 def needs_hub(recipe: Recipe) -> bool:
     """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
-    sources = (source for stage in recipe.stages.values() for source in stage_sources(stage).values())
-    return any(isinstance(source, Datasets) and source.revision is not None for source in sources)
+    sources = (use.source for stage in recipe.stages.values() for use in stage_sources(stage))
+    return any(isinstance(source, Datasets | ImageDatasets) and source.revision is not None for source in sources)
 
 
 def ray_crew(request: CrewRequest) -> Crew:
@@ -78,6 +82,7 @@ def ray_crew(request: CrewRequest) -> Crew:
         request.say(f"{error}; trying once more")
         session = start(request.address, log_folder=request.log_folder, name=request.run)
     try:
+        request.on_connected(session.cancel)
         crew = GroupCrew(
             lambda spec: session.group(spec, on_wait=request.say),
             RUN_STAGE,
@@ -122,15 +127,14 @@ def drive(
             Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
         ):
 
-            def say_or_stop(text: str) -> None:
-                if stop.is_set():
-                    raise Preempted("stopped while waiting for the cluster")
-                view.say(text)
+            def on_connected(give_up: Callable[[], None]) -> None:
+                install_handlers()
+                stop.listen(give_up)
 
             def assemble(first_workers: int) -> Crew:
-                made = make_crew(CrewRequest(record.run, resolved, address, log_folder, first_workers, say_or_stop))
-                install_handlers()
-                return made
+                return make_crew(
+                    CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
+                )
 
             check_disk(plan, record.store)
             executor = Executor(

@@ -13,14 +13,14 @@ from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
-from launch.progress import View
+from launch.progress import COUNTED, SHOWN_METRICS, View
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError, TrainwrightError
 from recipes.plan import Plan, PlannedStage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
-BEAT_KEYS = ("step", "steps", "loss", "score", "kl", "accuracy", "tokens_per_s", "samples_per_s")
+BEAT_KEYS = ("step", "steps", "unit", *SHOWN_METRICS, *(f"{counted}_per_s" for counted in COUNTED))
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ class Executor:
     def walk(self) -> dict[str, StageResult]:
         """Run every stage in the plan's order; raises the error of the first one that fails."""
         try:
-            for index, planned in enumerate(self.plan.stages):
+            for planned in self.plan.stages:
                 self._raise_if_stopped()
-                self.results[planned.name] = self._stage(planned, index)
+                self.results[planned.name] = self._stage(planned)
         finally:
             if self._crew is not None:
                 self._crew.close()
@@ -199,7 +199,7 @@ class Executor:
             found[field_path] = self.results[reference.stage].manifest
         return found
 
-    def _stage(self, planned: PlannedStage, index: int) -> StageResult:
+    def _stage(self, planned: PlannedStage) -> StageResult:
         name = planned.name
         started = time.monotonic()
         inputs = self.inputs_of(name)
@@ -209,7 +209,7 @@ class Executor:
         if done is not None:
             self._commit_event(name, done, cached=True, seconds=0.0)
             return StageResult(name, kind, True, done, 0.0, 0)
-        manifest, attempts = self._attempts(planned, index, inputs)
+        manifest, attempts = self._attempts(planned, inputs)
         seconds = time.monotonic() - started
         self._commit_event(name, manifest, cached=False, seconds=seconds)
         return StageResult(name, kind, False, manifest, seconds, attempts)
@@ -239,16 +239,14 @@ class Executor:
                 self.view.stage_finished(name, "failed", None, "refused by a gate")
                 raise StageError(message)
 
-    def _attempts(
-        self, planned: PlannedStage, index: int, inputs: dict[str, ArtifactManifest]
-    ) -> tuple[ArtifactManifest, int]:
+    def _attempts(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest]) -> tuple[ArtifactManifest, int]:
         """Compute a stage, again after infrastructure failures as the policy allows; returns the last lease too."""
         name, max_retries = planned.name, self.resolved.recipe.cluster.max_retries
         attempts: list[Attempt] = []
         while True:
             lease = self.store.take_lease(self.run, name)
             try:
-                return self._attempt(planned, index, inputs, lease), lease
+                return self._attempt(planned, inputs, lease), lease
             except WorkerFailed as failure:
                 state = self.store.latest_state(self.run, name)
                 attempts.append(Attempt(failure.verdict, state.step if state else 0))
@@ -263,9 +261,7 @@ class Executor:
                         self._sleep(delay_s)
                         self._raise_if_stopped()
 
-    def _attempt(
-        self, planned: PlannedStage, index: int, inputs: dict[str, ArtifactManifest], lease: int
-    ) -> ArtifactManifest:
+    def _attempt(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int) -> ArtifactManifest:
         name = planned.name
         self.journal.write(
             "stage_started", stage=name, attempt=lease, fingerprint=planned.fingerprint, workers=planned.workers
@@ -288,8 +284,7 @@ class Executor:
         }
         crew = self._ready_crew(planned.workers)
         label = f"{name}-{lease}"
-        follows = any(not later.cached and later.workers == planned.workers for later in self.plan.stages[index + 1 :])
-        result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat), follows)
+        result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat))
         draft = result.get("draft")
         if draft is None:
             raise StageError(f"{name}: the workers returned no artifact")

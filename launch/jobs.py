@@ -21,10 +21,12 @@ from cluster.topology import Node
 from launch.capacity import settle_workers
 from launch.progress import View
 from launch.records import RunRecord
-from launch.resolve import Resolved, resolve, stage_sources
+from launch.resolve import Resolved, resolve
 from recipes.data import Datasets, PythonDocs
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError
+from recipes.image_data import Digits, ImageDatasets
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.references import stage_sources
 from trainers.store.store import Store
 
 REQUEST_TIMEOUT_S = 4.0
@@ -183,10 +185,13 @@ def refuse_local_files(loaded: LoadedRecipe) -> None:
     """Data files of this machine do not travel; raises RecipeError naming each."""
     problems: list[Problem] = []
     for name, stage in loaded.recipe.stages.items():
-        for field_name, source in stage_sources(stage).items():
-            if isinstance(source, PythonDocs) or (isinstance(source, Datasets) and source.revision is not None):
+        for use in stage_sources(stage):
+            source = use.source
+            if isinstance(source, PythonDocs | Digits):
                 continue
-            place = f"stages.{name}.{field_name}"
+            if isinstance(source, Datasets | ImageDatasets) and source.revision is not None:
+                continue
+            place = f"stages.{name}.{use.field_path}"
             found = ", ".join(getattr(source, "files", None) or [getattr(source, "path", "")])
             message = "files of this machine do not travel with a submitted recipe"
             advice = "run it on the cluster, or use a data set of the hub with its revision"

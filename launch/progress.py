@@ -13,6 +13,26 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
 
+SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
+COUNTED = ("tokens", "target_tokens", "pairs", "responses", "pictures")
+"""What a beat's `..._per_s` may count."""
+
+ACTIVITIES = {
+    "start": "starting workers",
+    "join": "starting workers",
+    "joined": "starting workers",
+    "data": "preparing data",
+    "model": "loading the model",
+    "train": "",
+    "evaluate": "evaluating",
+    "save": "saving",
+    "write": "writing the result",
+    "verify": "verifying the result",
+    "commit": "committing",
+    "answer": "answering prompts",
+}
+"""What a phase means to people; another phase stands under its own name."""
+
 
 @dataclass(frozen=True)
 class PlanRow:
@@ -84,12 +104,13 @@ def rate(value: float) -> str:
 
 
 class Pace:
-    """Remaining time of one stage from the steps seen so far, recent ones weighing more."""
+    """Remaining time of one stage from the steps (or iterations) ended so far, recent ones weighing more."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: tuple[float, float] | None = None
         self._per_step: float | None = None
+        self._num_samples = 0
 
     def remaining_s(self, step: float | None, steps: float | None) -> float | None:
         """Seconds left, or None while nothing is known."""
@@ -100,28 +121,35 @@ class Pace:
             self._last = (now, step)
         elif step > self._last[1]:
             sample = (now - self._last[0]) / (step - self._last[1])
-            weight = min(0.5, (step - self._last[1]) / max(steps * 0.1, 1))
-            self._per_step = sample if self._per_step is None else (1 - weight) * self._per_step + weight * sample
+            self._num_samples += 1
+            weight = max(1 / self._num_samples, min(0.5, (step - self._last[1]) / max(steps * 0.1, 1)))
+            # The first step warms everything up, so the second one takes its place.
+            before = sample if self._per_step is None or self._num_samples == 2 else self._per_step
+            self._per_step = (1 - weight) * before + weight * sample
             self._last = (now, step)
-        return None if self._per_step is None else self._per_step * max(steps - step, 0)
+        if self._per_step is None:
+            return None
+        return max(self._per_step * (steps - step) - (now - self._last[0]), 0.0)
 
 
 def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = None) -> str:
     """One stage's line: where it is, how fast, how well, how long still."""
-    step, steps = values.get("step"), values.get("steps")
-    parts = [phase] if step is None or phase not in ("train", "step", "training") else []
-    if step is not None:
-        parts.append(f"step {step:,}/{steps:,}" if steps else f"step {step:,}")
-    for name in ("loss", "score", "kl", "accuracy"):
+    step, steps, unit = values.get("step"), values.get("steps"), values.get("unit", "step")
+    parts = []
+    if step is not None and steps is not None:
+        # Steps are counted when they are done; an iteration or a model is worked on for long.
+        shown = step if unit == "step" else min(step + 1, steps)
+        parts.append(f"{unit} {shown:,}/{steps:,}")
+    parts.append(ACTIVITIES.get(phase, phase))
+    for name in SHOWN_METRICS:
         if isinstance(values.get(name), int | float):
             parts.append(f"{name} {values[name]:.4g}")
-    if values.get("tokens_per_s"):
-        parts.append(f"{rate(values['tokens_per_s'])} tokens/s")
-    elif values.get("samples_per_s"):
-        parts.append(f"{rate(values['samples_per_s'])} samples/s")
+    for counted in COUNTED:
+        if values.get(f"{counted}_per_s"):
+            parts.append(f"{rate(values[f'{counted}_per_s'])} {counted.replace('_', ' ')}/s")
     if remaining_s is not None and (steps or 0) > (step or 0):
         parts.append(f"ETA {span(remaining_s)}")
-    return " · ".join(parts)
+    return " · ".join(part for part in parts if part)
 
 
 def plan_table(recipe: str, rows: Sequence[PlanRow]) -> Table:
@@ -171,7 +199,7 @@ class PlainView:
         self._every_s = every_s
         self._clock = clock
         self._paces: dict[str, Pace] = {}
-        self._shown: dict[str, tuple[float, str]] = {}
+        self._shown_at: dict[str, float] = {}
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -185,16 +213,15 @@ class PlainView:
     def stage_started(self, name: str, attempt: int) -> None:
         """Print that a stage starts."""
         self._paces[name] = Pace(self._clock)
-        self._shown[name] = (self._clock(), "")
+        self._shown_at[name] = self._clock()
         self.say(f"{name}: started" + (f" (attempt {attempt})" if attempt > 1 else ""))
 
     def beat(self, name: str, phase: str, values: Mapping[str, Any]) -> None:
         """Print the stage's line when it is time."""
         remaining = self._paces.setdefault(name, Pace(self._clock)).remaining_s(values.get("step"), values.get("steps"))
-        at, last_phase = self._shown.get(name, (-1e9, ""))
         now = self._clock()
-        if now - at >= self._every_s or (phase != last_phase and now - at >= 2):
-            self._shown[name] = (now, phase)
+        if now - self._shown_at.get(name, -self._every_s) >= self._every_s:
+            self._shown_at[name] = now
             self.say(f"{name}: {describe(phase, values, remaining)}")
 
     def stage_finished(self, name: str, state: str, seconds: float | None, detail: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.data import PythonDocs, Source
+from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
 from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
@@ -24,10 +24,10 @@ from recipes.references import (
     StoreRef,
     parse_reference,
     stage_inputs,
+    stage_sources,
 )
-from recipes.stages import Evaluate, PpoStage, Stage
 from trainers.data.images import image_source_digest
-from trainers.data.sources import evaluation_source, source_digest
+from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -36,7 +36,7 @@ _PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),
-    "tokenizer": ("model", "adapter", "actor_critic", "reward_model"),
+    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
     "reward_model": ("reward_model",),
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
@@ -156,30 +156,6 @@ class Resolved:
         )
 
 
-def stage_sources(stage: Stage) -> dict[str, Source | ImageSource]:
-    """Every source that a stage reads, by field; a field that is left out stands with its default source."""
-    match stage:
-        case PpoStage():
-            prompts: dict[str, Source | ImageSource] = {"prompts": stage.prompts}
-            return prompts if stage.text is None else {**prompts, "text": stage.text}
-        case Evaluate():
-            found: dict[str, Source | ImageSource] = {}
-            default = PythonDocs(source="python-docs", split="test")
-            if "perplexity" in stage.suites:
-                found["text"] = stage.text or default
-            if {"generation", "comparison"} & set(stage.suites):
-                found["prompts"] = stage.prompts or default
-            if stage.images is not None:
-                found["images"] = stage.images
-            return found
-        case _:
-            found = {"data": stage.data}
-            held_out = evaluation_source(stage.data, stage.evaluation)
-            if held_out is not None:
-                found["evaluation"] = held_out[0]
-            return found
-
-
 def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, str]], list[tuple[str, str, str]]]:
     """Digest of every source by stage and field, and (field path, found, message) of those that cannot be read."""
     known: dict[str, str] = {}
@@ -187,12 +163,12 @@ def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, st
     wrong: list[tuple[str, str, str]] = []
     for name, stage in recipe.stages.items():
         digests[name] = {}
-        for field_name, source in stage_sources(stage).items():
-            key = source.model_dump_json()
+        for use in stage_sources(stage):
+            key = use.source.model_dump_json()
             try:
-                known[key] = digests[name][field_name] = known.get(key) or digest_of(source, base_dir)
+                known[key] = digests[name][use.field_path] = known.get(key) or digest_of(use.source, base_dir)
             except TrainwrightError as error:
-                wrong.append((f"stages.{name}.{field_name}", source.source, str(error)))
+                wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
     return digests, wrong
 
 
@@ -216,25 +192,33 @@ def _resolve_outside(text: str, wants: tuple[str, ...], base_dir: Path, store: S
         case StoreRef():
             artifact = store.resolve(reference.name_or_fingerprint)
         case FolderRef():
-            from trainers.store.imports import import_folder
-
-            artifact = import_folder(store, (base_dir / reference.path).resolve())
+            artifact = _import(store, (base_dir / reference.path).resolve(), wants, None)
         case HubRef():
-            from trainers.store.imports import import_folder
-
-            artifact = import_folder(store, _download(reference), source=text)
+            artifact = _import(store, _download(reference, wants), wants, text)
     if not _fits(artifact, getattr(reference, "part", None), wants):
         raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
     return artifact
 
 
-def _download(reference: HubRef) -> Path:
-    """Fetch a hub model's files at one revision."""
+def _import(store: Store, folder: Path, wants: tuple[str, ...], source: str | None) -> ArtifactManifest:
+    from trainers.store.imports import import_folder, import_tokenizer
+
+    if "tokenizer" in wants:
+        return import_tokenizer(store, folder, source=source)
+    return import_folder(store, folder, source=source)
+
+
+def _download(reference: HubRef, wants: tuple[str, ...]) -> Path:
+    """Fetch a hub model's files at one revision, or its tokenizer's alone."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        kept = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        kept = (
+            ["*.json", "*.jinja"]
+            if "tokenizer" in wants
+            else ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        )
         return Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=kept))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]

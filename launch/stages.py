@@ -5,10 +5,12 @@ Both functions are targets of a worker group; everything that crosses the proces
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
+from recipes.derive import steps_per_iteration
 from recipes.load import parse_recipe
 from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
@@ -18,48 +20,85 @@ if TYPE_CHECKING:
 
 FLUSH_S = 2.0
 """Metrics reach the store at least this often, and always before the state that follows from them."""
-SHOWN = ("loss", "accuracy", "score", "kl", "eval/loss")
-"""Metrics that the driver shows while a stage runs."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a kind of stage counts its way for the people who watch it."""
+
+    unit: str
+    steps_per_unit: int
+    counted: str
+    """What the speed counts."""
+    shown: tuple[str, ...] = ()
+    """Metrics that the driver shows while the stage runs."""
+    counted_per_unit: int | None = None
+    """None: the weight of each step, over the time of the step alone."""
+
+
+def progress_of(spec: Stage) -> Progress:
+    """Steps, and what they work through; PPO counts iterations, whose rollouts take longer than their steps."""
+    match spec:
+        case Pretrain():
+            return Progress("step", 1, "tokens", ("loss",))
+        case Finetune():
+            return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
+        case Reward():
+            return Progress("step", 1, "pairs", ("loss", "accuracy"))
+        case ImageStage():
+            return Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
+        case PpoStage():
+            responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
+            return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
+        case Evaluate():
+            return Progress("model", 1, "pictures" if "images" in spec.suites else "responses")
 
 
 class StageObserver:
     """Tells the driver where this rank is; rank 0 also writes the run's metric segments."""
 
-    def __init__(self, worker: WorkerContext, store: "Store", job: Json) -> None:
+    def __init__(self, worker: WorkerContext, store: "Store", job: Json, progress: Progress) -> None:
         self._worker = worker
+        self._progress = progress
         self._writer = None
         if worker.rank == 0:
             self._writer = store.run(job["run"]).writer(f"metrics/{job['stage']}/{job['attempt']}")
         self._flushed_at = time.monotonic()
         self._shown: dict[str, float] = {}
+        self._iteration_at: float | None = None
 
     def phase(self, name: str, **progress: float) -> None:
         """Beat with what happens now; metrics are durable before a state is."""
         if name in ("save", "write"):
             self.flush()
-        steps = progress.pop("steps_planned", progress.pop("iterations", None))
-        done = progress.pop("iteration", None)
-        shown = dict(progress)
-        if steps is not None:
-            shown["steps"] = steps
-        if done is not None:
-            shown["step"] = done
-        self._worker.beat(name, **{**self._shown, **shown})
+        place: dict[str, Any] = {}
+        if "step" in progress:
+            size = self._progress.steps_per_unit
+            done, planned = int(progress["step"]) // size, int(progress["steps_planned"]) // size
+            place = {"step": done, "steps": planned, "unit": self._progress.unit}
+        self._worker.beat(name, **self._shown, **place)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line of global metrics and keep what the driver shows."""
-        self._shown |= {key.replace("eval/", "held_out_"): values[key] for key in SHOWN if key in values}
-        if "score_mean" in values:
-            self._shown["score"] = values["score_mean"]
-        if values.get("step_s", 0.0) > 0:
-            self._shown["samples_per_s"] = values.get("samples", 0.0) / values["step_s"]
-            if values.get("weight") != values.get("samples"):
-                self._shown["tokens_per_s"] = values.get("weight", 0.0) / values["step_s"]
+        named = {**values, "score": values["score_mean"]} if "score_mean" in values else values
+        self._shown |= {key: named[key] for key in self._progress.shown if key in named}
+        self._note_speed(values)
         if self._writer is None:
             return
         self._writer.append({"step": step, "values": dict(values)})
         if time.monotonic() - self._flushed_at >= FLUSH_S:
             self.flush()
+
+    def _note_speed(self, values: Mapping[str, float]) -> None:
+        key, amount = f"{self._progress.counted}_per_s", self._progress.counted_per_unit
+        if amount is None:
+            if values.get("step_s", 0.0) > 0:
+                self._shown[key] = values["weight"] / values["step_s"]
+        elif "iteration" in values:
+            now = time.monotonic()
+            if self._iteration_at is not None:
+                self._shown[key] = amount / (now - self._iteration_at)
+            self._iteration_at = now
 
     def stop_requested(self) -> bool:
         """Whether this rank was asked to save and leave."""
@@ -83,7 +122,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store = Store.open(job["store"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
-    observer = StageObserver(worker, store, job)
+    observer = StageObserver(worker, store, job, progress_of(spec))
     ranks = distributed.join()
     worker.beat("joined")
     context = StageContext(

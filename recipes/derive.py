@@ -2,6 +2,7 @@
 
 import math
 
+from recipes.ppo import Ppo
 from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 from recipes.train import ImageTrain, Train
 
@@ -39,13 +40,18 @@ def planned_steps(train: Train | ImageTrain, rows: int | None = None) -> int | N
     return None if rows is None else max(1, math.ceil(train.epochs * rows / train.global_batch))
 
 
+def steps_per_iteration(ppo: Ppo) -> int:
+    """Optimiser steps between two rollouts."""
+    return ppo.epochs * ppo.mini_batches
+
+
 def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
     """Optimiser steps of any stage; None where they follow from data that is not counted yet; 0 for an evaluation."""
     match stage:
         case Pretrain() | ImageStage() | Finetune() | Reward():
             return planned_steps(stage.train, rows)
         case PpoStage():
-            return stage.ppo.iterations * stage.ppo.epochs * stage.ppo.mini_batches
+            return stage.ppo.iterations * steps_per_iteration(stage.ppo)
         case Evaluate():
             return 0
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from recipes.architecture import LINEAR_MODULES
 
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-"""Entries that serve as pad token, in this order, where a tokenizer names none or its end token."""
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
+"""Entries that serve as pad token, in this order, where a tokenizer names none or its end token.
+
+The last two are byte 0 in byte-level vocabularies (GPT-2's), and in those with byte fallback.
+"""
 
 MAX_JSON_BYTES = 64 << 20
 POSITION_KEYS = ("max_position_embeddings", "n_positions")

@@ -17,7 +17,12 @@ class Cluster(Strict):
         "auto",
         description="Workers per stage; auto: one per GPU, else one per core up to 2; resolved where it runs.",
     )
-    min_workers: int = placement(1, ge=1, le=10**5, description="Fewest workers with which the run may go on.")
+    min_workers: int = placement(
+        1,
+        ge=1,
+        le=10**5,
+        description="Fewest workers that `workers: auto` may settle on; with less the run is refused.",
+    )
     gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."
     )

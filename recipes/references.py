@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from recipes.data import ExistingTokenizer, PythonDocs, Source
 from recipes.image_data import ImageSource
@@ -172,6 +172,18 @@ class SourceUse:
     held_out: bool = False
     """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
 
+    @property
+    def rows(self) -> Source:
+        """The source of a use that is no use of pictures."""
+        assert self.role != "images", f"{self.field_path} is a source of pictures"
+        return cast(Source, self.source)
+
+    @property
+    def pictures(self) -> ImageSource:
+        """The source of a use of pictures."""
+        assert self.role == "images", f"{self.field_path} is no source of pictures"
+        return cast(ImageSource, self.source)
+
 
 def stage_sources(stage: Stage) -> list[SourceUse]:
     """Every data source of the stage; a missing one is what its field's description says it defaults to."""
@@ -199,9 +211,22 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             return uses
 
 
+def find_source(stage: Stage, field_path: str) -> SourceUse | None:
+    """The stage's source at a field path (`data`, `evaluation`, `prompts`, `text`); None: it reads none there."""
+    return next((use for use in stage_sources(stage) if use.field_path == field_path), None)
+
+
+def get_source(stage: Stage, field_path: str) -> SourceUse:
+    """The source that the stage's kind always has at a field path."""
+    found = find_source(stage, field_path)
+    assert found is not None, f"a {stage.kind} stage reads nothing as {field_path}"
+    return found
+
+
 def _training_sources(
     data: Source | ImageSource, evaluation: Source | ImageSource | None, role: Role
 ) -> list[SourceUse]:
+    """The training rows, and those to evaluate on: the recipe's own, python-docs' next split, or what is held out."""
     training = SourceUse("data", data, role)
     if evaluation is not None:
         return [training, SourceUse("evaluation", evaluation, role)]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.data import PythonDocs, Source
+from recipes.references import get_source
+from recipes.report import report_labels
 from recipes.stages import Evaluate
 from rlhf.exam import (
     Answer,
@@ -19,7 +20,6 @@ from rlhf.exam import (
     comparison_metrics,
     failed_bounds,
     generation_metrics,
-    labels_of,
     side_by_side,
 )
 from rlhf.experience import Responses
@@ -33,14 +33,13 @@ from trainers.architectures.load import ModelKind, head_name, load_model
 from trainers.architectures.token_losses import TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.data.materialise import DataRequest
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation import evaluate, perplexity
 from trainers.generation import SamplingSettings
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.precision import dtype_of, use_fast_matmul
-from trainers.stage import Draft, StageContext, draft_folder, model_folder, open_dataset
+from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -50,7 +49,7 @@ GENERATION_BATCH = 128
 def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     """Measure models; the draft of the report comes from rank 0. Collective."""
     use_fast_matmul(context.ranks.device)
-    labels = labels_of(spec.of)
+    labels = report_labels(spec.of)
     metrics: dict[str, float] = {}
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
@@ -76,7 +75,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
 def _perplexity(spec: Evaluate, context: StageContext, index: int) -> float:
     """Perplexity of one model on the held-out text; collective."""
     tokenization = load_tokenization(model_folder(context, f"of.{index}"))
-    dataset = open_dataset(context, _request(spec, context, spec.text, "text", tokenization, spec.sequence_length))
+    dataset = open_dataset(context, data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length))
     model = TokenLosses(_load(spec, context, f"of.{index}", "language_model"))
     ranks = context.ranks
     batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
@@ -99,7 +98,7 @@ def _answers(
             require_same_contract(context, tokenization, path)
         prompts = open_dataset(
             context,
-            _request(spec, context, spec.prompts, "prompts", tokenization, spec.sampling.max_prompt_tokens),
+            data_request(context, get_source(spec, "prompts"), tokenization, spec.sampling.max_prompt_tokens),
         )
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, tokenization)
@@ -172,20 +171,6 @@ def _drawn_rows(spec: Evaluate, context: StageContext, prompts: Dataset) -> list
     """The prompts to answer, drawn by the seed."""
     count = min(spec.num_prompts, len(prompts))
     return [global_sample(prompts.digest, context.seed, place, len(prompts)) for place in range(count)]
-
-
-def _request(
-    spec: Evaluate, context: StageContext, source: Source | None, role: Any, tokenization: Tokenization, length: int
-) -> DataRequest:
-    return DataRequest(
-        source=source or PythonDocs(source="python-docs", split="test"),
-        base_dir=context.base_dir,
-        role=role,
-        tokenization=tokenization,
-        sequence_length=length,
-        seed=context.seed,
-        source_digest=context.data.get(role),
-    )
 
 
 def _load(spec: Evaluate, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.references import FolderRef, HubRef, StageRef, parse_reference
 from recipes.stages import Bound
 from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
 
@@ -31,25 +30,6 @@ class ModelAnswers:
 
     label: str
     answers: Sequence[Answer]
-
-
-def labels_of(references: Sequence[str]) -> list[str]:
-    """Short names of the models as metric names spell them, told apart by a number where they are equal."""
-    labels: list[str] = []
-    for text in references:
-        match parse_reference(text):
-            case StageRef(stage, part):
-                name = stage if part is None else f"{stage}_{part}"
-            case FolderRef(path):
-                name = path.rstrip("/").rsplit("/", 1)[-1]
-            case HubRef(repo, _):
-                name = repo.rsplit("/", 1)[-1]
-            case store:
-                name = store.name_or_fingerprint
-        label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower()) or "model"
-        taken = sum(other == label or other.startswith(f"{label}_n") for other in labels)
-        labels.append(label if taken == 0 else f"{label}_n{taken + 1}")
-    return labels
 
 
 def generation_metrics(model: ModelAnswers) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
 from recipes.ppo import AdaptiveKl, Ppo, Rollout
 from rlhf.advantages import estimate_advantages, whiten
@@ -166,7 +167,7 @@ class PpoSource:
     @property
     def steps_per_iteration(self) -> int:
         """Optimiser steps between two rollouts."""
-        return self._settings.epochs * self._settings.mini_batches
+        return steps_per_iteration(self._settings)
 
     @property
     def steps_planned(self) -> int:
@@ -263,10 +264,10 @@ class PpoSource:
         """The iteration's experience, made once."""
         if self._prepared is None or self._prepared.iteration != iteration:
             self._prepared = None
-            self._observer.phase("rollout", iteration=iteration, iterations=self._settings.iterations)
+            step = iteration * self.steps_per_iteration
+            self._observer.phase("rollout", step=step, steps_planned=self.steps_planned)
             self._prepared = self._iterate(iteration)
             report = self._prepared.report
-            step = iteration * self.steps_per_iteration
             self._observer.metrics(
                 step,
                 {

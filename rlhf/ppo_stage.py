@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.data import Source
+from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
+from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
 from rlhf.experience import Responses
 from rlhf.models import PolicyModels
@@ -25,7 +26,6 @@ from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
-from trainers.data.materialise import DataRequest
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
@@ -34,7 +34,17 @@ from trainers.language_stage import stage_layout
 from trainers.loop import Cadence, Outcome, train
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
-from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, model_part, open_dataset, put_probe
+from trainers.stage import (
+    Check,
+    Draft,
+    StageContext,
+    data_request,
+    draft_folder,
+    model_folder,
+    model_part,
+    open_dataset,
+    put_probe,
+)
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 
 KEPT_ITERATIONS = 5
@@ -48,8 +58,13 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     use_fast_matmul(ranks.device)
     tokenization = load_tokenization(model_folder(context, "actor"))
     require_same_contract(context, tokenization)
-    prompts = open_dataset(context, _request(spec, context, tokenization))
-    text = open_dataset(context, _text_request(spec.text, spec, context, tokenization)) if spec.text else None
+    prompts = open_dataset(
+        context, data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens)
+    )
+    mixed_in = find_source(spec, "text")
+    text = None
+    if mixed_in is not None:
+        text = open_dataset(context, data_request(context, mixed_in, tokenization, settings.text_length))
     layout = _layout(spec, context)
 
     observer.phase("model")
@@ -144,31 +159,6 @@ def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
     return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
 
 
-def _request(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> DataRequest:
-    return DataRequest(
-        source=spec.prompts,
-        base_dir=context.base_dir,
-        role="prompts",
-        tokenization=tokenization,
-        sequence_length=spec.rollout.max_prompt_tokens,
-        seed=context.seed,
-        source_digest=context.data.get("prompts"),
-    )
-
-
-def _text_request(text: Source, spec: PpoStage, context: StageContext, tokenization: Tokenization) -> DataRequest:
-    return DataRequest(
-        source=text,
-        base_dir=context.base_dir,
-        role="text",
-        tokenization=tokenization,
-        sequence_length=spec.ppo.text_length,
-        seed=context.seed,
-        loss_on="all",
-        source_digest=context.data.get("text"),
-    )
-
-
 def _text_plan(text: Dataset, spec: PpoStage, context: StageContext) -> BatchPlan:
     """The text of every step; a rank's share is one micro-batch."""
     workers, rows = context.ranks.world_size, spec.ppo.text_batch
@@ -239,7 +229,7 @@ def _metrics(
 def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
     """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
     writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
-    iterations, steps = spec.ppo.iterations, spec.ppo.epochs * spec.ppo.mini_batches
+    iterations, steps = spec.ppo.iterations, steps_per_iteration(spec.ppo)
     kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
 
     def show(iteration: int, responses: Responses, scores: Tensor) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from recipes.derive import planned_steps
+from recipes.references import find_source, get_source
 from recipes.stages import Reward
 from rlhf.heads import adapter_with_head, learn_head, peft_task
 from rlhf.reward import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
@@ -13,7 +14,6 @@ from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.data.materialise import DataRequest
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
@@ -26,8 +26,8 @@ from trainers.stage import (
     Check,
     Draft,
     StageContext,
+    data_request,
     draft_folder,
-    held_out,
     model_folder,
     model_part,
     open_dataset,
@@ -45,8 +45,12 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = load_tokenization(model_folder(context, "init_from"))
-    dataset = open_dataset(context, _request(spec, context, tokenization))
-    evaluation_set = _open_evaluation(spec, context, tokenization) or dataset
+    length = spec.train.sequence_length
+    dataset = open_dataset(context, data_request(context, get_source(spec, "data"), tokenization, length))
+    held_out = find_source(spec, "evaluation")
+    evaluation_set = (
+        dataset if held_out is None else open_dataset(context, data_request(context, held_out, tokenization, length))
+    )
 
     observer.phase("model")
     network = load_model(
@@ -96,34 +100,6 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     )
     engine.close()
     return draft
-
-
-def _request(spec: Reward, context: StageContext, tokenization: Tokenization) -> DataRequest:
-    return DataRequest(
-        source=spec.data,
-        base_dir=context.base_dir,
-        role="preferences",
-        tokenization=tokenization,
-        sequence_length=spec.train.sequence_length,
-        seed=context.seed,
-        source_digest=context.data.get("data"),
-    )
-
-
-def _open_evaluation(spec: Reward, context: StageContext, tokenization: Tokenization) -> Dataset | None:
-    """Open the held-out pairs, if there are any; collective."""
-    found = held_out(spec.data, spec.evaluation)
-    if found is None:
-        return None
-    source, is_own_hold_out = found
-    digest = context.data.get("data" if is_own_hold_out else "evaluation")
-    values = {
-        **vars(_request(spec, context, tokenization)),
-        "source": source,
-        "held_out": is_own_hold_out,
-        "source_digest": digest,
-    }
-    return open_dataset(context, DataRequest(**values))
 
 
 def _evaluation(engine: Engine, dataset: Dataset, spec: Reward, layout: Layout, rank: int) -> RewardEvaluation:

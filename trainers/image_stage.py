@@ -13,6 +13,7 @@ from torch import Tensor
 from recipes.derive import largest_micro_batch, planned_steps
 from recipes.errors import RequestError
 from recipes.image_models import VENDI_PICTURES
+from recipes.references import find_source
 from recipes.stages import ImageStage
 from trainers import distributed
 from trainers.checkpoint import StoreCheckpoint, versions
@@ -220,13 +221,14 @@ def _codec(spec: ImageStage, context: StageContext, dataset: ImageDataset) -> La
 
 def _held_out_set(spec: ImageStage, context: StageContext, training: ImageDataset) -> ImageDataset | None:
     """Open the held-out pictures, labelled as the training's are; None: there are none. Collective."""
-    if spec.evaluation is None and spec.data.hold_out == 0:
+    use = find_source(spec, "evaluation")
+    if use is None:
         return None
     request = ImageRequest(
-        spec.evaluation or spec.data,
+        use.pictures,
         context.base_dir,
         context.seed,
-        held_out=spec.evaluation is None,
+        held_out=use.held_out,
         source_digest=context.data.get("evaluation"),
     )
     dataset = open_images(context, request)

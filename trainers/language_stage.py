@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps
+from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
@@ -18,7 +19,6 @@ from trainers.architectures.token_losses import TokenLosses
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint, find_state, versions
 from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.columns import RowRole
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -31,7 +31,16 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.schedule import learning_rate_factor
-from trainers.stage import Check, Draft, StageContext, draft_folder, held_out, model_folder, open_dataset, put_probe
+from trainers.stage import (
+    Check,
+    Draft,
+    StageContext,
+    data_request,
+    draft_folder,
+    model_folder,
+    open_dataset,
+    put_probe,
+)
 from trainers.store.manifest import FileEntry, Layout
 
 GROUP = "model"
@@ -45,9 +54,11 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
-    dataset = open_dataset(context, data_request(spec, context, tokenization))
-    held_out_request = evaluation_request(spec, context, tokenization)
-    evaluation_set = None if held_out_request is None else open_dataset(context, held_out_request)
+    dataset = open_dataset(context, training_request(spec, get_source(spec, "data"), context, tokenization))
+    held_out = find_source(spec, "evaluation")
+    evaluation_set = (
+        None if held_out is None else open_dataset(context, training_request(spec, held_out, context, tokenization))
+    )
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
@@ -158,33 +169,15 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     return build_decoder(architecture, facts, seed=stream_seed(context.seed, "weights"), device=context.ranks.device)
 
 
-def data_request(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> DataRequest:
-    """Say which training set the stage needs."""
-    role: RowRole = "text" if isinstance(spec, Pretrain) else "instructions"
-    return DataRequest(
-        source=spec.data,
-        base_dir=context.base_dir,
-        role=role,
-        tokenization=tokenization,
-        sequence_length=spec.train.sequence_length,
-        seed=context.seed,
+def training_request(
+    spec: Pretrain | Finetune, use: SourceUse, context: StageContext, tokenization: Tokenization
+) -> DataRequest:
+    """Say which set the stage needs of its training or held-out rows."""
+    return replace(
+        data_request(context, use, tokenization, spec.train.sequence_length),
         packing=spec.train.packing,
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
-        source_digest=context.data.get("data"),
     )
-
-
-def evaluation_request(
-    spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization
-) -> DataRequest | None:
-    """Say which held-out set the stage is evaluated on; None: there is none."""
-    found = held_out(spec.data, spec.evaluation)
-    if found is None:
-        return None
-    source, is_own_hold_out = found
-    digest = context.data.get("data" if is_own_hold_out else "evaluation")
-    training = data_request(spec, context, tokenization)
-    return replace(training, source=source, held_out=is_own_hold_out, source_digest=digest)
 
 
 def held_out_loss(
@@ -210,11 +203,12 @@ def held_out_responses(
     spec: Finetune, context: StageContext, model: nn.Module, tokenization: Tokenization
 ) -> dict[str, Any] | None:
     """Report how the model answers held-out prompts; None where there are none. Rank 0 alone."""
-    request = evaluation_request(spec, context, tokenization)
-    if request is None:
+    held_out = find_source(spec, "evaluation")
+    if held_out is None:
         return None
     half = spec.train.sequence_length // 2
-    prompts = open_prompts(replace(request, role="prompts", sequence_length=half), context.store)
+    request = data_request(context, replace(held_out, role="prompts"), tokenization, half)
+    prompts = open_prompts(request, context.store)
     if prompts is None:
         return None
     new_tokens = min(half, MAX_NEW_TOKENS)

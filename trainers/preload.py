@@ -1,10 +1,11 @@
-"""What a worker of any training stage imports; spare workers import this module while they wait."""
+"""What any training stage imports; a worker imports this once, and forks its runs from there."""
 
 import importlib
 
 MODULES = (
     "trainers.language_stage",
     "trainers.engine.deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # what DeepSpeed imports when it builds an engine: torch's compiler
     "transformers.models.llama.modeling_llama",
     "peft",
 )

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.data import PythonDocs, Source
 from recipes.errors import RequestError, StageError
+from recipes.references import SourceUse
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise
+from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
 from trainers.loop import Observer
 from trainers.store.manifest import ArtifactManifest, FileEntry
@@ -155,6 +156,23 @@ def model_part(manifest: ArtifactManifest, field_path: str) -> str:
     raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
 
 
+def data_request(
+    context: StageContext, use: SourceUse, tokenization: Tokenization, sequence_length: int
+) -> DataRequest:
+    """Return the request for one of the stage's sources as it was when the run started."""
+    assert use.role != "images"
+    return DataRequest(
+        source=use.rows,
+        base_dir=context.base_dir,
+        role=use.role,
+        tokenization=tokenization,
+        sequence_length=sequence_length,
+        seed=context.seed,
+        held_out=use.held_out,
+        source_digest=context.data.get(use.field_path),
+    )
+
+
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
     """Materialise on rank 0 first; the others open what it committed; collective."""
     dataset: Dataset | None = None
@@ -171,12 +189,3 @@ def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
         dataset = materialise_images(request, context.store)
     distributed.barrier()
     return dataset or materialise_images(request, context.store)
-
-
-def held_out(source: Source, evaluation: Source | None) -> tuple[Source, bool] | None:
-    """Return the source of held-out rows and whether they are the source's own hold_out; None: there are none."""
-    if evaluation is not None:
-        return evaluation, False
-    if isinstance(source, PythonDocs):
-        return PythonDocs(source="python-docs", split="validation"), False
-    return (source, True) if source.hold_out > 0 else None

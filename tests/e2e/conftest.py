@@ -86,14 +86,3 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 def make_shell(tmp_path: Path) -> Callable[..., Shell]:
     """A shell on an empty store of its own."""
     return lambda **environment: Shell(tmp_path, tmp_path / "store", **environment)
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capture."""
-
-    def print_it(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {text}", flush=True)
-
-    return print_it

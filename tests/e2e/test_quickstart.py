@@ -1,9 +1,6 @@
 """What a user of the quickstart sees: one command makes everything, the same command again makes nothing."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,41 +9,6 @@ import pytest
 
 STAGES = ["base", "chat", "judge", "second", "policy", "exam"]
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
-
-# Opens exported folders with stock classes in a process in which this project does not exist.
-STOCK = """
-import json, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("recipes", "cluster", "trainers", "rlhf", "launch"):
-            raise ImportError(name + " does not exist here")
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-folder, kind = sys.argv[1:]
-ids = torch.tensor([list(range(5, 25))])
-if kind == "score":
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
-elif kind == "adapter":
-    from peft import PeftModel
-    base = AutoModelForCausalLM.from_pretrained(folder + "/base", dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, folder)
-else:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert AutoTokenizer.from_pretrained(folder)("print")["input_ids"]
-with torch.no_grad():
-    print(json.dumps(model.eval()(ids).logits.double().flatten().tolist()))
-"""
-
-
-def stock_logits(folder: Path, kind: str) -> list[float]:
-    """Logits on fixed ids by stock classes alone."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", STOCK, str(folder), kind], capture_output=True, text=True, check=False, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    values: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return values
 
 
 @pytest.mark.serial
@@ -113,21 +75,6 @@ def test_a_change_of_the_policy_runs_policy_and_exam_only(smoke_run: Any, quicks
         "policy": "committed",
         "exam": "committed",
     }
-
-
-@pytest.mark.serial
-def test_exports_open_with_stock_classes_and_give_the_same_logits(smoke_run: Any, tmp_path: Path) -> None:
-    shell, run = smoke_run.shell, smoke_run.run
-    adapter, merged, judge, base = (tmp_path / name for name in ("adapter", "merged", "judge", "base"))
-    assert shell("store", "export", f"{run}/chat", str(adapter)).code == 0
-    assert shell("store", "export", f"{run}/chat", str(merged), "--merge").code == 0
-    assert shell("store", "export", f"{run}/judge", str(judge), "--merge").code == 0
-    assert shell("store", "export", f"{run}/base", str(base)).code == 0
-    from_adapter, from_merged = stock_logits(adapter, "adapter"), stock_logits(merged, "model")
-    assert max(abs(a - b) for a, b in zip(from_adapter, from_merged, strict=True)) < 1e-5
-    from_base = stock_logits(base, "model")
-    assert max(abs(a - b) for a, b in zip(from_adapter, from_base, strict=True)) > 1e-4
-    assert len(stock_logits(judge, "score")) == 1
 
 
 @pytest.mark.serial

@@ -11,10 +11,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipes.errors import Preempted
 from recipes.sharding import Shard
 from trainers import distributed
 from trainers.checkpoint import StoreCheckpoint
+from trainers.data.batches import build_batch
 from trainers.loop import Cadence, Outcome, train
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
@@ -45,7 +48,10 @@ def build(case: dict[str, Any], stop_at: int | None = None) -> Any:
     """The PPO that a case names."""
     shard = Shard(**{key: case[key] for key in ("engine", "zero", "precision") if key in case})
     listener = tiny.Listener(stop_at=stop_at)
-    return tiny.build_tiny_ppo(lora=case.get("lora", True), micro_batch=2, shard=shard, listener=listener, **SETTINGS)
+    settings = {**SETTINGS, **case.get("settings", {})}
+    parts = {"lora": case.get("lora", True), "micro_batch": case.get("micro_batch", 2)}
+    parts["with_text"] = settings.get("text_coef", 0.0) > 0
+    return tiny.build_tiny_ppo(shard=shard, listener=listener, **parts, **settings)
 
 
 def run(ppo: Any, store: Store, name: str, lease: int) -> Outcome:
@@ -75,12 +81,41 @@ def seen(ppo: Any) -> dict[str, Any]:
     return {"heard": heard, "digest": digest.hexdigest()}
 
 
+def summed_gradient(ppo: Any, batches: list[Any]) -> list[float]:
+    """The gradient of a step's loss over all ranks, parameter by parameter."""
+    (total,) = distributed.all_sum([sum(ppo.objective.weight(batch) for batch in batches)])
+    for batch in batches:
+        ppo.engine.backward(ppo.objective.loss(ppo.engine.module, batch).loss_sum / total)
+    flat = torch.cat([p.grad.reshape(-1) for p in ppo.models.parameters() if p.requires_grad])
+    return distributed.all_sum(flat.double().tolist())
+
+
+def text_gradient(ppo: Any, step: int) -> list[float]:
+    """The gradient of the mean loss over the step's whole text, row by row without packing; zero for the critic."""
+    text = build_batch(ppo.source._text.dataset, ppo.source._text.sample_ids(step))
+    losses = []
+    with ppo.models.playing("actor") as network:
+        for ids, real in zip(text.input_ids_BT, text.segment_ids_BT > 0, strict=True):
+            logits = network(input_ids=ids[real][None]).logits[0]
+            losses.append(torch.nn.functional.cross_entropy(logits[:-1], ids[real][1:], reduction="none"))
+    parameters = [p for p in ppo.models.parameters() if p.requires_grad]
+    found = torch.autograd.grad(torch.cat(losses).mean(), parameters, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return torch.cat([gradient.reshape(-1) for gradient in filled]).double().tolist()
+
+
 def do(case: dict[str, Any]) -> dict[str, Any]:
     """Run one case."""
     store = Store.open(case["store"])
     lease = store.take_lease("ppo", case["stage"]) if distributed.rank() == 0 else 1
     lease = int(distributed.broadcast_json(lease))
     match case["do"]:
+        case "gradient":
+            ppo = build(case)
+            step = case.get("step", 0)
+            gradient = summed_gradient(ppo, ppo.source.micro_batches(step))
+            text = text_gradient(build(case), step) if case["settings"]["text_coef"] > 0 else []
+            return {"gradient": gradient, "text": text}
         case "straight":
             ppo = build(case)
             run(ppo, store, case["stage"], lease)

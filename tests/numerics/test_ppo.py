@@ -1,63 +1,25 @@
 """PPO gives equal numbers: plain engine and ZeRO 0-3, one worker and two, straight and resumed."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 WORKER = Path(__file__).with_name("ppo_worker.py")
 STEPS_PER_ITERATION = 4
+TEXT_COEF = 3.0
+TEXT = {"text_coef": TEXT_COEF, "text_batch": 4, "text_length": 8}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"engine": "plain"},
     **{f"zero{zero}": {"engine": "deepspeed", "zero": zero} for zero in (0, 1, 2, 3)},
     "full-plain": {"engine": "plain", "lora": False},
     "full-zero3": {"engine": "deepspeed", "zero": 3, "lora": False},
+    "text-plain": {"engine": "plain", "settings": TEXT},
+    "text-zero2": {"engine": "deepspeed", "zero": 2, "settings": TEXT},
+    "text-zero3": {"engine": "deepspeed", "zero": 3, "settings": TEXT},
 }
 RESUMED = ("plain", "zero2", "zero3")
-
-
-def run_ranks(workers: int, cases: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Run cases on that many processes with torchrun's environment; returns what rank 0 reports."""
-    job, result = folder / "job.json", folder / "result.json"
-    job.write_text(json.dumps({"cases": cases}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "LOCAL_WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-    }
-    logs = [folder / f"rank{rank}.log" for rank in range(workers)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), str(job), str(result)],
-                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
-    results: dict[str, Any] = json.loads(result.read_text())
-    return results
 
 
 def cases(store: str, workers: int) -> list[dict[str, Any]]:
@@ -77,15 +39,21 @@ def cases(store: str, workers: int) -> list[dict[str, Any]]:
         }
         for name in RESUMED
     ]
-    return straight + resumed
+    gradients = [
+        {"name": f"gradient-{name}-{micro_batch}", "do": "gradient", "engine": "plain", "micro_batch": micro_batch}
+        | {"settings": settings, "stage": f"gradient-{name}-{micro_batch}-{workers}", "store": store}
+        for name, settings in (("mixed", TEXT), ("alone", {"text_coef": 0.0}))
+        for micro_batch in (1, 2)
+    ]
+    return straight + resumed + gradients
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def results(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What one worker and two workers found."""
     store = str(tmp_path_factory.mktemp("ppo") / "store")
     return {
-        workers: run_ranks(workers, cases(store, workers), tmp_path_factory.mktemp(f"ppo{workers}"))
+        workers: run_cases(WORKER, workers, cases(store, workers), tmp_path_factory.mktemp(f"ppo{workers}"))
         for workers in (1, 2)
     }
 
@@ -110,7 +78,8 @@ def first_iteration(outcome: dict[str, Any]) -> list[dict[str, float]]:
 def test_the_first_iteration_is_the_same_everywhere(
     results: dict[int, dict[str, Any]], name: str, workers: int
 ) -> None:
-    wanted = first_iteration(checked(results, 1, "full-plain" if name.startswith("full") else "plain"))
+    kind = name.rpartition("-")[0]
+    wanted = first_iteration(checked(results, 1, f"{kind}-plain" if kind else "plain"))
     found = first_iteration(checked(results, workers, name))
     assert len(found) == len(wanted) == 1 + STEPS_PER_ITERATION
     for ours, theirs in zip(found, wanted, strict=True):
@@ -128,3 +97,13 @@ def test_resumed_equals_straight_to_the_bit(results: dict[int, dict[str, Any]], 
     assert resumed["digest"] == straight["digest"]
     assert all(line in straight["heard"] for line in resumed["heard"])
     assert resumed["heard"][0][1]["iteration"] == 2.0
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_text_in_the_loss_adds_its_gradient(results: dict[int, dict[str, Any]], workers: int, micro_batch: int) -> None:
+    mixed = np.array(checked(results, workers, f"gradient-mixed-{micro_batch}")["gradient"])
+    alone = np.array(checked(results, 1, "gradient-alone-2")["gradient"])
+    text = np.array(checked(results, 1, "gradient-mixed-2")["text"])
+    assert np.abs(TEXT_COEF * text).max() > 0.1 * np.abs(alone).max() > 0
+    np.testing.assert_allclose(mixed, alone + TEXT_COEF * text, atol=1e-5 * np.abs(mixed).max())

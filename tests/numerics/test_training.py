@@ -1,10 +1,5 @@
 """Equal numbers: plain engine and ZeRO 0-3, one worker and two, straight and resumed, with and without LoRA."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +14,6 @@ BF16_LIMIT = 5e-3
 def deepspeed(zero: int, **more: Any) -> dict[str, Any]:
     """Name a case of the sharded engine."""
     return {"engine": "deepspeed", "zero": zero, **more}
-
-
-def run_ranks(workers: int, cases: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Run cases on that many processes with torchrun's environment; returns what rank 0 reports."""
-    folder.mkdir(parents=True, exist_ok=True)
-    job, result = folder / "job.json", folder / "result.json"
-    job.write_text(json.dumps({"cases": cases}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "LOCAL_WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-    }
-    logs = [folder / f"rank{rank}.log" for rank in range(workers)]
-    processes = []
-    for rank, log in enumerate(logs):
-        environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), str(job), str(result)],
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
-    results: dict[str, Any] = json.loads(result.read_text())
-    return results
 
 
 def engines(workers: int) -> list[dict[str, Any]]:
@@ -87,7 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def two(store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def two(run_cases: Any, store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two workers found."""
     cases = engines(2)
     for zero in ZERO:
@@ -102,11 +56,11 @@ def two(store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cases += [{"name": f"gathered-zero{zero}", "do": "gathered", **deepspeed(zero)} for zero in (2, 3)]
     cases.append({"name": "saved", "do": "save", "store": store, **deepspeed(3)})
     cases.append({"name": "moved-two", "do": "continue", "stage": "saved", "store": store, **deepspeed(1)})
-    return run_ranks(2, cases, tmp_path_factory.mktemp("two"))
+    return run_cases(WORKER, 2, cases, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
-def one(store: str, two: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one(run_cases: Any, store: str, two: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one worker found, in the store where two had been."""
     cases = engines(1)
     cases.append({"name": "resume-plain", "do": "resume", "store": store, "engine": "plain"})
@@ -115,7 +69,7 @@ def one(store: str, two: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         {"name": f"moved-zero{zero}", "do": "continue", "stage": "saved", "store": store, **deepspeed(zero)}
         for zero in ZERO
     ]
-    return run_ranks(1, cases, tmp_path_factory.mktemp("one"))
+    return run_cases(WORKER, 1, cases, tmp_path_factory.mktemp("one"))
 
 
 def checked(results: dict[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from recipes.data import Datasets, PythonDocs, Source
 from recipes.errors import RequestError
-from recipes.image_data import ImageSource
 from trainers.data.columns import BadRow, RowRole, canonical
 from trainers.data.files import files_digest, find_files, read_file
 from trainers.data.python_docs import python_docs_digest, read_entries
@@ -53,23 +52,6 @@ def source_digest(source: Source, base_dir: Path) -> str:
             return _datasets_digest(source, base_dir)
         case _:
             return files_digest(find_files(source, base_dir))
-
-
-def evaluation_source(
-    source: Source | ImageSource, evaluation: Source | ImageSource | None
-) -> tuple[Source | ImageSource, bool] | None:
-    """Return (source, held_out) to evaluate on; None where nothing is held out.
-
-    The recipe's own; else python-docs' validation split (test, where validation is trained on), or the rows that
-    `hold_out` keeps from training.
-    """
-    if evaluation is not None:
-        return evaluation, False
-    if isinstance(source, PythonDocs):
-        if source.split == "test":
-            return None
-        return PythonDocs(source="python-docs", split="validation" if source.split == "train" else "test"), False
-    return (source, True) if source.hold_out > 0 else None
 
 
 def read_rows(

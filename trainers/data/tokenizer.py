@@ -13,14 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
+from recipes.local_models import find_pad_token
 from trainers.data.template import Message, Span, render, response_spans
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
-"""Entries of a vocabulary that serve as pad token, in this order, where a tokenizer names none or the end token.
-
-The last two are byte 0 in byte-level vocabularies (GPT-2's), and in those with byte fallback.
-"""
 
 
 @dataclass(frozen=True)
@@ -198,9 +194,9 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
         chat_template=(overrides and overrides.chat_template) or template,
         config={key: value for key, value in config.items() if key not in dropped},
     )
-    pad = (overrides and overrides.pad_token) or _token(tokens.get("pad_token"))
-    if pad is None or (pad == eos and not (overrides and overrides.pad_token)):
-        pad = next((name for name in PAD_NAMES if name != eos and found.tokenizer.token_to_id(name) is not None), None)
+    vocabulary = found.tokenizer.get_vocab(with_added_tokens=True)
+    named = _token(tokens.get("pad_token"))
+    pad = (overrides and overrides.pad_token) or find_pad_token(named, eos, vocabulary)
     if pad is None or pad == eos:
         raise RequestError(
             f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token"

@@ -41,14 +41,13 @@ class DeepSpeedEngine:
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
         self._bare = module
-        self._device = device
+        self.device = device
         self._zero = zero
-        self._group_names = tuple(group.name for group in groups)
         self._parts = split_by_decay(groups)
         self._parameters = {name: parameter for part in self._parts for name, parameter in part.parameters}
         self._shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         self._sizes = {id(parameter): parameter.numel() for parameter in self._parameters.values()}
-        self._steps_applied = 0
+        self.steps_applied = 0
         self._flat = FlatAdamW(self._parts, clip) if zero == 0 else None
         self._torch_optimizer: Any = self._flat.inner if self._flat else self._build_adamw()
         config = deepspeed_config(
@@ -62,6 +61,7 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._flat or self._torch_optimizer, config=config, dist_init_required=False
         )
+        self.module: nn.Module = self._engine  # its forward gathers what ZeRO-3 has sharded
         if zero > 0:
             self._make_moments()
 
@@ -95,26 +95,6 @@ class DeepSpeedEngine:
             return list(optimizer.fp32_groups_flat_partition)
         return list(optimizer.single_partition_of_fp32_groups)
 
-    @property
-    def module(self) -> nn.Module:
-        """DeepSpeed's wrapper: its forward gathers what ZeRO-3 has sharded."""
-        return self._engine
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches have to be."""
-        return self._device
-
-    @property
-    def group_names(self) -> tuple[str, ...]:
-        """Names of the parameter groups."""
-        return self._group_names
-
-    @property
-    def steps_applied(self) -> int:
-        """Optimiser steps that changed the parameters."""
-        return self._steps_applied
-
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; DeepSpeed averages over ranks, so the loss is scaled to make it a sum."""
         self._engine.backward(poisoned(loss) * distributed.world_size())
@@ -139,7 +119,7 @@ class DeepSpeedEngine:
                 # Parameters without a gradient in a step would otherwise keep the last step's.
                 for buffer in _gradient_partitions(self._engine.optimizer):
                     buffer.zero_()
-        self._steps_applied += info.applied
+        self.steps_applied += info.applied
         return info
 
     @contextmanager
@@ -182,7 +162,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
         """Fill this rank's partition, then every rank's working parameters."""
-        self._steps_applied = steps_applied
+        self.steps_applied = steps_applied
         if self._flat is not None:
             load_replicated_state(self._flat, read, steps_applied)
             return

@@ -21,31 +21,10 @@ class PlainEngine:
     def __init__(
         self, module: nn.Module, groups: Sequence[ParameterGroup], *, clip: float, device: torch.device
     ) -> None:
-        self._module = module
-        self._device = device
+        self.module = module
+        self.device = device
         self._optimizer = FlatAdamW(split_by_decay(groups), clip)
-        self._group_names = tuple(group.name for group in groups)
-        self._steps_applied = 0
-
-    @property
-    def module(self) -> nn.Module:
-        """The module itself."""
-        return self._module
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches have to be."""
-        return self._device
-
-    @property
-    def group_names(self) -> tuple[str, ...]:
-        """Names of the parameter groups."""
-        return self._group_names
-
-    @property
-    def steps_applied(self) -> int:
-        """Optimiser steps that changed the parameters."""
-        return self._steps_applied
+        self.steps_applied = 0
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients; a non-finite loss makes all of them non-finite."""
@@ -58,17 +37,17 @@ class PlainEngine:
                 dist.all_reduce(gradient)
         self._optimizer.set_lrs(lrs)
         self._optimizer.step()
-        self._steps_applied += self._optimizer.last.applied
+        self.steps_applied += self._optimizer.last.applied
         return self._optimizer.last
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
         """Give the module; its parameters are always in place."""
-        yield self._module
+        yield self.module
 
     def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the parameters on the CPU."""
-        yield from replicated_parameters(self._module, names)
+        yield from replicated_parameters(self.module, names)
 
     def state_out(self) -> Iterator[StateSlice]:
         """Yield this rank's share: parameters are dealt out in turn."""
@@ -77,7 +56,7 @@ class PlainEngine:
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
         """Read everything on every rank."""
         load_replicated_state(self._optimizer, read, steps_applied)
-        self._steps_applied = steps_applied
+        self.steps_applied = steps_applied
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -77,15 +77,11 @@ class Engine(StatefulEngine, Protocol):
     def device(self) -> torch.device:
         """Where batches have to be."""
 
-    @property
-    def group_names(self) -> tuple[str, ...]:
-        """Names of the parameter groups, the keys of `step`'s learning rates."""
-
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
 
     def step(self, lrs: Mapping[str, float]) -> StepInfo:
-        """Clip, update and clear the gradients; collective.
+        """Clip, update and clear the gradients; `lrs` by the names of the parameter groups; collective.
 
         A non-finite loss or gradient norm on any rank makes no rank change anything but its gradients.
         """

@@ -24,5 +24,7 @@ class ImageObjective:
         zero = torch.zeros((), device=is_real_B.device)
         sums = {name: torch.where(is_real_B, values, zero).sum() for name, values in found.items()}
         count = is_real_B.sum()
-        named = {self._loss_name if name == "loss" else name: (value.detach(), count) for name, value in sums.items()}
-        return ObjectiveOutput(sums["loss"], named)
+        metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {
+            self._loss_name if name == "loss" else name: (value.detach(), count) for name, value in sums.items()
+        }
+        return ObjectiveOutput(sums["loss"], metrics)

@@ -88,6 +88,34 @@ def import_folder(
     return committed
 
 
+def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -> ArtifactManifest:
+    """Commit a folder's tokenizer alone, whatever else is there; raises RequestError naming the file.
+
+    Its end and pad token may be missing: whoever takes it may name them.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder")
+    if not (folder / "tokenizer.json").is_file():
+        raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / file).exists():
+            _refuse_code(folder, _read_json(folder, file), file)
+    paths = {file: _inside(folder, file) for file in TOKENIZER_FILES if (folder / file).exists()}
+    files = {file: store.objects.put_file(path) for file, path in paths.items()}
+    digest = files_digest(files)
+    manifest = ArtifactManifest(
+        fingerprint=sha256_hex(canonical_json({"import": digest})),
+        digest=digest,
+        kind="tokenizer",
+        stage="import",
+        files=files,
+        verification=Verification(how="files hashed"),
+        source=source,
+    )
+    return store.put_artifact(manifest).manifest
+
+
 def read_safetensors_header(path: Path) -> dict[str, Any]:
     """Return the tensors of a safetensors file by name; raises RequestError unless the file is exactly that.
 

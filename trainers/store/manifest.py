@@ -15,7 +15,17 @@ FORMAT = 1
 """The format that this version writes; others are refused by number."""
 
 Kind = Literal[
-    "model", "adapter", "reward_model", "actor_critic", "report", "dataset", "classifier", "vae", "gan", "ddpm"
+    "model",
+    "adapter",
+    "reward_model",
+    "actor_critic",
+    "report",
+    "tokenizer",
+    "dataset",
+    "classifier",
+    "vae",
+    "gan",
+    "ddpm",
 ]
 
 

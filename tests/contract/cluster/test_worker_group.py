@@ -149,7 +149,7 @@ def test_what_is_not_json_is_refused_where_it_is_given(group: WorkerGroup) -> No
 
 def test_stop_holds(group: WorkerGroup) -> None:
     """A group that was stopped starts nothing."""
-    group.prepare_next()
+    group.prepare()
     assert group.run("contract_targets:asked", {}) == [{"asked": False}]
     group.stop()
     with pytest.raises(Preempted):

@@ -1,8 +1,8 @@
 """The metric names that a recipe's gates may use are those that an evaluation reports."""
 
-from recipes.report import report_labels, report_metrics
+from recipes.report import report_metrics
 from recipes.stages import Evaluate
-from rlhf.exam import Answer, ModelAnswers, comparison_metrics, generation_metrics, labels_of
+from rlhf.exam import Answer, ModelAnswers, comparison_metrics, generation_metrics
 
 
 def _answers(label: str, scores: list[float], has_kl: bool) -> ModelAnswers:
@@ -13,11 +13,6 @@ def _answers(label: str, scores: list[float], has_kl: bool) -> ModelAnswers:
         for row, score in enumerate(scores)
     ]
     return ModelAnswers(label, answers)
-
-
-def test_labels_are_spelt_alike() -> None:
-    texts = ["chat", "policy.actor", "chat", "store://a-name", "./some/folder", "hf://org/Name-1@main", "chat_n2"]
-    assert report_labels(texts) == labels_of(texts)
 
 
 def test_every_reported_metric_is_known_and_the_other_way_round() -> None:

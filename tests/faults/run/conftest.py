@@ -263,17 +263,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capture, so that every run of the tests shows what was hit."""
-
-    def print_it(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {text}", flush=True)
-
-    return print_it
-
-
-@pytest.fixture
 def chain() -> Path:
     """The recipe of the tests here."""
     return CHAIN

@@ -27,8 +27,19 @@ def echo(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
         "has_ray": any(name.split(".")[0] == "ray" for name in sys.modules)
         or any(key.startswith("RAY_") for key in os.environ),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-        "preloaded": "wave" in sys.modules,
+        "preloaded_at": getattr(sys.modules.get("preloaded"), "IMPORTED_AT", None),
+        "runs_in_process": count_run(),
+        "touched": "touching" in sys.modules,
     }
+
+
+RUNS: list[int] = []
+
+
+def count_run() -> int:
+    """How many runs this process has served."""
+    RUNS.append(os.getpid())
+    return len(RUNS)
 
 
 def beat_often(payload: dict[str, Any], worker: Any) -> dict[str, Any]:

@@ -21,14 +21,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture(scope="session")
 def make_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., WorkerSpec]:
-    """Specs whose ranks find the targets of this folder; `wave` is a cheap module to preload."""
+    """Specs whose ranks find the targets of this folder; `preloaded` says when it was imported."""
 
     def make(**fields: Any) -> WorkerSpec:
         defaults: dict[str, Any] = {
             "name": "learners",
             "num_workers": 2,
             "log_folder": tmp_path_factory.mktemp("logs"),
-            "preload": "wave",
+            "preload": "preloaded",
             "placement_timeout_s": 30.0,
             "environment": {"PYTHONPATH": HERE},
         }

@@ -36,9 +36,9 @@ def main(moment: str, logs: Path) -> None:
     here = str(Path(__file__).resolve().parent)
     spec = WorkerSpec(name="learners", num_workers=2, log_folder=logs, environment={"PYTHONPATH": here}, preload="wave")
     group = session.group(spec)
-    group.prepare_next()
+    group.prepare()
     say(at="group")
-    if moment == "spares":
+    if moment == "imports":
         time.sleep(600)
     if moment == "normal":
         group.run("cluster_targets:echo", {})
@@ -46,7 +46,7 @@ def main(moment: str, logs: Path) -> None:
         say(at="end")
         return
     if moment == "exception":
-        group.run("cluster_targets:echo", {}, spares=True)
+        group.run("cluster_targets:echo", {})
         raise RuntimeError("a driver's own mistake")
     if moment in ("raylet", "gcs_server"):
         lose_service(group, moment)

@@ -105,7 +105,7 @@ class Driver:
     [
         pytest.param("start", signal.SIGKILL, 0.3, marks=pytest.mark.long),
         ("start", signal.SIGKILL, 1.2),
-        pytest.param("spares", signal.SIGKILL, 0.1, marks=pytest.mark.long),
+        pytest.param("imports", signal.SIGKILL, 0.1, marks=pytest.mark.long),
         ("litter", signal.SIGKILL, 0.2),
         pytest.param("litter", signal.SIGTERM, 0.2, marks=pytest.mark.long),
         ("litter", signal.SIGINT, 0.2),
@@ -124,7 +124,7 @@ def test_nothing_is_left(
         match moment:
             case "start":
                 driver.wait_for("begin")
-            case "spares":
+            case "imports":
                 driver.wait_for("group")
             case "litter":
                 driver.wait_for("litter", count=2)

@@ -1,4 +1,4 @@
-"""A worker group on a real embedded Ray: environment, results, deaths, stalls, stops, spares, placement."""
+"""A worker group on a real embedded Ray: environment, results, deaths, stalls, stops, imports, placement."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
         }
         assert not result["has_ray"]
         assert result["niceness"] == os.getpriority(os.PRIO_PROCESS, 0)
-        assert result["preloaded"]
+        assert result["preloaded_at"]
         assert not is_alive(result["pid"])
         assert f"echo from rank {rank}" in (group.spec.log_folder / f"base-1-rank-{rank}.log").read_text()
     assert {(rank, phase, progress["step"], thread) for rank, phase, progress, thread in beats} == {
@@ -70,14 +70,60 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
     }
 
 
-def test_spares_join_at_once_and_serve_once(group: WorkerGroup) -> None:
-    """Processes differ between runs; with spares the second run starts within the three seconds allowed."""
-    first = group.run("cluster_targets:echo", {"seconds": 2.5}, spares=True)
+def test_runs_share_the_imports_and_nothing_else(group: WorkerGroup) -> None:
+    """Each run has processes of its own, in which the import stands as it was and what another run did is unknown."""
+    first = group.run("cluster_targets:echo", {})
     started = time.monotonic()
     second = group.run("cluster_targets:echo", {})
     took_s = time.monotonic() - started
     assert not {result["pid"] for result in first if result} & {result["pid"] for result in second if result}
+    assert [result["runs_in_process"] for result in [*first, *second] if result] == [1, 1, 1, 1]
+    imports = [
+        {(result["rank"], result["preloaded_at"]) for result in results if result} for results in (first, second)
+    ]
+    assert imports[0] == imports[1]
     assert took_s < 3.0
+
+
+def test_a_failing_import_is_the_ranks_error(session: Session, make_spec: MakeSpec) -> None:
+    """What the import printed and raised is with the verdict; the group does not hang."""
+    with session.group(make_spec(num_workers=1, preload="no_such_wave")) as group:
+        assert group.run("cluster_targets:echo", {})[0]
+        with pytest.raises(WorkerFailed) as failure:
+            group.run("no_such_wave:echo", {})
+    assert "No module named 'no_such_wave'" in failure.value.verdict.message
+
+
+def test_an_import_that_kills_the_process(session: Session, make_spec: MakeSpec) -> None:
+    """A crash while importing is told as what it was."""
+    with session.group(make_spec(num_workers=1, preload="crash")) as group, pytest.raises(WorkerFailed) as failure:
+        group.run("cluster_targets:echo", {})
+    assert failure.value.verdict.kind == "exit"
+    assert "exit status 7" in failure.value.verdict.message
+    assert "crashed on import" in failure.value.verdict.tail
+
+
+def test_an_import_that_touched_the_gpu_driver(session: Session, make_spec: MakeSpec) -> None:
+    """CUDA does not survive a fork: such a rank starts in a new interpreter."""
+    with session.group(make_spec(num_workers=1, preload="touching")) as group:
+        (result,) = group.run("cluster_targets:echo", {})
+    assert result
+    assert not result["touched"]
+
+
+def test_a_killed_fork_server_is_replaced(group: WorkerGroup) -> None:
+    """Its ranks end with it, which is an infrastructure failure; the next run works."""
+    killed: list[int] = []
+
+    def kill(rank: int, phase: str, progress: dict[str, Any]) -> None:
+        if not killed and len(group.pids()) == 2:
+            killed.append(psutil.Process(group.pids()[0]).ppid())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(WorkerFailed, match=r"signal 9 \(SIGKILL\): rank 0 on node"):
+        group.run("cluster_targets:beat_often", {"steps": 20_000}, kill)
+    assert killed
+    assert len(group.run("cluster_targets:echo", {})) == 2
 
 
 def test_gloo_group_from_the_environment(group: WorkerGroup) -> None:
@@ -142,9 +188,9 @@ def test_a_killed_ray_worker_is_replaced(group: WorkerGroup) -> None:
     def kill(rank: int, phase: str, progress: dict[str, Any]) -> None:
         if not killed and len(group.pids()) == 2:
             killed.append(group.pids()[0])
-            with open(f"/proc/{killed[0]}/stat") as stat:
-                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
-            os.kill(parent, signal.SIGKILL)
+            fork_server = psutil.Process(killed[0]).parent()
+            assert fork_server is not None
+            os.kill(fork_server.ppid(), signal.SIGKILL)
 
     with pytest.raises(WorkerFailed) as failure:
         group.run("cluster_targets:beat_often", {"steps": 20_000}, kill)
@@ -214,12 +260,10 @@ def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpe
 
 
 def test_gpu_workers_see_the_devices_of_their_node(session: Session, make_spec: MakeSpec) -> None:
-    """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; spares too."""
+    """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; in every run."""
     with session.group(make_spec(gpus_per_worker=1)) as group:
         assert sum(node.free_gpus for node in session.nodes()) == 1
-        results = group.run("cluster_targets:echo", {"seconds": 1.5}, spares=True) + group.run(
-            "cluster_targets:echo", {}
-        )
+        results = group.run("cluster_targets:echo", {}) + group.run("cluster_targets:echo", {})
         seen = {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results if result}
         assert len(seen) == 1
         assert len(set(seen.pop().split(","))) == 2

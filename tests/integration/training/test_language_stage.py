@@ -1,10 +1,6 @@
 """Pretraining and LoRA fine-tuning on two workers, as whole stages: drafts, verification, preemption and resume."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +9,15 @@ import pytest
 WORKER = Path(__file__).with_name("language_worker.py")
 
 
-def run_workers(folder: Path, workers: int = 2) -> None:
-    """Run the stages on their workers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRAINWRIGHT_CACHE": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-    }
-    logs = [folder / f"rank{rank}.log" for rank in range(workers)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), str(folder)],
-                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which both stages ran straight and again with a preemption."""
     folder = tmp_path_factory.mktemp("language")
     lines = [f"The number {n} comes before {n + 1}.\nAnd {n} is {'even' if n % 2 == 0 else 'odd'}." for n in range(120)]
     (folder / "text.txt").write_text("\n\n".join(lines))
     pairs = [{"prompt": f"What comes after {n}?", "completion": f"After {n} comes {n + 1}."} for n in range(60)]
     (folder / "chat.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
-    run_workers(folder)
+    run_ranks(WORKER, [folder], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
     return folder
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from recipes.data import PythonDocs, Source
 from recipes.errors import RequestError
-from trainers.data.sources import Row, evaluation_source, read_rows, source_digest
+from trainers.data.sources import Row, read_rows, source_digest
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Source)
 
@@ -197,15 +197,3 @@ def test_python_docs_rows_are_kept_in_the_store(store: Any, monkeypatch: pytest.
     assert first == again
     assert len(first) == 9
     assert calls == [1]
-
-
-def test_evaluation_source() -> None:
-    docs = PythonDocs(source="python-docs", limit=3, part="1/2")
-    found = evaluation_source(docs, None)
-    assert found is not None
-    assert found == (PythonDocs(source="python-docs", split="validation"), False)
-    assert evaluation_source(PythonDocs(source="python-docs", split="test"), None) is None
-    lines = source(source="jsonl", files=["a"], hold_out=0.1)
-    assert evaluation_source(lines, None) == (lines, True)
-    assert evaluation_source(lines, docs) == (docs, False)
-    assert evaluation_source(source(source="jsonl", files=["a"]), None) is None

@@ -1,11 +1,16 @@
 """Walking a plan: caching, gates, retries, stopping, and what the journal says of it."""
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cluster.protocol import Verdict, WorkerFailed
-from recipes.errors import Preempted, StageError
+from launch.drive import drive, ray_crew
+from launch.progress import SilentView
+from recipes.errors import CapacityError, Preempted, StageError
 
 LOST = Verdict(kind="signal", message="signal 9 (SIGKILL): rank 0", rank=0, infrastructure=True)
 WRONG = Verdict(kind="exception", message="ValueError: no", rank=0, traceback="Traceback: ...", exit_code=4)
@@ -156,8 +161,6 @@ def test_a_draft_that_names_other_parents_is_never_committed(bench: Any, monkeyp
 
 def test_a_stop_request_in_the_store_reaches_the_workers(bench: Any) -> None:
     def wait(job: dict[str, Any], worker: Any) -> None:
-        import time
-
         if job["stage"] == "base":
             record.request_stop()
             deadline = time.monotonic() + 10
@@ -170,6 +173,40 @@ def test_a_stop_request_in_the_store_reaches_the_workers(bench: Any) -> None:
     record = bench.record(bench.resolve())
     with pytest.raises(Preempted):
         bench.drive(record=record)
+    assert record.summary().state == "stopped"
+
+
+class BusySession:
+    """A cluster whose resources others hold: every group waits for them until the session is cancelled."""
+
+    DEADLINE_S = 10.0
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.is_shut_down = False
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def group(self, spec: Any, on_wait: Callable[[str], None]) -> Any:
+        on_wait("waiting for resources: held by 'other'")
+        if self.cancelled.wait(self.DEADLINE_S):
+            raise Preempted("stopped while it waited for resources")
+        raise CapacityError("gave up")
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = BusySession()
+    monkeypatch.setattr("launch.drive.start", lambda *arguments, **settings: session)
+    record = bench.record(bench.resolve())
+    view = SilentView()
+    monkeypatch.setattr(view, "say", lambda text: record.request_stop() if text.startswith("waiting") else None)
+    with pytest.raises(Preempted, match="stopped while it waited for resources; continue it with"):
+        drive(record, record.resolved(), "10.0.0.1:6379", view, ray_crew)
+    assert session.is_shut_down
     assert record.summary().state == "stopped"
 
 

@@ -1,6 +1,7 @@
 """Lines that a person reads while a run goes on."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -32,14 +33,48 @@ def test_pace_counts_down_by_the_measured_step_time() -> None:
     assert pace.remaining_s(0, 100) is None
     clock.now = 20.0
     assert pace.remaining_s(10, 100) == pytest.approx(180.0)
+    clock.now = 25.0
+    assert pace.remaining_s(10, 100) == pytest.approx(175.0), "it counts down between two steps"
     assert pace.remaining_s(100, 100) == 0
     assert pace.remaining_s(None, 100) is None
 
 
-def test_describe_says_step_loss_speed_and_eta() -> None:
-    text = describe("train", {"step": 10, "steps": 100, "loss": 2.34567, "tokens_per_s": 45_123.0}, 61.0)
-    assert text == "step 10/100 · loss 2.346 · 45k tokens/s · ETA 1:01 min"
-    assert describe("load", {}) == "load"
+def test_pace_of_iterations_is_right_from_the_second_one_on() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    total, took = 14, [20.0] + [15.0] * 13
+    for done in range(total + 1):
+        for beat_s in (0.0, 5.0, 9.0):  # rollout and updates of one iteration beat many times
+            clock.now = sum(took[:done]) + beat_s
+            left = pace.remaining_s(done, total)
+            wanted = sum(took) - clock.now
+            if 1 <= done < total:
+                assert left is not None
+                assert wanted / 1.5 <= left <= wanted * 1.5
+            elif done == 0:
+                assert left is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "values", "text"),
+    [
+        (
+            "train",
+            {"step": 10, "steps": 100, "loss": 2.34567, "tokens_per_s": 45_123.0},
+            "step 10/100 · loss 2.346 · 45k tokens/s · ETA 1:01 min",
+        ),
+        (
+            "rollout",
+            {"step": 2, "steps": 14, "unit": "iteration", "score": 0.5, "responses_per_s": 7.25},
+            "iteration 3/14 · rollout · score 0.5 · 7.2 responses/s · ETA 1:01 min",
+        ),
+        ("rollout", {"step": 14, "steps": 14, "unit": "iteration"}, "iteration 14/14 · rollout"),
+        ("train", {"step": 0, "steps": 8, "pairs_per_s": 75.5}, "step 0/8 · 75.5 pairs/s · ETA 1:01 min"),
+        ("join", {}, "starting workers"),
+    ],
+)
+def test_describe_says_place_score_speed_and_eta(phase: str, values: dict[str, Any], text: str) -> None:
+    assert describe(phase, values, 61.0) == text
 
 
 def test_plain_lines_are_rare_but_starts_and_ends_always_show() -> None:

@@ -2,7 +2,11 @@
 
 import pytest
 
-from recipes.references import FolderRef, HubRef, Reference, StageRef, StoreRef, parse_reference
+from recipes.data import JsonLines, PythonDocs, Source
+from recipes.optim import AdamW
+from recipes.references import FolderRef, HubRef, Reference, SourceUse, StageRef, StoreRef, find_source, parse_reference
+from recipes.stages import Finetune
+from recipes.train import Train
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,30 @@ def test_what_is_no_reference(text: str) -> None:
     except ValueError:
         return
     assert isinstance(reference, StageRef), "only a stage's name may look like this, and no stage has it"
+
+
+VALIDATION, TEST = (PythonDocs(source="python-docs", split=split) for split in ("validation", "test"))
+DOCS = PythonDocs(source="python-docs", limit=3, part="1/2")
+LINES = JsonLines(source="jsonl", files=["a"])
+KEPT = JsonLines(source="jsonl", files=["a"], hold_out=0.1)
+
+
+@pytest.mark.parametrize(
+    ("data", "evaluation", "expected"),
+    [
+        (DOCS, None, (VALIDATION, False)),
+        (VALIDATION, None, (TEST, False)),
+        (TEST, None, None),
+        (LINES, None, None),
+        (LINES, DOCS, (DOCS, False)),
+        (KEPT, None, (KEPT, True)),
+        (KEPT, DOCS, (DOCS, False)),
+    ],
+)
+def test_a_stage_is_never_evaluated_on_rows_that_it_learns_from(
+    data: Source, evaluation: Source | None, expected: tuple[Source, bool] | None
+) -> None:
+    train = Train(steps=1, global_batch=1, sequence_length=8, optimizer=AdamW(lr=1e-3))
+    stage = Finetune(kind="finetune", init_from="base", data=data, evaluation=evaluation, train=train)
+    found = find_source(stage, "evaluation")
+    assert found == (expected and SourceUse("evaluation", expected[0], "instructions", held_out=expected[1]))

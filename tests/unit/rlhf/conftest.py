@@ -77,7 +77,7 @@ class TinyPpo:
                 self.engine.backward(output.loss_sum / total)
                 for name, (value, _) in output.metrics.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
-            self.engine.step(dict.fromkeys(self.engine.group_names, 0.01))
+            self.engine.step({"actor": 0.01, "critic": 0.01})
             done.append(sums)
             if self.source.after_step(step + 1, sums) is not None:
                 break
@@ -114,6 +114,22 @@ def prompt_set(rows: int = 40) -> Dataset:
         "prompt_offsets": np.cumsum([0, *map(len, prompts)]),
     }
     return Dataset("d" * 64, "prompts", report, arrays, PAD)
+
+
+def text_set(rows: int = 12) -> Dataset:
+    """Packed sequences of two to eight tokens, so that shares of a batch differ in their number of targets."""
+    generator = np.random.default_rng(1)
+    lengths = np.array([2 + 5 * row % 7 for row in range(rows)])
+    is_real_NT = np.arange(8) < lengths[:, None]
+    arrays = {
+        "input_ids": np.where(is_real_NT, generator.integers(2, VOCABULARY, size=is_real_NT.shape), PAD).astype(
+            np.int32
+        ),
+        "segment_ids": is_real_NT.astype(np.int32),
+        "loss_mask": is_real_NT & (np.arange(8) > 0),
+    }
+    report = BuildReport(rows, rows, 0, 0, {}, {}, rows, int(lengths.sum()), int((lengths - 1).sum()), 1.0)
+    return Dataset("e" * 64, "packed", report, arrays, PAD)
 
 
 def tiny_model(seed: int = 0, kind: str = "llama") -> nn.Module:
@@ -180,6 +196,7 @@ def build_tiny_ppo(
     micro_batch: int = 4,
     temperature: float = 1.0,
     wants_one_token: bool = False,
+    with_text: bool = False,
     shard: Shard | None = None,
     listener: Listener | None = None,
     **settings: Any,
@@ -213,6 +230,7 @@ def build_tiny_ppo(
         micro_batch=micro_batch,
         tolerance=1e-4,
         observer=listener,
+        text=BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None,
     )
     return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from recipes.report import report_labels
 from recipes.stages import Bound
 from rlhf.exam import (
     Answer,
@@ -9,7 +10,6 @@ from rlhf.exam import (
     comparison_metrics,
     failed_bounds,
     generation_metrics,
-    labels_of,
     side_by_side,
 )
 
@@ -61,7 +61,7 @@ def test_labels_are_metric_names_and_differ() -> None:
         "store://best",
         "store://best",
     ]
-    labels = labels_of(references)
+    labels = report_labels(references)
     assert labels == ["chat", "policy_critic", "my_model", "some_model", "best", "best_n2"]
     for label in labels:
         Bound(metric=f"{label}.win_rate", min=0.5)

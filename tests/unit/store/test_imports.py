@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
-from trainers.store.imports import import_folder, read_safetensors_header
+from trainers.store.imports import import_folder, import_tokenizer, read_safetensors_header
 from trainers.store.store import Store
 
 
@@ -213,3 +213,15 @@ def test_a_truthful_header_is_read(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes({"w": 3, "empty": 0, "v": 1}))
     assert list(read_safetensors_header(path)) == ["w", "empty", "v"]
     assert os.path.getsize(path) > 0
+
+
+def test_a_tokenizer_needs_no_model_beside_it(store: Store, folder: Path) -> None:
+    beside_a_model = import_tokenizer(store, folder)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (folder / name).unlink()
+    alone = import_tokenizer(store, folder)
+    assert (alone.kind, sorted(alone.files)) == ("tokenizer", ["tokenizer.json", "tokenizer_config.json"])
+    assert alone == beside_a_model
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(RequestError, match=r"has no tokenizer\.json"):
+        import_tokenizer(store, folder)

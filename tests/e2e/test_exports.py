@@ -1,0 +1,124 @@
+"""Whatever a chain makes leaves the store as folders that stock classes open, with the logits that it has here."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.models import backbone_states
+from rlhf.reward import ScoreModel
+from trainers.architectures.load import ModelKind, head_name, load_model
+from trainers.architectures.token_losses import hidden_states
+from trainers.data.batches import SequenceBatch
+from trainers.store.store import Store
+
+TOKENS = torch.tensor([list(range(5, 29)), list(range(60, 36, -1))])
+LIMIT = 1e-5
+
+# (stage, part of the store whose files the project loads, arguments of the export, what stock classes open)
+EXPORTS: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("base", "model", (), "language_model"),
+    ("chat", "model", (), "language_model adapter"),
+    ("chat", "model", ("--merge",), "language_model"),
+    ("judge", "model", (), "score_model adapter"),
+    ("judge", "model", ("--merge",), "score_model"),
+    ("second", "model", ("--part", "model"), "score_model"),
+    ("policy", "actor", (), "language_model adapter"),
+    ("policy", "actor", ("--merge",), "language_model"),
+    ("policy", "critic", ("--part", "critic"), "value_model"),
+]
+
+# In this process the project does not exist.
+STOCK = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("recipes", "cluster", "trainers", "rlhf", "launch"):
+            raise ImportError(name + " does not exist here")
+sys.meta_path.insert(0, Absent())
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import AutoTokenizer
+classes = {
+    "language_model": AutoModelForCausalLM,
+    "score_model": AutoModelForSequenceClassification,
+    "value_model": AutoModelForTokenClassification,
+}
+asked = json.load(sys.stdin)
+ids = torch.tensor(asked["tokens"])
+for folder, what in asked["exports"]:
+    kind, _, adapter = what.partition(" ")
+    labels = {} if kind == "language_model" else {"num_labels": 1}
+    place = folder + "/base" if adapter else folder
+    model = classes[kind].from_pretrained(place, dtype=torch.float32, **labels)
+    if adapter:
+        model = PeftModel.from_pretrained(model, folder)
+    assert AutoTokenizer.from_pretrained(place)("print")["input_ids"]
+    with torch.no_grad():
+        print(json.dumps(model.eval()(ids).logits.double().tolist()))
+"""
+
+
+def stock_logits(exports: Sequence[tuple[Path, str]]) -> list[torch.Tensor]:
+    """Logits of exported folders by stock classes alone."""
+    asked = {"tokens": TOKENS.tolist(), "exports": [(str(folder), what) for folder, what in exports]}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STOCK],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.tensor(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[[")]
+
+
+@torch.no_grad()
+def project_logits(folder: Path, kind: ModelKind) -> torch.Tensor:
+    """Logits by the forwards that the stages train with."""
+    model: Any = load_model(folder, kind, device=torch.device("cpu")).eval()
+    whole = torch.ones_like(TOKENS, dtype=torch.bool)
+    match kind:
+        case "language_model":
+            positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
+            logits: torch.Tensor = model.get_output_embeddings()(hidden_states(model, TOKENS, whole.long(), positions))
+        case "score_model":
+            logits = ScoreModel(model, head_name(model))(SequenceBatch(TOKENS, whole, whole))[:, None]
+        case "value_model":
+            logits = getattr(model, head_name(model))(backbone_states(model, TOKENS))
+    return logits
+
+
+@pytest.mark.serial
+def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_run: Any, tmp_path: Path) -> None:
+    store = Store.open(str(smoke_run.shell.store))
+    made = {manifest.stage: manifest for manifest in store.list_artifacts()}
+    exported = []
+    for number, (stage, _, arguments, what) in enumerate(EXPORTS):
+        folder = tmp_path / f"{number}-{stage}"
+        done = smoke_run.shell("store", "export", f"{smoke_run.run}/{stage}", str(folder), *arguments)
+        assert done.code == 0, done.err
+        exported.append((folder, what))
+    found = stock_logits(exported)
+    assert len(found) == len(EXPORTS)
+    ours: dict[tuple[str, str], torch.Tensor] = {}
+    for (stage, part, _, what), theirs in zip(EXPORTS, found, strict=True):
+        # What the store holds is what the stage had in memory: verified before the commit, in a process of its own.
+        verified = made[stage].verification
+        assert verified.how == "clean-process"
+        assert verified.max_logit_difference is not None
+        assert verified.max_logit_difference <= LIMIT
+        kind: Any = what.split()[0]
+        if (stage, part) not in ours:
+            ours[stage, part] = project_logits(store.folder(made[stage], part), kind)
+        wanted = ours[stage, part]
+        assert theirs.shape == wanted.shape
+        assert float((theirs - wanted).abs().max()) <= LIMIT * max(1.0, float(wanted.abs().max())), (stage, what)
+    assert float((ours["base", "model"] - ours["chat", "model"]).abs().max()) > 100 * LIMIT

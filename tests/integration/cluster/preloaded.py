@@ -1,0 +1,5 @@
+"""A cheap module to preload."""
+
+import time
+
+IMPORTED_AT = time.time()

@@ -80,6 +80,7 @@ class Observer:
         self.stop_at = stop_at
         self.step = 0
         self.losses: dict[int, float] = {}
+        self.generator_losses: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
 
     def phase(self, name: str, **progress: float) -> None:
@@ -88,6 +89,8 @@ class Observer:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
             self.losses[step] = values["loss"]
+        if "generator_loss" in values:
+            self.generator_losses[step] = values["generator_loss"]
         if "eval/loss" in values:
             self.held_out[step] = values["eval/loss"]
 
@@ -137,6 +140,7 @@ def run_case(folder: Path, ranks: distributed.Ranks, case: dict[str, Any]) -> No
         "difference": verify_checks(store, draft.files, list(draft.checks), {}, uri),
         "digest": manifest.digest,
         "losses": observer.losses,
+        "generator_losses": observer.generator_losses,
         "held_out": observer.held_out,
         "grids": [line for line in store.run(run).read_lines(f"samples/{family}") if "image" in line],
     }

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PICTURES = sorted(set(FAMILIES) - {"decoder"})
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
+TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
 TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
 
 
@@ -49,7 +50,7 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
             {"family": family, "run": f"zero{zero}", "shard": {"engine": "deepspeed", "zero": _zero(family, zero)}}
             for zero in zero_stages
         ]
-    return cases
+    return [*cases, {"family": "gan", "run": "twenty", "shard": {"engine": "deepspeed", "zero": 2}, "stage": TWENTY}]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(folder: Path, zero_stages: tuple[int, ...]) -> Path:
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
     _run_workers(folder, 2, _cases(zero_stages))
-    _run_workers(folder, 1, [{"family": family, "run": "plain", "shard": {"engine": "plain"}} for family in FAMILIES])
+    plain: list[dict[str, Any]] = [
+        {"family": family, "run": "plain", "shard": {"engine": "plain"}} for family in FAMILIES
+    ]
+    _run_workers(folder, 1, [*plain, {**plain[0], "family": "gan", "run": "twenty-plain", "stage": TWENTY}])
     return folder
 
 
@@ -141,6 +145,13 @@ def test_sharding_and_workers_do_not_change_the_curve(finished: Path, family: st
     assert len(set(wanted["losses"].values())) == 6
     assert difference(found["losses"], wanted["losses"]) < LIMIT
     assert difference(found["held_out"], wanted["held_out"]) < LIMIT
+
+
+def test_a_gan_s_two_engines_equal_the_plain_one_over_twenty_steps(finished: Path) -> None:
+    wanted, found = result(finished, "twenty-plain", "gan"), result(finished, "twenty", "gan")
+    assert len(wanted["losses"]) == 20
+    assert difference(found["losses"], wanted["losses"]) < LIMIT
+    assert difference(found["generator_losses"], wanted["generator_losses"]) < LIMIT
 
 
 @pytest.mark.long

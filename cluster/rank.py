@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -138,6 +139,7 @@ def find_target(target: str) -> Any:
 
 def _serve(link: Link, order: dict[str, Any]) -> bool:
     os.environ.update(order["environment"])
+    Path("/proc/self/comm").write_text(f"rank-{order['rank']}")
     log = os.open(order["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

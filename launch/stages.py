@@ -51,7 +51,7 @@ def progress_of(spec: Stage) -> Progress:
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
         case Evaluate():
-            return Progress("model", 1, "pictures" if "images" in spec.suites else "responses")
+            return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
 
 class StageObserver:

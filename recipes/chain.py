@@ -111,8 +111,9 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield from _check_scorers(loaded, name, stage)
         if isinstance(stage, ImageStage) and stage.autoencoder is not None:
             yield from _check_autoencoder(loaded, name, stage.autoencoder)
-        if isinstance(stage, PpoStage):
-            yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward)
+        if isinstance(stage, PpoStage) and stage.critic == "reward":
+            advice = ", or set critic: actor"
+            yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward, advice)
     yield from _check_cycles(loaded)
 
 
@@ -184,10 +185,6 @@ def _check_distinct(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterato
 
 
 def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
-    for field_path in ("reward", "second_scorer"):
-        text = getattr(stage, field_path)
-        if text is not None:
-            yield from _check_one_tokenizer(loaded, f"stages.{name}.{field_path}", stage.of[0], text)
     if stage.second_scorer is not None and stage.second_scorer == stage.reward:
         message = "the second scorer must be another reward model than `reward`"
         yield loaded.problem(f"stages.{name}.second_scorer", stage.second_scorer, message)
@@ -195,7 +192,9 @@ def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator
         yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
 
 
-def _check_one_tokenizer(loaded: LoadedRecipe, place: str, model: str, other: str) -> Iterator[Problem]:
+def _check_one_tokenizer(
+    loaded: LoadedRecipe, place: str, model: str, other: str, advice: str = ""
+) -> Iterator[Problem]:
     """Models that read each other's tokens must come from one tokenizer."""
     stages = loaded.recipe.stages
     first, second = origin(model, stages), origin(other, stages)
@@ -210,7 +209,7 @@ def _check_one_tokenizer(loaded: LoadedRecipe, place: str, model: str, other: st
         f"{other} and {model} do not share a tokenizer: they come from {names[id(second)]} and {names[id(first)]}, "
         "which train different ones"
     )
-    yield loaded.problem(place, other, message, f"build both on {names[id(first)]}")
+    yield loaded.problem(place, other, message, f"build both on {names[id(first)]}{advice}")
 
 
 def _check_autoencoder(loaded: LoadedRecipe, name: str, text: str) -> Iterator[Problem]:

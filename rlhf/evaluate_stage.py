@@ -25,7 +25,8 @@ from rlhf.exam import (
 from rlhf.experience import Responses
 from rlhf.kl import k1, k3
 from rlhf.models import response_logprobs
-from rlhf.ppo_stage import require_same_contract
+from rlhf.ppo_stage import reading_by
+from rlhf.reading import Reading
 from rlhf.reward import ScoreModel
 from rlhf.rollout import answer, response_uniforms
 from trainers import distributed
@@ -53,7 +54,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     metrics: dict[str, float] = {}
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
-            context.observer.phase("perplexity", step=index, steps_planned=len(labels))
+            context.observer.phase("perplexity", step=index, steps_planned=_num_parts(spec))
             metrics[f"{label}.perplexity"] = _perplexity(spec, context, index)
     samples: list[dict[str, Any]] = []
     if "generation" in spec.suites or "comparison" in spec.suites:
@@ -70,6 +71,12 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
     return _write_draft(spec, context, metrics, samples)
+
+
+def _num_parts(spec: Evaluate) -> int:
+    """Every model is measured on the text, and lets itself be questioned, as the suites ask."""
+    passes = ("perplexity" in spec.suites) + bool({"generation", "comparison"} & set(spec.suites))
+    return passes * len(spec.of)
 
 
 def _perplexity(spec: Evaluate, context: StageContext, index: int) -> float:
@@ -92,10 +99,9 @@ def _answers(
     found: list[ModelAnswers] = []
     texts: dict[str, list[str]] = {}
     for index, label in enumerate(labels):
-        context.observer.phase("answer", step=index, steps_planned=len(labels))
+        planned = _num_parts(spec)
+        context.observer.phase("answer", step=planned - len(labels) + index, steps_planned=planned)
         tokenization = load_tokenization(model_folder(context, f"of.{index}"))
-        for path, _ in scorers:
-            require_same_contract(context, tokenization, path)
         prompts = open_dataset(
             context,
             data_request(context, get_source(spec, "prompts"), tokenization, spec.sampling.max_prompt_tokens),
@@ -103,7 +109,8 @@ def _answers(
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, tokenization)
         comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
-        own = _judged(spec, responses, model, comparable, [scorer for _, scorer in scorers], tokenization.eos_id)
+        judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
+        own = _judged(spec, responses, model, comparable, judges)
         places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
@@ -142,8 +149,7 @@ def _judged(
     responses: Responses | None,
     model: nn.Module,
     first: nn.Module | None,
-    scorers: Sequence[ScoreModel],
-    end_id: int,
+    judges: Sequence[tuple[ScoreModel, Reading]],
 ) -> list[list[Any]]:
     """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
     if responses is None:
@@ -158,8 +164,7 @@ def _judged(
             first_BR = response_logprobs(first, part, spec.sampling.temperature)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
-        sequences = part.closed(end_id)
-        scores = [scorer(sequences).tolist() for scorer in scorers]
+        scores = [scorer(read(part)).tolist() for scorer, read in judges]
         for place, tokens in enumerate(part.response_ids):
             own_scores = [column[place] for column in scores]
             row, ended = int(part.sample_ids_B[place]), bool(part.ended_B[place])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf.experience import Responses
 from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
+from rlhf.reading import Reading
 from trainers.architectures.lora import active_adapters, adapter_layers, folded_adapter
 from trainers.architectures.token_losses import token_losses
 from trainers.data.batches import TokenBatch
@@ -59,7 +60,7 @@ class PolicyModels(nn.Module):
         value_head: nn.Module,
         score_head: nn.Module,
         temperature: float,
-        end_id: int,
+        reading: Reading,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(dict(networks))
@@ -67,7 +68,7 @@ class PolicyModels(nn.Module):
         self.value_head = value_head
         self.score_head = score_head
         self.temperature = temperature
-        self.end_id = end_id
+        self._reading = reading
         _switch_dropout_off(self)
         self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
 
@@ -102,9 +103,9 @@ class PolicyModels(nn.Module):
                         values_N = self.value_head(states_ND)[:, 0].float()
                         answers["values_BR"] = spread(values_N, responses.response_mask_BR)
                     case "reward":
-                        closed = responses.closed(self.end_id)
-                        hidden_BTD = backbone_states(network, closed.input_ids_BT)
-                        answers["scores_B"] = last_scores(hidden_BTD, closed.attention_mask_BT, self.score_head)
+                        read = self._reading(responses)
+                        hidden_BTD = backbone_states(network, read.input_ids_BT)
+                        answers["scores_B"] = last_scores(hidden_BTD, read.attention_mask_BT, self.score_head)
         if text is not None:
             with self.playing("actor") as network:
                 answers["text_loss"] = token_losses(

@@ -17,10 +17,11 @@ from rlhf.experience import Responses
 from rlhf.models import PolicyModels
 from rlhf.monitors import RolloutReport
 from rlhf.ppo import UNTOUCHED_TOLERANCE, PpoObjective, PpoSource, Show
+from rlhf.reading import Reading, reading_of
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
 from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
-from trainers.architectures.load import head_name, stock_class
+from trainers.architectures.load import head_name, longest_input, stock_class
 from trainers.architectures.lora import adapter_tensors, merged_tensors
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint, versions
@@ -57,7 +58,8 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = load_tokenization(model_folder(context, "actor"))
-    require_same_contract(context, tokenization)
+    if spec.critic == "reward":
+        require_same_contract(context, tokenization)
     prompts = open_dataset(
         context, data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens)
     )
@@ -74,7 +76,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         model_folder(context, "actor"),
         context.inputs["actor"].digest,
         reward,
-        end_id=tokenization.eos_id,
+        reading=reading_by(context, "reward", prompts, tokenization),
         seed=context.seed,
         device=ranks.device,
     )
@@ -129,13 +131,20 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     return draft
 
 
-def require_same_contract(context: StageContext, tokenization: Tokenization, field_path: str = "reward") -> None:
-    """Refuse a reward model that reads tokens in another way than the policy writes them."""
-    other = load_tokenization(model_folder(context, field_path))
+def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer: Tokenization) -> Reading:
+    """How the reward model of an input reads responses to these prompts."""
+    folder = model_folder(context, field_path)
+    return reading_of(prompts, writer, load_tokenization(folder), longest_input(folder))
+
+
+def require_same_contract(context: StageContext, tokenization: Tokenization) -> None:
+    """Refuse a critic that starts from a reward model which reads tokens in another way than the policy writes them."""
+    other = load_tokenization(model_folder(context, "reward"))
     if other.contract_hash != tokenization.contract_hash:
         raise StageError(
-            f"{field_path}: {context.inputs[field_path].stage} has another vocabulary, special tokens or chat template "
-            f"(contract {other.contract_hash[:12]}) than the policy (contract {tokenization.contract_hash[:12]})"
+            f"critic: {context.inputs['reward'].stage} has another vocabulary, special tokens or chat template "
+            f"(contract {other.contract_hash[:12]}) than the policy (contract {tokenization.contract_hash[:12]}), so "
+            "no critic can start from it; set critic: actor"
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recipes.lora import Lora
 from recipes.stages import PpoStage
 from rlhf.models import PolicyModels, Role, Route
+from rlhf.reading import Reading
 from rlhf.scoring import ScoreStatistics
 from trainers.architectures.load import head_name, load_model
 from trainers.architectures.lora import adapter_tensors, add_adapter, is_adapter_key
@@ -56,7 +57,7 @@ def build_models(
     actor_digest: str,
     reward: RewardSource,
     *,
-    end_id: int,
+    reading: Reading,
     seed: int,
     device: torch.device,
 ) -> SharedModels:
@@ -105,8 +106,11 @@ def build_models(
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
     score_head.requires_grad_(False)
-    value_head = _value_head(score_head, reward.statistics, starts_from_reward=spec.critic == "reward")
-    models = PolicyModels(networks, routes, value_head, score_head, spec.rollout.temperature, end_id)
+    if spec.critic == "reward":
+        value_head = _normalised_head(score_head, reward.statistics)
+    else:
+        value_head = _zero_head(policy.config.hidden_size)
+    models = PolicyModels(networks, routes, value_head, score_head, spec.rollout.temperature, reading)
     learning = [(name, parameter) for name, parameter in models.named_parameters() if parameter.requires_grad]
     critic = tuple(pair for pair in learning if _is_critics(pair[0]))
     return SharedModels(models, tuple(pair for pair in learning if pair not in critic), critic, peft_config)
@@ -158,12 +162,18 @@ def _put_adapter(network: nn.Module, lora: Lora, saved: Mapping[str, Tensor], na
 
 
 @torch.no_grad()
-def _value_head(score_head: nn.Linear, statistics: ScoreStatistics, *, starts_from_reward: bool) -> nn.Linear:
-    """The critic's head: it gives normalised scores if it starts from the reward model, else 0 everywhere."""
+def _normalised_head(score_head: nn.Linear, statistics: ScoreStatistics) -> nn.Linear:
+    """The head of a critic that starts from the reward model: it gives normalised scores."""
     head = nn.Linear(score_head.in_features, 1)
+    head.weight.copy_(score_head.weight.float() / statistics.std)
+    head.bias.fill_(-statistics.mean / statistics.std)
+    return head
+
+
+@torch.no_grad()
+def _zero_head(width: int) -> nn.Linear:
+    """The head of a critic that starts from the actor: it gives 0 everywhere."""
+    head = nn.Linear(width, 1)
     head.weight.zero_()
     head.bias.zero_()
-    if starts_from_reward:
-        head.weight.copy_(score_head.weight.float() / statistics.std)
-        head.bias.fill_(-statistics.mean / statistics.std)
     return head

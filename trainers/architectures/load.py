@@ -76,6 +76,13 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
     return dict(zip(kinds, classes, strict=True))[kind]
 
 
+def longest_input(folder: Path) -> int | None:
+    """Return the most tokens that a folder's model is made for; None where its configuration says nothing."""
+    config = json.loads((folder / "config.json").read_text())
+    found: int | None = config.get("max_position_embeddings", config.get("n_positions"))
+    return found
+
+
 def head_name(model: nn.Module) -> str:
     """Return the attribute that holds a stock model's head."""
     return next(name for name in HEAD_NAMES if hasattr(model, name))

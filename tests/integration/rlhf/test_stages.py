@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.data import TrainTokenizer
+from recipes.data import JsonLines, TrainTokenizer
 from recipes.errors import StageError
 from recipes.stages import Evaluate, PpoStage, Reward
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.ppo_stage import reward_source, run_ppo
+from rlhf.reading import same_tokens
 from rlhf.reward_stage import run_reward
 from rlhf.sharing import build_models
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.architectures.load import load_model
 from trainers.artifacts import write_model
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.distributed import Ranks
@@ -25,6 +27,11 @@ from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
 CPU = torch.device("cpu")
+OTHER_TEMPLATE = (
+    "{% for message in messages %}{{ ('[A]' if message['role'] == 'assistant' else '[Q]') + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
+)
 WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]
 PLAIN = {"engine": "plain"}
 
@@ -106,6 +113,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         [{"prompt": p, "chosen": c, "rejected": r} for p, (c, r) in zip(prompts, answers, strict=True)],
     )
     jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
+    jsonl(folder / "chats.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in prompts])
     (folder / "text.txt").write_text("\n\n".join(texts[:40]))
     tokenization = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=320), texts + prompts)
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
@@ -217,7 +225,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
-    parts = {"end_id": 0, "seed": 0, "device": CPU}
+    parts = {"reading": same_tokens(0), "seed": 0, "device": CPU}
     shared = build_models(ppo_spec(True), model_folder(context, "actor"), workshop.made["chat"].digest, reward, **parts)
     assert set(shared.models.networks) == {"policy"}
     apart = build_models(ppo_spec(True), model_folder(context, "actor"), "0" * 64, reward, **parts)
@@ -231,7 +239,7 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
 def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -> None:
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
-    parts = {"end_id": 0, "seed": 0, "device": CPU}
+    parts = {"reading": same_tokens(0), "seed": 0, "device": CPU}
     from rlhf.experience import join_responses
 
     prompt = torch.randint(5, 200, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -257,12 +265,36 @@ def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> 
     assert workshop.keep("stopped", draft, given) < 1e-5
 
 
-def test_another_vocabulary_is_refused(workshop: Workshop) -> None:
-    other = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=300), WORDS * 5)
-    files = dict(workshop.made["judge-full"].files)
-    for name, content in other.files().items():
-        files[f"model/{name}"] = workshop.store.objects.put_chunks([content])
-    foreign = workshop.made["judge-full"].model_copy(update={"files": files, "digest": files_digest(files)})
-    workshop.made["foreign"] = foreign
-    with pytest.raises(StageError, match="another vocabulary"):
-        run_ppo(ppo_spec(True), workshop.context("refused", {"actor": "chat", "reward": "foreign"}))
+def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop) -> None:
+    """A judge of another width, vocabulary and template scores what the policy wrote, and no critic starts from it."""
+    spec = TrainTokenizer(train="bpe", vocab_size=300, special_tokens=["[Q]", "[A]"], chat_template=OTHER_TEMPLATE)
+    other = train_tokenizer(spec, WORDS * 5)
+    facts = TokenizerFacts(other.vocab_size, other.eos_id, other.pad_id)
+    sizes = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
+    start = build_decoder({"type": "llama", "max_position_embeddings": 256, **sizes}, facts, seed=4, device=CPU)
+    folder = workshop.folder / "foreign"
+    parameters = list(start.named_parameters())
+    write_model(folder / "model", "language_model", start.config, parameters, other.files(), dtype=torch.float32)
+    files = workshop.store.objects.put_folder(folder)
+    workshop.made["foreign"] = workshop.made["chat"].model_copy(update={"files": files, "digest": files_digest(files)})
+    draft = run_reward(reward_spec(False), workshop.context("foreign-judge", {"init_from": "foreign"}))
+    workshop.keep("foreign-judge", draft, {"init_from": "foreign"})
+
+    given = {"actor": "chat", "reward": "foreign-judge"}
+    with pytest.raises(StageError, match="so no critic can start from it; set critic: actor"):
+        run_ppo(ppo_spec(True), workshop.context("refused", given))
+    for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
+        chats = JsonLines(source="jsonl", files=["chats.jsonl"])
+        spec_of_policy = ppo_spec(lora).model_copy(update={"critic": "actor", "prompts": chats})
+        draft = run_ppo(spec_of_policy, workshop.context(name, given))
+        assert workshop.keep(name, draft, given) < 1e-5
+
+    lines = list(workshop.store.run("run").read_lines("samples/policy-foreign-lora"))
+    context = workshop.context("judging", given)
+    judge = load_model(model_folder(context, "reward"), "score_model", device=CPU).eval()
+    for line in lines:
+        text = f"[Q]{line['prompt'].strip()}[A]{line['response']}<|end|>"
+        ids = torch.tensor([other.encode(text)])
+        with torch.no_grad():
+            score = judge(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
+        assert line["score"] == pytest.approx(score, abs=1e-4), text

@@ -17,6 +17,7 @@ from recipes.ppo import Ppo, Rollout
 from recipes.sharding import Shard
 from rlhf.models import PolicyModels, Role, Route
 from rlhf.ppo import PpoObjective, PpoSource
+from rlhf.reading import same_tokens
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
 from trainers import distributed
@@ -183,7 +184,7 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyMo
         for head in (value_head, score_head):
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
         value_head.bias.zero_()
-    models = PolicyModels(networks, routes, value_head, score_head, temperature, EOS)
+    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens(EOS))
     for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
         frozen.requires_grad_(False)
     return models

@@ -1,0 +1,65 @@
+"""How a reward model reads a response: as the policy's very tokens, or as its text in the reward model's own form.
+
+Shapes: B samples, T tokens of prompt and response.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from recipes.errors import StageError
+from rlhf.experience import Responses
+from trainers.data.batches import SequenceBatch
+from trainers.data.dataset import Dataset
+from trainers.data.encoding import Encoded, encode_answer
+from trainers.data.tokenizer import Tokenization
+
+Reading = Callable[[Responses], SequenceBatch]
+"""The rows that a reward model scores."""
+
+
+def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, longest: int | None) -> Reading:
+    """How a model with the tokenizer `reader` reads responses of one with `writer`; `longest` is the reader's limit.
+
+    Equal contracts share their tokens. Otherwise the response is decoded, put after its prompt by the reader's chat
+    template, and encoded anew; an unfinished response ends like any other turn.
+    """
+    if reader.contract_hash == writer.contract_hash:
+        return same_tokens(writer.eos_id)
+
+    def read(responses: Responses) -> SequenceBatch:
+        rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
+        encoded = [_encoded(prompts.records[row]["prompt"], writer.decode(tokens), reader) for row, tokens in rows]
+        most = max(map(len, encoded))
+        if longest is not None and most > longest:
+            raise StageError(
+                f"a prompt and its response take {most} tokens in the reward model's tokenizer, and it reads at most "
+                f"{longest}; lower max_prompt_tokens or max_new_tokens"
+            )
+        return _padded(encoded, reader.pad_id).to(responses.input_ids_BT.device)
+
+    return read
+
+
+def same_tokens(end_id: int) -> Reading:
+    """The policy's own tokens; an unfinished response gets the end token that it lacks."""
+    return lambda responses: responses.closed(end_id)
+
+
+def _encoded(prompt: object, text: str, reader: Tokenization) -> Encoded:
+    answer = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    return encode_answer(prompt, answer, reader)
+
+
+def _padded(rows: list[Encoded], pad_id: int) -> SequenceBatch:
+    """Rows padded on the right."""
+
+    def column(values: list[Tensor], fill: int | bool) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill)
+
+    return SequenceBatch(
+        column([torch.from_numpy(row.ids).long() for row in rows], pad_id),
+        column([torch.ones(len(row), dtype=torch.bool) for row in rows], False),
+        column([torch.from_numpy(row.response) for row in rows], False),
+    )

@@ -24,6 +24,7 @@ from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
 from recipes.data import Datasets, PythonDocs
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError
+from recipes.image_data import Digits, ImageDatasets
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.references import stage_sources
 from trainers.store.store import Store
@@ -188,7 +189,9 @@ def refuse_local_files(loaded: LoadedRecipe) -> None:
     for name, stage in loaded.recipe.stages.items():
         for use in stage_sources(stage):
             source = use.source
-            if isinstance(source, PythonDocs) or (isinstance(source, Datasets) and source.revision is not None):
+            if isinstance(source, PythonDocs | Digits):
+                continue
+            if isinstance(source, Datasets | ImageDatasets) and source.revision is not None:
                 continue
             place = f"stages.{name}.{use.field_path}"
             found = ", ".join(getattr(source, "files", None) or [getattr(source, "path", "")])

@@ -11,9 +11,10 @@ from typing import Literal
 from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_shape
 from recipes.lora import Lora
 from recipes.sharding import MAX_BUCKET, Shard
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Head = Literal["lm", "score", "value"]
+LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
 FP32_BYTES = 4
 MOMENT_BYTES = 8
@@ -99,7 +100,9 @@ def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
     return total * architecture_shape(architecture).layers
 
 
-def predict_sizes(stage: Stage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int) -> Sizes:
+def predict_sizes(
+    stage: LanguageStage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int
+) -> Sizes:
     """The stage's sizes on `workers` workers of `micro_batch` samples."""
     shard = stage.shard
     full = num_parameters(architecture, vocab_size)
@@ -161,7 +164,7 @@ def _weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> i
     return int(weights + gradients + optimizer + buckets)
 
 
-def _activation_bytes(stage: Stage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
+def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
     shape = architecture_shape(architecture)
     value_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recipes.errors import StageError
 from trainers import distributed
-from trainers.engine.protocol import Engine, StateGroup
+from trainers.engine.protocol import StatefulEngine, StateGroup
 from trainers.loop import LoopState, SourceState
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
 from trainers.store.state import TensorReader, write_tensors
@@ -43,7 +43,7 @@ class StoreCheckpoint:
     versions: Mapping[str, str]
     keep: int = 2
 
-    def save(self, engine: Engine, loop: LoopState, source: SourceState) -> None:
+    def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
         """Write this rank's slices; rank 0 commits when all have written."""
         place: dict[str, Any] = {"run": self.run, "stage": self.stage, "lease": self.lease, "step": loop.steps_done}
         written = write_tensors(self.store, engine.state_out(), **place)
@@ -69,7 +69,7 @@ class StoreCheckpoint:
         self.store.commit_state(manifest, self.lease)
         self.store.keep_states(self.run, self.stage, self.keep)
 
-    def restore(self, engine: Engine) -> tuple[LoopState, SourceState] | None:
+    def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest state that verifies, the same one on every rank."""
         manifest = find_state(self.store, self.run, self.stage, self.fingerprint)
         if manifest is None:

@@ -49,7 +49,24 @@ ReadState = Callable[[StateGroup, str, int, int], Tensor]
 """Give elements [start, stop) of a logical tensor as a flat fp32 CPU tensor: (group, name, start, stop)."""
 
 
-class Engine(Protocol):
+class StatefulEngine(Protocol):
+    """What a checkpoint needs of an engine, or of several as one."""
+
+    @property
+    def steps_applied(self) -> int:
+        """Optimiser steps that changed the parameters, over all attempts."""
+
+    def state_out(self) -> Iterator[StateSlice]:
+        """Yield this rank's share of fp32 values and moments of the trainable parameters; over ranks each element once.
+
+        No collective. The tensors are views: written or copied before the next step.
+        """
+
+    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
+        """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
+
+
+class Engine(StatefulEngine, Protocol):
     """Owns the parameters of one module and their optimiser."""
 
     @property
@@ -59,10 +76,6 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device:
         """Where batches have to be."""
-
-    @property
-    def steps_applied(self) -> int:
-        """Optimiser steps that changed the parameters, over all attempts."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
@@ -84,15 +97,6 @@ class Engine(Protocol):
 
         Names are those of `module.named_parameters()`; tied parameters come once.
         """
-
-    def state_out(self) -> Iterator[StateSlice]:
-        """Yield this rank's share of fp32 values and moments of the trainable parameters; over ranks each element once.
-
-        No collective. The tensors are views: written or copied before the next step.
-        """
-
-    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
-        """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
 
     def close(self) -> None:
         """Let go of hooks and buffers; the engine is not used afterwards."""

@@ -196,14 +196,16 @@ def status(
 
 
 def _print_summary(summary: "RunSummary", in_full: bool) -> None:
+    from launch.progress import activity
+
     done = sum(stage.state in ("committed", "cached") for stage in summary.stages)
     typer.echo(f"{summary.run}  {summary.state}  {done}/{len(summary.stages)} stages")
     if summary.message and (in_full or summary.state in ("failed", "lost")):
         typer.echo("  " + summary.message.replace("\n", "\n  "))
     for stage in summary.stages:
         if in_full or stage.state in ("running", "failed"):
-            step = f" step {stage.step}/{stage.steps}" if stage.step is not None and stage.state == "running" else ""
-            phase = f" {stage.phase}" if stage.phase and stage.state == "running" else ""
+            step = f" {stage.step}/{stage.steps}" if stage.step is not None and stage.state == "running" else ""
+            phase = f" · {activity(stage.phase)}" if stage.phase and stage.state == "running" else ""
             took = f" in {stage.seconds:.1f} s" if stage.seconds and stage.state == "committed" else ""
             again = f", attempt {stage.attempts}" if stage.attempts > 1 else ""
             typer.echo(f"  {stage.name:<16} {stage.kind:<9} {stage.state}{phase}{step}{took}{again}")

@@ -95,7 +95,7 @@ def _phase(part: PhaseModule, spec: ImageStage, context: StageContext, steps: in
 class ImageBatches:
     """Batch source over a materialised set; with `ema_decay` it also keeps the moving average of the weights.
 
-    The average starts at the initial weights with a decay that rises to its value, (1 + n) / (10 + n) at first.
+    The average starts at the weights after the first step, with a decay that rises to its value: (1 + n) / (10 + n).
     """
 
     plan: BatchPlan
@@ -237,6 +237,9 @@ def _held_out_set(spec: ImageStage, context: StageContext, training: ImageDatase
             f"held-out pictures are {_shown(dataset.shape)}, those trained on {_shown(training.shape)}; "
             "set size and channels of both sources"
         )
+    needs_labels = spec.architecture.family == "classifier" or getattr(spec.architecture, "class_conditional", False)
+    if needs_labels and not dataset.classes:
+        raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
     return dataset.with_classes(training.classes)
 
 

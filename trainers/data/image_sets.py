@@ -13,6 +13,7 @@ import numpy as np
 from recipes.errors import RequestError
 from recipes.image_data import ImageSource
 from trainers.data.images import Label, Picture, image_source_digest, read_pictures
+from trainers.data.materialise import find_set
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
 
@@ -105,10 +106,11 @@ class ImageRequest:
 def materialise_images(request: ImageRequest, store: Store) -> ImageDataset:
     """Open the set from the store, or build and commit it; of concurrent builders the first commit wins.
 
-    Raises RequestError for no pictures, for pictures of several shapes (naming two) and for anything unreadable.
+    Building holds the set in memory twice. Raises RequestError for no pictures, for pictures of several shapes (naming
+    two) and for anything unreadable.
     """
     digest = request.digest()
-    found = store.find_dataset(digest)
+    found = find_set(digest, store)
     if found is None:
         found = _build(request, digest, store)
     meta = json.loads(store.objects.get_bytes(found.files["meta.json"].sha256))

@@ -254,3 +254,11 @@ def test_held_out_labels_are_numbered_as_the_training_s(tmp_path: Path) -> None:
     assert renumbered.labels_N.tolist() == [2, 1, 0] * 3
     with pytest.raises(RequestError, match="labels 2 of the held-out pictures are not in the training data"):
         dataset.with_classes(["0", "1"])
+
+
+def test_a_damaged_set_is_built_again(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path)
+    path = Path(str(dataset.images_NCHW.filename))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    np.testing.assert_array_equal(open_set(tmp_path).images_NCHW[3].transpose(1, 2, 0), pixels(3))

@@ -61,6 +61,10 @@ class Engine(Protocol):
         """Where batches have to be."""
 
     @property
+    def description(self) -> str:
+        """What computes, as far as the bits of its sums depend on it: `deepspeed zero 2 bf16`."""
+
+    @property
     def steps_applied(self) -> int:
         """Optimiser steps that changed the parameters, over all attempts."""
 

@@ -100,7 +100,7 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
         raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / file).exists():
-            _refuse_code(folder, _read_json(folder, file), file)
+            refuse_code(folder, _read_json(folder, file), file)
     paths = {file: _inside(folder, file) for file in TOKENIZER_FILES if (folder / file).exists()}
     files = {file: store.objects.put_file(path) for file, path in paths.items()}
     digest = files_digest(files)

@@ -78,6 +78,11 @@ class StoreCheckpoint:
         """Settings that were changed by request on the way, and after how many steps."""
         return list(self._changed)
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way on this rank."""
+        return self._task.is_running
+
     def save(self, engine: Engine, loop: LoopState, source: SourceState) -> None:
         """Copy the state and start to write it; waits for an earlier save first. Collective."""
         self._task.wait()

@@ -38,7 +38,10 @@ def child(order: dict[str, Any]) -> None:
         if order.get("no_sync"):
             os.fsync = lambda descriptor: None  # type: ignore[assignment]
         if order["do"] == "write":
-            writer.write(order["store"], order["number"], order["seed"], acknowledge)
+            opened = Store.open(order["store"])
+            if "patience_s" in order:
+                opened.wait_for_room(order["patience_s"], lambda text: None)
+            writer.write(opened, order["number"], order["seed"], acknowledge)
         else:
             life.live(Store.open(order["store"]), acknowledge)
         code = 0

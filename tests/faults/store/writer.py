@@ -10,9 +10,9 @@ from trainers.store.manifest import sha256_hex as sha
 from trainers.store.store import Store
 
 
-def write(uri: str, number: int, seed: int, acknowledge: Callable[..., None]) -> None:
+def write(store: Store, number: int, seed: int, acknowledge: Callable[..., None]) -> None:
     """Write until killed."""
-    store, chooser = Store.open(uri), random.Random(f"{number}/{seed}")
+    chooser = random.Random(f"{number}/{seed}")
     run, stage = f"run-{number}", "base"
     lease = store.take_lease(run, stage)
     acknowledge("ready")

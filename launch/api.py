@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launch.capacity import settle_workers
+from launch.capacity import check_memory, settle_workers
 from launch.drive import Driven, drive
 from launch.executor import StageResult
 from launch.journal import FINISHED, RunSummary
@@ -51,9 +51,12 @@ def prepare(recipe: str | Path, overrides: Sequence[str], smoke: bool, store: St
 
 
 def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None) -> Resolved:
-    """Fix a recipe's inputs and its number of workers."""
-    workers = settle_workers(loaded.recipe, nodes_of(address))
-    return resolve(loaded, store, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    """Fix a recipe's inputs and its number of workers; raises CapacityError where they cannot be or lack memory."""
+    nodes = nodes_of(address)
+    workers = settle_workers(loaded.recipe, nodes)
+    resolved = resolve(loaded, store, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    check_memory(resolved.plan(store), workers, nodes)
+    return resolved
 
 
 def plan(

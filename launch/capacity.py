@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError
-from recipes.plan import fit_workers
+from recipes.plan import Plan, fit_workers
 from recipes.recipe import Recipe
 
 AUTO_CPU_WORKERS = 2
+PROCESS_BYTES = 400 << 20
+"""What a worker's libraries take before it holds a model."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,24 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
     if isinstance(found, Refusal):
         raise CapacityError(found.reason)
     return Workers(workers, gpus)
+
+
+def check_memory(plan: Plan, workers: Workers, nodes: Sequence[Node]) -> None:
+    """Compare the predicted memory of CPU workers with that of the nodes; raises CapacityError naming the stage.
+
+    A GPU's own memory is not known before a worker is there, and of some nodes none is (0).
+    """
+    if workers.gpus_per_worker or any(node.memory_bytes <= 0 for node in nodes):
+        return
+    for stage in plan.stages:
+        if stage.cached or stage.sizes is None:
+            continue
+        each = stage.sizes.memory_per_worker_bytes + PROCESS_BYTES
+        room = sum(min(int(node.cpus), node.memory_bytes // each) for node in nodes)
+        if room < workers.num_workers:
+            largest = max(node.memory_bytes for node in nodes)
+            raise CapacityError(
+                f"stage {stage.name} takes about {each / 2**30:.1f} GiB of memory in each of {workers.num_workers} "
+                f"workers; the nodes' memory (at most {largest / 2**30:.1f} GiB on one) is enough for {room}; "
+                "take a smaller micro_batch, sequence_length or model, another ZeRO stage, or other nodes"
+            )

@@ -117,6 +117,8 @@ HEADLINES = {
     "win_rate": "win rate against the start",
     "score_gain_sd": "score gain in deviations of the start",
     "perplexity": "held-out perplexity",
+    "fid": "FID by the classifier's features",
+    "coverage": "coverage of real pictures",
     "kl": "KL to the start, nats per response",
 }
 

@@ -30,6 +30,7 @@ from launch.show import plan_rows, result_rows
 from launch.stages import ROOM_WAIT_S
 from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
+from recipes.image_data import ImageDatasets
 from recipes.recipe import Recipe
 from recipes.references import stage_sources
 
@@ -67,7 +68,7 @@ class Driven:
 def needs_hub(recipe: Recipe) -> bool:
     """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
     sources = (use.source for stage in recipe.stages.values() for use in stage_sources(stage))
-    return any(isinstance(source, Datasets) and source.revision is not None for source in sources)
+    return any(isinstance(source, Datasets | ImageDatasets) and source.revision is not None for source in sources)
 
 
 def ray_crew(request: CrewRequest) -> Crew:

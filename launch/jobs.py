@@ -18,12 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.topology import Node
-from launch.capacity import settle_workers
+from launch.capacity import check_memory, settle_workers
 from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
 from recipes.data import Datasets, PythonDocs
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError
+from recipes.image_data import Digits, ImageDatasets
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.references import stage_sources
 from trainers.store.store import Store
@@ -152,11 +153,13 @@ def submit(
     loaded = load_recipe(Path(recipe), overrides, smoke)
     server = JobServer(address)
     server.ray_version()
-    workers = settle_workers(loaded.recipe, server.nodes())
+    nodes = server.nodes()
+    workers = settle_workers(loaded.recipe, nodes)
     refuse_local_files(loaded)
     opened = Store.open(store)
     opened.probe_writable()
     resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    check_memory(resolved.plan(opened), workers, nodes)
     from launch.api import new_record
 
     shake_hands(server)
@@ -186,7 +189,9 @@ def refuse_local_files(loaded: LoadedRecipe) -> None:
     for name, stage in loaded.recipe.stages.items():
         for use in stage_sources(stage):
             source = use.source
-            if isinstance(source, PythonDocs) or (isinstance(source, Datasets) and source.revision is not None):
+            if isinstance(source, PythonDocs | Digits):
+                continue
+            if isinstance(source, Datasets | ImageDatasets) and source.revision is not None:
                 continue
             place = f"stages.{name}.{use.field_path}"
             found = ", ".join(getattr(source, "files", None) or [getattr(source, "path", "")])

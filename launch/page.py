@@ -28,9 +28,13 @@ FIRST_CURVES = (
     "policy_loss",
     "value_loss",
     "distinct_2",
+    "elbo",
+    "mse",
+    "bits_per_dim",
 )
 """Curves that a reader looks for; the others stand behind a fold."""
 SHOWN_PROMPTS = 12
+PICTURE = "data:image/png;base64,"
 
 Values = dict[str, list[tuple[float, float]]]
 
@@ -252,6 +256,32 @@ def side_by_side(samples: Sequence[Mapping[str, Any]], limit: int = SHOWN_PROMPT
     return "".join(cards)
 
 
+def grids_over_training(samples: Sequence[Mapping[str, Any]], limit: int = 6) -> str:
+    """Grids of pictures at fixed seeds, evenly over the training, the last one included; drawn again after a resume."""
+    by_step = {int(s.get("step", 0)): str(s["image"]) for s in samples if str(s.get("image", "")).startswith(PICTURE)}
+    steps = sorted(by_step)
+    if len(steps) > limit:
+        steps = [steps[round(place * (len(steps) - 1) / (limit - 1))] for place in range(limit)]
+    figures = "".join(
+        f'<figure class="chart"><figcaption>step {step:,}</figcaption>'
+        f'<img class="grid-image" alt="pictures drawn after step {step}" src="{escape(by_step[step])}"></figure>'
+        for step in steps
+    )
+    return f'<div class="charts">{figures}</div>' if figures else ""
+
+
+def grids_of_models(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The pictures of each model of an evaluation."""
+    figures = "".join(
+        f'<figure class="chart"><figcaption>{escape(str(sample["model"]))}</figcaption>'
+        f'<img class="grid-image" alt="pictures of {escape(str(sample["model"]))}" '
+        f'src="{escape(str(sample["image"]))}"></figure>'
+        for sample in samples
+        if str(sample["image"]).startswith(PICTURE)
+    )
+    return f'<div class="charts">{figures}</div>'
+
+
 def over_training(samples: Sequence[Mapping[str, Any]], limit: int = 4) -> str:
     """The first and last answers that a stage kept while it trained, by prompt where the same one came again."""
     steps = sorted({int(sample.get("step", 0)) for sample in samples})
@@ -304,7 +334,12 @@ def _stage_section(stage: StageReport) -> str:
         parts.append(table)
     elif table:
         parts.append(f"<details><summary>final numbers</summary>{table}</details>")
-    if stage.samples and stage.kind != "evaluate":
+    drawn = [sample for sample in stage.samples if "image" in sample]
+    if drawn and stage.kind == "evaluate":
+        parts.append(grids_of_models(drawn))
+    elif drawn:
+        parts.append(grids_over_training(drawn))
+    elif stage.samples and stage.kind != "evaluate":
         parts.append(f"<details><summary>samples while training</summary>{over_training(stage.samples)}</details>")
     if stage.builds:
         parts.append(
@@ -347,6 +382,8 @@ def render(report: RunReport) -> str:
     body += ["<h2>Lineage</h2>", _lineage(report), "<h2>Stages</h2>", _stage_table(report.stages)]
     for stage in report.stages:
         if stage.kind == "evaluate" and stage.samples:
+            if any("image" in sample for sample in stage.samples):
+                continue
             body += [
                 f"<h2>Before and after <span class='soft'>· {escape(stage.name)}</span></h2>",
                 side_by_side(stage.samples),

@@ -64,7 +64,7 @@ def check(
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
     """What stands against a run there; the recipe's needs are left out when it could not be read."""
-    from launch.capacity import settle_workers
+    from launch.capacity import check_memory, settle_workers
     from launch.nodes import nodes_of
     from launch.resolve import resolve
     from trainers.store.store import Store
@@ -106,6 +106,11 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         check_disk(plan, opened)
     except (RecipeError, RequestError, CapacityError, StoreDamaged) as error:
         note("--store" if isinstance(error, CapacityError | StoreDamaged) else "stages", opened.uri, error)
+        return CheckResult(problems, _worst(exit_codes))
+    try:
+        check_memory(plan, workers, nodes)
+    except CapacityError as error:
+        note("cluster.workers", str(workers.num_workers), error)
         return CheckResult(problems, _worst(exit_codes))
     computed = sum(not stage.cached for stage in plan.stages)
     kind = "GPU" if workers.gpus_per_worker else "CPU"

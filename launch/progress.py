@@ -13,8 +13,8 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
 
-SHOWN_METRICS = ("loss", "score", "kl", "accuracy")
-COUNTED = ("tokens", "target_tokens", "pairs", "responses")
+SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
+COUNTED = ("tokens", "target_tokens", "pairs", "responses", "pictures")
 """What a beat's `..._per_s` may count."""
 
 ACTIVITIES = {
@@ -23,7 +23,7 @@ ACTIVITIES = {
     "joined": "starting workers",
     "data": "preparing data",
     "model": "loading the model",
-    "train": "",
+    "train": "training",
     "evaluate": "evaluating",
     "save": "saving",
     "write": "writing the result",
@@ -140,7 +140,8 @@ def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = 
         # Steps are counted when they are done; an iteration or a model is worked on for long.
         shown = step if unit == "step" else min(step + 1, steps)
         parts.append(f"{unit} {shown:,}/{steps:,}")
-    parts.append(ACTIVITIES.get(phase, phase))
+    if phase != "train" or step is None:
+        parts.append(activity(phase))
     for name in SHOWN_METRICS:
         if isinstance(values.get(name), int | float):
             parts.append(f"{name} {values[name]:.4g}")
@@ -150,6 +151,11 @@ def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = 
     if remaining_s is not None and (steps or 0) > (step or 0):
         parts.append(f"ETA {span(remaining_s)}")
     return " · ".join(part for part in parts if part)
+
+
+def activity(phase: str) -> str:
+    """A phase in words."""
+    return ACTIVITIES.get(phase, phase)
 
 
 def plan_table(recipe: str, rows: Sequence[PlanRow]) -> Table:

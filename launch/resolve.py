@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
+from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
 from recipes.plan import Committed, External, Plan, build_plan
 from recipes.recipe import Recipe
@@ -24,11 +26,13 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
+from trainers.data.images import image_source_digest
 from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
+_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),
@@ -37,6 +41,10 @@ KINDS = {
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
     "report": ("report",),
+    "classifier": ("classifier",),
+    "vae": ("vae",),
+    "gan": ("gan",),
+    "ddpm": ("ddpm",),
 }
 """Kinds of artifact that can hold a part of the wanted kind."""
 
@@ -173,10 +181,17 @@ def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, st
         for use in stage_sources(stage):
             key = use.source.model_dump_json()
             try:
-                known[key] = digests[name][use.field_path] = known.get(key) or source_digest(use.source, base_dir)
+                known[key] = digests[name][use.field_path] = known.get(key) or digest_of(use.source, base_dir)
             except TrainwrightError as error:
                 wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
     return digests, wrong
+
+
+def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
+    """The digest of a source of text or of pictures."""
+    if isinstance(source, _PICTURES):
+        return image_source_digest(source, base_dir)
+    return source_digest(source, base_dir)
 
 
 def _fits(artifact: ArtifactManifest, part: str | None, wants: tuple[str, ...]) -> bool:

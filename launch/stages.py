@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.protocol import Json, WorkerContext
 from recipes.derive import steps_per_iteration
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -47,11 +47,13 @@ def progress_of(spec: Stage) -> Progress:
             return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
         case Reward():
             return Progress("step", 1, "pairs", ("loss", "accuracy"))
+        case ImageStage():
+            return Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
         case PpoStage():
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
         case Evaluate():
-            return Progress("part", 1, "responses")
+            return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
 
 class StageObserver:
@@ -162,6 +164,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from trainers.language_stage import run_language_model
 
             return run_language_model(spec, context)
+        case ImageStage():
+            from trainers.image_stage import run_image
+
+            return run_image(spec, context)
         case Reward():
             from rlhf.reward_stage import run_reward
 

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterator
 
-from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps, prompts_divide, stage_batch, stage_steps
+from recipes.derive import (
+    largest_micro_batch,
+    micro_batches,
+    planned_steps,
+    prompts_divide,
+    stage_batch,
+    stage_steps,
+)
 from recipes.errors import Problem
+from recipes.image_models import VENDI_PICTURES, Gan, Vae
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.ppo import Sampling
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 from recipes.yaml_text import Path
 
 
@@ -23,6 +31,8 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
             case Pretrain() | Finetune() | Reward():
                 yield from _check_train(loaded, place, stage)
                 yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
+            case ImageStage():
+                yield from _check_image(loaded, place, stage)
             case PpoStage():
                 yield from _check_ppo(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
@@ -49,6 +59,9 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         elif cluster.min_workers > 1:
             message = f"the plain engine runs on one worker; cluster.min_workers is {cluster.min_workers}"
             yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed")
+    if isinstance(stage, PpoStage) and stage.lora is not None and shard.gradient_checkpointing:
+        message = "gradient checkpointing has no exact form with several adapters on one network"
+        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "set it to false, or drop lora")
     if shard.offload == "cpu":
         reason = None
         if shard.engine == "plain":
@@ -106,7 +119,7 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         try:
             micro_batches(batch, least if batch % least == 0 else 1, stage.shard.micro_batch)
         except ValueError as error:
-            suggestion = "auto takes the largest divisor up to " + str(MAX_AUTO_MICRO_BATCH)
+            suggestion = "auto takes the largest divisor up to " + str(largest_micro_batch(stage))
             yield loaded.problem(f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion)
 
 
@@ -143,6 +156,25 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
             f"(global_batch {train.global_batch} x sequence_length {train.sequence_length}))"
         )
         yield loaded.problem(f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message)
+
+
+def _check_image(loaded: LoadedRecipe, place: str, stage: ImageStage) -> Iterator[Problem]:
+    if stage.shard.gradient_checkpointing:
+        message = "models of pictures keep their activations"
+        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
+    architecture, steps = stage.architecture, stage_steps(stage)
+    if isinstance(architecture, Gan):
+        if stage.shard.engine == "deepspeed" and stage.shard.zero == 3:
+            message = "the two networks of a GAN run through each other, so each worker keeps their parameters whole"
+            yield loaded.problem(f"{place}.shard.zero", 3, message, "at most 2")
+        if 0 < stage.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:
+            message = f"the alarm of collapse_below looks at the drawn pictures; it needs {VENDI_PICTURES}"
+            yield loaded.problem(f"{place}.train.grid", stage.train.grid, message, f"at least {VENDI_PICTURES}, or 0")
+    if isinstance(architecture, Vae) and steps is not None and architecture.kl_warmup_steps > steps:
+        message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
+        yield loaded.problem(
+            f"{place}.architecture.kl_warmup_steps", architecture.kl_warmup_steps, message, f"at most {steps}"
+        )
 
 
 def _written(loaded: LoadedRecipe, place: str) -> bool:

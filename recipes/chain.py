@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from recipes.data import ExistingTokenizer
 from recipes.errors import Problem
+from recipes.image_models import Vae
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.recipe import Recipe
@@ -18,7 +19,7 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -27,6 +28,10 @@ NOUNS: dict[PartKind, str] = {
     "critic": "a critic",
     "report": "a report",
     "tokenizer": "a tokenizer",
+    "classifier": "an image classifier",
+    "vae": "a variational autoencoder",
+    "gan": "generative adversarial networks",
+    "ddpm": "a diffusion model",
 }
 
 
@@ -69,6 +74,8 @@ def start_of(stage: Stage) -> str | None:
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
+        case ImageStage():
+            return None
         case PpoStage():
             return stage.actor
         case Evaluate():
@@ -83,7 +90,7 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate) or reference.stage in seen:
+        if stage is None or isinstance(stage, Evaluate | ImageStage) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)
@@ -102,6 +109,8 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, Evaluate):
             yield from _check_distinct(loaded, name, stage)
             yield from _check_scorers(loaded, name, stage)
+        if isinstance(stage, ImageStage) and stage.autoencoder is not None:
+            yield from _check_autoencoder(loaded, name, stage.autoencoder)
         if isinstance(stage, PpoStage) and stage.critic == "reward":
             advice = ", or set critic: actor"
             yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward, advice)
@@ -201,6 +210,17 @@ def _check_one_tokenizer(
         "which train different ones"
     )
     yield loaded.problem(place, other, message, f"build both on {names[id(first)]}{advice}")
+
+
+def _check_autoencoder(loaded: LoadedRecipe, name: str, text: str) -> Iterator[Problem]:
+    """The latents of an autoencoder of this recipe must keep a height and a width."""
+    reference = _parse(text)
+    source = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    if isinstance(source, ImageStage) and isinstance(source.architecture, Vae):
+        found = source.architecture.type
+        if found != "autoencoder_kl":
+            message = f"diffusion needs latents with a height and a width; {text} is of type {found}"
+            yield loaded.problem(f"stages.{name}.autoencoder", text, message, "type: autoencoder_kl there")
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ DEFAULT_CHAT_TEMPLATE = (
 """Turns `<|role|>`-marked messages into text; an assistant turn ends with the end-of-sequence token."""
 
 
-class _Rows(Strict):
+class Selection(Strict):
     """What every source can be asked for besides its rows."""
 
     part: str | None = meaning(
@@ -30,7 +30,7 @@ class _Rows(Strict):
     )
 
     @model_validator(mode="after")
-    def _part_within(self) -> "_Rows":
+    def _part_within(self) -> "Selection":
         if self.part is not None:
             index, of = (int(number) for number in self.part.split("/"))
             if index > of:
@@ -38,7 +38,7 @@ class _Rows(Strict):
         return self
 
 
-class PythonDocs(_Rows):
+class PythonDocs(Selection):
     """The documentation that the running Python installation carries; the stage's kind says which set is read."""
 
     source: Literal["python-docs"] = meaning(
@@ -47,7 +47,7 @@ class PythonDocs(_Rows):
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
-class _Files(_Rows):
+class _Files(Selection):
     """A source that reads local files."""
 
     files: list[str] = meaning(
@@ -92,7 +92,7 @@ class Parquet(_Files):
     source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
 
 
-class Datasets(_Rows):
+class Datasets(Selection):
     """A `datasets` data set: a local folder written by `save_to_disk`, or a hub id with its revision."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")

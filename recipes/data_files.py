@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
+from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.references import Role, SourceUse, stage_sources
@@ -21,8 +22,12 @@ FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "instructions": (("messages",), ("prompt", "completion"), ("text",)),
     "preferences": (("chosen", "rejected"),),
     "prompts": (("prompt",), ("messages",)),
+    "images": (),
 }
 """Standard columns of each role: one of the alternatives must be there."""
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+"""Names of files that an image folder's reader opens."""
 
 MAX_FILES = 10_000
 HEADER_FILES = 32
@@ -55,9 +60,22 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
 def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[Problem]:
     source = use.source
     match source:
-        case PythonDocs():
+        case PythonDocs() | Digits():
             return
-        case Datasets():
+        case Idx():
+            yield from _check_files(loaded, place, source.files, read_idx_header)
+            yield from _check_files(loaded, place, source.label_files, read_idx_header, "label_files")
+            if source.label_files and len(source.label_files) != len(source.files):
+                message = f"one file for each of the {len(source.files)} in files"
+                yield loaded.problem(f"{place}.label_files", source.label_files, message)
+        case ImageFolder():
+            yield from _check_picture_folder(loaded, place, source)
+        case ImageArrays():
+            yield from _check_files(loaded, place, source.files, _read_numpy)
+        case ImageParquet():
+            wanted = [source.image] if source.label is None else [source.image, source.label]
+            yield from _check_files(loaded, place, source.files, partial(_read_picture_parquet, wanted=wanted))
+        case Datasets() | ImageDatasets():
             yield from _check_datasets(loaded, place, source)
         case TextFiles():
             if ("text",) not in FORMS[use.role]:
@@ -81,10 +99,14 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
 
 
 def _check_files(
-    loaded: LoadedRecipe, place: str, patterns: list[str], read: Callable[[Path], Iterator[Note]]
+    loaded: LoadedRecipe,
+    place: str,
+    patterns: list[str],
+    read: Callable[[Path], Iterator[Note]],
+    field: str = "files",
 ) -> Iterator[Problem]:
     for index, pattern in enumerate(patterns):
-        here = f"{place}.files.{index}"
+        here = f"{place}.{field}.{index}"
         if pattern.startswith("~") or "://" in pattern or "$" in pattern:
             message = "expected a path or a glob pattern; '~', '$' and URLs are not expanded"
             yield loaded.problem(here, pattern, message)
@@ -198,7 +220,55 @@ def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[No
         yield f"{file} has a header but no rows", ""
 
 
+def read_idx_header(file: Path) -> Iterator[Note]:
+    """Findings of an IDX file's first bytes: two zeros, the type 8 (unsigned byte), 1 or 3 dimensions."""
+    with _open(file) as stream:
+        head = stream.read(4)
+    if len(head) < 4 or head[:3] != b"\x00\x00\x08" or head[3] not in (1, 3):
+        yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""
+
+
+def _read_numpy(file: Path) -> Iterator[Note]:
+    with file.open("rb") as stream:
+        start = stream.read(6)
+    if not start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
+        yield f"{file} is neither a .npy nor an .npz file", "write it with numpy.save or numpy.savez"
+
+
+def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder) -> Iterator[Problem]:
+    folder = loaded.base_dir / source.path
+    if not folder.is_dir():
+        message = "is a file, not a folder" if folder.exists() else "there is no such folder"
+        yield loaded.problem(f"{place}.path", source.path, message, f"looked for {folder}")
+    elif not any(file.suffix.lower() in PICTURE_SUFFIXES for file in folder.rglob("*")):
+        known = " ".join(PICTURE_SUFFIXES)
+        yield loaded.problem(f"{place}.path", source.path, "the folder holds no pictures", f"files that end in {known}")
+
+
+def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
+    names: list[str] | None = None
+    for note in _parquet_names(file):
+        if isinstance(note, list):
+            names = note
+        else:
+            yield note
+    for name in wanted if names is not None else []:
+        if names is not None and name not in names:
+            guess = nearest(name, names)
+            suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
+            yield f"{file}: no column {name!r}", suggestion
+
+
 def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
+    for note in _parquet_names(file):
+        if isinstance(note, list):
+            yield from _check_columns(str(file), note, columns, role)
+        else:
+            yield note
+
+
+def _parquet_names(file: Path) -> Iterator[Note | list[str]]:
+    """Findings of a Parquet file's footer and, where it can be read, the names of its columns."""
     with file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(max(0, file.stat().st_size - 4))
@@ -214,9 +284,9 @@ def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterato
     except (ArrowException, OSError) as error:
         yield f"{file}: the footer cannot be read ({str(error)[:100]})", ""
         return
-    yield from _check_columns(str(file), metadata.schema.to_arrow_schema().names, columns, role)
     if metadata.num_rows == 0:
         yield f"{file} holds no rows", ""
+    yield metadata.schema.to_arrow_schema().names
 
 
 def _check_columns(file: str, names: list[str], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
@@ -267,7 +337,7 @@ def _is_message(turn: dict[str, Any]) -> bool:
     return isinstance(role, str) and any(value for key, value in turn.items() if key not in ("role", "from"))
 
 
-def _check_datasets(loaded: LoadedRecipe, place: str, source: Datasets) -> Iterator[Problem]:
+def _check_datasets(loaded: LoadedRecipe, place: str, source: Datasets | ImageDatasets) -> Iterator[Problem]:
     folder = loaded.base_dir / source.path
     looks_local = source.path.startswith((".", "/")) or folder.is_dir()
     if not looks_local:

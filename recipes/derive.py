@@ -3,19 +3,23 @@
 import math
 
 from recipes.ppo import Ppo
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
-from recipes.train import Train
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.train import ImageTrain, Train
 
 MAX_AUTO_MICRO_BATCH = 16
+MAX_AUTO_PICTURES = 256
+"""The same for an image stage: pictures are small beside sequences."""
 
 
-def micro_batches(global_batch: int, workers: int, micro_batch: int | str = "auto") -> tuple[int, int]:
+def micro_batches(
+    global_batch: int, workers: int, micro_batch: int | str = "auto", *, at_most: int = MAX_AUTO_MICRO_BATCH
+) -> tuple[int, int]:
     """Micro-batch and accumulation so that workers x micro-batch x accumulation = global batch; raises ValueError."""
     if global_batch % workers:
         raise ValueError(f"global_batch ({global_batch}) cannot be divided among {workers} workers")
     share = global_batch // workers
     if micro_batch == "auto":
-        micro = max(size for size in range(1, min(share, MAX_AUTO_MICRO_BATCH) + 1) if share % size == 0)
+        micro = max(size for size in range(1, min(share, at_most) + 1) if share % size == 0)
     else:
         micro = int(micro_batch)
         if share % micro:
@@ -26,11 +30,11 @@ def micro_batches(global_batch: int, workers: int, micro_batch: int | str = "aut
     return micro, share // micro
 
 
-def planned_steps(train: Train, rows: int | None = None) -> int | None:
+def planned_steps(train: Train | ImageTrain, rows: int | None = None) -> int | None:
     """Optimiser steps of a training stage; `epochs` needs `rows`, the sequences or pairs in the data (None without)."""
     if train.steps is not None:
         return train.steps
-    if train.tokens is not None:
+    if isinstance(train, Train) and train.tokens is not None:
         return math.ceil(train.tokens / (train.global_batch * train.sequence_length))
     assert train.epochs is not None
     return None if rows is None else max(1, math.ceil(train.epochs * rows / train.global_batch))
@@ -44,7 +48,7 @@ def steps_per_iteration(ppo: Ppo) -> int:
 def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
     """Optimiser steps of any stage; None where they follow from data that is not counted yet; 0 for an evaluation."""
     match stage:
-        case Pretrain() | Finetune() | Reward():
+        case Pretrain() | ImageStage() | Finetune() | Reward():
             return planned_steps(stage.train, rows)
         case PpoStage():
             return stage.ppo.iterations * steps_per_iteration(stage.ppo)
@@ -52,10 +56,15 @@ def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
             return 0
 
 
+def largest_micro_batch(stage: Stage) -> int:
+    """The largest micro-batch that `auto` takes."""
+    return MAX_AUTO_PICTURES if isinstance(stage, ImageStage) else MAX_AUTO_MICRO_BATCH
+
+
 def stage_batch(stage: Stage) -> int:
-    """What the workers share in one optimiser step: sequences, pairs or responses; for an evaluation its prompts."""
+    """What the workers share in a step: sequences, pairs, pictures or responses; for an evaluation its prompts."""
     match stage:
-        case Pretrain() | Finetune() | Reward():
+        case Pretrain() | ImageStage() | Finetune() | Reward():
             return stage.train.global_batch
         case PpoStage():
             return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches

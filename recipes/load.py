@@ -14,7 +14,7 @@ from recipes.errors import Problem, RecipeError
 from recipes.explain import located_problems, schema_problems
 from recipes.loaded import LoadedRecipe as LoadedRecipe
 from recipes.loaded import parse_path, value_at
-from recipes.locate import path_of, slot_at
+from recipes.locate import nearest, path_of, slot_at
 from recipes.recipe import Cluster, Recipe
 from recipes.smoke import shrink
 from recipes.stages import Stage
@@ -175,6 +175,14 @@ def _apply_override(document: Document, override: str) -> None:
         return
     document.problems.extend(replace(problem, field=dotted) for problem in value.problems)
     node = document.value
+    stages = node.get("stages") if isinstance(node, dict) else None
+    is_inside_stage = len(path) > 2 and path[0] == "stages" and path[2] != "kind"
+    if is_inside_stage and isinstance(stages, dict) and str(path[1]) not in stages:
+        names = [str(name) for name in stages]
+        guess = nearest(str(path[1]), names)
+        advice = f"did you mean {guess}?" if guess else "there are: " + ", ".join(names)
+        document.problems.append(Problem(source, None, dotted, "", f"there is no stage {path[1]}", advice))
+        return
     for depth, part in enumerate(path):
         is_last = depth == len(path) - 1
         if isinstance(node, list) and isinstance(part, int) and part < len(node):

@@ -10,10 +10,11 @@ from typing import Literal
 
 from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_shape
 from recipes.lora import Lora
-from recipes.sharding import Shard
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.sharding import MAX_BUCKET, Shard
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Head = Literal["lm", "score", "value"]
+LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
 FP32_BYTES = 4
 MOMENT_BYTES = 8
@@ -99,7 +100,9 @@ def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
     return total * architecture_shape(architecture).layers
 
 
-def predict_sizes(stage: Stage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int) -> Sizes:
+def predict_sizes(
+    stage: LanguageStage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int
+) -> Sizes:
     """The stage's sizes on `workers` workers of `micro_batch` samples."""
     shard = stage.shard
     full = num_parameters(architecture, vocab_size)
@@ -129,6 +132,9 @@ def predict_sizes(stage: Stage, architecture: Architecture, vocab_size: int, wor
             trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
     weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
     memory = _weights_bytes(shard, trainable, frozen, workers)
+    if trainable and lora is None:
+        # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
+        memory += 3 * vocab_size * width * FP32_BYTES
     memory += _activation_bytes(stage, architecture, vocab_size, micro_batch)
     return Sizes(
         parameters=full,
@@ -150,10 +156,15 @@ def _weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> i
         optimizer = 0.0
     gradients = trainable * weight_bytes / shares[1]
     weights = (trainable + frozen) * weight_bytes / shares[2]
-    return int(weights + gradients + optimizer)
+    if shard.precision == "bf16":
+        # Gradients are summed up in fp32, and weights are made or read in fp32 first.
+        gradients += trainable * FP32_BYTES / shares[1]
+        weights += (trainable + frozen) * FP32_BYTES
+    buckets = min(MAX_BUCKET, trainable) * FP32_BYTES if zero > 0 else 0
+    return int(weights + gradients + optimizer + buckets)
 
 
-def _activation_bytes(stage: Stage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
+def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
     shape = architecture_shape(architecture)
     value_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2

@@ -7,12 +7,12 @@ from typing import Any
 from recipes.architecture import Architecture
 from recipes.chain import order, origin, start_of
 from recipes.data import TrainTokenizer
-from recipes.derive import micro_batches, prompts_divide, stage_batch, stage_steps
+from recipes.derive import largest_micro_batch, micro_batches, prompts_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
 from recipes.memory import Sizes, predict_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.stages import Evaluate, PpoStage, Pretrain, Stage
+from recipes.stages import Evaluate, ImageStage, PpoStage, Pretrain, Stage
 
 FORMAT = 1
 
@@ -126,7 +126,9 @@ def build_plan(
         )
         has_batch = not isinstance(stage, Evaluate)
         micro, accumulation = (
-            micro_batches(stage_batch(stage), workers, stage.shard.micro_batch) if has_batch else (None, None)
+            micro_batches(stage_batch(stage), workers, stage.shard.micro_batch, at_most=largest_micro_batch(stage))
+            if has_batch
+            else (None, None)
         )
         texts = {item.field_path: item.text for item in stage_inputs(stage)}
         done[name] = PlannedStage(
@@ -167,6 +169,8 @@ def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
+    if isinstance(stage, ImageStage):
+        return None
     start = start_of(stage)
     source = stage if start is None else origin(start, recipe.stages)
     if isinstance(source, Pretrain):

@@ -32,11 +32,13 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 """
 
 _SECTIONS = (
-    ("Stages", ("Pretrain", "Finetune", "Reward", "PpoStage", "Evaluate")),
+    ("Stages", ("Pretrain", "ImageStage", "Finetune", "Reward", "PpoStage", "Evaluate")),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "RopeParameters")),
+    ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
-    ("Training", ("Train", "AdamW", "Schedule", "Lora", "Shard")),
+    ("Sources of pictures", ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageParquet", "ImageDatasets")),
+    ("Training", ("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard")),
     ("Reinforcement learning", ("Rollout", "Ppo", "FixedKl", "AdaptiveKl")),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),
@@ -74,10 +76,11 @@ def markdown_reference() -> str:
 
 def _heading(name: str, model: dict[str, Any]) -> str:
     """How a recipe selects the model (`kind: ppo`), or the model's name."""
-    for key in ("kind", "type", "source", "train"):
+    for key in ("kind", "type", "source", "train", "family"):
         value = model["properties"].get(key, {})
         if "const" in value:
-            return f"{key}: {value['const']}"
+            of_pictures = key == "source" and name.startswith("Image")
+            return f"{key}: {value['const']}" + (" (pictures)" if of_pictures else "")
     return "from" if "from" in model["properties"] else name
 
 

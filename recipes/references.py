@@ -2,12 +2,18 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from recipes.data import ExistingTokenizer, PythonDocs, Source
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.image_data import ImageSource
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 
-PartKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer"]
+PartKind = Literal[
+    "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
+]
+
+DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "gan", "ddpm")
+"""Models that draw pictures."""
 
 _NAME = r"[a-z][a-z0-9_-]{0,62}"
 _STAGE = re.compile(rf"({_NAME})(?:\.([a-z_]+))?")
@@ -98,12 +104,17 @@ def stage_inputs(stage: Stage) -> list[Input]:
             if isinstance(stage.tokenizer, ExistingTokenizer):
                 inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
             return inputs
+        case ImageStage():
+            return [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
         case Finetune() | Reward():
             return [Input("init_from", stage.init_from, ("model",))]
         case PpoStage():
             return [Input("actor", stage.actor, ("model",)), Input("reward", stage.reward, ("reward_model",))]
         case Evaluate():
-            inputs = [Input(f"of.{index}", text, ("model",)) for index, text in enumerate(stage.of)]
+            wants: tuple[PartKind, ...] = DRAWING_KINDS if "images" in stage.suites else ("model",)
+            inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(stage.of)]
+            if stage.features is not None:
+                inputs.append(Input("features", stage.features, ("classifier",)))
             for field in ("reward", "second_scorer"):
                 text = getattr(stage, field)
                 if text is not None:
@@ -116,6 +127,8 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
     match stage:
         case Pretrain():
             return {"model": "model"}
+        case ImageStage():
+            return {"model": stage.architecture.family}
         case Finetune():
             if stage.lora is None:
                 return {"model": "model"}
@@ -138,11 +151,15 @@ DEFAULT_PARTS: dict[str, str] = {
     "reward_model": "model",
     "actor_critic": "actor",
     "report": "report",
+    "classifier": "model",
+    "vae": "model",
+    "gan": "model",
+    "ddpm": "model",
 }
 """What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
 
 
-Role = Literal["text", "instructions", "preferences", "prompts"]
+Role = Literal["text", "instructions", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +167,22 @@ class SourceUse:
     """One data source of a stage: where it stands, what its rows are for, and the source with its default filled in."""
 
     field_path: str
-    source: Source
+    source: Source | ImageSource
     role: Role
     held_out: bool = False
     """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
+
+    @property
+    def rows(self) -> Source:
+        """The source of a use that is no use of pictures."""
+        assert self.role != "images", f"{self.field_path} is a source of pictures"
+        return cast(Source, self.source)
+
+    @property
+    def pictures(self) -> ImageSource:
+        """The source of a use of pictures."""
+        assert self.role == "images", f"{self.field_path} is no source of pictures"
+        return cast(ImageSource, self.source)
 
 
 def stage_sources(stage: Stage) -> list[SourceUse]:
@@ -161,6 +190,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
     match stage:
         case Pretrain():
             return _training_sources(stage.data, stage.evaluation, "text")
+        case ImageStage():
+            return _training_sources(stage.data, stage.evaluation, "images")
         case Finetune():
             return _training_sources(stage.data, stage.evaluation, "instructions")
         case Reward():
@@ -175,6 +206,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
                 uses.append(SourceUse("text", stage.text or default, "text"))
             if "generation" in stage.suites or "comparison" in stage.suites:
                 uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+            if stage.images is not None:
+                uses.append(SourceUse("images", stage.images, "images"))
             return uses
 
 
@@ -190,7 +223,9 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
     return found
 
 
-def _training_sources(data: Source, evaluation: Source | None, role: Role) -> list[SourceUse]:
+def _training_sources(
+    data: Source | ImageSource, evaluation: Source | ImageSource | None, role: Role
+) -> list[SourceUse]:
     """The training rows, and those to evaluate on: the recipe's own, python-docs' next split, or what is held out."""
     training = SourceUse("data", data, role)
     if evaluation is not None:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from recipes.fields import Strict, Whole, meaning, placement
 
+MAX_BUCKET = 50_000_000
+"""Most elements that DeepSpeed reduces or gathers at once."""
+
 
 class Shard(Strict):
     """Engine, ZeRO stage and numeric precision; DeepSpeed's JSON is generated from it."""
@@ -27,5 +30,6 @@ class Shard(Strict):
     )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = placement(
         "auto",
-        description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16.",
+        description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16, "
+        "in an image stage up to 256.",
     )

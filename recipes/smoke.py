@@ -5,10 +5,12 @@ from typing import Any, TypeVar
 from recipes.architecture import Architecture, Gpt2
 from recipes.data import Source, Tokenizer, TrainTokenizer
 from recipes.fields import Strict
+from recipes.image_data import ImageSource
+from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
-from recipes.train import Train
+from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.train import ImageTrain, Train
 
 LAYERS, WIDTH, HEADS, INTERMEDIATE = 2, 64, 4, 128
 VOCABULARY, SEQUENCE, POSITIONS = 512, 96, 128
@@ -40,6 +42,14 @@ def _shrink_stage(stage: Stage) -> Stage:
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_train(stage.train),
             )
+        case ImageStage():
+            return _with(
+                stage,
+                architecture=_shrink_pictures(stage.architecture),
+                data=_limit(stage.data, ROWS),
+                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
+                train=_shrink_image_train(stage.train),
+            )
         case Finetune():
             return _with(
                 stage,
@@ -70,6 +80,8 @@ def _shrink_stage(stage: Stage) -> Stage:
                 prompts=_limit(stage.prompts, ROWS),
                 num_prompts=min(stage.num_prompts, EXAM_PROMPTS),
                 num_samples=min(stage.num_samples, 2),
+                images=_limit(stage.images, ROWS),
+                num_images=min(stage.num_images, EXAM_PROMPTS),
                 sequence_length=min(stage.sequence_length, SEQUENCE),
                 sampling=_shrink_sampling(stage.sampling),
                 gates=[],
@@ -101,6 +113,32 @@ def _shrink_architecture(architecture: Architecture | None) -> Architecture | No
     )
 
 
+def _shrink_pictures(architecture: ImageArchitecture) -> ImageArchitecture:
+    match architecture:
+        case Classifier():
+            return _with(architecture, width=min(architecture.width, 16), features=min(architecture.features, 16))
+        case Vae():
+            small = WIDTH if architecture.type == "mlp" else 8
+            return _with(
+                architecture,
+                width=min(architecture.width, small),
+                latent=min(architecture.latent, 8),
+                kl_warmup_steps=min(architecture.kl_warmup_steps, STEPS),
+            )
+        case Gan():
+            return _with(architecture, width=min(architecture.width, 8), latent=min(architecture.latent, 8))
+        case Ddpm():
+            groups = min(architecture.norm_num_groups, 4)
+            return _with(
+                architecture,
+                block_out_channels=[8 for _ in architecture.block_out_channels],
+                layers_per_block=1,
+                norm_num_groups=groups if 8 % groups == 0 else 1,
+                timesteps=min(architecture.timesteps, 100),
+                sampling_steps=min(architecture.sampling_steps, 10),
+            )
+
+
 def _shrink_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     if isinstance(tokenizer, TrainTokenizer):
         needed = 256 + 2 + len(tokenizer.special_tokens)
@@ -108,9 +146,12 @@ def _shrink_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     return tokenizer
 
 
-def _limit(source: Source | None, rows: int) -> Source | None:
+S = TypeVar("S", bound=Source | ImageSource | None)
+
+
+def _limit(source: S, rows: int) -> S:
     if source is None:
-        return None
+        return source
     return _with(source, limit=rows if source.limit is None else min(source.limit, rows))
 
 
@@ -127,6 +168,21 @@ def _shrink_train(train: Train) -> Train:
         save_every=min(train.save_every, 4),
         evaluate_every=min(train.evaluate_every, 4),
         evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
+    )
+
+
+def _shrink_image_train(train: ImageTrain) -> ImageTrain:
+    steps = min(train.steps or STEPS, STEPS)
+    return _with(
+        train,
+        steps=steps,
+        epochs=None,
+        global_batch=min(train.global_batch, 2 * BATCH),
+        schedule=_with(train.schedule, warmup_steps=min(train.schedule.warmup_steps, steps // 4)),
+        save_every=min(train.save_every, 4),
+        evaluate_every=min(train.evaluate_every, 4),
+        evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
+        grid=min(train.grid, VENDI_PICTURES),
     )
 
 

@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
 from recipes.fields import Strict, meaning, placement
+from recipes.image_data import ImageSource
+from recipes.image_models import ImageArchitecture
 from recipes.lora import Lora
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.sharding import Shard
-from recipes.train import Train
+from recipes.train import ImageTrain, Train
 
 
 class _Stage(Strict):
@@ -42,6 +44,26 @@ class Pretrain(_Stage):
             raise ValueError("give architecture and tokenizer, or init_from")
         if self.init_from is not None and (self.architecture is not None or self.tokenizer is not None):
             raise ValueError("init_from brings its own architecture and tokenizer; remove them")
+        return self
+
+
+class ImageStage(_Stage):
+    """Train a model of pictures of any family from random weights."""
+
+    kind: Literal["image"] = meaning(description="Training on pictures.")
+    architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
+    autoencoder: str | None = meaning(
+        None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
+    )
+    data: ImageSource = meaning(description="Training pictures, with labels where the family needs them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    @model_validator(mode="after")
+    def _autoencoder_serves(self) -> "ImageStage":
+        if self.autoencoder is not None and self.architecture.family != "ddpm":
+            raise ValueError(f"autoencoder serves family ddpm; the family here is {self.architecture.family}")
         return self
 
 
@@ -123,7 +145,7 @@ class Bound(Strict):
 
 
 class Evaluate(_Stage):
-    """Measure models: held-out perplexity, and with a reward model scores, win rate and KL against the first one."""
+    """Measure models: perplexity, answers, with a reward model scores and win rate; or models of pictures."""
 
     kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
     of: list[str] = meaning(
@@ -135,14 +157,21 @@ class Evaluate(_Stage):
     second_scorer: str | None = meaning(
         None, description="A second reward model, trained on other data, that judges comparisons."
     )
-    suites: list[Literal["perplexity", "generation", "comparison"]] = meaning(
+    features: str | None = meaning(None, description="images: the classifier whose features measure pictures.")
+    suites: list[Literal["perplexity", "generation", "comparison", "images"]] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
         description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
-        "scores and win rate.",
+        "scores and win rate; images, alone: distances of drawn pictures to real ones, classes, copies.",
     )
     text: Source | None = meaning(None, description="Held-out text for perplexity; None: python-docs' test split.")
     prompts: Source | None = meaning(None, description="Held-out prompts; None: python-docs' test split.")
+    images: ImageSource | None = meaning(
+        None,
+        description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
+        "been copied.",
+    )
+    num_images: int = meaning(1000, ge=8, le=10**6, description="Pictures that each model draws, by the seed.")
     num_prompts: int = meaning(200, ge=1, le=10**6, description="Prompts to answer, drawn by the seed.")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")
@@ -160,8 +189,19 @@ class Evaluate(_Stage):
             raise ValueError("suite 'comparison' needs `reward` and at least two models in `of`")
         return self
 
+    @model_validator(mode="after")
+    def _images_need(self) -> "Evaluate":
+        if "images" in self.suites:
+            if len(self.suites) > 1:
+                raise ValueError("suite 'images' measures models of pictures; it stands alone")
+            if self.features is None or self.images is None or self.images.hold_out == 0:
+                raise ValueError("suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0")
+        elif self.features is not None or self.images is not None:
+            raise ValueError("features and images say something only with suites: [images]")
+        return self
 
-Stage = Annotated[Pretrain | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+Stage = Annotated[Pretrain | ImageStage | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 1, "image": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

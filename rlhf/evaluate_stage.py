@@ -64,6 +64,10 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
         if "comparison" in spec.suites:
             metrics |= comparison_metrics(answers)
         metrics["prompts"] = float(len(answers[0].answers))
+    if "images" in spec.suites:
+        from trainers.image_evaluation import measure_pictures
+
+        metrics, samples = measure_pictures(spec, context, labels)
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
     return _write_draft(spec, context, metrics, samples)

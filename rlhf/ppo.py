@@ -21,6 +21,7 @@ from rlhf.monitors import RolloutReport, broken_rule, report_rollouts
 from rlhf.rollout import RolloutEngine, Rollouts, WeightsVersion, repeated_prompts, response_uniforms
 from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
+from trainers.data.dataset import Dataset
 from trainers.engine.protocol import Engine
 from trainers.loop import Observer, SourceState
 from trainers.objectives.language_model import LanguageModelObjective
@@ -232,6 +233,7 @@ class PpoSource:
         if self._text is None:
             return batch
         (own,) = self._text.micro_batches(step)
+        assert isinstance(self._text.dataset, Dataset)
         whole = build_batch(self._text.dataset, self._text.sample_ids(step))
         assert isinstance(own, TokenBatch)
         assert isinstance(whole, TokenBatch)

@@ -184,8 +184,6 @@ def _layout(spec: PpoStage, context: StageContext) -> Layout:
             f"rollout.prompts_per_iteration ({prompts}) x samples_per_prompt ({samples}) cannot be divided into "
             f"ppo.mini_batches ({parts}) over {workers} workers"
         )
-    if spec.lora is not None and spec.shard.gradient_checkpointing:
-        raise StageError("shard.gradient_checkpointing has no exact form with several adapters on one network")
     return stage_layout(context, prompts * samples // parts, spec.shard.micro_batch)
 
 

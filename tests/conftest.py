@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 RANKS_TIMEOUT_S = 300
+
+# How fast a machine is decides no property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 class RunRanks(Protocol):

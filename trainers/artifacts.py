@@ -63,10 +63,10 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
-    _write_json(folder / "config.json", model_config(config, kind, dtype))
+    write_json(folder / "config.json", model_config(config, kind, dtype))
     if kind == "language_model":
         ids = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+        write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
 
@@ -90,7 +90,7 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     content = {key: _plain(value) for key, value in peft_config.to_dict().items() if key not in _VOLATILE}
     content |= {"base_model_name_or_path": base_digest, "inference_mode": True}
-    _write_json(folder / "adapter_config.json", content)
+    write_json(folder / "adapter_config.json", content)
     cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
     save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -213,10 +213,11 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shar
         final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / final)
         places |= dict.fromkeys(names, final)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON such that equal contents give equal bytes."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

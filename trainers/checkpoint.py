@@ -19,7 +19,7 @@ from torch import Tensor
 from recipes.errors import StageError
 from trainers import distributed
 from trainers.background import BackgroundTask, HeldPiece, HostBuffer
-from trainers.engine.protocol import Engine, ReadState, StateGroup
+from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
 from trainers.exactness import describe_exactness, differences
 from trainers.loop import LoopState, SourceState
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
@@ -83,7 +83,7 @@ class StoreCheckpoint:
         """Whether a save is under way on this rank."""
         return self._task.is_running
 
-    def save(self, engine: Engine, loop: LoopState, source: SourceState) -> None:
+    def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
         """Copy the state and start to write it; waits for an earlier save first. Collective."""
         self._task.wait()
         pieces: list[Any] = list(engine.state_out())
@@ -122,7 +122,7 @@ class StoreCheckpoint:
         """Wait until what was saved is committed; raises its error."""
         self._task.wait()
 
-    def restore(self, engine: Engine) -> tuple[LoopState, SourceState] | None:
+    def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest state that verifies, the same one on every rank."""
         manifest = find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
         if manifest is None:
@@ -137,7 +137,7 @@ class StoreCheckpoint:
             loop = LoopState(**{**asdict(loop), "rule": None})
         return loop, SourceState(_value(manifest, "source"), tensors)
 
-    def _note_resume(self, manifest: StateManifest, engine: Engine) -> None:
+    def _note_resume(self, manifest: StateManifest, engine: StatefulEngine) -> None:
         """Take over what differed at earlier resumes, and find what differs at this one."""
         before = {**manifest.versions, **_layout_conditions(manifest.layout)}
         present = {**self.versions, **conditions(engine), **_layout_conditions(self.layout)}
@@ -185,7 +185,7 @@ class StoreCheckpoint:
                 failure = error
         _raise_any(failure, exchange(_told(failure)))
 
-    def _try_out(self, engine: Engine, source: SourceState) -> None:
+    def _try_out(self, engine: StatefulEngine, source: SourceState) -> None:
         """Put the state that was just committed into the engine: nothing may change. Collective."""
         manifest = find_state(self.store, self.run, self.stage, self.fingerprint)
         if manifest is None:
@@ -210,7 +210,7 @@ class StoreCheckpoint:
             )
 
 
-def conditions(engine: Engine) -> dict[str, str]:
+def conditions(engine: StatefulEngine) -> dict[str, str]:
     """Return what, beside layout and libraries, the bits of a sum depend on."""
     device = engine.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -267,7 +267,7 @@ def _reading(reader: TensorReader) -> ReadState:
     return read
 
 
-def _hashes(engine: Engine) -> dict[str, str]:
+def _hashes(engine: StatefulEngine) -> dict[str, str]:
     """Return the hash of every piece of this rank's state and of every working parameter; collective."""
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
-from recipes.derive import micro_batches, planned_steps
+from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
@@ -129,13 +129,15 @@ def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int],
     return lambda step: {GROUP: lr * factor(step)}
 
 
-def stage_layout(context: StageContext, global_batch: int, micro_batch: int | str) -> Layout:
+def stage_layout(
+    context: StageContext, global_batch: int, micro_batch: int | str, *, at_most: int = MAX_AUTO_MICRO_BATCH
+) -> Layout:
     """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
     workers = context.ranks.world_size
     saved = context.find_state()
     if saved is not None and saved.layout.workers == workers:
         return saved.layout
-    micro, accumulation = micro_batches(global_batch, workers, micro_batch)
+    micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
     return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from recipes.errors import Preempted, StageError
 from trainers import distributed
-from trainers.engine.protocol import Engine
+from trainers.engine.joint import JointState
+from trainers.engine.protocol import Engine, StatefulEngine
 from trainers.objectives.protocol import Objective
 from trainers.randomness import stream_seed
 
@@ -78,7 +79,7 @@ class LoopState:
 class Checkpoint(Protocol):
     """Writes and reads training state; collective."""
 
-    def save(self, engine: Engine, loop: LoopState, source: SourceState) -> None:
+    def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
         """Take a resumable state, which is committed by the next `flush` at the latest."""
 
     def check(self) -> None:
@@ -87,7 +88,7 @@ class Checkpoint(Protocol):
     def flush(self) -> None:
         """Return when all that was saved is committed."""
 
-    def restore(self, engine: Engine) -> tuple[LoopState, SourceState] | None:
+    def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest committed state into the engine; None: there is none."""
 
 
@@ -122,6 +123,17 @@ Evaluate = Callable[[], Mapping[str, float]]
 """Held-out metrics, equal on all ranks; collective."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a step with an engine of its own: every phase runs its forwards, backwards and update in turn."""
+
+    name: str
+    """Tells its gradient norm and learning rate from the other phases'."""
+    engine: Engine
+    objective: Objective
+    learning_rates: LearningRates
+
+
 def train(
     engine: Engine,
     objective: Objective,
@@ -133,14 +145,18 @@ def train(
     evaluate: Evaluate | None,
     observer: Observer,
     seed: int,
+    further: Sequence[Phase] = (),
 ) -> Outcome:
     """Train to the end of the source or to a stop rule, resuming from the newest state; collective.
 
-    Raises Preempted after saving when any rank was asked to stop, StageError past the limit of skipped steps.
+    `further` phases follow in every step on the same batches; a phase whose update is skipped ends the step. Raises
+    Preempted after saving when any rank was asked to stop, StageError past the limit of skipped steps.
     """
     planned = source.steps_planned
     loop = LoopState()
-    restored = checkpoint.restore(engine)
+    phases = [Phase("", engine, objective, learning_rates), *further]
+    whole = engine if not further else JointState([phase.engine for phase in phases])
+    restored = checkpoint.restore(whole)
     if restored is not None:
         loop, source_state = restored
         source.load_state(source_state)
@@ -153,7 +169,7 @@ def train(
     while loop.steps_done < planned and loop.rule is None:
         observer.phase("train", step=loop.steps_done, steps_planned=planned)
         checkpoint.check()
-        step = _run_step(engine, objective, source, loop, learning_rates(loop.steps_done), observer, seed)
+        step = _run_step(phases, source, loop, observer, seed)
         loop, metrics = step.loop, step.metrics
         if loop.skipped_steps > cadence.max_skipped_steps:
             raise StageError(_skip_message(loop, cadence, step.sample_ids))
@@ -165,7 +181,7 @@ def train(
             at_end or step.stop_requested or loop.steps_done - saved_at >= cadence.save_every
         ):
             observer.phase("save", step=loop.steps_done, steps_planned=planned)
-            checkpoint.save(engine, loop, source.state())
+            checkpoint.save(whole, loop, source.state())
             saved_at = loop.steps_done
         if step.stop_requested and saved_at == loop.steps_done and not at_end:
             checkpoint.flush()
@@ -197,28 +213,56 @@ class _Step:
     stop_requested: bool
 
 
-def _run_step(
-    engine: Engine,
-    objective: Objective,
-    source: BatchSource,
-    loop: LoopState,
-    lrs: Mapping[str, float],
-    observer: Observer,
-    seed: int,
-) -> _Step:
-    """Run one optimiser step: forwards and backwards of every micro-batch, one collective of metrics, the update."""
+def _run_step(phases: Sequence[Phase], source: BatchSource, loop: LoopState, observer: Observer, seed: int) -> _Step:
+    """Run one step: in each phase forwards and backwards of every micro-batch, a collective of metrics, the update."""
     started = time.perf_counter()
     batches = source.micro_batches(loop.steps_done)
-    weights = [objective.weight(batch) for batch in batches]
+    weights = [phases[0].objective.weight(batch) for batch in batches]
     samples = sum(int((batch.sample_ids_B >= 0).sum()) for batch in batches)
     total_weight, total_samples = distributed.all_sum([sum(weights), samples])
     if total_weight <= 0:
         raise StageError(f"step {loop.steps_done}: no batch of any worker has a target (rows {_ids(batches)})")
+    metrics: dict[str, float] = {}
+    losses: list[Tensor] = []
+    stops, applied = 0.0, True
+    for phase in phases:
+        found = _run_phase(phase, batches, total_weight, loop.steps_done, observer, seed)
+        metrics |= found.metrics
+        losses, stops, applied = found.losses, stops + found.stops, found.applied
+        if not applied:
+            break
+    metrics |= {"weight": total_weight, "samples": total_samples}
+    metrics["skipped_steps"] = float(loop.skipped_steps + (not applied))
+    metrics["step_s"] = time.perf_counter() - started
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    after = replace(
+        loop,
+        steps_done=loop.steps_done + 1,
+        skipped_steps=loop.skipped_steps + (not applied),
+        samples=loop.samples + int(total_samples),
+        weight=loop.weight + total_weight,
+    )
+    return _Step(after, metrics, [] if applied else _suspects(batches, losses), stops > 0)
+
+
+@dataclass(frozen=True)
+class _PhaseResult:
+    metrics: dict[str, float]
+    losses: list[Tensor]
+    stops: float
+    applied: bool
+
+
+def _run_phase(
+    phase: Phase, batches: Sequence[Any], total_weight: float, step: int, observer: Observer, seed: int
+) -> _PhaseResult:
+    """Run the forwards, the backwards and the update of one engine."""
+    engine, lrs = phase.engine, phase.learning_rates(step)
     sums: dict[str, list[Tensor | float]] = {}
     losses: list[Tensor] = []
     for batch in batches:
-        torch.manual_seed(_noise_seed(seed, loop.steps_done, batch))
-        output = objective.loss(engine.module, batch.to(engine.device))
+        torch.manual_seed(_noise_seed(seed, step, batch))
+        output = phase.objective.loss(engine.module, batch.to(engine.device))
         engine.backward(output.loss_sum / total_weight)
         losses.append(output.loss_sum.detach())
         for name, (value, weight) in output.metrics.items():
@@ -234,19 +278,9 @@ def _run_step(
         for name in names
         if not name.endswith("/weight") and by_name[f"{name}/weight"] != 0
     }
-    metrics |= {f"lr/{name}" if len(lrs) > 1 else "lr": lr for name, lr in lrs.items()}
-    metrics |= {"grad_norm": info.grad_norm, "weight": total_weight, "samples": total_samples}
-    metrics["skipped_steps"] = float(loop.skipped_steps + (not info.applied))
-    metrics["step_s"] = time.perf_counter() - started
-    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    after = replace(
-        loop,
-        steps_done=loop.steps_done + 1,
-        skipped_steps=loop.skipped_steps + (not info.applied),
-        samples=loop.samples + int(total_samples),
-        weight=loop.weight + total_weight,
-    )
-    return _Step(after, metrics, [] if info.applied else _suspects(batches, losses), stops > 0)
+    ending = f"/{phase.name}" if phase.name else ""
+    metrics |= {f"lr/{name}" if len(lrs) > 1 else f"lr{ending}": lr for name, lr in lrs.items()}
+    return _PhaseResult({**metrics, f"grad_norm{ending}": info.grad_norm}, losses, stops, info.applied)
 
 
 def _suspects(batches: Sequence[Any], losses: Sequence[Tensor]) -> list[int]:

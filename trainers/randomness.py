@@ -1,9 +1,35 @@
 """Seeds keyed by what they are for, never by rank or history."""
 
 import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
 
 
 def stream_seed(seed: int, *key: str | int) -> int:
     """Return the 63-bit seed of one named stream."""
     text = "/".join(str(part) for part in (seed, *key))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def normals(seeds_B: Tensor, stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return standard normal noise [B, *shape], each sample's from its own seed and the stream's number."""
+    count = math.prod(shape)
+    drawn = np.empty((len(seeds_B), count), dtype=np.float32)
+    for row, seed in enumerate(seeds_B.tolist()):
+        _generator(seed, stream).standard_normal(out=drawn[row], dtype=np.float32)
+    return torch.from_numpy(drawn).view(len(seeds_B), *shape).to(like)
+
+
+def uniforms(seeds_B: Tensor, stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return noise [B, *shape] uniform in [0, 1), each sample's from its own seed and the stream's number."""
+    drawn = np.empty((len(seeds_B), math.prod(shape)), dtype=np.float32)
+    for row, seed in enumerate(seeds_B.tolist()):
+        _generator(seed, stream).random(out=drawn[row], dtype=np.float32)
+    return torch.from_numpy(drawn).view(len(seeds_B), *shape).to(like)
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recipes.errors import RequestError, StageError
 from recipes.references import SourceUse
@@ -14,6 +14,7 @@ from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
 from trainers.checkpoint import StoreCheckpoint, find_state, versions
 from trainers.data.dataset import Dataset
+from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
@@ -60,11 +61,15 @@ class StageContext:
         return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
 
+CheckKind = ModelKind | Literal["image"]
+"""`image`: a model of pictures of any family."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One way in which files of a draft are opened by stock classes and compared with the live model."""
 
-    kind: ModelKind
+    kind: CheckKind
     model: str
     """Folder of the draft's files, or of `base` where that is given."""
     probe: FileEntry
@@ -129,7 +134,12 @@ def verify_checks(
         model = folder_of(store.objects, uri, owned, check.model)
         adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
         expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
-        difference = verify_folder(model, check.kind, expected, adapter=adapter)
+        if check.kind == "image":
+            from trainers.families.build import verify_family
+
+            difference = verify_family(model, expected)
+        else:
+            difference = verify_folder(model, check.kind, expected, adapter=adapter)
         limit = tolerance(expected.dtype)
         if not difference <= limit:
             what = check.model if check.adapter is None else f"{check.model} with {check.adapter}"
@@ -170,8 +180,9 @@ def data_request(
     context: StageContext, use: SourceUse, tokenization: Tokenization, sequence_length: int
 ) -> DataRequest:
     """Return the request for one of the stage's sources as it was when the run started."""
+    assert use.role != "images"
     return DataRequest(
-        source=use.source,
+        source=use.rows,
         base_dir=context.base_dir,
         role=use.role,
         tokenization=tokenization,
@@ -189,3 +200,12 @@ def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
         dataset = materialise(request, context.store)
     distributed.barrier()
     return dataset or materialise(request, context.store)
+
+
+def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
+    """Materialise pictures on rank 0 first; the others open what it committed; collective."""
+    dataset: ImageDataset | None = None
+    if context.ranks.rank == 0:
+        dataset = materialise_images(request, context.store)
+    distributed.barrier()
+    return dataset or materialise_images(request, context.store)

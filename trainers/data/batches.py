@@ -5,14 +5,16 @@ that only keeps ranks in step and has no weight.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainers.data.dataset import Dataset
+from trainers.data.image_sets import ImageDataset
 from trainers.data.order import global_sample
+from trainers.randomness import stream_seed
 
 FILLER = -1
 
@@ -87,7 +89,31 @@ class PromptBatch:
         )
 
 
+@dataclass(frozen=True)
+class ImageBatch:
+    """Pictures with values in [0, 1]; noise is drawn from a seed per sample, so no rank or micro-batch changes it."""
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    """Class numbers; -1 where the data has no labels."""
+    noise_seeds_B: Tensor
+    """Keyed by the sample's global position; in evaluations by its row, the same every time."""
+    sample_ids_B: Tensor
+    step: int
+    """Optimiser step from 0 that the batch belongs to; 2**31 in evaluations: every warm-up is over."""
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        """Copy to a device; the noise seeds stay, noise is drawn on the CPU."""
+        return replace(
+            self,
+            images_BCHW=self.images_BCHW.to(device),
+            labels_B=self.labels_B.to(device),
+            sample_ids_B=self.sample_ids_B.to(device),
+        )
+
+
 Batch = TokenBatch | PairBatch | PromptBatch
+AFTER_WARM_UP = 2**31
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
@@ -108,6 +134,18 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
             return PromptBatch(torch.from_numpy(ids), torch.from_numpy(mask), samples)
 
 
+def build_image_batch(dataset: ImageDataset, rows: Sequence[int], noise_seeds: Sequence[int], step: int) -> ImageBatch:
+    """Build the batch of these rows; rows of -1 are fillers with the pixels of row 0."""
+    taken = np.maximum(np.asarray(rows, dtype=np.int64), 0)
+    return ImageBatch(
+        images_BCHW=torch.from_numpy(dataset.images_NCHW[taken].astype(np.float32) / 255),
+        labels_B=torch.from_numpy(dataset.labels_N[taken]),
+        noise_seeds_B=torch.tensor(list(noise_seeds), dtype=torch.int64),
+        sample_ids_B=torch.tensor(list(rows), dtype=torch.int64),
+        step=step,
+    )
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of one rank.
@@ -117,7 +155,7 @@ class BatchPlan:
     `micro_batch`. `workers * micro_batch` must divide `global_batch`.
     """
 
-    dataset: Dataset
+    dataset: Dataset | ImageDataset
     seed: int
     global_batch: int
     workers: int
@@ -147,15 +185,29 @@ class BatchPlan:
             for offset in range(self.global_batch)
         ]
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def micro_batches(self, step: int) -> list[Batch] | list[ImageBatch]:
         """Return this rank's micro-batches of a step (from 0)."""
         rows = self.sample_ids(step)
         stride = self.workers * self.micro_batch
         starts = range(self.rank * self.micro_batch, self.global_batch, stride)
-        return [build_batch(self.dataset, rows[start : start + self.micro_batch]) for start in starts]
+        runs = [range(start, start + self.micro_batch) for start in starts]
+        dataset, first = self.dataset, step * self.global_batch
+        if isinstance(dataset, ImageDataset):
+            return [
+                build_image_batch(
+                    dataset,
+                    [rows[place] for place in run],
+                    [stream_seed(self.seed, "noise", first + place) for place in run],
+                    step,
+                )
+                for run in runs
+            ]
+        return [build_batch(dataset, [rows[place] for place in run]) for run in runs]
 
 
-def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int) -> Iterator[Batch]:
+def evaluation_batches(
+    dataset: Dataset | ImageDataset, rows: int, workers: int, rank: int, micro_batch: int
+) -> Iterator[Batch | ImageBatch]:
     """Yield this rank's share of at most `rows` rows, the same ones every time, in an order drawn once from the digest.
 
     Fillers make the batches equally many and equally large on every rank.
@@ -167,7 +219,13 @@ def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, mic
         sampled = [
             global_sample(dataset.digest, 0, position, len(dataset)) for position in positions if position < count
         ]
-        yield build_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
+        filled = sampled + [FILLER] * (micro_batch - len(sampled))
+        if isinstance(dataset, ImageDataset):
+            yield build_image_batch(
+                dataset, filled, [stream_seed(0, "evaluation", row) for row in filled], AFTER_WARM_UP
+            )
+        else:
+            yield build_batch(dataset, filled)
 
 
 def pad(rows: Sequence[np.ndarray], value: int | bool, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def read_file(source: FileSource, path: Path) -> Iterator[tuple[str, dict[str, A
             case Csv():
                 yield from _read_csv(path)
             case Parquet():
-                yield from _read_parquet(path)
+                yield from read_parquet(path)
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not UTF-8 at byte {error.start}") from None
     except (OSError, EOFError) as error:
@@ -123,7 +123,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise RequestError(f"{path}: no header line")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a Parquet file."""
     import pyarrow
     import pyarrow.parquet
 

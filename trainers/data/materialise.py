@@ -89,7 +89,7 @@ def materialise(request: DataRequest, store: Store) -> Dataset:
     and for a set without supervised tokens (naming rows).
     """
     digest = request.digest()
-    found = _find(digest, store)
+    found = find_set(digest, store)
     if found is None:
         found = _build(request, digest, store)
     return _open(found, store)
@@ -101,7 +101,7 @@ def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, see
     content = source_digest(source, base_dir)
     identity = ["tokenizer", FORMAT, spec.model_dump(mode="json"), content, selection, seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
-    found = _find(digest, store)
+    found = find_set(digest, store)
     if found is None:
         rows = read_rows(source, base_dir, "text", seed, store=store)
         trained = train_tokenizer(spec, (row.columns["text"] for row in rows))
@@ -112,7 +112,7 @@ def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, see
     return tokenization_from_files({name: store.objects.get_bytes(entry.sha256) for name, entry in found.files.items()})
 
 
-def _find(digest: str, store: Store) -> DatasetManifest | None:
+def find_set(digest: str, store: Store) -> DatasetManifest | None:
     """Find a whole data set; a damaged one is made again, since it follows from its request."""
     try:
         return store.find_dataset(digest)

@@ -101,7 +101,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                 row = json.loads(line)
                 yield Row(row.pop("id"), row)
         case Datasets():
-            for number, row in enumerate(_open_datasets(source, base_dir), start=1):
+            for number, row in enumerate(open_datasets(source, base_dir), start=1):
                 yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
         case _:
             for path in find_files(source, base_dir):
@@ -163,7 +163,8 @@ def _local_folder(source: Datasets, base_dir: Path) -> Path | None:
     return None
 
 
-def _open_datasets(source: Datasets, base_dir: Path) -> Any:
+def open_datasets(source: Datasets, base_dir: Path) -> Any:
+    """Return the rows of a `datasets` data set; raises RequestError where it is not there."""
     import datasets
 
     folder = _local_folder(source, base_dir)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-MAX_BUCKET = 50_000_000
+from recipes.sharding import MAX_BUCKET
+
 PERSISTENCE_THRESHOLD = 100_000
 """Elements up to which ZeRO 3 keeps a parameter whole on every rank; gathering small ones costs more than it saves."""
 NEVER = 2**31 - 1

@@ -49,12 +49,8 @@ ReadState = Callable[[StateGroup, str, int, int], Tensor]
 """Give elements [start, stop) of a logical tensor as a flat fp32 CPU tensor: (group, name, start, stop)."""
 
 
-class Engine(Protocol):
-    """Owns the parameters of one module and their optimiser."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Call this for forwards; attributes of the wrapped module are reachable through it."""
+class StatefulEngine(Protocol):
+    """What a checkpoint needs of an engine, or of several as one."""
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +63,29 @@ class Engine(Protocol):
     @property
     def steps_applied(self) -> int:
         """Optimiser steps that changed the parameters, over all attempts."""
+
+    def state_out(self) -> Iterator[StateSlice]:
+        """Yield this rank's share of fp32 values and moments of the trainable parameters; over ranks each element once.
+
+        No collective. The tensors are views: written or copied before the next step.
+        """
+
+    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
+        """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
+
+    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every (or the named) parameter whole, in its working precision on the CPU, on every rank; collective.
+
+        Names are those of `module.named_parameters()`; tied parameters come once.
+        """
+
+
+class Engine(StatefulEngine, Protocol):
+    """Owns the parameters of one module and their optimiser."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Call this for forwards; attributes of the wrapped module are reachable through it."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
@@ -82,21 +101,6 @@ class Engine(Protocol):
 
         Entered and left by all ranks; parameters are read, not written.
         """
-
-    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield every (or the named) parameter whole, in its working precision on the CPU, on every rank; collective.
-
-        Names are those of `module.named_parameters()`; tied parameters come once.
-        """
-
-    def state_out(self) -> Iterator[StateSlice]:
-        """Yield this rank's share of fp32 values and moments of the trainable parameters; over ranks each element once.
-
-        No collective. The tensors are views: written or copied before the next step.
-        """
-
-    def state_in(self, read: ReadState, *, steps_applied: int) -> None:
-        """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
 
     def close(self) -> None:
         """Let go of hooks and buffers; the engine is not used afterwards."""

@@ -14,7 +14,19 @@ from recipes.errors import StoreDamaged
 FORMAT = 1
 """The format that this version writes; others are refused by number."""
 
-Kind = Literal["model", "adapter", "reward_model", "actor_critic", "report", "tokenizer", "dataset"]
+Kind = Literal[
+    "model",
+    "adapter",
+    "reward_model",
+    "actor_critic",
+    "report",
+    "tokenizer",
+    "dataset",
+    "classifier",
+    "vae",
+    "gan",
+    "ddpm",
+]
 
 
 def canonical_json(value: Any) -> bytes:

@@ -31,7 +31,7 @@ FAULTS = {
 """`short`: the call says that it wrote one byte, and wrote none."""
 NO_ERROR = {"close", "flock"}
 """Calls of which only the moment of a kill is of interest: the store does not act on their result."""
-SHORT_POINTS = 40
+SHORT_POINTS = 24
 DEADLINE_S = 60
 
 

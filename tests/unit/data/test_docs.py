@@ -9,17 +9,24 @@ import yaml
 from pydantic import TypeAdapter
 
 from recipes.data import Source
+from recipes.image_data import ImageSource
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 SOURCES = [line for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 
+def tags(union: Any) -> set[str]:
+    """Names that `source` takes in a union of sources."""
+    schema = TypeAdapter(union).json_schema()
+    return set(schema["discriminator"]["mapping"])
+
+
 @pytest.mark.parametrize("line", SOURCES)
 def test_sources_shown_are_valid(line: str) -> None:
-    adapter: TypeAdapter[Any] = TypeAdapter(Source)
+    adapter: TypeAdapter[Any] = TypeAdapter(Source | ImageSource)
     adapter.validate_python(yaml.safe_load(line)["data"])
 
 
 def test_every_kind_of_source_is_shown() -> None:
     shown = {yaml.safe_load(line)["data"]["source"] for line in SOURCES}
-    assert shown == {"python-docs", "text", "jsonl", "csv", "parquet", "datasets"}
+    assert shown == tags(Source) | tags(ImageSource)

@@ -132,6 +132,7 @@ BROKEN = [
     # placement that excludes itself
     Broken("placement", "zero: 2", "engine: plain", "stages.base.shard.engine", "one worker"),
     Broken("placement", "zero: 2", "zero: 0, offload: cpu", "stages.base.shard.offload", "zero 1, 2 or 3"),
+    Broken("placement", "    reward: judge\n    prompts:", "    reward: judge\n    lora: {r: 4}\n    shard: {gradient_checkpointing: true}\n    prompts:", "stages.policy.shard.gradient_checkpointing", "several adapters", "gradient_checkpointing"),
     Broken("placement", "min_workers: 1", "min_workers: 4", "cluster.min_workers", "at most workers (2)"),
     Broken("placement", "{workers: 2, min_workers: 1}", "{workers: 0}", "cluster.workers", "greater than or equal to 1"),
     # suites and gates

@@ -115,6 +115,7 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
         ("seed=*x", "seed", "aliases are not allowed"),
         ("seed=!!int 3", "seed", "tags are not allowed"),
         ("seed=-1", "seed", "greater than or equal to 0"),
+        ("stages.bsae.train.steps=3", "stages.bsae.train.steps", "there is no stage bsae"),
     ],
 )
 def test_a_wrong_setting_is_named_as_such(override: str, field: str, says: str, write_recipe: Write) -> None:

@@ -1,0 +1,102 @@
+"""Sources of pictures: scikit-learn's digits, IDX files, folders, arrays, Parquet and `datasets`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recipes.data import Selection
+from recipes.fields import Strict, Whole, meaning
+
+
+class _Pictures(Selection):
+    """What every source of pictures can be asked for besides its rows."""
+
+    hold_out: float = meaning(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of pictures, by the hash of their pixels, kept out of training and used for evaluation.",
+    )
+    size: int | None = meaning(
+        None,
+        ge=1,
+        le=4096,
+        description="Height and width in pixels to which every picture is resized; None: as they are, all of one size.",
+    )
+    channels: Annotated[Literal[1, 3, 4], Whole] | None = meaning(
+        None,
+        description="1 grey, 3 RGB (alpha is laid over black), 4 RGBA; None: as they are, all of one number.",
+    )
+
+
+class Digits(_Pictures):
+    """scikit-learn's 1,797 real handwritten digits of 8x8 grey pixels; every installation has them."""
+
+    source: Literal["digits"] = meaning(description="Reads scikit-learn's handwritten digits.")
+
+
+class Idx(_Pictures):
+    """Files in the IDX format of MNIST; `.gz` is read too."""
+
+    source: Literal["idx"] = meaning(description="Reads IDX files, MNIST's format.")
+    files: list[str] = meaning(
+        min_length=1, description="Paths of files with pictures, relative to the recipe's folder; read in this order."
+    )
+    label_files: list[str] = meaning(
+        default_factory=list,
+        description="Paths of files with labels, one for each file with pictures; none: no labels.",
+    )
+
+
+class ImageFolder(_Pictures):
+    """A folder of pictures that Pillow opens (PNG, JPEG, ...), read in the order of their names."""
+
+    source: Literal["image-folder"] = meaning(description="Reads pictures in a folder and the folders below it.")
+    path: str = meaning(description="The folder, relative to the recipe's.")
+    labels: Literal["folder", "none"] = meaning(
+        "folder", description="folder: a picture's label is the name of the folder below `path` that it lies in."
+    )
+
+
+class ImageArrays(_Pictures):
+    """NumPy files (`.npy`, `.npz`) with an array [N, H, W] or [N, H, W, C]; floats must lie in [0, 1]."""
+
+    source: Literal["arrays"] = meaning(description="Reads NumPy's .npy and .npz files.")
+    files: list[str] = meaning(
+        min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
+    )
+    images: str = meaning("images", description="Name of the array of pictures in an .npz file.")
+    labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
+
+
+class _Column(Strict):
+    image: str = meaning(
+        "image", description="Column of pictures: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
+    )
+    label: str | None = meaning(None, description="Column of labels; None: no labels.")
+
+
+class ImageParquet(_Pictures, _Column):
+    """Apache Parquet with a column of pictures."""
+
+    source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
+    files: list[str] = meaning(
+        min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
+    )
+
+
+class ImageDatasets(_Pictures, _Column):
+    """A `datasets` data set with a column of pictures: a local folder, or a hub id with its revision."""
+
+    source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
+    path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
+    revision: str | None = meaning(
+        None, description="Commit hash or tag of the hub data set; None only for a local folder."
+    )
+    name: str | None = meaning(None, description="Configuration name of the hub data set.")
+    split: str = meaning("train", description="Split of the data set.")
+
+
+ImageSource = Annotated[
+    Digits | Idx | ImageFolder | ImageArrays | ImageParquet | ImageDatasets, Field(discriminator="source")
+]

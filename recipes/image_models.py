@@ -1,0 +1,172 @@
+"""Families of picture models: one configuration each, network and objective together."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recipes.fields import Strict, meaning
+
+VENDI_PICTURES = 16
+"""Fewest drawn pictures whose diversity says something."""
+
+EmaDecay = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Classifier(Strict):
+    """Image classifier, supervised with the labels of its data; also the feature network of image metrics."""
+
+    family: Literal["classifier"] = meaning(description="Image classifier.")
+    type: Literal["convnet", "mlp"] = meaning("convnet", description="Strided convolutions, or fully connected layers.")
+    width: int = meaning(
+        32, ge=1, le=65_536, description="Channels of the first convolution, doubled by each further one; mlp: units."
+    )
+    depth: int = meaning(2, ge=1, le=12, description="Convolutions (each halves the size) or hidden layers.")
+    features: int = meaning(64, ge=2, le=65_536, description="Width of the last hidden layer, the features of metrics.")
+    label_smoothing: float = meaning(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+
+
+class Vae(Strict):
+    """Variational autoencoder (Kingma & Welling 2013)."""
+
+    family: Literal["vae"] = meaning(description="Variational autoencoder.")
+    type: Literal["mlp", "convnet", "autoencoder_kl"] = meaning(
+        "mlp",
+        description="mlp and convnet encode a picture as one vector; autoencoder_kl is diffusers' AutoencoderKL, whose "
+        "latents keep a height and a width.",
+    )
+    width: int = meaning(
+        400,
+        ge=1,
+        le=65_536,
+        description="mlp: units of a hidden layer; else channels of the first level, doubled by each further one.",
+    )
+    depth: int = meaning(
+        1, ge=1, le=12, description="mlp: hidden layers; convnet: halvings of the size; autoencoder_kl: levels."
+    )
+    latent: int = meaning(
+        20, ge=1, le=65_536, description="Size of the latent vector; autoencoder_kl: channels of the latents."
+    )
+    likelihood: Literal["bernoulli", "gaussian"] = meaning(
+        "bernoulli", description="Distribution of a pixel: Bernoulli, or Gaussian with the deviation `sd`."
+    )
+    sd: float = meaning(0.1, gt=0, le=10, description="gaussian: standard deviation of a pixel in [0, 1].")
+    binarize: bool = meaning(
+        False, description="bernoulli: draw every pixel as 0 or 1 with its grey value anew each time (dynamically)."
+    )
+    kl_weight: float = meaning(1.0, ge=0, le=1000, description="Weight of the KL term in training (beta).")
+    kl_warmup_steps: int = meaning(
+        0, ge=0, le=10**9, description="Steps over which the KL weight rises linearly from 0; 0: none."
+    )
+    free_bits: float = meaning(
+        0.0, ge=0, le=1000, description="Nats of KL in each latent dimension that training does not charge."
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "Vae":
+        if self.binarize and self.likelihood != "bernoulli":
+            raise ValueError("binarize draws pixels of 0 and 1, which needs likelihood: bernoulli")
+        return self
+
+
+class Ddpm(Strict):
+    """Denoising diffusion (Ho et al. 2020) with diffusers' UNet2DModel and schedulers."""
+
+    family: Literal["ddpm"] = meaning(description="Denoising diffusion.")
+    block_out_channels: list[Annotated[int, Field(ge=4, le=8192)]] = meaning(
+        default_factory=lambda: [32, 64],
+        min_length=1,
+        max_length=8,
+        description="Channels of each level; every level after the first halves the size.",
+    )
+    layers_per_block: int = meaning(2, ge=1, le=16, description="Residual layers of a level.")
+    attention_levels: list[Annotated[int, Field(ge=0, le=7)]] = meaning(
+        default_factory=list, description="Levels with self-attention, from 0."
+    )
+    norm_num_groups: int = meaning(8, ge=1, le=256, description="Groups of the norms; must divide every level.")
+    timesteps: int = meaning(1000, ge=2, le=10_000, description="Steps of the noising process.")
+    betas: Literal["linear", "cosine"] = meaning(
+        "linear", description="Noise schedule: linear (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021)."
+    )
+    prediction: Literal["epsilon", "v", "x0"] = meaning(
+        "epsilon", description="What the network predicts: the noise, the velocity (Salimans & Ho 2022), the picture."
+    )
+    min_snr_gamma: float | None = meaning(
+        None, gt=0, le=100, description="Min-SNR loss weights with this gamma (Hang et al. 2023); None: all weights 1."
+    )
+    ema_decay: EmaDecay | None = meaning(
+        None, description="Decay of the moving average of the weights, which is what is kept; None: the last weights."
+    )
+    class_conditional: bool = meaning(False, description="Condition on the labels of the data.")
+    label_dropout: float = meaning(
+        0.1, ge=0, lt=1, description="Share of samples trained without their label, for guidance (Ho & Salimans 2022)."
+    )
+    sampler: Literal["ddpm", "ddim", "dpm_solver"] = meaning(
+        "ddim", description="How pictures are drawn: ancestral, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022)."
+    )
+    sampling_steps: int = meaning(50, ge=1, le=10_000, description="Network calls of a drawn picture.")
+    guidance: float = meaning(
+        1.0, ge=0, le=100, description="Classifier-free guidance scale of drawn pictures; 1: none."
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "Ddpm":
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels ({channels})"
+                )
+        for level in self.attention_levels:
+            if level >= len(self.block_out_channels):
+                raise ValueError(f"attention_levels: there are levels 0 to {len(self.block_out_channels) - 1}")
+        if self.sampling_steps > self.timesteps:
+            raise ValueError(f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})")
+        if self.guidance != 1 and not self.class_conditional:
+            raise ValueError("guidance needs class_conditional: true")
+        if self.guidance != 1 and self.label_dropout == 0:
+            raise ValueError("guidance needs samples trained without their label: set label_dropout above 0")
+        return self
+
+    @property
+    def is_guidable(self) -> bool:
+        """Whether the network knows how to do without a label."""
+        return self.class_conditional and self.label_dropout > 0
+
+
+class Gan(Strict):
+    """Generative adversarial networks (Goodfellow et al. 2014): a generator and a discriminator, trained in turn."""
+
+    family: Literal["gan"] = meaning(description="Generative adversarial networks.")
+    type: Literal["convnet", "mlp"] = meaning("convnet", description="Convolutions, or fully connected layers.")
+    width: int = meaning(
+        32, ge=1, le=65_536, description="Channels at the picture's size, doubled at each halving; mlp: units."
+    )
+    depth: int = meaning(2, ge=1, le=12, description="Halvings of the size (convnet) or hidden layers (mlp).")
+    latent: int = meaning(64, ge=1, le=65_536, description="Size of the noise vector.")
+    loss: Literal["non_saturating", "hinge", "wasserstein_gp"] = meaning(
+        "non_saturating",
+        description="Goodfellow et al. 2014; hinge (Lim & Ye 2017); Wasserstein with gradient penalty "
+        "(Gulrajani et al. 2017).",
+    )
+    gradient_penalty: float = meaning(10.0, gt=0, le=1000, description="wasserstein_gp: weight of the penalty.")
+    r1_gamma: float = meaning(
+        0.0, ge=0, le=1000, description="Weight of the R1 penalty on real pictures (Mescheder et al. 2018); 0: none."
+    )
+    spectral_norm: bool = meaning(
+        False, description="Divide the discriminator's weights by their largest singular value (Miyato et al. 2018)."
+    )
+    discriminator_lr_ratio: float = meaning(
+        1.0, gt=0, le=100, description="Learning rate of the discriminator over the generator's."
+    )
+    ema_decay: EmaDecay | None = meaning(
+        None, description="Decay of the moving average of the generator, which is what draws; None: the last weights."
+    )
+    class_conditional: bool = meaning(False, description="Condition both networks on the labels of the data.")
+    collapse_below: float = meaning(
+        0.5,
+        ge=0,
+        le=1,
+        description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
+    )
+
+
+ImageArchitecture = Annotated[Classifier | Vae | Gan | Ddpm, Field(discriminator="family")]

@@ -1,0 +1,279 @@
+"""One suite for every family of the union by name; a family counts when it passes."""
+
+import base64
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recipes.errors import RequestError
+from recipes.families import FAMILIES
+from trainers.store.export import export
+from trainers.store.store import Store
+
+HERE = Path(__file__).parent
+PICTURES = sorted(set(FAMILIES) - {"decoder"})
+DRAWING = [family for family in PICTURES if family != "classifier"]
+LIMIT = 1e-5
+TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
+TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
+
+
+def _module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"families_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _zero(family: str, zero: int) -> int:
+    """A GAN's networks run through each other: `check` refuses ZeRO 3, so its highest stage is 2."""
+    return min(zero, 2) if family == "gan" else zero
+
+
+def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
+    cases: list[dict[str, Any]] = []
+    for family in FAMILIES:
+        cases.append({"family": family, "run": "straight", "shard": TWO_WORKERS})
+        cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS, "stop_at": 2})
+        cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS})
+        cases += [
+            {"family": family, "run": f"zero{zero}", "shard": {"engine": "deepspeed", "zero": _zero(family, zero)}}
+            for zero in zero_stages
+        ]
+    return [*cases, {"family": "gan", "run": "twenty", "shard": {"engine": "deepspeed", "zero": 2}, "stage": TWENTY}]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every family ran on two workers, and with the plain engine on one."""
+    return _run(tmp_path_factory.mktemp("families"), (3,))
+
+
+def _run(folder: Path, zero_stages: tuple[int, ...]) -> Path:
+    (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
+    _run_workers(folder, 2, _cases(zero_stages))
+    plain: list[dict[str, Any]] = [
+        {"family": family, "run": "plain", "shard": {"engine": "plain"}} for family in FAMILIES
+    ]
+    _run_workers(folder, 1, [*plain, {**plain[0], "family": "gan", "run": "twenty-plain", "stage": TWENTY}])
+    return folder
+
+
+def _run_workers(folder: Path, workers: int, cases: list[dict[str, Any]]) -> None:
+    """Run the cases on that many ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {
+        "WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRAINWRIGHT_CACHE": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
+    }
+    logs = [folder / f"workers{workers}-rank{rank}.log" for rank in range(workers)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as output:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(HERE / "family_worker.py"), str(folder), json.dumps(cases)],
+                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [process.wait(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+def result(folder: Path, run: str, family: str) -> dict[str, Any]:
+    """Read what rank 0 reported."""
+    found: dict[str, Any] = json.loads((folder / f"{run}-{family}.json").read_text())
+    return found
+
+
+def difference(found: dict[str, float], wanted: dict[str, float]) -> float:
+    """Return the largest relative difference of two curves over the same steps."""
+    assert found.keys() == wanted.keys()
+    return max(abs(found[step] - wanted[step]) / max(abs(wanted[step]), 1e-3) for step in wanted)
+
+
+def test_the_kit_knows_every_family() -> None:
+    assert set(_module("family_worker").STAGES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
+    found = result(finished, "straight", family)
+    assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
+    assert found["kind"] == ("model" if family == "decoder" else family)
+    assert found["difference"] < LIMIT
+    assert list(found["held_out"]) == ["4", "6"]
+    assert found["metrics"]["evaluation"]["loss"] == found["held_out"]["6"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -> None:
+    straight, resumed = result(finished, "straight", family), result(finished, "stopped", family)
+    assert list(resumed["losses"]) == ["4", "5", "6"]
+    assert resumed["digest"] == straight["digest"]
+    assert resumed["metrics"] == straight["metrics"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("run", ["zero3", "plain"])
+def test_sharding_and_workers_do_not_change_the_curve(finished: Path, family: str, run: str) -> None:
+    wanted, found = result(finished, "straight", family), result(finished, run, family)
+    assert len(set(wanted["losses"].values())) == 6
+    assert difference(found["losses"], wanted["losses"]) < LIMIT
+    assert difference(found["held_out"], wanted["held_out"]) < LIMIT
+
+
+def test_a_gan_s_two_engines_equal_the_plain_one_over_twenty_steps(finished: Path) -> None:
+    wanted, found = result(finished, "twenty-plain", "gan"), result(finished, "twenty", "gan")
+    assert len(wanted["losses"]) == 20
+    assert difference(found["losses"], wanted["losses"]) < LIMIT
+    assert difference(found["generator_losses"], wanted["generator_losses"]) < LIMIT
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) -> None:
+    wanted = result(every_stage, "plain", family)
+    for zero in (0, 2, 3):
+        found = result(every_stage, f"zero{zero}", family)
+        assert difference(found["losses"], wanted["losses"]) < LIMIT, zero
+        assert difference(found["held_out"], wanted["held_out"]) < LIMIT, zero
+
+
+@pytest.fixture(scope="module")
+def every_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every family ran under every ZeRO stage on two workers."""
+    return _run(tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Path, family: str) -> None:
+    store = Store.open(str(finished / "store"))
+    folder = export(store, store.resolve(family), tmp_path / "model")
+    if family == "decoder":
+        from transformers import AutoModelForCausalLM
+
+        AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        return
+    from trainers.families.build import open_family
+
+    opened = open_family(folder)
+    assert opened.facts.shape == (1, 8, 8)
+    assert opened.facts.classes == tuple("0123456789")
+    if family == "ddpm":
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        stock = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
+        assert stock.config.num_class_embeds == 11
+        assert DDPMScheduler.from_pretrained(folder / "scheduler").config.num_train_timesteps == 50
+
+
+@pytest.mark.parametrize("family", DRAWING)
+def test_a_picture_depends_on_its_seed_alone(finished: Path, family: str) -> None:
+    from trainers.families.build import open_family
+
+    store = Store.open(str(finished / "store"))
+    opened: Any = open_family(store.folder(store.resolve(family), "model"))
+    labels = [0, 1, 2, 3] if opened.is_conditional else None
+    four = opened.sample([5, 6, 7, 8], labels)
+    again = opened.sample([7], None if labels is None else [2])
+    assert four.shape == (4, 1, 8, 8)
+    assert float(four.min()) >= 0
+    assert float(four.max()) <= 1
+    np.testing.assert_allclose(again[0], four[2], atol=1e-5)
+    assert not np.allclose(opened.sample([9], None if labels is None else [2])[0], four[2], atol=1e-2)
+
+
+def test_an_answer_depends_on_its_seed_alone(finished: Path) -> None:
+    from launch.sampler import sample_texts
+
+    options: dict[str, Any] = {"store": str(finished / "store"), "max_new_tokens": 8}
+    first, same, other = (sample_texts("store://decoder", ["The"], seed=seed, **options) for seed in (3, 3, 4))
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize("family", DRAWING)
+def test_grids_over_training_are_drawn_at_fixed_seeds(finished: Path, family: str) -> None:
+    straight = result(finished, "straight", family)["grids"]
+    assert [line["step"] for line in straight] == [4, 6]
+    assert straight[0]["image"] != straight[1]["image"]
+    assert straight[1]["image"] == result(finished, "stopped", family)["grids"][-1]["image"]
+    head, _, data = straight[0]["image"].partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def _bad_data(folder: Path, what: str) -> tuple[dict[str, Any], str]:
+    """Write pictures with a fault; returns the source and what the error must say."""
+    rng = np.random.default_rng(0)
+    images = rng.random((12, 8, 8))
+    labels = np.arange(12) % 3
+    source = {"source": "arrays", "files": ["bad.npz"], "labels": "labels"}
+    if what == "no pictures":
+        images, labels = images[:0], labels[:0]
+    if what == "NaN":
+        images[4, 2, 3] = np.nan
+    if what == "out of range":
+        images[5] *= 300
+    if what == "channels":
+        np.savez(folder / "bad.npz", images=rng.random((12, 8, 8, 2)), labels=labels)
+        return source, r"bad.npz: picture 0: an array of shape \(8, 8, 2\)"
+    np.savez(folder / "bad.npz", images=images, labels=labels)
+    said = {
+        "no pictures": "no pictures",
+        "NaN": "bad.npz: picture 4: 1 pixels are NaN",
+        "out of range": r"bad.npz: picture 5: pixels from .* expected \[0, 1\]",
+    }
+    return source, said[what]
+
+
+@pytest.mark.parametrize("what", ["no pictures", "NaN", "out of range", "channels"])
+@pytest.mark.parametrize("family", PICTURES)
+def test_bad_pictures_are_named(tmp_path: Path, family: str, what: str) -> None:
+    source, said = _bad_data(tmp_path, what)
+    with pytest.raises(RequestError, match=said):
+        _run_here(tmp_path, family, source)
+
+
+@pytest.mark.parametrize("family", ["classifier", "gan", "ddpm"])
+@pytest.mark.parametrize(("labels", "said"), [("labels", "one label, '1', on every picture"), (None, "no labels")])
+def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | None, said: str) -> None:
+    np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 8)), labels=np.ones(8, dtype=np.int64))
+    with pytest.raises(RequestError, match=f"at least two classes; the data has {said}"):
+        _run_here(tmp_path, family, {"source": "arrays", "files": ["one.npz"], "labels": labels})
+
+
+def _run_here(folder: Path, family: str, source: dict[str, Any]) -> None:
+    """Run a family's stage in this process on another source."""
+    import torch
+
+    from trainers.distributed import Ranks
+
+    worker = _module("family_worker")
+    case = {"family": family, "run": "here", "shard": {"engine": "plain"}, "stage": {"data": source}}
+    worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), case)

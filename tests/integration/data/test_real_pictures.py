@@ -1,0 +1,116 @@
+"""Real pictures in their own form train and draw, where `../shared/data` beside the repository holds them."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from recipes.image_data import ImageSource
+from recipes.load import parse_recipe
+from trainers.data.image_sets import ImageRequest, materialise_images
+from trainers.distributed import Ranks
+from trainers.image_stage import run_image
+from trainers.stage import StageContext, verify_checks
+from trainers.store.store import Store
+
+DATA = Path(__file__).parents[4] / "shared" / "data" / "images"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no folder ../shared/data/images beside the repository")
+
+SOURCE: TypeAdapter[Any] = TypeAdapter(ImageSource)
+MNIST: dict[str, Any] = {
+    "source": "idx",
+    "files": ["mnist/train-images-idx3-ubyte.gz"],
+    "label_files": ["mnist/train-labels-idx1-ubyte.gz"],
+    "limit": 200,
+    "hold_out": 0.1,
+}
+TILES: dict[str, Any] = {"source": "arrays", "files": ["crawl_tiles/tiles32_rgba.npz"], "limit": 64}
+CONVNET = {"type": "convnet", "width": 4, "depth": 2}
+DDPM = {"block_out_channels": [8, 8], "layers_per_block": 1, "timesteps": 10, "sampling_steps": 2}
+
+
+class Observer:
+    """Hears nothing."""
+
+    def phase(self, name: str, **progress: float) -> None: ...
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Run a stage of three steps that draws; returns its draft and its grid."""
+    keys = {"steps": 3, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 4, "evaluation_rows": 8}
+    shard = {"engine": "plain"}
+    stage = {"kind": "image", "architecture": architecture, "data": data, "train": keys, "shard": shard}
+    spec: Any = parse_recipe({"name": "real", "stages": {"model": stage}}).stages["model"]
+    store = Store.open(str(folder / "store"))
+    lease = store.take_lease("run", "model")
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    context = StageContext(store, "run", "model", "a" * 64, lease, 0, base_dir, {}, {}, Observer(), ranks)
+    draft: Any = run_image(spec, context)
+    assert verify_checks(store, draft.files, list(draft.checks), {}, store.uri) < 1e-5
+    (line,) = store.run("run").read_lines("samples/model")
+    return {**draft.to_json(), "grid": line["image"]}
+
+
+def test_mnist_is_read_whole() -> None:
+    labels = np.frombuffer(_unpacked(DATA / "mnist" / "train-labels-idx1-ubyte.gz"), dtype=np.uint8)[8:]
+    pictures = np.frombuffer(_unpacked(DATA / "mnist" / "train-images-idx3-ubyte.gz"), dtype=np.uint8)[16:]
+    assert len(labels) == 60_000
+    from trainers.data.images import read_pictures
+
+    source = SOURCE.validate_python({**MNIST, "limit": None, "hold_out": 0.0})
+    for number, picture in enumerate(read_pictures(source, DATA, seed=0)):
+        assert picture.label == labels[number]
+        if number % 20_000 == 7:
+            there = pictures[number * 784 : (number + 1) * 784].reshape(28, 28, 1)
+            np.testing.assert_array_equal(picture.pixels_HWC, there)
+    assert number == 59_999
+
+
+def _unpacked(path: Path) -> bytes:
+    import gzip
+
+    return gzip.decompress(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"family": "vae", **CONVNET, "latent": 4, "binarize": True},
+        {"family": "gan", **CONVNET, "latent": 4, "class_conditional": True},
+        {"family": "ddpm", **DDPM, "class_conditional": True},
+    ],
+    ids=lambda architecture: architecture["family"],
+)
+def test_mnist_trains_and_draws(tmp_path: Path, architecture: dict[str, Any]) -> None:
+    found = train(tmp_path, DATA, architecture, MNIST)
+    assert found["metrics"]["data"]["height"] == 28
+    assert found["grid"].startswith("data:image/png;base64,")
+
+
+def test_rgba_tiles_train_and_draw(tmp_path: Path) -> None:
+    assert train(tmp_path, DATA, {"family": "gan", **CONVNET}, TILES)["metrics"]["data"]["channels"] == 4
+    over_black = {**TILES, "channels": 3}
+    gaussian = {"family": "vae", **CONVNET, "latent": 4, "likelihood": "gaussian"}
+    assert train(tmp_path / "rgb", DATA, gaussian, over_black)["metrics"]["data"]["channels"] == 3
+
+
+def test_omniglot_s_png_files_train_and_draw(tmp_path: Path) -> None:
+    with zipfile.ZipFile(DATA / "omniglot" / "omniglot_small.zip") as archive:
+        wanted = [name for name in archive.namelist() if name.endswith(".png")][:120]
+        archive.extractall(tmp_path / "omniglot", wanted)
+    data = {"source": "image-folder", "path": "omniglot", "size": 28, "channels": 1, "hold_out": 0.1}
+    store = Store.open(str(tmp_path / "store"))
+    dataset = materialise_images(ImageRequest(SOURCE.validate_python(data), tmp_path, 0), store)
+    assert dataset.shape == (1, 28, 28)
+    assert set(dataset.classes) == {name.split("/")[0] for name in wanted}
+    train(tmp_path, tmp_path, {"family": "vae", **CONVNET, "latent": 4}, data)

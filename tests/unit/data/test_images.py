@@ -1,0 +1,264 @@
+"""Pictures from every kind of source, and what is said of bad ones."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import TypeAdapter
+
+from recipes.errors import RequestError
+from recipes.image_data import ImageSource
+from trainers.data.batches import AFTER_WARM_UP, BatchPlan, ImageBatch, evaluation_batches
+from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
+from trainers.data.images import image_source_digest, read_pictures
+from trainers.store.store import Store
+
+SOURCE: TypeAdapter[Any] = TypeAdapter(ImageSource)
+
+
+def source(**keys: Any) -> Any:
+    """Give a source of the recipe."""
+    return SOURCE.validate_python(keys)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode a picture."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def pixels(number: int, channels: int = 1, size: int = 6) -> np.ndarray:
+    """Give a picture that no other number has."""
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 256, (size, size, channels), dtype=np.uint8)
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write MNIST's two files."""
+    for name, array in (("images", images), ("labels", labels)):
+        head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(head + array.tobytes()))
+
+
+def _idx(folder: Path) -> dict[str, Any]:
+    images = np.stack([pixels(n)[:, :, 0] for n in range(9)])
+    write_idx(folder, images, np.arange(9, dtype=np.uint8) % 3)
+    return {"source": "idx", "files": ["images.gz"], "label_files": ["labels.gz"]}
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    for number in range(9):
+        place = folder / "pictures" / str(number % 3)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(pixels(number)[:, :, 0]))
+    return {"source": "image-folder", "path": "pictures"}
+
+
+def _arrays(folder: Path) -> dict[str, Any]:
+    np.savez(folder / "a.npz", images=np.stack([pixels(n) for n in range(9)]), kinds=np.arange(9) % 3)
+    return {"source": "arrays", "files": ["*.npz"], "labels": "kinds"}
+
+
+def _parquet(folder: Path) -> dict[str, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"image": {"bytes": png(pixels(n)[:, :, 0]), "path": None}, "label": n % 3} for n in range(9)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    return {"source": "parquet", "files": ["a.parquet"], "label": "label"}
+
+
+def _datasets(folder: Path) -> dict[str, Any]:
+    import datasets
+
+    rows = {"image": [{"bytes": png(pixels(n)[:, :, 0]), "path": None} for n in range(9)], "label": list(range(9))}
+    rows["label"] = [number % 3 for number in range(9)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "set")
+    return {"source": "datasets", "path": "set", "label": "label"}
+
+
+SOURCES: list[Callable[[Path], dict[str, Any]]] = [_idx, _folder, _arrays, _parquet, _datasets]
+
+
+@pytest.mark.parametrize("write", SOURCES, ids=lambda write: write.__name__[1:])
+def test_every_source_gives_the_same_pictures(tmp_path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    read = list(read_pictures(source(**write(tmp_path)), tmp_path, seed=0))
+    found = {picture.key(): int(str(picture.label)) for picture in read}
+    wanted = {next(iter(_keys(n))): n % 3 for n in range(9)}
+    assert found == wanted
+    assert all(picture.pixels_HWC.shape == (6, 6, 1) for picture in read)
+
+
+def _keys(number: int) -> set[bytes]:
+    from trainers.data.images import Picture
+
+    return {Picture("", pixels(number), None).key()}
+
+
+def test_the_digits_are_scikit_learn_s() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    read = list(read_pictures(source(source="digits"), Path(), seed=0))
+    assert len(read) == 1797
+    assert [picture.label for picture in read] == theirs.target.tolist()
+    ours = np.stack([picture.pixels_HWC[:, :, 0] for picture in read])
+    np.testing.assert_array_equal(ours, np.rint(theirs.images * 255 / 16).astype(np.uint8))
+
+
+def test_hold_out_part_and_limit_are_disjoint_and_repeatable(tmp_path: Path) -> None:
+    keys = _arrays(tmp_path)
+
+    def ids(held_out: bool = False, **more: Any) -> list[str]:
+        return [p.id for p in read_pictures(source(**keys, **more), tmp_path, seed=1, held_out=held_out)]
+
+    everything = ids()
+    kept, held = ids(hold_out=0.4), ids(held_out=True, hold_out=0.4)
+    assert sorted(kept + held) == sorted(everything)
+    assert kept
+    assert held
+    first, second = ids(part="1/2"), ids(part="2/2")
+    assert sorted(first + second) == sorted(everything)
+    assert len(ids(limit=4)) == 4
+    assert ids(limit=4) == ids(limit=4)
+
+
+def test_pictures_are_brought_to_one_form(tmp_path: Path) -> None:
+    rgba = np.zeros((4, 4, 4), dtype=np.uint8)
+    rgba[..., 0], rgba[..., 3] = 200, 128
+    np.savez(tmp_path / "a.npz", images=rgba[None])
+    (picture,) = read_pictures(source(source="arrays", files=["a.npz"], channels=3, size=2), tmp_path, seed=0)
+    assert picture.pixels_HWC.shape == (2, 2, 3)
+    assert abs(int(picture.pixels_HWC[0, 0, 0]) - 100) <= 1
+    assert picture.pixels_HWC[0, 0, 1:].tolist() == [0, 0]
+
+
+def _damaged(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _folder(folder)
+    place = folder / "pictures" / "1" / "4.png"
+    place.write_bytes(place.read_bytes()[:40])
+    return keys, "4.png: not a readable picture"
+
+
+def _sizes(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _folder(folder)
+    (folder / "pictures" / "2" / "big.png").write_bytes(png(pixels(30, size=7)[:, :, 0]))
+    return keys, "2/big.png is 7x7 with 1 channel, 0/0.png is 6x6 with 1 channel; set `size`"
+
+
+def _colours(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _folder(folder)
+    (folder / "pictures" / "2" / "red.png").write_bytes(png(pixels(30, channels=3)))
+    return keys, "2/red.png is 6x6 with 3 channels, 0/0.png is 6x6 with 1 channel; set `channels`"
+
+
+def _cut_off(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _idx(folder)
+    (folder / "images.gz").write_bytes(gzip.compress(gzip.decompress((folder / "images.gz").read_bytes())[:-5]))
+    return keys, "images.gz is cut off: 319 bytes of 9x6x6"
+
+
+def _wrong_labels(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _idx(folder)
+    write_idx(folder, np.stack([pixels(n)[:, :, 0] for n in range(9)]), np.zeros(8, dtype=np.uint8))
+    return keys, "labels.gz has 8 labels, .*images.gz 9 pictures"
+
+
+def _no_array(folder: Path) -> tuple[dict[str, Any], str]:
+    return _arrays(folder) | {"images": "pics"}, "a.npz: no array 'pics'; it has images, kinds"
+
+
+def _empty(folder: Path) -> tuple[dict[str, Any], str]:
+    (folder / "pictures").mkdir()
+    return {"source": "image-folder", "path": "pictures"}, "holds no pictures"
+
+
+def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
+    return _parquet(folder) | {"image": "img"}, "a.parquet: row 1: no 'img'; it has image, label"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_damaged, _sizes, _colours, _cut_off, _wrong_labels, _no_array, _empty, _no_column],
+    ids=lambda f: f.__name__,
+)
+def test_a_bad_picture_is_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
+    keys, said = spoil(tmp_path)
+    with pytest.raises(RequestError, match=said):
+        materialise_images(ImageRequest(source(**keys), tmp_path, 0), Store.open(str(tmp_path / "store")))
+
+
+def open_set(tmp_path: Path, **more: Any) -> ImageDataset:
+    """Materialise the arrays."""
+    request = ImageRequest(source(**_arrays(tmp_path), **more), tmp_path, 0)
+    return materialise_images(request, Store.open(str(tmp_path / "store")))
+
+
+def test_a_set_is_built_once_and_memory_mapped(tmp_path: Path) -> None:
+    dataset, again = open_set(tmp_path), open_set(tmp_path)
+    assert dataset.digest == again.digest
+    assert isinstance(dataset.images_NCHW, np.memmap)
+    assert dataset.shape == (1, 6, 6)
+    assert dataset.classes == ("0", "1", "2")
+    assert dataset.labels_N.tolist() == [0, 1, 2] * 3
+    assert dataset.row_ids(4) == ["a.npz:4"]
+    assert json.loads(json.dumps(dataset.report.to_json()))["rows_in"] == 9
+    np.testing.assert_array_equal(dataset.images_NCHW[3].transpose(1, 2, 0), pixels(3))
+
+
+def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
+    keys = source(**_arrays(tmp_path))
+    before = image_source_digest(keys, tmp_path)
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    assert image_source_digest(keys, tmp_path) == before
+    np.savez(tmp_path / "b.npz", images=np.zeros((9, 6, 6), dtype=np.uint8), kinds=np.arange(9))
+    assert image_source_digest(keys, tmp_path) != before
+
+
+def test_noise_follows_the_position_not_the_rank(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path)
+
+    def seeds(workers: int, micro_batch: int, step: int) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for rank in range(workers):
+            for batch in BatchPlan(dataset, 3, 4, workers, rank, micro_batch).micro_batches(step):
+                assert isinstance(batch, ImageBatch)
+                assert batch.step == step
+                found |= dict(zip(batch.sample_ids_B.tolist(), batch.noise_seeds_B.tolist(), strict=True))
+        return found
+
+    assert seeds(1, 4, 0) == seeds(2, 1, 0) == seeds(2, 2, 0)
+    assert set(seeds(1, 4, 0).values()).isdisjoint(seeds(1, 4, 1).values())
+
+
+def test_evaluation_batches_fill_up_and_repeat(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path)
+    batches = [batch for rank in range(2) for batch in evaluation_batches(dataset, 9, 2, rank, 4)]
+    assert all(isinstance(batch, ImageBatch) and batch.step == AFTER_WARM_UP for batch in batches)
+    rows = [row for batch in batches for row in batch.sample_ids_B.tolist()]
+    assert sorted(row for row in rows if row >= 0) == list(range(9))
+    assert rows.count(-1) == 7
+
+
+def test_held_out_labels_are_numbered_as_the_training_s(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path)
+    renumbered = dataset.with_classes(["2", "1", "0", "9"])
+    assert renumbered.labels_N.tolist() == [2, 1, 0] * 3
+    with pytest.raises(RequestError, match="labels 2 of the held-out pictures are not in the training data"):
+        dataset.with_classes(["0", "1"])
+
+
+def test_a_damaged_set_is_built_again(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path)
+    path = Path(str(dataset.images_NCHW.filename))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    np.testing.assert_array_equal(open_set(tmp_path).images_NCHW[3].transpose(1, 2, 0), pixels(3))

@@ -1,0 +1,122 @@
+"""Recipes of picture models: what fits together, and what is said where it does not."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import RecipeError
+from recipes.families import FAMILIES
+from recipes.load import load_recipe
+from recipes.references import stage_inputs, stage_parts, stage_sources
+
+TEXT = """\
+name: pictures
+cluster: {workers: 2}
+stages:
+  vae:
+    kind: image
+    architecture: {family: vae, type: autoencoder_kl, width: 8, depth: 2, latent: 4}
+    data: {source: digits, hold_out: 0.2}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  latent:
+    kind: image
+    autoencoder: vae
+    architecture: {family: ddpm, class_conditional: true, guidance: 2.0}
+    data: {source: digits, hold_out: 0.2}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  gan:
+    kind: image
+    architecture: {family: gan}
+    data: {source: digits}
+    train: {epochs: 2, global_batch: 8, optimizer: {lr: 1e-3}}
+    shard: {zero: 2}
+  judge:
+    kind: image
+    architecture: {family: classifier}
+    data: {source: digits, hold_out: 0.2}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  exam:
+    kind: evaluate
+    of: [latent, gan]
+    suites: [images]
+    features: judge
+    images: {source: digits, hold_out: 0.2}
+    gates: [{metric: gan.coverage, min: 0.5}]
+"""
+
+
+def load(tmp_path: Path, *edits: tuple[str, str]) -> str:
+    """Load the recipe after edits; returns what is wrong, nothing where it is right."""
+    text = TEXT
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
+def test_the_recipe_is_right_and_names_its_inputs(tmp_path: Path) -> None:
+    assert load(tmp_path) == ""
+    stages = load_recipe(tmp_path / "recipe.yaml").recipe.stages
+    assert [item.wants for item in stage_inputs(stages["latent"])] == [("vae",)]
+    assert [(item.field_path, item.wants[-1]) for item in stage_inputs(stages["exam"])] == [
+        ("of.0", "ddpm"),
+        ("of.1", "ddpm"),
+        ("features", "classifier"),
+    ]
+    assert stage_parts(stages["gan"]) == {"model": "gan"}
+    assert [(use.field_path, use.held_out) for use in stage_sources(stages["vae"])] == [
+        ("data", False),
+        ("evaluation", True),
+    ]
+    assert [use.role for use in stage_sources(stages["exam"])] == ["images"]
+
+
+def test_every_family_has_a_shipped_recipe() -> None:
+    folder = Path(__file__).parents[3] / "recipes"
+    shipped = {
+        stage.architecture.family
+        for path in sorted(folder.glob("*/*.yaml"))
+        for stage in load_recipe(path).recipe.stages.values()
+        if getattr(stage, "architecture", None) is not None
+    }
+    assert shipped == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("features: judge", "features: vae", "needs an image classifier, but vae (image) is a variational autoencoder"),
+        ("of: [latent, gan]", "of: [latent, judge]", "is an image classifier"),
+        ("autoencoder: vae", "autoencoder: gan", "needs a variational autoencoder"),
+        ("type: autoencoder_kl", "type: mlp", "diffusion needs latents with a height and a width; vae is of type mlp"),
+        ("family: gan}", "family: gann}", "did you mean gan?"),
+        ("family: gan}", "family: gan, latents: 3}", "did you mean latent?"),
+        ("guidance: 2.0", "guidance: 2.0, label_dropout: 0", "set label_dropout above 0"),
+        ("class_conditional: true, ", "", "guidance needs class_conditional: true"),
+        ("family: classifier", "family: ddpm, norm_num_groups: 7", "must divide block_out_channels (32)"),
+        ("shard: {zero: 2}", "shard: {zero: 3}", "keeps their parameters whole"),
+        ("shard: {zero: 2}", "shard: {zero: 2, gradient_checkpointing: true}", "keep their activations"),
+        ("data: {source: digits}", "data: {source: idx, files: [no.gz]}", "there is no such file"),
+        ("data: {source: digits}", "data: {source: image-folder, path: nowhere}", "there is no such folder"),
+        ("data: {source: digits}", "data: {source: image-folder, path: .}", "the folder holds no pictures"),
+        ("data: {source: digits}", "data: {source: idx, files: [recipe.yaml]}", "is not an IDX file"),
+        (
+            "data: {source: digits}",
+            "data: {source: arrays, files: [recipe.yaml]}",
+            "is neither a .npy nor an .npz file",
+        ),
+        ("suites: [images]", "suites: [images, perplexity]", "it stands alone"),
+        ("    features: judge\n", "", "needs `features` (a classifier) and `images`"),
+        ("metric: gan.coverage", "metric: gan.win_rate", "has no such metric"),
+        ("latent: 4}", "latent: 4, kl_warmup_steps: 99}", "the KL weight would never reach kl_weight"),
+        ("latent: 4}", "latent: 4, likelihood: gaussian, binarize: true}", "needs likelihood: bernoulli"),
+    ],
+)
+def test_what_does_not_fit_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert said in load(tmp_path, (old, new))

@@ -1,0 +1,126 @@
+"""Measures models of pictures: drawn against held-out real ones by a classifier's features, and against copying."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.errors import RequestError
+from recipes.stages import Evaluate
+from trainers.data.image_sets import ImageDataset, ImageRequest
+from trainers.data.order import drawn_rows
+from trainers.families.build import open_family
+from trainers.families.classifier import ClassifierFamily
+from trainers.families.protocol import Drawing
+from trainers.image_metrics import bootstrap, class_figures, copies, coverage, fid, kid, precision_recall
+from trainers.pictures import encode_grid
+from trainers.randomness import stream_seed
+from trainers.stage import StageContext, model_folder, open_images
+
+BATCH = 256
+REAL_DRAWS = 5
+"""Disjoint real sets whose distance to the held-out one says what a distance of real pictures is."""
+
+
+def measure_pictures(
+    spec: Evaluate, context: StageContext, labels: Sequence[str]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return metrics by `model.metric` and one grid for each model; rank 0 computes, the others return nothing.
+
+    The distances compare as many drawn pictures as real ones: the smaller of `num_images` and the held-out pictures.
+    """
+    assert spec.images is not None
+    digest = context.data.get("images")
+    training, real = (
+        open_images(
+            context,
+            ImageRequest(spec.images, context.base_dir, context.seed, held_out=held_out, source_digest=digest),
+        )
+        for held_out in (False, True)
+    )
+    if context.ranks.rank != 0:
+        return {}, []
+    judge = open_family(model_folder(context, "features"))
+    assert isinstance(judge, ClassifierFamily)
+    _require_shape("features", judge.facts.shape, real)
+    count = min(spec.num_images, len(real))
+    kept = _pixels(real, drawn_rows(real.digest, context.seed, count, len(real)))
+    _, real_features = judge_pictures(judge, kept)
+    baseline = real_baseline(judge, training, real_features, context.seed)
+    metrics: dict[str, float] = {"pictures": float(count)}
+    samples: list[dict[str, Any]] = []
+    for index, label in enumerate(labels):
+        context.observer.phase("draw", step=index, steps_planned=len(labels))
+        model: Any = open_family(model_folder(context, f"of.{index}"))
+        assert isinstance(model, Drawing)
+        _require_shape(f"of.{index}", model.facts.shape, real)
+        wanted = [place % len(model.facts.classes) for place in range(count)] if model.is_conditional else None
+        drawn = model.sample([stream_seed(context.seed, "exam", place) for place in range(count)], wanted)
+        found = compare(judge, kept, real_features, drawn, _named(model, judge, wanted), context.seed)
+        found |= copies(np.asarray(training.images_NCHW, dtype=np.float32) / 255, kept.numpy(), drawn.numpy())
+        found |= {"fid_real": baseline, "fid_ratio": found["fid"] / baseline}
+        metrics |= {f"{label}.{name}": value for name, value in found.items()}
+        grid = base64.b64encode(encode_grid(drawn[: max(spec.num_samples, 1) * 8])).decode()
+        samples.append({"model": label, "step": 0, "image": f"data:image/png;base64,{grid}", "caption": label})
+    return metrics, samples
+
+
+def compare(
+    judge: ClassifierFamily,
+    real: Tensor,
+    real_features: np.ndarray,
+    drawn: Tensor,
+    wanted: np.ndarray | None,
+    seed: int,
+) -> dict[str, float]:
+    """Return distances, shares and class figures of drawn pictures [M, C, H, W]."""
+    probabilities, features = judge_pictures(judge, drawn)
+    distance = bootstrap(fid, real_features, features, seed)
+    precision, recall = precision_recall(real_features, features)
+    return {
+        "fid": distance.value,
+        "fid_low": distance.low,
+        "fid_high": distance.high,
+        "kid": kid(real_features, features),
+        "precision": precision,
+        "recall": recall,
+        "coverage": coverage(real_features, features),
+        **class_figures(probabilities, wanted),
+    }
+
+
+@torch.no_grad()
+def judge_pictures(judge: ClassifierFamily, pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return (probabilities [M, K], features [M, F])."""
+    parts = [judge.predict(part) for part in pictures.split(BATCH)]
+    return tuple(torch.cat([part[place] for part in parts]).numpy() for place in range(2))  # type: ignore[return-value]
+
+
+def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features: np.ndarray, seed: int) -> float:
+    """Return the mean distance of the held-out pictures to as many training pictures, over `REAL_DRAWS` draws."""
+    count = min(len(real_features), len(training))
+    found = []
+    for draw in range(REAL_DRAWS):
+        rows = drawn_rows(training.digest, stream_seed(seed, "real", draw), count, len(training))
+        found.append(fid(real_features, judge_pictures(judge, _pixels(training, rows))[1]))
+    return float(np.mean(found))
+
+
+def _named(model: Any, judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:
+    """Give the wanted classes by the judge's numbers; None where nothing was asked for or the names differ."""
+    if wanted is None or not set(model.facts.classes) <= set(judge.facts.classes):
+        return None
+    places = [judge.facts.classes.index(name) for name in model.facts.classes]
+    return np.array([places[place] for place in wanted])
+
+
+def _pixels(dataset: ImageDataset, rows: Sequence[int]) -> Tensor:
+    return torch.from_numpy(dataset.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+
+
+def _require_shape(field: str, shape: tuple[int, int, int], real: ImageDataset) -> None:
+    if shape != real.shape:
+        raise RequestError(f"{field} takes pictures [C, H, W] {list(shape)}; the real ones are {list(real.shape)}")

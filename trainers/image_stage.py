@@ -1,0 +1,290 @@
+"""Training a model of pictures, from data to draft; families differ in their module and in what they draw."""
+
+import base64
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.derive import largest_micro_batch, planned_steps
+from recipes.errors import RequestError
+from recipes.image_models import VENDI_PICTURES
+from recipes.references import find_source
+from recipes.stages import ImageStage
+from trainers import distributed
+from trainers.checkpoint import StoreCheckpoint
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.image_sets import ImageDataset, ImageRequest
+from trainers.data.order import drawn_rows
+from trainers.engine.build import build_engine, parameter_group
+from trainers.engine.protocol import Engine
+from trainers.evaluation import evaluate
+from trainers.families.build import Blueprint, open_family, probe_family, write_family
+from trainers.families.protocol import Drawing, ImageFacts, PhaseModule
+from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
+from trainers.image_metrics import vendi_score
+from trainers.language_stage import GROUP, constant_group, stage_layout
+from trainers.loop import Cadence, Outcome, Phase, SourceState, train
+from trainers.objectives.images import ImageObjective
+from trainers.pictures import encode_grid
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.schedule import learning_rate_factor
+from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, open_images, put_probe
+from trainers.store.manifest import Layout
+
+
+def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
+    """Train a model of pictures; the draft comes from rank 0. Collective."""
+    ranks, observer, shard = context.ranks, context.observer, spec.shard
+    observer.phase("data")
+    use_fast_matmul(ranks.device)
+    dataset = open_images(context, _request(spec, context))
+    held_out = _held_out_set(spec, context, dataset)
+
+    observer.phase("model")
+    facts = ImageFacts.of(dataset)
+    blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset))
+    family = blueprint.build(stream_seed(context.seed, "weights"))
+    steps = planned_steps(spec.train, len(dataset))
+    assert steps is not None
+    first, *further = [_phase(part, spec, context, steps) for part in family.phases()]
+    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch, at_most=largest_micro_batch(spec))
+    plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
+    engines = [phase.engine for phase in (first, *further)]
+    ema_decay = getattr(spec.architecture, "ema_decay", None)
+    source = ImageBatches(plan, steps, engines, ema_decay, family.averaged)
+    checkpoint = context.checkpoint(layout)
+    outcome = train(
+        first.engine,
+        first.objective,
+        source,
+        learning_rates=first.learning_rates,
+        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        checkpoint=checkpoint,
+        evaluate=Evaluation(spec, context, blueprint, first.engine, source, dataset, held_out, layout),
+        observer=observer,
+        seed=context.seed,
+        further=further,
+    )
+    observer.phase("write")
+    draft = _write_draft(spec, context, blueprint, source, outcome, dataset, checkpoint)
+    for engine in engines:
+        engine.close()
+    return draft
+
+
+def _phase(part: PhaseModule, spec: ImageStage, context: StageContext, steps: int) -> Phase:
+    """Put a phase's module under its engine."""
+    group = parameter_group(GROUP, part.module, spec.train.optimizer)
+    clip, device = spec.train.gradient_clipping, context.ranks.device
+    engine = build_engine(part.module, [group], spec.shard, clip=clip, device=device)
+    engine.module.train()
+    rates = constant_group(
+        spec.train.optimizer.lr * part.lr_ratio, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
+    )
+    return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
+
+
+@dataclass
+class ImageBatches:
+    """Batch source over a materialised set; with `ema_decay` it also keeps the moving average of the weights.
+
+    The average starts at the weights after the first step, with a decay that rises to its value: (1 + n) / (10 + n).
+    """
+
+    plan: BatchPlan
+    steps_planned: int
+    engines: Sequence[Engine]
+    ema_decay: float | None
+    averaged: str = ""
+    """What the names of averaged parameters start with."""
+    _ema: dict[str, Tensor] = field(default_factory=dict)
+
+    def micro_batches(self, step: int) -> list[Any]:
+        """Return this rank's share of the step's rows."""
+        return list(self.plan.micro_batches(step))
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    @torch.no_grad()
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Move the average; never stops early."""
+        if self.ema_decay is None:
+            return None
+        decay = min(self.ema_decay, (1 + steps_done) / (10 + steps_done))
+        for name, tensor in self._parameters():
+            if not name.startswith(self.averaged):
+                continue
+            if name in self._ema:
+                self._ema[name].lerp_(tensor.float(), 1 - decay)
+            else:
+                self._ema[name] = tensor.float().clone()
+        return None
+
+    def state(self) -> SourceState:
+        """The average."""
+        return SourceState(tensors=dict(self._ema))
+
+    def load_state(self, state: SourceState) -> None:
+        """Take over a saved average."""
+        self._ema = dict(state.tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the parameters that are kept: the average where there is one; collective."""
+        return {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for engine in self.engines:
+            yield from engine.full_parameters()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out metrics, and a grid of pictures at fixed seeds for the report."""
+
+    spec: ImageStage
+    context: StageContext
+    blueprint: Blueprint
+    engine: Engine
+    source: ImageBatches
+    training: ImageDataset
+    held_out: ImageDataset | None
+    layout: Layout
+
+    def __call__(self) -> dict[str, float]:
+        """Evaluate; collective."""
+        found: dict[str, float] = {}
+        if self.held_out is not None:
+            rows, layout = self.spec.train.evaluation_rows, self.layout
+            batches = evaluation_batches(
+                self.held_out, rows, layout.workers, self.context.ranks.rank, layout.micro_batch
+            )
+            found = evaluate(self.engine.module, ImageObjective(), batches, self.engine.device)
+        if self.spec.train.grid:
+            found |= distributed.broadcast_json(self._draw())
+        return found
+
+    def _draw(self) -> dict[str, float]:
+        """Draw the grid on rank 0; returns how diverse it is."""
+        weights = self.source.weights()
+        if self.context.ranks.rank != 0:
+            return {}
+        family = self.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
+        if not isinstance(family, Drawing):
+            return {}
+        pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
+        writer = self.context.store.run(self.context.run).writer(f"samples/{self.context.stage}/{self.context.lease}")
+        step = self.engine.steps_applied
+        data = base64.b64encode(encode_grid(pictures)).decode()
+        writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
+        writer.flush()
+        if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):
+            return {}
+        rows = drawn_rows(self.training.digest, 0, len(pictures), len(self.training))
+        real = vendi_score(self.training.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+        drawn = vendi_score(pictures.numpy())
+        return {"vendi": drawn, "vendi_share": drawn / real}
+
+
+def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
+    """Draw pictures at fixed seeds; where the family knows classes, each in turn."""
+    classes = len(family.facts.classes)
+    labels = [number % classes for number in range(count)] if family.is_conditional else None
+    return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
+
+
+def _request(spec: ImageStage, context: StageContext) -> ImageRequest:
+    return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
+
+
+def _codec(spec: ImageStage, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
+    """Open the autoencoder of a latent diffusion; equal on every rank."""
+    if spec.autoencoder is None:
+        return None
+    autoencoder = open_family(model_folder(context, "autoencoder"))
+    assert isinstance(autoencoder, VaeFamily)
+    if autoencoder.facts.shape != dataset.shape:
+        raise RequestError(
+            f"the autoencoder takes pictures of {_shown(autoencoder.facts.shape)}; "
+            f"the data's are {_shown(dataset.shape)}"
+        )
+    return fit_codec(autoencoder, dataset)
+
+
+def _held_out_set(spec: ImageStage, context: StageContext, training: ImageDataset) -> ImageDataset | None:
+    """Open the held-out pictures, labelled as the training's are; None: there are none. Collective."""
+    use = find_source(spec, "evaluation")
+    if use is None:
+        return None
+    request = ImageRequest(
+        use.pictures,
+        context.base_dir,
+        context.seed,
+        held_out=use.held_out,
+        source_digest=context.data.get("evaluation"),
+    )
+    dataset = open_images(context, request)
+    if dataset.shape != training.shape:
+        raise RequestError(
+            f"held-out pictures are {_shown(dataset.shape)}, those trained on {_shown(training.shape)}; "
+            "set size and channels of both sources"
+        )
+    needs_labels = spec.architecture.family == "classifier" or getattr(spec.architecture, "class_conditional", False)
+    if needs_labels and not dataset.classes:
+        raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
+    return dataset.with_classes(training.classes)
+
+
+def _shown(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def _write_draft(
+    spec: ImageStage,
+    context: StageContext,
+    blueprint: Blueprint,
+    source: ImageBatches,
+    outcome: Outcome,
+    dataset: ImageDataset,
+    checkpoint: StoreCheckpoint,
+) -> Draft | None:
+    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
+    weights = source.weights()
+    if context.ranks.rank != 0:
+        return None
+    dtype = dtype_of(spec.shard.precision)
+    family = blueprint.with_weights(weights, dtype)
+    probe = put_probe(context.store, probe_family(family, dtype))
+    with draft_folder() as folder:
+        write_family(folder / "model", family, blueprint, weights, dtype)
+        files = context.store.objects.put_folder(folder)
+    evaluation = {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)}
+    return Draft(
+        kind=spec.architecture.family,
+        files=files,
+        checks=(Check("image", "model", probe),),
+        outcome={
+            "state": outcome.state,
+            "rule": outcome.rule,
+            "steps_done": outcome.steps_done,
+            "steps_planned": outcome.steps_planned,
+        },
+        metrics={
+            "train": {name: value for name, value in outcome.last_metrics.items() if name != "step_s"},
+            "evaluation": evaluation,
+            "samples": outcome.samples,
+            "skipped_steps": outcome.skipped_steps,
+            "data": dataset.report.to_json(),
+        },
+        gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
+        architecture={**spec.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
+    )

@@ -1,0 +1,44 @@
+"""Pictures as files: grids as PNG."""
+
+import io
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BORDER = 1
+MIN_SIDE = 24
+"""Smaller pictures are enlarged by a whole factor to at least this many pixels."""
+
+
+def encode_grid(pictures_NCHW: Tensor, columns: int | None = None) -> bytes:
+    """Return a PNG with pictures of values in [0, 1] in rows; without `columns` about as many as rows."""
+    from PIL import Image
+
+    array = grid_array(pictures_NCHW, columns)
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def grid_array(pictures_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
+    """Return the grid's pixels [H, W, C] of 8 bits."""
+    count, channels, height, width = pictures_NCHW.shape
+    factor = max(1, math.ceil(MIN_SIDE / max(height, width)))
+    pixels = to_pixels(pictures_NCHW).repeat_interleave(factor, 2).repeat_interleave(factor, 3).numpy()
+    height, width = height * factor, width * factor
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.full((rows * (height + BORDER) + BORDER, columns * (width + BORDER) + BORDER, channels), 96, np.uint8)
+    for number, picture in enumerate(pixels):
+        top = BORDER + number // columns * (height + BORDER)
+        left = BORDER + number % columns * (width + BORDER)
+        grid[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+    return grid
+
+
+def to_pixels(pictures: Tensor) -> Tensor:
+    """Return values in [0, 1] as 8 bits."""
+    return (pictures.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -22,7 +22,7 @@ from launch.preflight import CheckResult, check_disk
 from launch.preflight import check as check
 from launch.progress import SilentView, View
 from launch.records import RunRecord, all_runs
-from launch.resolve import Resolved, changed_meaning, data_digests, resolve
+from launch.resolve import Change, Resolved, changed_meaning, data_digests, resolve
 from recipes.errors import Problem, RecipeError, RequestError
 from recipes.load import LoadedRecipe, load_recipe, parse_recipe
 from recipes.plan import Plan
@@ -97,15 +97,17 @@ def new_record(store: Store, resolved: Resolved) -> RunRecord:
     store.probe_writable()
     planned = resolved.plan(store)
     check_disk(planned, store)
-    return RunRecord.create(
-        store,
-        resolved.recipe.name,
-        {
-            **resolved.to_json(),
-            "plan": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in planned.stages],
-            "meanings": resolved.meanings(planned),
-        },
-    )
+    return RunRecord.create(store, resolved.recipe.name, _record_of(resolved))
+
+
+def _record_of(resolved: Resolved) -> dict[str, Any]:
+    """What a run's folder says of what it computes."""
+    planned = resolved.plan(None)
+    return {
+        **resolved.to_json(),
+        "plan": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in planned.stages],
+        "meanings": resolved.meanings(planned),
+    }
 
 
 def _finish(record: RunRecord, driven: Driven) -> RunResult:
@@ -123,14 +125,15 @@ def resume(
     *,
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
+    allow_change: Sequence[str] = (),
     store: str | None = None,
     address: str | None = None,
     view: View | None = None,
 ) -> RunResult:
-    """Continue a run from its last saved state; what it computes must not have changed its meaning."""
+    """Continue a run from its last saved state; what it computes must not have changed, but for `allow_change`."""
     view = view or SilentView()
     record = RunRecord.open(Store.open(store), run)
-    resolved = resumable(record, recipe, overrides, address)
+    resolved = resumable(record, recipe, overrides, address, allow_change)
     if resolved is None:
         summary = record.summary()
         view.say(f"{record.run} is {summary.state} already; there is nothing to resume")
@@ -143,6 +146,11 @@ def resume(
         return RunResult(record.run, record.store.uri, results, summary.report)
     from launch.jobs import is_job_server, submit_again
 
+    if allow_change:
+        record.revise(_record_of(resolved))
+        for name, changes in resolved.changes.items():
+            for change in changes:
+                view.say(f"{name} goes on with {change['field']}: {change['before']} -> {change['after']}")
     address = address or record.summary().address
     if is_job_server(address):
         submit_again(record, resolved, str(address), view)
@@ -152,42 +160,68 @@ def resume(
 
 
 def resumable(
-    record: RunRecord, recipe: str | Path | None, overrides: Sequence[str], address: str | None
+    record: RunRecord,
+    recipe: str | Path | None,
+    overrides: Sequence[str],
+    address: str | None,
+    allowed: Sequence[str] = (),
 ) -> Resolved | None:
-    """The resolved recipe to go on with; None when the run is complete. Raises RequestError for a changed meaning."""
+    """The resolved recipe to go on with; None when the run is complete.
+
+    Raises RequestError that lists every changed field of the meaning which `allowed` does not name.
+    """
     summary = standing(record)
     if summary.state in ("running", "submitted"):
         host = summary.driver.get("host", "the cluster")
         raise RequestError(f"{record.run} is {summary.state} on {host}; stop it first: trainwright stop {record.run}")
     raw, resolved = record.raw, record.resolved()
-    changed = _changed_by_request(raw, resolved, recipe, overrides)
     if overrides or recipe is not None:
-        resolved = _with_placement(resolved, recipe, overrides)
-    if summary.state == "completed" and not changed:
+        wanted = _with_placement(resolved, recipe, overrides)
+        if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
+            names, found = ", ".join(resolved.recipe.stages), ", ".join(wanted.recipe.stages)
+            raise RequestError(f"{record.run} is not resumed: it has the stages {names}, not {found}")
+        resolved = wanted
+    is_same = not changed_meaning(raw["meanings"], resolved.meanings(resolved.plan(None)))
+    if summary.state == "completed" and is_same and not allowed:
         return None
     digests, wrong = data_digests(resolved.recipe, resolved.base_dir)
     if wrong:
         raise RecipeError([Problem(resolved.source, None, path, found, message) for path, found, message in wrong])
     present = replace(resolved, data=digests)
-    changed += changed_meaning(raw["meanings"], present.meanings(present.plan(None)))
-    if changed:
-        listed = "\n".join(f"  {line}" for line in dict.fromkeys(changed))
+    changed = changed_meaning(raw["meanings"], present.meanings(present.plan(None)))
+    refused = [change for change in changed if not any(_covers(name, change.field) for name in allowed)]
+    if refused:
+        listed = "\n".join(f"  {change}" for change in refused)
         raise RequestError(
-            f"{record.run} is not resumed: what it computes has changed\n{listed}\nstart a new run instead"
+            f"{record.run} is not resumed: what it computes has changed\n{listed}\nstart a new run instead, or allow "
+            f"each by --allow-change FIELD, which its artifacts will record"
         )
-    return resolved
+    for name in allowed:
+        if not any(_covers(name, change.field) for change in changed):
+            raise RequestError(f"--allow-change {name}: nothing changed there")
+    return _with_changes(record, present, changed) if changed else resolved
 
 
-def _changed_by_request(
-    raw: dict[str, Any], resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]
-) -> list[str]:
-    """What a recipe file or settings given with the resume would change in the meaning."""
-    if not overrides and recipe is None:
-        return []
-    wanted = _with_placement(resolved, recipe, overrides)
-    if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
-        return [f"stages: {', '.join(wanted.recipe.stages)}; the run has {', '.join(resolved.recipe.stages)}"]
-    return changed_meaning(raw["meanings"], wanted.meanings(wanted.plan(None)))
+def _covers(allowed: str, field_path: str) -> bool:
+    return field_path == allowed or field_path.startswith(f"{allowed}.")
+
+
+def _with_changes(record: RunRecord, present: Resolved, changed: Sequence[Change]) -> Resolved:
+    """Note allowed changes: stages that are under way go on under an id of their own, from the states they have."""
+    before = {entry["name"]: str(entry["fingerprint"]) for entry in record.raw["plan"]}
+    changes = {name: list(items) for name, items in present.changes.items()}
+    for change in changed:
+        if record.store.latest_state(record.run, change.stage, hashed=False) is not None:
+            item = {"field": change.field, "before": change.before, "after": change.after, "run": record.run}
+            changes.setdefault(change.stage, []).append(item)
+    noted = replace(present, changes=changes)
+    accepts = {name: list(items) for name, items in present.accepts.items()}
+    replaced = {name: list(items) for name, items in present.replaced.items()}
+    for stage in noted.plan(None).stages:
+        if stage.fingerprint != before[stage.name]:
+            is_continued = any(change.stage == stage.name for change in changed) and stage.name in changes
+            (accepts if is_continued else replaced).setdefault(stage.name, []).append(before[stage.name])
+    return replace(noted, accepts=accepts, replaced=replaced)
 
 
 def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]) -> Resolved:

@@ -166,6 +166,14 @@ def resume(
         list[str] | None,
         typer.Option("--set", metavar="K=V", help="Change a placement field, as in cluster.workers=1."),
     ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="FIELD",
+            help="Go on although this field has changed, as stages.base.train.steps; the artifacts record it.",
+        ),
+    ] = None,
     address: Address = None,
     store: StoreUri = None,
 ) -> None:
@@ -173,7 +181,15 @@ def resume(
     from launch import api
     from launch.progress import build_view
 
-    api.resume(run, recipe=recipe, overrides=sets or [], store=store, address=address, view=build_view())
+    api.resume(
+        run,
+        recipe=recipe,
+        overrides=sets or [],
+        allow_change=allow_change or [],
+        store=store,
+        address=address,
+        view=build_view(),
+    )
 
 
 @app.command()

@@ -27,6 +27,7 @@ from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved
 from launch.show import plan_rows, result_rows
+from launch.stages import ROOM_WAIT_S
 from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.image_data import ImageDatasets
@@ -106,6 +107,7 @@ def drive(
     """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
     driven = Driven()
     stop, latest = StopSignal(), Latest()
+    record.store.wait_for_room(ROOM_WAIT_S, view.say)
     journal = record.journal()
     num_stops = record.num_stops()
     plan = resolved.plan(record.store)

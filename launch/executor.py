@@ -283,6 +283,9 @@ class Executor:
             "data": dict(self.resolved.data.get(name, {})),
             "workers": planned.workers,
             "base_dir": str(self.resolved.base_dir),
+            "changes": self.resolved.changes.get(name, []),
+            "accepts": self.resolved.accepts.get(name, []),
+            "replaced": self.resolved.replaced.get(name, []),
         }
         crew = self._ready_crew(planned.workers)
         label = f"{name}-{lease}"
@@ -341,7 +344,10 @@ class Executor:
             seconds=round(seconds, 2),
             outcome=manifest.outcome.model_dump(mode="json"),
             gate=manifest.gate.model_dump(mode="json"),
+            exactness=manifest.exactness,
         )
+        if manifest.exactness and not cached:
+            self.view.say(f"{name}: {manifest.exactness}")
         detail = "" if manifest.gate.passed else "gate failed: " + "; ".join(manifest.gate.reasons)
         self.view.stage_finished(name, "cached" if cached else "committed", None if cached else seconds, detail)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.memory import KEPT_STATES
 
 SPARE_BYTES = 64 << 20
 """Room for journal, metrics and logs beside what the stages commit."""
@@ -126,9 +127,10 @@ def check_disk(plan: Any, store: Any) -> None:
     waiting = [stage for stage in plan.stages if not stage.cached and stage.sizes is not None]
     if free is None or not waiting:
         return
-    # Artifacts stay; states of a stage are dropped as it ends, so only the largest stage's count.
+    # Of each stage the newest states stay, until a collection is asked to drop them; one more is being written.
     artifacts = sum(stage.sizes.artifact_bytes for stage in waiting)
-    states = max(stage.sizes.disk_bytes - stage.sizes.artifact_bytes for stage in waiting)
+    states = sum(KEPT_STATES * stage.sizes.state_bytes for stage in waiting)
+    states += max(stage.sizes.state_bytes for stage in waiting)
     needed = artifacts + states + SPARE_BYTES
     if needed > free:
         raise CapacityError(

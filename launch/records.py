@@ -21,6 +21,10 @@ STOPS = "stops"
 REPORT = "report.html"
 
 
+def _revision(number: int) -> str:
+    return f"recipe-{number}.json"
+
+
 class RunRecord:
     """One run of a store."""
 
@@ -57,9 +61,19 @@ class RunRecord:
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The content of `recipe.json`."""
-        raw: dict[str, Any] = json.loads(self.folder.read(RECIPE))
+        """The content of `recipe.json`, or of its newest revision."""
+        data, number = self.folder.read(RECIPE), 2
+        while (revised := self.folder.find(_revision(number))) is not None:
+            data, number = revised, number + 1
+        raw: dict[str, Any] = json.loads(data)
         return raw
+
+    def revise(self, record: dict[str, Any]) -> None:
+        """Write what the run computes from now on: settings were changed by request. Earlier ones stay readable."""
+        number = 2
+        while self.folder.find(_revision(number)) is not None:
+            number += 1
+        self.folder.write_once(_revision(number), json.dumps(record, indent=1).encode())
 
     def resolved(self) -> Resolved:
         """The recipe that the run executes, its inputs fixed."""
@@ -84,6 +98,17 @@ class RunRecord:
             )
         stages = [(entry["name"], entry["kind"]) for entry in raw["plan"]]
         return summarise(self.run, raw["recipe"]["name"], stages, self.events())
+
+    def fingerprints(self) -> set[str]:
+        """Artifacts that the run made, planned to make or took in from outside."""
+        try:
+            raw = self.raw
+        except RequestError:
+            return set()
+        made = {str(entry["fingerprint"]) for entry in raw["plan"]}
+        taken = {str(item["fingerprint"]) for inputs in raw["inputs"].values() for item in inputs.values()}
+        committed = {str(event["fingerprint"]) for event in self.events() if event["event"] == "stage_committed"}
+        return made | taken | committed
 
     def request_stop(self) -> None:
         """Ask the run's driver to stop; it looks every second or so."""

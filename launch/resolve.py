@@ -62,6 +62,12 @@ class Resolved:
     source: str = ""
     """The recipe's file, for messages."""
     smoke: bool = False
+    changes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Stage -> settings that a resume was allowed to change while it was under way: field, before, after, run."""
+    accepts: dict[str, list[str]] = field(default_factory=dict)
+    """Stage -> its fingerprints before those changes: their training states are gone on from."""
+    replaced: dict[str, list[str]] = field(default_factory=dict)
+    """Stage -> its fingerprints before an input changed: their training states are of no use."""
 
     @property
     def recipe_json(self) -> dict[str, Any]:
@@ -95,6 +101,7 @@ class Resolved:
                 self.recipe,
                 {path: ParentId(item.fingerprint, "", item.part) for path, item in stage.inputs.items()},
                 self.data.get(stage.name, {}),
+                self.changes.get(stage.name, ()),
             )
             for stage in plan.stages
         }
@@ -118,7 +125,9 @@ class Resolved:
             for stage, inputs in self.external.items()
         }
         try:
-            return build_plan(self.recipe, workers=workers, data=self.data, externals=externals, find=find)
+            return build_plan(
+                self.recipe, workers=workers, data=self.data, externals=externals, find=find, changes=self.changes
+            )
         except ValueError as error:
             raise RecipeError([Problem(self.source, None, "cluster.workers", str(workers), str(error))]) from None
 
@@ -136,6 +145,9 @@ class Resolved:
                 for stage, inputs in self.external.items()
             },
             "data": self.data,
+            "changes": self.changes,
+            "accepts": self.accepts,
+            "replaced": self.replaced,
         }
 
     @classmethod
@@ -153,6 +165,9 @@ class Resolved:
             data=raw["data"],
             source=raw["source"],
             smoke=raw["smoke"],
+            changes=raw.get("changes", {}),
+            accepts=raw.get("accepts", {}),
+            replaced=raw.get("replaced", {}),
         )
 
 
@@ -253,28 +268,42 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
     )
 
 
-def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what differs between two nested mappings, with both values."""
+@dataclass(frozen=True)
+class Change:
+    """One field of a stage's meaning that differs from the run's."""
+
+    stage: str
+    field: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_short(self.before)} in the run, {_short(self.after)} at present"
+
+
+def differing_values(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[Change]:
+    """What differs between two nested mappings, by dotted name."""
     found = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differing_keys(old, new, f"{prefix}{key}.")
+            found += differing_values(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} in the run, {_short(new)} at present")
+            found.append(Change("", f"{prefix}{key}", old, new))
+    return found
+
+
+def changed_meaning(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[Change]:
+    """What differs in the stages' own meaning; a parent's difference is told at the parent alone."""
+    found = []
+    for stage in sorted(before.keys() | after.keys()):
+        own_before = {key: value for key, value in before.get(stage, {}).items() if key != "parents"}
+        own_after = {key: value for key, value in after.get(stage, {}).items() if key != "parents"}
+        for item in differing_values(own_before, own_after, f"stages.{stage}."):
+            found.append(Change(stage, item.field.replace(".settings.", ".", 1), item.before, item.after))
     return found
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def changed_meaning(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs in the stages' own meaning; a parent's difference is told at the parent alone."""
-    found = []
-    for stage in sorted(before.keys() | after.keys()):
-        own_before = {key: value for key, value in before.get(stage, {}).items() if key != "parents"}
-        own_after = {key: value for key, value in after.get(stage, {}).items() if key != "parents"}
-        found += differing_keys(own_before, own_after, f"stages.{stage}.")
-    return [line.replace(".settings.", ".", 1) for line in found]

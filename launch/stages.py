@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FLUSH_S = 2.0
 """Metrics reach the store at least this often, and always before the state that follows from them."""
+ROOM_WAIT_S = 1200.0
+"""How long a worker or the driver waits for room on a full disk; less than the time after which silence is a stall."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
 
     worker.beat("join")
     store = Store.open(job["store"])
+
+    def tell(text: str) -> None:
+        worker.beat("wait for room")
+        print(text, flush=True)
+
+    store.wait_for_room(ROOM_WAIT_S, tell)
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
     observer = StageObserver(worker, store, job, progress_of(spec))
@@ -137,6 +145,9 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         data=job["data"],
         observer=observer,
         ranks=ranks,
+        accepts=tuple(job.get("accepts", ())),
+        replaced=tuple(job.get("replaced", ())),
+        changes=tuple(job.get("changes", ())),
     )
     try:
         draft = compute(spec, context)
@@ -201,6 +212,7 @@ def manifest_of(draft: "Draft", job: Json) -> Json:
         "gate": {"passed": not fields["gate_reasons"], "reasons": fields["gate_reasons"]},
         "outcome": dict(fields["outcome"]),
         "exactness": fields["exactness"],
+        "changes": fields["changes"],
     }
 
 

@@ -109,6 +109,10 @@ def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False
         difference = manifest.verification.max_logit_difference
         shown = "" if difference is None else f", largest logit difference {difference:.2g}"
         typer.echo(f"verified     {manifest.verification.how}{shown}")
+    if manifest.exactness:
+        typer.echo(f"exactness    {manifest.exactness}")
+    for change in manifest.changes:
+        typer.echo(f"changed      {json.dumps(change)}")
     for path, parent in manifest.parents.items():
         typer.echo(f"from         {path}: {parent.fingerprint[:16]}")
     for name, digest in manifest.data.items():
@@ -124,19 +128,25 @@ def verify(
     share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the objects to read, drawn by chance.")
     ] = 1.0,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Set damaged refs aside: nothing is deleted, they are passed over.")
+    ] = False,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
     """Read everything back and compare it with its hash; exit 5 when something is damaged."""
     opened = _open(store)
-    found = opened.verify(share)
+    found = opened.verify(share, set_aside=quarantine)
     if as_json:
         damage = [{"path": item.path, "problem": item.problem, "refs": item.refs} for item in found.damage]
-        _print_json({"refs": found.refs, "objects": found.objects, "bytes": found.bytes, "damage": damage})
+        report = {"refs": found.refs, "objects": found.objects, "bytes": found.bytes, "damage": damage}
+        _print_json({**report, "aside": found.aside})
     else:
         typer.echo(f"{found.refs} refs, {found.objects} objects, {found.bytes / 2**20:.1f} MiB read")
         for item in found.damage:
             typer.echo(f"damaged: {item.path}: {item.problem}; needed by {', '.join(item.refs[:4])}", err=True)
+        for ref in found.aside:
+            typer.echo(f"set aside: {ref}, see quarantine/{ref}", err=True)
         if not found.damage:
             typer.echo("whole")
     if found.damage:
@@ -180,18 +190,39 @@ def name(
 
 @store_app.command("import")
 def import_model(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder in the Hugging Face layout.")],
-    name: Annotated[str | None, typer.Option("--name", help="Give it this name too.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A bundle, or a model folder in the Hugging Face layout.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Give it (of a bundle: the last artifact) this name.")
+    ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="Of a bundle: refuse it unless an artifact has this digest.")
+    ] = None,
     store: StoreUri = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Take a local model folder into the store and print its address."""
+    """Take a bundle or a local model folder into the store, every byte checked, and print its address."""
+    from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.imports import import_folder
 
     opened = _open(store)
-    manifest = import_folder(opened, folder)
+    if is_bundle(folder):
+        taken = read_bundle(opened, folder, digest)
+    elif digest is not None:
+        raise RequestError(f"--digest: {folder} is not a bundle (it has no bundle.json)")
+    else:
+        taken = [import_folder(opened, folder)]
+    if not taken:
+        raise RequestError(f"{folder} holds no artifacts")
     if name is not None:
-        opened.name_artifact(name, manifest.fingerprint)
-    typer.echo(f"store://{name or manifest.fingerprint}")
+        opened.name_artifact(name, taken[-1].fingerprint)
+    if as_json:
+        _print_json([artifact_json(manifest) for manifest in taken])
+        return
+    for manifest in taken[:-1]:
+        typer.echo(f"with {_line(manifest, [])}")
+    typer.echo(f"store://{name or taken[-1].fingerprint}")
 
 
 @store_app.command()
@@ -200,11 +231,123 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
     merge: Annotated[bool, typer.Option("--merge", help="Write an adapter merged into its base.")] = False,
     part: Annotated[str | None, typer.Option("--part", help="One of several parts, as critic.")] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Write a bundle that `store import` takes into another store.")
+    ] = False,
+    ancestry: Annotated[
+        bool, typer.Option("--lineage", help="With --bundle: also everything that it was made from.")
+    ] = False,
     store: StoreUri = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write an artifact as a folder that stock transformers and peft open."""
+    """Write an artifact as a folder that stock transformers and peft open, or as a bundle for another store."""
+    from trainers.store.bundle import write_bundle
     from trainers.store.export import export as export_artifact
 
     opened = _open(store)
-    export_artifact(opened, find_artifact(opened, artifact), folder, merge=merge, part=part)
+    manifest = find_artifact(opened, artifact)
+    written = [manifest]
+    if bundle:
+        if merge or part is not None:
+            raise RequestError("--bundle carries artifacts as they are; --merge and --part are for model folders")
+        if ancestry:
+            written = [*reversed(opened.lineage(manifest.fingerprint).ancestors), manifest]
+        write_bundle(opened, written, folder)
+    elif ancestry:
+        raise RequestError("--lineage goes with --bundle")
+    else:
+        export_artifact(opened, manifest, folder, merge=merge, part=part)
+    if as_json:
+        _print_json({"folder": str(folder), "artifacts": [artifact_json(item) for item in written]})
+        return
     typer.echo(str(folder))
+    if bundle:
+        typer.echo(f"digest {manifest.digest}")
+
+
+@store_app.command()
+def pin(
+    artifact: Annotated[
+        str | None, typer.Argument(metavar="[ARTIFACT]", help="What to pin; left out, the pins are listed.")
+    ] = None,
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep an artifact, and all that it was made from, whatever a collection drops."""
+    opened = _open(store)
+    if artifact is not None:
+        manifest = find_artifact(opened, artifact)
+        opened.pin(manifest.fingerprint, note)
+    pins = opened.pins()
+    if as_json:
+        _print_json([{"fingerprint": fingerprint, "note": text} for fingerprint, text in sorted(pins.items())])
+        return
+    for fingerprint, text in sorted(pins.items()):
+        typer.echo(f"pinned {fingerprint}{f'  {text}' if text else ''}")
+
+
+@store_app.command()
+def unpin(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False) -> None:
+    """Take a pin away."""
+    opened = _open(store)
+    manifest = find_artifact(opened, artifact)
+    if not opened.unpin(manifest.fingerprint):
+        raise RequestError(f"{manifest.fingerprint[:16]} is not pinned")
+    if as_json:
+        _print_json({"fingerprint": manifest.fingerprint, "pinned": False})
+    else:
+        typer.echo(f"not pinned any more: {manifest.fingerprint}")
+
+
+def _kept_by_runs(store: "Store", num_runs: int) -> tuple[set[str], set[str]]:
+    """Artifacts that the newest runs, and all unfinished ones, made or took in; and those runs."""
+    from launch.records import all_runs
+
+    artifacts: set[str] = set()
+    runs: set[str] = set()
+    records = all_runs(store)
+    for record in records:
+        summary = record.summary()
+        if record in records[len(records) - num_runs :] or summary.state != "completed":
+            runs.add(record.run)
+            artifacts |= record.fingerprints()
+    return artifacts, runs
+
+
+@store_app.command()
+def gc(
+    grace: Annotated[
+        float, typer.Option(min=0.0, metavar="HOURS", help="Only what was unneeded and untouched for so long goes.")
+    ] = 24.0,
+    keep_runs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Keep what the newest N runs and unfinished ones need, pins, names; drop the rest."
+        ),
+    ] = None,
+    finished_states: Annotated[
+        bool, typer.Option("--finished-states", help="Drop the training states of stages that are committed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what nothing needs; write nothing.")] = False,
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what an earlier pass has listed and nothing needs still, and list what may go next time."""
+    from trainers.store.collection import Keep, collect
+
+    opened = _open(store)
+    keep = None if keep_runs is None else Keep(*_kept_by_runs(opened, keep_runs))
+    found = collect(opened, grace_s=grace * 3600, keep=keep, finished_states=finished_states, dry_run=dry_run)
+    if as_json:
+        _print_json({**vars(found), "dry_run": dry_run})
+        return
+    if not dry_run:
+        typer.echo(
+            f"deleted {len(found.removed_refs)} refs and {found.removed_objects} objects "
+            f"({found.removed_bytes / 2**20:.1f} MiB)"
+        )
+    when = "not needed by anything" if dry_run else f"may go by a pass in {grace:g} hours or later"
+    size = f"{found.waiting_bytes / 2**20:.1f} MiB"
+    typer.echo(f"{len(found.waiting_refs)} refs and {found.waiting_objects} objects ({size}) {when}")
+    typer.echo(f"{found.kept_objects} objects are kept")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,16 @@ def meaning_of(value: Any) -> Any:
 
 
 def stage_meaning(
-    stage_name: str, recipe: Recipe, parents: Mapping[str, ParentId], data: Mapping[str, str]
+    stage_name: str,
+    recipe: Recipe,
+    parents: Mapping[str, ParentId],
+    data: Mapping[str, str],
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What is hashed: readable, so that two fingerprints' differing keys can be named."""
+    """What is hashed: readable, so that two fingerprints' differing keys can be named.
+
+    `changes` are settings that were changed while the stage was under way: what comes out is no other run's.
+    """
     stage = recipe.stages[stage_name]
     inputs = [item.field_path for item in stage_inputs(stage)]
     missing = sorted(set(inputs) ^ set(parents))
@@ -73,7 +80,9 @@ def stage_meaning(
             if key in (settings.get(field_path) or {}):
                 _drop(settings, f"{field_path}.{key}")
     settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
+    changed = {"changes": [dict(change) for change in changes]} if changes else {}
     return {
+        **changed,
         "format": FORMAT,
         "semantics": SEMANTICS[stage.kind],
         "settings": settings,
@@ -88,9 +97,15 @@ def stage_meaning(
     }
 
 
-def fingerprint(stage_name: str, recipe: Recipe, parents: Mapping[str, ParentId], data: Mapping[str, str]) -> str:
+def fingerprint(
+    stage_name: str,
+    recipe: Recipe,
+    parents: Mapping[str, ParentId],
+    data: Mapping[str, str],
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """64 hex digits; `parents` by input field path, `data` digests by field path; the stage's name is no meaning."""
-    return hash_meaning(stage_meaning(stage_name, recipe, parents, data))
+    return hash_meaning(stage_meaning(stage_name, recipe, parents, data, changes))
 
 
 def hash_meaning(meaning: Mapping[str, Any]) -> str:

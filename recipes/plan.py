@@ -1,6 +1,6 @@
 """The plan: ordered stages with fingerprints, what is already there, and predicted cost (pure)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,19 +105,21 @@ def build_plan(
     externals: Mapping[str, Mapping[str, External]] | None = None,
     find: Callable[[str], Committed | None] = lambda _: None,
     rows: Mapping[str, int] | None = None,
+    changes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
-    `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known.
+    `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
+    settings that a resume changed while the stage was under way.
     """
-    externals, rows = externals or {}, rows or {}
+    externals, rows, changes = externals or {}, rows or {}, changes or {}
     plan = Plan(recipe.name, workers)
     done: dict[str, PlannedStage] = {}
     for name in order(recipe):
         stage = recipe.stages[name]
         parents = _parents(recipe, name, done, externals.get(name, {}))
-        made = fingerprint(name, recipe, parents, data.get(name, {}))
+        made = fingerprint(name, recipe, parents, data.get(name, {}), changes.get(name, ()))
         committed = find(made)
         is_cached = committed is not None and all(
             committed.parents.get(path) == parent.digest != "" for path, parent in parents.items()

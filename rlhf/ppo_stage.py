@@ -24,7 +24,7 @@ from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models
 from trainers.architectures.load import head_name, longest_input, stock_class
 from trainers.architectures.lora import adapter_tensors, merged_tensors
 from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint, versions
+from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -108,15 +108,14 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         text=None if text is None else _text_plan(text, spec, context),
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )
+    checkpoint = context.checkpoint(layout)
     outcome = train(
         engine,
         PpoObjective(settings, rollout.max_new_tokens, tolerance),
         source,
         learning_rates=lambda step: _learning_rates(spec, source, step),
         cadence=Cadence(settings.save_every * source.steps_per_iteration, source.steps_planned + 1),
-        checkpoint=StoreCheckpoint(
-            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
-        ),
+        checkpoint=checkpoint,
         evaluate=None,
         observer=observer,
         seed=context.seed,
@@ -126,7 +125,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         _return_to(engine, source.best()[1])
     observer.phase("write")
     metrics = _metrics(outcome, source, start, final, prompts)
-    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, _gate(start, final), layout)
+    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, _gate(start, final), checkpoint)
     engine.close()
     return draft
 
@@ -269,7 +268,7 @@ def _write_draft(
     outcome: Outcome,
     metrics: Mapping[str, Any],
     gate_reasons: tuple[str, ...],
-    layout: Layout,
+    checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
@@ -318,7 +317,8 @@ def _write_draft(
         contract=tokenization.contract_hash,
         base=base,
         architecture=model_config(config, "language_model", dtype),
-        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
     )
 
 

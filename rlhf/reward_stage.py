@@ -11,7 +11,7 @@ from rlhf.reward import RewardEvaluation, RewardObjective, ScoreModel, evaluate_
 from trainers.architectures.load import head_name, load_model
 from trainers.architectures.lora import add_adapter, merged_tensors
 from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint, versions
+from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -78,6 +78,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
         evaluations.append(_evaluation(engine, evaluation_set, spec, layout, ranks.rank))
         return evaluations[-1].metrics()
 
+    checkpoint = context.checkpoint(layout)
     outcome = train(
         engine,
         RewardObjective(spec.center_coefficient),
@@ -86,9 +87,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
             spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
         ),
         cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
-        checkpoint=StoreCheckpoint(
-            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
-        ),
+        checkpoint=checkpoint,
         evaluate=evaluate,
         observer=observer,
         seed=context.seed,
@@ -96,7 +95,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     observer.phase("write")
     is_held_out = evaluation_set is not dataset
     draft = _write_draft(
-        spec, context, engine, peft_config, tokenization, outcome, evaluations[-1], is_held_out, dataset, layout
+        spec, context, engine, peft_config, tokenization, outcome, evaluations[-1], is_held_out, dataset, checkpoint
     )
     engine.close()
     return draft
@@ -121,7 +120,7 @@ def _write_draft(
     evaluation: RewardEvaluation,
     is_held_out: bool,
     dataset: Dataset,
-    layout: Layout,
+    checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
@@ -169,5 +168,6 @@ def _write_draft(
         contract=tokenization.contract_hash,
         base=base,
         architecture=model_config(network.config, "score_model", dtype),
-        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
     )

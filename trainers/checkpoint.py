@@ -1,7 +1,16 @@
-"""Training state in the store: every rank writes the slices that it owns, rank 0 commits the manifest."""
+"""Training state in the store: every rank writes the slices that it owns, rank 0 commits the manifest.
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+A save copies the state into a host buffer and returns; a thread writes and commits while training goes on. At most one
+save is under way. Its error is raised at the next step, and `flush` waits for it: before the stage's end, and before a
+preempted rank leaves. The first save of an attempt is waited for and tried out: what is read back is put into the
+engine, which must not change by a bit.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -9,13 +18,18 @@ from torch import Tensor
 
 from recipes.errors import StageError
 from trainers import distributed
-from trainers.engine.protocol import StatefulEngine, StateGroup
+from trainers.background import BackgroundTask, HeldPiece, HostBuffer
+from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
+from trainers.exactness import describe_exactness, differences
 from trainers.loop import LoopState, SourceState
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
 from trainers.store.state import TensorReader, write_tensors
 from trainers.store.store import Store
 
+log = logging.getLogger("trainwright.checkpoint")
+
 SOURCE_GROUP = "source"
+EXACTNESS, CHANGES = "exactness", "changes"
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class _SourceTensor:
         return tuple(self.values.shape)
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoreCheckpoint:
     """State of one stage of one run; the last `keep` states stay."""
 
@@ -42,56 +56,191 @@ class StoreCheckpoint:
     layout: Layout
     versions: Mapping[str, str]
     keep: int = 2
+    accepts: Sequence[str] = ()
+    """Earlier fingerprints of this stage whose states may be gone on from: settings were changed by request."""
+    replaced: Sequence[str] = ()
+    """Earlier fingerprints of this stage whose states are of no use: an input has changed."""
+    changes: Sequence[Mapping[str, Any]] = ()
+    """Those settings: field, before, after."""
+    _task: BackgroundTask = field(default_factory=BackgroundTask, init=False, repr=False)
+    _buffer: HostBuffer = field(default_factory=HostBuffer, init=False, repr=False)
+    _differing: list[str] = field(default_factory=list, init=False, repr=False)
+    _changed: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
+    _is_tried: bool = field(default=False, init=False, repr=False)
+
+    @property
+    def exactness(self) -> str:
+        """The exactness class of the stage so far, with what made it so."""
+        return describe_exactness(self._differing, self._changed)
+
+    @property
+    def made_changes(self) -> list[dict[str, Any]]:
+        """Settings that were changed by request on the way, and after how many steps."""
+        return list(self._changed)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way on this rank."""
+        return self._task.is_running
 
     def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
-        """Write this rank's slices; rank 0 commits when all have written."""
-        place: dict[str, Any] = {"run": self.run, "stage": self.stage, "lease": self.lease, "step": loop.steps_done}
-        written = write_tensors(self.store, engine.state_out(), **place)
-        if distributed.rank() == 0 and source.tensors:
-            pieces = [_SourceTensor(name, tensor.detach().cpu()) for name, tensor in source.tensors.items()]
-            written = merge_entries([written, write_tensors(self.store, pieces, **place)])
-        parts = distributed.gather_json(
-            {group: [entry.model_dump(mode="json") for entry in entries] for group, entries in written.items()}
-        )
-        if distributed.rank() != 0:
-            return
+        """Copy the state and start to write it; waits for an earlier save first. Collective."""
+        self._task.wait()
+        pieces: list[Any] = list(engine.state_out())
+        if distributed.rank() == 0:
+            pieces += [_SourceTensor(name, tensor) for name, tensor in source.tensors.items()]
+        held = self._buffer.copy(pieces)
+        values = {
+            "loop": asdict(loop),
+            "source": source.values,
+            "steps_applied": engine.steps_applied,
+            EXACTNESS: self._differing,
+            CHANGES: self._changed,
+        }
         manifest = StateManifest(
             run=self.run,
             stage=self.stage,
             fingerprint=self.fingerprint,
             step=loop.steps_done,
             lease=self.lease,
-            tensors=merge_entries(_entries(part) for part in parts),
-            values={"loop": asdict(loop), "source": source.values, "steps_applied": engine.steps_applied},
-            versions=dict(self.versions),
+            values=json.loads(json.dumps(values)),
+            versions={**self.versions, **conditions(engine)},
             layout=self.layout,
         )
-        self.store.commit_state(manifest, self.lease)
-        self.store.keep_states(self.run, self.stage, self.keep)
+        exchange = distributed.side_exchange()
+        self._task.start(lambda: self._commit(manifest, held, exchange))
+        if not self._is_tried:
+            self._task.wait()
+            self._try_out(engine, source)
+            self._is_tried = True
+
+    def check(self) -> None:
+        """Raise the error of a save that has failed; never waits."""
+        self._task.check()
+
+    def flush(self) -> None:
+        """Wait until what was saved is committed; raises its error."""
+        self._task.wait()
 
     def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest state that verifies, the same one on every rank."""
-        manifest = find_state(self.store, self.run, self.stage, self.fingerprint)
+        manifest = find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
         if manifest is None:
             return None
         with TensorReader(self.store, manifest) as reader:
-
-            def read(group: StateGroup, name: str, start: int, stop: int) -> Tensor:
-                return reader.read_range(group, name, start, stop)
-
-            engine.state_in(read, steps_applied=int(_value(manifest, "steps_applied")))
+            engine.state_in(_reading(reader), steps_applied=int(_value(manifest, "steps_applied")))
             tensors = {name: reader.read(SOURCE_GROUP, name).clone() for name in reader.names(SOURCE_GROUP)}
-        return LoopState(**_value(manifest, "loop")), SourceState(_value(manifest, "source"), tensors)
+        loop = LoopState(**_value(manifest, "loop"))
+        self._note_resume(manifest, engine)
+        if manifest.fingerprint != self.fingerprint:
+            # What was finished, or stopped by a rule, under other settings may go on under these.
+            loop = LoopState(**{**asdict(loop), "rule": None})
+        return loop, SourceState(_value(manifest, "source"), tensors)
+
+    def _note_resume(self, manifest: StateManifest, engine: StatefulEngine) -> None:
+        """Take over what differed at earlier resumes, and find what differs at this one."""
+        before = {**manifest.versions, **_layout_conditions(manifest.layout)}
+        present = {**self.versions, **conditions(engine), **_layout_conditions(self.layout)}
+        self._differing = list(manifest.values.get(EXACTNESS) or [])  # type: ignore[arg-type]
+        self._changed = list(manifest.values.get(CHANGES) or [])  # type: ignore[arg-type]
+        for line in differences(before, present):
+            if line not in self._differing:
+                self._differing.append(line)
+        if manifest.fingerprint != self.fingerprint:
+            known = {(change["field"], json.dumps(change["after"])) for change in self._changed}
+            for change in self.changes:
+                if (change["field"], json.dumps(change["after"])) not in known:
+                    self._changed.append({**change, "step": manifest.step})
+        if distributed.rank() == 0:
+            print(f"{self.stage} goes on after {manifest.step} steps: {self.exactness}", flush=True)
+
+    def _commit(self, manifest: StateManifest, held: Sequence[HeldPiece], exchange: distributed.Exchange) -> None:
+        """Write this rank's pieces, and on rank 0 commit when all have written; in the thread.
+
+        Every rank hears of every other's failure: none waits for a rank that gave up.
+        """
+        failure: Exception | None = None
+        written: dict[str, list[TensorEntry]] = {}
+        place: dict[str, Any] = {"run": self.run, "stage": self.stage, "lease": self.lease, "step": manifest.step}
+        try:
+            written = write_tensors(self.store, held, **place)
+        except Exception as error:  # told to the other ranks, then raised
+            failure = error
+        parts = exchange(
+            {
+                "error": None if failure is None else f"rank {distributed.rank()}: {failure}",
+                "tensors": {
+                    group: [item.model_dump(mode="json") for item in items] for group, items in written.items()
+                },
+            }
+        )
+        _raise_any(failure, [part["error"] for part in parts])
+        if distributed.rank() == 0:
+            try:
+                merged = merge_entries(_entries(part["tensors"]) for part in parts)
+                whole = StateManifest.model_validate({**dict(manifest), "tensors": merged})
+                self.store.commit_state(whole, self.lease)
+                self.store.keep_states(self.run, self.stage, self.keep)
+            except Exception as error:  # told to the other ranks, then raised
+                failure = error
+        _raise_any(failure, exchange(_told(failure)))
+
+    def _try_out(self, engine: StatefulEngine, source: SourceState) -> None:
+        """Put the state that was just committed into the engine: nothing may change. Collective."""
+        manifest = find_state(self.store, self.run, self.stage, self.fingerprint)
+        if manifest is None:
+            raise StageError(f"{self.stage}: the state that was just saved is not in the store")
+        wrong = []
+        before = _hashes(engine)
+        with TensorReader(self.store, manifest) as reader:
+            engine.state_in(_reading(reader), steps_applied=int(_value(manifest, "steps_applied")))
+            for name, tensor in source.tensors.items() if distributed.rank() == 0 else ():
+                if not torch.equal(reader.read(SOURCE_GROUP, name), tensor.detach().cpu()):
+                    wrong.append(f"{SOURCE_GROUP}:{name}")
+        after = _hashes(engine)
+        wrong += [name for name in before if after.get(name) != before[name]]
+        if _value(manifest, "source") != source.values:
+            wrong.append("values of the source")
+        found = sorted({name for part in distributed.gather_json(wrong) for name in part})
+        if found:
+            shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+            raise StageError(
+                f"{self.stage}: a resume would not be exact: read back after the save of step {manifest.step}, "
+                f"{len(found)} items differ from those in training: {shown}"
+            )
 
 
-def find_state(store: Store, run: str, stage: str, fingerprint: str) -> StateManifest | None:
-    """Return the newest state of a stage as rank 0 sees it; raises StageError when it belongs to another meaning."""
+def conditions(engine: StatefulEngine) -> dict[str, str]:
+    """Return what, beside layout and libraries, the bits of a sum depend on."""
+    device = engine.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{device.type} {name}",
+        "engine": engine.description,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def find_state(
+    store: Store,
+    run: str,
+    stage: str,
+    fingerprint: str,
+    accepts: Sequence[str] = (),
+    replaced: Sequence[str] = (),
+) -> StateManifest | None:
+    """Return the newest state of a stage as rank 0 sees it; None also for one of a fingerprint that was `replaced`.
+
+    Raises StageError when it belongs to a meaning that is neither this nor one that is accepted.
+    """
     found = store.latest_state(run, stage) if distributed.rank() == 0 else None
     raw = distributed.broadcast_json(None if found is None else found.model_dump(mode="json"))
     if raw is None:
         return None
     manifest = StateManifest.model_validate(raw)
-    if manifest.fingerprint != fingerprint:
+    if manifest.fingerprint in replaced:
+        return None
+    if manifest.fingerprint != fingerprint and manifest.fingerprint not in accepts:
         raise StageError(
             f"the saved state of {stage} belongs to fingerprint {manifest.fingerprint[:12]}, not {fingerprint[:12]}"
         )
@@ -105,6 +254,45 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "deepspeed", "peft")} | {
         "cuda": str(torch.version.cuda or "none")
     }
+
+
+def _layout_conditions(layout: Layout) -> dict[str, str]:
+    return {name: str(value) for name, value in dict(layout).items()}
+
+
+def _reading(reader: TensorReader) -> ReadState:
+    def read(group: StateGroup, name: str, start: int, stop: int) -> Tensor:
+        return reader.read_range(group, name, start, stop)
+
+    return read
+
+
+def _hashes(engine: StatefulEngine) -> dict[str, str]:
+    """Return the hash of every piece of this rank's state and of every working parameter; collective."""
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for piece in engine.state_out():
+            yield f"{piece.group}:{piece.name}", piece.values
+        yield from engine.full_parameters()
+
+    found = {
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+        for name, tensor in tensors()
+        if tensor.numel()
+    }
+    return {**found, "steps applied": str(engine.steps_applied)}
+
+
+def _told(failure: Exception | None) -> str | None:
+    return None if failure is None else f"rank {distributed.rank()}: {failure}"
+
+
+def _raise_any(own: Exception | None, told: Sequence[str | None]) -> None:
+    if own is not None:
+        raise own
+    others = [message for message in told if message is not None]
+    if others:
+        raise StageError(f"the state was not saved: {'; '.join(others)}")
 
 
 def _entries(part: Mapping[str, Any]) -> dict[str, list[TensorEntry]]:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def _device(local_rank: int) -> torch.device:
 
 def leave() -> None:
     """Leave the process group, if any."""
+    _side_groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -88,19 +90,39 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
     return _decode(data)
 
 
-def gather_json(value: Any) -> list[Any]:
-    """Return every rank's JSON-able value, in rank order, on every rank."""
+Exchange = Callable[[Any], list[Any]]
+"""Gives every rank's JSON-able value, in rank order, on every rank."""
+
+SIDE_TIMEOUT = timedelta(hours=2)
+"""A rank may wait that long for room on the disk while the others wait for it."""
+_side_groups: dict[Any, Any] = {}
+
+
+def side_exchange() -> Exchange:
+    """Return an exchange on a process group of its own, so that a thread may use it beside training; collective."""
+    if world_size() == 1:
+        return gather_json
+    main = dist.group.WORLD
+    if main not in _side_groups:
+        _side_groups.clear()
+        _side_groups[main] = dist.new_group(backend="gloo", timeout=SIDE_TIMEOUT)
+    group = _side_groups[main]
+    return lambda value: gather_json(value, group)
+
+
+def gather_json(value: Any, group: Any = None) -> list[Any]:
+    """Return every rank's JSON-able value, in rank order, on every rank of the group (of all ranks)."""
     size = world_size()
     if size == 1:
         return [value]
     data = _encode(value)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
-    dist.all_gather(lengths, torch.tensor([data.numel()]))
+    dist.all_gather(lengths, torch.tensor([data.numel()]), group=group)
     longest = max(int(length) for length in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: data.numel()] = data
     parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return [_decode(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
 
 

@@ -16,7 +16,7 @@ from recipes.image_models import VENDI_PICTURES
 from recipes.references import find_source
 from recipes.stages import ImageStage
 from trainers import distributed
-from trainers.checkpoint import StoreCheckpoint, versions
+from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.image_sets import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
@@ -58,22 +58,21 @@ def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
     engines = [phase.engine for phase in (first, *further)]
     ema_decay = getattr(spec.architecture, "ema_decay", None)
     source = ImageBatches(plan, steps, engines, ema_decay, family.averaged)
+    checkpoint = context.checkpoint(layout)
     outcome = train(
         first.engine,
         first.objective,
         source,
         learning_rates=first.learning_rates,
         cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
-        checkpoint=StoreCheckpoint(
-            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
-        ),
+        checkpoint=checkpoint,
         evaluate=Evaluation(spec, context, blueprint, first.engine, source, dataset, held_out, layout),
         observer=observer,
         seed=context.seed,
         further=further,
     )
     observer.phase("write")
-    draft = _write_draft(spec, context, blueprint, source, outcome, dataset, layout)
+    draft = _write_draft(spec, context, blueprint, source, outcome, dataset, checkpoint)
     for engine in engines:
         engine.close()
     return draft
@@ -254,7 +253,7 @@ def _write_draft(
     source: ImageBatches,
     outcome: Outcome,
     dataset: ImageDataset,
-    layout: Layout,
+    checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     weights = source.weights()
@@ -286,5 +285,6 @@ def _write_draft(
         },
         gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
         architecture={**spec.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
-        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
     )

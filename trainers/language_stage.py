@@ -17,7 +17,7 @@ from trainers.architectures.load import load_model
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
 from trainers.architectures.token_losses import TokenLosses
 from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint, find_state, versions
+from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
@@ -75,6 +75,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
     plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
     objective = LanguageModelObjective()
+    checkpoint = context.checkpoint(layout)
     outcome = train(
         engine,
         objective,
@@ -83,9 +84,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
             spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
         ),
         cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
-        checkpoint=StoreCheckpoint(
-            context.store, context.run, context.stage, context.fingerprint, context.lease, layout, versions()
-        ),
+        checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
         else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
@@ -93,7 +92,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         seed=context.seed,
     )
     observer.phase("write")
-    draft = write_draft(spec, context, engine, model, peft_config, tokenization, outcome, dataset, layout)
+    draft = write_draft(spec, context, engine, model, peft_config, tokenization, outcome, dataset, checkpoint)
     engine.close()
     return draft
 
@@ -135,7 +134,7 @@ def stage_layout(
 ) -> Layout:
     """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
     workers = context.ranks.world_size
-    saved = find_state(context.store, context.run, context.stage, context.fingerprint)
+    saved = context.find_state()
     if saved is not None and saved.layout.workers == workers:
         return saved.layout
     micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
@@ -224,7 +223,7 @@ def write_draft(
     tokenization: Tokenization,
     outcome: Outcome,
     dataset: Dataset,
-    layout: Layout,
+    checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
@@ -271,7 +270,8 @@ def write_draft(
         contract=tokenization.contract_hash,
         base=base,
         architecture=model_config(model.config, "language_model", dtype),
-        exactness=f"{layout.workers} workers x micro-batch {layout.micro_batch} x accumulation {layout.accumulation}",
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
     )
 
 

@@ -80,7 +80,13 @@ class Checkpoint(Protocol):
     """Writes and reads training state; collective."""
 
     def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
-        """Commit a resumable state."""
+        """Take a resumable state, which is committed by the next `flush` at the latest."""
+
+    def check(self) -> None:
+        """Raise the error of a save that has failed since; never waits, no collective."""
+
+    def flush(self) -> None:
+        """Return when all that was saved is committed."""
 
     def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest committed state into the engine; None: there is none."""
@@ -162,6 +168,7 @@ def train(
     gc.freeze()
     while loop.steps_done < planned and loop.rule is None:
         observer.phase("train", step=loop.steps_done, steps_planned=planned)
+        checkpoint.check()
         step = _run_step(phases, source, loop, observer, seed)
         loop, metrics = step.loop, step.metrics
         if loop.skipped_steps > cadence.max_skipped_steps:
@@ -177,12 +184,14 @@ def train(
             checkpoint.save(whole, loop, source.state())
             saved_at = loop.steps_done
         if step.stop_requested and saved_at == loop.steps_done and not at_end:
+            checkpoint.flush()
             raise Preempted(f"stopped after {loop.steps_done} of {planned} steps; the state is saved")
         if evaluate is not None and not at_end and loop.steps_done % cadence.evaluate_every == 0:
             evaluation = _evaluate(evaluate, observer, loop, planned)
             evaluated_at = loop.steps_done
     if evaluate is not None and evaluated_at != loop.steps_done:
         evaluation = _evaluate(evaluate, observer, loop, planned)
+    checkpoint.flush()
     return Outcome(
         state="completed" if loop.rule is None else "stopped_by",
         rule=loop.rule,

@@ -12,13 +12,14 @@ from recipes.references import SourceUse
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
+from trainers.checkpoint import StoreCheckpoint, find_state, versions
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
 from trainers.loop import Observer
-from trainers.store.manifest import ArtifactManifest, FileEntry
+from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.store import Store
 from trainers.store.views import folder as folder_of
 
@@ -41,6 +42,23 @@ class StageContext:
     """Digests of the sources when the run started, by field path: data, evaluation, prompts, ..."""
     observer: Observer
     ranks: Ranks
+    accepts: tuple[str, ...] = ()
+    """Earlier fingerprints of the stage whose states may be gone on from."""
+    replaced: tuple[str, ...] = ()
+    """Earlier fingerprints of the stage whose states are of no use: an input has changed."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """Settings that a resume was allowed to change: field, before, after."""
+
+    def checkpoint(self, layout: Layout) -> StoreCheckpoint:
+        """Return where the stage's training state is saved and found."""
+        place = (self.store, self.run, self.stage, self.fingerprint, self.lease)
+        return StoreCheckpoint(
+            *place, layout, versions(), accepts=self.accepts, replaced=self.replaced, changes=self.changes
+        )
+
+    def find_state(self) -> StateManifest | None:
+        """Return the training state that the stage goes on from; collective."""
+        return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
 
 CheckKind = ModelKind | Literal["image"]
@@ -86,6 +104,7 @@ class Draft:
     base: str | None = None
     architecture: Mapping[str, Any] | None = None
     exactness: str | None = None
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the draft as plain JSON."""
@@ -94,6 +113,7 @@ class Draft:
             "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
             "checks": [check.to_json() for check in self.checks],
             "gate_reasons": list(self.gate_reasons),
+            "changes": [dict(change) for change in self.changes],
         }
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,12 @@ class NoCheckpoint:
     def save(self, engine: Engine, loop: Any, source: SourceState) -> None:
         pass
 
+    def check(self) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
     def restore(self, engine: Engine) -> None:
         return None
 
@@ -266,7 +272,8 @@ def do_continue(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]
         def save(self, engine: Engine, loop: Any, source: SourceState) -> None:
             pass
 
-    checkpoint = ReadOnly(**vars(open_checkpoint(case, device, take=False)))
+    whole = open_checkpoint(case, device, take=False)
+    checkpoint = ReadOnly(**{item.name: getattr(whole, item.name) for item in fields(whole) if item.init})
     engine, observed, _ = run_train(case, device, Rows(STEPS), checkpoint=checkpoint)
     engine.close()
     return {"losses": observed.losses, "steps": observed.steps}

@@ -43,6 +43,7 @@ class DeepSpeedEngine:
         self._bare = module
         self.device = device
         self._zero = zero
+        self.description = f"deepspeed zero {zero} {precision}, offload {offload}"
         self._parts = split_by_decay(groups)
         self._parameters = {name: parameter for part in self._parts for name, parameter in part.parameters}
         self._shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}

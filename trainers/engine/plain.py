@@ -24,6 +24,7 @@ class PlainEngine:
         self.module = module
         self.device = device
         self._optimizer = FlatAdamW(split_by_decay(groups), clip)
+        self.description = f"plain {str(next(module.parameters()).dtype).removeprefix('torch.')}"
         self.steps_applied = 0
 
     def backward(self, loss: Tensor) -> None:

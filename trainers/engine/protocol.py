@@ -53,6 +53,14 @@ class StatefulEngine(Protocol):
     """What a checkpoint needs of an engine, or of several as one."""
 
     @property
+    def device(self) -> torch.device:
+        """Where batches have to be."""
+
+    @property
+    def description(self) -> str:
+        """What computes, as far as the bits of its sums depend on it: `deepspeed zero 2 bf16`."""
+
+    @property
     def steps_applied(self) -> int:
         """Optimiser steps that changed the parameters, over all attempts."""
 
@@ -65,6 +73,12 @@ class StatefulEngine(Protocol):
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
         """Take over a state that `state_out` gave, from any engine and any number of ranks; collective."""
 
+    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every (or the named) parameter whole, in its working precision on the CPU, on every rank; collective.
+
+        Names are those of `module.named_parameters()`; tied parameters come once.
+        """
+
 
 class Engine(StatefulEngine, Protocol):
     """Owns the parameters of one module and their optimiser."""
@@ -72,10 +86,6 @@ class Engine(StatefulEngine, Protocol):
     @property
     def module(self) -> nn.Module:
         """Call this for forwards; attributes of the wrapped module are reachable through it."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches have to be."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, this rank's loss sum / global weight; over ranks they are summed."""
@@ -90,12 +100,6 @@ class Engine(StatefulEngine, Protocol):
         """Give the bare module with every parameter in place: inside, forwards run no collective (generation).
 
         Entered and left by all ranks; parameters are read, not written.
-        """
-
-    def full_parameters(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield every (or the named) parameter whole, in its working precision on the CPU, on every rank; collective.
-
-        Names are those of `module.named_parameters()`; tied parameters come once.
         """
 
     def close(self) -> None:

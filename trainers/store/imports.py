@@ -50,7 +50,7 @@ def import_folder(
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder")
     config = _read_json(folder, "config.json")
-    _refuse_code(folder, config)
+    refuse_code(folder, config)
     if not (folder / "tokenizer.json").is_file():
         raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     weights = _weight_files(folder)
@@ -61,7 +61,7 @@ def import_folder(
             raise RequestError(f"{folder}/{file} is larger than {MAX_TEXT_BYTES} bytes")
     for file in ("generation_config.json", "tokenizer_config.json"):
         if file in texts:
-            _refuse_code(folder, _read_json(folder, file), file)
+            refuse_code(folder, _read_json(folder, file), file)
     try:
         tokenization = tokenization_from_files(
             {file: paths[file].read_bytes() for file in TOKENIZER_FILES if file in paths}
@@ -100,7 +100,7 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
         raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / file).exists():
-            _refuse_code(folder, _read_json(folder, file), file)
+            refuse_code(folder, _read_json(folder, file), file)
     paths = {file: _inside(folder, file) for file in TOKENIZER_FILES if (folder / file).exists()}
     files = {file: store.objects.put_file(path) for file, path in paths.items()}
     digest = files_digest(files)
@@ -214,13 +214,18 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = _inside(folder, name)
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise RequestError(f"{folder / name} is larger than {MAX_TEXT_BYTES} bytes")
-    try:
-        value = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{folder / name}: {error}") from None
+    value = parse_json(path.read_bytes(), folder / name)
     if not isinstance(value, dict):
         raise RequestError(f"{folder / name} is not a JSON object")
     return value
+
+
+def parse_json(data: bytes, place: Path) -> Any:
+    """Parse strict JSON; raises RequestError naming the place."""
+    try:
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{place}: {error}") from None
 
 
 def _no_constant(text: str) -> float:
@@ -234,7 +239,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_code(folder: Path, value: Any, file: str = "config.json") -> None:
+def refuse_code(folder: Path, value: Any, file: str = "config.json") -> None:
     """Refuse settings that make a library fetch or run code: auto_map, and kernels named by a hub id."""
     if isinstance(value, dict):
         for key, item in value.items():
@@ -244,10 +249,10 @@ def _refuse_code(folder: Path, value: Any, file: str = "config.json") -> None:
                 )
             if key.endswith("_implementation") and isinstance(item, str) and "/" in item:
                 raise RequestError(f"{folder}/{file}: {key} is {item!r}, code from a hub")
-            _refuse_code(folder, item, file)
+            refuse_code(folder, item, file)
     elif isinstance(value, list):
         for item in value:
-            _refuse_code(folder, item, file)
+            refuse_code(folder, item, file)
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> Kind:

@@ -42,11 +42,11 @@ class ObjectStore:
 
     def put_bytes(self, data: bytes) -> str:
         """Store some bytes; returns their hash."""
-        return self._files.put([data], object_path).sha256
+        return self._files.put([data], object_path, len(data)).sha256
 
-    def put_chunks(self, chunks: Iterable[Any]) -> FileEntry:
-        """Store a sequence of buffers as one object without holding it in memory."""
-        return self._files.put(chunks, object_path)
+    def put_chunks(self, chunks: Iterable[Any], size: int | None = None) -> FileEntry:
+        """Store a sequence of buffers as one object without holding it in memory; `size` is for messages."""
+        return self._files.put(chunks, object_path, size)
 
     def put_file(self, path: Path) -> FileEntry:
         """Store a copy of a local file."""
@@ -140,10 +140,14 @@ class ObjectStore:
 
     def remove(self, sha256: str) -> None:
         """Remove an object that nothing names, and its copy in the cache."""
+        self.forget(sha256)
+        self._files.remove(object_path(sha256))
+
+    def forget(self, sha256: str) -> None:
+        """Drop what this process and the cache know of an object that is gone."""
         self._verified.pop(sha256, None)
         if self._files.root is None:
             (self.cache / object_path(sha256)).unlink(missing_ok=True)
-        self._files.remove(object_path(sha256))
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:
         found = local.stat()

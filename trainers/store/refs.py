@@ -8,6 +8,8 @@ from recipes.errors import StoreDamaged
 from trainers.store.files import Files
 from trainers.store.manifest import FORMAT, canonical_json
 
+QUARANTINE = "quarantine"
+
 
 class RefLog:
     """The numbered refs in one folder."""
@@ -23,6 +25,10 @@ class RefLog:
     def highest(self) -> int:
         """Return the highest number; 0 when there is none."""
         return max(self.numbers(), default=0)
+
+    def exists(self, number: int) -> bool:
+        """Tell whether a number is there."""
+        return self._files.size(self.path(number)) is not None
 
     def path(self, number: int) -> str:
         """Return where a number lies in the store."""
@@ -51,6 +57,24 @@ class RefLog:
             found = record.get("format") if isinstance(record, dict) else type(record).__name__
             raise StoreDamaged(f"{self.path(number)}: ref of format {found!r}; this version reads format {FORMAT}")
         return record
+
+    def set_aside(self, number: int, problem: str) -> str:
+        """Note in `quarantine/` that a number is damaged, with what it says; it stays where it is and is passed over.
+
+        Its number must stay taken, so that no stale writer finds it free. Returns the note's path.
+        """
+        try:
+            text = self._files.read(self.path(number)).decode(errors="replace")
+        except FileNotFoundError:
+            text = None
+        note = f"{QUARANTINE}/{self.path(number)}"
+        self._files.create(note, canonical_json({"format": FORMAT, "problem": problem, "ref": text}))
+        return note
+
+    def aside(self) -> set[int]:
+        """Return the numbers that were set aside."""
+        names = self._files.names(f"{QUARANTINE}/{self.folder}")
+        return {int(name) for name in names if name.isascii() and name.isdigit()}
 
     def settle(self, number: int) -> None:
         """Make a number durable, whoever wrote it."""

@@ -178,13 +178,12 @@ def _write_object(store: Store, pieces: Sequence[Piece], owner: str) -> dict[str
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
-    def chunks() -> Iterator[Any]:
-        yield len(text).to_bytes(8, "little") + text
-        for piece in pieces:
-            if piece.values.numel():
-                yield piece.values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-
-    written = store.objects.put_chunks(chunks())
+    # A list, not an iterator: a write that finds no room is repeated.
+    chunks: list[Any] = [len(text).to_bytes(8, "little") + text]
+    for piece in pieces:
+        if piece.values.numel():
+            chunks.append(piece.values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    written = store.objects.put_chunks(chunks, 8 + len(text) + offset)
     entries: dict[str, list[TensorEntry]] = {}
     for piece in pieces:
         part = Slice(start=[piece.start], shape=[piece.values.numel()], object=written, key=_key(piece))

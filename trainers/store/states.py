@@ -9,13 +9,14 @@ Barriers are never removed: a number that an old writer may be about to take sta
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from recipes.errors import StoreDamaged
+from recipes.errors import CapacityError, StoreDamaged
 from trainers.store.files import Files
-from trainers.store.manifest import StateManifest, read_manifest
+from trainers.store.manifest import FileEntry, StateManifest, read_manifest
 from trainers.store.objects import ObjectStore, object_path
-from trainers.store.refs import RefLog
+from trainers.store.refs import QUARANTINE, RefLog
 
 log = logging.getLogger("trainwright.store")
 
@@ -23,6 +24,13 @@ log = logging.getLogger("trainwright.store")
 def owner_mark(run: str, stage: str, lease: int, step: int) -> str:
     """Return the mark in the header of a state's objects; it makes them this state's own, shared with nothing."""
     return f"{run}/{stage}/{lease}/{step}"
+
+
+@dataclass(frozen=True)
+class _Damaged:
+    number: int
+    step: int | None
+    problem: str
 
 
 class StateLog:
@@ -57,27 +65,49 @@ class StateLog:
                 return number
 
     def latest(self, hashed: bool) -> StateManifest | None:
-        """Return the newest whole state: every byte hashed, or sizes compared."""
-        damaged: list[str] = []
+        """Return the newest whole state: every byte hashed, or sizes compared; damaged ones are set aside."""
+        aside = self._refs.aside()
+        damaged: list[_Damaged] = []
         for number in reversed(self._refs.numbers()):
+            manifest: StateManifest | None = None
             try:
-                manifest = self._read(number)
-                for entry in manifest.objects() if manifest is not None and hashed else ():
-                    self._objects.local_path(entry.sha256)
+                if number in aside:
+                    raise StoreDamaged(f"set aside, see {QUARANTINE}/{self._refs.path(number)}")
+                manifest = self.manifest(number)
+                for entry in manifest.objects() if manifest is not None else ():
+                    self._demand(entry, hashed)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
-                damaged.append(f"{self._refs.path(number)}: {error}")
+                if self._refs.exists(number):  # else retention took it away in this moment
+                    damaged.append(_Damaged(number, None if manifest is None else manifest.step, str(error)))
                 continue
             if manifest is None:
                 continue
-            for problem in damaged:
-                log.warning(
-                    "store %s: damaged, %s (step %d) is used instead of %s",
-                    self._uri, self._refs.path(number), manifest.step, problem,
-                )  # fmt: skip
+            for bad in damaged:
+                if bad.number not in aside:
+                    self._fall_back(bad, number, manifest.step)
             return manifest
         if damaged:
-            raise StoreDamaged(f"store {self._uri}: no whole training state: {'; '.join(damaged)}")
+            listed = "; ".join(f"{self._refs.path(bad.number)}: {bad.problem}" for bad in damaged)
+            raise StoreDamaged(f"store {self._uri}: no whole training state: {listed}")
         return None
+
+    def _fall_back(self, bad: "_Damaged", used: int, step: int) -> None:
+        known = "step unknown" if bad.step is None else f"step {bad.step}"
+        lost = "steps lost: unknown" if bad.step is None else f"{bad.step - step} steps lost"
+        try:
+            kept = f"; it is kept and noted in {self._refs.set_aside(bad.number, bad.problem)}"
+        except CapacityError as error:
+            kept = f"; it could not be noted as damaged: {error}"
+        log.warning(
+            "store %s: damaged, %s (step %d) is used instead of %s (%s), %s: %s%s",
+            self._uri, self._refs.path(used), step, self._refs.path(bad.number), known, lost, bad.problem, kept,
+        )  # fmt: skip
+
+    def _demand(self, entry: FileEntry, hashed: bool) -> None:
+        if hashed:
+            self._objects.local_path(entry.sha256)
+        elif not self._objects.has(entry.sha256, entry.bytes):
+            raise StoreDamaged(f"{object_path(entry.sha256)} is missing or has another size")
 
     def keep(self, keep: int) -> int:
         """Drop all but the newest `keep` whole states; nothing when the newest is not whole."""
@@ -85,7 +115,10 @@ class StateLog:
             raise ValueError(f"keep at least one state, not {keep}")
         kept: list[StateManifest] = []
         dropped: list[tuple[int, StateManifest]] = []
+        aside = self._refs.aside()
         for number in reversed(self._refs.numbers()):
+            if number in aside:
+                continue
             try:
                 manifest = self._read(number)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
@@ -118,25 +151,35 @@ class StateLog:
         except (StoreDamaged, FileNotFoundError):
             return False
 
-    def _read(self, number: int) -> StateManifest | None:
-        """Return the state of a number; None for a barrier."""
+    def manifest(self, number: int) -> StateManifest | None:
+        """Return the manifest of a number, whether or not its objects are there; None for a barrier."""
         record = self._refs.read(number)
         if "lease" in record:
             return None
         manifest = read_manifest(self._objects.get_bytes(str(record["manifest"])))
         if not isinstance(manifest, StateManifest):
             raise StoreDamaged(f"names a manifest of type {manifest.type}")
-        missing = self._objects.missing(manifest.objects())
+        return manifest
+
+    def _read(self, number: int) -> StateManifest | None:
+        """Return the state of a number; None for a barrier."""
+        manifest = self.manifest(number)
+        missing = [] if manifest is None else self._objects.missing(manifest.objects())
         if missing:
             raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
         return manifest
 
     def _owner(self, sha256: str) -> str | None:
         """Return the owner's mark of an object; None when it has none."""
-        header = self._objects.read_header(sha256)
-        if header is None:
-            return None
-        try:
-            return str(json.loads(header)["__metadata__"]["owner"])
-        except (ValueError, KeyError, TypeError):
-            return None
+        return find_owner(self._objects, sha256)
+
+
+def find_owner(objects: ObjectStore, sha256: str) -> str | None:
+    """Return the owner's mark in an object's header; None when it has none."""
+    header = objects.read_header(sha256)
+    if header is None:
+        return None
+    try:
+        return str(json.loads(header)["__metadata__"]["owner"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -2,21 +2,19 @@
 
 import logging
 import os
-import random
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
-from trainers.store import views
-from trainers.store.files import Files, open_files
+from trainers.store import inspection, views
+from trainers.store.files import Files, Patience, open_files
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
-    FileEntry,
     Manifest,
     StateManifest,
     manifest_bytes,
@@ -29,6 +27,8 @@ from trainers.store.runs import Run, list_runs, new_run
 from trainers.store.states import StateLog
 
 log = logging.getLogger("trainwright.store")
+
+PINS = "refs/pins"
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -48,35 +48,6 @@ class Committed:
 
     manifest: ArtifactManifest
     first: bool
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One thing that is not what it should be, and the refs that need it."""
-
-    path: str
-    problem: str
-    refs: list[str]
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What a verification read and what it found."""
-
-    refs: int
-    objects: int
-    bytes: int
-    damage: list[Damage] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """What an artifact was made from and what was made from it, nearest first; `missing` are inputs that are gone."""
-
-    artifact: ArtifactManifest
-    ancestors: list[ArtifactManifest]
-    descendants: list[ArtifactManifest]
-    missing: list[str]
 
 
 def default_uri() -> str:
@@ -165,39 +136,50 @@ class Store:
         found = {name: self._named(name) for name in self._files.names("refs/names")}
         return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
 
-    def lineage(self, fingerprint: str) -> Lineage:
+    def lineage(self, fingerprint: str) -> inspection.Lineage:
         """Return what an artifact was made from and what was made from it."""
-        known = {manifest.fingerprint: manifest for manifest in self.list_artifacts()}
-        artifact = known.get(fingerprint)
-        if artifact is None:
+        return inspection.lineage(self, fingerprint)
+
+    # Pins
+
+    def pin(self, fingerprint: str, note: str = "") -> None:
+        """Keep an artifact, and what it was made from, whatever a collection drops."""
+        if self.find_artifact(fingerprint) is None:
             raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
-        children: dict[str, list[str]] = {}
-        for manifest in known.values():
-            for parent in manifest.parents.values():
-                children.setdefault(parent.fingerprint, []).append(manifest.fingerprint)
+        RefLog(self._files, f"{PINS}/{fingerprint}").append({"pinned": True, "note": note})
 
-        def parents_of(item: str) -> list[str]:
-            return [parent.fingerprint for parent in known[item].parents.values()] if item in known else []
+    def unpin(self, fingerprint: str) -> bool:
+        """Take a pin away; False when there was none."""
+        if fingerprint not in self.pins():
+            return False
+        RefLog(self._files, f"{PINS}/{fingerprint}").append({"pinned": False, "note": ""})
+        return True
 
-        ancestors = _reachable(fingerprint, parents_of)
-        descendants = _reachable(fingerprint, lambda item: children.get(item, []))
-        return Lineage(
-            artifact,
-            [known[item] for item in ancestors if item in known],
-            [known[item] for item in descendants],
-            [item for item in ancestors if item not in known],
-        )
+    def pins(self) -> dict[str, str]:
+        """Return every pinned fingerprint with its note; a pin whose newest word is unreadable counts."""
+        found: dict[str, str] = {}
+        for fingerprint in self._files.names(PINS):
+            refs = RefLog(self._files, f"{PINS}/{fingerprint}")
+            try:
+                record = refs.read(refs.highest())
+            except StoreDamaged as error:
+                record = {"pinned": True, "note": str(error)}
+            except FileNotFoundError:
+                continue
+            if record.get("pinned"):
+                found[fingerprint] = str(record.get("note", ""))
+        return found
 
     # Leases and training states
 
     def take_lease(self, run: str, stage: str) -> int:
         """Take the next lease of a stage of a run; whoever holds a lower one can publish no more."""
         self._files.sweep()
-        return self._states(run, stage).take_lease()
+        return self.states(run, stage).take_lease()
 
     def check_lease(self, run: str, stage: str, lease: int) -> None:
         """Raise Fenced when a higher lease was taken."""
-        highest = self._states(run, stage).highest_lease()
+        highest = self.states(run, stage).highest_lease()
         if highest > lease:
             raise Fenced(f"{run}/{stage}: lease {lease} was superseded by lease {highest}; nothing was published")
         if highest < lease:
@@ -207,7 +189,7 @@ class Store:
         """Publish a training state whose objects are uploaded; returns its number. A superseded lease raises Fenced."""
         if manifest.lease != lease:
             raise StageError(f"the state of {manifest.run}/{manifest.stage} names lease {manifest.lease}, not {lease}")
-        states = self._states(manifest.run, manifest.stage)
+        states = self.states(manifest.run, manifest.stage)
         self.check_lease(manifest.run, manifest.stage, lease)
         self._demand_objects(manifest)
         content = self._put_manifest(manifest)
@@ -219,14 +201,14 @@ class Store:
         Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes.
         Raises StoreDamaged when there are states and none is whole.
         """
-        return self._states(run, stage).latest(hashed)
+        return self.states(run, stage).latest(hashed)
 
     def keep_states(self, run: str, stage: str, keep: int = 2) -> int:
         """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.
 
         Objects go with the states that own them; what was put by anything else stays for a later collection.
         """
-        return self._states(run, stage).keep(keep)
+        return self.states(run, stage).keep(keep)
 
     # Data sets
 
@@ -276,35 +258,21 @@ class Store:
         if found != data:
             raise CapacityError(f"store {self.uri}: bytes read back differ from those written")
 
-    def verify(self, share: float = 1.0, seed: int = 0) -> VerifyReport:
-        """Read every ref and a share of the objects they need, and report all that is missing or altered."""
-        problems: dict[str, tuple[str, list[str]]] = {}
-        needed: dict[str, tuple[FileEntry, list[str]]] = {}
-        num_refs = 0
-        for ref in self._all_refs():
-            num_refs += 1
-            try:
-                folder, _, number = ref.rpartition("/")
-                record = RefLog(self._files, folder).read(int(number))
-                if "manifest" not in record:
-                    continue
-                manifest = self._read_manifest(record)
-            except FileNotFoundError:
-                continue
-            except StoreDamaged as error:
-                problems[ref] = (str(error), [ref])
-                continue
-            for entry in objects_of(manifest):
-                needed.setdefault(entry.sha256, (entry, []))[1].append(ref)
-        chooser = random.Random(seed)
-        checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
-        for entry, refs in checked:
-            try:
-                self.objects.check(entry)
-            except StoreDamaged as error:
-                problems[object_path(entry.sha256)] = (str(error), refs)
-        damage = [Damage(path, problem, refs) for path, (problem, refs) in sorted(problems.items())]
-        return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage)
+    def verify(self, share: float = 1.0, seed: int = 0, *, set_aside: bool = False) -> inspection.VerifyReport:
+        """Read every ref and a share of the objects they need, and report all that is missing or altered.
+
+        With `set_aside` the damaged refs are noted in `quarantine/` and passed over from then on; nothing is deleted.
+        """
+        return inspection.verify(self, share, seed, set_aside)
+
+    @property
+    def files(self) -> Files:
+        """The place itself, for the modules that look at all of it."""
+        return self._files
+
+    def wait_for_room(self, limit_s: float, tell: Callable[[str], None]) -> None:
+        """From now on writes that find no room are tried again for up to `limit_s`; `tell` hears of it."""
+        self._files.patience = Patience(limit_s, tell)
 
     # Shared by the parts above
 
@@ -318,7 +286,8 @@ class Store:
             raise RequestError(f"{digest!r} is not a data set's digest (64 hex digits)")
         return RefLog(self._files, f"refs/datasets/{digest}")
 
-    def _states(self, run: str, stage: str) -> StateLog:
+    def states(self, run: str, stage: str) -> StateLog:
+        """Return the log of a stage's training states and leases."""
         if not _RUN.fullmatch(run) or not _NAME.fullmatch(stage):
             raise RequestError(f"{run}/{stage} is not a stage of a run")
         return StateLog(self._files, self.objects, run, stage)
@@ -334,12 +303,6 @@ class Store:
                 log.warning("name %s: %s is passed over: %s", name, refs.path(number), error)
         return None
 
-    def _all_refs(self) -> Iterator[str]:
-        for folder in ("refs/artifacts", "refs/datasets", "refs/names", "refs/states"):
-            for path in self._files.walk(folder):
-                if path.rpartition("/")[2].isdigit():
-                    yield path
-
     def _publish(self, refs: RefLog, manifest: M, stands: Callable[[M], bool] = lambda _: True) -> tuple[M, bool]:
         """Commit unless a whole one is there that `stands`."""
         self._demand_objects(manifest)
@@ -354,6 +317,7 @@ class Store:
                 refs.settle(refs.highest())
                 return existing, False
             if refs.create(refs.highest() + 1, content):
+                self._newest_whole(refs, type(manifest), set_aside=True)
                 return manifest, True
 
     def _put_manifest(self, manifest: Manifest) -> dict[str, Any]:
@@ -366,42 +330,33 @@ class Store:
             listed = ", ".join(f"{entry.sha256[:12]} ({entry.bytes} bytes)" for entry in missing[:5])
             raise StoreDamaged(f"store {self.uri}: not committed, {len(missing)} objects are missing: {listed}")
 
-    def _read_manifest(self, record: dict[str, Any]) -> Manifest:
+    def read_ref(self, record: dict[str, Any]) -> Manifest:
+        """Return the manifest that a ref names; raises StoreDamaged when it is not whole."""
         return read_manifest(self.objects.get_bytes(str(record["manifest"])))
 
-    def _newest_whole(self, refs: RefLog, wanted: type[M]) -> M | None:
-        damaged: list[str] = []
+    def _newest_whole(self, refs: RefLog, wanted: type[M], set_aside: bool = False) -> M | None:
+        damaged: dict[int, str] = {}
+        aside = refs.aside()
         for number in reversed(refs.numbers()):
+            if number in aside:
+                continue
             try:
-                manifest = self._read_manifest(refs.read(number))
+                manifest = self.read_ref(refs.read(number))
                 if not isinstance(manifest, wanted):
                     raise StoreDamaged(f"names a manifest of type {manifest.type}")
                 missing = self.objects.missing(objects_of(manifest))
                 if missing:
                     raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
-                damaged.append(f"{refs.path(number)}: {error}")
+                damaged[number] = str(error)
                 continue
-            for problem in damaged:
-                log.warning("store %s: damaged, %s is used instead of %s", self.uri, refs.path(number), problem)
+            for bad, problem in damaged.items():
+                text = f"damaged, {refs.path(number)} is used instead of {refs.path(bad)}: {problem}"
+                log.warning("store %s: %s", self.uri, text)
+                if set_aside:
+                    refs.set_aside(bad, problem)
             return manifest
         if damaged:
-            raise StoreDamaged(f"store {self.uri}: no whole commit: {'; '.join(damaged)}")
+            listed = "; ".join(f"{refs.path(bad)}: {problem}" for bad, problem in damaged.items())
+            raise StoreDamaged(f"store {self.uri}: no whole commit: {listed}")
         return None
-
-
-def _reachable(start: str, neighbours: Callable[[str], list[str]]) -> list[str]:
-    """Return everything reachable, nearest first."""
-    order: list[str] = []
-    frontier = [start]
-    seen = {start}
-    while frontier:
-        following = []
-        for item in frontier:
-            for neighbour in neighbours(item):
-                if neighbour not in seen:
-                    seen.add(neighbour)
-                    order.append(neighbour)
-                    following.append(neighbour)
-        frontier = following
-    return order

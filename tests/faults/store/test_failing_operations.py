@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.errors import CapacityError
-from trainers.store import files as files_module
+from trainers.store import local_files as files_module
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest, files_digest, sha256_hex
 from trainers.store.store import Fenced, Store
 
-OPERATIONS = ("open", "write", "fsync", "link", "unlink", "mkdir", "fchmod", "rename")
+OPERATIONS = ("open", "write", "fsync", "link", "unlink", "mkdir", "fchmod", "rename", "utime")
 STEPS = ("artifact", "state", "keep", "lease", "lines")
 
 

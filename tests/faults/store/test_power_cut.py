@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainers.store import files as files_module
+from trainers.store import local_files as files_module
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest, files_digest, sha256_hex
 from trainers.store.store import Store
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.resolve import Resolved, differing_keys
+from launch.resolve import Resolved, differing_values
 from recipes.errors import Preempted, RecipeError, RequestError
+from trainers.store.manifest import Layout, StateManifest
 
 
 @pytest.fixture
@@ -108,10 +109,77 @@ def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) ->
     assert api.resumable(record, None, (), None) is not None
 
 
-def test_differing_keys_are_dotted_and_show_both_values() -> None:
+def test_differing_values_are_dotted_and_show_both_values() -> None:
     before, after = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 2, "c": [1]}, "e": 3}
-    assert differing_keys(before, after) == [
+    assert [str(change) for change in differing_values(before, after)] == [
         "a.b: 1 in the run, 2 at present",
         "d: 2 in the run, null at present",
         "e: null in the run, 3 at present",
     ]
+
+
+def commit_state(record: Any, stage: str, fingerprint: str, step: int) -> None:
+    """Leave a training state of the run's stage in the store."""
+    lease = record.store.take_lease(record.run, stage)
+    manifest = StateManifest(
+        run=record.run, stage=stage, fingerprint=fingerprint, step=step, lease=lease,
+        layout=Layout(workers=1, micro_batch=1, accumulation=1),
+    )  # fmt: skip
+    record.store.commit_state(manifest, lease)
+
+
+def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped: Any, bench: Any) -> None:
+    old = {entry["name"]: entry["fingerprint"] for entry in stopped.raw["plan"]}
+    commit_state(stopped, "chat", old["chat"], 2)
+    override = ["stages.chat.train.steps=5", "stages.chat.train.optimizer.lr=0.5"]
+    with pytest.raises(RequestError, match=r"stages\.chat\.train\.optimizer\.lr: .* in the run, 0\.5") as refused:
+        api.resumable(stopped, None, override, None, ["stages.chat.train.steps"])
+    assert "stages.chat.train.steps" not in str(refused.value)
+    with pytest.raises(RequestError, match=r"--allow-change stages\.base: nothing changed there"):
+        api.resumable(stopped, None, override, None, ["stages.chat.train", "stages.base"])
+    found = api.resumable(stopped, None, override, None, ["stages.chat.train"])
+    assert found is not None
+    assert [(change["field"], change["after"]) for change in found.changes["chat"]] == [
+        ("stages.chat.train.optimizer.lr", 0.5),
+        ("stages.chat.train.steps", 5),
+    ]
+    new = {stage.name: stage.fingerprint for stage in found.plan(None).stages}
+    fresh = {stage.name: stage.fingerprint for stage in bench.resolve(*override).plan(None).stages}
+    assert new["base"] == old["base"]
+    assert len({old["chat"], new["chat"], fresh["chat"]}) == 3, "what was changed on the way is no other run's artifact"
+    assert found.accepts == {"chat": [old["chat"]]}
+    assert found.replaced == {"exam": [old["exam"]]}
+    assert Resolved.from_json(found.to_json()) == found
+
+
+def test_a_stage_that_has_not_begun_is_simply_another(stopped: Any, bench: Any) -> None:
+    override = ["stages.chat.train.steps=5"]
+    found = api.resumable(stopped, None, override, None, ["stages.chat.train.steps"])
+    assert found is not None
+    assert found.changes == {}
+    new = {stage.name: stage.fingerprint for stage in found.plan(None).stages}
+    assert new == {stage.name: stage.fingerprint for stage in bench.resolve(*override).plan(None).stages}
+
+
+def test_an_allowed_change_reaches_the_workers_and_later_resumes(stopped: Any, bench: Any) -> None:
+    commit_state(stopped, "chat", stopped.raw["plan"][1]["fingerprint"], 2)
+    jobs: list[dict[str, Any]] = []
+
+    def fail_in_chat(job: dict[str, Any], worker: Any) -> None:
+        jobs.append(job)
+        if job["stage"] == "chat" and len(jobs) == 1:
+            raise Preempted("state saved")
+
+    bench.stages.hook = fail_in_chat
+    found = api.resumable(stopped, None, ["stages.chat.train.steps=5"], None, ["stages.chat.train.steps"])
+    assert found is not None
+    stopped.revise(api._record_of(found))
+    with pytest.raises(Preempted):
+        bench.drive(record=stopped)
+    assert stopped.resolved() == found
+    assert api.resumable(stopped, None, (), None) == found
+    bench.drive(record=stopped)
+    chat = [job for job in jobs if job["stage"] == "chat"]
+    assert [job["changes"][0]["field"] for job in chat] == ["stages.chat.train.steps"] * 2
+    assert stopped.summary().state == "completed"
+    assert api.resumable(stopped, None, (), None) is None

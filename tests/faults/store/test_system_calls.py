@@ -1,0 +1,146 @@
+"""A kill or an error at every system call that a store makes, injected by strace: no half commit, none lost.
+
+The life in life.py runs once to count its calls; then once for each call with a fault there. The short form takes an
+even sample of the points, the long form all of them.
+"""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.store.manifest import sha256_hex
+from trainers.store.store import Store
+
+CALLS = ("openat", "write", "fsync", "link", "unlink", "rename", "mkdir", "fchmod", "utimensat", "flock", "close")
+FAULTS = {
+    "kill": "signal=KILL",
+    "EIO": "error=EIO",
+    "ENOSPC": "error=ENOSPC",
+    "EDQUOT": "error=EDQUOT",
+    "EROFS": "error=EROFS",
+    "short": "retval=1",
+}
+"""`short`: the call says that it wrote one byte, and wrote none."""
+NO_ERROR = {"close", "flock"}
+"""Calls of which only the moment of a kill is of interest: the store does not act on their result."""
+SHORT_POINTS = 24
+DEADLINE_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _needs_strace() -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed (apt-get install strace)")
+    probe = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, text=True)
+    if probe.returncode != 0:
+        pytest.skip(f"strace may not trace here: {probe.stderr.strip()[:80]}")
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder for stores on the disk, and on memory."""
+    if request.param == "disk":
+        yield tmp_path
+        return
+    folder = Path("/dev/shm") / f"trainwright-{os.getpid()}-{time.time_ns()}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def trace(nursery: Any, store: Path, log: Path, inject: str | None = None) -> Any:
+    """Run the life in a child with strace attached; returns the child, which has ended."""
+    child = nursery.start("live", store, waits=True)
+    command = ["strace", "-f", "-p", str(child.pid), "-o", str(log), "-e", f"trace={','.join(CALLS)}"]
+    tracer = subprocess.Popen(
+        [*command, *(["-e", f"inject={inject}"] if inject else [])],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while f"TracerPid:\t{tracer.pid}" not in Path(f"/proc/{child.pid}/status").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        child.go.touch()
+        child.wait(DEADLINE_S)
+        tracer.wait(DEADLINE_S)
+    finally:
+        tracer.kill()
+        tracer.wait()
+    return child
+
+
+def check(store: Path, child: Any) -> None:
+    """What was acknowledged is there whole, and every ref names what is there; then the life can be lived again."""
+    opened = Store.open(str(store))
+    assert opened.verify().damage == []
+    said = collections.defaultdict(list)
+    for what, value in child.acknowledged():
+        said[what].append(value)
+    kept = sha256_hex(b"kept")
+    if "unpinned" not in said and kept in said["artifact"]:
+        assert opened.find_artifact(kept) is not None
+        if "pin" in said:
+            assert kept in opened.pins()
+    latest = opened.latest_state("run", "base")
+    assert (latest.step if latest else 0) >= max(map(int, said["state"]), default=0)
+    assert len(list(opened.run("run").read_lines("journal"))) >= len(said["line"])
+    assert opened.states("run", "base").highest_lease() >= max(map(int, said["lease"]), default=0)
+
+
+def points(log: Path, fault: str) -> list[tuple[str, int]]:
+    """Every (call, number) of a traced life; strace counts each call by itself."""
+    counts = collections.Counter(re.findall(r"^\d+\s+(\w+)\(", log.read_text(), re.MULTILINE))
+    calls = [call for call in CALLS if fault == "kill" or call not in NO_ERROR]
+    if fault == "short":
+        calls = ["write"]
+    return [(call, number) for call in calls for number in range(1, counts[call] + 1)]
+
+
+def run_points(
+    nursery: Any, places: Path, tmp_path: Path, fault: str, most: int | None, say: Callable[[str], None]
+) -> None:
+    log = tmp_path / "trace"
+    whole = trace(nursery, places / "whole", log)
+    assert whole.acknowledged()[-1][0] == "done", whole.errors.read_text()
+    check(places / "whole", whole)
+    found = points(log, fault)
+    chosen = found if most is None else found[:: max(1, -(-len(found) // most))]
+    ended = collections.Counter[str]()
+    for index, (call, number) in enumerate(chosen):
+        store = places / f"store-{index}"
+        child = trace(nursery, store, log, f"{call}:{FAULTS[fault]}:when={number}")
+        done = bool(child.acknowledged()) and child.acknowledged()[-1][0] == "done"
+        ended["went on" if done else "killed" if not child.errors.exists() else "refused"] += 1
+        if child.errors.exists():
+            last = child.errors.read_text().strip().splitlines()[-1]
+            assert re.match(r"(recipes\.errors|trainers\.store\.\w+)\.\w+: |OSError: |PermissionError: ", last), last
+        check(store, child)
+        shutil.rmtree(store)
+    where = f"{len(chosen)} of {len(found)} system calls"
+    say(f"{fault} on {places.parts[1]}: {where}, {dict(ended)}: BAD-REF 0, ACK-LOSS 0")
+    assert len(found) > (10 if fault == "short" else 100)
+    assert ended["killed"] > 0 if fault == "kill" else ended["refused"] > 0
+
+
+@pytest.mark.parametrize("fault", ["kill", "EIO", "ENOSPC", "short"])
+def test_a_fault_at_sampled_system_calls(nursery: Any, tmp_path: Path, say: Callable[[str], None], fault: str) -> None:
+    run_points(nursery, tmp_path, tmp_path, fault, SHORT_POINTS, say)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_every_system_call(
+    nursery: Any, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str
+) -> None:
+    run_points(nursery, places, tmp_path, fault, None, say)

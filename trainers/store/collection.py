@@ -1,0 +1,201 @@
+"""Garbage collection: what nothing needs any more is listed, and goes when a later pass finds it still unneeded.
+
+Needed is what a kept artifact, a data set, a training state, a pin, a name or a living lease leads to, and the whole
+ancestry of kept artifacts. A pass first deletes what an earlier pass has listed at least `grace` ago, if it is still
+unneeded and nobody renewed it since (writing an object that is there already renews it); then it writes a list of its
+own. All times are those of the store's clock. Refs go before the objects that they name. Two passes may run at once.
+"""
+
+import logging
+import secrets
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.errors import RequestError, StoreDamaged
+from trainers.store.inspection import all_refs, reachable, refs_aside
+from trainers.store.manifest import ArtifactManifest, Manifest, StateManifest, objects_of
+from trainers.store.refs import RefLog
+from trainers.store.states import find_owner
+from trainers.store.store import Store
+
+log = logging.getLogger("trainwright.store")
+
+LISTS = "gc"
+DEFAULT_GRACE_S = 24 * 3600.0
+"""Longer than any writer takes from an object to the ref that names it."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept beside pins and names: artifacts by fingerprint, and runs whose training states stay."""
+
+    artifacts: Collection[str]
+    runs: Collection[str]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a pass deleted, and what it listed for a later one (`waiting`)."""
+
+    removed_refs: list[str] = field(default_factory=list)
+    removed_objects: int = 0
+    removed_bytes: int = 0
+    waiting_refs: list[str] = field(default_factory=list)
+    waiting_objects: int = 0
+    waiting_bytes: int = 0
+    kept_objects: int = 0
+
+
+@dataclass(frozen=True)
+class _Marked:
+    objects: dict[str, set[str]]
+    """Hashes of the objects that each ref needs, its manifest among them."""
+    unneeded_refs: set[str]
+
+    def needed(self, without: Collection[str] = ()) -> set[str]:
+        """Return the hashes that the refs need, some of them left out."""
+        return set().union(*(hashes for ref, hashes in self.objects.items() if ref not in without))
+
+
+def collect(
+    store: Store,
+    *,
+    grace_s: float = DEFAULT_GRACE_S,
+    keep: Keep | None = None,
+    finished_states: bool = False,
+    dry_run: bool = False,
+) -> Collected:
+    """Run one pass. Without `keep` every artifact and every run is kept, and only what no ref names goes.
+
+    `finished_states` gives up the training states of stages whose artifact is there. Raises StoreDamaged, before
+    anything is deleted, when a ref cannot be read: what it names is not known.
+    """
+    if grace_s < 0:
+        raise ValueError(f"grace is {grace_s} s")
+    if not dry_run:
+        store.files.recover()
+    paths = {_sha(path): path for path in store.files.walk("objects")}
+    marked = _mark(store, keep, finished_states)
+    if dry_run:
+        orphans = _orphans(store, paths, marked.needed(marked.unneeded_refs))
+        size = sum(store.files.size(path) or 0 for path in orphans)
+        waiting_refs = sorted(marked.unneeded_refs)
+        return Collected([], 0, 0, waiting_refs, len(orphans), size, len(paths) - len(orphans))
+    now = _clock(store)
+    lists = RefLog(store.files, LISTS)
+    due = _due(store, lists, now, grace_s)
+    removed_refs = [ref for ref in due.get("refs", []) if ref in marked.unneeded_refs]
+    for ref in removed_refs:
+        store.files.remove(ref)
+    orphans = _orphans(store, paths, marked.needed(removed_refs))
+    kept = len(paths) - len(orphans)
+    listed: dict[str, float] = due.get("objects", {})
+    removed, removed_bytes = 0, 0
+    for path in sorted(orphans & listed.keys()):
+        size = store.files.size(path) or 0
+        if store.files.remove_stale(path, float(listed[path])):
+            store.objects.forget(_sha(path))
+            orphans.discard(path)
+            removed, removed_bytes = removed + 1, removed_bytes + size
+    waiting: dict[str, float] = {}
+    waiting_bytes = 0
+    for path in sorted(orphans):
+        at = store.files.modified_at(path)
+        if at is not None and at <= now - grace_s:
+            waiting[path] = at
+            waiting_bytes += store.files.size(path) or 0
+    waiting_refs = sorted(marked.unneeded_refs - set(removed_refs))
+    if waiting or waiting_refs:
+        lists.append({"objects": waiting, "refs": waiting_refs})
+    return Collected(removed_refs, removed, removed_bytes, waiting_refs, len(waiting), waiting_bytes, kept)
+
+
+def _mark(store: Store, keep: Keep | None, finished_states: bool) -> _Marked:
+    manifests = dict(_manifests(store))
+    artifacts = {ref: item for ref, (_, item) in manifests.items() if isinstance(item, ArtifactManifest)}
+    parents: dict[str, list[str]] = {}
+    for artifact in artifacts.values():
+        parents.setdefault(artifact.fingerprint, []).extend(p.fingerprint for p in artifact.parents.values())
+    if keep is None:
+        kept = set(parents)
+    else:
+        roots = [*keep.artifacts, *store.pins(), *store.names().values()]
+        kept = {*roots, *reachable(roots, lambda item: parents.get(item, []))}
+    unneeded = {ref for ref, artifact in artifacts.items() if artifact.fingerprint not in kept}
+    for ref, (_, item) in manifests.items():
+        if isinstance(item, StateManifest):
+            is_kept_run = keep is None or item.run in keep.runs
+            is_finished = finished_states and item.fingerprint in parents
+            if not is_kept_run or is_finished:
+                unneeded.add(ref)
+    objects = {ref: {sha, *(entry.sha256 for entry in objects_of(item))} for ref, (sha, item) in manifests.items()}
+    return _Marked(objects, unneeded)
+
+
+def _orphans(store: Store, paths: dict[str, str], needed: Collection[str]) -> set[str]:
+    """Return the paths of objects that are not needed and not written under a living lease."""
+    return {path for sha, path in paths.items() if sha not in needed and not _is_leased(store, sha)}
+
+
+def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:
+    """Give every ref with the hash of its manifest and the manifest; what was set aside counts where it is readable."""
+    aside = refs_aside(store)
+    for ref in all_refs(store):
+        folder, _, number = ref.rpartition("/")
+        try:
+            record = RefLog(store.files, folder).read(int(number))
+            if "manifest" in record:
+                yield ref, (str(record["manifest"]), store.read_ref(record))
+        except FileNotFoundError:
+            continue
+        except StoreDamaged as error:
+            if ref not in aside and store.files.size(ref) is not None:
+                raise StoreDamaged(
+                    f"nothing was collected: {ref} is damaged, so what it needs is not known ({error}); set it aside "
+                    f"with `trainwright store verify --quarantine`"
+                ) from None
+
+
+def _is_leased(store: Store, sha256: str) -> bool:
+    """Whether an object that no ref names was written under the newest lease of its stage, and may yet be committed."""
+    owner = find_owner(store.objects, sha256)
+    parts = (owner or "").split("/")
+    if len(parts) != 4 or not parts[2].isdigit():
+        return False
+    try:
+        return store.states(parts[0], parts[1]).highest_lease() == int(parts[2])
+    except RequestError:
+        return False
+
+
+def _clock(store: Store) -> float:
+    """Return the present time by the store's clock: that of a file just written."""
+    path = f"tmp/clock-{secrets.token_hex(8)}"
+    store.files.create(path, b"now", durable=False)
+    at = store.files.modified_at(path)
+    store.files.remove(path)
+    if at is None:
+        raise StoreDamaged(f"store {store.uri} does not say when a file was written; nothing was collected")
+    return at
+
+
+def _due(store: Store, lists: RefLog, now: float, grace_s: float) -> dict[str, Any]:
+    """Return the newest list that is old enough; older ones are dropped."""
+    for number in reversed(lists.numbers()):
+        at = store.files.modified_at(lists.path(number))
+        if at is None or at > now - grace_s:
+            continue
+        for older in lists.numbers():
+            if older < number:
+                lists.remove(older)
+        try:
+            return lists.read(number)
+        except (StoreDamaged, FileNotFoundError) as error:
+            log.warning("store %s: %s is not used: %s", store.uri, lists.path(number), error)
+            return {}
+    return {}
+
+
+def _sha(path: str) -> str:
+    return path.removeprefix("objects/").replace("/", "")

@@ -1,0 +1,139 @@
+"""Looking at a whole store: is everything that is named there and unaltered, and what came from what."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from recipes.errors import RequestError, StoreDamaged
+from trainers.store.manifest import ArtifactManifest, FileEntry, objects_of
+from trainers.store.objects import object_path
+from trainers.store.refs import QUARANTINE, RefLog
+
+if TYPE_CHECKING:
+    from trainers.store.store import Store
+
+REF_FOLDERS = ("refs/artifacts", "refs/datasets", "refs/names", "refs/pins", "refs/states")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not what it should be, and the refs that need it."""
+
+    path: str
+    problem: str
+    refs: list[str]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification read and what it found; `aside` are the refs that were set aside, now or before."""
+
+    refs: int
+    objects: int
+    bytes: int
+    damage: list[Damage] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an artifact was made from and what was made from it, nearest first; `missing` are inputs that are gone."""
+
+    artifact: ArtifactManifest
+    ancestors: list[ArtifactManifest]
+    descendants: list[ArtifactManifest]
+    missing: list[str]
+
+
+def all_refs(store: "Store") -> Iterator[str]:
+    """Give the path of every numbered ref, of whatever sort."""
+    for folder in REF_FOLDERS:
+        for path in store.files.walk(folder):
+            if path.rpartition("/")[2].isdigit():
+                yield path
+
+
+def refs_aside(store: "Store") -> set[str]:
+    """Return the paths of all refs that were set aside as damaged."""
+    return {path.removeprefix(f"{QUARANTINE}/") for path in store.files.walk(f"{QUARANTINE}/refs")}
+
+
+def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyReport:
+    """Read every ref and a share of the objects; refs that were set aside are listed and not judged again."""
+    problems: dict[str, tuple[str, list[str]]] = {}
+    needed: dict[str, tuple[FileEntry, list[str]]] = {}
+    aside = refs_aside(store)
+    num_refs = 0
+    for ref in all_refs(store):
+        if ref in aside:
+            continue
+        num_refs += 1
+        try:
+            folder, _, number = ref.rpartition("/")
+            record = RefLog(store.files, folder).read(int(number))
+            if "manifest" not in record:
+                continue
+            manifest = store.read_ref(record)
+        except FileNotFoundError:
+            continue
+        except StoreDamaged as error:
+            problems[ref] = (str(error), [ref])
+            continue
+        for entry in objects_of(manifest):
+            needed.setdefault(entry.sha256, (entry, []))[1].append(ref)
+    chooser = random.Random(seed)
+    checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
+    for entry, refs in checked:
+        try:
+            store.objects.check(entry)
+        except StoreDamaged as error:
+            problems[object_path(entry.sha256)] = (str(error), refs)
+    damage = [Damage(path, problem, refs) for path, (problem, refs) in sorted(problems.items())]
+    for item in damage if set_aside else ():
+        for ref in item.refs:
+            folder, _, number = ref.rpartition("/")
+            RefLog(store.files, folder).set_aside(int(number), item.problem)
+            aside.add(ref)
+    return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside))
+
+
+def lineage(store: "Store", fingerprint: str) -> Lineage:
+    """Follow parents one way and children the other."""
+    known = {manifest.fingerprint: manifest for manifest in store.list_artifacts()}
+    artifact = known.get(fingerprint)
+    if artifact is None:
+        raise RequestError(f"store {store.uri} has no artifact {fingerprint}")
+    children: dict[str, list[str]] = {}
+    for manifest in known.values():
+        for parent in manifest.parents.values():
+            children.setdefault(parent.fingerprint, []).append(manifest.fingerprint)
+
+    def parents_of(item: str) -> list[str]:
+        return [parent.fingerprint for parent in known[item].parents.values()] if item in known else []
+
+    ancestors = reachable([fingerprint], parents_of)
+    descendants = reachable([fingerprint], lambda item: children.get(item, []))
+    return Lineage(
+        artifact,
+        [known[item] for item in ancestors if item in known],
+        [known[item] for item in descendants],
+        [item for item in ancestors if item not in known],
+    )
+
+
+def reachable(start: list[str], neighbours: Callable[[str], list[str]]) -> list[str]:
+    """Return everything reachable but the start, nearest first."""
+    order: list[str] = []
+    frontier = list(start)
+    seen = set(start)
+    while frontier:
+        following = []
+        for item in frontier:
+            for neighbour in neighbours(item):
+                if neighbour not in seen:
+                    seen.add(neighbour)
+                    order.append(neighbour)
+                    following.append(neighbour)
+        frontier = following
+    return order

@@ -1,0 +1,292 @@
+"""A store in a POSIX folder: temporary file, fsync, hard link under the final name, fsync of the folder."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recipes.errors import CapacityError
+from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file
+from trainers.store.manifest import FileEntry
+
+STALE_SECONDS = 60.0
+"""A temporary file older than this that nobody holds locked was left by a dead writer."""
+TRASH = "trash"
+
+T = TypeVar("T")
+
+
+class _FileChunks:
+    """A local file's bytes, as often as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        return file_chunks(self._path)
+
+
+class LocalFiles:
+    """A folder on a POSIX file system with hard links: local disk, tmpfs, NFS."""
+
+    def __init__(self, root: Path) -> None:
+        self.root: Path = root
+        self.uri = str(root)
+        self.patience: Patience | None = None
+        self._durable_folders: set[str] = set()
+
+    def create(self, path: str, data: bytes, *, durable: bool = True) -> bool:
+        final = self.root / path
+        if final.exists():
+            return False
+
+        def write() -> bool:
+            temporary, _ = self._write_temporary([data], durable)
+            try:
+                return self._link(temporary, final, durable)
+            finally:
+                os.unlink(temporary)
+
+        return self._writing(path, len(data), write)
+
+    def put(self, chunks: Iterable[Any], place: Place, size: int | None = None) -> FileEntry:
+        def write() -> FileEntry:
+            temporary, entry = self._write_temporary(chunks, True)
+            try:
+                final = self.root / place(entry.sha256)
+                while not self._link(temporary, final, True):
+                    if self._is_whole(final, entry):
+                        if self._renew(temporary, final):
+                            self._sync_folder(final.parent)
+                            break
+                    else:
+                        self._quarantine(final)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            return entry
+
+        return self._writing("an object", size, write, once=isinstance(chunks, Iterator))
+
+    def put_file(self, source: Path, place: Place) -> FileEntry:
+        return self.put(_FileChunks(source), place, source.stat().st_size)
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def size(self, path: str) -> int | None:
+        found = self._stat(path)
+        return None if found is None else found.st_size
+
+    def modified_at(self, path: str) -> float | None:
+        found = self._stat(path)
+        return None if found is None else found.st_mtime
+
+    def fetch(self, path: str, target: Path) -> None:
+        shutil.copyfile(self.root / path, target)
+
+    def names(self, path: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self.root / path))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self, path: str) -> Iterator[str]:
+        for name in self.names(path):
+            child = f"{path}/{name}"
+            if (self.root / child).is_dir() and not (self.root / child).is_symlink():
+                yield from self.walk(child)
+            else:
+                yield child
+
+    def remove(self, path: str) -> None:
+        def unlink() -> None:
+            with suppress(FileNotFoundError):
+                os.unlink(self.root / path)
+                self._sync_folder((self.root / path).parent)
+
+        self._writing(path, 0, unlink)
+
+    def remove_stale(self, path: str, modified_at: float) -> bool:
+        """Move the file aside first: a writer that renews it in this moment is seen afterwards, and it goes back."""
+        final, aside = self.root / path, self.root / TRASH / path
+
+        def move() -> bool:
+            if self.modified_at(path) != modified_at:
+                return False
+            self._make_folder(aside.parent, durable=False)
+            try:
+                os.rename(final, aside)
+            except FileNotFoundError:
+                return False
+            if os.stat(aside).st_mtime != modified_at:
+                self._restore(aside, final)
+                return False
+            os.unlink(aside)
+            return True
+
+        return self._writing(path, 0, move)
+
+    def recover(self) -> None:
+        def restore() -> None:
+            for path in list(self.walk(TRASH)):
+                self._restore(self.root / path, self.root / path.removeprefix(f"{TRASH}/"))
+
+        self._writing(TRASH, 0, restore)
+
+    def settle(self, path: str) -> None:
+        self._writing(path, 0, lambda: self._sync_folder((self.root / path).parent))
+
+    def free_bytes(self) -> int | None:
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        found = os.statvfs(place)
+        return found.f_bavail * found.f_frsize
+
+    def sweep(self) -> None:
+        for name in self.names("tmp"):
+            path = self.root / "tmp" / name
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime < STALE_SECONDS:
+                    continue
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                finally:
+                    os.close(descriptor)
+
+    def _stat(self, path: str) -> os.stat_result | None:
+        try:
+            found = os.stat(self.root / path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def _write_temporary(self, chunks: Iterable[Any], durable: bool) -> tuple[Path, FileEntry]:
+        folder = self.root / "tmp"
+        self._make_folder(folder, durable=False)
+        temporary = folder / secrets.token_hex(12)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with suppress(OSError):  # without locks nothing is swept
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            digest, size = hashlib.sha256(), 0
+            for chunk in chunks:
+                view = memoryview(chunk).cast("B")
+                digest.update(view)
+                size += len(view)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            os.fchmod(descriptor, 0o444)
+            if os.fstat(descriptor).st_size != size:
+                raise OSError("short write")
+            if durable:
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(descriptor)
+        return temporary, FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+    def _link(self, temporary: Path, final: Path, durable: bool) -> bool:
+        self._make_folder(final.parent, durable)
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder was removed since this process made it
+            self._durable_folders.clear()
+            self._make_folder(final.parent, durable)
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                return False
+        if durable:
+            self._sync_folder(final.parent)
+        return True
+
+    def _renew(self, temporary: Path, final: Path) -> bool:
+        """Make a whole object young again, so that a collection that has listed it spares it; False: it went."""
+        try:
+            os.utime(final)
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user's: the same bytes take its place
+            os.replace(temporary, final)
+        return True
+
+    def _restore(self, aside: Path, final: Path) -> None:
+        self._make_folder(final.parent, durable=False)
+        with suppress(FileExistsError):
+            os.link(aside, final)
+        self._sync_folder(final.parent)
+        os.unlink(aside)
+
+    def _make_folder(self, folder: Path, durable: bool) -> None:
+        """Make a folder; a durable one is known to its parent on disk, whoever made it."""
+        if str(folder) in self._durable_folders:
+            return
+        if folder != self.root:
+            self._make_folder(folder.parent, durable)
+        folder.mkdir(parents=True, exist_ok=True)
+        if durable:
+            self._sync_folder(folder.parent)
+            self._durable_folders.add(str(folder))
+
+    def _sync_folder(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _is_whole(self, path: Path, entry: FileEntry) -> bool:
+        try:
+            return path.stat().st_size == entry.bytes and hash_file(path) == entry
+        except FileNotFoundError:
+            return False
+
+    def _quarantine(self, path: Path) -> None:
+        folder = self.root / "quarantine"
+        self._make_folder(folder, durable=True)
+        with suppress(FileNotFoundError):
+            os.rename(path, folder / f"{path.parent.name}{path.name}-{secrets.token_hex(4)}")
+
+    def _writing(self, path: str, size: int | None, action: Callable[[], T], once: bool = False) -> T:
+        """Run an action on the disk; one that finds no room is repeated for as long as the store has patience."""
+        waited_s = 0.0
+        while True:
+            try:
+                result = action()
+            except OSError as error:
+                refusal = self._refusal(path, size, error)
+                if once or self.patience is None or error.errno not in FULL:
+                    raise refusal from error
+                waited_s = self.patience.wait(refusal, waited_s)
+            else:
+                if waited_s and self.patience is not None:
+                    self.patience.tell(f"store {self.uri}: there is room again after {waited_s:.0f} s")
+                return result
+
+    def _refusal(self, path: str, size: int | None, error: OSError) -> CapacityError:
+        details = [] if size is None else [f"needed {size} bytes"]
+        with suppress(OSError):
+            details.append(f"free {self.free_bytes()} bytes")
+        shown = f" ({', '.join(details)})" if details else ""
+        kind = StoreFull if error.errno in FULL else CapacityError
+        return kind(f"store {self.uri}: cannot write {path}: {error.strerror or error}{shown}")

@@ -183,13 +183,6 @@ def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> li
     return [int(row) for row in generator.permutation(num_samples)]
 
 
-def share_of(rows: Sequence[int], lengths: Sequence[int], rank: int, workers: int, micro_batch: int) -> list[list[int]]:
-    """A rank's micro-batches of a mini-batch; dealt by length: ranks work equally long, padding stays small."""
-    by_length = sorted(rows, key=lambda row: (-lengths[row], row))
-    own = by_length[rank::workers]
-    return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
-
-
 def gather_samples(responses: Responses, judged: Judged) -> tuple[Responses, Judged]:
     """Every rank's samples in rank order, padded to common widths; collective. All ranks hold equally many."""
     if world_size() == 1:

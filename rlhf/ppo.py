@@ -13,7 +13,7 @@ from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
 from recipes.ppo import AdaptiveKl, Ppo, Rollout
 from rlhf.advantages import estimate_advantages, whiten
-from rlhf.experience import Experience, Judged, PpoBatch, Responses, gather_samples, share_of, shuffled_rows
+from rlhf.experience import Experience, Judged, PpoBatch, Responses, gather_samples, shuffled_rows
 from rlhf.kl import adapted_kl_coef, k3
 from rlhf.losses import policy_loss, value_loss
 from rlhf.models import Opinions, Role
@@ -22,6 +22,7 @@ from rlhf.rollout import RolloutEngine, Rollouts, WeightsVersion, repeated_promp
 from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
+from trainers.data.order import deal_by_length
 from trainers.engine.protocol import Engine
 from trainers.loop import Observer, SourceState
 from trainers.objectives.language_model import LanguageModelObjective
@@ -215,7 +216,7 @@ class PpoSource:
         size = len(order) // self._settings.mini_batches
         rows = order[index * size : (index + 1) * size]
         lengths = responses.attention_mask_BT.sum(dim=1).tolist()
-        shares = share_of(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
+        shares = deal_by_length(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
         batches = [
             prepared.experience.batch(
                 share,
@@ -333,7 +334,7 @@ class PpoSource:
         """What all four models say of this rank's responses, in micro-batches of like length."""
         lengths = responses.attention_mask_BT.sum(dim=1).tolist()
         width = responses.response_mask_BR.shape[1]
-        rows_of = share_of(range(len(lengths)), lengths, 0, 1, self._micro_batch)
+        rows_of = deal_by_length(range(len(lengths)), lengths, 0, 1, self._micro_batch)
         table = torch.zeros(4, len(lengths), width, device=self._engine.device)
         scores_B = torch.zeros(len(lengths), device=self._engine.device)
         for rows in rows_of:

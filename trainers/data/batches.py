@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset
-from trainers.data.order import global_sample
+from trainers.data.order import deal_by_length, global_sample
 from trainers.randomness import stream_seed
 
 FILLER = -1
@@ -152,7 +152,7 @@ class BatchPlan:
 
     Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`. Micro-batch m of rank r
     takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of
-    `micro_batch`. `workers * micro_batch` must divide `global_batch`.
+    `micro_batch`; pairs are dealt by length instead. `workers * micro_batch` must divide `global_batch`.
     """
 
     dataset: Dataset | ImageDataset
@@ -202,6 +202,10 @@ class BatchPlan:
                 )
                 for run in runs
             ]
+        if dataset.form == "pairs":
+            lengths = dataset.pair_lengths(rows)
+            shares = deal_by_length(range(len(rows)), lengths, self.rank, self.workers, self.micro_batch)
+            return [build_batch(dataset, [rows[place] for place in share]) for share in shares]
         return [build_batch(dataset, [rows[place] for place in run]) for run in runs]
 
 

@@ -1,6 +1,6 @@
 """A materialised data set as it is read: memory-mapped arrays and what became of the rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,11 @@ class Dataset:
         """Return the tokens of a prompt."""
         offsets = self.arrays["prompt_offsets"]
         return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
+
+    def pair_lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the number of tokens of each pair's longer side."""
+        sides = (self.arrays["chosen_offsets"], self.arrays["rejected_offsets"])
+        return [max(int(offsets[row + 1] - offsets[row]) for offsets in sides) for row in rows]
 
     def row_ids(self, sequence: int) -> list[str]:
         """Return the ids of the source rows in a sequence, pair or prompt; what an error message names."""

@@ -1,6 +1,7 @@
 """Shuffled order as a pure function: which row stands at a position, without any sampler state."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 ROUNDS = 6
@@ -41,6 +42,18 @@ def sample_at(digest: str, seed: int, epoch: int, position: int, size: int) -> i
 def global_sample(digest: str, seed: int, position: int, size: int) -> int:
     """Return the row at global `position` of an endless sequence of epochs."""
     return sample_at(digest, seed, position // size, position % size, size)
+
+
+def deal_by_length(
+    rows: Sequence[int], lengths: Sequence[int], rank: int, workers: int, micro_batch: int
+) -> list[list[int]]:
+    """Return a rank's micro-batches of a step's rows: ranks work equally long, and padding stays small.
+
+    `lengths[row]` is the number of tokens of a row.
+    """
+    by_length = sorted(rows, key=lambda row: (-lengths[row], row))
+    own = by_length[rank::workers]
+    return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
 
 
 def drawn_rows(digest: str, seed: int, count: int, size: int) -> list[int]:

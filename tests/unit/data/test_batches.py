@@ -90,6 +90,22 @@ def test_samples_of_a_step_do_not_depend_on_the_workers(workers: int, micro_batc
         assert taken(data, workers, micro_batch, step) == BatchPlan(data, 5, 12, 1, 0, 1).sample_ids(step)
 
 
+@pytest.mark.parametrize(("workers", "micro_batch"), [(1, 12), (2, 3), (3, 2), (4, 1)])
+def test_pairs_of_a_step_do_not_depend_on_the_workers_and_padding_is_small(workers: int, micro_batch: int) -> None:
+    lengths = [1 + row % 7 for row in range(24)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.ones(offsets[-1], dtype=np.uint16)
+    sides = ("chosen", "rejected")
+    arrays = {f"{side}_ids": tokens for side in sides} | {f"{side}_offsets": offsets for side in sides}
+    data = dataset("pairs", arrays | {f"{side}_response": tokens > 0 for side in sides}, 24)
+    step = BatchPlan(data, 5, 12, 1, 0, 1).sample_ids(1)
+    assert sorted(taken(data, workers, micro_batch, 1)) == sorted(step)
+    longest, shortest = max(lengths[row] for row in step), min(lengths[row] for row in step)
+    for plan in (BatchPlan(data, 5, 12, workers, rank, micro_batch) for rank in range(workers)):
+        dealt = [[lengths[row] for row in batch.sample_ids_B.tolist()] for batch in plan.micro_batches(1)]
+        assert sum(max(batch) - min(batch) for batch in dealt) <= longest - shortest
+
+
 def test_an_epoch_takes_each_row_once_and_batches_run_over_its_end() -> None:
     data = packed(rows=40)
     stream = [sample for step in range(10) for sample in taken(data, 2, 3, step)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data.order import drawn_rows, global_sample, sample_at
+from trainers.data.order import deal_by_length, drawn_rows, global_sample, sample_at
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
@@ -51,3 +51,19 @@ def test_a_position_outside_the_epoch_is_refused(position: int) -> None:
 def test_drawn_rows_are_distinct_and_at_most_all() -> None:
     assert len(set(drawn_rows("d", 1, 20, 100))) == 20
     assert sorted(drawn_rows("d", 1, 20, 5)) == [0, 1, 2, 3, 4]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_dealing_by_length_splits_the_rows_whatever_the_ranks(data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, 4))
+    per_rank = data.draw(st.integers(1, 6))
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=workers * per_rank, max_size=workers * per_rank))
+    micro = data.draw(st.integers(1, 4))
+    rows = list(range(len(lengths)))
+    shares = [deal_by_length(rows, lengths, rank, workers, micro) for rank in range(workers)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(row for share in shares for batch in share for row in batch) == rows
+    for share in shares:
+        dealt = [lengths[row] for batch in share for row in batch]
+        assert dealt == sorted(dealt, reverse=True)

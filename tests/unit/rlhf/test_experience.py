@@ -2,10 +2,8 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rlhf.experience import Experience, Judged, Responses, join_responses, share_of, shuffled_rows
+from rlhf.experience import Experience, Judged, Responses, join_responses, shuffled_rows
 from rlhf.rollout import repeated_prompts, response_uniforms, weights_digest
 from trainers.data.batches import PromptBatch
 
@@ -58,19 +56,6 @@ def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     assert batch.old_logprobs_BR.tolist() == [[3.0]]
     assert batch.weight == 1.0
     assert batch.sample_ids_B.tolist() == [11]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_shares_split_a_mini_batch_whatever_the_ranks(data: st.DataObject) -> None:
-    workers = data.draw(st.integers(1, 4))
-    per_rank = data.draw(st.integers(1, 6))
-    lengths = data.draw(st.lists(st.integers(1, 9), min_size=workers * per_rank, max_size=workers * per_rank))
-    micro = data.draw(st.integers(1, 4))
-    rows = list(range(len(lengths)))
-    shares = [share_of(rows, lengths, rank, workers, micro) for rank in range(workers)]
-    assert len({len(share) for share in shares}) == 1
-    assert sorted(row for share in shares for batch in share for row in batch) == rows
 
 
 def test_order_depends_on_its_key_alone() -> None:

@@ -248,6 +248,8 @@ class Executor:
             try:
                 return self._attempt(planned, inputs, lease), lease
             except WorkerFailed as failure:
+                if failure.verdict.kind == "stopped":
+                    raise Preempted("stopped before the workers had saved; what was saved before is kept") from failure
                 state = self.store.latest_state(self.run, name)
                 attempts.append(Attempt(failure.verdict, state.step if state else 0))
                 match decide(attempts, max_retries):

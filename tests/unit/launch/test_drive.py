@@ -94,6 +94,20 @@ def test_a_users_error_is_not_tried_again(bench: Any) -> None:
     assert (summary.state, summary.exit_code, summary.stages[0].error) == ("failed", 4, "ValueError: no")
 
 
+def test_a_stop_that_the_workers_do_not_live_to_answer_is_no_failure(bench: Any) -> None:
+    def end_with_the_group(job: dict[str, Any], worker: Any) -> None:
+        if job["attempt"] == 1:
+            raise WorkerFailed(Verdict(kind="stopped", message="ended with the group: rank 0", infrastructure=True))
+
+    bench.stages.hook = end_with_the_group
+    record = bench.record(bench.resolve())
+    with pytest.raises(Preempted, match=f"stopped before the workers had saved.*trainwright resume {record.run}"):
+        bench.drive(record=record)
+    assert (record.summary().state, record.summary().exit_code) == ("stopped", 75)
+    bench.drive(record=record)
+    assert record.summary().state == "completed"
+
+
 def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
     def stop(job: dict[str, Any], worker: Any) -> None:
         if job["stage"] == "chat" and job["attempt"] == 1:

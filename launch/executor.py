@@ -346,7 +346,7 @@ class Executor:
             gate=manifest.gate.model_dump(mode="json"),
             exactness=manifest.exactness,
         )
-        if manifest.exactness and not cached:
+        if manifest.exactness not in (None, "bit-exact") and not cached:
             self.view.say(f"{name}: {manifest.exactness}")
         detail = "" if manifest.gate.passed else "gate failed: " + "; ".join(manifest.gate.reasons)
         self.view.stage_finished(name, "cached" if cached else "committed", None if cached else seconds, detail)

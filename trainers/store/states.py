@@ -8,6 +8,7 @@ Barriers are never removed: a number that an old writer may be about to take sta
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,17 @@ class StateLog:
 
     def latest(self, hashed: bool) -> StateManifest | None:
         """Return the newest whole state: every byte hashed, or sizes compared; damaged ones are set aside."""
+        while True:
+            found, has_changed = self._scan(hashed)
+            if found is not None or not has_changed:
+                return found
+            time.sleep(0.01)
+
+    def _scan(self, hashed: bool) -> tuple[StateManifest | None, bool]:
+        """Look once; also tells whether retention took away what was listed: then there is something newer."""
         aside = self._refs.aside()
         damaged: list[_Damaged] = []
+        has_changed = False
         for number in reversed(self._refs.numbers()):
             manifest: StateManifest | None = None
             try:
@@ -77,19 +87,21 @@ class StateLog:
                 for entry in manifest.objects() if manifest is not None else ():
                     self._demand(entry, hashed)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
-                if self._refs.exists(number):  # else retention took it away in this moment
+                if self._refs.exists(number):
                     damaged.append(_Damaged(number, None if manifest is None else manifest.step, str(error)))
+                else:
+                    has_changed = True
                 continue
             if manifest is None:
                 continue
             for bad in damaged:
                 if bad.number not in aside:
                     self._fall_back(bad, number, manifest.step)
-            return manifest
-        if damaged:
+            return manifest, False
+        if damaged and not has_changed:
             listed = "; ".join(f"{self._refs.path(bad.number)}: {bad.problem}" for bad in damaged)
             raise StoreDamaged(f"store {self._uri}: no whole training state: {listed}")
-        return None
+        return None, has_changed
 
     def _fall_back(self, bad: "_Damaged", used: int, step: int) -> None:
         known = "step unknown" if bad.step is None else f"step {bad.step}"

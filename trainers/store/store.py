@@ -308,6 +308,7 @@ class Store:
         self._demand_objects(manifest)
         content = self._put_manifest(manifest)
         while True:
+            number = refs.highest() + 1  # before the look at what is there: a commit in between takes this number
             try:
                 existing = self._newest_whole(refs, type(manifest))
             except StoreDamaged as error:
@@ -316,7 +317,7 @@ class Store:
             if existing is not None and stands(existing):
                 refs.settle(refs.highest())
                 return existing, False
-            if refs.create(refs.highest() + 1, content):
+            if refs.create(number, content):
                 self._newest_whole(refs, type(manifest), set_aside=True)
                 return manifest, True
 

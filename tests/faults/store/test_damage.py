@@ -52,8 +52,7 @@ def stored(root: Path) -> list[Path]:
 
 
 def alter(path: Path, data: bytes | None) -> None:
-    path.chmod(0o644)
-    path.unlink()
+    path.unlink(missing_ok=True)
     if data is not None:
         path.write_bytes(data)
 
@@ -87,8 +86,8 @@ def test_every_byte_that_is_altered_is_noticed(
             verdict = judge(root, good)
             seen[verdict] = seen.get(verdict, 0) + 1
             if not is_ref:
-                assert verdict != "newest", f"{path.relative_to(root)} byte {at}"
-                assert Store.open(str(root)).verify().damage or verdict == "older"
+                # What only the older state needs is not read for the newest, but seen by `verify`.
+                assert verdict != "newest" or Store.open(str(root)).verify().damage, f"{path.relative_to(root)}: {at}"
             shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(path, data)
     assert judge(root, good) == "newest"
@@ -121,8 +120,10 @@ def test_what_is_cut_swapped_or_missing_is_noticed(whole: tuple[Path, list[Conte
         for other in (None, b"", data[:-1], data[: len(data) // 2], data + b"\0"):
             alter(path, other)
             verdict = judge(root, good)
-            # A ref that is gone is as if it had never been there; all else must be noticed.
-            assert verdict in ("refused", "older"), f"{path.relative_to(root)} as {other!r}"
+            # A ref that is gone is as if it had never been there; all else is noticed at loading or by `verify`.
+            is_gone_ref = other is None and path.is_relative_to(root / "refs")
+            is_noticed = verdict != "newest" or bool(Store.open(str(root)).verify().damage)
+            assert is_noticed or is_gone_ref, f"{path.relative_to(root)} as {other!r}"
             shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(path, data)
     objects = [path for path in paths if path.is_relative_to(root / "objects")]
@@ -130,7 +131,7 @@ def test_what_is_cut_swapped_or_missing_is_noticed(whole: tuple[Path, list[Conte
         first, second = one.read_bytes(), two.read_bytes()
         alter(one, second)
         alter(two, first)
-        assert judge(root, good) in ("refused", "older")
+        assert judge(root, good) != "newest" or Store.open(str(root)).verify().damage
         shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(one, first)
         alter(two, second)

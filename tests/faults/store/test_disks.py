@@ -43,9 +43,10 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         return target
 
     yield make
-    for target in reversed(mounted):
-        if os.path.ismount(target):
-            command("umount", "-l", str(target))
+    left = [target for target in reversed(mounted) if os.path.ismount(target)]
+    for target in left:
+        subprocess.run(["umount", "-l", str(target)], capture_output=True)
+    assert not [target for target in left if os.path.ismount(target)]
 
 
 # Power cut

@@ -125,7 +125,8 @@ def run_points(
             last = child.errors.read_text().strip().splitlines()[-1]
             assert re.match(r"(recipes\.errors|trainers\.store\.\w+)\.\w+: |OSError: |PermissionError: ", last), last
         check(store, child)
-        shutil.rmtree(store)
+        if store.exists():
+            shutil.rmtree(store)
     where = f"{len(chosen)} of {len(found)} system calls"
     say(f"{fault} on {places.parts[1]}: {where}, {dict(ended)}: BAD-REF 0, ACK-LOSS 0")
     assert len(found) > (10 if fault == "short" else 100)

@@ -243,3 +243,51 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], recipe: Path)
     filled = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
     done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_store_pins_and_collects(call: Any, bench: Any) -> None:
+    record, _ = bench.drive()
+    at = ("--store", bench.store.uri)
+    code, out, _ = call("store", "pin", f"{record.run}/base", "--note", "paper", "--json", *at)
+    assert code == 0
+    base = json.loads(out)[0]
+    assert base["note"] == "paper"
+    assert call("store", "pin", *at)[1] == f"pinned {base['fingerprint']}  paper\n"
+    bench.store.objects.put_bytes(b"orphan")
+    code, out, _ = call("store", "gc", "--dry-run", "--json", *at)
+    found = json.loads(out)
+    assert (code, found["dry_run"], found["waiting_objects"], found["waiting_bytes"]) == (0, True, 1, 6)
+    code, out, _ = call("store", "gc", "--grace", "0", "--keep-runs", "0", *at)
+    assert code == 0
+    assert "deleted 0 refs and 0 objects" in out
+    assert "may go by a pass in 0 hours or later" in out
+    for _ in range(3):
+        call("store", "gc", "--grace", "0", "--keep-runs", "0", *at)
+    assert [item.stage for item in bench.store.list_artifacts()] == ["base"]
+    code, out, _ = call("store", "unpin", base["fingerprint"], *at)
+    assert (code, base["fingerprint"] in out) == (0, True)
+    code, _, err = call("store", "unpin", base["fingerprint"], *at)
+    assert code == 2
+    assert "is not pinned" in err
+
+
+def test_store_carries_bundles(call: Any, bench: Any, tmp_path: Path) -> None:
+    record, _ = bench.drive()
+    at = ("--store", bench.store.uri)
+    code, out, _ = call("store", "export", f"{record.run}/chat", str(tmp_path / "b"), "--bundle", "--lineage", *at)
+    assert code == 0
+    assert out.splitlines()[-1] == f"digest {bench.store.resolve(json_of(record, 'chat')).digest}"
+    other = ("--store", str(tmp_path / "other"))
+    code, _, err = call("store", "import", str(tmp_path / "b"), *other)
+    assert code == 2
+    assert "weights.bin is of a kind that is not taken" in err
+    code, _, err = call("store", "import", str(tmp_path / "b"), "--digest", "ab" * 32, *other)
+    assert code == 2
+    assert "holds no artifact of digest" in err
+    code, _, err = call("store", "export", f"{record.run}/chat", str(tmp_path / "c"), "--lineage", *at)
+    assert (code, "--lineage goes with --bundle" in err) == (2, True)
+
+
+def json_of(record: Any, stage: str) -> str:
+    """The fingerprint that a run planned for a stage."""
+    return next(str(entry["fingerprint"]) for entry in record.raw["plan"] if entry["name"] == stage)

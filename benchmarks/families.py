@@ -62,6 +62,10 @@ class Quiet:
     def restore(self, engine: Any) -> None:
         return None
 
+    def check(self) -> None: ...
+
+    def flush(self) -> None: ...
+
 
 def ours(name: str, dataset: ImageDataset, steps: int) -> float:
     """Steps per second of the loop."""

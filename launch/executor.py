@@ -346,10 +346,11 @@ class Executor:
             gate=manifest.gate.model_dump(mode="json"),
             exactness=manifest.exactness,
         )
-        if manifest.exactness and not cached:
-            self.view.say(f"{name}: {manifest.exactness}")
-        detail = "" if manifest.gate.passed else "gate failed: " + "; ".join(manifest.gate.reasons)
-        self.view.stage_finished(name, "cached" if cached else "committed", None if cached else seconds, detail)
+        details = [manifest.exactness] if manifest.exactness and not cached else []
+        if not manifest.gate.passed:
+            details.append("gate failed: " + "; ".join(manifest.gate.reasons))
+        state, took_s = ("cached", None) if cached else ("committed", seconds)
+        self.view.stage_finished(name, state, took_s, " · ".join(details))
 
     def _failure_event(self, stage: str, attempt: int, verdict: Verdict, given_up: str | None) -> None:
         self.journal.write(

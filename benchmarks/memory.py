@@ -106,6 +106,8 @@ def measure(shape: Shape) -> int:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     if stage.shard.engine == "deepspeed":
         import trainers.engine.deepspeed  # noqa: F401
+    if shape.lora is not None:
+        import peft  # noqa: F401
     stock_class("llama", "language_model")
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")

@@ -9,7 +9,7 @@ from recipes.plan import Plan, fit_workers
 from recipes.recipe import Recipe
 
 AUTO_CPU_WORKERS = 2
-PROCESS_BYTES = 400 << 20
+PROCESS_BYTES = 500 << 20
 """What a worker's libraries take before it holds a model."""
 
 

@@ -18,6 +18,8 @@ LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
 FP32_BYTES = 4
 MOMENT_BYTES = 8
+CHUNK_ELEMENTS = 2**21
+"""Logits that exist at once where the loss of all tokens is taken; 8 MB in fp32 stay in a CPU's cache."""
 KEPT_STATES = 2
 """Committed states that a running stage keeps; while one is written there is one more."""
 
@@ -177,10 +179,14 @@ def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_si
             length, copies = stage.train.sequence_length, 2
         case _:
             length, copies = stage.train.sequence_length, 1
-    per_token = 10 * shape.width + 3 * shape.intermediate + 2 * shape.heads * length
+    per_token = 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
+    if getattr(stage, "lora", None) is not None:
+        per_token = int(1.6 * per_token)  # an adapter's outputs are kept beside those of its base
     layers = 2 if stage.shard.gradient_checkpointing or isinstance(stage, Evaluate) else shape.layers
     kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
     logits = 0 if isinstance(stage, Reward) else 3 * micro_batch * length * vocab_size * FP32_BYTES
+    if isinstance(stage, Pretrain | Finetune):
+        logits = min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES)
     cache = 0
     if isinstance(stage, PpoStage | Evaluate):
         cache = 2 * micro_batch * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.memory import CHUNK_ELEMENTS
 from trainers.architectures.attention import packed_attention_bias
-
-CHUNK_ELEMENTS = 2**21
-"""Logits that exist at a time; 8 MB in fp32 stay in a CPU's cache."""
 
 
 class TokenLosses(nn.Module):

@@ -251,7 +251,7 @@ def versions() -> dict[str, str]:
     """Return the versions of the libraries that numbers depend on."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "transformers", "deepspeed", "peft")} | {
+    return {name: version(name) for name in ("torch", "transformers", "diffusers", "deepspeed", "peft")} | {
         "cuda": str(torch.version.cuda or "none")
     }
 

@@ -182,7 +182,8 @@ class Evaluation:
         pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
         writer = self.context.store.run(self.context.run).writer(f"samples/{self.context.stage}/{self.context.lease}")
         step = self.engine.steps_applied
-        data = base64.b64encode(encode_grid(pictures)).decode()
+        columns = len(family.facts.classes) if family.is_conditional else None
+        data = base64.b64encode(encode_grid(pictures, columns)).decode()
         writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
         writer.flush()
         if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):

@@ -7,11 +7,21 @@ from html.parser import HTMLParser
 import pytest
 
 from launch.charts import Node, Series, depth_of, line_chart, lineage_graph, smooth, thin, ticks
-from launch.page import RunReport, StageReport, curves_of, metric_table, render, side_by_side, stage_charts
+from launch.page import (
+    RunReport,
+    StageReport,
+    curves_of,
+    grids_of_models,
+    grids_over_training,
+    metric_table,
+    render,
+    side_by_side,
+    stage_charts,
+)
 
 
 class Wellformed(HTMLParser):
-    VOID = ("meta", "line", "polyline", "circle", "path", "rect", "br")
+    VOID = ("meta", "img", "line", "polyline", "circle", "path", "rect", "br")
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,3 +142,25 @@ def test_the_page_is_whole_escaped_and_self_contained() -> None:
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
     assert "http" not in page
     assert "prefers-color-scheme:dark" in page
+
+
+def _grid(step: int, name: str = "png", **more: str) -> dict[str, object]:
+    return {"step": step, "image": f"data:image/{name};base64,AAAA{step}", **more}
+
+
+def test_grids_stand_in_the_order_of_training_and_the_last_is_there() -> None:
+    samples = [_grid(step) for step in range(100, 1100, 100)] + [_grid(300)]
+    html = grids_over_training(samples)
+    shown = [int(part.split('"')[0]) for part in html.split("AAAA")[1:]]
+    assert shown == sorted(shown)
+    assert len(shown) == 6
+    assert shown[0] == 100
+    assert shown[-1] == 1000
+
+
+def test_only_embedded_png_pictures_get_into_the_page() -> None:
+    assert grids_over_training([_grid(1, "svg+xml"), {"step": 2, "image": "https://elsewhere/x.png"}]) == ""
+    assert "elsewhere" not in grids_of_models([{"model": "m", "image": "https://elsewhere/x.png"}])
+    html = grids_of_models([_grid(0, model="<b>")])
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html

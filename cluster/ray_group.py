@@ -152,7 +152,12 @@ class RayGroup:
                 max_restarts=0,
                 scheduling_strategy=self._strategy(bundle),
             )
-            .remote(dict(spec.environment), spec.preload, int(spec.cpus_per_worker), spec.gpus_per_worker > 0)
+            .remote(
+                {**self._session.rank_environment, **spec.environment},
+                spec.preload,
+                int(spec.cpus_per_worker),
+                spec.gpus_per_worker > 0,
+            )
             for bundle in places
         }
         addresses = {node.id: node.address for node in self._session.nodes()}

@@ -27,6 +27,7 @@ from recipes.errors import CapacityError
 
 MARK = "TRAINWRIGHT_SESSION"
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; nothing of size goes through it
+TEMPORARY = "t"  # in the folder of an embedded Ray: what ranks write on the way
 SHUTDOWN_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
@@ -112,6 +113,11 @@ class Session:
     def is_embedded(self) -> bool:
         """Whether this process started Ray."""
         return self.folder is not None
+
+    @property
+    def rank_environment(self) -> dict[str, str]:
+        """What ranks get beside their group's own: temporary files of an embedded Ray's go with its folder."""
+        return {} if self.folder is None else {"TMPDIR": str(self.folder / TEMPORARY)}
 
     def nodes(self) -> list[Node]:
         """Living nodes: totals, and what is free at this moment."""
@@ -244,6 +250,7 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
         start_new_session=True,
         cwd="/",
     )
+    (folder / TEMPORARY).mkdir()
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))

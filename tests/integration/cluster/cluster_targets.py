@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def ignore_stop(payload: dict[str, Any], worker: Any) -> None:
 
 
 def leave_litter(payload: dict[str, Any], worker: Any) -> None:
-    """Holds shared memory and has a child in a process group of its own."""
+    """Holds shared memory and a temporary folder, and has a child in a process group of its own."""
+    tempfile.mkdtemp(prefix="litter-")
     path = Path(f"/dev/shm/torch_{os.getpid()}_1_1")
     path.write_bytes(b"x" * 4096)
     with path.open("r+b") as file:

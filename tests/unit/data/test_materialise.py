@@ -201,7 +201,7 @@ def test_whatever_decides_the_tokens_is_in_the_digest(build: Any, tokenization: 
 def test_concurrent_builders_agree(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": "Open a file."}]
     first = build("text", rows)
-    monkeypatch.setattr(module, "_find", lambda *_: None)
+    monkeypatch.setattr(module, "find_set", lambda *_: None)
     second = build("text", rows)
     assert second.digest == first.digest
     assert np.array_equal(second.arrays["input_ids"], first.arrays["input_ids"])

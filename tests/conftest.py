@@ -1,6 +1,7 @@
 """What several tiers of tests share."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from typing import Protocol
 
 import pytest
 from hypothesis import settings
+
+# A shell lets a job in the background ignore SIGINT, and all that it starts; the tests of Ctrl-C need the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RANKS_TIMEOUT_S = 300
 

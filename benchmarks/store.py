@@ -201,7 +201,7 @@ def run_rank(folder: Path, choice: argparse.Namespace) -> None:
 
 
 def report(bench: Bench, seconds: dict[str, list[tuple[float, float]]]) -> None:
-    """Print a line for each side, and the ratios that docs/reliability.md quotes."""
+    """Print a line for each side, and the ratios for which docs/reliability.md has aims."""
     stall = {side: statistics.median(pair[0] for pair in pairs) for side, pairs in seconds.items()}
     total = {side: statistics.median(pair[1] for pair in pairs) for side, pairs in seconds.items()}
     size = bench.num_parameters * 12

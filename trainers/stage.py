@@ -12,7 +12,7 @@ from recipes.references import SourceUse
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
-from trainers.checkpoint import StoreCheckpoint, find_state, versions
+from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise

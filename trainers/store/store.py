@@ -195,20 +195,25 @@ class Store:
         content = self._put_manifest(manifest)
         return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
 
-    def latest_state(self, run: str, stage: str, *, hashed: bool = True) -> StateManifest | None:
+    def latest_state(
+        self, run: str, stage: str, *, hashed: bool = True, check: Callable[[StateManifest], None] | None = None
+    ) -> StateManifest | None:
         """Return the newest whole training state; a damaged one is passed over with a warning naming both.
 
-        Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes.
-        Raises StoreDamaged when there are states and none is whole.
+        Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes; a caller that
+        spreads the hashing gives a `check` that raises StoreDamaged. Raises StoreDamaged when there are states and
+        none is whole.
         """
-        return self.states(run, stage).latest(hashed)
+        states = self.states(run, stage)
+        return states.latest(check or (self._check_hashes if hashed else states.check_sizes))
 
-    def keep_states(self, run: str, stage: str, keep: int = 2) -> int:
+    def keep_states(self, run: str, stage: str, keep: int = 2, *, is_read_back: bool = False) -> int:
         """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.
 
+        `is_read_back` says that its writers have done so, each its share.
         Objects go with the states that own them; what was put by anything else stays for a later collection.
         """
-        return self.states(run, stage).keep(keep)
+        return self.states(run, stage).keep(keep, is_read_back)
 
     # Data sets
 
@@ -320,6 +325,9 @@ class Store:
             if refs.create(number, content):
                 self._newest_whole(refs, type(manifest), set_aside=True)
                 return manifest, True
+
+    def _check_hashes(self, manifest: StateManifest) -> None:
+        self.objects.verify_all([entry.sha256 for entry in manifest.objects()])
 
     def _put_manifest(self, manifest: Manifest) -> dict[str, Any]:
         data = manifest_bytes(manifest)

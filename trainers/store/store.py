@@ -25,6 +25,7 @@ from trainers.store.objects import ObjectStore, object_path
 from trainers.store.refs import RefLog
 from trainers.store.runs import Run, list_runs, new_run
 from trainers.store.states import StateLog
+from trainers.store.uses import DatasetUse, note_use
 
 log = logging.getLogger("trainwright.store")
 
@@ -62,6 +63,7 @@ class Store:
         self._files = files
         self.uri = files.uri
         self.objects = ObjectStore(files)
+        self._user: tuple[str, str] | None = None
 
     @staticmethod
     def open(uri: str | None = None) -> "Store":
@@ -217,8 +219,16 @@ class Store:
 
     # Data sets
 
+    def note_datasets(self, run: str, fingerprint: str) -> None:
+        """From now on data sets that are looked for or put are noted as in use by this stage of this run."""
+        self.run(run)
+        self._artifact_refs(fingerprint)
+        self._user = (run, fingerprint)
+
     def find_dataset(self, digest: str) -> DatasetManifest | None:
         """Return the whole data set of a request digest."""
+        if self._user is not None:
+            note_use(self._files, DatasetUse(*self._user, digest))
         return self._newest_whole(self._dataset_refs(digest), DatasetManifest)
 
     def put_dataset(self, manifest: DatasetManifest) -> DatasetManifest:

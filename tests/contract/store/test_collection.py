@@ -11,8 +11,10 @@ import pytest
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store import local_files, remote_files
 from trainers.store.collection import Keep, collect
+from trainers.store.files import Files
 from trainers.store.manifest import (
     ArtifactManifest,
+    DatasetManifest,
     FileEntry,
     Layout,
     Parent,
@@ -144,6 +146,47 @@ def test_states_of_finished_stages_go_on_request(open_store: Callable[[], Store]
     sweep(open_store(), finished_states=True)
     assert open_store().latest_state("run", "base") is None
     assert open_store().latest_state("other", "base") is not None
+
+
+def test_data_sets_go_when_no_kept_run_or_artifact_has_taken_them(
+    open_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    base = make(store, "base")
+    old, new, nobody = (sha256_hex(text) for text in (b"old", b"new", b"nobody"))
+
+    def put_set(by: Store, digest: str) -> None:
+        by.put_dataset(DatasetManifest(digest=digest, files={"rows.npy": put(by, digest.encode())}))
+
+    put_set(store, nobody)
+    users = {"first": base.fingerprint, "second": "cd" * 32}
+    for (run, fingerprint), digest in zip(users.items(), (old, new), strict=True):
+        user = open_store()
+        user.note_datasets(run, fingerprint)
+        assert user.find_dataset(digest) is None
+        put_set(user, digest)
+    sweep(open_store())
+    assert [open_store().find_dataset(digest) is None for digest in (old, new, nobody)] == [False, False, True]
+    sweep(open_store(), keep=Keep({base.fingerprint}, set()))
+    assert [open_store().find_dataset(digest) is None for digest in (old, new)] == [False, True]
+    # Taken by another run after a pass has found it unneeded, and its ref is just being removed: it comes back.
+    keep = Keep(set(), set())
+    assert any("datasets" in ref for ref in collect(store, grace_s=0, keep=keep).waiting_refs)
+    remove = type(store.files).remove
+
+    def take_first(files: Files, path: str) -> None:
+        if path.startswith("refs/datasets"):
+            monkeypatch.undo()
+            user = open_store()
+            user.note_datasets("third", "ef" * 32)
+            assert user.find_dataset(old) is not None
+        remove(files, path)
+
+    monkeypatch.setattr(type(store.files), "remove", take_first)
+    collected = collect(store, grace_s=0, keep=keep)
+    assert not any("datasets" in ref for ref in collected.removed_refs)
+    assert open_store().find_dataset(old) is not None
+    assert open_store().verify().damage == []
 
 
 def test_a_damaged_ref_stops_the_collection_until_it_is_set_aside(open_store: Callable[[], Store]) -> None:

@@ -19,6 +19,7 @@ from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
 from trainers.loop import Observer
+from trainers.saved_state import find_state
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.store import Store
 from trainers.store.views import folder as folder_of

@@ -1,9 +1,10 @@
 """Garbage collection: what nothing needs any more is listed, and goes when a later pass finds it still unneeded.
 
 Needed is what a kept artifact, a training state, a pin, a name or a living lease leads to, the whole ancestry of kept
-artifacts, and the data sets that a kept run or the stage of a kept artifact has taken. A pass first deletes what an earlier pass has listed at least `grace` ago, if it is still
-unneeded and nobody renewed it since (writing an object that is there already renews it); then it writes a list of its
-own. All times are those of the store's clock. Refs go before the objects that they name. Two passes may run at once.
+artifacts, and the data sets that a kept run or the stage of a kept artifact has taken. A pass first deletes what an
+earlier pass has listed at least `grace` ago, if it is still unneeded and nobody renewed it since (writing an object
+that is there already renews it); then it writes a list of its own. All times are those of the store's clock. Refs go
+before the objects that they name. Two passes may run at once.
 """
 
 import logging

@@ -109,7 +109,7 @@ class TensorReader:
         return self.read_range(group, name, 0, math.prod(entry.shape)).reshape(entry.shape)
 
     def read_range(self, group: str, name: str, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) of the flattened tensor; read-only where one piece holds them: the file's own."""
+        """Return elements [start, stop) of the flattened tensor; a view of the file where one piece holds them all."""
         entry = self.entry(group, name)
         if not 0 <= start <= stop <= math.prod(entry.shape):
             raise ValueError(f"{group}:{name} has {math.prod(entry.shape)} elements, not [{start}, {stop})")

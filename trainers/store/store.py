@@ -122,16 +122,23 @@ class Store:
             fingerprint = matches[0] if matches else None
         manifest = None if fingerprint is None else self.find_artifact(fingerprint)
         if manifest is None:
-            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}")
+            short = re.fullmatch(r"[0-9a-f]{1,7}", name_or_fingerprint)
+            more = "; of a fingerprint at least the first 8 digits are needed" if short else ""
+            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}{more}")
         return manifest
 
     def name_artifact(self, name: str, fingerprint: str) -> None:
         """Give an artifact a name; the newest meaning of a name counts."""
-        if not _NAME.fullmatch(name):
-            raise RequestError(f"name {name!r}: lower case letters, digits, _ and -, starting with a letter")
+        self.check_name(name)
         if self.find_artifact(fingerprint) is None:
             raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
         RefLog(self._files, f"refs/names/{name}").append({"fingerprint": fingerprint})
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise RequestError for what cannot be a name."""
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"name {name!r}: lower case letters, digits, _ and -, starting with a letter")
 
     def names(self) -> dict[str, str]:
         """Return every given name with its fingerprint."""

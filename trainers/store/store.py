@@ -120,7 +120,8 @@ class Store:
             fingerprint = matches[0] if matches else None
         manifest = None if fingerprint is None else self.find_artifact(fingerprint)
         if manifest is None:
-            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}")
+            advice = "give RUN/STAGE, or 8 or more digits of a fingerprint that `store ls` lists"
+            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}; {advice}")
         return manifest
 
     def name_artifact(self, name: str, fingerprint: str) -> None:

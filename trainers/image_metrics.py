@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures by features of a classifier (fp64); FID and KID are torchmetrics'.
+"""Distances between two sets of pictures by features of a classifier (fp64); FID and KID are torchmetrics', of one process.
 
 N real, M drawn pictures, F features, K classes.
 """
@@ -34,7 +34,7 @@ def fid(real_NF: np.ndarray, drawn_MF: np.ndarray) -> float:
     """Return torchmetrics' Frechet distance of two Gaussians fitted to the features (Heusel et al. 2017)."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    measure = FrechetInceptionDistance(feature=GivenFeatures(real_NF.shape[1]))
+    measure = FrechetInceptionDistance(feature=GivenFeatures(real_NF.shape[1]), sync_on_compute=False)
     return float(_compute(measure, real_NF, drawn_MF))
 
 
@@ -48,7 +48,9 @@ def kid(real_NF: np.ndarray, drawn_MF: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
         size = min(len(real_NF), len(drawn_MF))
-        measure = KernelInceptionDistance(feature=GivenFeatures(real_NF.shape[1]), subsets=1, subset_size=size)
+        measure = KernelInceptionDistance(
+            feature=GivenFeatures(real_NF.shape[1]), subsets=1, subset_size=size, sync_on_compute=False
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return float(_compute(measure, real_NF, drawn_MF)[0])

@@ -1,6 +1,6 @@
-"""Distances between two sets of pictures by features of a classifier (fp64); FID and KID are torchmetrics', of one process.
+"""Distances between two sets of pictures by features of a classifier (fp64); FID and KID are torchmetrics'.
 
-N real, M drawn pictures, F features, K classes.
+FID and KID are of one process: no other is asked. N real, M drawn pictures, F features, K classes.
 """
 
 import math

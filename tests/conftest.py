@@ -16,7 +16,7 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-RANKS_TIMEOUT_S = 300
+RANKS_TIMEOUT_S = 500
 
 # How fast a machine is decides no property. The same examples every time: what fails here fails everywhere. To look for
 # new ones: pytest --hypothesis-profile=search.

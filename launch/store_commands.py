@@ -30,10 +30,15 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _open(uri: str | None) -> "Store":
+def _open(uri: str | None, *, makes: bool = False) -> "Store":
+    """Open a store; a folder that is not there is refused unless the command `makes` one: a slip would look empty."""
     from trainers.store.store import Store
 
-    return Store.open(uri)
+    opened = Store.open(uri)
+    root = opened.files.root
+    if root is not None and not makes and not root.is_dir():
+        raise RequestError(f"there is no store at {root}; a run or `store import` makes one")
+    return opened
 
 
 def find_artifact(store: "Store", text: str) -> "ArtifactManifest":
@@ -206,7 +211,9 @@ def import_model(
     from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.imports import import_folder
 
-    opened = _open(store)
+    opened = _open(store, makes=True)
+    if name is not None:
+        opened.check_name(name)
     if is_bundle(folder):
         taken = read_bundle(opened, folder, digest)
     elif digest is not None:

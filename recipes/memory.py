@@ -141,7 +141,7 @@ def predict_sizes(
             scorers = sum(reward is not None for reward in (stage.reward, stage.second_scorer))
             trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
     weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
-    memory = _weights_bytes(shard, trainable, frozen, workers)
+    memory = weights_bytes(shard, trainable, frozen, workers)
     if trainable and lora is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
         memory += 3 * vocab_size * width * FP32_BYTES
@@ -156,7 +156,7 @@ def predict_sizes(
     )
 
 
-def _weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
+def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
     """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
     zero = shard.zero if shard.engine == "deepspeed" else 0
     shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]

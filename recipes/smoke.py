@@ -9,7 +9,7 @@ from recipes.image_data import ImageSource
 from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
-from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
 LAYERS, WIDTH, HEADS, INTERMEDIATE = 2, 64, 4, 128
@@ -42,7 +42,7 @@ def _shrink_stage(stage: Stage) -> Stage:
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_train(stage.train),
             )
-        case ImageStage():
+        case PretrainImages():
             return _with(
                 stage,
                 architecture=_shrink_pictures(stage.architecture),
@@ -82,6 +82,7 @@ def _shrink_stage(stage: Stage) -> Stage:
                 num_samples=min(stage.num_samples, 2),
                 images=_limit(stage.images, ROWS),
                 num_images=min(stage.num_images, EXAM_PROMPTS),
+                num_draws=2,
                 sequence_length=min(stage.sequence_length, SEQUENCE),
                 sampling=_shrink_sampling(stage.sampling),
                 gates=[],

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
-from recipes.fields import Strict, meaning, placement
+from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
 from recipes.image_models import ImageArchitecture
 from recipes.lora import Lora
@@ -47,10 +47,10 @@ class Pretrain(_Stage):
         return self
 
 
-class ImageStage(_Stage):
-    """Train a model of pictures of any family from random weights."""
+class PretrainImages(_Stage):
+    """Train a model of pictures from random weights: a classifier, or one that draws."""
 
-    kind: Literal["image"] = meaning(description="Training on pictures.")
+    kind: Literal["pretrain"] = meaning(description="Training on pictures.")
     architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
     autoencoder: str | None = meaning(
         None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
@@ -61,7 +61,7 @@ class ImageStage(_Stage):
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     @model_validator(mode="after")
-    def _autoencoder_serves(self) -> "ImageStage":
+    def _autoencoder_serves(self) -> "PretrainImages":
         if self.autoencoder is not None and self.architecture.family != "ddpm":
             raise ValueError(f"autoencoder serves family ddpm; the family here is {self.architecture.family}")
         return self
@@ -171,7 +171,12 @@ class Evaluate(_Stage):
         description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
         "been copied.",
     )
-    num_images: int = meaning(1000, ge=8, le=10**6, description="Pictures that each model draws, by the seed.")
+    num_images: int = meaning(
+        1000, ge=8, le=10**6, description="images: most pictures of a draw; never more than are held out."
+    )
+    num_draws: int = meaning(
+        5, ge=2, le=10, description="images: independent draws of each model; intervals are those of their means."
+    )
     num_prompts: int = meaning(200, ge=1, le=10**6, description="Prompts to answer, drawn by the seed.")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")
@@ -201,7 +206,17 @@ class Evaluate(_Stage):
         return self
 
 
-Stage = Annotated[Pretrain | ImageStage | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+PretrainFamily = Annotated[
+    Annotated[Pretrain, Tag("decoder")]
+    | Annotated[PretrainImages, Tag("classifier")]
+    | Annotated[PretrainImages, Tag("vae")]
+    | Annotated[PretrainImages, Tag("gan")]
+    | Annotated[PretrainImages, Tag("ddpm")],
+    Discriminator(TagAt(("architecture", "family"), instead=("init_from", "decoder"))),
+]
+"""What trains each family; `init_from` without an architecture goes on from a language model."""
 
-SEMANTICS = {"pretrain": 1, "image": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+Stage = Annotated[PretrainFamily | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -122,9 +122,8 @@ class Store:
             fingerprint = matches[0] if matches else None
         manifest = None if fingerprint is None else self.find_artifact(fingerprint)
         if manifest is None:
-            short = re.fullmatch(r"[0-9a-f]{1,7}", name_or_fingerprint)
-            more = "; of a fingerprint at least the first 8 digits are needed" if short else ""
-            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}{more}")
+            advice = "give RUN/STAGE, or 8 or more digits of a fingerprint that `store ls` lists"
+            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}; {advice}")
         return manifest
 
     def name_artifact(self, name: str, fingerprint: str) -> None:

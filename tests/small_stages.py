@@ -310,16 +310,22 @@ def attempt(
         children[pid] = rank
     codes = [0] * workers
     deadline = time.monotonic() + LOST_S
-    while children:
+
+    def reap() -> None:
         for pid in list(children):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 codes[children.pop(pid)] = os.waitstatus_to_exitcode(status)
+
+    while children:
+        reap()
         if any(codes) or time.monotonic() > deadline:
+            time.sleep(0.5)  # who died first may be seen last
+            reap()
             for pid, rank in children.items():
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                codes[rank] = codes[rank] or 1
+                codes[rank] = 1
             children.clear()
         time.sleep(0.01)
     text = "\n".join(log.read_text()[-3000:] for log in logs)

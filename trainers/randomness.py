@@ -16,6 +16,13 @@ def stream_seed(seed: int, *key: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's own generators; `torch.manual_seed` formats three stack traces where no GPU is in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def normals(seeds_B: Tensor, stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return standard normal noise [B, *shape], each sample's from its own seed and the stream's number."""
     count = math.prod(shape)

@@ -2,7 +2,7 @@
 
 Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what
 training holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the
-rollout's cache.
+rollout's cache. The host buffer of a save stands beside it: on a GPU it takes none of the device's memory.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,16 @@ class Sizes:
     parameters: int
     trainable_parameters: int
     memory_per_worker_bytes: int
+    """Where training runs: the device's memory, or that of the host."""
     artifact_bytes: int
     state_bytes: int
+    save_buffer_bytes: int
+    """Host memory of one worker: its share of the state, copied there to be written beside training."""
+
+    @property
+    def cpu_worker_bytes(self) -> int:
+        """Host memory of one worker that trains on CPUs."""
+        return self.memory_per_worker_bytes + self.save_buffer_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -144,6 +152,7 @@ def predict_sizes(
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes if stored else 1 << 20,
         state_bytes=trainable * (FP32_BYTES + MOMENT_BYTES),
+        save_buffer_bytes=-(-trainable * (FP32_BYTES + MOMENT_BYTES) // workers),
     )
 
 

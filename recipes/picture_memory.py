@@ -71,12 +71,14 @@ def predict_picture_sizes(
         averaged = FP32_BYTES * trainable
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
     weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    state = trainable * (FP32_BYTES + MOMENT_BYTES) + averaged
     return Sizes(
         parameters=trainable + frozen,
         trainable_parameters=trainable,
         memory_per_worker_bytes=memory,
         artifact_bytes=(trainable + frozen) * weight_bytes,
-        state_bytes=trainable * (FP32_BYTES + MOMENT_BYTES) + averaged,
+        state_bytes=state,
+        save_buffer_bytes=-(-state // workers),
     )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ def _generators(seeds_B: Tensor, stream: int) -> Iterator[np.random.Generator]:
     It is one generator, set anew for each sample: a new one takes four times as long.
     """
     bits = np.random.Philox(key=0)
-    generator, state = np.random.Generator(bits), cast(dict[str, Any], bits.state)
+    generator = np.random.Generator(bits)
+    state: Any = bits.state
     for seed in seeds_B.tolist():
         state["state"]["key"] = np.array([seed, stream], dtype=np.uint64)
         bits.state = state

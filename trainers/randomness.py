@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,24 @@ def stream_seed(seed: int, *key: str | int) -> int:
     """Return the 63-bit seed of one named stream."""
     text = "/".join(str(part) for part in (seed, *key))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def stream_seeds(seed: int, name: str, numbers: Iterable[int]) -> list[int]:
+    """Return `stream_seed(seed, name, number)` of many numbers, hashing what they share once."""
+    start = hashlib.blake2b(f"{seed}/{name}/".encode(), digest_size=8)
+    found = []
+    for number in numbers:
+        digest = start.copy()
+        digest.update(str(number).encode())
+        found.append(int.from_bytes(digest.digest(), "little") >> 1)
+    return found
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's own generators; `torch.manual_seed` formats three stack traces where no GPU is in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def normals(seeds_B: Tensor, stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -34,13 +34,16 @@ class Sampler:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model_folder = folder / "base" if (folder / "adapter_config.json").is_file() else folder
         self.tokenization = load_tokenization(model_folder)
+        if json.loads(_read(model_folder / "config.json")).get("model_type") == "rnn":
+            import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         model = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, dtype=torch.float32)
         if model_folder is not folder:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
-        self.max_tokens = int(model.config.max_position_embeddings)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = sys.maxsize if longest is None else int(longest)
 
     def write(
         self,

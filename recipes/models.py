@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recipes.architecture import LINEAR_MODULES, Gpt2, architecture_shape
+from recipes.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
 from recipes.chain import origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
@@ -25,6 +25,7 @@ class ModelFacts:
     """What is known of a stage's model before it exists; None: not known here (it comes from the store or the hub)."""
 
     type: str | None = None
+    family: str | None = None
     positions: int | None = None
     positions_at: str = ""
     tokenizer: TokenizerFacts | None = None
@@ -40,7 +41,8 @@ def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
         return _built(loaded, source)
     if isinstance(source, FolderRef):
         facts = _folder(loaded, source.path, "model")
-        return ModelFacts(facts.type, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
+        family = None if facts.type is None else MODEL_TYPES[facts.type]
+        return ModelFacts(facts.type, family, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
     return ModelFacts()
 
 
@@ -50,6 +52,7 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
         place = f"stages.{name}"
         yield from _check_folders(loaded, place, stage)
         facts = model_facts(loaded, stage)
+        yield from _check_family(loaded, place, stage, facts)
         if isinstance(stage, Pretrain) and stage.tokenizer is not None:
             yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.tokenizer, facts.tokenizer)
         if isinstance(stage, Finetune | Reward | PpoStage):
@@ -68,6 +71,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
     key = "n_positions" if isinstance(stage.architecture, Gpt2) else "max_position_embeddings"
     return ModelFacts(
         type=stage.architecture.type,
+        family=stage.architecture.family,
         positions=architecture_shape(stage.architecture).positions,
         positions_at=f"stages.{name}.architecture.{key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
@@ -204,6 +208,17 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield loaded.problem(place, tokenizer.special_tokens, message, f"add {mark} to special_tokens")
 
 
+def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFacts) -> Iterator[Problem]:
+    """Stages that cannot work with the family of the model that they are given."""
+    if isinstance(stage, Reward | PpoStage) and facts.family not in (None, "decoder"):
+        field = "init_from" if isinstance(stage, Reward) else "actor"
+        message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
+        yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
+    elif isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
+        message = "a recurrent model has no linear modules that an adapter goes on"
+        yield loaded.problem(f"{place}.lora", "", message, "remove the key")
+
+
 def _check_lora(
     loaded: LoadedRecipe, place: str, stage: Finetune | Reward | PpoStage, facts: ModelFacts
 ) -> Iterator[Problem]:
@@ -213,7 +228,7 @@ def _check_lora(
             yield loaded.problem(f"{outer}.merge", False, "merge says something only with lora", "remove the key")
         return
     targets = stage.lora.target_modules
-    if targets == "all-linear" or facts.type is None:
+    if targets == "all-linear" or facts.type not in LINEAR_MODULES:
         return
     known = LINEAR_MODULES[facts.type]
     for index, target in enumerate(targets):

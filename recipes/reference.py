@@ -33,7 +33,7 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 
 _SECTIONS = (
     ("Stages", ("Pretrain", "ImageStage", "Finetune", "Reward", "PpoStage", "Evaluate")),
-    ("Architectures", ("Llama", "Qwen3", "Gpt2", "RopeParameters")),
+    ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),

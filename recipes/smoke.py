@@ -9,6 +9,7 @@ from recipes.image_data import ImageSource
 from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
+from recipes.recurrent import Rnn
 from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
 from recipes.train import ImageTrain, Train
 
@@ -91,6 +92,13 @@ def _shrink_stage(stage: Stage) -> Stage:
 def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:
     if architecture is None:
         return None
+    if isinstance(architecture, Rnn):
+        return _with(
+            architecture,
+            num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+            hidden_size=min(architecture.hidden_size, WIDTH),
+            embedding_size=None if architecture.embedding_size is None else min(architecture.embedding_size, WIDTH),
+        )
     if isinstance(architecture, Gpt2):
         return _with(
             architecture,

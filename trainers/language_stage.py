@@ -12,10 +12,11 @@ from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.load import load_model
+from trainers.architectures.build import build_language_model
+from trainers.architectures.decoder import TokenizerFacts
+from trainers.architectures.load import load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
-from trainers.architectures.token_losses import TokenLosses
+from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
@@ -25,8 +26,11 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
-from trainers.loop import Cadence, Outcome, SourceState, train
+from trainers.loop import BatchSource, Cadence, Outcome, SourceState, train
+from trainers.ngram import ngram_perplexity
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import Objective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
@@ -42,6 +46,7 @@ from trainers.stage import (
     put_probe,
 )
 from trainers.store.manifest import FileEntry, Layout
+from trainers.streams import LaneStates, StreamBatches
 
 GROUP = "model"
 WRAPPER = "model."
@@ -54,7 +59,9 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
-    dataset = open_dataset(context, training_request(spec, get_source(spec, "data"), context, tokenization))
+    is_carried = isinstance(spec, Pretrain) and stage_family(spec, context) == "rnn"
+    request = training_request(spec, get_source(spec, "data"), context, tokenization)
+    dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
     evaluation_set = (
         None if held_out is None else open_dataset(context, training_request(spec, held_out, context, tokenization))
@@ -65,7 +72,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     peft_config = None
     if isinstance(spec, Finetune) and spec.lora is not None:
         peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"))
-    wrapped = TokenLosses(model)
+    wrapped = CarriedTokenLosses(model) if is_carried else TokenLosses(model)
     group = parameter_group(GROUP, wrapped, spec.train.optimizer)
     engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
     engine.module.train()
@@ -73,13 +80,18 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-    objective = LanguageModelObjective()
+    objective: Objective = CarriedLanguageModelObjective() if is_carried else LanguageModelObjective()
+    source: BatchSource
+    if is_carried:
+        source = stream_batches(spec, context, model, dataset, layout, steps)
+    else:
+        share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
+        source = PlannedBatches(BatchPlan(dataset, context.seed, *share), steps)
     checkpoint = context.checkpoint(layout)
     outcome = train(
         engine,
         objective,
-        PlannedBatches(plan, steps),
+        source,
         learning_rates=constant_group(
             spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
         ),
@@ -87,7 +99,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
-        else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
+        else held_out_loss(engine, objective, dataset, evaluation_set, spec, layout, tokenization.vocab_size),
         observer=observer,
         seed=context.seed,
     )
@@ -122,6 +134,31 @@ class PlannedBatches:
 
     def load_state(self, state: SourceState) -> None:
         """Nothing."""
+
+
+def stream_batches(
+    spec: Pretrain | Finetune, context: StageContext, model: Any, dataset: Dataset, layout: Layout, steps: int
+) -> StreamBatches:
+    """Return the batches of a recurrent model, whose lanes carry their states on its device."""
+    zero = model.base_model.zero_state(spec.train.global_batch).detach()
+    return StreamBatches(
+        dataset,
+        LaneStates(zero),
+        seed=context.seed,
+        sequence_length=spec.train.sequence_length,
+        global_batch=spec.train.global_batch,
+        workers=layout.workers,
+        rank=context.ranks.rank,
+        micro_batch=layout.micro_batch,
+        steps_planned=steps,
+    )
+
+
+def stage_family(spec: Pretrain | Finetune, context: StageContext) -> str:
+    """Return the family of the model that the stage builds or starts from."""
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        return spec.architecture.family
+    return model_family(model_folder(context, "init_from"))
 
 
 def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int], dict[str, float]]:
@@ -165,7 +202,8 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     assert spec.architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
     architecture = spec.architecture.model_dump(exclude_none=True)
-    return build_decoder(architecture, facts, seed=stream_seed(context.seed, "weights"), device=context.ranks.device)
+    seed = stream_seed(context.seed, "weights")
+    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
 
 
 def training_request(
@@ -181,19 +219,25 @@ def training_request(
 
 def held_out_loss(
     engine: Engine,
-    objective: LanguageModelObjective,
+    objective: Objective,
+    training_set: Dataset,
     dataset: Dataset,
     spec: Pretrain | Finetune,
     layout: Layout,
-    rank: int,
+    vocab_size: int,
 ) -> Callable[[], dict[str, float]]:
-    """Return the evaluation of the stage: mean loss and perplexity over held-out rows."""
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's."""
+    rows = spec.train.evaluation_rows
+    baseline: list[float] = []
 
     def run() -> dict[str, float]:
-        rows = spec.train.evaluation_rows
-        batches = evaluation_batches(dataset, rows, layout.workers, rank, layout.micro_batch)
+        if not baseline:
+            baseline.append(ngram_perplexity(training_set, dataset, rows, vocab_size))
+        batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         means = evaluate(engine.module, objective, batches, engine.device)
-        return {**means, "perplexity": perplexity(means["loss"])} if "loss" in means else means
+        if "loss" not in means:
+            return means
+        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline[0]}
 
     return run
 
@@ -285,6 +329,7 @@ def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
         "target_tokens": int(outcome.weight),
         "skipped_steps": outcome.skipped_steps,
         "data": dataset.report.to_json(),
+        "training_set": dataset.digest,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
@@ -70,10 +71,23 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             from transformers.models.gpt2 import modeling_gpt2 as gpt2
 
             classes = (gpt2.GPT2LMHeadModel, gpt2.GPT2ForSequenceClassification, gpt2.GPT2ForTokenClassification)
+        case "rnn" if kind == "language_model":
+            from trainers.architectures.recurrent import RnnForCausalLM
+
+            return RnnForCausalLM
         case _:
-            raise StageError(f"model type {model_type!r} is not one of llama, qwen3, gpt2")
+            known = [name for name, family in MODEL_TYPES.items() if kind == "language_model" or family == "decoder"]
+            raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
     kinds: tuple[ModelKind, ...] = ("language_model", "score_model", "value_model")
     return dict(zip(kinds, classes, strict=True))[kind]
+
+
+def model_family(folder: Path) -> str:
+    """Return the family of a folder's model; raises StageError for a type that is none of them."""
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found not in MODEL_TYPES:
+        raise StageError(f"{folder}: model type {found!r} is not one of {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[found]
 
 
 def longest_input(folder: Path) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Form = Literal["packed", "pairs", "prompts"]
+Form = Literal["packed", "stream", "pairs", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BuildReport:
     examples: dict[str, list[str]]
     """Reason -> ids of the first few such rows."""
     sequences: int
-    """Rows of the data set: packed sequences, pairs or prompts."""
+    """Rows of the data set: packed sequences, sequences of a stream, pairs or prompts."""
     tokens: int
     supervised_tokens: int
     fill: float
@@ -42,6 +42,7 @@ class Dataset:
     """A materialised data set; the arrays are read-only and memory-mapped.
 
     N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
+    stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
     pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
     prompt_offsets [N + 1].
     """
@@ -74,6 +75,8 @@ class Dataset:
         if self.row_ids_path is None:
             return []
         names = self.row_ids_path.read_text(encoding="utf-8").split("\n")
+        if self.form == "stream":
+            return []
         if self.form != "packed":
             return [names[sequence]]
         offsets = self.arrays["row_offsets"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainers.data.encoding import Encoded
-from trainers.data.packing import best_fit, split_lengths
+from trainers.data.packing import best_fit, scattered, split_lengths
 from trainers.data.sources import Row
 
 NUM_EXAMPLES = 5
@@ -113,6 +113,29 @@ def pack(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSet
         supervised_tokens=int(loss_mask.sum()),
         sequences=len(bins),
         positions=input_ids.size,
+    )
+
+
+def stream(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSettings) -> Parts:
+    """Join the texts, each with its end token, in a scattered order."""
+    kept: list[tuple[Row, Encoded]] = []
+    for row, item in encoded:
+        if len(item) < 2:
+            count.drop("empty", row)
+        else:
+            kept.append((row, item))
+    count.kept = len(kept)
+    order = sorted(range(len(kept)), key=scattered)
+    tokens = _flat([kept[number][1].ids for number in order], _token_type(settings))
+    is_first = np.zeros(len(tokens), dtype=bool)
+    is_first[_offsets([len(kept[number][1]) for number in order])[:-1]] = True
+    return Parts(
+        arrays={"tokens": tokens, "is_first": is_first},
+        row_ids=[kept[number][0].id for number in order],
+        tokens=len(tokens),
+        supervised_tokens=len(tokens) - len(kept),
+        sequences=len(tokens) // settings.sequence_length,
+        positions=len(tokens),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from recipes.errors import Preempted
 from recipes.load import parse_recipe
+from recipes.stages import Pretrain
 from trainers import distributed
 from trainers.stage import StageContext, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -35,22 +36,30 @@ def picture_stage(**architecture: Any) -> dict[str, Any]:
     return {"kind": "image", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
-STAGES: dict[str, dict[str, Any]] = {
-    "decoder": {
+def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
+    """Give a small stage on the folder's text."""
+    return {
         "kind": "pretrain",
-        "architecture": {
-            "family": "decoder",
-            "type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-        },
+        "architecture": architecture,
         "tokenizer": {"train": "bpe", "vocab_size": 320},
         "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
-        "train": {**TRAIN, "sequence_length": 32},
-    },
+        "train": {**TRAIN, "sequence_length": length},
+    }
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "decoder": text_stage(
+        family="decoder",
+        type="llama",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "rnn": text_stage(
+        16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
+    ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
     "gan": picture_stage(
@@ -110,10 +119,10 @@ def run_case(folder: Path, ranks: distributed.Ranks, case: dict[str, Any]) -> No
     fingerprint = f"{sorted(STAGES).index(family):064x}"
     context = StageContext(store, run, family, fingerprint, lease, 0, folder, {}, {}, observer, ranks)
     try:
-        if family == "decoder":
+        if isinstance(spec, Pretrain):
             from trainers.language_stage import run_language_model
 
-            draft = run_language_model(spec, context)  # type: ignore[arg-type]
+            draft = run_language_model(spec, context)
         else:
             from trainers.image_stage import run_image
 

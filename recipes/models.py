@@ -12,7 +12,7 @@ from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.local_models import FolderFacts, TokenizerFacts, find_pad_token, read_folder
 from recipes.locate import nearest
-from recipes.references import FolderRef, parse_reference, stage_inputs
+from recipes.references import FolderRef, StageRef, parse_reference, stage_inputs
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 
 BYTES = 256
@@ -80,7 +80,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
 
 def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> TokenizerFacts | None:
     if isinstance(tokenizer, TrainTokenizer):
-        special = frozenset([tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens])
+        special = frozenset(tokenizer.names)
         return TokenizerFacts(tokenizer.eos_token, tokenizer.pad_token, True, special)
     if not isinstance(tokenizer, ExistingTokenizer):
         return None
@@ -127,11 +127,9 @@ def _check_tokenizer(
         if message is not None:
             yield loaded.problem(f"{place}.chat_template", tokenizer.chat_template, message)
     if isinstance(tokenizer, TrainTokenizer):
-        needed = BYTES + 2 + len(tokenizer.special_tokens)
+        needed = BYTES + len(tokenizer.names)
         if tokenizer.vocab_size < needed:
-            message = (
-                f"too small for {BYTES} bytes, eos_token, pad_token and {len(tokenizer.special_tokens)} special tokens"
-            )
+            message = f"too small for {BYTES} bytes and {len(tokenizer.names)} special tokens (eos and pad too)"
             yield loaded.problem(f"{place}.vocab_size", tokenizer.vocab_size, message, f"at least {needed}")
         return
     if facts is None:
@@ -201,7 +199,7 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
             marks = {f"<|{role}|>" for role in ROLES}
         else:
             marks = set(_MARKER.findall(tokenizer.chat_template))
-        known = {tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens}
+        known = set(tokenizer.names)
         for mark in sorted(marks - known):
             message = f"the chat template writes {mark}, which is no special token and would be split"
             place = f"stages.{name}.tokenizer.special_tokens"
@@ -214,9 +212,34 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         field = "init_from" if isinstance(stage, Reward) else "actor"
         message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
         yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
-    elif isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
+        return
+    if isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
         message = "a recurrent model has no linear modules that an adapter goes on"
         yield loaded.problem(f"{place}.lora", "", message, "remove the key")
+
+    if isinstance(stage, Finetune) and facts.family not in (None, "encoder"):
+        for key in ("labelled_share", "pseudo_labels"):
+            if getattr(stage, key) not in (None, 1.0):
+                message = f"labels belong to encoders; this model is of family {facts.family}"
+                yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
+    if isinstance(stage, Finetune) and facts.family == "encoder":
+        start = parse_reference(stage.init_from)
+        made = loaded.recipe.stages.get(start.stage) if isinstance(start, StageRef) else None
+        if isinstance(made, Finetune):
+            message = "is a classifier already; a classifier starts from a pretrained encoder"
+            yield loaded.problem(f"{place}.init_from", stage.init_from, message)
+    if isinstance(stage, Pretrain):
+        if stage.corruption is not None and facts.family not in (None, "encoder"):
+            message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
+            yield loaded.problem(f"{place}.corruption", "", message, "remove the key")
+        if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
+            for key in ("cls_token", "mask_token"):
+                if getattr(stage.tokenizer, key) is None:
+                    message = "an encoder needs this token"
+                    yield loaded.problem(f"{place}.tokenizer.{key}", "", message, f'for example "<|{key[:-6]}|>"')
+    if isinstance(stage, Evaluate) and facts.family == "encoder":
+        message = "an encoder predicts no next token: its own stage reports how it classifies"
+        yield loaded.problem(f"{place}.of", stage.of[0], message)
 
 
 def _check_lora(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Form = Literal["packed", "stream", "pairs", "prompts"]
+Form = Literal["packed", "stream", "labelled", "pairs", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Dataset:
 
     N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
     stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
+    labelled: text_ids [S] with text_offsets [N + 1], labels [N] (number in `classes`, -1 where it is unknown).
     pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
     prompt_offsets [N + 1].
     """
@@ -54,6 +55,8 @@ class Dataset:
     pad_id: int
     records: list[dict[str, Any]] = field(default_factory=list)
     """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
+    classes: tuple[str, ...] = ()
+    """labelled only: names of the classes, sorted."""
     row_ids_path: Path | None = None
 
     def __len__(self) -> int:
@@ -64,6 +67,11 @@ class Dataset:
         """Return the tokens of a prompt."""
         offsets = self.arrays["prompt_offsets"]
         return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
+
+    def text_ids(self, row: int) -> np.ndarray:
+        """Return the tokens of a labelled text."""
+        offsets = self.arrays["text_offsets"]
+        return self.arrays["text_ids"][offsets[row] : offsets[row + 1]]
 
     def pair_lengths(self, rows: Sequence[int]) -> list[int]:
         """Return the number of tokens of each pair's longer side."""

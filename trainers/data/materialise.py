@@ -16,7 +16,7 @@ from recipes.errors import RequestError, StoreDamaged
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
 from trainers.data.encoding import encode_instructions, encode_pairs, encode_prompts, encode_texts
-from trainers.data.forms import Count, FormSettings, pack, pair, prompts, stream
+from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, stream
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -28,6 +28,7 @@ FORMAT = 1
 """Raised when the same request gives other arrays."""
 FORMS: dict[RowRole, Form] = {
     "text": "packed",
+    "labels": "labelled",
     "instructions": "packed",
     "preferences": "pairs",
     "prompts": "prompts",
@@ -148,6 +149,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
         report=BuildReport(**meta["report"]),
         arrays=arrays,
         pad_id=meta["pad_id"],
+        classes=tuple(meta.get("classes", ())),
         records=records,
         row_ids_path=store.objects.local_path(manifest.files["row_ids.txt"].sha256),
     )
@@ -170,6 +172,8 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
             parts = stream(encode_texts(rows, request.tokenization), count, settings)
         case "text":
             parts = pack(encode_texts(rows, request.tokenization), count, settings)
+        case "labels":
+            parts = labelled(encode_texts(rows, request.tokenization), count, settings)
         case "instructions":
             parts = pack(encode_instructions(rows, request.tokenization), count, settings)
         case "preferences":
@@ -189,7 +193,9 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
         fill=parts.tokens / max(parts.positions, 1),
     )
     _demand_something_to_learn(request, report)
-    meta = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
+    meta: dict[str, Any] = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
+    if parts.classes:
+        meta["classes"] = list(parts.classes)
     files = {
         "meta.json": _put(canonical_json(meta), store),
         "row_ids.txt": _put("".join(" ".join(name.splitlines()) + "\n" for name in parts.row_ids).encode(), store),

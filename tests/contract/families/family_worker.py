@@ -41,7 +41,7 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     return {
         "kind": "pretrain",
         "architecture": architecture,
-        "tokenizer": {"train": "bpe", "vocab_size": 320},
+        "tokenizer": {"train": "bpe", "vocab_size": 320, "cls_token": "<|cls|>", "mask_token": "<|mask|>"},
         "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
         "train": {**TRAIN, "sequence_length": length},
     }
@@ -59,6 +59,17 @@ STAGES: dict[str, dict[str, Any]] = {
     ),
     "rnn": text_stage(
         16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
+    ),
+    "encoder": text_stage(
+        family="encoder",
+        type="bert",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),

@@ -19,7 +19,7 @@ from trainers.store.export import export
 from trainers.store.store import Store
 
 HERE = Path(__file__).parent
-LANGUAGE = ("decoder", "rnn")
+LANGUAGE = ("decoder", "encoder", "rnn")
 PICTURES = sorted(set(FAMILIES) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
@@ -176,11 +176,12 @@ def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Pa
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")
     if family in LANGUAGE:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
         import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
 
-        AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        stock = AutoModelForMaskedLM if family == "encoder" else AutoModelForCausalLM
+        stock.from_pretrained(folder, local_files_only=True)
         return
     from trainers.families.build import open_family
 
@@ -215,8 +216,9 @@ def test_a_picture_depends_on_its_seed_alone(finished: Path, family: str) -> Non
 def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> None:
     from launch.sampler import sample_texts
 
+    prompt = "The <|mask|> 5 comes <|mask|> 6.<|mask|><|mask|>" if family == "encoder" else "The"
     options: dict[str, Any] = {"store": str(finished / "store"), "max_new_tokens": 8}
-    first, same, other = (sample_texts(f"store://{family}", ["The"], seed=seed, **options) for seed in (3, 3, 4))
+    first, same, other = (sample_texts(f"store://{family}", [prompt], seed=seed, **options) for seed in (3, 3, 4))
     assert first == same
     assert first != other
 

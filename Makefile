@@ -37,8 +37,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile tests/unit tests/contract tests/numerics
-	$(BIN)/python -m pytest -q -m "not long" tests/integration tests/faults tests/e2e tests/gpu
+	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile tests
+	$(BIN)/python -m pytest -q -m "serial and not long" tests
 
 test-long: setup
 	$(BIN)/python -m pytest -q -m long tests

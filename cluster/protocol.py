@@ -31,6 +31,10 @@ VerdictKind = Literal[
 ]
 
 
+PRELOAD = "trainers.preload"
+"""What every stage imports."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """What a group is: how many workers, what each holds, where their logs go."""
@@ -44,8 +48,8 @@ class WorkerSpec:
     """0 takes nothing from the cluster: no placement group."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set before the worker's interpreter starts."""
-    preload: str | None = "trainers.preload"
-    """Module that is imported once per worker; the processes of its runs are forked from there."""
+    preload: str | None = PRELOAD
+    """Module that is imported once; the processes of its runs are forked from there."""
     reusable: bool = False
     """The same processes serve every `run` until `close`; else each process serves exactly one."""
     placement_timeout_s: float = 300.0

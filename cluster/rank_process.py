@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -35,27 +36,71 @@ class Beat:
     number: int
 
 
-class ForkServer:
-    """The process that forks a rank's processes, seen from its parent.
+class ForkServerProcess:
+    """A fork server that this process starts and ends.
 
-    A thread starts it, reads what it says and waits for it: the kernel ends a child with the *thread* that made it, so
-    that thread lives as long as the child.
+    A thread starts it and waits for it: the kernel ends a child with the *thread* that made it.
     """
 
     def __init__(self, environment: Mapping[str, str], preload: str | None) -> None:
+        # An abstract address leaves no file behind; the server takes nobody else's requests.
+        self.address = f"\0trainwright-{secrets.token_hex(8)}"
         self.output = os.memfd_create("output")
-        """What it has printed, and processes that had no log yet."""
-        self._environment = dict(environment)
-        self._preload = preload or ""
-        self._ours, self._theirs = socket.socketpair()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._live, args=(dict(environment), preload or ""), name="fork-server", daemon=True
+        )
+        self._thread.start()
+        self._started.wait()
+
+    def kill(self) -> None:
+        """SIGKILL; the kernel ends every process that it forked."""
+        if self._process is not None:
+            self._process.kill()
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        self._thread.join()
+        assert self._process is not None
+        return self._process.returncode
+
+    def _live(self, environment: dict[str, str], preload: str) -> None:
+        path = os.pathsep.join([PROJECT, *filter(None, [environment.get("PYTHONPATH")])])
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            handle = listener.fileno()
+            self._process = subprocess.Popen(
+                [*INTERPRETER, "cluster.fork_server", str(handle), str(os.getpid()), preload],
+                env={**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=self.output,
+                stderr=self.output,
+                pass_fds=[handle],
+                start_new_session=True,
+            )
+        self._started.set()
+        self._process.wait()
+
+    def __del__(self) -> None:
+        os.close(self.output)
+
+
+class ForkServer:
+    """A connection to a fork server. Raises `OSError` where none listens."""
+
+    def __init__(self, address: str, own: ForkServerProcess | None = None) -> None:
+        self.output = os.memfd_create("output") if own is None else own.output
+        """What processes have printed that had no log yet; an own server's words too."""
+        self._own = own
         self._asked: deque[RankProcess] = deque()
         self._children: dict[int, RankProcess] = {}
         self._lock = threading.Lock()
-        self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
         self._returncode: int | None = None
-        threading.Thread(target=self._live, name="fork-server", daemon=True).start()
-        self._started.wait()
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.connect(address)
+        threading.Thread(target=self._listen, name="fork-server-link", daemon=True).start()
 
     @property
     def is_alive(self) -> bool:
@@ -70,35 +115,24 @@ class ForkServer:
                 return
             self._asked.append(process)
             with contextlib.suppress(OSError):  # it is gone: its end comes
-                socket.send_fds(self._ours, [b"f"], [*handles, self.output])
+                socket.send_fds(self._link, [b"f"], [*handles, self.output])
 
-    def kill(self) -> None:
-        """SIGKILL; the kernel ends every process that it forked."""
-        if self._process is not None:
-            self._process.kill()
+    def close(self) -> None:
+        """Hangs up, which ends every process that was forked over this connection; an own server ends too."""
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        if self._own is not None:
+            self._own.kill()
 
-    def _live(self) -> None:
-        path = os.pathsep.join([PROJECT, *filter(None, [self._environment.get("PYTHONPATH")])])
-        handle = self._theirs.fileno()
-        self._process = subprocess.Popen(
-            [*INTERPRETER, "cluster.fork_server", str(handle), str(os.getpid()), self._preload],
-            env={**self._environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=self.output,
-            stderr=self.output,
-            pass_fds=[handle],
-            start_new_session=True,
-        )
-        self._theirs.close()
-        self._started.set()
-        with contextlib.suppress(ConnectionResetError), self._ours.makefile("rb") as lines:
+    def _listen(self) -> None:
+        with contextlib.suppress(ConnectionResetError), self._link.makefile("rb") as lines:
             for line in lines:
                 self._hear(json.loads(line))
-        returncode = self._process.wait()
+        returncode = -signal.SIGKILL if self._own is None else self._own.wait()
         with self._lock:
             self._returncode = returncode
             for child in self._children.values():
-                child.on_end(-signal.SIGKILL)  # by the kernel, with their parent
+                child.on_end(-signal.SIGKILL)  # with their server
             for process in self._asked:
                 process.on_end(returncode)
 
@@ -111,8 +145,9 @@ class ForkServer:
                 self._children.pop(said["pid"]).on_end(said["returncode"])
 
     def __del__(self) -> None:
-        os.close(self.output)
-        self._ours.close()
+        self._link.close()
+        if self._own is None:
+            os.close(self.output)
 
 
 class RankProcess:

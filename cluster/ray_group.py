@@ -157,6 +157,7 @@ class RayGroup:
                 spec.preload,
                 int(spec.cpus_per_worker),
                 spec.gpus_per_worker > 0,
+                self._session.fork_server(spec),
             )
             for bundle in places
         }

@@ -2,16 +2,14 @@
 
 import atexit
 import contextlib
-import functools
 import importlib
-import logging
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +18,19 @@ import psutil
 
 from cluster import watchdog
 from cluster.protocol import WorkerGroup, WorkerSpec
-from cluster.rank_process import PROJECT
+from cluster.rank_process import ForkServerProcess, rank_environment
+from cluster.ray_start import (
+    EMBEDDED_SETTINGS,
+    SERVICES,
+    connect_as_job,
+    end_services,
+    few_services,
+    forget_token,
+    quiet_loggers,
+    silence,
+    variables,
+)
 from cluster.topology import Node
-from cluster.worker import find_free_ports
 from recipes.errors import CapacityError
 
 MARK = "TRAINWRIGHT_SESSION"
@@ -33,21 +41,6 @@ CONNECT_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
 SOCKET_PATH_ROOM = 30  # Ray's socket paths under the folder take up to 67 of the 107 bytes that the kernel allows
 
-_SERVICES = {"raylet": "Ray's raylet", "gcs_server": "Ray's control service"}
-
-# Of no use to a cluster that lives as long as one run, and each costs the start CPU time.
-_EMBEDDED_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_event_stats": "0",
-    "RAY_worker_num_grpc_internal_threads": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # 15 by default
-}
-# Their services are for people who watch a cluster: the autoscaler's monitor, the dashboard, the collector of logs.
-_UNWANTED_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")
-
 
 def start(
     address: str | None = None,
@@ -56,15 +49,25 @@ def start(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     name: str = "run",
+    preload: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> "Session":
     """Starts an embedded Ray (no address), or connects to the one at the address ("auto" or host:port).
 
-    `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. Raises `CapacityError` when
+    `log_folder` receives what Ray would print, and an embedded Ray's own logs when it ends. `preload`: beside an
+    embedded Ray one fork server starts, which imports this once for every group without GPUs whose `WorkerSpec` has the
+    same `preload` and `environment`. Raises `CapacityError` when
     Ray does not answer, `RuntimeError` when this process is connected to Ray already.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise RuntimeError("this process is connected to Ray already, and Ray's client is a global")
-    return _start_embedded(log_folder, num_cpus, num_gpus) if address is None else _connect(address, name, log_folder)
+    if address is not None:
+        return _connect(address, name, log_folder)
+    session = _prepare_embedded(log_folder)
+    if preload is not None:
+        session.start_fork_server(preload, environment or {})
+    _start_embedded(session, num_cpus, num_gpus)
+    return session
 
 
 def local_nodes() -> list[Node]:
@@ -102,6 +105,9 @@ class Session:
         """Of an embedded Ray; None on an existing cluster."""
         self._log_folder = log_folder
         self._guard: subprocess.Popen[bytes] | None = None
+        self._mark = secrets.token_hex(8)
+        self._imports: tuple[str, dict[str, str]] | None = None
+        self._fork_server: ForkServerProcess | None = None
         self._groups: list[WorkerGroup] = []
         self._services: list[tuple[str, psutil.Process]] = []
         self._is_shut_down = False
@@ -118,6 +124,19 @@ class Session:
     def rank_environment(self) -> dict[str, str]:
         """What ranks get beside their group's own: temporary files of an embedded Ray's go with its folder."""
         return {} if self.folder is None else {"TMPDIR": str(self.folder / TEMPORARY)}
+
+    def start_fork_server(self, preload: str, environment: Mapping[str, str]) -> None:
+        """Starts the imports that groups here share; returns at once."""
+        self._imports = (preload, dict(environment))
+        extra = {**self.rank_environment, **environment, MARK: self._mark}
+        self._fork_server = ForkServerProcess(rank_environment(os.environ, extra, threads=1, has_gpu=False), preload)
+
+    def fork_server(self, spec: WorkerSpec) -> str | None:
+        """Address of the fork server that has done this group's imports; None if there is none."""
+        shares = self._imports == (spec.preload, dict(spec.environment))
+        if self._fork_server is None or not shares or spec.gpus_per_worker or spec.cpus_per_worker >= 2:
+            return None
+        return self._fork_server.address
 
     def nodes(self) -> list[Node]:
         """Living nodes: totals, and what is free at this moment."""
@@ -196,6 +215,8 @@ class Session:
             for group in self._groups:
                 with contextlib.suppress(Exception):  # a group that cannot be closed must not keep the rest alive
                     group.close()
+        if self._fork_server is not None:
+            self._fork_server.kill()
         self._keep_logs()
         # In a thread, because without its services Ray's own end may take a minute.
         ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
@@ -233,15 +254,16 @@ class Session:
         self.shutdown()
 
 
-def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int | None) -> Session:
+def _prepare_embedded(log_folder: Path | None) -> Session:
+    """The folder of an embedded Ray, and the watchdog that removes it."""
     parent = tempfile.gettempdir()
     try:
         folder = Path(tempfile.mkdtemp(prefix="tw-", dir=parent if len(parent) <= SOCKET_PATH_ROOM - 12 else "/tmp"))
     except OSError as error:
         raise CapacityError(f"no temporary folder for an embedded Ray: {error}") from error
-    mark = f"{MARK}={secrets.token_hex(8)}"
     session = Session(namespace="trainwright", folder=folder, log_folder=log_folder)
     # The watchdog first: from here on nothing can be left behind.
+    mark = f"{MARK}={session._mark}"
     session._guard = subprocess.Popen(
         [sys.executable, "-I", "-S", "-E", watchdog.__file__, str(os.getpid()), str(folder), mark],
         stdin=subprocess.PIPE,
@@ -251,18 +273,20 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
         cwd="/",
     )
     (folder / TEMPORARY).mkdir()
+    return session
+
+
+def _start_embedded(session: Session, num_cpus: int | None, num_gpus: int | None) -> None:
+    folder = session.folder
+    assert folder is not None
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    environment = {
-        **_EMBEDDED_SETTINGS,
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        MARK: mark.partition("=")[2],
-    }
+    environment = {**EMBEDDED_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token), MARK: session._mark}
 
     def initialise() -> None:
-        with _environment(environment, without=("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")), _few_services():
-            _forget_token()
+        with variables(environment, without=("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")), few_services():
+            forget_token()
             settings: dict[str, Any] = {
                 "address": "local",
                 "num_cpus": num_cpus if num_cpus is not None else count_cpus(),
@@ -275,23 +299,22 @@ def _start_embedded(log_folder: Path | None, num_cpus: int | None, num_gpus: int
                 "_temp_dir": str(folder / "r"),
             }
             try:
-                _connect_as_job(**settings)
+                connect_as_job(**settings)
             except Exception:
                 # Ray gives its raylet 30 s, which a machine that is very busy for a moment may not have.
-                _end_services(folder)
-                _connect_as_job(**settings)
+                end_services(folder)
+                connect_as_job(**settings)
             children = psutil.Process().children()
-            session._services = [(_SERVICES[name], child) for child in children if (name := child.name()) in _SERVICES]
+            session._services = [(SERVICES[name], child) for child in children if (name := child.name()) in SERVICES]
 
     _run_in_keeper(session, initialise, START_TIMEOUT_S, "an embedded Ray did not start")
-    return session
 
 
 def _connect(address: str, name: str, log_folder: Path | None) -> Session:
     session = Session(namespace=f"trainwright-{name}-{secrets.token_hex(4)}", folder=None, log_folder=log_folder)
 
     def initialise() -> None:
-        _connect_as_job(address=address, namespace=session.namespace)
+        connect_as_job(address=address, namespace=session.namespace)
 
     _run_in_keeper(session, initialise, CONNECT_TIMEOUT_S, f"no Ray cluster answers at {address}")
     return session
@@ -306,8 +329,8 @@ def _run_in_keeper(session: Session, initialise: Callable[[], None], timeout_s: 
         try:
             importlib.import_module("ray")
             atexit.register(session.shutdown)  # after Ray's own, and so run before it
-            with _quiet_loggers():
-                _silence(session.hear)
+            with quiet_loggers():
+                silence(session.hear)
                 initialise()
             outcome.append(None)
         except BaseException as error:
@@ -323,117 +346,3 @@ def _run_in_keeper(session: Session, initialise: Callable[[], None], timeout_s: 
     if outcome[0] is not None:
         session.shutdown()
         raise CapacityError(f"{trouble}: {outcome[0]}") from outcome[0]
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str], without: tuple[str, ...]) -> Iterator[None]:
-    touched = {*values, *without}
-    before = {key: os.environ.get(key) for key in touched}
-    for key in without:
-        os.environ.pop(key, None)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextlib.contextmanager
-def _few_services() -> Iterator[None]:
-    """Ray has no public switch for these; where its private names differ, it starts them and all is well but slower."""
-    node: Any = getattr(importlib.import_module("ray._private.node"), "Node", None)
-    services: Any = importlib.import_module("ray._private.services")
-    utils: Any = importlib.import_module("ray._private.utils")
-    native: Any = importlib.import_module("ray._raylet")
-    start_raylet = getattr(node, "start_raylet", None)
-
-    def start_raylet_at_once(self: Any, *arguments: Any, **settings: Any) -> Any:
-        # The raylet waits for files in which its agents name their ports, until they have imported all they need; it
-        # dies if that takes them 15 s, as it may on a busy machine. Nothing here needs the agents: name the ports now.
-        with contextlib.suppress(AttributeError):
-            port = find_free_ports(1)[0]
-            for name in ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN"):
-                native.persist_port(self._session_dir, self._node_id, getattr(native, f"{name}_PORT_NAME"), -1)
-            native.persist_port(self._session_dir, self._node_id, native.RUNTIME_ENV_AGENT_PORT_NAME, port)
-            self._ray_params.runtime_env_agent_port = port
-        assert start_raylet is not None
-        return start_raylet(self, *arguments, **settings)
-
-    with contextlib.ExitStack() as stack:
-        for name in _UNWANTED_SERVICES:
-            stack.enter_context(_replaced(node, name, lambda *_, **__: None))
-        stack.enter_context(_replaced(node, "start_raylet", start_raylet_at_once))
-        # Imports much of the dashboard to see whether it is installed; an error makes a smaller agent.
-        stack.enter_context(_replaced(utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")))
-        # In process groups of their own: who ends a job signals the driver's whole group, and Ray has to outlive that.
-        popen = functools.partial(getattr(services, "ConsolePopen", subprocess.Popen), process_group=0)
-        stack.enter_context(_replaced(services, "ConsolePopen", popen))
-        # Ray turns 127.0.0.1 into the machine's outward address; on one machine nobody listens there.
-        stack.enter_context(_replaced(services, "resolve_ip_for_localhost", lambda address: address))
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(place: Any, name: str, stand_in: Any) -> Iterator[None]:
-    """Replaces an attribute for a while, if there is one."""
-    if not hasattr(place, name):
-        yield
-        return
-    original = getattr(place, name)
-    setattr(place, name, stand_in)
-    try:
-        yield
-    finally:
-        setattr(place, name, original)
-
-
-def _connect_as_job(**settings: Any) -> None:
-    """`ray.init` with workers that find our packages, and not a folder of the same name where the user stands."""
-    ray = importlib.import_module("ray")
-    job: Any = importlib.import_module("ray.job_config").JobConfig()
-    job._py_driver_sys_path = [PROJECT]
-    # Ray puts the working folder in front of its workers' import path, unless the job brings a folder of its own.
-    with _replaced(type(job), "_runtime_env_has_working_dir", lambda _: True):
-        ray.init(job_config=job, log_to_driver=False, logging_level=logging.ERROR, **settings)
-
-
-def _end_services(folder: Path) -> None:
-    """What a start that failed has left: Ray forgets it."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if child.name() in _SERVICES and (child.status() == psutil.STATUS_ZOMBIE or _is_of(child, folder)):
-                child.kill()
-                child.wait()
-
-
-def _is_of(process: psutil.Process, folder: Path) -> bool:
-    return any(str(folder) in part for part in process.cmdline())
-
-
-def _forget_token() -> None:
-    """An earlier session's token stays cached in Ray's native code."""
-    loader: Any = getattr(importlib.import_module("ray._raylet"), "AuthenticationTokenLoader", None)
-    if loader is not None:
-        loader.instance().reset_cache()
-
-
-def _silence(hear: Callable[[str], None]) -> None:
-    """Ray prints what its raylets report on the driver's terminal, whatever it was told about logs."""
-    worker: Any = importlib.import_module("ray._private.worker")
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda data, *_, **__: hear("\n".join(map(str, data.get("lines", []))))
-
-
-@contextlib.contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    logger = logging.getLogger("ray")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(max(before, logging.ERROR))

@@ -1,7 +1,7 @@
 """The Ray actor that holds one rank: its resources, its processes, and what the driver asks about them.
 
-A run is a process of its own (`cluster.rank`), so that this one can say how it ended, read its log
-after its death. A fork server beside it has done the imports, so that a run starts at once.
+A run is a process of its own (`cluster.rank`), so that this one can say how it ended and read its log after its death.
+A fork server has done the imports, so that a run starts at once: the session's, or one of its own.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import psutil
 
 from cluster.protocol import Json
 from cluster.rank import PR_SET_PDEATHSIG
-from cluster.rank_process import ForkServer, RankProcess, rank_environment
+from cluster.rank_process import ForkServer, ForkServerProcess, RankProcess, rank_environment
 from cluster.supervise import RankEnd
 
 LOG_CHUNK_BYTES = 1 << 20
@@ -33,11 +33,20 @@ QUIET_PORTS = range(20_000, 30_000)
 class Worker:
     """Holds one rank. Its methods are called by the driver, several at a time."""
 
-    def __init__(self, extra_environment: Mapping[str, str], preload: str | None, threads: int, has_gpu: bool) -> None:
+    def __init__(
+        self,
+        extra_environment: Mapping[str, str],
+        preload: str | None,
+        threads: int,
+        has_gpu: bool,
+        fork_server: str | None = None,
+    ) -> None:
         # Ray notices a dead raylet after seconds; the kernel does at once.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         self._environment = rank_environment(os.environ, extra_environment, threads, has_gpu)
         self._preload = preload
+        self._shared_server = fork_server
+        """Address of one that has done this rank's imports; None: start an own one."""
         self._current: RankProcess | None = None
         self._server: ForkServer | None = None
         self._lock = threading.Lock()
@@ -68,10 +77,17 @@ class Worker:
         self._environment["CUDA_VISIBLE_DEVICES"] = devices
 
     def prepare(self) -> None:
-        """Starts the fork server, which imports what a run needs, unless it is there."""
+        """Sees to a fork server, which imports what a run needs: the shared one, or where that has ended an own one."""
         with self._lock:
-            if self._server is None or not self._server.is_alive:
-                self._server = ForkServer(self._environment, self._preload)
+            if self._server is not None and self._server.is_alive:
+                return
+            if self._shared_server is not None:
+                address, self._shared_server = self._shared_server, None
+                with contextlib.suppress(OSError):
+                    self._server = ForkServer(address)
+                    return
+            own = ForkServerProcess(self._environment, self._preload)
+            self._server = ForkServer(own.address, own)
 
     def run(self, order: Json) -> RankEnd:
         """Runs a target to its end, in the process of the run before if that may be, else in a new one."""
@@ -126,7 +142,7 @@ class Worker:
             self._current.kill()
             self._current.wait(5)
         if self._server is not None:
-            self._server.kill()
+            self._server.close()
         if self._log_folder:
             shutil.rmtree(self._log_folder, ignore_errors=True)
 

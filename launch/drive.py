@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.session import start
+from cluster.protocol import PRELOAD
+from cluster.session import Session, start
 from launch.crew import Crew, GroupCrew
 from launch.executor import (
     Executor,
@@ -74,14 +75,25 @@ def needs_hub(recipe: Recipe) -> bool:
 def ray_crew(request: CrewRequest) -> Crew:
     """Workers on Ray: an embedded one, or the cluster at the address."""
     cluster = request.resolved.recipe.cluster
+    environment = {"HF_HUB_OFFLINE": "0"} if needs_hub(request.resolved.recipe) else {}
+
+    def connect() -> Session:
+        return start(
+            request.address,
+            log_folder=request.log_folder,
+            name=request.run,
+            preload=PRELOAD,
+            environment=environment,
+        )
+
     try:
-        session = start(request.address, log_folder=request.log_folder, name=request.run)
+        session = connect()
     except CapacityError as error:
         if request.address is not None:
             raise
         # Ray gives its own processes some 15 seconds, which a machine that is busy with other things may exceed.
         request.say(f"{error}; trying once more")
-        session = start(request.address, log_folder=request.log_folder, name=request.run)
+        session = connect()
     try:
         request.on_connected(session.cancel)
         crew = GroupCrew(
@@ -91,7 +103,7 @@ def ray_crew(request: CrewRequest) -> Crew:
             request.log_folder,
             gpus_per_worker=int(cluster.gpus_per_worker),
             placement_timeout_s=cluster.placement_timeout_s,
-            environment={"HF_HUB_OFFLINE": "0"} if needs_hub(request.resolved.recipe) else {},
+            environment=environment,
             on_close=session.shutdown,
         )
         crew.prepare(request.first_workers)

@@ -16,7 +16,7 @@ from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
-from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.yaml_text import Path
 
 
@@ -32,7 +32,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
             case Pretrain() | Finetune() | Reward():
                 yield from _check_train(loaded, place, stage)
                 yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
-            case ImageStage():
+            case PretrainImages():
                 yield from _check_image(loaded, place, stage)
             case PpoStage():
                 yield from _check_ppo(loaded, place, stage)
@@ -166,7 +166,7 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
         yield loaded.problem(f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message)
 
 
-def _check_image(loaded: LoadedRecipe, place: str, stage: ImageStage) -> Iterator[Problem]:
+def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     if stage.shard.gradient_checkpointing:
         message = "models of pictures keep their activations"
         yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")

@@ -19,7 +19,7 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -74,7 +74,7 @@ def start_of(stage: Stage) -> str | None:
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
-        case ImageStage():
+        case PretrainImages():
             return None
         case PpoStage():
             return stage.actor
@@ -90,7 +90,7 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate | ImageStage) or reference.stage in seen:
+        if stage is None or isinstance(stage, Evaluate | PretrainImages) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)
@@ -109,7 +109,7 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, Evaluate):
             yield from _check_distinct(loaded, name, stage)
             yield from _check_scorers(loaded, name, stage)
-        if isinstance(stage, ImageStage) and stage.autoencoder is not None:
+        if isinstance(stage, PretrainImages) and stage.autoencoder is not None:
             yield from _check_autoencoder(loaded, name, stage.autoencoder)
         if isinstance(stage, PpoStage) and stage.critic == "reward":
             advice = ", or set critic: actor"
@@ -216,7 +216,7 @@ def _check_autoencoder(loaded: LoadedRecipe, name: str, text: str) -> Iterator[P
     """The latents of an autoencoder of this recipe must keep a height and a width."""
     reference = _parse(text)
     source = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
-    if isinstance(source, ImageStage) and isinstance(source.architecture, Vae):
+    if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae):
         found = source.architecture.type
         if found != "autoencoder_kl":
             message = f"diffusion needs latents with a height and a width; {text} is of type {found}"

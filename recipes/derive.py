@@ -3,12 +3,12 @@
 import math
 
 from recipes.ppo import Ppo
-from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
 MAX_AUTO_MICRO_BATCH = 16
 MAX_AUTO_PICTURES = 256
-"""The same for an image stage: pictures are small beside sequences."""
+"""The same for a stage of pictures: pictures are small beside sequences."""
 
 
 def micro_batches(
@@ -48,7 +48,7 @@ def steps_per_iteration(ppo: Ppo) -> int:
 def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
     """Optimiser steps of any stage; None where they follow from data that is not counted yet; 0 for an evaluation."""
     match stage:
-        case Pretrain() | ImageStage() | Finetune() | Reward():
+        case Pretrain() | PretrainImages() | Finetune() | Reward():
             return planned_steps(stage.train, rows)
         case PpoStage():
             return stage.ppo.iterations * steps_per_iteration(stage.ppo)
@@ -58,13 +58,13 @@ def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
 
 def largest_micro_batch(stage: Stage) -> int:
     """The largest micro-batch that `auto` takes."""
-    return MAX_AUTO_PICTURES if isinstance(stage, ImageStage) else MAX_AUTO_MICRO_BATCH
+    return MAX_AUTO_PICTURES if isinstance(stage, PretrainImages) else MAX_AUTO_MICRO_BATCH
 
 
 def stage_batch(stage: Stage) -> int:
     """What the workers share in a step: sequences, pairs, pictures or responses; for an evaluation its prompts."""
     match stage:
-        case Pretrain() | ImageStage() | Finetune() | Reward():
+        case Pretrain() | PretrainImages() | Finetune() | Reward():
             return stage.train.global_batch
         case PpoStage():
             return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from recipes.errors import Problem
 from recipes.loaded import mark_of, shown, value_at
-from recipes.locate import field_at, key_elsewhere, model_keys, nearest, path_of, slot_at
+from recipes.locate import Place, field_at, key_elsewhere, model_keys, nearest, place_of, slot_at
 from recipes.yaml_text import Document, Path, path_text
 
 
@@ -30,14 +30,10 @@ def schema_problems(error: ValidationError, document: Document, path: FilePath) 
 def located_problems(error: ValidationError, document: Document, path: FilePath) -> list[tuple[ErrorDetails, Problem]]:
     located = []
     for detail in error.errors(include_url=False):
-        place = path_of(detail["loc"])
+        at = place_of(detail["loc"])
+        place = at.tag_path if detail["type"] in _TAG_ERRORS else at.path
         mark = mark_of(place, document.marks, path)
-        message, suggestion = _explain(detail, place, document.value)
-        if detail["type"] == "union_tag_invalid" and "discriminator" in detail.get("ctx", {}):
-            place = (*place, detail["ctx"]["discriminator"].strip("'"))
-            mark = mark_of(place, document.marks, path)
-        elif detail["type"] == "union_tag_not_found":
-            place = (*place, detail["ctx"]["discriminator"].strip("'"))
+        message, suggestion = _explain(detail, at, document.value)
         found = "" if detail["type"] in ("missing", "union_tag_not_found") else shown(value_at(document.value, place))
         if detail["type"] == "value_error" and isinstance(value_at(document.value, place), dict):
             found = ""
@@ -45,6 +41,7 @@ def located_problems(error: ValidationError, document: Document, path: FilePath)
     return located
 
 
+_TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 _TYPES = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -60,9 +57,9 @@ _TYPES = {
 }
 
 
-def _explain(detail: ErrorDetails, place: Path, raw: Any) -> tuple[str, str]:
+def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
     """The message and the suggestion for one of pydantic's errors."""
-    kind, context = detail["type"], detail.get("ctx", {})
+    kind, context, place = detail["type"], detail.get("ctx", {}), at.path
     info = field_at(place, raw)
     if kind == "extra_forbidden":
         return _explain_unknown(place, raw)
@@ -75,11 +72,9 @@ def _explain(detail: ErrorDetails, place: Path, raw: Any) -> tuple[str, str]:
         found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
         return _explain_choice(found, choices or expected)
     if kind == "union_tag_invalid":
-        tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return _explain_choice(context["tag"], tags)
+        return _explain_choice(context["tag"], list(at.slot.members))
     if kind == "union_tag_not_found":
-        slot = slot_at(place, raw)
-        return "the key is required", "one of " + ", ".join(slot.models) if slot is not None else ""
+        return "the key is required", "one of " + ", ".join(at.slot.members)
     if kind == "value_error":
         return str(context["error"]), ""
     if kind == "string_pattern_mismatch":

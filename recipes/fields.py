@@ -1,6 +1,7 @@
 """How a recipe field is declared: its role in the fingerprint, its sentence, its bounds, and quantities with units."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -24,6 +25,37 @@ def meaning(default: Any = ..., *, description: str, **bounds: Any) -> Any:
 def placement(default: Any = ..., *, description: str, **bounds: Any) -> Any:
     """Declare a field that changes where or how often, not what, is computed; it stays out of the fingerprint."""
     return Field(default, description=description, json_schema_extra={"role": "placement"}, **bounds)
+
+
+@dataclass(frozen=True)
+class TagAt:
+    """Finds the tag of a union's value below it."""
+
+    path: tuple[str, ...]
+    instead: tuple[str, str] | None = None
+    """A key, and the tag of a value that has this key instead of the path's first one."""
+
+    @property
+    def __name__(self) -> str:
+        """pydantic asks every discriminator for its name."""
+        return ".".join(self.path)
+
+    def __call__(self, value: Any) -> str | None:
+        """The tag as it is written, known or not; None: there is none."""
+        found = value
+        for part in self.path:
+            found = _read(found, part)
+        if found is None and self.instead is not None and _read(value, self.path[0]) is None:
+            key, tag = self.instead
+            return tag if _read(value, key) is not None else None
+        return None if found is None else str(found)
+
+
+def _read(value: Any, key: str) -> Any:
+    """The value of a mapping's key or of a model's field; None where there is none."""
+    if isinstance(value, dict):
+        return value.get(key)
+    return getattr(value, key, None) if isinstance(value, BaseModel) else None
 
 
 def _parse_steps(value: Any) -> Any:

@@ -146,12 +146,14 @@ def _merge_documents(base: Document, over: Document) -> Document:
     def _other_variant(path: Path, before: dict[str, Any], value: dict[str, Any]) -> bool:
         """Whether the two mappings are different members of a tagged union, so that their keys do not mix."""
         slot = slot_at(path, over.value) or slot_at(path, base.value)
-        if slot is None or not slot.is_union:
-            return False
-        if slot.discriminator == "":
-            return bool(value.keys() & slot.models) and not (before.keys() & value.keys() & slot.models.keys())
-        tag = slot.discriminator
-        return tag in value and tag in before and value[tag] != before[tag]
+        while slot is not None and slot.tag is not None and len(slot.tag.path) < 2:
+            if not slot.tag.path:
+                return bool(value.keys() & slot.members) and not (before.keys() & value.keys() & slot.members.keys())
+            (key,) = slot.tag.path
+            if key in value and key in before and value[key] != before[key]:
+                return True
+            slot = slot.member_for(before | value)
+        return False
 
     value = merge(base.value, over.value, ())
     marks[()] = over.marks[()]

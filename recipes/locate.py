@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Discriminator, Tag
 from pydantic.fields import FieldInfo
 
+from recipes.fields import TagAt
 from recipes.recipe import Recipe
 from recipes.yaml_text import Path
 
@@ -17,54 +18,72 @@ Loc = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """What may stand at one place: one model, a tagged union of models, a container of `items`, or a plain value."""
+    """What may stand at one place: a model, a tagged union of slots, a container of `items`, or a plain value."""
 
-    models: dict[str, type[BaseModel]] = field(default_factory=dict)
-    discriminator: str | None = None
+    model: type[BaseModel] | None = None
+    members: dict[str, "Slot"] = field(default_factory=dict)
+    """Of a union: its slots by tag; a member may be a union by another tag."""
+    tag: TagAt | None = None
+    """Where a value of the union says which member it is; its path is empty where the tag itself is a key."""
     items: Any = None
     choices: tuple[Any, ...] = ()
 
     @property
     def is_union(self) -> bool:
-        return self.discriminator is not None
+        return self.tag is not None
+
+    @property
+    def models(self) -> list[type[BaseModel]]:
+        """Every model that may stand here."""
+        found = [model for member in self.members.values() for model in member.models]
+        return list(dict.fromkeys(found if self.model is None else [self.model, *found]))
+
+    def member_for(self, value: Any) -> "Slot | None":
+        """The union's member that the value's own tag selects."""
+        if self.tag is None or not isinstance(value, dict):
+            return None
+        if not self.tag.path:
+            return next((member for tag, member in self.members.items() if tag in value), None)
+        tag = self.tag(value)
+        return self.members.get(tag) if tag is not None else None
 
     def model_for(self, value: Any) -> type[BaseModel] | None:
-        """The model that the value's own tag selects."""
+        """The model that the value's own tags select."""
         if not self.is_union:
-            return next(iter(self.models.values()), None)
-        if not isinstance(value, dict):
-            return None
-        if self.discriminator == "":
-            return next((model for tag, model in self.models.items() if tag in value), None)
-        tag = value.get(self.discriminator)
-        return self.models.get(tag) if isinstance(tag, str) else None
+            return self.model
+        member = self.member_for(value)
+        return member.model_for(value) if member is not None else None
 
 
-ROOT = Slot(models={"": Recipe})
+ROOT = Slot(model=Recipe)
 
 
 def describe_field(info: FieldInfo) -> Slot:
     """The slot of a model's field."""
-    tag = info.discriminator
-    return _describe(info.annotation, tag if isinstance(tag, str) else "" if isinstance(tag, Discriminator) else None)
+    return _describe(info.annotation, _tag_of(info))
 
 
-def _describe(annotation: Any, discriminator: str | None = None) -> Slot:
+def _tag_of(metadata: Any) -> TagAt | None:
+    """Where the discriminator among a type's metadata finds a value's tag."""
+    found = metadata.discriminator if isinstance(metadata, FieldInfo) else metadata
+    if isinstance(found, Discriminator):
+        found = found.discriminator
+        if not isinstance(found, str):
+            return found if isinstance(found, TagAt) else TagAt(())
+    return TagAt((found,)) if isinstance(found, str) else None
+
+
+def _describe(annotation: Any, tag: TagAt | None = None) -> Slot:
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
-        for item in metadata:
-            if isinstance(item, FieldInfo) and isinstance(item.discriminator, str):
-                discriminator = item.discriminator
-            elif isinstance(item, Discriminator):
-                discriminator = ""
-        return _describe(inner, discriminator)
+        return _describe(inner, next((found for item in metadata if (found := _tag_of(item)) is not None), tag))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return Slot(models={"": annotation})
+        return Slot(model=annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         members = [member for member in arguments if member is not type(None)]
-        if discriminator is not None:
-            return Slot(models=_tagged(members, discriminator), discriminator=discriminator)
+        if tag is not None:
+            return Slot(members=_tagged(members, tag), tag=tag)
         if len(members) == 1:
             return _describe(members[0])
         return Slot(choices=tuple(choice for member in members for choice in _describe(member).choices))
@@ -75,16 +94,17 @@ def _describe(annotation: Any, discriminator: str | None = None) -> Slot:
     return Slot(choices=arguments if origin is Literal else ())
 
 
-def _tagged(members: list[Any], discriminator: str) -> dict[str, type[BaseModel]]:
-    models: dict[str, type[BaseModel]] = {}
+def _tagged(members: list[Any], tag: TagAt) -> dict[str, Slot]:
+    """The members by their tags: written as `Tag`, or as the values of each model's own field."""
+    slots: dict[str, Slot] = {}
     for member in members:
-        if get_origin(member) is Annotated:
-            model, *metadata = get_args(member)
-            tag = next(item.tag for item in metadata if isinstance(item, Tag))
-            models[tag] = model
-        else:
-            models.update({str(tag): member for tag in get_args(member.model_fields[discriminator].annotation)})
-    return models
+        slot = _describe(member)
+        metadata = get_args(member)[1:] if get_origin(member) is Annotated else ()
+        tags = [item.tag for item in metadata if isinstance(item, Tag)]
+        for model in slot.models if not tags else ():
+            tags += [str(value) for value in get_args(model.model_fields[tag.path[0]].annotation)]
+        slots.update(dict.fromkeys(tags, slot))
+    return slots
 
 
 @cache
@@ -129,18 +149,36 @@ def _child(value: Any, part: int | str) -> Any:
     return None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where pydantic found an error: the path in the recipe's text, and what may stand there."""
+
+    path: Path
+    slot: Slot
+
+    @property
+    def tag_path(self) -> Path:
+        """Where the tag of the union at this place is written."""
+        return self.path if self.slot.tag is None else (*self.path, *self.slot.tag.path)
+
+
 def path_of(loc: Loc) -> Path:
     """The path in the recipe's text that pydantic's error location means (tags and union labels left out)."""
+    return place_of(loc).path
+
+
+def place_of(loc: Loc) -> Place:
+    """The place that pydantic's error location means."""
     slot, path = ROOT, []
     for part in loc:
         if slot.is_union:
-            model = slot.models.get(str(part))
-            if model is None:
+            member = slot.members.get(str(part))
+            if member is None:
                 break
-            slot = Slot(models={"": model})
+            slot = member
             continue
-        if slot.models:
-            info = model_keys(slot.models[""]).get(str(part))
+        if slot.model is not None:
+            info = model_keys(slot.model).get(str(part))
             path.append(part)
             slot = describe_field(info) if info is not None else Slot()
         elif slot.items is not None:
@@ -148,7 +186,7 @@ def path_of(loc: Loc) -> Path:
             slot = _describe(slot.items)
         else:
             break
-    return tuple(path)
+    return Place(tuple(path), slot)
 
 
 def nearest(word: str, candidates: list[str]) -> str | None:
@@ -166,12 +204,11 @@ def key_elsewhere(key: str, model: type[BaseModel], prefix: str = "", depth: int
     if depth == 0:
         return None
     for name, info in model_keys(model).items():
-        slot = describe_field(info)
-        for child in slot.models.values():
+        for child in describe_field(info).models:
             if key in model_keys(child):
                 return f"{prefix}{name}.{key}"
     for name, info in model_keys(model).items():
-        for child in describe_field(info).models.values():
+        for child in describe_field(info).models:
             found = key_elsewhere(key, child, f"{prefix}{name}.", depth - 1)
             if found is not None:
                 return found

@@ -12,7 +12,7 @@ from recipes.fingerprint import ParentId, fingerprint
 from recipes.memory import Sizes, predict_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.stages import Evaluate, ImageStage, PpoStage, Pretrain, Stage
+from recipes.stages import Evaluate, PpoStage, Pretrain, PretrainImages, Stage
 
 FORMAT = 1
 
@@ -169,7 +169,7 @@ def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
-    if isinstance(stage, ImageStage):
+    if isinstance(stage, PretrainImages):
         return None
     start = start_of(stage)
     source = stage if start is None else origin(start, recipe.stages)

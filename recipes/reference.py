@@ -32,7 +32,7 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 """
 
 _SECTIONS = (
-    ("Stages", ("Pretrain", "ImageStage", "Finetune", "Reward", "PpoStage", "Evaluate")),
+    ("Stages", ("Pretrain", "PretrainImages", "Finetune", "Reward", "PpoStage", "Evaluate")),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
@@ -79,7 +79,7 @@ def _heading(name: str, model: dict[str, Any]) -> str:
     for key in ("kind", "type", "source", "train", "family"):
         value = model["properties"].get(key, {})
         if "const" in value:
-            of_pictures = key == "source" and name.startswith("Image")
+            of_pictures = key in ("source", "kind") and "Image" in name
             return f"{key}: {value['const']}" + (" (pictures)" if of_pictures else "")
     return "from" if "from" in model["properties"] else name
 

@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from recipes.data import ExistingTokenizer, PythonDocs, Source
 from recipes.image_data import ImageSource
-from recipes.stages import Evaluate, Finetune, ImageStage, PpoStage, Pretrain, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 PartKind = Literal[
     "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
@@ -104,7 +104,7 @@ def stage_inputs(stage: Stage) -> list[Input]:
             if isinstance(stage.tokenizer, ExistingTokenizer):
                 inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
             return inputs
-        case ImageStage():
+        case PretrainImages():
             return [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
         case Finetune() | Reward():
             return [Input("init_from", stage.init_from, ("model",))]
@@ -127,7 +127,7 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
     match stage:
         case Pretrain():
             return {"model": "model"}
-        case ImageStage():
+        case PretrainImages():
             return {"model": stage.architecture.family}
         case Finetune():
             if stage.lora is None:
@@ -190,7 +190,7 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
     match stage:
         case Pretrain():
             return _training_sources(stage.data, stage.evaluation, "text")
-        case ImageStage():
+        case PretrainImages():
             return _training_sources(stage.data, stage.evaluation, "images")
         case Finetune():
             return _training_sources(stage.data, stage.evaluation, "instructions")

@@ -31,5 +31,5 @@ class Shard(Strict):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = placement(
         "auto",
         description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16, "
-        "in an image stage up to 256.",
+        "with pictures up to 256.",
     )

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
 from recipes.encoders import Corruption, PseudoLabels
-from recipes.fields import Strict, meaning, placement
+from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
 from recipes.image_models import ImageArchitecture
 from recipes.lora import Lora
@@ -54,10 +54,10 @@ class Pretrain(_Stage):
         return self
 
 
-class ImageStage(_Stage):
-    """Train a model of pictures of any family from random weights."""
+class PretrainImages(_Stage):
+    """Train a model of pictures from random weights: a classifier, or one that draws."""
 
-    kind: Literal["image"] = meaning(description="Training on pictures.")
+    kind: Literal["pretrain"] = meaning(description="Training on pictures.")
     architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
     autoencoder: str | None = meaning(
         None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
@@ -68,7 +68,7 @@ class ImageStage(_Stage):
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     @model_validator(mode="after")
-    def _autoencoder_serves(self) -> "ImageStage":
+    def _autoencoder_serves(self) -> "PretrainImages":
         if self.autoencoder is not None and self.architecture.family != "ddpm":
             raise ValueError(f"autoencoder serves family ddpm; the family here is {self.architecture.family}")
         return self
@@ -216,7 +216,19 @@ class Evaluate(_Stage):
         return self
 
 
-Stage = Annotated[Pretrain | ImageStage | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+PretrainFamily = Annotated[
+    Annotated[Pretrain, Tag("decoder")]
+    | Annotated[Pretrain, Tag("encoder")]
+    | Annotated[Pretrain, Tag("rnn")]
+    | Annotated[PretrainImages, Tag("classifier")]
+    | Annotated[PretrainImages, Tag("vae")]
+    | Annotated[PretrainImages, Tag("gan")]
+    | Annotated[PretrainImages, Tag("ddpm")],
+    Discriminator(TagAt(("architecture", "family"), instead=("init_from", "decoder"))),
+]
+"""What trains each family; `init_from` without an architecture goes on from a language model."""
 
-SEMANTICS = {"pretrain": 1, "image": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+Stage = Annotated[PretrainFamily | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -211,7 +211,7 @@ class _Composer:
 
 def path_text(path: Path) -> str:
     """A field path as people write it: `stages.base.of.0`."""
-    return ".".join(str(part) for part in path)
+    return ".".join(str(part) if str(part).isprintable() else repr(part) for part in path)
 
 
 def shorten(value: Any, limit: int = 80) -> str:

@@ -306,12 +306,7 @@ def _write_draft(
         kind="actor_critic",
         files=files,
         checks=tuple(checks),
-        outcome={
-            "state": outcome.state,
-            "rule": outcome.rule,
-            "steps_done": outcome.steps_done,
-            "steps_planned": outcome.steps_planned,
-        },
+        outcome=outcome.ending(),
         metrics=dict(metrics),
         gate_reasons=gate_reasons,
         contract=tokenization.contract_hash,

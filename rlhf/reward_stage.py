@@ -150,12 +150,7 @@ def _write_draft(
         kind="reward_model",
         files=files,
         checks=tuple(checks),
-        outcome={
-            "state": outcome.state,
-            "rule": outcome.rule,
-            "steps_done": outcome.steps_done,
-            "steps_planned": outcome.steps_planned,
-        },
+        outcome=outcome.ending(),
         metrics={
             "train": last,
             "evaluation": {**measured, "held_out": is_held_out},

@@ -223,12 +223,7 @@ def _write_draft(
         kind="text_classifier",
         files=files,
         checks=tuple(checks),
-        outcome={
-            "state": outcome.state,
-            "rule": outcome.rule,
-            "steps_done": outcome.steps_done,
-            "steps_planned": outcome.steps_planned,
-        },
+        outcome=outcome.ending(),
         metrics={
             "train": last,
             "evaluation": {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)} | tables,

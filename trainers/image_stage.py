@@ -14,7 +14,7 @@ from recipes.derive import largest_micro_batch, planned_steps
 from recipes.errors import RequestError
 from recipes.image_models import VENDI_PICTURES
 from recipes.references import find_source
-from recipes.stages import ImageStage
+from recipes.stages import PretrainImages
 from trainers import distributed
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
@@ -38,7 +38,7 @@ from trainers.steps import GROUP, constant_group, stage_layout
 from trainers.store.manifest import Layout
 
 
-def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
+def run_image(spec: PretrainImages, context: StageContext) -> Draft | None:
     """Train a model of pictures; the draft comes from rank 0. Collective."""
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
@@ -78,7 +78,7 @@ def run_image(spec: ImageStage, context: StageContext) -> Draft | None:
     return draft
 
 
-def _phase(part: PhaseModule, spec: ImageStage, context: StageContext, steps: int) -> Phase:
+def _phase(part: PhaseModule, spec: PretrainImages, context: StageContext, steps: int) -> Phase:
     """Put a phase's module under its engine."""
     group = parameter_group(GROUP, part.module, spec.train.optimizer)
     clip, device = spec.train.gradient_clipping, context.ranks.device
@@ -149,7 +149,7 @@ class ImageBatches:
 class Evaluation:
     """Held-out metrics, and a grid of pictures at fixed seeds for the report."""
 
-    spec: ImageStage
+    spec: PretrainImages
     context: StageContext
     blueprint: Blueprint
     engine: Engine
@@ -201,11 +201,11 @@ def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
     return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
 
 
-def _request(spec: ImageStage, context: StageContext) -> ImageRequest:
+def _request(spec: PretrainImages, context: StageContext) -> ImageRequest:
     return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
 
 
-def _codec(spec: ImageStage, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
+def _codec(spec: PretrainImages, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
     """Open the autoencoder of a latent diffusion; equal on every rank."""
     if spec.autoencoder is None:
         return None
@@ -219,7 +219,7 @@ def _codec(spec: ImageStage, context: StageContext, dataset: ImageDataset) -> La
     return fit_codec(autoencoder, dataset)
 
 
-def _held_out_set(spec: ImageStage, context: StageContext, training: ImageDataset) -> ImageDataset | None:
+def _held_out_set(spec: PretrainImages, context: StageContext, training: ImageDataset) -> ImageDataset | None:
     """Open the held-out pictures, labelled as the training's are; None: there are none. Collective."""
     use = find_source(spec, "evaluation")
     if use is None:
@@ -248,7 +248,7 @@ def _shown(shape: tuple[int, int, int]) -> str:
 
 
 def _write_draft(
-    spec: ImageStage,
+    spec: PretrainImages,
     context: StageContext,
     blueprint: Blueprint,
     source: ImageBatches,

@@ -297,12 +297,7 @@ def write_draft(
         kind="model" if peft_config is None else "adapter",
         files=files,
         checks=tuple(checks),
-        outcome={
-            "state": outcome.state,
-            "rule": outcome.rule,
-            "steps_done": outcome.steps_done,
-            "steps_planned": outcome.steps_planned,
-        },
+        outcome=outcome.ending(),
         metrics=stage_metrics(outcome, dataset) | ({} if responses is None else {"responses": responses}),
         gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
         contract=tokenization.contract_hash,

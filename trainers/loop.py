@@ -115,6 +115,15 @@ class Outcome:
     evaluation: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
 
+    def ending(self) -> dict[str, Any]:
+        """Return what the artifact's manifest says of it."""
+        return {
+            "state": self.state,
+            "rule": self.rule,
+            "steps_done": self.steps_done,
+            "steps_planned": self.steps_planned,
+        }
+
 
 LearningRates = Callable[[int], Mapping[str, float]]
 """Learning rate of each parameter group at a step, from 0."""

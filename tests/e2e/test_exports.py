@@ -17,6 +17,8 @@ from trainers.architectures.token_losses import hidden_states
 from trainers.data.batches import SequenceBatch
 from trainers.store.store import Store
 
+pytestmark = pytest.mark.serial
+
 TOKENS = torch.tensor([list(range(5, 29)), list(range(60, 36, -1))])
 LIMIT = 1e-5
 
@@ -36,6 +38,7 @@ EXPORTS: list[tuple[str, str, tuple[str, ...], str]] = [
 # In this process the project does not exist.
 STOCK = """
 import json, sys
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("recipes", "cluster", "trainers", "rlhf", "launch"):
@@ -96,7 +99,6 @@ def project_logits(folder: Path, kind: ModelKind) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.serial
 def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_run: Any, tmp_path: Path) -> None:
     store = Store.open(str(smoke_run.shell.store))
     made = {manifest.stage: manifest for manifest in store.list_artifacts()}

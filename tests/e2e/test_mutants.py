@@ -15,6 +15,8 @@ import pytest
 from recipes.load import check_file, dump_recipe, load_recipe
 from recipes.locate import field_at
 
+pytestmark = pytest.mark.serial
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ROUNDS = {"quickstart.yaml": 6, "llm/files.yaml": 2, "llm/gpt2.yaml": 1, "llm/qwen3.yaml": 1}
 CHANGES_PER_STAGE = 2
@@ -95,7 +97,6 @@ def draw(recipe: Path, seed: int) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.serial
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, rounds in ROUNDS.items() for seed in range(rounds)])
 def test_what_the_check_accepts_runs(
     make_shell: Callable[..., Any], say: Callable[[str], None], name: str, seed: int

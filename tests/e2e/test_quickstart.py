@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 STAGES = ["base", "chat", "judge", "second", "policy", "exam"]
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
 
 
-@pytest.mark.serial
 def test_the_chain_runs_and_says_what_it_does(smoke_run: Any, say: Callable[[str], None]) -> None:
     say(f"quickstart --smoke took {smoke_run.done.seconds:.0f} s")
     lines = smoke_run.done.out.splitlines()
@@ -25,7 +26,6 @@ def test_the_chain_runs_and_says_what_it_does(smoke_run: Any, say: Callable[[str
     assert [(stage["name"], stage["state"]) for stage in status["stages"]] == [(name, "committed") for name in STAGES]
 
 
-@pytest.mark.serial
 def test_the_report_is_one_page_with_everything(smoke_run: Any) -> None:
     page = Path(smoke_run.done.out.splitlines()[-1].removeprefix("report: ")).read_text()
     assert page.count("<figure") >= 10
@@ -34,7 +34,6 @@ def test_the_report_is_one_page_with_everything(smoke_run: Any) -> None:
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
 
 
-@pytest.mark.serial
 def test_the_store_tells_what_was_made_of_what(smoke_run: Any) -> None:
     listed = {item["stage"]: item for item in smoke_run.shell("store", "ls", "--json").json}
     assert [listed[stage]["kind"] for stage in STAGES] == [
@@ -47,7 +46,6 @@ def test_the_store_tells_what_was_made_of_what(smoke_run: Any) -> None:
     assert smoke_run.shell("store", "verify").code == 0
 
 
-@pytest.mark.serial
 def test_the_same_command_again_starts_no_worker(smoke_run: Any, quickstart: Path) -> None:
     again = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS)
     assert again.code == 0
@@ -58,14 +56,12 @@ def test_the_same_command_again_starts_no_worker(smoke_run: Any, quickstart: Pat
     assert [stage["attempts"] for stage in newest["stages"]] == [0] * 6
 
 
-@pytest.mark.serial
 def test_resume_of_a_finished_run_says_so(smoke_run: Any) -> None:
     done = smoke_run.shell("resume", smoke_run.run)
     assert done.code == 0
     assert "completed already" in done.out
 
 
-@pytest.mark.serial
 def test_a_change_of_the_policy_runs_policy_and_exam_only(smoke_run: Any, quickstart: Path) -> None:
     done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.ppo.kl_coef=0.1")
     assert done.code == 0, done.out + done.err
@@ -77,7 +73,6 @@ def test_a_change_of_the_policy_runs_policy_and_exam_only(smoke_run: Any, quicks
     }
 
 
-@pytest.mark.serial
 def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
     arguments = ("sample", f"{smoke_run.run}/policy", "--prompt", "What does len(obj) do?", "--chat", "--json")
     first, second = smoke_run.shell(*arguments), smoke_run.shell(*arguments)
@@ -89,7 +84,6 @@ def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
     assert "only a language model or a classifier of texts can be sampled" in refused.err
 
 
-@pytest.mark.serial
 def test_logs_are_kept_by_stage(smoke_run: Any) -> None:
     everything = smoke_run.shell("logs", smoke_run.run)
     assert everything.code == 0

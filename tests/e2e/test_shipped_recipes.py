@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALWAYS = ("llm/files.yaml",)
 """The others run in the long form; their architectures and engines have tests of their own."""
@@ -13,7 +15,6 @@ SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yam
 CASES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.long) for name in SHIPPED]
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_shipped_recipe_runs_in_its_smoke_size(
     make_shell: Callable[..., Any], say: Callable[[str], None], recipe: str

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 RAY = str(Path(sys.executable).with_name("ray"))
 NUM_NODES = 3
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
@@ -101,7 +103,6 @@ def shell(raylets: Raylets, make_shell: Callable[..., Any]) -> Any:
     return make_shell(**raylets.environment)
 
 
-@pytest.mark.serial
 def test_a_submitted_smoke_makes_what_a_run_makes(
     raylets: Raylets, shell: Any, smoke_run: Any, quickstart: Path, say: Callable[[str], None]
 ) -> None:
@@ -122,7 +123,6 @@ def test_a_submitted_smoke_makes_what_a_run_makes(
     assert "job: " in shell("logs", run).out
 
 
-@pytest.mark.serial
 def test_stop_and_resume_work_from_the_submitting_machine(raylets: Raylets, shell: Any, quickstart: Path) -> None:
     submitted = shell("submit", str(quickstart), "--smoke", *WORKERS, "--address", raylets.job_server)
     assert submitted.code == 0, submitted.err
@@ -142,7 +142,6 @@ def test_stop_and_resume_work_from_the_submitting_machine(raylets: Raylets, shel
     assert shell("stop", run).code == 0
 
 
-@pytest.mark.serial
 def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: Any, quickstart: Path) -> None:
     done = shell("submit", str(quickstart), "--smoke", "--set", "cluster.workers=4", "--address", raylets.job_server)
     assert done.code == 3
@@ -151,7 +150,6 @@ def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: A
     assert shell("status", "--json").json == []
 
 
-@pytest.mark.serial
 def test_check_asks_the_cluster(raylets: Raylets, shell: Any, quickstart: Path) -> None:
     checked = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, *WORKERS)
     assert checked.code == 0, checked.err

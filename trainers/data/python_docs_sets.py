@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 from typing import Any, get_args
 
@@ -216,6 +217,8 @@ class Answers:
 
     texts: list[str]
     words: list[str]
+    lengths: list[int]
+    """Words of an answer."""
     commonness: list[float]
     """Mean log-frequency of an answer's words."""
 
@@ -224,14 +227,16 @@ class Answers:
         """Count the words of all answers."""
         frequency = Counter(word for text in texts for word in words(text))
         commonness = [fmean(math.log(frequency[word]) for word in words(text)) for text in texts]
-        return Answers(texts, [word for text in texts for word in text.split()], commonness)
+        parts = [text.split() for text in texts]
+        return Answers(texts, [word for part in parts for word in part], [len(part) for part in parts], commonness)
 
     def commonplace(self, answer: str, key: str) -> str:
         """Return another answer of like length: of a few drawn ones the most commonplace, which says the least."""
         length = len(answer.split())
-        drawn = [_draw("wrong", key, attempt) % len(self.texts) for attempt in range(WRONG_DRAWS)]
-        like = [index for index in drawn if abs(len(self.texts[index].split()) - length) <= max(2, length // 4)]
-        return self.texts[max(like[:WRONG_CANDIDATES] or drawn[:1], key=lambda index: self.commonness[index])]
+        drawn = (_draw("wrong", key, attempt) % len(self.texts) for attempt in range(WRONG_DRAWS))
+        like = (index for index in drawn if abs(self.lengths[index] - length) <= max(2, length // 4))
+        candidates = list(islice(like, WRONG_CANDIDATES)) or [_draw("wrong", key, 0) % len(self.texts)]
+        return self.texts[max(candidates, key=lambda index: self.commonness[index])]
 
     def garble(self, answer: str, key: str) -> str:
         """Put words of other answers in the place of some of the answer's; the closing period stays."""

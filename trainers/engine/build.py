@@ -32,8 +32,9 @@ def build_engine(
     The groups hold every trainable parameter once; names are those of `module.named_parameters()`.
     """
     if shard.gradient_checkpointing:
-        model: Any = next(part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable"))
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        models: list[Any] = [part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable")]
+        for model in models:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype_of(shard.precision))
     module.to(device)

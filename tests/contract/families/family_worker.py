@@ -33,7 +33,7 @@ DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.2, "limit": 96}
 
 def picture_stage(**architecture: Any) -> dict[str, Any]:
     """Give a small stage on the digits."""
-    return {"kind": "image", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
+    return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
 def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:

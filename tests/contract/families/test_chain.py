@@ -28,7 +28,7 @@ SHARD: dict[str, Any] = {"engine": "plain"}
 
 def stage(architecture: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Give a small stage on the digits."""
-    return {"kind": "image", "architecture": architecture, "data": DIGITS, "train": TRAIN, "shard": SHARD, **more}
+    return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": TRAIN, "shard": SHARD, **more}
 
 
 DDPM = {"family": "ddpm", "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "timesteps": 20}

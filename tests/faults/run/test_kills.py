@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 STAGES = ("base", "chat", "judge", "policy", "exam")
 LATEST = 0.9
 """Share of the reference's time within which moments are drawn; a later one may miss the stage."""
@@ -36,7 +38,6 @@ def starts(bed: Any, stage: str) -> int:
     return sum(event["event"] == "stage_started" for event in bed.events(stage))
 
 
-@pytest.mark.serial
 def test_one_chain_with_a_kill_in_every_stage(
     make_bed: Callable[[], Any], chain: Path, reference: Any, say: Callable[[str], None]
 ) -> None:
@@ -63,7 +64,6 @@ def test_one_chain_with_a_kill_in_every_stage(
 
 
 @pytest.mark.long
-@pytest.mark.serial
 @pytest.mark.parametrize("number", range(NUM_MOMENTS))
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_at_a_random_moment(
@@ -100,7 +100,6 @@ def test_a_kill_at_a_random_moment(
     assert stage in made
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize(
     ("number", "code", "state"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")]
 )

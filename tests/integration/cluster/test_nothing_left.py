@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 DRIVER = Path(__file__).with_name("driver.py")
 PROJECT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 10.0

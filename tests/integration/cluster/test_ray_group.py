@@ -17,6 +17,8 @@ from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
 from cluster.session import Session, start
 from recipes.errors import CapacityError, Preempted
 
+pytestmark = pytest.mark.serial
+
 MakeSpec = Callable[..., WorkerSpec]
 
 

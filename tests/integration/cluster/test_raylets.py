@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[2]
 

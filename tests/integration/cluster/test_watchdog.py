@@ -11,6 +11,8 @@ import pytest
 
 from cluster import watchdog
 
+pytestmark = pytest.mark.serial
+
 MARK = "TRAINWRIGHT_SESSION=0123456789abcdef"
 SHARED = Path(f"/dev/shm/trainwright-test-{os.getpid()}")
 SLEEP = "import sys, time; {}; print('ready', flush=True); time.sleep(600)"

@@ -49,7 +49,7 @@ def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict
     """Run a stage of three steps that draws; returns its draft and its grid."""
     keys = {"steps": 3, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 4, "evaluation_rows": 8}
     shard = {"engine": "plain"}
-    stage = {"kind": "image", "architecture": architecture, "data": data, "train": keys, "shard": shard}
+    stage = {"kind": "pretrain", "architecture": architecture, "data": data, "train": keys, "shard": shard}
     spec: Any = parse_recipe({"name": "real", "stages": {"model": stage}}).stages["model"]
     store = Store.open(str(folder / "store"))
     lease = store.take_lease("run", "model")

@@ -14,24 +14,24 @@ name: pictures
 cluster: {workers: 2}
 stages:
   vae:
-    kind: image
+    kind: pretrain
     architecture: {family: vae, type: autoencoder_kl, width: 8, depth: 2, latent: 4}
     data: {source: digits, hold_out: 0.2}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
   latent:
-    kind: image
+    kind: pretrain
     autoencoder: vae
     architecture: {family: ddpm, class_conditional: true, guidance: 2.0}
     data: {source: digits, hold_out: 0.2}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
   gan:
-    kind: image
+    kind: pretrain
     architecture: {family: gan}
     data: {source: digits}
     train: {epochs: 2, global_batch: 8, optimizer: {lr: 1e-3}}
     shard: {zero: 2}
   judge:
-    kind: image
+    kind: pretrain
     architecture: {family: classifier}
     data: {source: digits, hold_out: 0.2}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
@@ -91,11 +91,34 @@ def test_every_family_has_a_shipped_recipe() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("features: judge", "features: vae", "needs an image classifier, but vae (image) is a variational autoencoder"),
+        (
+            "features: judge",
+            "features: vae",
+            "needs an image classifier, but vae (pretrain) is a variational autoencoder",
+        ),
         ("of: [latent, gan]", "of: [latent, judge]", "is an image classifier"),
         ("autoencoder: vae", "autoencoder: gan", "needs a variational autoencoder"),
         ("type: autoencoder_kl", "type: mlp", "diffusion needs latents with a height and a width; vae is of type mlp"),
-        ("family: gan}", "family: gann}", "did you mean gan?"),
+        ("family: gan}", "family: gann}", "must be decoder, classifier, vae, gan or ddpm"),
+        ("family: gan}", "family: gann}", ":17: stages.gan.architecture.family: "),
+        ("family: gan}", "family: gann}", "(found 'gann'); did you mean gan?"),
+        ("family: gan}", "type: mlp}", "stages.gan.architecture.family: the key is required; one of decoder, "),
+        (
+            "architecture: {family: gan}",
+            "architecture: gan",
+            "stages.gan.architecture.family: the key is required; one of ",
+        ),
+        (
+            "    architecture: {family: gan}\n",
+            "",
+            "stages.gan.architecture.family: the key is required; one of decoder, ",
+        ),
+        (
+            "global_batch: 8, optimizer: {lr: 1e-3}}\n    shard",
+            "batch: 8, optimizer: {lr: 1e-3}}\n    shard",
+            "stages.gan.train.batch: unknown key",
+        ),
+        ("family: gan}", "family: gan}\n    init_from: ./x", "stages.gan.init_from: unknown key"),
         ("family: gan}", "family: gan, latents: 3}", "did you mean latent?"),
         ("guidance: 2.0", "guidance: 2.0, label_dropout: 0", "set label_dropout above 0"),
         ("class_conditional: true, ", "", "guidance needs class_conditional: true"),

@@ -157,3 +157,13 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 def test_python_names_of_aliased_keys_are_unknown(write_recipe: Write) -> None:
     _, problems = check_file(write_recipe(("kl_coef: 0.05", "lam: 0.9")))
     assert [(problem.field, problem.message) for problem in problems] == [("stages.policy.ppo.lam", "unknown key")]
+
+
+def test_a_name_with_a_line_break_stays_on_its_line(tmp_path: Path) -> None:
+    """What cannot be printed is shown as Python writes it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('name: x\nstages: {"a\\nb": {kind: pretrain}}\n')
+    _, problems = check_file(recipe)
+    assert problems
+    assert all("\n" not in str(problem) for problem in problems)
+    assert any("stages.'a\\nb'" in str(problem) for problem in problems)

@@ -9,11 +9,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from recipes.families import FAMILIES
 from recipes.fingerprint import field_role
 from recipes.locate import describe_field
 from recipes.recipe import Recipe
 from recipes.reference import json_schema, markdown_reference
-from recipes.stages import SEMANTICS, Stage
+from recipes.stages import SEMANTICS, PretrainFamily, Stage
 
 ROOT = Path(__file__).parents[3]
 NO_BOUNDS = {"Bound.min", "Bound.max"}
@@ -26,9 +27,9 @@ def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type
     yield model
     for info in model.model_fields.values():
         slot = describe_field(info)
-        children = list(slot.models.values())
+        children = slot.models
         if slot.items is not None:
-            children += describe_field(FieldInfo(annotation=slot.items)).models.values()
+            children += describe_field(FieldInfo(annotation=slot.items)).models
         for child in children:
             yield from _models(child, seen)
 
@@ -69,8 +70,18 @@ def test_the_walk_reaches_every_part() -> None:
 
 
 def test_every_kind_has_a_version_of_its_mathematics() -> None:
-    members = typing.get_args(typing.get_args(Stage)[0])
-    assert {typing.get_args(member.model_fields["kind"].annotation)[0] for member in members} == set(SEMANTICS)
+    stages = describe_field(FieldInfo(annotation=Stage))
+    assert {typing.get_args(model.model_fields["kind"].annotation)[0] for model in stages.models} == set(SEMANTICS)
+    assert set(stages.members) == set(SEMANTICS)
+
+
+def test_every_family_has_a_stage_that_trains_it() -> None:
+    stages = describe_field(FieldInfo(annotation=PretrainFamily)).members
+    assert set(stages) == set(FAMILIES)
+    for family, stage in stages.items():
+        (model,) = stage.models
+        built = describe_field(model.model_fields["architecture"]).models
+        assert set(FAMILIES[family]) <= set(built), f"{model.__name__} builds no {family}"
 
 
 def test_the_reference_page_is_up_to_date() -> None:

@@ -82,7 +82,7 @@ def _label(value: Any) -> str | None:
         return None
     if not isinstance(value, str | int) and not getattr(value, "is_integer", lambda: False)():
         raise BadRow(f"column 'label' is {type(value).__name__}, not text or a whole number")
-    return str(value)
+    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def _text(row: Mapping[str, Any], name: str) -> Text:

@@ -266,8 +266,9 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
             began = time.perf_counter()
             checkpoint.save(engine, LoopState(steps_done=number + 2), SourceState())
             stalls.append(max(distributed.gather_json(time.perf_counter() - began)))
+        is_beside = any(distributed.gather_json(checkpoint.is_saving))
         _, seconds = timer(None, step)  # type: ignore[arg-type]
-        (beside if checkpoint.is_saving else plain).append(seconds)
+        (beside if is_beside else plain).append(seconds)
     checkpoint.flush()
     if distributed.rank() == 0:
         normal = statistics.median(plain[1:])

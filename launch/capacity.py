@@ -54,7 +54,7 @@ def check_memory(plan: Plan, workers: Workers, nodes: Sequence[Node]) -> None:
     for stage in plan.stages:
         if stage.cached or stage.sizes is None:
             continue
-        each = stage.sizes.memory_per_worker_bytes + PROCESS_BYTES
+        each = stage.sizes.cpu_worker_bytes + PROCESS_BYTES
         room = sum(min(int(node.cpus), node.memory_bytes // each) for node in nodes)
         if room < workers.num_workers:
             largest = max(node.memory_bytes for node in nodes)

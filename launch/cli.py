@@ -1,15 +1,17 @@
 """The command line. Commands import what they need when they run: `--help` and static `check` stay light."""
 
-import json
 import os
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.model_commands import sample, score
+from launch.options import Address, AsJson, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
+from launch.store_commands import store_app
 from recipes.errors import CapacityError, RecipeError, RequestError, TrainwrightError
 
 if TYPE_CHECKING:
@@ -23,28 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the start of one, or 'last'.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V", help="Set a field, as in stages.base.train.steps=100.")
-]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to its tiny CPU form.")]
-StoreUri = Annotated[
-    str | None,
-    typer.Option(
-        "--store", metavar="URI", help="A folder or s3://..., else $TRAINWRIGHT_STORE, else ~/.trainwright/store."
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="A", help="An existing Ray cluster; without it an embedded one is started."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _version(value: bool) -> None:
@@ -78,7 +58,7 @@ def check(
 
     found = run_check(recipe, sets or [], smoke=smoke, store=store, address=address)
     if as_json:
-        _print_json({"ok": not found.exit_code, "problems": [problem.to_json() for problem in found.problems]})
+        print_json({"ok": not found.exit_code, "problems": [problem.to_json() for problem in found.problems]})
     else:
         for problem in found.problems:
             typer.echo(str(problem), err=True)
@@ -108,7 +88,7 @@ def plan(
 
     planned = make_plan(recipe, overrides=sets or [], smoke=smoke, store=store, address=address)
     if as_json:
-        _print_json(planned.to_json())
+        print_json(planned.to_json())
         return
     PlainView(Console(width=None if sys.stdout.isatty() else 160, highlight=False)).plan(
         planned.recipe, plan_rows(planned)
@@ -150,7 +130,7 @@ def submit(
 
     run_id = submit_recipe(recipe, overrides=sets or [], smoke=smoke, store=store, address=address)
     if as_json:
-        _print_json({"run": run_id})
+        print_json({"run": run_id})
     else:
         typer.echo(run_id)
 
@@ -203,7 +183,7 @@ def status(
 
     summaries = read_status(run, store=store)
     if as_json:
-        _print_json([summary.to_json() for summary in summaries])
+        print_json([summary.to_json() for summary in summaries])
         return
     if not summaries:
         typer.echo("no runs")
@@ -241,7 +221,7 @@ def logs(
 
     lines = read_logs(run, stage, store=store)
     if as_json:
-        _print_json([{"source": source, "line": line} for source, line in lines])
+        print_json([{"source": source, "line": line} for source, line in lines])
         return
     for source, line in lines:
         typer.echo(f"{source}: {line}")
@@ -274,107 +254,9 @@ def report(
 
     path = write_report(run, store=store, output=output)
     if as_json:
-        _print_json({"run": run, "report": path})
+        print_json({"run": run, "report": path})
     else:
         typer.echo(path)
-
-
-@app.command()
-def sample(
-    model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Continue this text; may be given again.")
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.7,
-    num_samples: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or pictures (64).")
-    ] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", metavar="FILE", help="Draw pictures into this PNG.")] = None,
-    label: Annotated[str | None, typer.Option(help="With --grid: only this class.")] = None,
-    reconstruct: Annotated[
-        str | None, typer.Option(metavar="PATH", help="With --grid: these pictures, and below them a VAE's.")
-    ] = None,
-    interpolate: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="With --grid: a row from one picture to another.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Answers and pictures follow from it.")] = 0,
-    store: StoreUri = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let a model write (--prompt TEXT, --chat for a conversation, both for one answer) or draw (--grid FILE)."""
-    if grid is not None:
-        done = _draw(model, grid, store, num_samples, seed, label, reconstruct, interpolate)
-        _print_json(done) if as_json else typer.echo(done["file"])
-        return
-    if label is not None or reconstruct is not None or interpolate is not None:
-        raise RequestError("--label, --reconstruct and --interpolate draw pictures: add --grid FILE")
-    from launch.sampler import converse, sample_texts
-
-    if chat and not prompt:
-        converse(model, store=store, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        return
-    if not prompt:
-        raise RequestError("give --prompt TEXT, or --chat for a conversation")
-    answers = sample_texts(
-        model,
-        prompt,
-        chat=chat,
-        store=store,
-        num_samples=num_samples or 1,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    if as_json:
-        _print_json(answers)
-        return
-    for answer in answers:
-        typer.echo(answer["response"] if chat else answer["prompt"] + answer["response"])
-        if len(answers) > 1:
-            typer.echo("---")
-
-
-def _draw(
-    model: str,
-    grid: Path,
-    store: str | None,
-    num_samples: int | None,
-    seed: int,
-    label: str | None,
-    reconstruct: str | None,
-    interpolate: tuple[str, str] | None,
-) -> dict[str, Any]:
-    from launch import pictures
-
-    if sum(choice is not None for choice in (label, reconstruct, interpolate)) > 1:
-        raise RequestError("give one of --label, --reconstruct and --interpolate")
-    if reconstruct is not None:
-        return pictures.reconstruct(model, reconstruct, grid, store=store, count=num_samples or 32)
-    if interpolate is not None:
-        return pictures.interpolate(model, *interpolate, grid, store=store, steps=num_samples or 10)
-    return pictures.draw_grid(model, grid, store=store, num_samples=num_samples or 64, seed=seed, label=label)
-
-
-@app.command()
-def score(
-    model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A picture, a folder or file of pictures, or digits.")],
-    seed: Annotated[int, typer.Option(min=0, help="A VAE's bound is a mean over draws that follow from it.")] = 0,
-    store: StoreUri = None,
-    as_json: AsJson = False,
-) -> None:
-    """Rank pictures: by a VAE's bound, the strangest first; or by a classifier's confidence, the least sure first."""
-    from launch.pictures import score as score_pictures
-
-    rows = score_pictures(model, path, store=store, seed=seed)
-    if as_json:
-        _print_json(rows)
-        return
-    for row in rows:
-        value = f"{row['elbo']:.2f} nats" if "elbo" in row else f"{row['label']}  {row['confidence']:.3f}"
-        typer.echo(f"{value}  {row['picture']}")
 
 
 @app.command()
@@ -384,7 +266,7 @@ def doctor(address: Address = None, store: StoreUri = None, as_json: AsJson = Fa
 
     findings = examine(store=store, address=address)
     if as_json:
-        _print_json([finding.to_json() for finding in findings])
+        print_json([finding.to_json() for finding in findings])
     else:
         for finding in findings:
             typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name}: {finding.detail}")
@@ -404,16 +286,12 @@ def schema(
     if markdown:
         typer.echo(reference.markdown_reference())
     else:
-        _print_json(reference.json_schema())
+        print_json(reference.json_schema())
 
 
-def _add_store_commands() -> None:
-    from launch.store_commands import store_app
-
-    app.add_typer(store_app, name="store")
-
-
-_add_store_commands()
+app.command()(sample)
+app.command()(score)
+app.add_typer(store_app, name="store")
 
 
 def _show_error(error: TrainwrightError) -> None:

@@ -1,8 +1,6 @@
 """Drives one run from its resolved recipe to its end: the one place where a run's parts are put together."""
 
 import contextlib
-import shutil
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from launch.executor import (
     unanswered_gates,
 )
 from launch.journal import Journal, this_driver
-from launch.logs import LOGS, LogShipper
+from launch.logs import log_folder_of
 from launch.preflight import check_disk
 from launch.progress import View
 from launch.records import RunRecord
@@ -137,7 +135,7 @@ def drive(
         with (
             _closing(record, journal, view, driven),
             stop_on_signals(stop) as install_handlers,
-            _log_folder(record) as log_folder,
+            log_folder_of(record) as log_folder,
             Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
         ):
 
@@ -200,23 +198,6 @@ def _closing(record: RunRecord, journal: Journal, view: View, driven: Driven) ->
         journal.write("run_finished", state="failed", exit_code=1, message=message, traceback=traceback.format_exc())
         raise
     journal.write("run_finished", state="completed", exit_code=0)
-
-
-@contextlib.contextmanager
-def _log_folder(record: RunRecord) -> Iterator[Path]:
-    """Where workers' logs go: into the run's folder where that is a local one, else by way of a temporary folder."""
-    if record.local_folder is not None:
-        folder = record.local_folder / LOGS
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    folder = Path(tempfile.mkdtemp(prefix="trainwright-logs-"))
-    shipper = LogShipper(record, folder)
-    try:
-        yield folder
-    finally:
-        shipper.ship()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_report(record: RunRecord, journal: Journal, view: View) -> str | None:

@@ -250,7 +250,7 @@ class Executor:
             except WorkerFailed as failure:
                 if failure.verdict.kind == "stopped":
                     raise Preempted("stopped before the workers had saved; what was saved before is kept") from failure
-                state = self.store.latest_state(self.run, name)
+                state = self.store.latest_state(self.run, name, hashed=False)  # the workers hash it
                 attempts.append(Attempt(failure.verdict, state.step if state else 0))
                 match decide(attempts, max_retries):
                     case Fail(reason=reason):

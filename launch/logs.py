@@ -1,6 +1,11 @@
 """Workers' output: files in the run's folder where the store is a local one, segments in it elsewhere."""
 
 import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +17,8 @@ from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
 
 LOGS = "logs"
+PREFIX, OWNER = "trainwright-logs-", "owner.json"
+"""The driver's temporary folder, and the file in it that says whose logs it holds; locked while the driver lives."""
 
 
 class LogShipper:
@@ -34,6 +41,55 @@ class LogShipper:
                 writer.append({"line": line})
             writer.flush()
             self._sent[path.name] = (offset + len(whole), writer)
+
+
+@contextlib.contextmanager
+def log_folder_of(record: RunRecord) -> Iterator[Path]:
+    """Where workers' logs go: into the run's folder where that is a local one, else by way of a temporary folder.
+
+    What a killed driver left on this machine, of any run of the same store, is sent to its run and removed first.
+    """
+    if record.local_folder is not None:
+        folder = record.local_folder / LOGS
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    _send_left(record.store)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    shipper = LogShipper(record, folder)
+    try:
+        with (folder / OWNER).open("x") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            owner.write(json.dumps({"store": record.store.uri, "run": record.run}))
+            owner.flush()
+            try:
+                yield folder
+            finally:
+                shipper.ship()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _send_left(store: Store) -> None:
+    """Send the logs of drivers that are gone to their runs in this store; those of other stores stay for these."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # another user's, or just removed
+            continue
+        with open(descriptor) as owner:
+            try:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                said = json.load(owner)
+            except (OSError, ValueError):  # its driver lives, or died while it wrote this
+                continue
+            if os.fstat(descriptor).st_uid != os.getuid() or said.get("store") != store.uri:
+                continue
+            try:
+                LogShipper(RunRecord(store, str(said["run"])), path.parent).ship()
+            except TrainwrightError:  # a later run tries again
+                continue
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def read_logs(run: str, stage: str | None = None, *, store: str | None = None) -> Iterator[tuple[str, str]]:

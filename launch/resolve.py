@@ -15,6 +15,7 @@ from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
 from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
+from recipes.picture_facts import find_picture_facts
 from recipes.plan import Committed, External, Plan, build_plan
 from recipes.recipe import Recipe
 from recipes.references import (
@@ -26,6 +27,7 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
+from recipes.stages import PretrainImages
 from trainers.data.images import image_source_digest
 from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
@@ -124,9 +126,21 @@ class Resolved:
             }
             for stage, inputs in self.external.items()
         }
+        pictures = {
+            name: facts
+            for name, stage in self.recipe.stages.items()
+            if isinstance(stage, PretrainImages)
+            and (facts := find_picture_facts(stage.data, self.base_dir)) is not None
+        }
         try:
             return build_plan(
-                self.recipe, workers=workers, data=self.data, externals=externals, find=find, changes=self.changes
+                self.recipe,
+                workers=workers,
+                data=self.data,
+                externals=externals,
+                find=find,
+                changes=self.changes,
+                pictures=pictures,
             )
         except ValueError as error:
             raise RecipeError([Problem(self.source, None, "cluster.workers", str(workers), str(error))]) from None

@@ -128,6 +128,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         print(text, flush=True)
 
     store.wait_for_room(ROOM_WAIT_S, tell)
+    store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
     observer = StageObserver(worker, store, job, progress_of(spec))

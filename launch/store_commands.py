@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.options import AsJson, StoreUri, print_json
 from recipes.errors import RequestError, StoreDamaged
 
 if TYPE_CHECKING:
@@ -14,26 +15,20 @@ if TYPE_CHECKING:
 
 store_app = typer.Typer(help="Look into a store.", no_args_is_help=True, rich_markup_mode=None)
 
-StoreUri = Annotated[
-    str | None,
-    typer.Option(
-        "--store", metavar="URI", help="A folder or s3://..., else $TRAINWRIGHT_STORE, else ~/.trainwright/store."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ArtifactName = Annotated[
     str, typer.Argument(metavar="ARTIFACT", help="A name, a fingerprint (8 digits or more), store://... or RUN/STAGE.")
 ]
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _open(uri: str | None) -> "Store":
+def _open(uri: str | None, *, makes: bool = False) -> "Store":
+    """Open a store; a folder that is not there is refused unless the command `makes` one: a slip would look empty."""
     from trainers.store.store import Store
 
-    return Store.open(uri)
+    opened = Store.open(uri)
+    root = opened.files.root
+    if root is not None and not makes and not root.is_dir():
+        raise RequestError(f"there is no store at {root}; a run or `store import` makes one")
+    return opened
 
 
 def find_artifact(store: "Store", text: str) -> "ArtifactManifest":
@@ -83,7 +78,7 @@ def list_artifacts(store: StoreUri = None, as_json: AsJson = False) -> None:
     opened = _open(store)
     artifacts = opened.list_artifacts()
     if as_json:
-        _print_json([artifact_json(manifest) for manifest in artifacts])
+        print_json([artifact_json(manifest) for manifest in artifacts])
         return
     if not artifacts:
         typer.echo(f"{opened.uri} holds no artifacts")
@@ -97,7 +92,7 @@ def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False
     """Show one artifact's manifest."""
     manifest = find_artifact(_open(store), artifact)
     if as_json:
-        _print_json(manifest.model_dump(mode="json"))
+        print_json(manifest.model_dump(mode="json"))
         return
     typer.echo(f"fingerprint  {manifest.fingerprint}\ndigest       {manifest.digest}")
     typer.echo(f"kind         {manifest.kind}, made by stage {manifest.stage}")
@@ -140,7 +135,7 @@ def verify(
     if as_json:
         damage = [{"path": item.path, "problem": item.problem, "refs": item.refs} for item in found.damage]
         report = {"refs": found.refs, "objects": found.objects, "bytes": found.bytes, "damage": damage}
-        _print_json({**report, "aside": found.aside})
+        print_json({**report, "aside": found.aside})
     else:
         typer.echo(f"{found.refs} refs, {found.objects} objects, {found.bytes / 2**20:.1f} MiB read")
         for item in found.damage:
@@ -159,7 +154,7 @@ def lineage(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fa
     opened = _open(store)
     found = opened.lineage(find_artifact(opened, artifact).fingerprint)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "artifact": artifact_json(found.artifact),
                 "ancestors": [artifact_json(manifest) for manifest in found.ancestors],
@@ -206,7 +201,9 @@ def import_model(
     from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.imports import import_folder
 
-    opened = _open(store)
+    opened = _open(store, makes=True)
+    if name is not None:
+        opened.check_name(name)
     if is_bundle(folder):
         taken = read_bundle(opened, folder, digest)
     elif digest is not None:
@@ -218,7 +215,7 @@ def import_model(
     if name is not None:
         opened.name_artifact(name, taken[-1].fingerprint)
     if as_json:
-        _print_json([artifact_json(manifest) for manifest in taken])
+        print_json([artifact_json(manifest) for manifest in taken])
         return
     for manifest in taken[:-1]:
         typer.echo(f"with {_line(manifest, [])}")
@@ -258,7 +255,7 @@ def export(
     else:
         export_artifact(opened, manifest, folder, merge=merge, part=part)
     if as_json:
-        _print_json({"folder": str(folder), "artifacts": [artifact_json(item) for item in written]})
+        print_json({"folder": str(folder), "artifacts": [artifact_json(item) for item in written]})
         return
     typer.echo(str(folder))
     if bundle:
@@ -281,7 +278,7 @@ def pin(
         opened.pin(manifest.fingerprint, note)
     pins = opened.pins()
     if as_json:
-        _print_json([{"fingerprint": fingerprint, "note": text} for fingerprint, text in sorted(pins.items())])
+        print_json([{"fingerprint": fingerprint, "note": text} for fingerprint, text in sorted(pins.items())])
         return
     for fingerprint, text in sorted(pins.items()):
         typer.echo(f"pinned {fingerprint}{f'  {text}' if text else ''}")
@@ -295,7 +292,7 @@ def unpin(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fals
     if not opened.unpin(manifest.fingerprint):
         raise RequestError(f"{manifest.fingerprint[:16]} is not pinned")
     if as_json:
-        _print_json({"fingerprint": manifest.fingerprint, "pinned": False})
+        print_json({"fingerprint": manifest.fingerprint, "pinned": False})
     else:
         typer.echo(f"not pinned any more: {manifest.fingerprint}")
 
@@ -340,7 +337,7 @@ def gc(
     keep = None if keep_runs is None else Keep(*_kept_by_runs(opened, keep_runs))
     found = collect(opened, grace_s=grace * 3600, keep=keep, finished_states=finished_states, dry_run=dry_run)
     if as_json:
-        _print_json({**vars(found), "dry_run": dry_run})
+        print_json({**vars(found), "dry_run": dry_run})
         return
     if not dry_run:
         typer.echo(

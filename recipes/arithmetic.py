@@ -11,9 +11,10 @@ from recipes.derive import (
     stage_steps,
 )
 from recipes.errors import Problem
-from recipes.image_models import VENDI_PICTURES, Gan, Vae
+from recipes.image_models import VENDI_PICTURES, Ddpm, Gan, Vae
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
+from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
@@ -170,6 +171,7 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
     if stage.shard.gradient_checkpointing:
         message = "models of pictures keep their activations"
         yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
+    yield from _check_halvings(loaded, place, stage)
     architecture, steps = stage.architecture, stage_steps(stage)
     if isinstance(architecture, Gan):
         if stage.shard.engine == "deepspeed" and stage.shard.zero == 3:
@@ -182,6 +184,26 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
         message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
         yield loaded.problem(
             f"{place}.architecture.kl_warmup_steps", architecture.kl_warmup_steps, message, f"at most {steps}"
+        )
+
+
+def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
+    """diffusers' networks halve the size by convolutions that need even numbers."""
+    architecture, facts = stage.architecture, find_picture_facts(stage.data, loaded.base_dir)
+    if isinstance(architecture, Ddpm) and stage.autoencoder is None:
+        key, levels = "block_out_channels", len(architecture.block_out_channels)
+    elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
+        key, levels = "depth", architecture.depth
+    else:
+        return
+    factor = 2 ** (levels - 1)
+    if facts is not None and (facts.height % factor or facts.width % factor):
+        message = (
+            f"{levels} levels halve the size {levels - 1} times, but the pictures are {facts.height}x{facts.width}, no "
+            f"multiple of {factor}"
+        )
+        yield loaded.problem(
+            f"{place}.architecture.{key}", getattr(architecture, key), message, "fewer levels, or set data.size"
         )
 
 

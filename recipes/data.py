@@ -47,16 +47,32 @@ class PythonDocs(Selection):
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
-class _Files(Selection):
-    """A source that reads local files."""
+class Patterns(Strict):
+    """Local files by their names."""
 
     files: list[str] = meaning(
         min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
     )
+
+
+class DatasetsPlace(Strict):
+    """Where a `datasets` data set lies."""
+
+    path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
+    revision: str | None = meaning(
+        None, description="Commit hash or tag of the hub data set; None only for a local folder."
+    )
+    name: str | None = meaning(None, description="Configuration name of the hub data set.")
+    split: str = meaning("train", description="Split of the data set.")
+
+
+class _Rows(Selection):
+    """What every source of rows with columns can be asked for."""
+
     columns: dict[Column, str] = meaning(
         default_factory=dict,
-        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected) to the "
-        "file's own.",
+        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected) to its own "
+        "here.",
     )
     hold_out: float = meaning(
         0.0,
@@ -66,7 +82,7 @@ class _Files(Selection):
     )
 
 
-class TextFiles(_Files):
+class TextFiles(_Rows, Patterns):
     """Plain UTF-8 text, one document a file, or one a blank-line-separated paragraph."""
 
     source: Literal["text"] = meaning(description="Reads plain UTF-8 text files.")
@@ -75,40 +91,28 @@ class TextFiles(_Files):
     )
 
 
-class JsonLines(_Files):
+class JsonLines(_Rows, Patterns):
     """One JSON object a line; `.gz` is read too."""
 
     source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
 
 
-class Csv(_Files):
+class Csv(_Rows, Patterns):
     """Comma- or tab-separated values with a header line; `.gz` is read too."""
 
     source: Literal["csv"] = meaning(description="Reads CSV or TSV files with a header line.")
 
 
-class Parquet(_Files):
+class Parquet(_Rows, Patterns):
     """Apache Parquet."""
 
     source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
 
 
-class Datasets(Selection):
+class Datasets(_Rows, DatasetsPlace):
     """A `datasets` data set: a local folder written by `save_to_disk`, or a hub id with its revision."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
-    path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
-    revision: str | None = meaning(
-        None, description="Commit hash or tag of the hub data set; None only for a local folder."
-    )
-    name: str | None = meaning(None, description="Configuration name of the hub data set.")
-    split: str = meaning("train", description="Split of the data set.")
-    columns: dict[Column, str] = meaning(
-        default_factory=dict, description="Maps a standard column to the data set's own name."
-    )
-    hold_out: float = meaning(
-        0.0, ge=0, lt=1, description="Share of rows kept out of training and used for evaluation."
-    )
 
 
 Source = Annotated[PythonDocs | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")]

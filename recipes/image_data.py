@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recipes.data import Selection
+from recipes.data import DatasetsPlace, Patterns, Selection
 from recipes.fields import Strict, Whole, meaning
 
 
@@ -58,13 +58,10 @@ class ImageFolder(_Pictures):
     )
 
 
-class ImageArrays(_Pictures):
+class ImageArrays(_Pictures, Patterns):
     """NumPy files (`.npy`, `.npz`) with an array [N, H, W] or [N, H, W, C]; floats must lie in [0, 1]."""
 
     source: Literal["arrays"] = meaning(description="Reads NumPy's .npy and .npz files.")
-    files: list[str] = meaning(
-        min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
-    )
     images: str = meaning("images", description="Name of the array of pictures in an .npz file.")
     labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
 
@@ -76,25 +73,16 @@ class _Column(Strict):
     label: str | None = meaning(None, description="Column of labels; None: no labels.")
 
 
-class ImageParquet(_Pictures, _Column):
+class ImageParquet(_Pictures, _Column, Patterns):
     """Apache Parquet with a column of pictures."""
 
     source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
-    files: list[str] = meaning(
-        min_length=1, description="Paths or glob patterns, relative to the recipe's folder; read in sorted order."
-    )
 
 
-class ImageDatasets(_Pictures, _Column):
+class ImageDatasets(_Pictures, _Column, DatasetsPlace):
     """A `datasets` data set with a column of pictures: a local folder, or a hub id with its revision."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
-    path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
-    revision: str | None = meaning(
-        None, description="Commit hash or tag of the hub data set; None only for a local folder."
-    )
-    name: str | None = meaning(None, description="Configuration name of the hub data set.")
-    split: str = meaning("train", description="Split of the data set.")
 
 
 ImageSource = Annotated[

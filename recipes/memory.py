@@ -2,7 +2,7 @@
 
 Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what
 training holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the
-rollout's cache.
+rollout's cache. The host buffer of a save stands beside it: on a GPU it takes none of the device's memory.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,16 @@ class Sizes:
     parameters: int
     trainable_parameters: int
     memory_per_worker_bytes: int
+    """Where training runs: the device's memory, or that of the host."""
     artifact_bytes: int
     state_bytes: int
+    save_buffer_bytes: int
+    """Host memory of one worker: its share of the state, copied there to be written beside training."""
+
+    @property
+    def cpu_worker_bytes(self) -> int:
+        """Host memory of one worker that trains on CPUs."""
+        return self.memory_per_worker_bytes + self.save_buffer_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -158,7 +166,7 @@ def predict_sizes(
             scorers = sum(reward is not None for reward in (stage.reward, stage.second_scorer))
             trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
     weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
-    memory = _weights_bytes(shard, trainable, frozen, workers)
+    memory = weights_bytes(shard, trainable, frozen, workers)
     if trainable and lora is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
         memory += 3 * vocab_size * width * FP32_BYTES
@@ -169,10 +177,11 @@ def predict_sizes(
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes if stored else 1 << 20,
         state_bytes=trainable * (FP32_BYTES + MOMENT_BYTES),
+        save_buffer_bytes=-(-trainable * (FP32_BYTES + MOMENT_BYTES) // workers),
     )
 
 
-def _weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
+def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
     """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
     zero = shard.zero if shard.engine == "deepspeed" else 0
     shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]

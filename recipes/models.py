@@ -232,6 +232,10 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         if stage.corruption is not None and facts.family not in (None, "encoder"):
             message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
             yield loaded.problem(f"{place}.corruption", "", message, "remove the key")
+        cls_token = stage.tokenizer.cls_token if isinstance(stage.tokenizer, TrainTokenizer) else None
+        if cls_token is not None and facts.family in ("decoder", "rnn"):
+            message = "with it the tokenizer would end every prompt with the end token; only encoders take it"
+            yield loaded.problem(f"{place}.tokenizer.cls_token", cls_token, message, "remove the key")
         if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
             for key in ("cls_token", "mask_token"):
                 if getattr(stage.tokenizer, key) is None:

@@ -9,7 +9,10 @@ from recipes.chain import order, origin, start_of
 from recipes.data import TrainTokenizer
 from recipes.derive import largest_micro_batch, micro_batches, prompts_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
+from recipes.image_models import Vae
 from recipes.memory import Sizes, predict_sizes
+from recipes.picture_facts import PictureFacts
+from recipes.picture_memory import predict_picture_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
 from recipes.stages import Evaluate, PpoStage, Pretrain, PretrainImages, Stage
@@ -106,14 +109,15 @@ def build_plan(
     find: Callable[[str], Committed | None] = lambda _: None,
     rows: Mapping[str, int] | None = None,
     changes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    pictures: Mapping[str, PictureFacts] | None = None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
-    settings that a resume changed while the stage was under way.
+    settings that a resume changed while the stage was under way, `pictures` the size of a stage's pictures.
     """
-    externals, rows, changes = externals or {}, rows or {}, changes or {}
+    externals, rows, changes, pictures = externals or {}, rows or {}, changes or {}, pictures or {}
     plan = Plan(recipe.name, workers)
     done: dict[str, PlannedStage] = {}
     for name in order(recipe):
@@ -144,7 +148,9 @@ def build_plan(
             micro_batch=micro,
             accumulation=accumulation,
             steps=stage_steps(stage, rows.get(name)),
-            sizes=_sizes(recipe, name, externals, workers, micro or 1),
+            sizes=_picture_sizes(stage, recipe, pictures.get(name), workers, micro or 1)
+            if isinstance(stage, PretrainImages)
+            else _sizes(recipe, name, externals, workers, micro or 1),
         )
         plan.stages.append(done[name])
     return plan
@@ -165,12 +171,25 @@ def _parents(
     return parents
 
 
+def _picture_sizes(
+    stage: PretrainImages, recipe: Recipe, facts: PictureFacts | None, workers: int, micro_batch: int
+) -> Sizes | None:
+    """None where the pictures' size or the autoencoder is not known before the run."""
+    autoencoder: Vae | None = None
+    if stage.autoencoder is not None:
+        reference = parse_reference(stage.autoencoder)
+        source = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
+        if not isinstance(source, PretrainImages) or not isinstance(source.architecture, Vae):
+            return None
+        autoencoder = source.architecture
+    return None if facts is None else predict_picture_sizes(stage, facts, autoencoder, workers, micro_batch)
+
+
 def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
-    if isinstance(stage, PretrainImages):
-        return None
+    assert not isinstance(stage, PretrainImages)
     start = start_of(stage)
     source = stage if start is None else origin(start, recipe.stages)
     if isinstance(source, Pretrain):

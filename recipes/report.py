@@ -13,9 +13,9 @@ PERPLEXITY = ("perplexity", "ngram_perplexity")
 GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
 SCORES = ("score_mean", "score_sd")
 PICTURES = (
-    "fid", "fid_low", "fid_high", "fid_real", "fid_ratio", "kid", "precision", "recall", "coverage", "confidence",
-    "classes_present", "smallest_class_share", "class_accuracy", "nearest_training", "nearest_training_real",
-    "copy_share",
+    "fid", "fid_low", "fid_high", "fid_real", "fid_real_low", "fid_real_high", "fid_ratio", "kid", "kid_low",
+    "kid_high", "precision", "recall", "coverage", "confidence", "classes_present",
+    "smallest_class_share", "class_accuracy", "nearest_training", "nearest_training_real", "copy_share",
 )  # fmt: skip
 AGAINST_START = ("win_rate", "win_rate_low", "win_rate_high", "score_gain_sd")
 
@@ -52,7 +52,7 @@ def report_metrics(stage: Evaluate) -> set[str]:
         names |= {f"{label}.{name}" for label in labels for name in scores}
         names |= {f"{label}.{name}" for label in labels[1:] for name in AGAINST_START}
     if "images" in stage.suites:
-        names |= {f"{label}.{name}" for label in labels for name in PICTURES} | {"pictures"}
+        names |= {f"{label}.{name}" for label in labels for name in PICTURES} | {"pictures", "draws"}
     return names
 
 

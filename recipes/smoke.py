@@ -85,6 +85,7 @@ def _shrink_stage(stage: Stage) -> Stage:
                 num_samples=min(stage.num_samples, 2),
                 images=_limit(stage.images, ROWS),
                 num_images=min(stage.num_images, EXAM_PROMPTS),
+                num_draws=2,
                 sequence_length=min(stage.sequence_length, SEQUENCE),
                 sampling=_shrink_sampling(stage.sampling),
                 gates=[],

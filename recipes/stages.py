@@ -186,7 +186,12 @@ class Evaluate(_Stage):
         description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
         "been copied.",
     )
-    num_images: int = meaning(1000, ge=8, le=10**6, description="Pictures that each model draws, by the seed.")
+    num_images: int = meaning(
+        1000, ge=8, le=10**6, description="images: most pictures of a draw; never more than are held out."
+    )
+    num_draws: int = meaning(
+        5, ge=2, le=10, description="images: independent draws of each model; intervals are those of their means."
+    )
     num_prompts: int = meaning(200, ge=1, le=10**6, description="Prompts to answer, drawn by the seed.")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")

@@ -1,5 +1,6 @@
 """What several tiers of tests share."""
 
+import json
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import settings
@@ -16,7 +17,7 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-RANKS_TIMEOUT_S = 300
+RANKS_TIMEOUT_S = 500
 
 # How fast a machine is decides no property. The same examples every time: what fails here fails everywhere. To look for
 # new ones: pytest --hypothesis-profile=search.
@@ -84,3 +85,61 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
             print(f"\n  {text}", flush=True)
 
     return print_it
+
+
+@pytest.fixture(scope="session")
+def commit_artifact() -> Callable[..., Any]:
+    """Commits a small artifact: (store, name, *parents, files={logical name: bytes}) -> its manifest."""
+    from trainers.store.manifest import ArtifactManifest, FileEntry, Parent, files_digest, sha256_hex
+
+    def commit(store: Any, name: str, *parents: Any, files: dict[str, bytes] | None = None) -> Any:
+        contents = files or {"model/a.json": f"{name} a".encode(), "model/b.json": f"{name} b".encode()}
+        entries = {
+            key: FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data)) for key, data in contents.items()
+        }
+        manifest = ArtifactManifest(
+            fingerprint=sha256_hex(name.encode()), digest=files_digest(entries), kind="model", stage=name,
+            files=entries,
+            parents={
+                f"of.{number}": Parent(fingerprint=parent.fingerprint, digest=parent.digest)
+                for number, parent in enumerate(parents)
+            },
+        )  # fmt: skip
+        return store.put_artifact(manifest).manifest
+
+    return commit
+
+
+SMALL_STAGES = Path(__file__).with_name("small_stages.py")
+RunStages = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def make_stage_runner() -> Callable[[Path], RunStages]:
+    """Writes a small chain's data into a folder; returns what runs cases of small_stages.py there, outcomes by name."""
+
+    def make(folder: Path) -> RunStages:
+        lines = [f"The number {n} comes before {n + 1}.\nAnd {n} is {n % 2} modulo 2." for n in range(120)]
+        (folder / "text.txt").write_text("\n\n".join(lines))
+        prompts = [f"What comes after {n}?" for n in range(60)]
+        rows = {
+            "chat": [{"prompt": p, "completion": f"After {n} comes {n + 1}."} for n, p in enumerate(prompts)],
+            "pairs": [{"prompt": p, "chosen": f"It is {n + 1}.", "rejected": "no no"} for n, p in enumerate(prompts)],
+            "prompts": [{"prompt": p} for p in prompts],
+        }
+        for name, items in rows.items():
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+        def run(cases: list[dict[str, Any]]) -> dict[str, Any]:
+            job, result = folder / "job.json", folder / "result.json"
+            job.write_text(json.dumps({"folder": str(folder), "cases": cases}))
+            environment = os.environ | {
+                "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd()),
+                "TRAINWRIGHT_CACHE": str(folder / "cache"),
+            }  # fmt: skip
+            subprocess.run([sys.executable, str(SMALL_STAGES), str(job), str(result)], env=environment, check=True)
+            return {item["name"]: item for item in json.loads(result.read_text())}
+
+        return run
+
+    return make

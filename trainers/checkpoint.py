@@ -22,6 +22,7 @@ from trainers.background import BackgroundTask, HeldPiece, HostBuffer
 from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
 from trainers.exactness import describe_exactness, differences
 from trainers.loop import LoopState, SourceState
+from trainers.saved_state import find_state
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
 from trainers.store.state import TensorReader, write_tensors
 from trainers.store.store import Store
@@ -164,6 +165,7 @@ class StoreCheckpoint:
         place: dict[str, Any] = {"run": self.run, "stage": self.stage, "lease": self.lease, "step": manifest.step}
         try:
             written = write_tensors(self.store, held, **place)
+            self._read_back(written)
         except Exception as error:  # told to the other ranks, then raised
             failure = error
         parts = exchange(
@@ -180,10 +182,16 @@ class StoreCheckpoint:
                 merged = merge_entries(_entries(part["tensors"]) for part in parts)
                 whole = StateManifest.model_validate({**dict(manifest), "tensors": merged})
                 self.store.commit_state(whole, self.lease)
-                self.store.keep_states(self.run, self.stage, self.keep)
+                self.store.keep_states(self.run, self.stage, self.keep, is_read_back=True)
             except Exception as error:  # told to the other ranks, then raised
                 failure = error
         _raise_any(failure, exchange(_told(failure)))
+
+    def _read_back(self, written: Mapping[str, Sequence[TensorEntry]]) -> None:
+        """Hash what this rank has written: only then may an older state be dropped."""
+        objects = {part.object for entries in written.values() for entry in entries for part in entry.slices}
+        for entry in sorted(objects, key=lambda entry: entry.sha256):
+            self.store.objects.check(entry)
 
     def _try_out(self, engine: StatefulEngine, source: SourceState) -> None:
         """Put the state that was just committed into the engine: nothing may change. Collective."""
@@ -219,32 +227,6 @@ def conditions(engine: StatefulEngine) -> dict[str, str]:
         "engine": engine.description,
         "threads": str(torch.get_num_threads()),
     }
-
-
-def find_state(
-    store: Store,
-    run: str,
-    stage: str,
-    fingerprint: str,
-    accepts: Sequence[str] = (),
-    replaced: Sequence[str] = (),
-) -> StateManifest | None:
-    """Return the newest state of a stage as rank 0 sees it; None also for one of a fingerprint that was `replaced`.
-
-    Raises StageError when it belongs to a meaning that is neither this nor one that is accepted.
-    """
-    found = store.latest_state(run, stage) if distributed.rank() == 0 else None
-    raw = distributed.broadcast_json(None if found is None else found.model_dump(mode="json"))
-    if raw is None:
-        return None
-    manifest = StateManifest.model_validate(raw)
-    if manifest.fingerprint in replaced:
-        return None
-    if manifest.fingerprint != fingerprint and manifest.fingerprint not in accepts:
-        raise StageError(
-            f"the saved state of {stage} belongs to fingerprint {manifest.fingerprint[:12]}, not {fingerprint[:12]}"
-        )
-    return manifest
 
 
 def versions() -> dict[str, str]:

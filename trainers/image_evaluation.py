@@ -15,7 +15,16 @@ from trainers.data.order import drawn_rows
 from trainers.families.build import open_family
 from trainers.families.classifier import ClassifierFamily
 from trainers.families.protocol import Drawing
-from trainers.image_metrics import bootstrap, class_figures, copies, coverage, fid, kid, precision_recall
+from trainers.image_metrics import (
+    Interval,
+    class_figures,
+    copies,
+    coverage,
+    fid,
+    interval,
+    kid,
+    precision_recall,
+)
 from trainers.pictures import encode_grid
 from trainers.randomness import stream_seed
 from trainers.stage import StageContext, model_folder, open_images
@@ -30,7 +39,8 @@ def measure_pictures(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return metrics by `model.metric` and one grid for each model; rank 0 computes, the others return nothing.
 
-    The distances compare as many drawn pictures as real ones: the smaller of `num_images` and the held-out pictures.
+    The distances compare as many drawn pictures as real ones, the smaller of `num_images` and the held-out pictures,
+    and are means over `num_draws` independent draws.
     """
     assert spec.images is not None
     digest = context.data.get("images")
@@ -50,45 +60,58 @@ def measure_pictures(
     kept = _pixels(real, drawn_rows(real.digest, context.seed, count, len(real)))
     _, real_features = judge_pictures(judge, kept)
     baseline = real_baseline(judge, training, real_features, context.seed)
-    metrics: dict[str, float] = {"pictures": float(count)}
+    metrics: dict[str, float] = {"pictures": float(count), "draws": float(spec.num_draws)}
     samples: list[dict[str, Any]] = []
     for index, label in enumerate(labels):
-        context.observer.phase("draw", step=index, steps_planned=len(labels))
         model: Any = open_family(model_folder(context, f"of.{index}"))
         assert isinstance(model, Drawing)
         _require_shape(f"of.{index}", model.facts.shape, real)
         wanted = [place % len(model.facts.classes) for place in range(count)] if model.is_conditional else None
-        drawn = model.sample([stream_seed(context.seed, "exam", place) for place in range(count)], wanted)
-        found = compare(judge, kept, real_features, drawn, _named(model, judge, wanted), context.seed)
-        found |= copies(np.asarray(training.images_NCHW, dtype=np.float32) / 255, kept.numpy(), drawn.numpy())
-        found |= {"fid_real": baseline, "fid_ratio": found["fid"] / baseline}
+        drawn = []
+        for draw in range(spec.num_draws):
+            context.observer.phase(
+                "draw", step=index * spec.num_draws + draw, steps_planned=len(labels) * spec.num_draws
+            )
+            seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
+            drawn.append(model.sample(seeds, wanted))
+        found = compare(judge, real_features, drawn, _named(model, judge, wanted), baseline)
+        found |= copies(
+            np.asarray(training.images_NCHW, dtype=np.float32) / 255, kept.numpy(), torch.cat(drawn).numpy()
+        )
         metrics |= {f"{label}.{name}": value for name, value in found.items()}
-        grid = base64.b64encode(encode_grid(drawn[: max(spec.num_samples, 1) * 8])).decode()
+        grid = base64.b64encode(encode_grid(drawn[0][: max(spec.num_samples, 1) * 8])).decode()
         samples.append({"model": label, "step": 0, "image": f"data:image/png;base64,{grid}", "caption": label})
     return metrics, samples
 
 
 def compare(
     judge: ClassifierFamily,
-    real: Tensor,
     real_features: np.ndarray,
-    drawn: Tensor,
+    drawn: Sequence[Tensor],
     wanted: np.ndarray | None,
-    seed: int,
+    baseline: Interval,
 ) -> dict[str, float]:
-    """Return distances, shares and class figures of drawn pictures [M, C, H, W]."""
-    probabilities, features = judge_pictures(judge, drawn)
-    distance = bootstrap(fid, real_features, features, seed)
-    precision, recall = precision_recall(real_features, features)
+    """Return distances, shares and class figures of independent draws [M, C, H, W] from one model."""
+    judged = [judge_pictures(judge, pictures) for pictures in drawn]
+    distance = interval([fid(real_features, features) for _, features in judged])
+    kernel = interval([kid(real_features, features) for _, features in judged])
+    shares = np.array([precision_recall(real_features, features) for _, features in judged]).mean(0)
+    everything = np.concatenate([probabilities for probabilities, _ in judged])
     return {
         "fid": distance.value,
         "fid_low": distance.low,
         "fid_high": distance.high,
-        "kid": kid(real_features, features),
-        "precision": precision,
-        "recall": recall,
-        "coverage": coverage(real_features, features),
-        **class_figures(probabilities, wanted),
+        "fid_real": baseline.value,
+        "fid_real_low": baseline.low,
+        "fid_real_high": baseline.high,
+        "fid_ratio": distance.value / baseline.value,
+        "kid": kernel.value,
+        "kid_low": kernel.low,
+        "kid_high": kernel.high,
+        "precision": float(shares[0]),
+        "recall": float(shares[1]),
+        "coverage": float(np.mean([coverage(real_features, features) for _, features in judged])),
+        **class_figures(everything, None if wanted is None else np.tile(wanted, len(drawn))),
     }
 
 
@@ -99,14 +122,14 @@ def judge_pictures(judge: ClassifierFamily, pictures: Tensor) -> tuple[np.ndarra
     return tuple(torch.cat([part[place] for part in parts]).numpy() for place in range(2))  # type: ignore[return-value]
 
 
-def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features: np.ndarray, seed: int) -> float:
-    """Return the mean distance of the held-out pictures to as many training pictures, over `REAL_DRAWS` draws."""
+def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features: np.ndarray, seed: int) -> Interval:
+    """Return the distance of the held-out pictures to as many training pictures, over `REAL_DRAWS` draws."""
     count = min(len(real_features), len(training))
     found = []
     for draw in range(REAL_DRAWS):
         rows = drawn_rows(training.digest, stream_seed(seed, "real", draw), count, len(training))
         found.append(fid(real_features, judge_pictures(judge, _pixels(training, rows))[1]))
-    return float(np.mean(found))
+    return interval(found)
 
 
 def _named(model: Any, judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:

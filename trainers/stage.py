@@ -12,13 +12,14 @@ from recipes.references import SourceUse
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
-from trainers.checkpoint import StoreCheckpoint, find_state, versions
+from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
 from trainers.loop import Observer
+from trainers.saved_state import find_state
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.store import Store
 from trainers.store.views import folder as folder_of

@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from recipes.data import Csv, JsonLines, Parquet, TextFiles
+from recipes.data_files import match_files
 from recipes.errors import RequestError
 
 FileSource = TextFiles | JsonLines | Csv | Parquet
 MAX_FIELD_CHARACTERS = 2**27
 
 
-def find_files(source: FileSource, base_dir: Path) -> list[Path]:
-    """Return the files of a source, patterns expanded, each once, sorted; raises RequestError for a missing one."""
-    found: set[Path] = set()
-    for pattern in source.files:
-        path = Path(pattern) if Path(pattern).is_absolute() else base_dir / pattern
-        if path.is_file():
-            matches = [path]
-        elif any(mark in pattern for mark in "*?["):
-            start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else base_dir
-            matches = [match for match in start.glob(pattern.lstrip("/")) if match.is_file()]
-        else:
-            matches = []
+def find_files(patterns: list[str], base_dir: Path) -> list[Path]:
+    """Return the files that patterns name, each once, sorted; raises RequestError for a missing one."""
+    return sorted(set(files_in_order(patterns, base_dir)), key=lambda path: path.as_posix())
+
+
+def files_in_order(patterns: list[str], base_dir: Path) -> list[Path]:
+    """Return the files of each pattern in turn; raises RequestError for a missing one."""
+    found: list[Path] = []
+    for pattern in patterns:
+        named = match_files(pattern, base_dir)
+        matches = [path for path in named if path.is_file()]
         if not matches:
-            kind = "is a folder" if path.is_dir() else "does not exist"
+            kind = "is a folder" if named else "does not exist"
             raise RequestError(f"data file {pattern!r} {kind} (looked in {base_dir})")
-        found.update(matches)
-    return sorted(found, key=lambda path: path.as_posix())
+        found += matches
+    return found
 
 
 def files_digest(paths: list[Path]) -> str:

@@ -2,22 +2,22 @@
 
 import gzip
 import hashlib
-import heapq
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.data import Datasets
-from recipes.data_files import PICTURE_SUFFIXES, match_files
+from recipes.data_files import PICTURE_SUFFIXES
 from recipes.errors import RequestError
 from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
-from trainers.data.files import files_digest
+from trainers.data.files import files_digest, files_in_order, find_files, read_parquet
+from trainers.data.selection import select
+from trainers.data.sources import datasets_digest, open_datasets
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of each number of channels."""
@@ -45,18 +45,16 @@ def image_source_digest(source: ImageSource, base_dir: Path) -> str:
         case Digits():
             return files_digest([_digits_file()])
         case Idx():
-            images, labels = _in_order(source.files, base_dir), _in_order(source.label_files, base_dir)
+            images, labels = files_in_order(source.files, base_dir), files_in_order(source.label_files, base_dir)
             return hashlib.sha256(json.dumps([files_digest(images), files_digest(labels)]).encode()).hexdigest()
         case ImageFolder():
             folder, paths = _folder_files(source, base_dir)
             names = [path.relative_to(folder).as_posix() for path in paths]
             return hashlib.sha256(json.dumps([names, files_digest(paths)]).encode()).hexdigest()
         case ImageArrays() | ImageParquet():
-            return files_digest(_sorted_files(source.files, base_dir))
+            return files_digest(find_files(source.files, base_dir))
         case ImageDatasets():
-            from trainers.data.sources import source_digest
-
-            return source_digest(_as_datasets(source), base_dir)
+            return datasets_digest(source, base_dir)
 
 
 def read_pictures(source: ImageSource, base_dir: Path, seed: int, *, held_out: bool = False) -> Iterator[Picture]:
@@ -65,12 +63,7 @@ def read_pictures(source: ImageSource, base_dir: Path, seed: int, *, held_out: b
     Raises RequestError naming file and picture of anything unreadable, not finite, or out of range.
     """
 
-    def rows() -> Iterator[Picture]:
-        for picture in _all_pictures(source, base_dir):
-            if _is_selected(source, picture, held_out):
-                yield picture
-
-    return rows() if source.limit is None else _limited(rows, source.limit, seed)
+    return select(lambda: _all_pictures(source, base_dir), source, seed, held_out=held_out)
 
 
 def decode_picture(data: bytes, place: str, source: ImageSource) -> np.ndarray:
@@ -134,29 +127,6 @@ def from_numbers(values: Any, place: str) -> np.ndarray:
     raise RequestError(f"{place}: pixels from {low:g} to {high:g}; expected {allowed}")
 
 
-def _is_selected(source: ImageSource, picture: Picture, held_out: bool) -> bool:
-    if source.hold_out == 0 and source.part is None:
-        return not held_out
-    key = picture.key()
-    if (_draw("hold_out", key) / 2**64 < source.hold_out) != held_out:
-        return False
-    if source.part is None:
-        return True
-    index, of = (int(number) for number in source.part.split("/"))
-    return _draw("part", key) % of == index - 1
-
-
-def _draw(purpose: str, key: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(purpose.encode() + key).digest()[:8], "big")
-
-
-def _limited(rows: Callable[[], Iterator[Picture]], limit: int, seed: int) -> Iterator[Picture]:
-    """Yield `limit` pictures drawn by the seed, in source order; reads twice and holds only the draw."""
-    lottery = ((_draw(f"limit {seed} ", row.key() + row.id.encode()), number) for number, row in enumerate(rows()))
-    drawn = {number for _, number in heapq.nsmallest(limit, lottery)}
-    return (row for number, row in enumerate(rows()) if number in drawn)
-
-
 def _all_pictures(source: ImageSource, base_dir: Path) -> Iterator[Picture]:
     match source:
         case Digits():
@@ -168,15 +138,11 @@ def _all_pictures(source: ImageSource, base_dir: Path) -> Iterator[Picture]:
         case ImageArrays():
             yield from _read_arrays(source, base_dir)
         case ImageParquet():
-            from trainers.data.files import read_parquet
-
-            for path in _sorted_files(source.files, base_dir):
+            for path in find_files(source.files, base_dir):
                 for name, row in read_parquet(path):
                     yield _from_row(row, name, f"{path}: row {name.rpartition(':')[2]}", source)
         case ImageDatasets():
-            from trainers.data.sources import open_datasets
-
-            rows = open_datasets(_as_datasets(source), base_dir)
+            rows = open_datasets(source, base_dir)
             import datasets
 
             if isinstance(rows.features.get(source.image), datasets.Image):
@@ -232,8 +198,8 @@ def _read_digits(source: Digits) -> Iterator[Picture]:
 
 
 def _read_idx(source: Idx, base_dir: Path) -> Iterator[Picture]:
-    label_files = _in_order(source.label_files, base_dir)
-    files = _in_order(source.files, base_dir)
+    label_files = files_in_order(source.label_files, base_dir)
+    files = files_in_order(source.files, base_dir)
     if label_files and len(label_files) != len(files):
         raise RequestError(f"label_files has {len(label_files)} files, files {len(files)}")
     for index, path in enumerate(files):
@@ -287,7 +253,7 @@ def _read_folder(source: ImageFolder, base_dir: Path) -> Iterator[Picture]:
 
 
 def _read_arrays(source: ImageArrays, base_dir: Path) -> Iterator[Picture]:
-    for path in _sorted_files(source.files, base_dir):
+    for path in find_files(source.files, base_dir):
         images, labels = _load_arrays(source, path)
         if images.ndim not in (3, 4):
             raise RequestError(f"{path}: {source.images} has shape {images.shape}; expected [N, H, W] or [N, H, W, C]")
@@ -313,22 +279,3 @@ def _load_arrays(source: ImageArrays, path: Path) -> tuple[np.ndarray, np.ndarra
             return loaded[source.images], None if source.labels is None else loaded[source.labels]
     except (OSError, ValueError, EOFError) as error:
         raise RequestError(f"{path}: not readable as NumPy arrays: {error}") from None
-
-
-def _in_order(patterns: list[str], base_dir: Path) -> list[Path]:
-    found: list[Path] = []
-    for pattern in patterns:
-        matches = [path for path in match_files(pattern, base_dir) if path.is_file()]
-        if not matches:
-            raise RequestError(f"data file {pattern!r} does not exist (looked in {base_dir})")
-        found += matches
-    return found
-
-
-def _sorted_files(patterns: list[str], base_dir: Path) -> list[Path]:
-    return sorted(set(_in_order(patterns, base_dir)), key=lambda path: path.as_posix())
-
-
-def _as_datasets(source: ImageDatasets) -> Datasets:
-    """The same place as a source of the text reader's kind."""
-    return Datasets(source="datasets", path=source.path, revision=source.revision, name=source.name, split=source.split)

@@ -1,22 +1,22 @@
 """Sources of rows: python-docs, files and `datasets`, with part, limit and hold_out applied."""
 
 import hashlib
-import heapq
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data import Datasets, PythonDocs, Source
+from recipes.data import Datasets, DatasetsPlace, PythonDocs, Source
 from recipes.errors import RequestError
 from trainers.data.columns import BadRow, RowRole, canonical
 from trainers.data.files import files_digest, find_files, read_file
 from trainers.data.python_docs import python_docs_digest, read_entries
 from trainers.data.python_docs_sets import build_sets
+from trainers.data.selection import select
 from trainers.store.manifest import DatasetManifest
 from trainers.store.store import Store
 
@@ -50,9 +50,9 @@ def source_digest(source: Source, base_dir: Path) -> str:
         case PythonDocs():
             return python_docs_digest()
         case Datasets():
-            return _datasets_digest(source, base_dir)
+            return datasets_digest(source, base_dir)
         case _:
-            return files_digest(find_files(source, base_dir))
+            return files_digest(find_files(source.files, base_dir))
 
 
 def read_rows(
@@ -64,35 +64,7 @@ def read_rows(
     extracted from python-docs, so that its sources are read once.
     """
 
-    def rows() -> Iterator[Row]:
-        return (row for row in _all_rows(source, base_dir, role, store) if _is_selected(source, row, held_out))
-
-    return rows() if source.limit is None else _limited(rows, source.limit, seed)
-
-
-def _is_selected(source: Source, row: Row, held_out: bool) -> bool:
-    key = row.key()
-    if not isinstance(source, PythonDocs) and (_uniform("hold_out", key) < source.hold_out) != held_out:
-        return False
-    if source.part is None:
-        return True
-    index, of = (int(number) for number in source.part.split("/"))
-    return _draw("part", key) % of == index - 1
-
-
-def _draw(purpose: str, key: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(purpose.encode() + key).digest()[:8], "big")
-
-
-def _uniform(purpose: str, key: bytes) -> float:
-    return _draw(purpose, key) / 2**64
-
-
-def _limited(rows: Callable[[], Iterator[Row]], limit: int, seed: int) -> Iterator[Row]:
-    """Yield `limit` rows drawn by the seed, in source order; reads twice and holds only the draw."""
-    lottery = ((_draw(f"limit {seed} ", row.key() + row.id.encode()), number) for number, row in enumerate(rows()))
-    drawn = {number for _, number in heapq.nsmallest(limit, lottery)}
-    return (row for number, row in enumerate(rows()) if number in drawn)
+    return select(lambda: _all_rows(source, base_dir, role, store), source, seed, held_out=held_out)
 
 
 def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None) -> Iterator[Row]:
@@ -105,7 +77,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
             for number, row in enumerate(open_datasets(source, base_dir), start=1):
                 yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
         case _:
-            for path in find_files(source, base_dir):
+            for path in find_files(source.files, base_dir):
                 for name, row in read_file(source, path):
                     _, _, in_file = name.rpartition(":")
                     place = str(path) if in_file == name else f"{path}: row {in_file}"
@@ -151,7 +123,8 @@ def _python_docs_file(role: RowRole, split: str, store: Store | None) -> bytes:
     return store.objects.get_bytes(manifest.files[name].sha256)
 
 
-def _datasets_digest(source: Datasets, base_dir: Path) -> str:
+def datasets_digest(source: DatasetsPlace, base_dir: Path) -> str:
+    """Return 64 hex digits that change when the rows of a `datasets` data set can change."""
     folder = _local_folder(source, base_dir)
     if folder is None:
         identity: list[Any] = ["hub", source.path, source.revision]
@@ -161,7 +134,7 @@ def _datasets_digest(source: Datasets, base_dir: Path) -> str:
     return hashlib.sha256(json.dumps([*identity, source.name, source.split]).encode()).hexdigest()
 
 
-def _local_folder(source: Datasets, base_dir: Path) -> Path | None:
+def _local_folder(source: DatasetsPlace, base_dir: Path) -> Path | None:
     """Return the folder of a local data set; None for a hub id, which needs its revision."""
     folder = base_dir / source.path
     if folder.is_dir():
@@ -171,7 +144,7 @@ def _local_folder(source: Datasets, base_dir: Path) -> Path | None:
     return None
 
 
-def open_datasets(source: Datasets, base_dir: Path) -> Any:
+def open_datasets(source: DatasetsPlace, base_dir: Path) -> Any:
     """Return the rows of a `datasets` data set; raises RequestError where it is not there."""
     import datasets
 

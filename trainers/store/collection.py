@@ -1,9 +1,10 @@
 """Garbage collection: what nothing needs any more is listed, and goes when a later pass finds it still unneeded.
 
-Needed is what a kept artifact, a data set, a training state, a pin, a name or a living lease leads to, and the whole
-ancestry of kept artifacts. A pass first deletes what an earlier pass has listed at least `grace` ago, if it is still
-unneeded and nobody renewed it since (writing an object that is there already renews it); then it writes a list of its
-own. All times are those of the store's clock. Refs go before the objects that they name. Two passes may run at once.
+Needed is what a kept artifact, a training state, a pin, a name or a living lease leads to, the whole ancestry of kept
+artifacts, and the data sets that a kept run or the stage of a kept artifact has taken. A pass first deletes what an
+earlier pass has listed at least `grace` ago, if it is still unneeded and nobody renewed it since (writing an object
+that is there already renews it); then it writes a list of its own. All times are those of the store's clock. Refs go
+before the objects that they name. Two passes may run at once.
 """
 
 import logging
@@ -14,10 +15,11 @@ from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.inspection import all_refs, reachable, refs_aside
-from trainers.store.manifest import ArtifactManifest, Manifest, StateManifest, objects_of
+from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, objects_of
 from trainers.store.refs import RefLog
 from trainers.store.states import find_owner
 from trainers.store.store import Store
+from trainers.store.uses import DatasetUse, all_uses
 
 log = logging.getLogger("trainwright.store")
 
@@ -52,6 +54,9 @@ class _Marked:
     objects: dict[str, set[str]]
     """Hashes of the objects that each ref needs, its manifest among them."""
     unneeded_refs: set[str]
+    datasets: dict[str, DatasetManifest]
+    """Those of the unneeded refs that name a data set."""
+    uses: frozenset[DatasetUse]
 
     def needed(self, without: Collection[str] = ()) -> set[str]:
         """Return the hashes that the refs need, some of them left out."""
@@ -88,6 +93,7 @@ def collect(
     removed_refs = [ref for ref in due.get("refs", []) if ref in marked.unneeded_refs]
     for ref in removed_refs:
         store.files.remove(ref)
+    removed_refs = _without_reused_datasets(store, marked, removed_refs)
     orphans = _orphans(store, paths, marked.needed(removed_refs))
     kept = len(paths) - len(orphans)
     listed: dict[str, float] = due.get("objects", {})
@@ -123,6 +129,14 @@ def _mark(store: Store, keep: Keep | None, finished_states: bool) -> _Marked:
         roots = [*keep.artifacts, *store.pins(), *store.names().values()]
         kept = {*roots, *reachable(roots, lambda item: parents.get(item, []))}
     unneeded = {ref for ref, artifact in artifacts.items() if artifact.fingerprint not in kept}
+    uses = frozenset(all_uses(store.files))
+    used = {use.digest for use in uses if keep is None or use.run in keep.runs or use.fingerprint in kept}
+    datasets = {
+        ref: item
+        for ref, (_, item) in manifests.items()
+        if isinstance(item, DatasetManifest) and item.digest not in used
+    }
+    unneeded |= datasets.keys()
     for ref, (_, item) in manifests.items():
         if isinstance(item, StateManifest):
             is_kept_run = keep is None or item.run in keep.runs
@@ -130,7 +144,22 @@ def _mark(store: Store, keep: Keep | None, finished_states: bool) -> _Marked:
             if not is_kept_run or is_finished:
                 unneeded.add(ref)
     objects = {ref: {sha, *(entry.sha256 for entry in objects_of(item))} for ref, (sha, item) in manifests.items()}
-    return _Marked(objects, unneeded)
+    return _Marked(objects, unneeded, datasets, uses)
+
+
+def _without_reused_datasets(store: Store, marked: _Marked, removed: list[str]) -> list[str]:
+    """Put back the data sets that somebody took while their refs were removed; returns the other refs.
+
+    Whoever takes one writes that down before looking: seen here, or it found no ref and makes the data set anew.
+    """
+    gone = {ref: marked.datasets[ref] for ref in removed if ref in marked.datasets}
+    if not gone:
+        return removed
+    taken = {use.digest for use in all_uses(store.files) if use not in marked.uses}
+    back = {ref for ref, manifest in gone.items() if manifest.digest in taken}
+    for ref in back:
+        store.put_dataset(gone[ref])
+    return [ref for ref in removed if ref not in back]
 
 
 def _orphans(store: Store, paths: dict[str, str], needed: Collection[str]) -> set[str]:

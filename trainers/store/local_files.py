@@ -284,9 +284,10 @@ class LocalFiles:
                 return result
 
     def _refusal(self, path: str, size: int | None, error: OSError) -> CapacityError:
+        text = f"store {self.uri}: cannot write {path}: {error.strerror or error}"
+        if error.errno not in FULL:
+            return CapacityError(text)
         details = [] if size is None else [f"needed {size} bytes"]
         with suppress(OSError):
             details.append(f"free {self.free_bytes()} bytes")
-        shown = f" ({', '.join(details)})" if details else ""
-        kind = StoreFull if error.errno in FULL else CapacityError
-        return kind(f"store {self.uri}: cannot write {path}: {error.strerror or error}{shown}")
+        return StoreFull(f"{text} ({', '.join(details)})")

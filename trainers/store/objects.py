@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from trainers.store.manifest import FileEntry, sha256_hex
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that the safetensors format allows."""
+
+
+Mark = tuple[int, ...]
+"""Which file was hashed: device, inode, size, time of change in nanoseconds."""
 
 
 def cache_folder() -> Path:
@@ -31,7 +35,7 @@ class ObjectStore:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[str, Mark] = {}
 
     @property
     def cache(self) -> Path:
@@ -116,6 +120,19 @@ class ObjectStore:
             temporary.unlink(missing_ok=True)
         return local
 
+    def verify_all(self, hashes: Sequence[str], threads: int = 1) -> dict[str, Mark]:
+        """Hash objects, `threads` at a time; returns which local file each was read from.
+
+        Raises StoreDamaged for the first that is missing or altered.
+        """
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            list(pool.map(self.local_path, hashes))
+        return {sha256: self._verified[sha256] for sha256 in hashes}
+
+    def trust(self, marks: Mapping[str, Mark]) -> None:
+        """Take over what another process of this machine has hashed; a file with another mark is hashed here."""
+        self._verified.update(marks)
+
     def check(self, entry: FileEntry) -> None:
         """Read an object whole; raises StoreDamaged when it is not what the entry says."""
         path = object_path(entry.sha256)
@@ -151,7 +168,7 @@ class ObjectStore:
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:
         found = local.stat()
-        mark = (found.st_ino, found.st_size, found.st_mtime_ns)
+        mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         if self._verified.get(sha256) == mark:
             return
         if hash_file(local).sha256 != sha256:

@@ -109,12 +109,16 @@ class TensorReader:
         return self.read_range(group, name, 0, math.prod(entry.shape)).reshape(entry.shape)
 
     def read_range(self, group: str, name: str, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) of the flattened tensor."""
+        """Return elements [start, stop) of the flattened tensor; a view of the file where one piece holds them all."""
         entry = self.entry(group, name)
         if not 0 <= start <= stop <= math.prod(entry.shape):
             raise ValueError(f"{group}:{name} has {math.prod(entry.shape)} elements, not [{start}, {stop})")
         if any(len(piece.start) != 1 for piece in entry.slices):
             return self._assemble(entry).flatten()[start:stop]
+        for piece in entry.slices:
+            if piece.start[0] <= start and stop <= piece.start[0] + piece.shape[0]:
+                whole: Tensor = self._tensor(piece, entry)[start - piece.start[0] : stop - piece.start[0]]
+                return whole
         result = torch.empty(stop - start, dtype=_TORCH_DTYPES[entry.dtype])
         for piece in entry.slices:
             first, last = max(start, piece.start[0]), min(stop, piece.start[0] + piece.shape[0])

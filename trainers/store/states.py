@@ -15,7 +15,7 @@ from typing import Any
 
 from recipes.errors import CapacityError, StoreDamaged
 from trainers.store.files import Files
-from trainers.store.manifest import FileEntry, StateManifest, read_manifest
+from trainers.store.manifest import StateManifest, read_manifest
 from trainers.store.objects import ObjectStore, object_path
 from trainers.store.refs import QUARANTINE, RefLog
 
@@ -65,15 +65,21 @@ class StateLog:
             if self._refs.create(number, content):
                 return number
 
-    def latest(self, hashed: bool) -> StateManifest | None:
-        """Return the newest whole state: every byte hashed, or sizes compared; damaged ones are set aside."""
+    def latest(self, check: Callable[[StateManifest], None]) -> StateManifest | None:
+        """Return the newest state for which `check` raises no StoreDamaged; damaged ones are set aside."""
         while True:
-            found, has_changed = self._scan(hashed)
+            found, has_changed = self._scan(check)
             if found is not None or not has_changed:
                 return found
             time.sleep(0.01)
 
-    def _scan(self, hashed: bool) -> tuple[StateManifest | None, bool]:
+    def check_sizes(self, manifest: StateManifest) -> None:
+        """Raise StoreDamaged when an object is missing or has another size."""
+        missing = self._objects.missing(manifest.objects())
+        if missing:
+            raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
+
+    def _scan(self, check: Callable[[StateManifest], None]) -> tuple[StateManifest | None, bool]:
         """Look once; also tells whether retention took away what was listed: then there is something newer."""
         aside = self._refs.aside()
         damaged: list[_Damaged] = []
@@ -84,8 +90,8 @@ class StateLog:
                 if number in aside:
                     raise StoreDamaged(f"set aside, see {QUARANTINE}/{self._refs.path(number)}")
                 manifest = self.manifest(number)
-                for entry in manifest.objects() if manifest is not None else ():
-                    self._demand(entry, hashed)
+                if manifest is not None:
+                    check(manifest)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 if self._refs.exists(number):
                     damaged.append(_Damaged(number, None if manifest is None else manifest.step, str(error)))
@@ -115,14 +121,11 @@ class StateLog:
             self._uri, self._refs.path(used), step, self._refs.path(bad.number), known, lost, bad.problem, kept,
         )  # fmt: skip
 
-    def _demand(self, entry: FileEntry, hashed: bool) -> None:
-        if hashed:
-            self._objects.local_path(entry.sha256)
-        elif not self._objects.has(entry.sha256, entry.bytes):
-            raise StoreDamaged(f"{object_path(entry.sha256)} is missing or has another size")
+    def keep(self, keep: int, is_read_back: bool) -> int:
+        """Drop all but the newest `keep` whole states; nothing when the newest is not whole.
 
-    def keep(self, keep: int) -> int:
-        """Drop all but the newest `keep` whole states; nothing when the newest is not whole."""
+        `is_read_back`: its writers have hashed what they wrote as it lies in the store; here it is not read again.
+        """
         if keep < 1:
             raise ValueError(f"keep at least one state, not {keep}")
         kept: list[StateManifest] = []
@@ -144,7 +147,7 @@ class StateLog:
                 dropped.append((number, manifest))
         if not dropped:
             return 0
-        for entry in kept[0].objects():
+        for entry in kept[0].objects() if not is_read_back else ():
             self._objects.check(entry)
         needed = {entry.sha256 for manifest in kept for entry in manifest.objects()}
         for number, manifest in reversed(dropped):
@@ -176,9 +179,8 @@ class StateLog:
     def _read(self, number: int) -> StateManifest | None:
         """Return the state of a number; None for a barrier."""
         manifest = self.manifest(number)
-        missing = [] if manifest is None else self._objects.missing(manifest.objects())
-        if missing:
-            raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
+        if manifest is not None:
+            self.check_sizes(manifest)
         return manifest
 
     def _owner(self, sha256: str) -> str | None:

@@ -25,6 +25,7 @@ from trainers.store.objects import ObjectStore, object_path
 from trainers.store.refs import RefLog
 from trainers.store.runs import Run, list_runs, new_run
 from trainers.store.states import StateLog
+from trainers.store.uses import DatasetUse, note_use
 
 log = logging.getLogger("trainwright.store")
 
@@ -62,6 +63,7 @@ class Store:
         self._files = files
         self.uri = files.uri
         self.objects = ObjectStore(files)
+        self._user: tuple[str, str] | None = None
 
     @staticmethod
     def open(uri: str | None = None) -> "Store":
@@ -120,16 +122,22 @@ class Store:
             fingerprint = matches[0] if matches else None
         manifest = None if fingerprint is None else self.find_artifact(fingerprint)
         if manifest is None:
-            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}")
+            advice = "give RUN/STAGE, or 8 or more digits of a fingerprint that `store ls` lists"
+            raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}; {advice}")
         return manifest
 
     def name_artifact(self, name: str, fingerprint: str) -> None:
         """Give an artifact a name; the newest meaning of a name counts."""
-        if not _NAME.fullmatch(name):
-            raise RequestError(f"name {name!r}: lower case letters, digits, _ and -, starting with a letter")
+        self.check_name(name)
         if self.find_artifact(fingerprint) is None:
             raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
         RefLog(self._files, f"refs/names/{name}").append({"fingerprint": fingerprint})
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise RequestError for what cannot be a name."""
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"name {name!r}: lower case letters, digits, _ and -, starting with a letter")
 
     def names(self) -> dict[str, str]:
         """Return every given name with its fingerprint."""
@@ -195,25 +203,38 @@ class Store:
         content = self._put_manifest(manifest)
         return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
 
-    def latest_state(self, run: str, stage: str, *, hashed: bool = True) -> StateManifest | None:
+    def latest_state(
+        self, run: str, stage: str, *, hashed: bool = True, check: Callable[[StateManifest], None] | None = None
+    ) -> StateManifest | None:
         """Return the newest whole training state; a damaged one is passed over with a warning naming both.
 
-        Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes.
-        Raises StoreDamaged when there are states and none is whole.
+        Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes; a caller that
+        spreads the hashing gives a `check` that raises StoreDamaged. Raises StoreDamaged when there are states and
+        none is whole.
         """
-        return self.states(run, stage).latest(hashed)
+        states = self.states(run, stage)
+        return states.latest(check or (self._check_hashes if hashed else states.check_sizes))
 
-    def keep_states(self, run: str, stage: str, keep: int = 2) -> int:
+    def keep_states(self, run: str, stage: str, keep: int = 2, *, is_read_back: bool = False) -> int:
         """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.
 
+        `is_read_back` says that its writers have done so, each its share.
         Objects go with the states that own them; what was put by anything else stays for a later collection.
         """
-        return self.states(run, stage).keep(keep)
+        return self.states(run, stage).keep(keep, is_read_back)
 
     # Data sets
 
+    def note_datasets(self, run: str, fingerprint: str) -> None:
+        """From now on data sets that are looked for or put are noted as in use by this stage of this run."""
+        self.run(run)
+        self._artifact_refs(fingerprint)
+        self._user = (run, fingerprint)
+
     def find_dataset(self, digest: str) -> DatasetManifest | None:
         """Return the whole data set of a request digest."""
+        if self._user is not None:
+            note_use(self._files, DatasetUse(*self._user, digest))
         return self._newest_whole(self._dataset_refs(digest), DatasetManifest)
 
     def put_dataset(self, manifest: DatasetManifest) -> DatasetManifest:
@@ -320,6 +341,9 @@ class Store:
             if refs.create(number, content):
                 self._newest_whole(refs, type(manifest), set_aside=True)
                 return manifest, True
+
+    def _check_hashes(self, manifest: StateManifest) -> None:
+        self.objects.verify_all([entry.sha256 for entry in manifest.objects()])
 
     def _put_manifest(self, manifest: Manifest) -> dict[str, Any]:
         data = manifest_bytes(manifest)

@@ -3,9 +3,6 @@
 import base64
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,21 +16,28 @@ from trainers.store.export import export
 from trainers.store.store import Store
 
 HERE = Path(__file__).parent
+WORKER = Path(__file__).parents[2] / "stage_worker.py"
 LANGUAGE = ("decoder", "encoder", "rnn")
 PICTURES = sorted(set(FAMILIES) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
+PLAIN = {"engine": "plain"}
 TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
 
 
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"families_{name}", HERE / f"{name}.py")
+def load_module(path: Path) -> Any:
+    """Load a file of this folder, or the worker, as a module."""
+    spec = importlib.util.spec_from_file_location(f"families_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+STAGES: dict[str, dict[str, Any]] = load_module(HERE / "family_stages.py").STAGES
 
 
 def _zero(family: str, zero: int) -> int:
@@ -41,68 +45,35 @@ def _zero(family: str, zero: int) -> int:
     return min(zero, 2) if family == "gan" else zero
 
 
+def _case(family: str, run: str, shard: dict[str, Any], changes: Any = None, **more: Any) -> dict[str, Any]:
+    return {"run": run, "stage": family, "spec": STAGES[family] | {"shard": shard} | (changes or {}), **more}
+
+
 def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
     cases: list[dict[str, Any]] = []
     for family in FAMILIES:
-        cases.append({"family": family, "run": "straight", "shard": TWO_WORKERS})
-        cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS, "stop_at": 2})
-        cases.append({"family": family, "run": "stopped", "shard": TWO_WORKERS})
+        cases.append(_case(family, "straight", TWO_WORKERS, is_kept=True))
+        cases.append(_case(family, "stopped", TWO_WORKERS, stop_at=2))
+        cases.append(_case(family, "stopped", TWO_WORKERS))
         cases += [
-            {"family": family, "run": f"zero{zero}", "shard": {"engine": "deepspeed", "zero": _zero(family, zero)}}
-            for zero in zero_stages
+            _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
         ]
-    return [*cases, {"family": "gan", "run": "twenty", "shard": {"engine": "deepspeed", "zero": 2}, "stage": TWENTY}]
+    return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every family ran on two workers, and with the plain engine on one."""
-    return _run(tmp_path_factory.mktemp("families"), (3,))
+    return _run(run_ranks, tmp_path_factory.mktemp("families"), (3,))
 
 
-def _run(folder: Path, zero_stages: tuple[int, ...]) -> Path:
+def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
-    _run_workers(folder, 2, _cases(zero_stages))
-    plain: list[dict[str, Any]] = [
-        {"family": family, "run": "plain", "shard": {"engine": "plain"}} for family in FAMILIES
-    ]
-    _run_workers(folder, 1, [*plain, {**plain[0], "family": "gan", "run": "twenty-plain", "stage": TWENTY}])
+    cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
+    run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
+    plain = [_case(family, "plain", PLAIN) for family in FAMILIES] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
+    run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
-
-
-def _run_workers(folder: Path, workers: int, cases: list[dict[str, Any]]) -> None:
-    """Run the cases on that many ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRAINWRIGHT_CACHE": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-    }
-    logs = [folder / f"workers{workers}-rank{rank}.log" for rank in range(workers)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(HERE / "family_worker.py"), str(folder), json.dumps(cases)],
-                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=500) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def result(folder: Path, run: str, family: str) -> dict[str, Any]:
@@ -118,7 +89,7 @@ def difference(found: dict[str, float], wanted: dict[str, float]) -> float:
 
 
 def test_the_kit_knows_every_family() -> None:
-    assert set(_module("family_worker").STAGES) == set(FAMILIES)
+    assert set(STAGES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,14 +98,14 @@ def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
     assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
     assert found["kind"] == ("model" if family in LANGUAGE else family)
     assert found["difference"] < LIMIT
-    assert list(found["held_out"]) == ["4", "6"]
-    assert found["metrics"]["evaluation"]["loss"] == found["held_out"]["6"]
+    assert list(found["curves"]["eval/loss"]) == ["4", "6"]
+    assert found["metrics"]["evaluation"]["loss"] == found["curves"]["eval/loss"]["6"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -> None:
     straight, resumed = result(finished, "straight", family), result(finished, "stopped", family)
-    assert list(resumed["losses"]) == ["4", "5", "6"]
+    assert resumed["steps"] == [4, 5, 6]
     assert resumed["digest"] == straight["digest"]
     assert resumed["metrics"] == straight["metrics"]
 
@@ -143,16 +114,16 @@ def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -
 @pytest.mark.parametrize("run", ["zero3", "plain"])
 def test_sharding_and_workers_do_not_change_the_curve(finished: Path, family: str, run: str) -> None:
     wanted, found = result(finished, "straight", family), result(finished, run, family)
-    assert len(set(wanted["losses"].values())) == 6
-    assert difference(found["losses"], wanted["losses"]) < LIMIT
-    assert difference(found["held_out"], wanted["held_out"]) < LIMIT
+    assert len(set(wanted["curves"]["loss"].values())) == 6
+    for curve in ("loss", "eval/loss"):
+        assert difference(found["curves"][curve], wanted["curves"][curve]) < LIMIT
 
 
 def test_a_gan_s_two_engines_equal_the_plain_one_over_twenty_steps(finished: Path) -> None:
     wanted, found = result(finished, "twenty-plain", "gan"), result(finished, "twenty", "gan")
-    assert len(wanted["losses"]) == 20
-    assert difference(found["losses"], wanted["losses"]) < LIMIT
-    assert difference(found["generator_losses"], wanted["generator_losses"]) < LIMIT
+    assert wanted["steps"] == list(range(1, 21))
+    for curve in ("loss", "generator_loss"):
+        assert difference(found["curves"][curve], wanted["curves"][curve]) < LIMIT
 
 
 @pytest.mark.long
@@ -161,14 +132,14 @@ def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) 
     wanted = result(every_stage, "plain", family)
     for zero in (0, 2, 3):
         found = result(every_stage, f"zero{zero}", family)
-        assert difference(found["losses"], wanted["losses"]) < LIMIT, zero
-        assert difference(found["held_out"], wanted["held_out"]) < LIMIT, zero
+        for curve in ("loss", "eval/loss"):
+            assert difference(found["curves"][curve], wanted["curves"][curve]) < LIMIT, zero
 
 
 @pytest.fixture(scope="module")
-def every_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def every_stage(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every family ran under every ZeRO stage on two workers."""
-    return _run(tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
+    return _run(run_ranks, tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -280,6 +251,6 @@ def _run_here(folder: Path, family: str, source: dict[str, Any]) -> None:
 
     from trainers.distributed import Ranks
 
-    worker = _module("family_worker")
-    case = {"family": family, "run": "here", "shard": {"engine": "plain"}, "stage": {"data": source}}
+    worker = load_module(WORKER)
+    case = worker.Case(**_case(family, "here", PLAIN, {"data": source}))
     worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), case)

@@ -1,12 +1,62 @@
-"""Empty stores in every kind of place: a folder, memory, S3 (moto)."""
+"""Empty stores in every kind of place (a folder, memory, S3 by moto), and what the suite puts into them."""
 
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest, files_digest
 from trainers.store.store import Store
+
+FINGERPRINT = "ab" * 32
+
+
+def put(store: Store, data: bytes) -> FileEntry:
+    return FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data))
+
+
+def artifact(
+    store: Store, fingerprint: str = FINGERPRINT, content: bytes = b"weights", **changes: object
+) -> ArtifactManifest:
+    files = {"model/config.json": put(store, b"{}"), "model/model.safetensors": put(store, content)}
+    fields = {
+        "fingerprint": fingerprint,
+        "digest": files_digest(files),
+        "kind": "model",
+        "stage": "base",
+        "files": files,
+    }
+    return ArtifactManifest.model_validate({**fields, **changes})
+
+
+def state(lease: int, step: int = 1, **values: int) -> StateManifest:
+    return StateManifest(
+        run="run", stage="base", fingerprint=FINGERPRINT, step=step, lease=lease, values=dict(values),
+        layout=Layout(workers=1, micro_batch=1, accumulation=1),
+    )  # fmt: skip
+
+
+def overwrite(store: Store, path: str, data: bytes | None) -> None:
+    """Damage a file behind the store's back."""
+    files = store._files
+    if files.root is not None:
+        target = files.root / path
+        target.chmod(0o644)
+        target.unlink()
+        if data is not None:
+            target.write_bytes(data)
+    elif data is None:
+        files._fs.rm_file(files._full(path))  # type: ignore[attr-defined]
+    else:
+        files._fs.pipe_file(files._full(path), data)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def things() -> SimpleNamespace:
+    """What tests put into a store, and how they damage it."""
+    return SimpleNamespace(put=put, artifact=artifact, state=state, overwrite=overwrite, fingerprint=FINGERPRINT)
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store import local_files, remote_files
 from trainers.store.collection import Keep, collect
+from trainers.store.files import Files
 from trainers.store.manifest import (
     ArtifactManifest,
+    DatasetManifest,
     FileEntry,
     Layout,
-    Parent,
     StateManifest,
     files_digest,
     sha256_hex,
@@ -28,18 +30,6 @@ HOUR = 3600.0
 
 def put(store: Store, data: bytes) -> FileEntry:
     return FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data))
-
-
-def make(store: Store, name: str, *parents: ArtifactManifest) -> ArtifactManifest:
-    files = {"model/a.json": put(store, f"{name} a".encode()), "model/b.json": put(store, f"{name} b".encode())}
-    manifest = ArtifactManifest(
-        fingerprint=sha256_hex(name.encode()), digest=files_digest(files), kind="model", stage=name, files=files,
-        parents={
-            f"of.{number}": Parent(fingerprint=parent.fingerprint, digest=parent.digest)
-            for number, parent in enumerate(parents)
-        },
-    )  # fmt: skip
-    return store.put_artifact(manifest).manifest
 
 
 def state(store: Store, run: str, lease: int, step: int, fingerprint: str = "ab" * 32) -> StateManifest:
@@ -69,10 +59,10 @@ def sweep(store: Store, **options: object) -> list[object]:
             return found
 
 
-def test_only_what_nothing_names_goes(open_store: Callable[[], Store]) -> None:
+def test_only_what_nothing_names_goes(commit_artifact: Any, open_store: Callable[[], Store]) -> None:
     store = open_store()
-    base = make(store, "base")
-    chat = make(store, "chat", base)
+    base = commit_artifact(store, "base")
+    chat = commit_artifact(store, "chat", base)
     lease = store.take_lease("run", "base")
     last = state(store, "run", lease, 1)
     orphan = put(store, b"written and never committed")
@@ -88,14 +78,16 @@ def test_only_what_nothing_names_goes(open_store: Callable[[], Store]) -> None:
     assert after.verify().damage == []
 
 
-def test_what_only_dropped_runs_need_goes_and_lineage_stays(open_store: Callable[[], Store]) -> None:
+def test_what_only_dropped_runs_need_goes_and_lineage_stays(
+    commit_artifact: Any, open_store: Callable[[], Store]
+) -> None:
     store = open_store()
-    base = make(store, "base")
-    chat = make(store, "chat", base)
-    pinned_parent = make(store, "source")
-    pinned = make(store, "pinned", pinned_parent)
-    named = make(store, "named")
-    unused = make(store, "unused", base)
+    base = commit_artifact(store, "base")
+    chat = commit_artifact(store, "chat", base)
+    pinned_parent = commit_artifact(store, "source")
+    pinned = commit_artifact(store, "pinned", pinned_parent)
+    named = commit_artifact(store, "named")
+    unused = commit_artifact(store, "unused", base)
     store.pin(pinned.fingerprint, "for the paper")
     store.name_artifact("best", named.fingerprint)
     for run in ("old", "kept"):
@@ -117,9 +109,9 @@ def test_what_only_dropped_runs_need_goes_and_lineage_stays(open_store: Callable
     assert left.take_lease("old", "base") == 2
 
 
-def test_pins_come_and_go(open_store: Callable[[], Store]) -> None:
+def test_pins_come_and_go(commit_artifact: Any, open_store: Callable[[], Store]) -> None:
     store = open_store()
-    base = make(store, "base")
+    base = commit_artifact(store, "base")
     with pytest.raises(RequestError, match="no artifact"):
         store.pin("cd" * 32)
     assert not store.unpin(base.fingerprint)
@@ -134,9 +126,9 @@ def test_pins_come_and_go(open_store: Callable[[], Store]) -> None:
     assert list(open_store().files.walk("objects")) == []
 
 
-def test_states_of_finished_stages_go_on_request(open_store: Callable[[], Store]) -> None:
+def test_states_of_finished_stages_go_on_request(commit_artifact: Any, open_store: Callable[[], Store]) -> None:
     store = open_store()
-    base = make(store, "base")
+    base = commit_artifact(store, "base")
     state(store, "run", store.take_lease("run", "base"), 1, base.fingerprint)
     state(store, "other", store.take_lease("other", "base"), 1)
     sweep(open_store())
@@ -146,9 +138,52 @@ def test_states_of_finished_stages_go_on_request(open_store: Callable[[], Store]
     assert open_store().latest_state("other", "base") is not None
 
 
-def test_a_damaged_ref_stops_the_collection_until_it_is_set_aside(open_store: Callable[[], Store]) -> None:
+def test_data_sets_go_when_no_kept_run_or_artifact_has_taken_them(
+    commit_artifact: Any, open_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store()
-    base = make(store, "base")
+    base = commit_artifact(store, "base")
+    old, new, nobody = (sha256_hex(text) for text in (b"old", b"new", b"nobody"))
+
+    def put_set(by: Store, digest: str) -> None:
+        by.put_dataset(DatasetManifest(digest=digest, files={"rows.npy": put(by, digest.encode())}))
+
+    put_set(store, nobody)
+    users = {"first": base.fingerprint, "second": "cd" * 32}
+    for (run, fingerprint), digest in zip(users.items(), (old, new), strict=True):
+        user = open_store()
+        user.note_datasets(run, fingerprint)
+        assert user.find_dataset(digest) is None
+        put_set(user, digest)
+    sweep(open_store())
+    assert [open_store().find_dataset(digest) is None for digest in (old, new, nobody)] == [False, False, True]
+    sweep(open_store(), keep=Keep({base.fingerprint}, set()))
+    assert [open_store().find_dataset(digest) is None for digest in (old, new)] == [False, True]
+    # Taken by another run after a pass has found it unneeded, and its ref is just being removed: it comes back.
+    keep = Keep(set(), set())
+    assert any("datasets" in ref for ref in collect(store, grace_s=0, keep=keep).waiting_refs)
+    remove = type(store.files).remove
+
+    def take_first(files: Files, path: str) -> None:
+        if path.startswith("refs/datasets"):
+            monkeypatch.undo()
+            user = open_store()
+            user.note_datasets("third", "ef" * 32)
+            assert user.find_dataset(old) is not None
+        remove(files, path)
+
+    monkeypatch.setattr(type(store.files), "remove", take_first)
+    collected = collect(store, grace_s=0, keep=keep)
+    assert not any("datasets" in ref for ref in collected.removed_refs)
+    assert open_store().find_dataset(old) is not None
+    assert open_store().verify().damage == []
+
+
+def test_a_damaged_ref_stops_the_collection_until_it_is_set_aside(
+    commit_artifact: Any, open_store: Callable[[], Store]
+) -> None:
+    store = open_store()
+    base = commit_artifact(store, "base")
     put(store, b"orphan")
     store.files.create(f"refs/artifacts/{base.fingerprint}/000002", b"not a ref")
     with pytest.raises(StoreDamaged, match=r"000002 is damaged.*verify --quarantine"):
@@ -254,9 +289,9 @@ def test_a_renewal_in_the_moment_of_deletion_is_seen(tmp_path: Path, monkeypatch
     assert list(store.files.walk("trash")) == []
 
 
-def test_what_a_killed_collection_moved_aside_comes_back(tmp_path: Path) -> None:
+def test_what_a_killed_collection_moved_aside_comes_back(commit_artifact: Any, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
-    manifest = make(store, "base")
+    manifest = commit_artifact(store, "base")
     path = object_path(manifest.files["model/a.json"].sha256)
     aside = tmp_path / "store" / "trash" / path
     aside.parent.mkdir(parents=True)
@@ -267,7 +302,7 @@ def test_what_a_killed_collection_moved_aside_comes_back(tmp_path: Path) -> None
     assert Store.open(str(tmp_path / "store")).find_artifact(manifest.fingerprint) == manifest
 
 
-def test_collections_may_run_at_once(tmp_path: Path) -> None:
+def test_collections_may_run_at_once(commit_artifact: Any, tmp_path: Path) -> None:
     """Four collectors and four writers for a while: nothing that was committed is ever missing."""
     uri = str(tmp_path / "store")
     stop = threading.Event()
@@ -290,7 +325,7 @@ def test_collections_may_run_at_once(tmp_path: Path) -> None:
             if stop.is_set():
                 return
             put(store, f"orphan {index} {number}".encode())
-            committed.append(make(store, f"artifact {number}"))  # all four make the same ones
+            committed.append(commit_artifact(store, f"artifact {number}"))  # all four make the same ones
 
     def gather() -> None:
         while not stop.is_set():

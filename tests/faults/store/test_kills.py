@@ -71,8 +71,11 @@ def test_killed_writers_lose_nothing(nursery: Any, tmp_path: Path, say: Callable
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_ten_thousand_killed_writers_lose_nothing(nursery: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
-    kill_writers(nursery, tmp_path, 10_000, say)
+@pytest.mark.parametrize("num_kills", [2_000, 10_000])
+def test_thousands_of_killed_writers_lose_nothing(
+    nursery: Any, tmp_path: Path, say: Callable[[str], None], num_kills: int
+) -> None:
+    kill_writers(nursery, tmp_path, num_kills, say)
 
 
 def test_a_frozen_writer_is_refused_when_it_wakes(nursery: Any, tmp_path: Path) -> None:

@@ -6,7 +6,54 @@ from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).with_name("language_worker.py")
+WORKER = Path(__file__).parents[2] / "stage_worker.py"
+TRAIN: dict[str, Any] = {
+    "steps": 6,
+    "global_batch": 8,
+    "sequence_length": 32,
+    "optimizer": {"lr": 1e-2},
+    "save_every": 100,
+    "evaluate_every": 4,
+    "evaluation_rows": 8,
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "base": {
+        "kind": "pretrain",
+        "architecture": {
+            "family": "decoder",
+            "type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+        "tokenizer": {"train": "bpe", "vocab_size": 320},
+        "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
+        "train": TRAIN,
+        "shard": {"zero": 2},
+    },
+    "chat": {
+        "kind": "finetune",
+        "init_from": "base",
+        "lora": {"r": 4},
+        "data": {"source": "jsonl", "files": ["chat.jsonl"], "hold_out": 0.2},
+        "train": TRAIN,
+        "shard": {"zero": 3, "precision": "bf16"},
+    },
+}
+
+
+def _cases() -> list[dict[str, Any]]:
+    """Both stages straight, then each with a stop on the way."""
+    cases: list[dict[str, Any]] = []
+    for stage, spec in STAGES.items():
+        inputs = {"init_from": "base"} if stage == "chat" else {}
+        case = {"stage": stage, "spec": spec, "inputs": inputs}
+        cases.append({**case, "run": "straight", "is_kept": True})
+        cases.append({**case, "run": "stopped", "stop_at": 2})
+        cases.append({**case, "run": "stopped"})
+    return cases
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +64,7 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n\n".join(lines))
     pairs = [{"prompt": f"What comes after {n}?", "completion": f"After {n} comes {n + 1}."} for n in range(60)]
     (folder / "chat.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
-    run_ranks(WORKER, [folder], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
+    run_ranks(WORKER, [folder, json.dumps(_cases())], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
     return folder
 
 

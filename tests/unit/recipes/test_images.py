@@ -137,6 +137,12 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ("suites: [images]", "suites: [images, perplexity]", "it stands alone"),
         ("    features: judge\n", "", "needs `features` (a classifier) and `images`"),
         ("metric: gan.coverage", "metric: gan.win_rate", "has no such metric"),
+        ("depth: 2, latent: 4}", "depth: 5, latent: 4}", "5 levels halve the size 4 times, but the pictures are 8x8"),
+        (
+            "    autoencoder: vae\n    architecture: {family: ddpm, ",
+            "    architecture: {family: ddpm, block_out_channels: [8, 8, 8, 8, 8], ",
+            "stages.latent.architecture.block_out_channels: 5 levels halve the size 4 times",
+        ),
         ("latent: 4}", "latent: 4, kl_warmup_steps: 99}", "the KL weight would never reach kl_weight"),
         ("latent: 4}", "latent: 4, likelihood: gaussian, binarize: true}", "needs likelihood: bernoulli"),
     ],

@@ -77,6 +77,7 @@ def test_the_recipe_is_right(tmp_path: Path) -> None:
             "a recurrent model keeps its activations",
         ),
         ("vocab_size: 400}", "vocab_size: 400}\n    corruption: {share: 0.2}", "learns to predict the next token"),
+        ("vocab_size: 400}", 'vocab_size: 400, cls_token: "<|c|>"}', "only encoders take it"),
         (', mask_token: "<|mask|>"', "", "stages.words.tokenizer.mask_token: an encoder needs this token"),
         ('cls_token: "<|cls|>", ', "", "stages.words.tokenizer.cls_token: an encoder needs this token"),
         ('mask_token: "<|mask|>"', 'mask_token: "<|cls|>"', "special tokens must differ"),

@@ -17,10 +17,7 @@ from recipes.errors import RequestError, StoreDamaged
 from trainers.store.bundle import is_bundle, read_bundle, write_bundle
 from trainers.store.manifest import (
     ArtifactManifest,
-    FileEntry,
-    Parent,
     canonical_json,
-    files_digest,
     sha256_hex,
 )
 from trainers.store.objects import object_path
@@ -34,21 +31,13 @@ def tensors(entries: dict[str, tuple[str, list[int], list[int]]], num_bytes: int
     return struct.pack("<Q", len(header)) + header + bytes([fill] * num_bytes)
 
 
-def make(store: Store, name: str, *parents: ArtifactManifest, **extra: bytes) -> ArtifactManifest:
-    contents = {
+def contents(name: str, **more: bytes) -> dict[str, bytes]:
+    """Files of an artifact; of `more`, `notes_txt` becomes model/notes.txt."""
+    files = {
         "model/model.safetensors": tensors({"w": ("U8", [4], [0, 4])}, 4, len(name)),
         "model/config.json": json.dumps({"n": name}).encode(),
     }
-    contents |= {key.replace("__", "/").replace("_DOT_", "."): value for key, value in extra.items()}
-    files = {key: FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data)) for key, data in contents.items()}
-    manifest = ArtifactManifest(
-        fingerprint=sha256_hex(name.encode()), digest=files_digest(files), kind="model", stage=name, files=files,
-        parents={
-            f"of.{number}": Parent(fingerprint=parent.fingerprint, digest=parent.digest)
-            for number, parent in enumerate(parents)
-        },
-    )  # fmt: skip
-    return store.put_artifact(manifest).manifest
+    return files | {f"model/{key.replace('_', '.')}": data for key, data in more.items()}
 
 
 @pytest.fixture
@@ -62,9 +51,9 @@ def other(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def bundle(store: Store, tmp_path: Path) -> Path:
-    base = make(store, "base")
-    chat = make(store, "chat", base, model__notes_DOT_txt=b"words")
+def bundle(commit_artifact: Any, store: Store, tmp_path: Path) -> Path:
+    base = commit_artifact(store, "base", files=contents("base"))
+    chat = commit_artifact(store, "chat", base, files=contents("chat", notes_txt=b"words"))
     write_bundle(store, [base, chat], tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -105,8 +94,10 @@ def test_the_wrong_digest_is_refused(other: Store, bundle: Path) -> None:
     assert other.list_artifacts() == []
 
 
-def test_a_fingerprint_that_the_store_has_otherwise_is_not_replaced(store: Store, other: Store, bundle: Path) -> None:
-    mine = make(other, "base", model__more_DOT_txt=b"other files, same fingerprint")
+def test_a_fingerprint_that_the_store_has_otherwise_is_not_replaced(
+    commit_artifact: Any, store: Store, other: Store, bundle: Path
+) -> None:
+    mine = commit_artifact(other, "base", files=contents("base", more_txt=b"other files, same fingerprint"))
     with pytest.raises(RequestError, match="was not taken"):
         read_bundle(other, bundle)
     assert other.find_artifact(mine.fingerprint) == mine

@@ -1,0 +1,76 @@
+"""A small stage of every family, by the family's name."""
+
+from typing import Any
+
+STEPS = 6
+TRAIN: dict[str, Any] = {
+    "steps": STEPS,
+    "global_batch": 8,
+    "optimizer": {"lr": 1e-2},
+    "save_every": 100,
+    "evaluate_every": 4,
+    "evaluation_rows": 16,
+}
+DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.2, "limit": 96}
+
+
+def picture_stage(**architecture: Any) -> dict[str, Any]:
+    """Give a small stage on the digits."""
+    return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
+
+
+def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
+    """Give a small stage on the folder's text."""
+    marks = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"} if architecture["family"] == "encoder" else {}
+    return {
+        "kind": "pretrain",
+        "architecture": architecture,
+        "tokenizer": {"train": "bpe", "vocab_size": 320, **marks},
+        "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
+        "train": {**TRAIN, "sequence_length": length},
+    }
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "decoder": text_stage(
+        family="decoder",
+        type="llama",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "rnn": text_stage(
+        16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
+    ),
+    "encoder": text_stage(
+        family="encoder",
+        type="bert",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
+    "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
+    "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
+    "gan": picture_stage(
+        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
+    ),
+    "ddpm": picture_stage(
+        family="ddpm",
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_levels=[1],
+        timesteps=50,
+        sampling_steps=5,
+        class_conditional=True,
+        guidance=2.0,
+        min_snr_gamma=5.0,
+        ema_decay=0.9,
+    ),
+}

@@ -1,0 +1,60 @@
+"""Predicted parameters and kept values of picture models against the built networks."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.picture_facts import PictureFacts
+from recipes.picture_memory import tally
+from trainers.families.build import Blueprint
+from trainers.families.protocol import ImageFacts
+from trainers.families.vae import LatentCodec
+
+KL = Vae(family="vae", type="autoencoder_kl", width=16, depth=2, latent=3, likelihood="gaussian")
+CASES: dict[str, Any] = {
+    "classifier": Classifier(family="classifier", width=8, depth=3, features=12),
+    "classifier-mlp": Classifier(family="classifier", type="mlp", width=20, depth=2, features=12),
+    "vae": Vae(family="vae", type="convnet", width=8, depth=2, latent=4),
+    "vae-mlp": Vae(family="vae", type="mlp", width=50, depth=2, latent=4),
+    "vae-kl": KL,
+    "gan": Gan(family="gan", width=8, depth=2, latent=6, class_conditional=True),
+    "gan-penalised": Gan(family="gan", width=8, depth=2, latent=6, r1_gamma=1.0),
+    "gan-mlp": Gan(family="gan", type="mlp", width=30, depth=2, latent=6),
+    "ddpm": Ddpm(family="ddpm", block_out_channels=[16, 32, 32], attention_levels=[1], class_conditional=True),
+    "ddpm-small": Ddpm(family="ddpm", block_out_channels=[16, 32], layers_per_block=1),
+    "latent": Ddpm(family="ddpm", block_out_channels=[16, 32], layers_per_block=1, class_conditional=True),
+}
+BATCH = 4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
+    architecture = CASES[name]
+    facts = ImageFacts(3, 16, 16, tuple("abcdefg"))
+    codec = None
+    if name == "latent":
+        autoencoder: Any = Blueprint(KL, facts).build(0)
+        codec = LatentCodec(autoencoder, 1.0)
+    family = Blueprint(architecture, facts, codec).build(0)
+    parameters, kept = tally(architecture, PictureFacts(3, 16, 16, 7), KL if codec is not None else None)
+    assert parameters == sum(parameter.numel() for parameter in family.module.parameters())
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in family.module.parameters()}
+    largest = 0
+    for phase in family.phases():
+        storages: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        phase.module.train()
+        batch = (torch.rand(BATCH, *facts.shape), torch.arange(BATCH), torch.arange(BATCH))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            found = phase.module(*batch, 0)
+        largest = max(largest, sum(storages.values()) if found else 0)
+    assert 0.7 * largest < 4 * BATCH * kept < 3 * largest

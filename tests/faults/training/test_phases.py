@@ -1,0 +1,114 @@
+"""A rank is killed in each named phase of each kind of stage: the resume makes the same bytes of the same samples."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+STAGES = ("base", "chat", "judge", "policy")
+INTERVAL = {"base": 2, "chat": 2, "judge": 2, "policy": 4}
+"""Steps between two saves."""
+PHASES = (
+    "data", "model", "train", "load batch", "forward", "backward", "all-reduce", "optimizer step", "evaluate", "save",
+    "snapshot", "upload", "commit", "write",
+)  # fmt: skip
+SAMPLE = {
+    "base": [("upload", 1), ("backward", 0)],
+    "chat": [("snapshot", 0)],
+    "judge": [("all-reduce", 1)],
+    "policy": [("commit", 0), ("rollout", 1)],
+}
+"""What the default tier kills: a phase and a rank."""
+
+RunJob = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run_job(make_stage_runner: Any, tmp_path_factory: pytest.TempPathFactory) -> RunJob:
+    """Runs cases in one folder."""
+    runner: RunJob = make_stage_runner(tmp_path_factory.mktemp("phases"))
+    return runner
+
+
+@pytest.fixture(scope="module")
+def straight(run_job: RunJob) -> dict[str, Any]:
+    """What an undisturbed run of every stage makes."""
+    found = run_job([{"name": stage, "stage": stage, "run": "straight", "name_as": stage} for stage in STAGES])
+    for stage in STAGES:
+        assert "error" not in found[stage], found[stage]["error"]
+    return found
+
+
+def step_of(stage: str, phase: str) -> int:
+    """The step in which a phase is met after at least one save; `write` and `data` have none."""
+    if phase in ("data", "model", "write"):
+        return 0
+    if phase == "evaluate":
+        return 3
+    return {"policy": 6}.get(stage, 3) if phase != "rollout" else 4
+
+
+def cases(wanted: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """A run of its own for each kill."""
+    return [
+        {
+            "name": f"{stage}: {phase}, rank {rank}",
+            "stage": stage,
+            "run": f"run-{stage}-{phase.replace(' ', '-')}-{rank}",
+            "deaths": [{"rank": rank, "phase": phase, "step": step_of(stage, phase)}],
+        }
+        for stage, phase, rank in wanted
+    ]
+
+
+def check(straight: dict[str, Any], stage: str, found: dict[str, Any], phase: str) -> None:
+    """The same bytes, the same numbers in every step that was done again, and none more than the interval."""
+    assert "error" not in found, found["error"]
+    wanted = straight[stage]
+    assert found["digest"] == wanted["digest"]
+    assert found["outcome"] == wanted["outcome"]
+    assert found["values"].keys() == wanted["values"].keys()
+    for step, lines in found["values"].items():
+        assert all(line in wanted["values"][step] for line in lines), f"other metrics after step {step}"
+    assert found["ids"].keys() == wanted["ids"].keys()
+    for step, lines in found["ids"].items():
+        assert all(line == wanted["ids"][step][0] for line in lines), f"other samples in step {step}"
+    assert all(same == [True] * len(same) for same in found["restored"].values())
+    died_at = step_of(stage, phase)
+    if died_at:
+        assert found["firsts"], "nothing was restored"
+        assert died_at - found["firsts"][-1] <= INTERVAL[stage]
+
+
+def test_a_rank_killed_in_a_phase_changes_nothing(
+    run_job: RunJob, straight: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    wanted = [(stage, phase, rank) for stage, kills in SAMPLE.items() for phase, rank in kills]
+    found = run_job(cases(wanted))
+    for stage, phase, rank in wanted:
+        check(straight, stage, found[f"{stage}: {phase}, rank {rank}"], phase)
+    say(f"{len(wanted)} kills of a rank in a named phase: same bytes, no step redone beyond the last save")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_rank_killed_in_every_phase_changes_nothing(
+    run_job: RunJob, straight: dict[str, Any], say: Callable[[str], None], stage: str
+) -> None:
+    phases = [phase for phase in PHASES if stage != "policy" or phase != "evaluate"]
+    phases += ["rollout"] if stage == "policy" else []
+    wanted = [(stage, phase, rank) for phase, rank in itertools.product(phases, range(2))]
+    found = run_job(cases(wanted))
+    for _, phase, rank in wanted:
+        check(straight, stage, found[f"{stage}: {phase}, rank {rank}"], phase)
+    say(f"{stage}: {len(wanted)} kills in {', '.join(phases)}: same bytes, redone steps within the interval")
+
+
+def test_a_resume_of_a_resume_of_a_resume(run_job: RunJob, straight: dict[str, Any]) -> None:
+    deaths = [{"rank": 0, "phase": "train", "step": 1}, {"rank": 1, "phase": "forward", "step": 3}]
+    deaths.append({"rank": 0, "phase": "backward", "step": 5})
+    found = run_job([{"name": "thrice", "stage": "chat", "run": "thrice", "deaths": deaths}])
+    check(straight, "chat", found["thrice"], "write")
+    assert len(found["thrice"]["firsts"]) == 2  # the first kill was before any save

@@ -1,0 +1,107 @@
+"""What stages commit opens with stock transformers and peft: ZeRO 0-3, tied and not, full and LoRA, LM and reward."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from trainers.artifacts import Probe
+from trainers.store.export import export
+from trainers.store.store import Store
+
+LIMIT = 1e-5
+STEPS = 2
+ALL = list(itertools.product((0, 1, 2, 3), (True, False), (True, False), ("chat", "judge")))
+COVERING = [(0, True, True, "judge"), (1, False, False, "chat"), (2, True, False, "judge"), (3, False, True, "chat")]
+"""Every value of every axis, at a price that the default tier can pay."""
+
+Cell = tuple[int, bool, bool, str]
+
+
+def name_of(cell: Cell) -> str:
+    """A cell's name in the store."""
+    zero, tied, lora, stage = cell
+    return f"{stage}-zero{zero}-{'tied' if tied else 'untied'}-{'lora' if lora else 'full'}"
+
+
+def cases(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The two bases, a model to put the reward heads on, and a case for each cell."""
+    train = {"steps": STEPS, "global_batch": 4, "sequence_length": 32, "optimizer": {"lr": 1e-2}, "evaluation_rows": 4}
+    made: list[dict[str, Any]] = []
+    for number, tied in enumerate(sorted({tied for _, tied, _, _ in cells})):
+        architecture = {
+            "family": "decoder", "type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": tied,
+        }  # fmt: skip
+        base = "base-tied" if tied else "base-untied"
+        made.append(
+            {"name": base, "stage": "base", "run": base, "name_as": base, "fingerprint": f"{100 + number:064x}",
+             "workers": [1], "shards": [{"engine": "plain"}],
+             "stage_settings": {"architecture": architecture, "train": train, "shard": {}}}
+        )  # fmt: skip
+    for number, cell in enumerate(cells):
+        zero, tied, lora, stage = cell
+        settings = {"train": train, "shard": {"engine": "deepspeed", "zero": zero}, "lora": {"r": 4} if lora else None}
+        made.append(
+            {"name": name_of(cell), "stage": stage, "run": name_of(cell), "name_as": name_of(cell),
+             "fingerprint": f"{1000 + number:064x}", "inputs": {"init_from": "base-tied" if tied else "base-untied"},
+             "workers": [2], "shards": [{}], "stage_settings": settings}
+        )  # fmt: skip
+    return made
+
+
+@torch.no_grad()
+def difference(model: torch.nn.Module, expected: Probe) -> float:
+    """Largest difference of a stock model's logits from those of the model that was trained."""
+    ids = torch.tensor([expected.token_ids])
+    logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().reshape(-1)
+    wanted = torch.tensor(expected.outputs).reshape(-1)
+    return float((logits[-wanted.numel() :] - wanted).abs().max())
+
+
+def check(make_stage_runner: Any, folder: Path, cells: list[Cell]) -> float:
+    """Make every cell, export it, open it with the stock class; returns the largest difference."""
+    found = make_stage_runner(folder)(cases(cells))
+    store = Store.open(str(folder / "store"))
+    largest = 0.0
+    for cell in cells:
+        name, (_, tied, lora, stage) = name_of(cell), cell
+        assert name in found, [item.get("error") for item in found.values()]
+        assert "error" not in found[name], found[name]["error"]
+        stock: Any = AutoModelForCausalLM if stage == "chat" else AutoModelForSequenceClassification
+        manifest = store.resolve(name)
+        probes = [Probe.from_bytes(store.objects.get_bytes(item["probe"]["sha256"])) for item in found[name]["checks"]]
+        whole = export(store, manifest, folder / f"{name}-whole", merge=lora)
+        opened = stock.from_pretrained(whole, dtype=torch.float32)
+        assert json.loads((whole / "config.json").read_text())["tie_word_embeddings"] is tied
+        if stage == "chat" and tied:
+            assert opened.get_output_embeddings().weight is opened.get_input_embeddings().weight
+        largest = max(largest, difference(opened, probes[0]))
+        if lora:
+            adapter = export(store, manifest, folder / f"{name}-adapter")
+            on = stock.from_pretrained(
+                adapter / "base", dtype=torch.float32, **({} if stage == "chat" else {"num_labels": 1})
+            )
+            largest = max(largest, difference(PeftModel.from_pretrained(on, str(adapter)), probes[0]))
+        assert largest < LIMIT, name
+    return largest
+
+
+def test_a_covering_part_of_the_matrix_opens(
+    make_stage_runner: Any, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    largest = check(make_stage_runner, tmp_path, COVERING)
+    say(f"{len(COVERING)} of {len(ALL)} cells open with stock classes; largest logit difference {largest:.1e}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_whole_matrix_opens(make_stage_runner: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+    largest = check(make_stage_runner, tmp_path, ALL)
+    say(f"{len(ALL)} cells open with stock classes; largest logit difference {largest:.1e}")

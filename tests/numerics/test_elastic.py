@@ -1,0 +1,78 @@
+"""A stage that goes on with another number of workers and another ZeRO stage: same samples, same bits, same curve."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+RunJob = Callable[[list[dict[str, Any]]], dict[str, Any]]
+WORKERS = (1, 2, 3, 1)
+ZERO = (0, 3, 1, 2)
+STEPS = 20
+LIMIT = 1e-5
+TRAIN = {
+    "steps": STEPS, "global_batch": 12, "sequence_length": 64, "optimizer": {"lr": 1e-3}, "save_every": 1,
+    "evaluate_every": 100, "evaluation_rows": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_job(make_stage_runner: Any, tmp_path_factory: pytest.TempPathFactory) -> RunJob:
+    """Runs cases in one folder."""
+    runner: RunJob = make_stage_runner(tmp_path_factory.mktemp("elastic"))
+    return runner
+
+
+def case(stage: str, run: str, **more: Any) -> dict[str, Any]:
+    """A stage of the small chain with 20 steps and no dropout; one worker and ZeRO-0 unless it says otherwise."""
+    changes: dict[str, Any] = {"train": TRAIN, "shard": {"engine": "deepspeed"}}
+    if stage == "chat":
+        changes["lora"] = {"r": 4}
+    return {
+        "name": run, "stage": stage, "run": run, "stage_settings": changes,
+        "workers": [1], "shards": [{"zero": 0}], **more,
+    }  # fmt: skip
+
+
+def moved(stage: str) -> dict[str, Any]:
+    """The same, killed three times; each attempt on another number of workers and in another ZeRO stage."""
+    deaths = [{"rank": 0, "phase": "train", "step": step} for step in (5, 10, 15)]
+    return case(stage, f"{stage}-moved", deaths=deaths, workers=list(WORKERS), shards=[{"zero": zero} for zero in ZERO])
+
+
+def check(straight: dict[str, Any], found: dict[str, Any]) -> float:
+    """Compare; returns the largest relative difference of the losses."""
+    for outcome in (straight, found):
+        assert "error" not in outcome, outcome["error"]
+    assert len(found["firsts"]) == 3
+    assert all(same == [True] for same in found["restored"].values()), "tensors differ right after a load"
+    assert found["ids"].keys() == straight["ids"].keys()
+    for step, lines in found["ids"].items():
+        assert all(line == straight["ids"][step][0] for line in lines), (
+            f"other samples, or another order, in step {step}"
+        )
+    largest = 0.0
+    for step in range(1, STEPS + 1):
+        (wanted,) = [line["loss"] for line in straight["values"][str(step)] if "loss" in line]
+        for line in found["values"][str(step)]:
+            if "loss" in line:
+                largest = max(largest, abs(line["loss"] - wanted) / abs(wanted))
+    assert largest < LIMIT
+    assert found["exactness"].startswith("order-exact")
+    return largest
+
+
+def test_workers_and_zero_stages_may_change_on_the_way(run_job: RunJob, say: Callable[[str], None]) -> None:
+    found = run_job([case("base", "base-straight"), moved("base")])
+    largest = check(found["base-straight"], found["base-moved"])
+    say(f"pretrain on 1, 2, 3, 1 workers, ZeRO 0, 3, 1, 2: losses differ by {largest:.1e}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_every_stage_without_sampling_may_change(run_job: RunJob, say: Callable[[str], None]) -> None:
+    jobs = [case(stage, f"{stage}-straight", name_as=stage) for stage in ("base", "chat", "judge")]
+    found = run_job([*jobs, moved("chat"), moved("judge")])
+    for stage in ("chat", "judge"):
+        largest = check(found[f"{stage}-straight"], found[f"{stage}-moved"])
+        say(f"{stage} on 1, 2, 3, 1 workers, ZeRO 0, 3, 1, 2: losses differ by {largest:.1e}")

@@ -71,19 +71,26 @@ class Masker:
     def hide(
         self, ids_T: np.ndarray, segments_T: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what is shown of a sequence, and where tokens are hidden; special tokens and padding never are."""
-        length = len(ids_T)
-        draws_T = rng.random(length)
+        """Return what is shown of a right-padded sequence, and where tokens are hidden; special tokens never are.
+
+        How much padding follows changes nothing.
+        """
+        shown_T, hidden_T = ids_T.copy(), np.zeros(len(ids_T), dtype=bool)
+        length = int((segments_T > 0).sum())
+        ids, segments = ids_T[:length], segments_T[:length]
+        draws, kinds = rng.random((2, length))
+        others = rng.integers(0, self._vocab_size, length)
         if self._corruption.whole_words:
-            begins_T = self._starts_word_V[ids_T]
-            begins_T[0] = True
-            begins_T[1:] |= self._is_special_V[ids_T[:-1]] | (segments_T[1:] != segments_T[:-1])
-            draws_T = draws_T[np.maximum.accumulate(np.where(begins_T, np.arange(length), 0))]
-        hidden_T = (draws_T < self._corruption.share) & (segments_T > 0) & ~self._is_special_V[ids_T]
-        kinds_T, others_T = rng.random(length), rng.integers(0, self._vocab_size, length)
-        shown_T = np.where(hidden_T & (kinds_T < MASKED), self._mask_id, ids_T)
-        is_random_T = hidden_T & (kinds_T >= MASKED) & (kinds_T < MASKED + RANDOM)
-        return np.where(is_random_T, others_T, shown_T), hidden_T
+            begins = self._starts_word_V[ids]
+            begins[0] = True
+            begins[1:] |= self._is_special_V[ids[:-1]] | (segments[1:] != segments[:-1])
+            draws = draws[np.maximum.accumulate(np.where(begins, np.arange(length), 0))]
+        hidden = (draws < self._corruption.share) & ~self._is_special_V[ids]
+        shown = np.where(hidden & (kinds < MASKED), self._mask_id, ids)
+        is_random = hidden & (kinds >= MASKED) & (kinds < MASKED + RANDOM)
+        shown_T[:length] = np.where(is_random, others, shown)
+        hidden_T[:length] = hidden
+        return shown_T, hidden_T
 
 
 class MaskedTokenLosses(nn.Module):

@@ -65,6 +65,15 @@ def test_what_is_hidden_follows_from_the_key_alone(tokenization: Tokenization) -
     masker = Masker(Corruption(), tokenization, seed=0)
     whole, part = masker.batch(batch, 5), masker.batch(TokenBatch(*(value[1:2] for value in vars(batch).values())), 5)
     assert torch.equal(whole.input_ids_BT[1], part.input_ids_BT[0])
+    padding = torch.zeros(1, 5, dtype=torch.int64)
+    wider = TokenBatch(
+        torch.cat([ids[1:2], padding], dim=1),
+        torch.cat([torch.ones_like(ids[1:2]), padding], dim=1),
+        torch.zeros(1, ids.shape[1] + 5, dtype=torch.int64),
+        torch.ones(1, ids.shape[1] + 5, dtype=torch.bool),
+        rows[1:2],
+    )
+    assert torch.equal(masker.batch(wider, 5).input_ids_BT[0, :-5], part.input_ids_BT[0])
     assert not torch.equal(whole.input_ids_BT[0], whole.input_ids_BT[1])
     assert not torch.equal(masker.batch(batch, 6).input_ids_BT[0], whole.input_ids_BT[0])
     assert not whole.hidden_mask_BT[2].any(), "a filler has nothing to restore"

@@ -126,6 +126,8 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
     match dataset.form:
         case "packed":
             return _token_batch(dataset, taken, samples)
+        case "stream" | "labelled":
+            raise ValueError(f"sets of form {dataset.form} have batches of their own")
         case "pairs":
             return PairBatch(_side(dataset, "chosen", taken), _side(dataset, "rejected", taken), samples)
         case "prompts":

@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -32,7 +31,7 @@ def find_picture_facts(source: ImageSource, base_dir: Path) -> PictureFacts | No
     if source.size is None or source.channels is None:
         try:
             found = _first(source, base_dir)
-        except (OSError, EOFError, ValueError, struct.error, zipfile.BadZipFile, KeyError):
+        except (OSError, EOFError, ValueError, struct.error):
             return None
         if found is None:
             return None
@@ -53,7 +52,7 @@ def _first(source: ImageSource, base_dir: Path) -> tuple[int, int, int] | None:
             return 1, height, width
         case ImageArrays():
             (path, *_) = match_files(source.files[0], base_dir)
-            return _array_shape(path, source.images)
+            return _array_shape(path)
         case ImageFolder():
             files = (base_dir / source.path).rglob("*")
             first = min((file for file in files if file.suffix.lower() in PICTURE_SUFFIXES), default=None)
@@ -76,15 +75,12 @@ def _png_shape(path: Path) -> tuple[int, int, int] | None:
     return _PNG_CHANNELS[colour], height, width
 
 
-def _array_shape(path: Path, name: str) -> tuple[int, int, int] | None:
-    """Read the header of a .npy file, or of an array of an .npz file: [N, H, W] or [N, H, W, C]."""
-    if path.suffix == ".npz":
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-            head = stream.read(4096)
-    else:
-        with path.open("rb") as stream:
-            head = stream.read(4096)
-    text = head[:4096].decode("latin-1")
+def _array_shape(path: Path) -> tuple[int, int, int] | None:
+    """Read the header of a .npy file: [N, H, W] or [N, H, W, C]; archives of them are not opened here."""
+    if path.suffix != ".npy":
+        return None
+    with path.open("rb") as stream:
+        text = stream.read(4096).decode("latin-1")
     inside = text[text.index("'shape': (") + len("'shape': (") :]
     shape = [int(part) for part in inside[: inside.index(")")].split(",") if part.strip()]
     if len(shape) not in (3, 4):

@@ -1,6 +1,6 @@
 """Steps per CPU second of each family of pictures against the loop that a user would write by hand, in one run.
 
-    python benchmarks/families.py [--families vae gan ddpm classifier] [--steps 60] [--rounds 3]
+    python benchmarks/families.py [--families vae gan ddpm classifier] [--steps 60] [--rounds 3] [--size 8]
 
 Both sides train the same networks from the same weights with AdamW on the same digits in batches of 64 on one process.
 By hand: a DataLoader over a TensorDataset, zero_grad, backward, clip, step, in the form of PyTorch's vae and dcgan
@@ -46,6 +46,10 @@ ARCHITECTURES: dict[str, Any] = {
     "gan": Gan(family="gan", width=32, depth=2, latent=32),
     "ddpm": Ddpm(family="ddpm", block_out_channels=[32, 64], layers_per_block=1),
 }
+
+
+SIZES = {"classifier": 8, "vae": 28, "gan": 8, "ddpm": 8}
+"""The VAE has the size of PyTorch's example, 784-400-20; the others that of the digits."""
 
 
 class Quiet:
@@ -168,13 +172,15 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, help="pixels of a side; the default is 28 for the vae, else 8")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     use_fast_matmul(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        request = ImageRequest(Digits(source="digits"), Path(folder), 0)
-        dataset = materialise_images(request, Store.open(f"{folder}/store"))
+        store = Store.open(f"{folder}/store")
         for name in arguments.families:
+            source = Digits(source="digits", size=arguments.size or SIZES[name])
+            dataset = materialise_images(ImageRequest(source, Path(folder), 0), store)
             ours(name, dataset, 3)
             by_hand(name, dataset, 3)
             rounds = []

@@ -298,7 +298,7 @@ def _show_error(error: TrainwrightError) -> None:
     for line in str(error).splitlines() or [type(error).__name__]:
         typer.echo(line, err=True)
     detail = getattr(getattr(error, "verdict", None), "traceback", "")
-    if detail:
+    if detail and error.exit_code != RequestError.exit_code:  # what is wrong with a request needs no place in the code
         typer.echo("\n" + detail.rstrip(), err=True)
     if isinstance(error, RecipeError) and len(error.problems) > 1:
         typer.echo(f"{len(error.problems)} problems", err=True)

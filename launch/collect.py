@@ -117,6 +117,7 @@ HEADLINES = {
     "win_rate": "win rate against the start",
     "score_gain_sd": "score gain in deviations of the start",
     "perplexity": "held-out perplexity",
+    "ngram_perplexity": "that of a counted 5-gram model",
     "fid": "FID by the classifier's features",
     "coverage": "coverage of real pictures",
     "kl": "KL to the start, nats per response",

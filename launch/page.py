@@ -25,6 +25,7 @@ FIRST_CURVES = (
     "accuracy",
     "margin",
     "perplexity",
+    "ngram_perplexity",
     "policy_loss",
     "value_loss",
     "distinct_2",

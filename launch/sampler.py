@@ -25,7 +25,7 @@ class Sampler:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers
         from transformers.utils import logging
 
         from trainers.data.tokenizer import load_tokenization
@@ -34,13 +34,20 @@ class Sampler:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model_folder = folder / "base" if (folder / "adapter_config.json").is_file() else folder
         self.tokenization = load_tokenization(model_folder)
-        model = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, dtype=torch.float32)
+        config = json.loads(_read(model_folder / "config.json"))
+        if config.get("model_type") == "rnn":
+            import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
+        self.kind = _kind(config) or "ForCausalLM"
+        model: Any = getattr(transformers, f"AutoModel{self.kind}").from_pretrained(
+            model_folder, local_files_only=True, dtype=torch.float32
+        )
         if model_folder is not folder:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
-        self.max_tokens = int(model.config.max_position_embeddings)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = sys.maxsize if longest is None else int(longest)
 
     def write(
         self,
@@ -51,11 +58,16 @@ class Sampler:
         seed: int = 0,
         draw: int = 0,
     ) -> str:
-        """Continue a text, or answer a conversation; equal arguments give equal answers."""
+        """Continue a text, or answer a conversation; equal arguments give equal answers.
+
+        An encoder fills the masks of a text; a classifier says its class and how sure it is.
+        """
         import torch
 
         from trainers.generation import SamplingSettings, generate
 
+        if self.kind != "ForCausalLM":
+            return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
         ids = self.tokenization.encode_prompt(prompt)
         room = self.max_tokens - len(ids)
         if room < 1:
@@ -72,6 +84,19 @@ class Sampler:
             made = generate(self.model, prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), settings, uniforms)
         tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
         return self.tokenization.decode(tokens)
+
+    def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
+        """Let an encoder fill a text's masks, or name its class."""
+        from trainers.filling import classify, fill_masks
+
+        if not isinstance(text, str):
+            raise RequestError("an encoder holds no conversation; give a text by --prompt")
+        if self.kind == "ForSequenceClassification":
+            found = classify(self.model, self.tokenization, text)
+            return ", ".join(f"{name} {share:.3f}" for name, share in list(found.items())[:3])
+        ids = self.tokenization.encode(text, special=True)
+        uniforms = draws(ids, seed, draw, len(ids))[0] if temperature > 0 else None
+        return fill_masks(self.model, self.tokenization, text, temperature=temperature or 1.0, uniforms_T=uniforms)
 
 
 def draws(ids: Sequence[int], seed: int, draw: int, num_tokens: int) -> "np.ndarray":
@@ -121,10 +146,19 @@ def _read(path: Path) -> str:
 
 
 def _require_language_model(config: dict[str, Any], text: str) -> None:
+    labels = config.get("id2label") or {}
+    if _kind(config) is None or (_kind(config) == "ForSequenceClassification" and len(labels) < 2):
+        found = ", ".join(config.get("architectures") or []) or "no language model"
+        raise RequestError(f"{text} is {found}; only a language model or a classifier of texts can be sampled")
+
+
+def _kind(config: dict[str, Any]) -> str | None:
+    """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
+    endings = {"LMHeadModel": "ForCausalLM"} | {
+        name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")
+    }
     classes = config.get("architectures") or []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
-        found = ", ".join(classes) or "no language model"
-        raise RequestError(f"{text} is {found}; only a language model can be sampled")
+    return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
 
 
 def sample_texts(

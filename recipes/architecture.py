@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from recipes.encoders import Bert
 from recipes.fields import Strict, meaning
+from recipes.recurrent import Rnn
 
 Activation = Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
@@ -24,7 +26,8 @@ class Shape:
     kv_heads: int
     head_dim: int
     intermediate: int
-    positions: int
+    positions: int | None
+    """Longest sequence in tokens; None: any."""
     tied: bool
 
 
@@ -169,20 +172,46 @@ class Gpt2(Strict):
 
 
 Decoder = Annotated[Llama | Qwen3 | Gpt2, Field(discriminator="type")]
-Architecture = Decoder
-"""Tagged by `family`, then by `type`; `decoder` is the only family that has types here."""
+Architecture = Annotated[Llama | Qwen3 | Gpt2 | Rnn | Bert, Field(discriminator="type")]
+"""Language models; no two families share the name of a type."""
 
 LINEAR_MODULES: dict[str, tuple[str, ...]] = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "qwen3": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "bert": ("query", "key", "value", "dense"),
 }
-"""Names of the linear modules of each type that an adapter can be put on."""
+"""Names of the linear modules of each type that an adapter can be put on; a recurrent model has none."""
+
+MODEL_TYPES: dict[str, str] = {**dict.fromkeys(("llama", "qwen3", "gpt2"), "decoder"), "rnn": "rnn", "bert": "encoder"}
+"""`model_type` of a configuration file -> family."""
 
 
-def architecture_shape(architecture: Llama | Qwen3 | Gpt2) -> Shape:
+def architecture_shape(architecture: Llama | Qwen3 | Gpt2 | Rnn | Bert) -> Shape:
     """The architecture's numbers under one name for every type."""
     match architecture:
+        case Rnn():
+            return Shape(
+                layers=architecture.num_hidden_layers,
+                width=architecture.embedding_size or architecture.hidden_size,
+                heads=1,
+                kv_heads=1,
+                head_dim=architecture.hidden_size,
+                intermediate=4 * architecture.hidden_size,
+                positions=None,
+                tied=architecture.tie_word_embeddings,
+            )
+        case Bert():
+            return Shape(
+                layers=architecture.num_hidden_layers,
+                width=architecture.hidden_size,
+                heads=architecture.num_attention_heads,
+                kv_heads=architecture.num_attention_heads,
+                head_dim=architecture.hidden_size // architecture.num_attention_heads,
+                intermediate=architecture.intermediate_size,
+                positions=architecture.max_position_embeddings,
+                tied=architecture.tie_word_embeddings,
+            )
         case Gpt2():
             return Shape(
                 layers=architecture.n_layer,
@@ -207,10 +236,10 @@ def architecture_shape(architecture: Llama | Qwen3 | Gpt2) -> Shape:
             )
 
 
-def config_keys(architecture: Llama | Qwen3 | Gpt2) -> dict[str, Any]:
+def config_keys(architecture: Llama | Qwen3 | Gpt2 | Bert) -> dict[str, Any]:
     """Keyword arguments of the type's transformers configuration, every derived value written out."""
     keys = architecture.model_dump(exclude={"family", "type"})
-    if isinstance(architecture, Gpt2):
+    if isinstance(architecture, Gpt2 | Bert):
         return keys
     shape = architecture_shape(architecture)
     keys["num_key_value_heads"] = shape.kv_heads

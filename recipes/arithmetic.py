@@ -16,6 +16,7 @@ from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
+from recipes.recurrent import Rnn
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.yaml_text import Path
 
@@ -150,6 +151,13 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
         yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
     if isinstance(stage, Reward) and train.packing and "packing" in train.model_fields_set and _written(loaded, place):
         yield loaded.problem(f"{place}.train.packing", True, "pairs are never packed", "remove the key")
+    if isinstance(stage, Pretrain) and isinstance(stage.architecture, Rnn):
+        if not train.packing:
+            message = "a recurrent model reads its text as one stream"
+            yield loaded.problem(f"{place}.train.packing", False, message, "remove the key")
+        if stage.shard.gradient_checkpointing:
+            message = "a recurrent model keeps its activations"
+            yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
     steps = planned_steps(train)
     if train.tokens is not None and steps is not None and train.schedule.warmup_steps >= steps:
         message = (

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from recipes.fields import Strict, meaning
 
 Split = Literal["train", "validation", "test"]
-Column = Literal["text", "messages", "prompt", "completion", "chosen", "rejected"]
+Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected"]
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -71,7 +71,8 @@ class _Rows(Selection):
 
     columns: dict[Column, str] = meaning(
         default_factory=dict,
-        description="Maps a standard column (text, messages, prompt, completion, chosen, rejected) to its own here.",
+        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected) to its own "
+        "here.",
     )
     hold_out: float = meaning(
         0.0,
@@ -124,15 +125,25 @@ class TrainTokenizer(Strict):
     vocab_size: int = meaning(ge=300, le=1_000_000, description="Entries, special tokens and the 256 bytes included.")
     eos_token: str = meaning("<|end|>", min_length=1, description="Ends a document or a response.")
     pad_token: str = meaning("<|pad|>", min_length=1, description="Fills a batch; must differ from eos_token.")
+    cls_token: str | None = meaning(
+        None, min_length=1, description="Stands before every text; encoders classify by it, and need it."
+    )
+    mask_token: str | None = meaning(None, min_length=1, description="Stands for a hidden token; encoders need it.")
     special_tokens: list[Annotated[str, Field(min_length=1)]] = meaning(
         default_factory=lambda: ["<|system|>", "<|user|>", "<|assistant|>"],
         description="Further tokens that are never split; the chat template's role marks by default.",
     )
     chat_template: str = meaning(DEFAULT_CHAT_TEMPLATE, description="Jinja template in transformers' convention.")
 
+    @property
+    def names(self) -> list[str]:
+        """Every special token, in the order of its id."""
+        optional = [token for token in (self.cls_token, self.mask_token) if token is not None]
+        return [self.pad_token, self.eos_token, *optional, *self.special_tokens]
+
     @model_validator(mode="after")
     def _distinct(self) -> "TrainTokenizer":
-        names = [self.eos_token, self.pad_token, *self.special_tokens]
+        names = self.names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"special tokens must differ from each other; {repeated} stands more than once")

@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from recipes.architecture import Decoder
+from recipes.architecture import Architecture
 from recipes.image_models import ImageArchitecture
 
 
@@ -14,5 +14,5 @@ def _named(union: Any) -> dict[str, tuple[type, ...]]:
     return by_family
 
 
-FAMILIES: dict[str, tuple[type, ...]] = _named(Decoder) | _named(ImageArchitecture)
+FAMILIES: dict[str, tuple[type, ...]] = _named(Architecture) | _named(ImageArchitecture)
 """Family name -> the configuration classes of its members."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.architecture import LINEAR_MODULES
+from recipes.architecture import MODEL_TYPES
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
 """Entries that serve as pad token, in this order, where a tokenizer names none or its end token.
@@ -71,8 +71,8 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
     config = _read_json(path / "config.json", problems)
     kind = config.get("model_type") if config is not None else None
-    if config is not None and kind not in LINEAR_MODULES:
-        problems.append(f"{path / 'config.json'}: model_type {kind!r} is not one of {', '.join(LINEAR_MODULES)}")
+    if config is not None and kind not in MODEL_TYPES:
+        problems.append(f"{path / 'config.json'}: model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
         kind = None
     if config is not None and "auto_map" in config:
         problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")

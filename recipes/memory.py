@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_shape
+from recipes.encoders import Bert
 from recipes.lora import Lora
+from recipes.recurrent import Rnn
 from recipes.sharding import MAX_BUCKET, Shard
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
@@ -55,7 +57,19 @@ def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm
     inner = shape.heads * shape.head_dim
     inner_kv = shape.kv_heads * shape.head_dim
     match architecture:
+        case Rnn():
+            gates, state = (4 if architecture.type == "lstm" else 3), architecture.hidden_size
+            inputs = width + (shape.layers - 1) * state
+            body = vocabulary * width + gates * state * (inputs + shape.layers * (state + 2))
+            body += 0 if width == state else state * width
+        case Bert():
+            block = 4 * (width * width + width) + 2 * width * shape.intermediate + shape.intermediate + width
+            rows = vocabulary + architecture.max_position_embeddings + architecture.type_vocab_size
+            body = (rows + 2) * width + shape.layers * (block + 4 * width)
+            # The head of masked tokens has a layer, a norm and a bias of its own.
+            body += width * width + 3 * width + vocabulary if head == "lm" else 0
         case Gpt2():
+            assert shape.positions is not None
             attention = width * 3 * width + 3 * width + width * width + width
             feed_forward = 2 * width * shape.intermediate + shape.intermediate + width
             body = (
@@ -79,9 +93,20 @@ def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm
 
 
 def linear_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places."""
+    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places; none in an RNN."""
+    if isinstance(architecture, Rnn):
+        return {}
     shape = architecture_shape(architecture)
     width, inner, inner_kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if isinstance(architecture, Bert):
+        return {
+            "query": (width, width),
+            "key": (width, width),
+            "value": (width, width),
+            "attention.output.dense": (width, width),
+            "intermediate.dense": (width, shape.intermediate),
+            "output.dense": (shape.intermediate, width),
+        }
     if isinstance(architecture, Gpt2):
         return {
             "attn.c_attn": (width, 3 * width),

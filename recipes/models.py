@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recipes.architecture import LINEAR_MODULES, Gpt2, architecture_shape
+from recipes.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
 from recipes.chain import origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.local_models import FolderFacts, TokenizerFacts, find_pad_token, read_folder
 from recipes.locate import nearest
-from recipes.references import FolderRef, parse_reference, stage_inputs
+from recipes.references import FolderRef, StageRef, parse_reference, stage_inputs
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 
 BYTES = 256
@@ -25,6 +25,7 @@ class ModelFacts:
     """What is known of a stage's model before it exists; None: not known here (it comes from the store or the hub)."""
 
     type: str | None = None
+    family: str | None = None
     positions: int | None = None
     positions_at: str = ""
     tokenizer: TokenizerFacts | None = None
@@ -40,7 +41,8 @@ def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
         return _built(loaded, source)
     if isinstance(source, FolderRef):
         facts = _folder(loaded, source.path, "model")
-        return ModelFacts(facts.type, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
+        family = None if facts.type is None else MODEL_TYPES[facts.type]
+        return ModelFacts(facts.type, family, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
     return ModelFacts()
 
 
@@ -50,6 +52,7 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
         place = f"stages.{name}"
         yield from _check_folders(loaded, place, stage)
         facts = model_facts(loaded, stage)
+        yield from _check_family(loaded, place, stage, facts)
         if isinstance(stage, Pretrain) and stage.tokenizer is not None:
             yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.tokenizer, facts.tokenizer)
         if isinstance(stage, Finetune | Reward | PpoStage):
@@ -68,6 +71,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
     key = "n_positions" if isinstance(stage.architecture, Gpt2) else "max_position_embeddings"
     return ModelFacts(
         type=stage.architecture.type,
+        family=stage.architecture.family,
         positions=architecture_shape(stage.architecture).positions,
         positions_at=f"stages.{name}.architecture.{key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
@@ -76,7 +80,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
 
 def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> TokenizerFacts | None:
     if isinstance(tokenizer, TrainTokenizer):
-        special = frozenset([tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens])
+        special = frozenset(tokenizer.names)
         return TokenizerFacts(tokenizer.eos_token, tokenizer.pad_token, True, special)
     if not isinstance(tokenizer, ExistingTokenizer):
         return None
@@ -123,11 +127,9 @@ def _check_tokenizer(
         if message is not None:
             yield loaded.problem(f"{place}.chat_template", tokenizer.chat_template, message)
     if isinstance(tokenizer, TrainTokenizer):
-        needed = BYTES + 2 + len(tokenizer.special_tokens)
+        needed = BYTES + len(tokenizer.names)
         if tokenizer.vocab_size < needed:
-            message = (
-                f"too small for {BYTES} bytes, eos_token, pad_token and {len(tokenizer.special_tokens)} special tokens"
-            )
+            message = f"too small for {BYTES} bytes and {len(tokenizer.names)} special tokens (eos and pad too)"
             yield loaded.problem(f"{place}.vocab_size", tokenizer.vocab_size, message, f"at least {needed}")
         return
     if facts is None:
@@ -197,11 +199,51 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
             marks = {f"<|{role}|>" for role in ROLES}
         else:
             marks = set(_MARKER.findall(tokenizer.chat_template))
-        known = {tokenizer.eos_token, tokenizer.pad_token, *tokenizer.special_tokens}
+        known = set(tokenizer.names)
         for mark in sorted(marks - known):
             message = f"the chat template writes {mark}, which is no special token and would be split"
             place = f"stages.{name}.tokenizer.special_tokens"
             yield loaded.problem(place, tokenizer.special_tokens, message, f"add {mark} to special_tokens")
+
+
+def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFacts) -> Iterator[Problem]:
+    """Stages that cannot work with the family of the model that they are given."""
+    if isinstance(stage, Reward | PpoStage) and facts.family not in (None, "decoder"):
+        field = "init_from" if isinstance(stage, Reward) else "actor"
+        message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
+        yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
+        return
+    if isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
+        message = "a recurrent model has no linear modules that an adapter goes on"
+        yield loaded.problem(f"{place}.lora", "", message, "remove the key")
+
+    if isinstance(stage, Finetune) and facts.family not in (None, "encoder"):
+        for key in ("labelled_share", "pseudo_labels"):
+            if getattr(stage, key) not in (None, 1.0):
+                message = f"labels belong to encoders; this model is of family {facts.family}"
+                yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
+    if isinstance(stage, Finetune) and facts.family == "encoder":
+        start = parse_reference(stage.init_from)
+        made = loaded.recipe.stages.get(start.stage) if isinstance(start, StageRef) else None
+        if isinstance(made, Finetune):
+            message = "is a classifier already; a classifier starts from a pretrained encoder"
+            yield loaded.problem(f"{place}.init_from", stage.init_from, message)
+    if isinstance(stage, Pretrain):
+        if stage.corruption is not None and facts.family not in (None, "encoder"):
+            message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
+            yield loaded.problem(f"{place}.corruption", "", message, "remove the key")
+        cls_token = stage.tokenizer.cls_token if isinstance(stage.tokenizer, TrainTokenizer) else None
+        if cls_token is not None and facts.family in ("decoder", "rnn"):
+            message = "with it the tokenizer would end every prompt with the end token; only encoders take it"
+            yield loaded.problem(f"{place}.tokenizer.cls_token", cls_token, message, "remove the key")
+        if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
+            for key in ("cls_token", "mask_token"):
+                if getattr(stage.tokenizer, key) is None:
+                    message = "an encoder needs this token"
+                    yield loaded.problem(f"{place}.tokenizer.{key}", "", message, f'for example "<|{key[:-6]}|>"')
+    if isinstance(stage, Evaluate) and facts.family == "encoder":
+        message = "an encoder predicts no next token: its own stage reports how it classifies"
+        yield loaded.problem(f"{place}.of", stage.of[0], message)
 
 
 def _check_lora(
@@ -213,7 +255,7 @@ def _check_lora(
             yield loaded.problem(f"{outer}.merge", False, "merge says something only with lora", "remove the key")
         return
     targets = stage.lora.target_modules
-    if targets == "all-linear" or facts.type is None:
+    if targets == "all-linear" or facts.type not in LINEAR_MODULES:
         return
     known = LINEAR_MODULES[facts.type]
     for index, target in enumerate(targets):

@@ -8,6 +8,8 @@ from recipes.locate import nearest
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from recipes.stages import Evaluate
 
+PERPLEXITY = ("perplexity", "ngram_perplexity")
+"""The second is of an n-gram model counted on the text that the model was trained on, where the store has it."""
 GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
 SCORES = ("score_mean", "score_sd")
 PICTURES = (
@@ -42,7 +44,7 @@ def report_metrics(stage: Evaluate) -> set[str]:
     labels = report_labels(stage.of)
     names = set()
     if "perplexity" in stage.suites:
-        names |= {f"{label}.perplexity" for label in labels}
+        names |= {f"{label}.{name}" for label in labels for name in PERPLEXITY}
     if "generation" in stage.suites or "comparison" in stage.suites:
         names |= {f"{label}.{name}" for label in labels for name in GENERATION} | {"prompts"}
     if "comparison" in stage.suites:

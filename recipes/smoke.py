@@ -4,11 +4,13 @@ from typing import Any, TypeVar
 
 from recipes.architecture import Architecture, Gpt2
 from recipes.data import Source, Tokenizer, TrainTokenizer
+from recipes.encoders import Bert, PseudoLabels
 from recipes.fields import Strict
 from recipes.image_data import ImageSource
 from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
+from recipes.recurrent import Rnn
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
@@ -53,6 +55,7 @@ def _shrink_stage(stage: Stage) -> Stage:
         case Finetune():
             return _with(
                 stage,
+                pseudo_labels=_shrink_pseudo_labels(stage.pseudo_labels),
                 data=_limit(stage.data, ROWS),
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_train(stage.train),
@@ -92,6 +95,13 @@ def _shrink_stage(stage: Stage) -> Stage:
 def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:
     if architecture is None:
         return None
+    if isinstance(architecture, Rnn):
+        return _with(
+            architecture,
+            num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+            hidden_size=min(architecture.hidden_size, WIDTH),
+            embedding_size=None if architecture.embedding_size is None else min(architecture.embedding_size, WIDTH),
+        )
     if isinstance(architecture, Gpt2):
         return _with(
             architecture,
@@ -100,6 +110,15 @@ def _shrink_architecture(architecture: Architecture | None) -> Architecture | No
             n_head=HEADS,
             n_inner=None if architecture.n_inner is None else INTERMEDIATE,
             n_positions=POSITIONS,
+        )
+    if isinstance(architecture, Bert):
+        return _with(
+            architecture,
+            num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_attention_heads=HEADS,
+            max_position_embeddings=POSITIONS,
         )
     grouped = architecture.num_key_value_heads not in (None, architecture.num_attention_heads)
     return _with(
@@ -142,9 +161,15 @@ def _shrink_pictures(architecture: ImageArchitecture) -> ImageArchitecture:
 
 def _shrink_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     if isinstance(tokenizer, TrainTokenizer):
-        needed = 256 + 2 + len(tokenizer.special_tokens)
+        needed = 256 + len(tokenizer.names)
         return _with(tokenizer, vocab_size=min(tokenizer.vocab_size, max(VOCABULARY, needed + 64)))
     return tokenizer
+
+
+def _shrink_pseudo_labels(pseudo_labels: PseudoLabels | None) -> PseudoLabels | None:
+    if pseudo_labels is None:
+        return None
+    return _with(pseudo_labels, ratio=min(pseudo_labels.ratio, 2), warmup_steps=min(pseudo_labels.warmup_steps, 2))
 
 
 S = TypeVar("S", bound=Source | ImageSource | None)

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
+from recipes.encoders import Corruption, PseudoLabels
 from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
 from recipes.image_models import ImageArchitecture
@@ -23,7 +24,10 @@ class _Stage(Strict):
 
 
 class Pretrain(_Stage):
-    """Train a language model on text, from random weights or from another model's."""
+    """Train a model of text, from random weights or from another model's.
+
+    The objective follows from the family: the next token (decoder, rnn), or hidden tokens (encoder).
+    """
 
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
     init_from: str | None = meaning(
@@ -31,6 +35,9 @@ class Pretrain(_Stage):
     )
     architecture: Architecture | None = meaning(None, description="What to build from random weights.")
     tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
+    corruption: Corruption | None = meaning(
+        None, description="encoder: what is hidden and has to be restored; None: the defaults."
+    )
     data: Source = meaning(description="Training text: rows with a `text` column.")
     evaluation: Source | None = meaning(
         None, description="Held-out text; None: python-docs' validation split or the source's hold_out."
@@ -68,14 +75,22 @@ class PretrainImages(_Stage):
 
 
 class Finetune(_Stage):
-    """Instruction tuning with loss on responses only."""
+    """Supervised learning on rows: responses to prompts (decoder, rnn), or labels of texts (encoder)."""
 
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
-    data: Source = meaning(description="Rows with `messages`, `prompt`/`completion`, or `text`.")
+    labelled_share: float = meaning(
+        1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
+    )
+    pseudo_labels: PseudoLabels | None = meaning(
+        None, description="encoder: learn from the rows without a label too; None leaves them out."
+    )
+    data: Source = meaning(
+        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`."
+    )
     evaluation: Source | None = meaning(
         None, description="Held-out rows; None: python-docs' validation split or hold_out."
     )
@@ -208,6 +223,8 @@ class Evaluate(_Stage):
 
 PretrainFamily = Annotated[
     Annotated[Pretrain, Tag("decoder")]
+    | Annotated[Pretrain, Tag("encoder")]
+    | Annotated[Pretrain, Tag("rnn")]
     | Annotated[PretrainImages, Tag("classifier")]
     | Annotated[PretrainImages, Tag("vae")]
     | Annotated[PretrainImages, Tag("gan")]

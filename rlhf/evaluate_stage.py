@@ -34,10 +34,12 @@ from trainers.architectures.load import ModelKind, head_name, load_model
 from trainers.architectures.token_losses import TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
+from trainers.data.materialise import find_dataset
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation import evaluate, perplexity
 from trainers.generation import SamplingSettings
+from trainers.ngram import ngram_perplexity
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
@@ -55,7 +57,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
             context.observer.phase("perplexity", step=index, steps_planned=_num_parts(spec))
-            metrics[f"{label}.perplexity"] = _perplexity(spec, context, index)
+            metrics |= {f"{label}.{name}": value for name, value in _perplexity(spec, context, index).items()}
     samples: list[dict[str, Any]] = []
     if "generation" in spec.suites or "comparison" in spec.suites:
         answers, samples = _answers(spec, context, labels)
@@ -79,14 +81,20 @@ def _num_parts(spec: Evaluate) -> int:
     return passes * len(spec.of)
 
 
-def _perplexity(spec: Evaluate, context: StageContext, index: int) -> float:
-    """Perplexity of one model on the held-out text; collective."""
+def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, float]:
+    """Perplexity of one model on the held-out text, and that of its counted baseline; collective."""
     tokenization = load_tokenization(model_folder(context, f"of.{index}"))
     dataset = open_dataset(context, data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length))
     model = TokenLosses(_load(spec, context, f"of.{index}", "language_model"))
     ranks = context.ranks
     batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
-    return perplexity(evaluate(model, LanguageModelObjective(), batches, ranks.device)["loss"])
+    found = {"perplexity": perplexity(evaluate(model, LanguageModelObjective(), batches, ranks.device)["loss"])}
+    digest = context.inputs[f"of.{index}"].metrics.get("training_set")
+    training_set = find_dataset(digest, context.store) if isinstance(digest, str) else None
+    if training_set is not None:
+        counted = ngram_perplexity(training_set, dataset, len(dataset), tokenization.vocab_size)
+        found["ngram_perplexity"] = counted
+    return found
 
 
 def _answers(

@@ -31,7 +31,6 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings
-from trainers.language_stage import stage_layout
 from trainers.loop import Cadence, Outcome, train
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
@@ -46,6 +45,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
+from trainers.steps import stage_layout
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 
 KEPT_ITERATIONS = 5

@@ -17,7 +17,6 @@ from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.language_stage import GROUP, PlannedBatches, constant_group, stage_layout
 from trainers.loop import Cadence, Outcome, train
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
@@ -33,6 +32,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
+from trainers.steps import GROUP, PlannedBatches, constant_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 
 WRAPPER = "network."

@@ -20,6 +20,8 @@ from trainers.precision import exact_matmul
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
 PROBE_POSITIONS = 4
+TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model")
+"""Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
 
@@ -76,7 +78,7 @@ def model_config(config: Any, kind: ModelKind, dtype: torch.dtype) -> dict[str, 
     content = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _VOLATILE}
     content["architectures"] = [stock_class(config.model_type, kind).__name__]
     content["dtype"] = str(dtype).removeprefix("torch.")
-    if kind != "language_model":
+    if kind in ("score_model", "value_model"):
         content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if kind == "value_model":
         content["classifier_dropout"] = 0.0
@@ -117,15 +119,21 @@ def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adap
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
-    brings_head = adapter is not None and kind != "language_model"
+    brings_head = adapter is not None and kind not in TOKEN_MODELS
+    classes = _adapter_classes(adapter) if adapter is not None and kind == "text_classifier" else ()
     model: Any = load_model(
-        folder, kind, device=torch.device("cpu"), dtype=dtype, new_head_seed=0 if brings_head else None
+        folder,
+        kind,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        new_head_seed=0 if brings_head else None,
+        classes=classes,
     )
     model.set_attn_implementation("sdpa")
-    is_tied = bool(config.get("tie_word_embeddings")) and kind == "language_model"
+    is_tied = bool(config.get("tie_word_embeddings")) and kind in TOKEN_MODELS
     if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
-    if kind == "language_model":
+    if kind in (*TOKEN_MODELS, "text_classifier"):
         _check_tokenizer(folder, model.config)
     if adapter is not None:
         model = _with_adapter(model, adapter)
@@ -152,7 +160,7 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     with exact_matmul(), torch.no_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().cpu()
     model.train(was_training)
-    kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind == "language_model" else logits.reshape(-1, 1)).numpy()
+    kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind in TOKEN_MODELS else logits.reshape(-1, 1)).numpy()
     return np.ascontiguousarray(kept)
 
 
@@ -167,6 +175,15 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     if found != wanted:
         raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
     return wrapped
+
+
+def _adapter_classes(adapter: Path) -> list[str]:
+    """Return as many names of classes as the adapter's classifier tells apart."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        key = next(key for key in file.keys() if key.endswith("classifier.bias"))  # noqa: SIM118 - no mapping
+        return [str(number) for number in range(file.get_slice(key).get_shape()[0])]
 
 
 def _check_tokenizer(folder: Path, config: Any) -> None:

@@ -70,6 +70,13 @@ def all_sum(values: Sequence[float]) -> list[float]:
     return [float(value) for value in tensor.tolist()]
 
 
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """Add a CPU tensor of every rank up, in place; equal bits on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
     """Return `source`'s tensor on every rank, in place."""
     if world_size() > 1:

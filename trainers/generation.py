@@ -1,10 +1,10 @@
-"""Sampling with a key-value cache: inverse-CDF draws from given uniforms, so that a draw depends on its key alone.
+"""Sampling token by token: inverse-CDF draws from given uniforms, so that a draw depends on its key alone.
 
 B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,10 +45,8 @@ def generate(
 ) -> Generation:
     """Continue left-padded prompts; `uniforms_BR` (fp64 in [0, 1)) None draws greedily.
 
-    `module` is a causal language model of transformers in evaluation mode with whole parameters. Runs no collective.
+    `module` is a causal language model in evaluation mode with whole parameters. Runs no collective.
     """
-    from transformers import DynamicCache
-
     model: Any = module
     device = prompt_ids_BP.device
     rows, length = prompt_ids_BP.shape[0], settings.max_new_tokens
@@ -57,20 +55,12 @@ def generate(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     draws = None if uniforms_BR is None else torch.from_numpy(np.ascontiguousarray(uniforms_BR)).to(device)
     stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
-    is_padded = not bool(prompt_mask_BP.all())
 
-    cache = DynamicCache(config=model.config)
     alive = torch.arange(rows, device=device)
-    seen_BK = prompt_mask_BP.bool()
-    positions_B1 = seen_BK.sum(1, keepdim=True) - 1
-    inputs = prompt_ids_BP
-    position_ids = (seen_BK.long().cumsum(1) - 1).clamp_(min=0)
-    bias: Tensor | None = prompt_bias(seen_BK, model.dtype)
+    continuation = _continuation(model)
+    hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
     for step in range(length):
-        output = model.base_model(
-            input_ids=inputs, attention_mask=bias, position_ids=position_ids, past_key_values=cache, use_cache=True
-        )
-        logits_BV = model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
+        logits_BV = model.get_output_embeddings()(hidden_BD).float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
         tokens[alive, step] = drawn_B
         mask[alive, step] = True
@@ -78,18 +68,95 @@ def generate(
         ended[alive[stops_B]] = True
         going_B = ~ended[alive]
         num_going = int(going_B.sum())
-        if num_going == 0:
+        if num_going == 0 or step + 1 == length:
             break
-        positions_B1 = positions_B1 + 1
-        seen_BK = torch.cat([seen_BK, torch.ones_like(seen_BK[:, :1])], dim=1)
         if num_going < COMPACT_BELOW * len(alive):
             kept = going_B.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            alive, seen_BK, positions_B1, drawn_B = alive[kept], seen_BK[kept], positions_B1[kept], drawn_B[kept]
-        inputs, position_ids = drawn_B[:, None], positions_B1
-        bias = _additive(seen_BK[:, None, None, :], model.dtype) if is_padded else None
+            continuation.keep(kept)
+            alive, drawn_B = alive[kept], drawn_B[kept]
+        hidden_BD = continuation.advance(drawn_B)
     _end_at_stop(tokens, mask, stop_ids, settings.pad_id)
     return Generation(tokens, mask, ended)
+
+
+class Continuation(Protocol):
+    """What a model remembers of the rows that it goes on with."""
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the left-padded prompts; returns the hidden states [B, D] to predict their next tokens from."""
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the hidden states [B, D] after it."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these."""
+
+
+def _continuation(model: Any) -> Continuation:
+    return RecurrentState(model) if model.config.model_type == "rnn" else KeyValueCache(model)
+
+
+class KeyValueCache:
+    """Keys and values of a causal transformer."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers import DynamicCache
+
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the prompts; padding sees itself alone."""
+        self._is_padded = not bool(prompt_mask_BP.all())
+        self._seen_BK = prompt_mask_BP
+        self._positions_B1 = self._seen_BK.sum(1, keepdim=True) - 1
+        positions = (self._seen_BK.long().cumsum(1) - 1).clamp_(min=0)
+        return self._forward(prompt_ids_BP, positions, prompt_bias(self._seen_BK, self._model.dtype))
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        self._positions_B1 = self._positions_B1 + 1
+        self._seen_BK = torch.cat([self._seen_BK, torch.ones_like(self._seen_BK[:, :1])], dim=1)
+        bias = _additive(self._seen_BK[:, None, None, :], self._model.dtype) if self._is_padded else None
+        return self._forward(tokens_B[:, None], self._positions_B1, bias)
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache."""
+        self._cache.batch_select_indices(rows)
+        self._seen_BK, self._positions_B1 = self._seen_BK[rows], self._positions_B1[rows]
+
+    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None) -> Tensor:
+        output = self._model.base_model(
+            input_ids=input_ids,
+            attention_mask=bias,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+
+class RecurrentState:
+    """The state of an LSTM or a GRU."""
+
+    def __init__(self, model: Any) -> None:
+        self._backbone = model.base_model
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read each prompt as a document's beginning."""
+        hidden_BD, self._state_SLBH = self._backbone.read_prompts(prompt_ids_BP, prompt_mask_BP)
+        return hidden_BD
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Run one step."""
+        hidden_BTD, self._state_SLBH = self._backbone.run(tokens_B[:, None], self._state_SLBH)
+        last: Tensor = hidden_BTD[:, -1]
+        return last
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the state."""
+        self._state_SLBH = self._state_SLBH[:, :, rows]
 
 
 def draw(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None) -> Tensor:

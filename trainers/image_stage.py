@@ -27,7 +27,6 @@ from trainers.families.build import Blueprint, open_family, probe_family, write_
 from trainers.families.protocol import Drawing, ImageFacts, PhaseModule
 from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
 from trainers.image_metrics import vendi_score
-from trainers.language_stage import GROUP, constant_group, stage_layout
 from trainers.loop import Cadence, Outcome, Phase, SourceState, train
 from trainers.objectives.images import ImageObjective
 from trainers.pictures import encode_grid
@@ -35,6 +34,7 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.schedule import learning_rate_factor
 from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, open_images, put_probe
+from trainers.steps import GROUP, constant_group, stage_layout
 from trainers.store.manifest import Layout
 
 

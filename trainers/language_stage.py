@@ -1,23 +1,26 @@
 """Pretraining and fine-tuning: the same objective, engine and loop on other data."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
-from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches, planned_steps
+from recipes.derive import planned_steps
+from recipes.encoders import Corruption
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.load import load_model
+from trainers.architectures.build import build_language_model
+from trainers.architectures.decoder import TokenizerFacts
+from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
-from trainers.architectures.token_losses import TokenLosses
+from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint
+from trainers.classification_stage import run_classification
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
@@ -25,8 +28,12 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
-from trainers.loop import Cadence, Outcome, SourceState, train
+from trainers.loop import BatchSource, Cadence, Outcome, train
+from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
+from trainers.ngram import ngram_perplexity
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import Objective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
@@ -41,20 +48,26 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
+from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout, unchanged
 from trainers.store.manifest import FileEntry, Layout
+from trainers.streams import LaneStates, StreamBatches
 
-GROUP = "model"
 WRAPPER = "model."
 """Prefix that `TokenLosses` gives to the model's parameter names."""
 
 
 def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
-    """Train a language model; the draft comes from rank 0. Collective."""
+    """Train a model of text of any family; the draft comes from rank 0. Collective."""
+    family = stage_family(spec, context)
+    if isinstance(spec, Finetune) and family == "encoder":
+        return run_classification(spec, context)
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
-    dataset = open_dataset(context, training_request(spec, get_source(spec, "data"), context, tokenization))
+    is_carried = isinstance(spec, Pretrain) and family == "rnn"
+    request = training_request(spec, get_source(spec, "data"), context, tokenization)
+    dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
     evaluation_set = (
         None if held_out is None else open_dataset(context, training_request(spec, held_out, context, tokenization))
@@ -65,7 +78,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     peft_config = None
     if isinstance(spec, Finetune) and spec.lora is not None:
         peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"))
-    wrapped = TokenLosses(model)
+    learning = build_learning(spec, family, model, tokenization, context.seed)
+    wrapped = learning.module
     group = parameter_group(GROUP, wrapped, spec.train.optimizer)
     engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
     engine.module.train()
@@ -73,13 +87,17 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-    objective = LanguageModelObjective()
+    source: BatchSource
+    if is_carried:
+        source = stream_batches(spec, context, model, dataset, layout, steps)
+    else:
+        share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
+        source = PlannedBatches(BatchPlan(dataset, context.seed, *share), steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
     outcome = train(
         engine,
-        objective,
-        PlannedBatches(plan, steps),
+        learning.objective,
+        source,
         learning_rates=constant_group(
             spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
         ),
@@ -87,58 +105,69 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
-        else held_out_loss(engine, objective, evaluation_set, spec, layout, ranks.rank),
+        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization.vocab_size),
         observer=observer,
         seed=context.seed,
     )
     observer.phase("write")
-    draft = write_draft(spec, context, engine, model, peft_config, tokenization, outcome, dataset, checkpoint)
+    draft = write_draft(
+        spec, context, engine, model, learning.kind, peft_config, tokenization, outcome, dataset, checkpoint
+    )
     engine.close()
     return draft
 
 
 @dataclass(frozen=True)
-class PlannedBatches:
-    """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
+class Learning:
+    """What a family learns: its objective over which module, and what the objective reads of a packed batch."""
 
-    plan: BatchPlan
-    steps_planned: int
-
-    def micro_batches(self, step: int) -> list[Any]:
-        """Return this rank's share of the step's rows."""
-        return list(self.plan.micro_batches(step))
-
-    def can_save(self, steps_done: int) -> bool:
-        """Always: rows are a pure function of the step."""
-        return True
-
-    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
-        """Never stops early."""
-        return None
-
-    def state(self) -> SourceState:
-        """Nothing."""
-        return SourceState()
-
-    def load_state(self, state: SourceState) -> None:
-        """Nothing."""
+    kind: ModelKind
+    module: nn.Module
+    objective: Objective
+    prepare: Callable[[Any, int], Any] = unchanged
+    predicts_next: bool = True
+    """Whether a counted model measures the same."""
 
 
-def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int], dict[str, float]]:
-    """Return the learning rates of a stage with one parameter group."""
-    return lambda step: {GROUP: lr * factor(step)}
+def build_learning(
+    spec: Pretrain | Finetune, family: str, model: nn.Module, tokenization: Tokenization, seed: int
+) -> Learning:
+    """Return the objective that follows from family and kind of stage."""
+    match family:
+        case "rnn" if isinstance(spec, Pretrain):
+            return Learning("language_model", CarriedTokenLosses(model), CarriedLanguageModelObjective())
+        case "encoder":
+            corruption = (spec.corruption if isinstance(spec, Pretrain) else None) or Corruption()
+            masker = Masker(corruption, tokenization, seed)
+            module, objective = MaskedTokenLosses(model), MaskedLanguageModelObjective()
+            return Learning("masked_model", module, objective, masker.batch, predicts_next=False)
+        case _:
+            return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
 
-def stage_layout(
-    context: StageContext, global_batch: int, micro_batch: int | str, *, at_most: int = MAX_AUTO_MICRO_BATCH
-) -> Layout:
-    """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
-    workers = context.ranks.world_size
-    saved = context.find_state()
-    if saved is not None and saved.layout.workers == workers:
-        return saved.layout
-    micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
-    return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)
+def stream_batches(
+    spec: Pretrain | Finetune, context: StageContext, model: Any, dataset: Dataset, layout: Layout, steps: int
+) -> StreamBatches:
+    """Return the batches of a recurrent model, whose lanes carry their states on its device."""
+    zero = model.base_model.zero_state(spec.train.global_batch).detach()
+    return StreamBatches(
+        dataset,
+        LaneStates(zero),
+        seed=context.seed,
+        sequence_length=spec.train.sequence_length,
+        global_batch=spec.train.global_batch,
+        workers=layout.workers,
+        rank=context.ranks.rank,
+        micro_batch=layout.micro_batch,
+        steps_planned=steps,
+    )
+
+
+def stage_family(spec: Pretrain | Finetune, context: StageContext) -> str:
+    """Return the family of the model that the stage builds or starts from."""
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        return spec.architecture.family
+    return model_family(model_folder(context, "init_from"))
 
 
 def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:
@@ -160,12 +189,15 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
 def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
-        return load_model(model_folder(context, "init_from"), "language_model", device=context.ranks.device)
+        folder = model_folder(context, "init_from")
+        kind: ModelKind = "masked_model" if model_family(folder) == "encoder" else "language_model"
+        return load_model(folder, kind, device=context.ranks.device)
     assert isinstance(spec, Pretrain)
     assert spec.architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
     architecture = spec.architecture.model_dump(exclude_none=True)
-    return build_decoder(architecture, facts, seed=stream_seed(context.seed, "weights"), device=context.ranks.device)
+    seed = stream_seed(context.seed, "weights")
+    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
 
 
 def training_request(
@@ -181,19 +213,26 @@ def training_request(
 
 def held_out_loss(
     engine: Engine,
-    objective: LanguageModelObjective,
+    learning: Learning,
+    training_set: Dataset,
     dataset: Dataset,
     spec: Pretrain | Finetune,
     layout: Layout,
-    rank: int,
+    vocab_size: int,
 ) -> Callable[[], dict[str, float]]:
-    """Return the evaluation of the stage: mean loss and perplexity over held-out rows."""
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's."""
+    rows = spec.train.evaluation_rows
+    baseline: list[float] = []
 
     def run() -> dict[str, float]:
-        rows = spec.train.evaluation_rows
-        batches = evaluation_batches(dataset, rows, layout.workers, rank, layout.micro_batch)
-        means = evaluate(engine.module, objective, batches, engine.device)
-        return {**means, "perplexity": perplexity(means["loss"])} if "loss" in means else means
+        if not baseline and learning.predicts_next:
+            baseline.append(ngram_perplexity(training_set, dataset, rows, vocab_size))
+        batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
+        prepared = (learning.prepare(batch, EVALUATION) for batch in batches)
+        means = evaluate(engine.module, learning.objective, prepared, engine.device)
+        if "loss" not in means or not learning.predicts_next:
+            return means
+        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline[0]}
 
     return run
 
@@ -219,6 +258,7 @@ def write_draft(
     context: StageContext,
     engine: Engine,
     model: Any,
+    kind: ModelKind,
     peft_config: Any,
     tokenization: Tokenization,
     outcome: Outcome,
@@ -229,7 +269,7 @@ def write_draft(
     dtype = dtype_of(spec.shard.precision)
     responses = None
     with engine.gathered():
-        found = probe(model, "language_model", tokenization.vocab_size) if context.ranks.rank == 0 else None
+        found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
         if isinstance(spec, Finetune) and context.ranks.rank == 0:
             responses = held_out_responses(spec, context, model, tokenization)
     tensors: dict[str, Tensor] = {}
@@ -247,13 +287,11 @@ def write_draft(
             write_adapter(
                 folder / "adapter", peft_config, adapter_tensors(tensors).items(), base_digest=base, dtype=dtype
             )
-            checks.append(Check("language_model", "model", probe_entry, adapter="adapter", base="init_from"))
+            checks.append(Check(kind, "model", probe_entry, adapter="adapter", base="init_from"))
         if peft_config is None or (isinstance(spec, Finetune) and spec.merge):
             whole = tensors if peft_config is None else merged_tensors(model, tensors)
-            write_model(
-                folder / "model", "language_model", model.config, whole.items(), tokenization.files(), dtype=dtype
-            )
-            checks.append(Check("language_model", "model", probe_entry))
+            write_model(folder / "model", kind, model.config, whole.items(), tokenization.files(), dtype=dtype)
+            checks.append(Check(kind, "model", probe_entry))
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     return Draft(
         kind="model" if peft_config is None else "adapter",
@@ -264,7 +302,7 @@ def write_draft(
         gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
         contract=tokenization.contract_hash,
         base=base,
-        architecture=model_config(model.config, "language_model", dtype),
+        architecture=model_config(model.config, kind, dtype),
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),
     )
@@ -280,6 +318,7 @@ def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
         "target_tokens": int(outcome.weight),
         "skipped_steps": outcome.skipped_steps,
         "data": dataset.report.to_json(),
+        "training_set": dataset.digest,
     }
 
 

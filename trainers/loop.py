@@ -15,7 +15,7 @@ from trainers import distributed
 from trainers.engine.joint import JointState
 from trainers.engine.protocol import Engine, StatefulEngine
 from trainers.objectives.protocol import Objective
-from trainers.randomness import stream_seed
+from trainers.randomness import seed_torch, stream_seed
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _run_phase(
     sums: dict[str, list[Tensor | float]] = {}
     losses: list[Tensor] = []
     for batch in batches:
-        torch.manual_seed(_noise_seed(seed, step, batch))
+        seed_torch(_noise_seed(seed, step, batch))
         output = phase.objective.loss(engine.module, batch.to(engine.device))
         engine.backward(output.loss_sum / total_weight)
         losses.append(output.loss_sum.detach())

@@ -81,7 +81,7 @@ def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
     assert first.json[0]["response"]
     refused = smoke_run.shell("sample", f"{smoke_run.run}/judge", "--prompt", "x")
     assert refused.code == 2
-    assert "only a language model can be sampled" in refused.err
+    assert "only a language model or a classifier of texts can be sampled" in refused.err
 
 
 def test_logs_are_kept_by_stage(smoke_run: Any) -> None:

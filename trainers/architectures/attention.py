@@ -15,9 +15,9 @@ CPU_ATTENTION = "block_causal"
 BLOCK = 64
 
 
-def attention_name(device: torch.device) -> str:
-    """Return the attention implementation to build a model with: torch's own kernels on GPUs."""
-    if device.type != "cpu":
+def attention_name(device: torch.device, *, is_causal: bool = True) -> str:
+    """Return the attention implementation to build a model with: torch's own kernels on GPUs and for encoders."""
+    if device.type != "cpu" or not is_causal:
         return "sdpa"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -34,6 +34,13 @@ def packed_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()
     bias = torch.full(same_BTT.shape, torch.finfo(dtype).min, dtype=dtype, device=segment_ids_BT.device)
     return bias.masked_fill_(same_BTT & causal_TT, 0.0)[:, None]
+
+
+def segment_attention_bias(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive B1TT mask of an encoder: 0 where two tokens share a segment, else the least."""
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    bias = torch.full(same_BTT.shape, torch.finfo(dtype).min, dtype=dtype, device=segment_ids_BT.device)
+    return bias.masked_fill_(same_BTT, 0.0)[:, None]
 
 
 def block_causal_attention(

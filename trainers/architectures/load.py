@@ -1,17 +1,25 @@
 """Strict loading of a model folder: the files hold every tensor of the class and no other."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
-ModelKind = Literal["language_model", "score_model", "value_model"]
-"""Stock class: ...ForCausalLM, or with one label ...ForSequenceClassification, ...ForTokenClassification."""
+ModelKind = Literal["language_model", "masked_model", "score_model", "value_model", "text_classifier"]
+"""Stock class: ...ForCausalLM, ...ForMaskedLM, with one label ...ForSequenceClassification and
+...ForTokenClassification, with classes ...ForSequenceClassification."""
+
+LEFT_BEHIND = ("cls",)
+"""The head of masked tokens, which a classifier does not take over."""
+CLASSIFIER_PARTS = ("classifier", "bert.pooler")
+"""What a classifier has and a masked language model has not."""
 
 HEAD_NAMES = ("lm_head", "score", "classifier")
 """Attributes under which stock classes hold their head; which one depends on class and kind."""
@@ -24,30 +32,38 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     new_head_seed: int | None = None,
+    classes: Sequence[str] = (),
 ) -> nn.Module:
     """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
 
     With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
-    head may be missing or left over. Raises StageError naming the keys otherwise.
+    head may be missing or left over; `classes` names what a new classifier tells apart. Raises StageError naming the
+    keys otherwise.
     """
-    model_class = stock_class(json.loads((folder / "config.json").read_text())["model_type"], kind)
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    model_class = stock_class(model_type, kind)
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-    if kind != "language_model":
+    if kind in ("score_model", "value_model"):
         config.num_labels = 1
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
     if kind == "value_model":
         config.classifier_dropout = 0.0
     _quieten()
     with torch.random.fork_rng(devices=[]):
+        if new_head_seed is not None:
+            torch.manual_seed(new_head_seed)
         model, info = model_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_name(device),
+            attn_implementation=attention_name(device, is_causal=MODEL_TYPES[model_type] == "decoder"),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-    if new_head_seed is not None:
+    if new_head_seed is not None and kind != "text_classifier":
         _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
     _demand_exact(folder, kind, model, info, has_new_head=new_head_seed is not None)
     model.train()
@@ -70,10 +86,32 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             from transformers.models.gpt2 import modeling_gpt2 as gpt2
 
             classes = (gpt2.GPT2LMHeadModel, gpt2.GPT2ForSequenceClassification, gpt2.GPT2ForTokenClassification)
+        case "bert" if kind in ("masked_model", "text_classifier"):
+            from transformers.models.bert import modeling_bert as bert
+
+            return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
+        case "rnn" if kind == "language_model":
+            from trainers.architectures.recurrent import RnnForCausalLM
+
+            return RnnForCausalLM
         case _:
-            raise StageError(f"model type {model_type!r} is not one of llama, qwen3, gpt2")
+            families = {
+                "language_model": ("decoder", "rnn"),
+                "masked_model": ("encoder",),
+                "text_classifier": ("encoder",),
+            }
+            known = [name for name, family in MODEL_TYPES.items() if family in families.get(kind, ("decoder",))]
+            raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
     kinds: tuple[ModelKind, ...] = ("language_model", "score_model", "value_model")
     return dict(zip(kinds, classes, strict=True))[kind]
+
+
+def model_family(folder: Path) -> str:
+    """Return the family of a folder's model; raises StageError for a type that is none of them."""
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found not in MODEL_TYPES:
+        raise StageError(f"{folder}: model type {found!r} is not one of {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[found]
 
 
 def longest_input(folder: Path) -> int | None:
@@ -105,15 +143,18 @@ def _make_head(head: nn.Linear, seed: int, deviation: float) -> None:
 
 
 def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], *, has_new_head: bool) -> None:
-    head = head_name(model)
+    made: tuple[str, ...] = CLASSIFIER_PARTS
+    left: tuple[str, ...] = LEFT_BEHIND
+    if kind != "text_classifier":
+        made, left = () if kind == "masked_model" else (head_name(model),), HEAD_NAMES
 
     def allowed(key: str, names: tuple[str, ...]) -> bool:
-        return has_new_head and key.split(".")[0] in names
+        return has_new_head and any(key.startswith(f"{name}.") for name in names)
 
     wrong = {
-        "missing": [key for key in info["missing_keys"] if not allowed(key, (head,))],
-        "unexpected": [key for key in info["unexpected_keys"] if not allowed(key, HEAD_NAMES)],
-        "of another shape": [str(key) for key in info["mismatched_keys"] if not allowed(str(key[0]), (head,))],
+        "missing": [key for key in info["missing_keys"] if not allowed(key, made)],
+        "unexpected": [key for key in info["unexpected_keys"] if not allowed(key, left)],
+        "of another shape": [str(key) for key in info["mismatched_keys"] if not allowed(str(key[0]), made)],
     }
     problems = [f"{what}: {', '.join(sorted(keys)[:8])}" for what, keys in wrong.items() if keys]
     if problems:

@@ -17,10 +17,11 @@ from recipes.lora import Lora
 DEFAULT = "default"
 
 
-def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT) -> Any:
+def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] = ()) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
+    Modules whose path ends in one of `exclude` get none.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -30,6 +31,7 @@ def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT)
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=target_names(model, lora),
+        exclude_modules=list(exclude) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
         task_type="CAUSAL_LM",

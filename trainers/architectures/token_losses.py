@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from recipes.memory import CHUNK_ELEMENTS
 from trainers.architectures.attention import packed_attention_bias
+from trainers.data.batches import TokenBatch
+from trainers.streams import StreamBatch
 
 
 class TokenLosses(nn.Module):
@@ -26,6 +28,25 @@ class TokenLosses(nn.Module):
         return token_losses(self.model, input_ids_BT, segment_ids_BT, position_ids_BT, loss_mask_BT)
 
 
+class CarriedTokenLosses(nn.Module):
+    """A recurrent language model whose forward goes on from a carried state, or reads packed rows without one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TokenBatch | StreamBatch, state_SLBH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the summed negative log-likelihood of the targets, and the state to carry on without its gradient."""
+        if isinstance(batch, TokenBatch):
+            fields = (batch.input_ids_BT, batch.segment_ids_BT, batch.position_ids_BT, batch.loss_mask_BT)
+            return token_losses(self.model, *fields), torch.empty(0)
+        model: Any = self.model
+        hidden_BTD, after_SLBH = model.base_model.run(batch.input_ids_BT, state_SLBH)
+        mask = batch.loss_mask_BT
+        losses = linear_cross_entropy(hidden_BTD[mask], model.get_output_embeddings().weight, batch.target_ids_BT[mask])
+        return losses, after_SLBH.detach()
+
+
 def token_losses(
     model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor, loss_mask_BT: Tensor
 ) -> Tensor:
@@ -40,6 +61,9 @@ def token_losses(
 def hidden_states(model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
     """Run the backbone over packed rows; no token sees another segment."""
     backbone = model.base_model
+    if model.config.model_type == "rnn":
+        states: Tensor = backbone(input_ids_BT, segment_ids=segment_ids_BT).last_hidden_state
+        return states
     bias = packed_attention_bias(segment_ids_BT, model.dtype)
     output = backbone(input_ids=input_ids_BT, attention_mask=bias, position_ids=position_ids_BT, use_cache=False)
     last: Tensor = output.last_hidden_state

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset
 from trainers.data.order import deal_by_length, global_sample
-from trainers.randomness import stream_seed
+from trainers.randomness import stream_seed, stream_seeds
 
 FILLER = -1
 
@@ -126,6 +126,8 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
     match dataset.form:
         case "packed":
             return _token_batch(dataset, taken, samples)
+        case "stream" | "labelled":
+            raise ValueError(f"sets of form {dataset.form} have batches of their own")
         case "pairs":
             return PairBatch(_side(dataset, "chosen", taken), _side(dataset, "rejected", taken), samples)
         case "prompts":
@@ -179,11 +181,8 @@ class BatchPlan:
 
     def sample_ids(self, step: int) -> list[int]:
         """Return the rows of the whole global batch, in position order."""
-        first = step * self.global_batch
-        return [
-            global_sample(self.dataset.digest, self.seed, first + offset, len(self.dataset))
-            for offset in range(self.global_batch)
-        ]
+        first, digest, size = step * self.global_batch, self.dataset.digest, len(self.dataset)
+        return [global_sample(digest, self.seed, first + offset, size) for offset in range(self.global_batch)]
 
     def micro_batches(self, step: int) -> list[Batch] | list[ImageBatch]:
         """Return this rank's micro-batches of a step (from 0)."""
@@ -197,7 +196,7 @@ class BatchPlan:
                 build_image_batch(
                     dataset,
                     [rows[place] for place in run],
-                    [stream_seed(self.seed, "noise", first + place) for place in run],
+                    stream_seeds(self.seed, "noise", (first + place for place in run)),
                     step,
                 )
                 for run in runs

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-RowRole = Literal["text", "instructions", "preferences", "prompts"]
-"""What rows are read for: language modelling, instruction tuning, reward modelling, or generation."""
+RowRole = Literal["text", "labels", "instructions", "preferences", "prompts"]
+"""What rows are read for: language modelling, classification, instruction tuning, reward modelling, or generation."""
 
-STANDARD = ("text", "messages", "prompt", "completion", "chosen", "rejected")
+STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected")
 _CONVERSATION_KEYS = {"conversations": "messages"}
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
@@ -21,13 +21,16 @@ class BadRow(ValueError):  # noqa: N818
 def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
 
-    text: {text}. instructions: {messages}, {prompt, completion} or {text}. preferences: {prompt, chosen, rejected};
+    text: {text}. labels: {text, label}; a label that is missing or None is unknown. instructions: {messages},
+    {prompt, completion} or {text}. preferences: {prompt, chosen, rejected};
     without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:
         case "text":
             return {"text": _plain(found, "text")}
+        case "labels":
+            return {"text": _plain(found, "text"), "label": _label(found.get("label"))}
         case "instructions":
             return _instruction(found)
         case "preferences":
@@ -71,6 +74,15 @@ def _plain(row: Mapping[str, Any], name: str) -> str:
         what = "is missing" if name not in row else f"is {type(value).__name__}, not text"
         raise BadRow(f"column {name!r} {what}")
     return value
+
+
+def _label(value: Any) -> str | None:
+    """Read a class: text, a whole number, true or false."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | int) and not getattr(value, "is_integer", lambda: False)():
+        raise BadRow(f"column 'label' is {type(value).__name__}, not text or a whole number")
+    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def _text(row: Mapping[str, Any], name: str) -> Text:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Form = Literal["packed", "pairs", "prompts"]
+Form = Literal["packed", "stream", "labelled", "pairs", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BuildReport:
     examples: dict[str, list[str]]
     """Reason -> ids of the first few such rows."""
     sequences: int
-    """Rows of the data set: packed sequences, pairs or prompts."""
+    """Rows of the data set: packed sequences, sequences of a stream, pairs or prompts."""
     tokens: int
     supervised_tokens: int
     fill: float
@@ -42,6 +42,8 @@ class Dataset:
     """A materialised data set; the arrays are read-only and memory-mapped.
 
     N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
+    stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
+    labelled: text_ids [S] with text_offsets [N + 1], labels [N] (number in `classes`, -1 where it is unknown).
     pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
     prompt_offsets [N + 1].
     """
@@ -53,6 +55,8 @@ class Dataset:
     pad_id: int
     records: list[dict[str, Any]] = field(default_factory=list)
     """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
+    classes: tuple[str, ...] = ()
+    """labelled only: names of the classes, sorted."""
     row_ids_path: Path | None = None
 
     def __len__(self) -> int:
@@ -64,6 +68,11 @@ class Dataset:
         offsets = self.arrays["prompt_offsets"]
         return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
 
+    def text_ids(self, row: int) -> np.ndarray:
+        """Return the tokens of a labelled text."""
+        offsets = self.arrays["text_offsets"]
+        return self.arrays["text_ids"][offsets[row] : offsets[row + 1]]
+
     def pair_lengths(self, rows: Sequence[int]) -> list[int]:
         """Return the number of tokens of each pair's longer side."""
         sides = (self.arrays["chosen_offsets"], self.arrays["rejected_offsets"])
@@ -74,6 +83,8 @@ class Dataset:
         if self.row_ids_path is None:
             return []
         names = self.row_ids_path.read_text(encoding="utf-8").split("\n")
+        if self.form == "stream":
+            return []
         if self.form != "packed":
             return [names[sequence]]
         offsets = self.arrays["row_offsets"]

@@ -47,7 +47,7 @@ class _Prompt:
 
 
 def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
-    """Tokenize plain texts with an end token; every token counts as response."""
+    """Tokenize plain texts, with a label or not, with an end token; every token counts as response."""
     for chunk in _chunks(rows):
         texts = [row.columns["text"] for row in chunk]
         yield from zip(chunk, _encode_plain(texts, tokenization), strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainers.data.encoding import Encoded
-from trainers.data.packing import best_fit, split_lengths
+from trainers.data.packing import best_fit, scattered, split_lengths
 from trainers.data.sources import Row
 
 NUM_EXAMPLES = 5
@@ -56,6 +56,7 @@ class Parts:
     supervised_tokens: int
     sequences: int
     positions: int
+    classes: tuple[str, ...] = ()
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -113,6 +114,65 @@ def pack(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSet
         supervised_tokens=int(loss_mask.sum()),
         sequences=len(bins),
         positions=input_ids.size,
+    )
+
+
+def stream(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSettings) -> Parts:
+    """Join the texts, each with its end token, in a scattered order."""
+    kept: list[tuple[Row, Encoded]] = []
+    for row, item in encoded:
+        if len(item) < 2:
+            count.drop("empty", row)
+        else:
+            kept.append((row, item))
+    count.kept = len(kept)
+    order = sorted(range(len(kept)), key=scattered)
+    tokens = _flat([kept[number][1].ids for number in order], _token_type(settings))
+    is_first = np.zeros(len(tokens), dtype=bool)
+    is_first[_offsets([len(kept[number][1]) for number in order])[:-1]] = True
+    return Parts(
+        arrays={"tokens": tokens, "is_first": is_first},
+        row_ids=[kept[number][0].id for number in order],
+        tokens=len(tokens),
+        supervised_tokens=len(tokens) - len(kept),
+        sequences=len(tokens) // settings.sequence_length,
+        positions=len(tokens),
+    )
+
+
+def labelled(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSettings) -> Parts:
+    """Keep texts with their classes; long ones lose their end, which stays the end token."""
+    kept: list[np.ndarray] = []
+    names: list[str | None] = []
+    row_ids: list[str] = []
+    for row, item in encoded:
+        ids = item.ids
+        if len(ids) < 2:
+            count.drop("empty", row)
+            continue
+        if len(ids) > settings.sequence_length:
+            count.truncated += 1
+            count.note("truncated", row)
+            ids = np.concatenate([ids[: settings.sequence_length - 1], ids[-1:]])
+        kept.append(ids)
+        names.append(row.columns["label"])
+        row_ids.append(row.id)
+    count.kept = len(kept)
+    classes = sorted({name for name in names if name is not None})
+    numbers = {name: number for number, name in enumerate(classes)}
+    flat = _flat(kept, _token_type(settings))
+    return Parts(
+        arrays={
+            "text_ids": flat,
+            "text_offsets": _offsets([len(ids) for ids in kept]),
+            "labels": np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int64),
+        },
+        row_ids=row_ids,
+        tokens=len(flat),
+        supervised_tokens=sum(name is not None for name in names),
+        sequences=len(kept),
+        positions=len(flat),
+        classes=tuple(classes),
     )
 
 

@@ -16,7 +16,7 @@ from recipes.errors import RequestError, StoreDamaged
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
 from trainers.data.encoding import encode_instructions, encode_pairs, encode_prompts, encode_texts
-from trainers.data.forms import Count, FormSettings, pack, pair, prompts
+from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, stream
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -28,6 +28,7 @@ FORMAT = 1
 """Raised when the same request gives other arrays."""
 FORMS: dict[RowRole, Form] = {
     "text": "packed",
+    "labels": "labelled",
     "instructions": "packed",
     "preferences": "pairs",
     "prompts": "prompts",
@@ -49,6 +50,8 @@ class DataRequest:
     """Draws the rows that `limit` keeps."""
     packing: bool = True
     """False: one row (or one piece of a longer text) a sequence."""
+    is_stream: bool = False
+    """Text only: one stream of tokens that recurrent models read on in, instead of sequences."""
     loss_on: Literal["responses", "all"] = "responses"
     """Instructions only: which tokens are targets. Rows of plain text have targets everywhere."""
     held_out: bool = False
@@ -58,8 +61,8 @@ class DataRequest:
 
     @property
     def form(self) -> Form:
-        """Form of the data set: packed, pairs or prompts."""
-        return FORMS[self.role]
+        """Form of the data set."""
+        return "stream" if self.is_stream else FORMS[self.role]
 
     def digest(self) -> str:
         """Return the data set's identity: 64 hex digits over content, selection, tokenizer, lengths and FORMAT."""
@@ -77,6 +80,8 @@ class DataRequest:
         }
         if self.form == "packed":
             identity |= {"packing": self.packing}
+        if self.is_stream:
+            identity |= {"form": "stream"}
         if self.role == "instructions":
             identity |= {"loss_on": self.loss_on}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
@@ -93,6 +98,12 @@ def materialise(request: DataRequest, store: Store) -> Dataset:
     if found is None:
         found = _build(request, digest, store)
     return _open(found, store)
+
+
+def find_dataset(digest: str, store: Store) -> Dataset | None:
+    """Open a set by its digest; None where the store has let it go."""
+    found = find_set(digest, store)
+    return None if found is None else _open(found, store)
 
 
 def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store) -> Tokenization:
@@ -138,6 +149,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
         report=BuildReport(**meta["report"]),
         arrays=arrays,
         pad_id=meta["pad_id"],
+        classes=tuple(meta.get("classes", ())),
         records=records,
         row_ids_path=store.objects.local_path(manifest.files["row_ids.txt"].sha256),
     )
@@ -156,8 +168,12 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
     )
     rows = _counted(request, count, store)
     match request.role:
+        case "text" if request.is_stream:
+            parts = stream(encode_texts(rows, request.tokenization), count, settings)
         case "text":
             parts = pack(encode_texts(rows, request.tokenization), count, settings)
+        case "labels":
+            parts = labelled(encode_texts(rows, request.tokenization), count, settings)
         case "instructions":
             parts = pack(encode_instructions(rows, request.tokenization), count, settings)
         case "preferences":
@@ -177,7 +193,9 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
         fill=parts.tokens / max(parts.positions, 1),
     )
     _demand_something_to_learn(request, report)
-    meta = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
+    meta: dict[str, Any] = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
+    if parts.classes:
+        meta["classes"] = list(parts.classes)
     files = {
         "meta.json": _put(canonical_json(meta), store),
         "row_ids.txt": _put("".join(" ".join(name.splitlines()) + "\n" for name in parts.row_ids).encode(), store),

@@ -12,8 +12,12 @@ def _epoch_key(digest: str, seed: int, epoch: int) -> bytes:
     return hashlib.blake2b(f"{digest}\n{seed}\n{epoch}".encode(), digest_size=32).digest()
 
 
+@lru_cache(maxsize=2**15)
 def _mix(key: bytes, round_index: int, value: int) -> int:
-    """Round function of the Feistel network: 64 pseudo-random bits of (key, round, value)."""
+    """Round function of the Feistel network: 64 pseudo-random bits of (key, round, value).
+
+    Half a position has few values (64 for 1,797 rows), so that an epoch asks for the same ones again and again.
+    """
     message = bytes((round_index,)) + value.to_bytes(8, "little")
     return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=8).digest(), "little")
 

@@ -13,7 +13,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     bins: list[list[int]] = []
     bins_by_room: dict[int, list[int]] = {}
     rooms = 0  # bit r is set where some bin has room r
-    for piece in sorted(range(len(lengths)), key=lambda number: (-lengths[number], _scattered(number))):
+    for piece in sorted(range(len(lengths)), key=lambda number: (-lengths[number], scattered(number))):
         length = lengths[piece]
         if not 0 < length <= capacity:
             raise ValueError(f"piece {piece} has length {length}; it must be between 1 and {capacity}")
@@ -42,7 +42,7 @@ def split_lengths(length: int, capacity: int) -> list[int]:
     return [capacity] * whole + ([rest] if rest else [])
 
 
-def _scattered(number: int) -> int:
+def scattered(number: int) -> int:
     """Return a well mixed 64-bit number, different for different ones (SplitMix64, Steele et al. 2014)."""
     mixed = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
         case PythonDocs():
             for line in _python_docs_file(role, source.split, store).splitlines():
                 row = json.loads(line)
-                yield Row(row.pop("id"), row)
+                yield Row(row.pop("id"), _described_kind(row) if role == "labels" else row)
         case Datasets():
             for number, row in enumerate(open_datasets(source, base_dir), start=1):
                 yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
@@ -81,6 +82,13 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                     _, _, in_file = name.rpartition(":")
                     place = str(path) if in_file == name else f"{path}: row {in_file}"
                     yield _row(name, row, place, role, source.columns)
+
+
+def _described_kind(row: dict[str, Any]) -> dict[str, Any]:
+    """Turn a question about the documentation into its answer, labelled with the kind of thing that it describes."""
+    question, answer = (message["content"] for message in row["messages"])
+    found = re.match(r"What is the (\w+) ", question)
+    return {"text": answer, "label": found[1] if found else "function"}
 
 
 def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: Mapping[Any, str]) -> Row:
@@ -100,7 +108,7 @@ def _extracted_files(digest: str) -> dict[str, bytes]:
 def _python_docs_file(role: RowRole, split: str, store: Store | None) -> bytes:
     """Return one set and split as JSON lines, from the store where it is there already."""
     digest = python_docs_digest()
-    name = f"{role}.{split}.jsonl"
+    name = f"{'instructions' if role == 'labels' else role}.{split}.jsonl"
     if store is None:
         return _extracted_files(digest)[name]
     manifest = store.find_dataset(digest)

@@ -67,6 +67,30 @@ class Tokenization:
         """Id of the beginning token, where the tokenizer has one."""
         return None if self.bos_token is None else self.token_id(self.bos_token)
 
+    @property
+    def mask_id(self) -> int:
+        """Id of the token that hides another; raises RequestError where the tokenizer has none."""
+        found = _token(self.config.get("mask_token"))
+        if found is None:
+            raise RequestError("the tokenizer names no mask_token; an encoder's pretraining needs one")
+        return self.token_id(found)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        return frozenset(number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def starts_word_V(self) -> np.ndarray:
+        """True at tokens that begin a word: by the space in front, or where none continues one (WordPiece's `##`)."""
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        continues = any(token.startswith("##") for token in vocabulary)
+        found = np.zeros(self.vocab_size, dtype=bool)
+        for token, number in vocabulary.items():
+            begins = not token.startswith("##") if continues else token[:1] in "\u0120\u010a\u2581"
+            found[number] = begins or number in self.special_ids
+        return found
+
     @cached_property
     def contract_hash(self) -> str:
         """64 hex digits over vocabulary, merges, special ids and template."""
@@ -149,7 +173,7 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
-    names = [spec.pad_token, spec.eos_token, *spec.special_tokens]
+    names = spec.names
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocab_size,
         min_frequency=2,
@@ -158,6 +182,12 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    optional = {"cls_token": spec.cls_token, "mask_token": spec.mask_token}
+    if spec.cls_token is not None:
+        ends = [(token, tokenizer.token_to_id(token)) for token in (spec.cls_token, spec.eos_token)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{spec.cls_token} $A {spec.eos_token}", special_tokens=ends
+        )
     return Tokenization(
         tokenizer_json=tokenizer.to_str(pretty=False).encode(),
         eos_token=spec.eos_token,
@@ -168,6 +198,7 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "extra_special_tokens": list(spec.special_tokens),
+            **{key: token for key, token in optional.items() if token is not None},
         },
     )
 

@@ -266,8 +266,8 @@ def _kind(folder: Path, config: dict[str, Any]) -> Kind:
         if labels != 1:
             raise RequestError(f"{folder}/config.json: a reward model has one label, this classifier has {labels}")
         return "reward_model"
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")):
         return "model"
     raise RequestError(
-        f"{folder}/config.json: {name or 'no architecture'} is neither a causal language model nor a reward model"
+        f"{folder}/config.json: {name or 'no architecture'} is neither a language model nor a reward model"
     )

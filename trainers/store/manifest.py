@@ -23,6 +23,7 @@ Kind = Literal[
     "tokenizer",
     "dataset",
     "classifier",
+    "text_classifier",
     "vae",
     "gan",
     "ddpm",

@@ -19,22 +19,42 @@ def picture_stage(**architecture: Any) -> dict[str, Any]:
     return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
-STAGES: dict[str, dict[str, Any]] = {
-    "decoder": {
+def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
+    """Give a small stage on the folder's text."""
+    marks = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"} if architecture["family"] == "encoder" else {}
+    return {
         "kind": "pretrain",
-        "architecture": {
-            "family": "decoder",
-            "type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-        },
-        "tokenizer": {"train": "bpe", "vocab_size": 320},
+        "architecture": architecture,
+        "tokenizer": {"train": "bpe", "vocab_size": 320, **marks},
         "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
-        "train": {**TRAIN, "sequence_length": 32},
-    },
+        "train": {**TRAIN, "sequence_length": length},
+    }
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "decoder": text_stage(
+        family="decoder",
+        type="llama",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "rnn": text_stage(
+        16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
+    ),
+    "encoder": text_stage(
+        family="encoder",
+        type="bert",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
     "gan": picture_stage(

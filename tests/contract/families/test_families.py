@@ -17,7 +17,8 @@ from trainers.store.store import Store
 
 HERE = Path(__file__).parent
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
-PICTURES = sorted(set(FAMILIES) - {"decoder"})
+LANGUAGE = ("decoder", "encoder", "rnn")
+PICTURES = sorted(set(FAMILIES) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
@@ -95,7 +96,7 @@ def test_the_kit_knows_every_family() -> None:
 def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
     found = result(finished, "straight", family)
     assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
-    assert found["kind"] == ("model" if family == "decoder" else family)
+    assert found["kind"] == ("model" if family in LANGUAGE else family)
     assert found["difference"] < LIMIT
     assert list(found["curves"]["eval/loss"]) == ["4", "6"]
     assert found["metrics"]["evaluation"]["loss"] == found["curves"]["eval/loss"]["6"]
@@ -145,10 +146,13 @@ def every_stage(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Path, family: str) -> None:
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")
-    if family == "decoder":
-        from transformers import AutoModelForCausalLM
+    if family in LANGUAGE:
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-        AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
+
+        stock = AutoModelForMaskedLM if family == "encoder" else AutoModelForCausalLM
+        stock.from_pretrained(folder, local_files_only=True)
         return
     from trainers.families.build import open_family
 
@@ -179,11 +183,13 @@ def test_a_picture_depends_on_its_seed_alone(finished: Path, family: str) -> Non
     assert not np.allclose(opened.sample([9], None if labels is None else [2])[0], four[2], atol=1e-2)
 
 
-def test_an_answer_depends_on_its_seed_alone(finished: Path) -> None:
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> None:
     from launch.sampler import sample_texts
 
+    prompt = "The <|mask|> 5 comes <|mask|> 6.<|mask|><|mask|>" if family == "encoder" else "The"
     options: dict[str, Any] = {"store": str(finished / "store"), "max_new_tokens": 8}
-    first, same, other = (sample_texts("store://decoder", ["The"], seed=seed, **options) for seed in (3, 3, 4))
+    first, same, other = (sample_texts(f"store://{family}", [prompt], seed=seed, **options) for seed in (3, 3, 4))
     assert first == same
     assert first != other
 

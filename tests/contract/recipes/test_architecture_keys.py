@@ -9,6 +9,7 @@ import transformers
 from pydantic import TypeAdapter
 
 from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
+from recipes.encoders import Bert
 from recipes.lora import Lora
 from recipes.memory import linear_sizes, num_lora_parameters, num_parameters
 
@@ -19,7 +20,7 @@ NO_EFFECT = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "chunk_size_feed_forward",
     "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache", "pretraining_tp",
     "reorder_and_upcast_attn", "add_cross_attention", "summary_type", "summary_use_proj", "summary_activation",
-    "summary_proj_to_labels", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_first_dropout", "is_decoder", "classifier_dropout",
 }  # fmt: skip
 NOT_OFFERED = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
 OTHER_DEFAULT = {
@@ -54,7 +55,7 @@ def _count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("model", [Llama, Qwen3, Gpt2], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [Llama, Qwen3, Gpt2, Bert], ids=lambda model: model.__name__)
 def test_keys_and_defaults_are_the_library_s(model: Any) -> None:
     kind = model.model_fields["type"].annotation.__args__[0]
     theirs = {item.name: item.default for item in dataclasses.fields(transformers.CONFIG_MAPPING[kind])}

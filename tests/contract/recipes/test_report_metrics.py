@@ -1,6 +1,6 @@
 """The metric names that a recipe's gates may use are those that an evaluation reports."""
 
-from recipes.report import report_metrics
+from recipes.report import PERPLEXITY, report_metrics
 from recipes.stages import Evaluate
 from rlhf.exam import Answer, ModelAnswers, comparison_metrics, generation_metrics
 
@@ -19,7 +19,7 @@ def test_every_reported_metric_is_known_and_the_other_way_round() -> None:
     suites = ["perplexity", "generation", "comparison"]
     keys = {"kind": "evaluate", "of": ["chat", "policy"], "reward": "a", "second_scorer": "b", "suites": suites}
     models = [_answers("chat", [0.0, 1.0], True), _answers("policy", [1.0, 2.0], True)]
-    reported = {"prompts", "chat.perplexity", "policy.perplexity"}
+    reported = {"prompts"} | {f"{model.label}.{name}" for model in models for name in PERPLEXITY}
     for model in models:
         reported |= set(generation_metrics(model))
     reported |= set(comparison_metrics(models))

@@ -291,3 +291,21 @@ def test_store_carries_bundles(call: Any, bench: Any, tmp_path: Path) -> None:
 def json_of(record: Any, stage: str) -> str:
     """The fingerprint that a run planned for a stage."""
     return next(str(entry["fingerprint"]) for entry in record.raw["plan"] if entry["name"] == stage)
+
+
+@pytest.mark.parametrize(("exit_code", "is_shown"), [(2, False), (4, True)])
+def test_a_worker_s_traceback_is_left_out_where_the_request_is_wrong(
+    call: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int, is_shown: bool
+) -> None:
+    import launch.preflight
+    from cluster.protocol import Verdict, WorkerFailed
+
+    def refused(*arguments: Any, **settings: Any) -> None:
+        verdict = Verdict(kind="exception", message="5.png: cut off", rank=0, traceback="in f", exit_code=exit_code)
+        raise WorkerFailed(verdict)
+
+    monkeypatch.setattr(launch.preflight, "check", refused)
+    code, _, err = call("check", str(recipe))
+    assert code == exit_code
+    assert err.startswith("5.png: cut off")
+    assert ("in f" in err) is is_shown

@@ -1,0 +1,57 @@
+"""Encoder-only models: the keys of their configuration, how they are pretrained, and how they learn without labels."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from recipes.fields import Strict, meaning
+
+
+class Bert(Strict):
+    """transformers' BertConfig (Devlin et al. 2019)."""
+
+    family: Literal["encoder"] = meaning(description="Encoder-only transformer.")
+    type: Literal["bert"] = meaning(description="transformers' model_type.")
+    hidden_size: int = meaning(ge=8, le=65_536, description="Width of the residual stream.")
+    num_hidden_layers: int = meaning(ge=1, le=512, description="Transformer blocks.")
+    num_attention_heads: int = meaning(ge=1, le=1024, description="Attention heads; must divide hidden_size.")
+    intermediate_size: int = meaning(ge=8, le=1_048_576, description="Width of the feed-forward layer.")
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = meaning(
+        "gelu", description="Activation of the feed-forward layer."
+    )
+    hidden_dropout_prob: float = meaning(0.1, ge=0, lt=1, description="Dropout on embeddings and residual branches.")
+    attention_probs_dropout_prob: float = meaning(0.1, ge=0, lt=1, description="Dropout on attention weights.")
+    max_position_embeddings: int = meaning(512, ge=8, le=10**7, description="Longest sequence in tokens.")
+    type_vocab_size: int = meaning(2, ge=1, le=64, description="Kinds of segment; only the first is used here.")
+    initializer_range: float = meaning(0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
+    layer_norm_eps: float = meaning(1e-12, gt=0, le=1, description="Added to the variance in the norms.")
+    tie_word_embeddings: bool = meaning(True, description="Share the input and the output embedding.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Bert":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size}); "
+                f"remainder {self.hidden_size % self.num_attention_heads}"
+            )
+        return self
+
+
+class Corruption(Strict):
+    """What a model has to restore in pretraining; one in ten is kept and one replaced by a random one."""
+
+    share: float = meaning(0.15, gt=0, lt=1, description="Share of the tokens that are hidden.")
+    whole_words: bool = meaning(False, description="Hide all tokens of a word or none.")
+
+
+class PseudoLabels(Strict):
+    """Learning from rows without a label (FixMatch, Sohn et al. 2020, with hidden words as the strong augmentation).
+
+    The model labels each such row as it stands; where it is confident it must say the same with words hidden.
+    """
+
+    threshold: float = meaning(0.9, ge=0, lt=1, description="Least confidence at which a pseudo-label counts.")
+    weight: float = meaning(1.0, gt=0, le=100, description="Weight of the loss on them, per row as for labelled ones.")
+    ratio: int = meaning(3, ge=1, le=64, description="Rows without a label beside each labelled row of a batch.")
+    hidden_share: float = meaning(0.15, gt=0, lt=1, description="Share of the tokens hidden in the second view.")
+    warmup_steps: int = meaning(0, ge=0, le=10**9, description="Steps without them, in which labels alone teach.")

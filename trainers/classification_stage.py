@@ -1,0 +1,251 @@
+"""Fine-tuning of an encoder to a classifier of texts, full or with adapters, maybe beside rows without a label."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.derive import planned_steps
+from recipes.encoders import Corruption
+from recipes.errors import RequestError
+from recipes.references import find_source, get_source
+from recipes.stages import Finetune
+from trainers import distributed
+from trainers.architectures.load import CLASSIFIER_PARTS, load_model
+from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
+from trainers.artifacts import model_config, probe, write_adapter, write_model
+from trainers.checkpoint import StoreCheckpoint
+from trainers.class_metrics import Predictions
+from trainers.data.dataset import Dataset
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.build import build_engine, parameter_group
+from trainers.engine.protocol import Engine
+from trainers.labelled_batches import LabelledBatches, labelled_evaluation_batches, split_by_label
+from trainers.loop import Cadence, Outcome, train
+from trainers.masking import Masker
+from trainers.objectives.classification import ClassificationObjective, ClassLosses
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.schedule import learning_rate_factor
+from trainers.stage import (
+    Check,
+    Draft,
+    StageContext,
+    data_request,
+    draft_folder,
+    model_folder,
+    model_part,
+    open_dataset,
+    put_probe,
+)
+from trainers.steps import GROUP, constant_group, stage_layout
+from trainers.store.manifest import FileEntry, Layout
+
+WRAPPER = "model."
+"""Prefix that `ClassLosses` gives to the model's parameter names."""
+
+
+def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
+    """Train a classifier; the draft comes from rank 0. Collective."""
+    ranks, observer, shard = context.ranks, context.observer, spec.shard
+    observer.phase("data")
+    use_fast_matmul(ranks.device)
+    folder = model_folder(context, "init_from")
+    tokenization = load_tokenization(folder)
+    dataset = _open(spec, context, tokenization, "data")
+    assert dataset is not None
+    evaluation_set = _open(spec, context, tokenization, "evaluation")
+    if evaluation_set is not None:
+        evaluation_set = _with_classes(evaluation_set, dataset.classes)
+    labelled, unlabelled = split_by_label(dataset, spec.labelled_share)
+
+    observer.phase("model")
+    model = load_model(
+        folder,
+        "text_classifier",
+        device=ranks.device,
+        new_head_seed=stream_seed(context.seed, "head"),
+        classes=dataset.classes,
+    )
+    peft_config = None
+    if spec.lora is not None:
+        excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
+        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
+        for part in CLASSIFIER_PARTS:
+            model.get_submodule(part).requires_grad_(True)
+    wrapped = ClassLosses(model, spec.pseudo_labels)
+    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
+    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
+    engine.module.train()
+
+    steps = planned_steps(spec.train, len(labelled))
+    assert steps is not None
+    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
+    masker = None
+    if spec.pseudo_labels is not None:
+        masker = Masker(Corruption(share=spec.pseudo_labels.hidden_share), tokenization, context.seed)
+    source = LabelledBatches(
+        dataset,
+        labelled,
+        unlabelled,
+        spec.pseudo_labels,
+        masker,
+        seed=context.seed,
+        global_batch=spec.train.global_batch,
+        workers=layout.workers,
+        rank=ranks.rank,
+        micro_batch=layout.micro_batch,
+        steps_planned=steps,
+    )
+    checkpoint = context.checkpoint(layout)
+    found: list[Predictions] = []
+    outcome = train(
+        engine,
+        ClassificationObjective(spec.pseudo_labels),
+        source,
+        learning_rates=constant_group(
+            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
+        ),
+        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        checkpoint=checkpoint,
+        evaluate=None if evaluation_set is None else _evaluation(engine, evaluation_set, spec, layout, found),
+        observer=observer,
+        seed=context.seed,
+    )
+    observer.phase("write")
+    counts = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
+    predictions = found[-1] if found else None
+    draft = _write_draft(
+        spec, context, engine, model, peft_config, tokenization, outcome, dataset, counts, predictions, checkpoint
+    )
+    engine.close()
+    return draft
+
+
+def _open(spec: Finetune, context: StageContext, tokenization: Tokenization, field_path: str) -> Dataset | None:
+    use = find_source(spec, field_path) if field_path != "data" else get_source(spec, field_path)
+    if use is None:
+        return None
+    request = data_request(context, use, tokenization, spec.train.sequence_length)
+    return open_dataset(context, replace(request, role="labels"))
+
+
+def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """Number held-out labels as the training set does; raises RequestError for a class that it does not have."""
+    unknown = sorted(set(dataset.classes) - set(classes))
+    if unknown:
+        raise RequestError(f"held-out rows have the classes {', '.join(unknown)}, which no training row has")
+    numbers = np.array([*(classes.index(name) for name in dataset.classes), -1], dtype=np.int64)
+    return replace(
+        dataset, classes=classes, arrays={**dataset.arrays, "labels": numbers[np.asarray(dataset.arrays["labels"])]}
+    )
+
+
+def _evaluation(
+    engine: Engine, dataset: Dataset, spec: Finetune, layout: Layout, found: list[Predictions]
+) -> Callable[[], dict[str, float]]:
+    """Return the evaluation of the stage, which leaves what it saw in `found`; collective."""
+
+    def run() -> dict[str, float]:
+        rank = distributed.rank()
+        batches = labelled_evaluation_batches(
+            dataset, spec.train.evaluation_rows, layout.workers, rank, layout.micro_batch
+        )
+        rows: list[list[float]] = []
+        was_training = engine.module.training
+        engine.module.eval()
+        with torch.no_grad():
+            for batch in batches:
+                answer = engine.module(batch.to(engine.device))
+                confidence_B, guesses_B = torch.softmax(answer["logits"], dim=1).max(dim=1)
+                columns = (batch.labels_B, guesses_B, confidence_B, answer["losses"])
+                rows += [
+                    line for line in torch.stack([c.double().cpu() for c in columns], dim=1).tolist() if line[0] >= 0
+                ]
+        engine.module.train(was_training)
+        table = np.array([line for part in distributed.gather_json(rows) for line in part])
+        if len(table) == 0:
+            raise RequestError("no held-out row has a label")
+        labels, guesses = table[:, 0].astype(int), table[:, 1].astype(int)
+        found.append(Predictions(labels, guesses, table[:, 2], table[:, 3], dataset.classes))
+        return found[-1].scalars()
+
+    return run
+
+
+def _write_draft(
+    spec: Finetune,
+    context: StageContext,
+    engine: Engine,
+    model: Any,
+    peft_config: Any,
+    tokenization: Tokenization,
+    outcome: Outcome,
+    dataset: Dataset,
+    counts: dict[str, int],
+    predictions: Predictions | None,
+    checkpoint: StoreCheckpoint,
+) -> Draft | None:
+    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
+    dtype = dtype_of(spec.shard.precision)
+    with engine.gathered():
+        found = probe(model, "text_classifier", tokenization.vocab_size) if context.ranks.rank == 0 else None
+    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in engine.full_parameters()}
+    if found is None:
+        return None
+    probe_entry = put_probe(context.store, found)
+    base = context.inputs["init_from"].digest if peft_config is not None else None
+    checks = [Check("text_classifier", "model", probe_entry)]
+    with draft_folder() as folder:
+        if base is not None:
+            heads = {
+                f"base_model.model.{key}": tensor
+                for key, tensor in tensors.items()
+                if any(key.startswith(f"{part}.") for part in CLASSIFIER_PARTS)
+            }
+            config = copy.copy(peft_config)
+            config.task_type = "SEQ_CLS"
+            config.modules_to_save = [part.rsplit(".", 1)[-1] for part in CLASSIFIER_PARTS]
+            adapter = {**adapter_tensors(tensors), **heads}
+            write_adapter(folder / "adapter", config, adapter.items(), base_digest=base, dtype=dtype)
+            part = model_part(context.inputs["init_from"], "init_from")
+            checks.append(Check("text_classifier", part, probe_entry, adapter="adapter", base="init_from"))
+        whole = tensors if base is None else merged_tensors(model, tensors)
+        write_model(folder / "model", "text_classifier", model.config, whole.items(), tokenization.files(), dtype=dtype)
+        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
+    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
+    tables = {} if predictions is None else predictions.tables()
+    return Draft(
+        kind="text_classifier",
+        files=files,
+        checks=tuple(checks),
+        outcome=outcome.ending(),
+        metrics={
+            "train": last,
+            "evaluation": {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)} | tables,
+            "rows": counts,
+            "samples": outcome.samples,
+            "skipped_steps": outcome.skipped_steps,
+            "data": dataset.report.to_json(),
+        },
+        gate_reasons=_gate_reasons(predictions),
+        contract=tokenization.contract_hash,
+        base=base,
+        architecture=model_config(model.config, "text_classifier", dtype),
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
+    )
+
+
+def _gate_reasons(predictions: Predictions | None) -> tuple[str, ...]:
+    """Return why later stages should not build on it: it is no better than naming the commonest class."""
+    if predictions is None:
+        return ()
+    accuracy, commonest = predictions.scalars()["accuracy"], predictions.commonest_share()
+    if accuracy > commonest:
+        return ()
+    return (f"held-out accuracy {accuracy:.3f} is not above the commonest class's share, {commonest:.3f}",)

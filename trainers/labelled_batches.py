@@ -1,0 +1,167 @@
+"""Texts with classes as batches, maybe beside texts without; whose label is used follows from its tokens.
+
+B labelled rows, U rows without a label, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.encoders import PseudoLabels
+from recipes.errors import RequestError
+from trainers.data.batches import FILLER, pad
+from trainers.data.dataset import Dataset
+from trainers.data.order import global_sample
+from trainers.loop import SourceState
+from trainers.masking import Masker
+from trainers.randomness import stream_seed
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Right-padded texts."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+
+    def to(self, device: torch.device | str) -> "Texts":
+        """Copy to a device."""
+        return Texts(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Texts with their classes, and maybe two views of others: as they are, and with words hidden."""
+
+    texts: Texts
+    labels_B: Tensor
+    """Numbers of the classes; -1 at fillers."""
+    sample_ids_B: Tensor
+    unlabelled: Texts | None = None
+    augmented: Texts | None = None
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """Copy to a device."""
+        return replace(
+            self,
+            texts=self.texts.to(device),
+            labels_B=self.labels_B.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+            augmented=None if self.augmented is None else self.augmented.to(device),
+        )
+
+
+def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows whose labels are used and all others; a row's part follows from its tokens.
+
+    Raises RequestError where fewer than two classes are left.
+    """
+    labels = np.asarray(dataset.arrays["labels"])
+    shares = np.array([_share(dataset.text_ids(row)) for row in range(len(dataset))])
+    is_used = (labels >= 0) & (shares < labelled_share)
+    found = sorted({dataset.classes[label] for label in labels[is_used]})
+    if len(found) < 2:
+        raise RequestError(
+            f"a classifier needs at least two classes; the labels that are used have {', '.join(found) or 'none'} "
+            f"({int(is_used.sum())} of {len(dataset)} rows)"
+        )
+    return np.flatnonzero(is_used), np.flatnonzero(~is_used)
+
+
+def build_labelled_batch(dataset: Dataset, rows: Sequence[int]) -> LabelledBatch:
+    """Build the batch of these rows; rows of -1 are fillers with the text of row 0."""
+    labels = [-1 if row == FILLER else int(dataset.arrays["labels"][row]) for row in rows]
+    texts = _texts(dataset, [dataset.text_ids(max(row, 0)) for row in rows])
+    return LabelledBatch(texts, torch.tensor(labels), torch.tensor(list(rows)))
+
+
+def labelled_evaluation_batches(
+    dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int
+) -> Iterator[LabelledBatch]:
+    """Yield this rank's share of at most `rows` rows with a label, the same ones every time, as many on every rank."""
+    known = np.flatnonzero(np.asarray(dataset.arrays["labels"]) >= 0)
+    count, stride = min(rows, len(known)), workers * micro_batch
+    for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
+        positions = range(start, start + micro_batch)
+        sampled = [int(known[global_sample(dataset.digest, 0, p, len(known))]) for p in positions if p < count]
+        yield build_labelled_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
+
+
+class LabelledBatches:
+    """Batch source over labelled rows, with rows of unknown class beside them; every step can be resumed from."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labelled: np.ndarray,
+        unlabelled: np.ndarray,
+        pseudo_labels: PseudoLabels | None,
+        masker: Masker | None,
+        *,
+        seed: int,
+        global_batch: int,
+        workers: int,
+        rank: int,
+        micro_batch: int,
+        steps_planned: int,
+    ) -> None:
+        """Raise RequestError where pseudo-labels are asked for and every row has a label."""
+        if pseudo_labels is not None and len(unlabelled) == 0:
+            raise RequestError("pseudo_labels: every row has a label that is used; lower labelled_share")
+        self._dataset, self._labelled, self._unlabelled = dataset, labelled, unlabelled
+        self._pseudo_labels, self._masker, self._seed, self._global_batch = pseudo_labels, masker, seed, global_batch
+        starts = range(rank * micro_batch, global_batch, workers * micro_batch)
+        self._runs = [range(start, start + micro_batch) for start in starts]
+        self.steps_planned = steps_planned
+
+    def micro_batches(self, step: int) -> list[LabelledBatch]:
+        """Return this rank's share of the step's rows."""
+        return [self._batch(step, run) for run in self._runs]
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Never stops early."""
+        return None
+
+    def state(self) -> SourceState:
+        """Nothing."""
+        return SourceState()
+
+    def load_state(self, state: SourceState) -> None:
+        """Nothing."""
+
+    def _batch(self, step: int, run: range) -> LabelledBatch:
+        dataset, first = self._dataset, step * self._global_batch
+        places = [global_sample(dataset.digest, self._seed, first + place, len(self._labelled)) for place in run]
+        batch = build_labelled_batch(dataset, [int(self._labelled[place]) for place in places])
+        pseudo = self._pseudo_labels
+        if pseudo is None or step < pseudo.warmup_steps:
+            return batch
+        assert self._masker is not None
+        seed = stream_seed(self._seed, "unlabelled")
+        positions = [(first + place) * pseudo.ratio + copy for place in run for copy in range(pseudo.ratio)]
+        plain, augmented = [], []
+        for position in positions:
+            row = int(self._unlabelled[global_sample(dataset.digest, seed, position, len(self._unlabelled))])
+            ids = dataset.text_ids(row).astype(np.int64)
+            plain.append(ids)
+            rng = np.random.default_rng(stream_seed(self._seed, "augmented", position))
+            augmented.append(self._masker.hide(ids, np.ones_like(ids), rng)[0])
+        return replace(batch, unlabelled=_texts(dataset, plain), augmented=_texts(dataset, augmented))
+
+
+def _texts(dataset: Dataset, rows: Sequence[np.ndarray]) -> Texts:
+    ids, mask = pad([row.astype(np.int64) for row in rows], dataset.pad_id)
+    return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def _share(ids: np.ndarray) -> float:
+    digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,66 @@
+"""What the stages of text share: batches that follow from the step, learning rates, and how a batch is divided."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches
+from trainers.data.batches import BatchPlan
+from trainers.loop import SourceState
+from trainers.stage import StageContext
+from trainers.store.manifest import Layout
+
+GROUP = "model"
+EVALUATION = -1
+"""Stands for the step in evaluations, so that they hide the same tokens every time."""
+
+
+def unchanged(batch: Any, step: int) -> Any:
+    """Return the batch as it is."""
+    return batch
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
+
+    plan: BatchPlan
+    steps_planned: int
+    prepare: Callable[[Any, int], Any] = unchanged
+    """What the objective reads of a batch at a step."""
+
+    def micro_batches(self, step: int) -> list[Any]:
+        """Return this rank's share of the step's rows."""
+        return [self.prepare(batch, step) for batch in self.plan.micro_batches(step)]
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Never stops early."""
+        return None
+
+    def state(self) -> SourceState:
+        """Nothing."""
+        return SourceState()
+
+    def load_state(self, state: SourceState) -> None:
+        """Nothing."""
+
+
+def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int], dict[str, float]]:
+    """Return the learning rates of a stage with one parameter group."""
+    return lambda step: {GROUP: lr * factor(step)}
+
+
+def stage_layout(
+    context: StageContext, global_batch: int, micro_batch: int | str, *, at_most: int = MAX_AUTO_MICRO_BATCH
+) -> Layout:
+    """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
+    workers = context.ranks.world_size
+    saved = context.find_state()
+    if saved is not None and saved.layout.workers == workers:
+        return saved.layout
+    micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
+    return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)

@@ -1,6 +1,5 @@
 """Saving beside training: a copy of the state in one reused host buffer, and one task at a time that writes it."""
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,6 @@ from torch import Tensor
 from trainers.store.state import Piece
 
 ALIGNMENT = 64
-NICENESS = 15
-"""Of the writing thread (Linux weighs threads one by one): where no core is idle it takes at most 4 % of one from
-training, and all of it while training waits for the save."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,6 @@ class BackgroundTask:
         self.wait()
 
         def run() -> None:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
             try:
                 task()
             except BaseException as error:  # the thread's outermost call: raised again by `check` or `wait`

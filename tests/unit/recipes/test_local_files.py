@@ -160,7 +160,7 @@ def test_a_model_folder(tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not readable as JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type 'bert'"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "xlnet"}'), "model_type 'xlnet'"),
         (lambda folder: _model(folder, auto_map={"AutoModel": "x.y"}), "auto_map"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not readable by tokenizers"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),

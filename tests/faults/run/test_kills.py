@@ -101,7 +101,8 @@ def test_a_kill_at_a_random_moment(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "state"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "state"),
+    [pytest.param(signal.SIGTERM, 75, "stopped", marks=pytest.mark.long), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_to_the_driver_ends_the_run_in_order(
     make_bed: Callable[[], Any], chain_up_to: Callable[[str], Path], reference: Any, number: int, code: int, state: str

@@ -93,6 +93,7 @@ def check(make_stage_runner: Any, folder: Path, cells: list[Cell]) -> float:
     return largest
 
 
+@pytest.mark.long
 def test_a_covering_part_of_the_matrix_opens(
     make_stage_runner: Any, tmp_path: Path, say: Callable[[str], None]
 ) -> None:

@@ -1,15 +1,14 @@
 """A worker group of one rank in this very process: for debugging with breakpoints, and for tests."""
 
-import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.environment import variables
 from cluster.protocol import Json, OnBeat, Target, Verdict, WorkerFailed, WorkerSpec
 from cluster.rank import describe_error, find_target
 from cluster.supervise import classify, judge
@@ -62,7 +61,7 @@ class LocalGroup:
         if self._stop.is_set():
             raise Preempted("stopped before it started")
         context = LocalContext(self._stop, on_beat, self.spec.beat_interval_s)
-        with _environment({**self.spec.environment, **_torchrun_environment()}):
+        with variables({**self.spec.environment, **_torchrun_environment()}):
             try:
                 function = find_target(target) if isinstance(target, str) else target
                 return [function(payload, context)]
@@ -97,20 +96,6 @@ def _torchrun_environment() -> dict[str, str]:
         port = probe.getsockname()[1]
     ones = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {"RANK": "0", "LOCAL_RANK": "0", **ones}
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 def _verdict(error: Exception) -> Verdict:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib
 import logging
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,24 +28,6 @@ EMBEDDED_SETTINGS = {
 }
 # Their services are for people who watch a cluster: the autoscaler's monitor, the dashboard, the collector of logs.
 _UNWANTED_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")
-
-
-@contextlib.contextmanager
-def variables(values: dict[str, str], without: tuple[str, ...]) -> Iterator[None]:
-    """Sets and removes variables of this process for a while."""
-    touched = {*values, *without}
-    before = {key: os.environ.get(key) for key in touched}
-    for key in without:
-        os.environ.pop(key, None)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Self
 import psutil
 
 from cluster import watchdog
+from cluster.environment import variables
 from cluster.protocol import WorkerGroup, WorkerSpec
 from cluster.rank_process import ForkServerProcess, rank_environment
 from cluster.ray_start import (
@@ -28,7 +29,6 @@ from cluster.ray_start import (
     forget_token,
     quiet_loggers,
     silence,
-    variables,
 )
 from cluster.topology import Node
 from recipes.errors import CapacityError

@@ -271,12 +271,7 @@ def _write_draft(
         kind=spec.architecture.family,
         files=files,
         checks=(Check("image", "model", probe),),
-        outcome={
-            "state": outcome.state,
-            "rule": outcome.rule,
-            "steps_done": outcome.steps_done,
-            "steps_planned": outcome.steps_planned,
-        },
+        outcome=outcome.ending(),
         metrics={
             "train": {name: value for name, value in outcome.last_metrics.items() if name != "step_s"},
             "evaluation": evaluation,

@@ -1,9 +1,12 @@
 """A small recipe with every kind of stage, written to a folder, and edited by text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from recipes.errors import RecipeError
+from recipes.load import load_recipe
 
 CHAIN = """\
 name: chain
@@ -85,12 +88,32 @@ def write_recipe(tmp_path: Path) -> WriteRecipe:
     (rows / "text.txt").write_text("Some text.\n")
 
     def write(*edits: tuple[str, str], name: str = "recipe.yaml") -> Path:
-        text = CHAIN
-        for old, new in edits:
-            assert text.count(old) >= 1, f"{old!r} is not in the chain"
-            text = text.replace(old, new, 1)
         path = tmp_path / name
-        path.write_text(text)
+        path.write_text(edited(CHAIN, edits))
         return path
 
     return write
+
+
+def edited(text: str, edits: Iterable[tuple[str, str]]) -> str:
+    """The text with the first occurrence of each old part replaced; each one must be there."""
+    for old, new in edits:
+        assert old in text, f"{old!r} is not in the recipe"
+        text = text.replace(old, new, 1)
+    return text
+
+
+@pytest.fixture
+def problems_of(tmp_path: Path) -> Callable[..., str]:
+    """Load a recipe's text after edits, from recipe.yaml; returns what is wrong, nothing where it is right."""
+
+    def load(text: str, *edits: tuple[str, str]) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(edited(text, edits))
+        try:
+            load_recipe(path)
+        except RecipeError as error:
+            return str(error)
+        return ""
+
+    return load

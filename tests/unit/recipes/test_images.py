@@ -1,10 +1,10 @@
 """Recipes of picture models: what fits together, and what is said where it does not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from recipes.errors import RecipeError
 from recipes.families import FAMILIES
 from recipes.load import load_recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
@@ -45,23 +45,8 @@ stages:
 """
 
 
-def load(tmp_path: Path, *edits: tuple[str, str]) -> str:
-    """Load the recipe after edits; returns what is wrong, nothing where it is right."""
-    text = TEXT
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new, 1)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    try:
-        load_recipe(path)
-    except RecipeError as error:
-        return str(error)
-    return ""
-
-
-def test_the_recipe_is_right_and_names_its_inputs(tmp_path: Path) -> None:
-    assert load(tmp_path) == ""
+def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    assert problems_of(TEXT) == ""
     stages = load_recipe(tmp_path / "recipe.yaml").recipe.stages
     assert [item.wants for item in stage_inputs(stages["latent"])] == [("vae",)]
     assert [(item.field_path, item.wants[-1]) for item in stage_inputs(stages["exam"])] == [
@@ -147,5 +132,5 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ("latent: 4}", "latent: 4, likelihood: gaussian, binarize: true}", "needs likelihood: bernoulli"),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
-    assert said in load(tmp_path, (old, new))
+def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    assert said in problems_of(TEXT, (old, new))

@@ -1,11 +1,8 @@
 """Recipes of recurrent models and encoders: what fits together, and what is said where it does not."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-
-from recipes.errors import RecipeError
-from recipes.load import load_recipe
 
 TEXT = """\
 name: words
@@ -44,23 +41,8 @@ stages:
 """
 
 
-def load(tmp_path: Path, *edits: tuple[str, str]) -> str:
-    """Load the recipe after edits; returns what is wrong, nothing where it is right."""
-    text = TEXT
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new, 1)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    try:
-        load_recipe(path)
-    except RecipeError as error:
-        return str(error)
-    return ""
-
-
-def test_the_recipe_is_right(tmp_path: Path) -> None:
-    assert load(tmp_path) == ""
+def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
+    assert problems_of(TEXT) == ""
 
 
 @pytest.mark.parametrize(
@@ -100,5 +82,5 @@ def test_the_recipe_is_right(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
-    assert said in load(tmp_path, (old, new))
+def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    assert said in problems_of(TEXT, (old, new))

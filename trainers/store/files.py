@@ -51,7 +51,7 @@ class Files(Protocol):
     """Files by relative path. Whatever a call has returned survives a power cut; no reader sees half a file.
 
     Writes raise CapacityError when the place cannot take them (StoreFull for want of room), reads raise
-    FileNotFoundError.
+    FileNotFoundError, both StoreUntrusted for what others may have written.
     """
 
     uri: str
@@ -73,6 +73,12 @@ class Files(Protocol):
 
     def put_file(self, source: Path, place: Place) -> FileEntry:
         """Write a copy of a local file as an object."""
+
+    def local(self, path: str) -> Path | None:
+        """Return where a path of a local store lies, whether or not it is there; None for an object store.
+
+        Raises StoreUntrusted when others may have written it, or when it leads out of the store.
+        """
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes."""

@@ -257,9 +257,8 @@ class LocalFiles:
             return
         if folder != self.root:
             self._make_folder(folder.parent, durable)
-        folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
-        if folder != self.root:
             check_path(self.root, folder.relative_to(self.root).as_posix())
+        folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         if durable:
             self._sync_folder(folder.parent)
             self._durable_folders.add(str(folder))

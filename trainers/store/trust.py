@@ -91,8 +91,8 @@ def trust_of(root: Path) -> Trust:
     if isinstance(judged, Trust):
         return judged
     raise StoreUntrusted(
-        f"store {root} is not used: {judged}. Use a folder of your own (a new one inside it will do), let a common group "
-        f"write it (chmod g+ws,o-w), or, if nobody else can reach it, set {TRUST_VARIABLE}={root}"
+        f"store {root} is not used: {judged}. Use a folder of your own (a new one inside it will do), let a common "
+        f"group write it (chmod g+ws,o-w), or, if nobody else can reach it, set {TRUST_VARIABLE}={root}"
     )
 
 

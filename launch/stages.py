@@ -3,6 +3,7 @@
 Both functions are targets of a worker group; everything that crosses the process border is JSON.
 """
 
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
 from recipes.derive import steps_per_iteration
+from recipes.errors import CapacityError
 from recipes.load import parse_recipe
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
@@ -124,10 +126,15 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store = Store.open(job["store"])
 
     def tell(text: str) -> None:
-        worker.beat("wait for room")
+        worker.beat("wait for the store")
         print(text, flush=True)
 
     store.wait_for_room(ROOM_WAIT_S, tell)
+    if not store.run(job["run"]).exists():
+        raise CapacityError(
+            f"store {store.uri} holds no run {job['run']} as seen from {socket.gethostname()}: every node needs the "
+            f"same folder there; see whether it is mounted"
+        )
     store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]

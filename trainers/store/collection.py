@@ -80,6 +80,7 @@ def collect(
         raise ValueError(f"grace is {grace_s} s")
     if not dry_run:
         store.files.recover()
+        store.files.sweep()
     paths = {_sha(path): path for path in store.files.walk("objects")}
     marked = _mark(store, keep, finished_states)
     if dry_run:

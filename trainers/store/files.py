@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store.manifest import FileEntry
+from trainers.store.watch import demand_answer
 
 CHUNK_BYTES = 1 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
@@ -121,7 +122,10 @@ class Files(Protocol):
 
 
 def open_files(uri: str) -> Files:
-    """Open a folder (path or file://) or an object store (s3://, gs://, memory://); creates nothing."""
+    """Open a folder (path or file://) or an object store (s3://, gs://, memory://); creates nothing.
+
+    Raises CapacityError when the folder's file system does not answer.
+    """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         from trainers.store.local_files import LocalFiles
@@ -129,7 +133,9 @@ def open_files(uri: str) -> Files:
         path = parts.path if parts.scheme else uri
         if not path or "\x00" in uri or (parts.scheme and parts.netloc):
             raise RequestError(f"store {uri!r} is not a folder or an address like s3://bucket/prefix")
-        return LocalFiles(Path(path).expanduser().absolute())
+        root = Path(path).expanduser().absolute()
+        demand_answer(root)
+        return LocalFiles(root)
     if parts.scheme not in REMOTE_PROTOCOLS:
         known = ", ".join(f"{name}://" for name in REMOTE_PROTOCOLS)
         raise RequestError(f"store {uri!r}: {parts.scheme}:// is not supported; use a folder, {known}")

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +17,9 @@ from recipes.errors import CapacityError
 from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file
 from trainers.store.manifest import FileEntry
 from trainers.store.trust import StoreUntrusted, check_path
+from trainers.store.watch import Watch
+
+log = logging.getLogger("trainwright.store")
 
 STALE_SECONDS = 60.0
 """A temporary file older than this that nobody holds locked was left by a dead writer."""
@@ -87,14 +91,18 @@ class LocalFiles:
         return self.put(_FileChunks(source), place, source.stat().st_size)
 
     def local(self, path: str) -> Path:
-        check_path(self.root, path)
+        with self._watch(f"look at {path}"):
+            check_path(self.root, path)
         return self.root / path
 
     def read(self, path: str) -> bytes:
-        return self.local(path).read_bytes()
+        place = self.local(path)
+        with self._watch(f"read {path}"):
+            return place.read_bytes()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with self.local(path).open("rb") as file:
+        place = self.local(path)
+        with self._watch(f"read {path}"), place.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
@@ -111,7 +119,9 @@ class LocalFiles:
 
     def names(self, path: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.local(path)))
+            place = self.local(path)
+            with self._watch(f"list {path}"):
+                return sorted(os.listdir(place))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -204,12 +214,14 @@ class LocalFiles:
                 digest.update(view)
                 size += len(view)
                 while view:
-                    view = view[os.write(descriptor, view) :]
+                    with self._watch("write in tmp"):
+                        view = view[os.write(descriptor, view) :]
             os.fchmod(descriptor, 0o444)
             if os.fstat(descriptor).st_size != size:
                 raise OSError("short write")
             if durable:
-                os.fsync(descriptor)
+                with self._watch("fsync in tmp"):
+                    os.fsync(descriptor)
         except BaseException:
             os.unlink(temporary)
             raise
@@ -266,9 +278,15 @@ class LocalFiles:
     def _sync_folder(self, folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            with self._watch(f"fsync of {folder.relative_to(self.root.parent)}"):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _watch(self, what: str) -> Watch:
+        """Watch a call; one that lasts is told to whoever hears of a full store."""
+        tell = log.warning if self.patience is None else self.patience.tell
+        return Watch(f"store {self.uri}: waiting for the file system to {what}", tell)
 
     def _is_whole(self, path: str, entry: FileEntry) -> bool:
         """Tell whether an object is there and right; one that others may have written is not."""

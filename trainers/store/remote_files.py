@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from recipes.errors import CapacityError, RequestError
 from trainers.store.files import Patience, Place, hash_file
 from trainers.store.manifest import FileEntry
+from trainers.store.watch import Watch
 
 log = logging.getLogger("trainwright.store")
 
@@ -25,6 +26,8 @@ ANSWER_S = 20.0
 """How long requests are tried again without an answer where nobody has given the store patience."""
 TELL_S = 3.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
+TRANSFERS = ("upload", "fetch")
+"""Requests of any size: they may last, as long as bytes come and go."""
 UNFINISHED_S = 24 * 3600.0
 """An upload in parts that was begun longer ago than that has nobody who goes on with it."""
 PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, None)
@@ -102,7 +105,7 @@ class RemoteFiles:
         path = place(entry.sha256)
         if self._is_whole(path, entry) and self._is_young(path):
             return entry
-        self._ask("write", path, lambda: self._fs.put_file(str(source), self._full(path)))
+        self._ask("upload", path, lambda: self._fs.put_file(str(source), self._full(path)))
         stored = self.size(path)
         if stored != entry.bytes:
             raise CapacityError(f"store {self.uri}: {path} has {stored} bytes after writing {entry.bytes}")
@@ -139,7 +142,7 @@ class RemoteFiles:
         return float(at.timestamp()) if hasattr(at, "timestamp") else None
 
     def fetch(self, path: str, target: Path) -> None:
-        self._ask("read", path, lambda: self._fs.get_file(self._full(path), str(target)))
+        self._ask("fetch", path, lambda: self._fs.get_file(self._full(path), str(target)))
 
     def names(self, path: str) -> list[str]:
         try:
@@ -213,8 +216,13 @@ class RemoteFiles:
         tell = log.warning if self.patience is None else self.patience.tell
         while True:
             try:
-                found = request()
-            except FileNotFoundError:
+                with nullcontext() if verb in TRANSFERS else Watch(f"store {self.uri}: waiting to {verb} {path}", tell):
+                    found = request()
+            except FileNotFoundError as error:  # an answer: the file is not there, or to a write, the bucket
+                if verb in ("write", "upload"):
+                    raise CapacityError(f"store {self.uri}: cannot {verb} {path}: {error}") from error
+                if is_told:
+                    tell(f"store {self.uri}: answers again after {time.monotonic() - began_at:.0f} s")
                 raise
             except self._errors as error:
                 waited_s = time.monotonic() - began_at

@@ -218,7 +218,8 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         return
     if isinstance(stage, Pretrain | Evaluate) and facts.family == "vision_language":
         field, found = ("init_from", stage.init_from) if isinstance(stage, Pretrain) else ("of", stage.of[0])
-        message = f"a {stage.kind} stage takes no vision-language model; finetune does"
+        kind = "a pretrain" if isinstance(stage, Pretrain) else "an evaluate"
+        message = f"{kind} stage takes no vision-language model; finetune does, and reports how it answers"
         yield loaded.problem(f"{place}.{field}", found or "", message)
         return
     if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):

@@ -15,7 +15,6 @@ from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.sharding import Shard
 from recipes.train import ImageTrain, Train
 
-
 Part = Literal["language", "projector", "vision"]
 """Parts of a vision-language model."""
 

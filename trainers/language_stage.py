@@ -44,9 +44,9 @@ from trainers.objectives.carried_language_model import CarriedLanguageModelObjec
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import Objective
 from trainers.objectives.vision_language import PicturedLanguageModelObjective
+from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.pictured_responses import pictured_response_report
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.schedule import learning_rate_factor
 from trainers.stage import (

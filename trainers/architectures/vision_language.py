@@ -114,7 +114,8 @@ def demand_fitting(model: Any, processor: PictureProcessor) -> None:
     config = model.config
     if processor.image_id != config.image_token_id:
         raise StageError(
-            f"the processor's image token is {processor.image_id}, that of the model's config.json {config.image_token_id}"
+            f"the processor's image token is {processor.image_id}, that of the model's configuration "
+            f"{config.image_token_id}"
         )
     with torch.no_grad():
         weight = next(model.base_model.vision_tower.parameters())

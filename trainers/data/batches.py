@@ -122,7 +122,7 @@ class PicturedBatch:
     """Values as the model takes them; I may be 0, C, H and W are the model's."""
 
     @property
-    def sample_ids_B(self) -> Tensor:  # noqa: N802
+    def sample_ids_B(self) -> Tensor:
         """Rows of the data set."""
         return self.tokens.sample_ids_B
 

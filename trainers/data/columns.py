@@ -26,8 +26,8 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
 
     text: {text}. labels: {text, label}; a label that is missing or None is unknown. instructions: {messages},
     {prompt, completion} or {text}. pictured: {messages, images} with every content a list of parts {type: text, text}
-    and {type: image}, or {prompt, completion, images}; images are as the row names them. preferences: {prompt, chosen, rejected};
-    without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
+    and {type: image}, or {prompt, completion, images}; images are as the row names them. preferences: {prompt, chosen,
+    rejected}; without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:

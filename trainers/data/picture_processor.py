@@ -17,7 +17,7 @@ from recipes.vision_folders import PROCESSOR_FILES
 
 @dataclass(frozen=True)
 class PictureProcessor:
-    """transformers' processor on Pillow; pixels are kept in 8 bits, resized and cropped, and scaled where they are used.
+    """transformers' processor on Pillow; pixels are kept in 8 bits, resized and cropped, and scaled at their use.
 
     A pixel's value in the model is (pixel * factor - mean_C) / std_C, as the processor computes it.
     """
@@ -97,8 +97,8 @@ def _processed(images: Any, picture: Any) -> np.ndarray:
     pixels = np.asarray(found[0])
     if pixels.dtype != np.uint8 or pixels.ndim != 3:
         raise RequestError(
-            f"the image processor {type(images).__name__} gives {pixels.dtype} of shape {pixels.shape}; only those that "
-            "give one picture of 8-bit pixels are supported"
+            f"the image processor {type(images).__name__} gives {pixels.dtype} of shape {pixels.shape}; only those "
+            "that give one picture of 8-bit pixels are supported"
         )
     return pixels
 

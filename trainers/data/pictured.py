@@ -1,6 +1,7 @@
 """Rows of text with pictures to sequences: a place for each picture, as many tokens as its features, and its pixels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,7 @@ def pictured(
     parts = lay_out(pieces, list(range(len(pieces))), row_ids, settings)
     rows, row_offsets = parts.arrays["rows"], parts.arrays["row_offsets"]
     by_sequence = [
-        [number for row in rows[start:end] for number in row_pictures[row]]
-        for start, end in zip(row_offsets[:-1], row_offsets[1:], strict=True)
+        [number for row in rows[start:end] for number in row_pictures[row]] for start, end in pairwise(row_offsets)
     ]
     parts.arrays |= {
         "picture_numbers": np.asarray([number for numbers in by_sequence for number in numbers], dtype=np.int64),

@@ -2,7 +2,7 @@
 
 import math
 
-from recipes.ppo import Ppo
+from recipes.ppo import Updates
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
@@ -40,7 +40,7 @@ def planned_steps(train: Train | ImageTrain, rows: int | None = None) -> int | N
     return None if rows is None else max(1, math.ceil(train.epochs * rows / train.global_batch))
 
 
-def steps_per_iteration(ppo: Ppo) -> int:
+def steps_per_iteration(ppo: Updates) -> int:
     """Optimiser steps between two rollouts."""
     return ppo.epochs * ppo.mini_batches
 

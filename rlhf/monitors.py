@@ -5,11 +5,31 @@ Shapes: N responses of all ranks, R response tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from rlhf.comparison import correlation, distinct_n, repeated_share
 from rlhf.kl import k1, k3
+
+
+class Report(Protocol):
+    """One iteration's rollouts in numbers, over all ranks."""
+
+    @property
+    def score_mean(self) -> float:
+        """Of the scores as the reward gave them."""
+
+    @property
+    def kl(self) -> float:
+        """Of the policy against its start, in nats for a whole sample."""
+
+    @property
+    def kl_alarm(self) -> bool:
+        """Whether sampling and log-probabilities disagree."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by their names in the run's metrics; `score_mean`, `score_std` and `kl` among them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class RolloutReport:
         return dict(vars(self))
 
     @property
-    def kl_is_negative(self) -> bool:
+    def kl_alarm(self) -> bool:
         """Alarm: a mean k1 well below 0 means that sampling and log-probabilities disagree."""
         return self.kl < -0.05 * max(1.0, self.length_mean) ** 0.5 and self.kl < -self.kl_k3
 
@@ -65,6 +85,6 @@ def report_rollouts(
     )
 
 
-def broken_rule(report: RolloutReport, kl_limit: float | None) -> str | None:
+def broken_rule(report: Report, kl_limit: float | None) -> str | None:
     """Name of the stop rule that these rollouts break."""
     return "kl_limit" if kl_limit is not None and report.kl > kl_limit else None

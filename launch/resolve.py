@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.chain import picture_stage_of
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
@@ -27,7 +28,6 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
-from recipes.stages import PretrainImages
 from trainers.data.images import image_source_digest
 from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
@@ -129,8 +129,8 @@ class Resolved:
         pictures = {
             name: facts
             for name, stage in self.recipe.stages.items()
-            if isinstance(stage, PretrainImages)
-            and (facts := find_picture_facts(stage.data, self.base_dir)) is not None
+            if (source := picture_stage_of(stage, self.recipe.stages)) is not None
+            and (facts := find_picture_facts(source.data, self.base_dir)) is not None
         }
         try:
             return build_plan(

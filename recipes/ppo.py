@@ -12,7 +12,9 @@ class Sampling(Strict):
     """How responses are drawn; no truncation of the distribution, so that log-probabilities are exact."""
 
     max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Longest response in tokens, the end token included.")
-    max_prompt_tokens: int = meaning(128, ge=1, le=10**6, description="Longer prompts are dropped and counted.")
+    max_prompt_tokens: int = meaning(
+        128, ge=8, le=10**6, description="Longer prompts are dropped and counted; fewer than 8 hold no chat turn."
+    )
     temperature: float = meaning(
         1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update."
     )

@@ -19,6 +19,14 @@ def picture_stage(**architecture: Any) -> dict[str, Any]:
     return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
+def gan_stage() -> dict[str, Any]:
+    """Give a small adversarial stage; its penalty differentiates twice, so a large step soon magnifies rounding."""
+    stage = picture_stage(
+        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
+    )
+    return {**stage, "train": {**stage["train"], "optimizer": {"lr": 1e-3}}}
+
+
 def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     """Give a small stage on the folder's text."""
     marks = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"} if architecture["family"] == "encoder" else {}
@@ -57,9 +65,7 @@ STAGES: dict[str, dict[str, Any]] = {
     ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
-    "gan": picture_stage(
-        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
-    ),
+    "gan": gan_stage(),
     "ddpm": picture_stage(
         family="ddpm",
         block_out_channels=[8, 16],

@@ -1,4 +1,4 @@
-"""DDPO on the plain engine with a tiny network: invariants at the start, learning, stale policies, resume, stop rules."""
+"""DDPO on the plain engine with a tiny network: invariants at the start, learning, stale policies, resume, limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

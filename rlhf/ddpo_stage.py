@@ -91,7 +91,10 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         source.return_to_best()
     observer.phase("write")
     metrics = stage_metrics(outcome, source, final)
-    reasons = gate_reasons(source.start(), final)
+    start = source.start()
+    if start["score_std"] > 0:
+        metrics["score_gain_sd"] = (final.score_mean - start["score_mean"]) / start["score_std"]
+    reasons = gate_reasons(start, final)
     draft = _write_draft(spec, context, engine, blueprint, outcome, metrics, reasons, checkpoint)
     engine.close()
     return draft

@@ -14,7 +14,7 @@ from cluster.protocol import Json, WorkerContext
 from recipes.derive import steps_per_iteration
 from recipes.errors import CapacityError
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -54,6 +54,9 @@ def progress_of(spec: Stage) -> Progress:
         case PpoStage():
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
+        case PpoImages():
+            pictures = spec.rollout.pictures_per_iteration
+            return Progress("iteration", steps_per_iteration(spec.ppo), "pictures", ("score", "kl"), pictures)
         case Evaluate():
             return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
@@ -184,6 +187,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from rlhf.ppo_stage import run_ppo
 
             return run_ppo(spec, context)
+        case PpoImages():
+            from rlhf.ddpo_stage import run_ddpo
+
+            return run_ddpo(spec, context)
         case Evaluate():
             from rlhf.evaluate_stage import run_evaluate
 

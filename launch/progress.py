@@ -14,7 +14,7 @@ from rich.text import Text
 PLAIN_EVERY_S = 10.0
 
 SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
-COUNTED = ("tokens", "target_tokens", "pairs", "responses", "pictures")
+COUNTED = ("tokens", "target_tokens", "rows", "pairs", "responses", "pictures")
 """What a beat's `..._per_s` may count."""
 
 ACTIVITIES = {

@@ -23,6 +23,8 @@ from trainers.stage import Draft, StageContext, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
+CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -47,7 +49,7 @@ class Observer:
         self.stop_at = stop_at
         self.step = 0
         self.steps: list[int] = []
-        self.curves: dict[str, dict[int, float]] = {"loss": {}, "generator_loss": {}, "eval/loss": {}}
+        self.curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
 
     def phase(self, name: str, **progress: float) -> None:
         self.step = int(progress.get("step", 0))

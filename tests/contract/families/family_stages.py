@@ -39,6 +39,14 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     }
 
 
+VISION_LANGUAGE: dict[str, Any] = {
+    "kind": "finetune",
+    "init_from": "store://small-llava",
+    "data": {"source": "jsonl", "files": ["pictures.jsonl"], "hold_out": 0.2},
+    "train": {**TRAIN, "sequence_length": 64},
+}
+"""Starts from a model that the kit writes; no recipe builds one."""
+
 STAGES: dict[str, dict[str, Any]] = {
     "decoder": text_stage(
         family="decoder",
@@ -80,3 +88,23 @@ STAGES: dict[str, dict[str, Any]] = {
         ema_decay=0.9,
     ),
 }
+
+TUNED: dict[str, Any] = {
+    "kind": "ppo",
+    "actor": "ddpm",
+    "reward": {"classifier": "classifier"},
+    "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]},
+    "ppo": {
+        "estimator": "ddpo",
+        "iterations": 3,
+        "mini_batches": 2,
+        "kl_coef": 0.1,
+        "kl_in": "loss",
+        "kl_limit": 1000,
+        "optimizer": {"lr": 1e-3},
+        "save_every": 1,
+        "grid": 4,
+    },
+}
+"""Reward-tuned diffusion of the stages above: the small `ddpm`, rewarded by the small `classifier`."""
+TUNED_INPUTS = {"actor": "ddpm", "reward.classifier": "classifier"}

@@ -3,6 +3,7 @@
 Both functions are targets of a worker group; everything that crosses the process border is JSON.
 """
 
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from cluster.protocol import Json, WorkerContext
 from recipes.architecture import MODEL_TYPES
 from recipes.derive import steps_per_iteration
+from recipes.errors import CapacityError
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -62,6 +64,9 @@ def progress_of(spec: Stage, started_from: str | None = None) -> Progress:
         case PpoStage():
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
+        case PpoImages():
+            pictures = spec.rollout.pictures_per_iteration
+            return Progress("iteration", steps_per_iteration(spec.ppo), "pictures", ("score", "kl"), pictures)
         case Evaluate():
             return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
@@ -134,10 +139,15 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store = Store.open(job["store"])
 
     def tell(text: str) -> None:
-        worker.beat("wait for room")
+        worker.beat("wait for the store")
         print(text, flush=True)
 
     store.wait_for_room(ROOM_WAIT_S, tell)
+    if not store.run(job["run"]).exists():
+        raise CapacityError(
+            f"store {store.uri} holds no run {job['run']} as seen from {socket.gethostname()}: every node needs the "
+            f"same folder there; see whether it is mounted"
+        )
     store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
@@ -193,6 +203,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from rlhf.ppo_stage import run_ppo
 
             return run_ppo(spec, context)
+        case PpoImages():
+            from rlhf.ddpo_stage import run_ddpo
+
+            return run_ddpo(spec, context)
         case Evaluate():
             from rlhf.evaluate_stage import run_evaluate
 

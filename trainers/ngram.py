@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from trainers import distributed
-from trainers.data.batches import TokenBatch, evaluation_batches
+from trainers.data.batches import PicturedBatch, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 
 ORDER = 5
@@ -116,7 +116,8 @@ def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: 
     if distributed.rank() == 0:
         model = KneserNey(_joined([count_documents(dataset) for dataset in training_sets]), vocab_size)
         batches = evaluation_batches(held_out, rows, 1, 0, ROWS_AT_ONCE)
-        total, count = negative_log_likelihood(model, cast(Iterable[TokenBatch], batches))
+        texts = (batch.tokens if isinstance(batch, PicturedBatch) else cast(TokenBatch, batch) for batch in batches)
+        total, count = negative_log_likelihood(model, texts)
         found = math.exp(total / count) if count else math.inf
     shared: float = distributed.broadcast_json(found)
     return shared

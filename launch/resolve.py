@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.architecture import MODEL_TYPES
-from recipes.chain import start_of
+from recipes.chain import picture_stage_of, start_of
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
@@ -29,7 +29,6 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
-from recipes.stages import PretrainImages
 from trainers.data.images import image_source_digest
 from trainers.data.pictured_digest import pictured_digest
 from trainers.data.sources import source_digest
@@ -133,8 +132,8 @@ class Resolved:
         pictures = {
             name: facts
             for name, stage in self.recipe.stages.items()
-            if isinstance(stage, PretrainImages)
-            and (facts := find_picture_facts(stage.data, self.base_dir)) is not None
+            if (source := picture_stage_of(stage, self.recipe.stages)) is not None
+            and (facts := find_picture_facts(source.data, self.base_dir)) is not None
         }
         try:
             return build_plan(
@@ -222,7 +221,8 @@ def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, 
         reference = None if text is None else parse_reference(text)
         if not isinstance(reference, StageRef):
             found = external.get(stage, {}).get("init_from")
-            return None if found is None else (found.architecture or {}).get("model_type")
+            kind = None if found is None else (found.architecture or {}).get("model_type")
+            return kind if isinstance(kind, str) else None
         stage = reference.stage
     return None
 

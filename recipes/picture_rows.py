@@ -106,9 +106,9 @@ def _check_source(loaded: LoadedRecipe, place: str, source: Source, facts: Model
             )
         for picture in pictures or ():
             some = True
-            message = unusable(picture, folder)
-            if message is not None:
-                finding = finding or (f"{where}: {message}", "")
+            trouble = unusable(picture, folder)
+            if trouble is not None:
+                finding = finding or (f"{where}: {trouble}", "")
         if finding is not None:
             yield loaded.problem(place, source.source, *finding)
             return

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
+from recipes.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.encoders import Corruption, PseudoLabels
 from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
@@ -154,6 +155,17 @@ class PpoStage(_Stage):
         return self
 
 
+class PpoImages(_Stage):
+    """Reward-tuned diffusion: proximal policy optimisation of what a model draws, step by step, against a reward."""
+
+    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of pictures.")
+    actor: str = meaning(description="The diffusion model to start from; also the reference.")
+    reward: PictureReward = meaning(description="What a picture is rewarded for.")
+    rollout: PictureRollout = meaning(default_factory=PictureRollout, description="How experience is drawn.")
+    ppo: Ddpo = meaning(description="The algorithm's settings.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+
 class Bound(Strict):
     """A gate on one metric."""
 
@@ -244,7 +256,13 @@ PretrainFamily = Annotated[
 ]
 """What trains each family; `init_from` without an architecture goes on from a language model."""
 
-Stage = Annotated[PretrainFamily | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+PpoEstimator = Annotated[
+    Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],
+    Discriminator(TagAt(("ppo", "estimator"), default="gae")),
+]
+"""One algorithm, and what its samples are: responses, or pictures."""
 
-SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+Stage = Annotated[PretrainFamily | Finetune | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 2, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

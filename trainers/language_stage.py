@@ -272,7 +272,7 @@ def held_out_loss(
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity(training_set, dataset, rows, vocab_size))
+            baseline.append(ngram_perplexity([training_set], dataset, rows, vocab_size))
         batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared = (learning.prepare(batch, EVALUATION) for batch in batches)
         means = evaluate(engine.module, learning.objective, prepared, engine.device)

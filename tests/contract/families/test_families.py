@@ -62,7 +62,16 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
         cases += [
             _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
         ]
+    cases += [_tuned("straight", TWO_WORKERS, is_kept=True), _tuned("stopped", TWO_WORKERS, stop_at=3)]
+    cases += [_tuned("stopped", TWO_WORKERS)]
+    cases += [_tuned(f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
     return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
+
+
+def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A reward-tuned diffusion of the families' own stages."""
+    spec = KIT.TUNED | {"shard": shard}
+    return {"run": run, "stage": "tuned", "spec": spec, "inputs": KIT.TUNED_INPUTS, **more}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +86,7 @@ def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in FAMILIES] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
+    plain.append(_tuned("plain", PLAIN))
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
 
@@ -165,6 +175,37 @@ def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) 
 def every_stage(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every family ran under every ZeRO stage on two workers."""
     return _run(run_ranks, tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
+
+
+def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path) -> None:
+    straight, resumed = result(finished, "straight", "tuned"), result(finished, "stopped", "tuned")
+    assert straight["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
+    assert straight["kind"] == "ddpm"
+    assert straight["difference"] < LIMIT
+    assert resumed["steps"] == [5, 6]
+    assert resumed["digest"] == straight["digest"]
+    assert resumed["metrics"] == straight["metrics"]
+    assert straight["metrics"]["end"]["score_mean"] == straight["curves"]["score_mean"]["6"]
+    assert [line["step"] for line in straight["grids"]] == [0, 2, 4, 6]
+    assert straight["grids"][0]["image"] != straight["grids"][-1]["image"]
+
+
+@pytest.mark.parametrize("run", ["zero3", "plain"])
+def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finished: Path, run: str) -> None:
+    wanted, found = result(finished, "straight", "tuned"), result(finished, run, "tuned")
+    assert found["curves"]["score_mean"]["0"] == pytest.approx(wanted["curves"]["score_mean"]["0"], rel=1e-5)
+    for step in ("1", "2"):
+        assert found["curves"]["loss"][step] == pytest.approx(wanted["curves"]["loss"][step], rel=2e-4, abs=2e-5)
+    assert wanted["curves"]["kl"]["2"] > 0
+
+
+def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished: Path, tmp_path: Path) -> None:
+    from trainers.families.build import open_family
+
+    store = Store.open(str(finished / "store"))
+    opened: Any = open_family(export(store, store.resolve("tuned"), tmp_path / "model"))
+    assert (opened.settings.sampler, opened.settings.sampling_steps, opened.settings.guidance) == ("ddpm", 5, 1.5)
+    assert opened.sample([1, 2], [1, 8]).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

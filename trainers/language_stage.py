@@ -230,7 +230,7 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
 
 def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
     """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
-    exclude = ""
+    exclude: str | tuple[()] = ()
     if pictures is not None:
         demand_fitting(model, pictures)
         parts = learning_parts(spec.parts, spec.lora)

@@ -34,7 +34,7 @@ def add_adapter(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=target_names(model, lora, exclude),
-        exclude_modules=exclude if isinstance(exclude, str) else list(exclude) or None,
+        exclude_modules=(exclude if isinstance(exclude, str) else list(exclude)) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
         task_type="CAUSAL_LM",

@@ -16,7 +16,7 @@ LOST_SHARE = 0.1
 """A stage that cannot use more of its rows than this says so when it is committed."""
 
 SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
-COUNTED = ("tokens", "target_tokens", "pairs", "responses", "pictures")
+COUNTED = ("tokens", "target_tokens", "rows", "pairs", "responses", "pictures")
 """What a beat's `..._per_s` may count."""
 
 ACTIVITIES = {

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from recipes.architecture import Architecture, Gpt2
+from recipes.chain import origin
 from recipes.data import Source, Tokenizer, TrainTokenizer
 from recipes.ddpo import Ddpo, PictureRollout
 from recipes.encoders import Bert, PseudoLabels
@@ -26,7 +27,7 @@ T = TypeVar("T", bound=Strict)
 
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe's smoke form; shrinking it again changes nothing. A few steps teach nothing: gates do not refuse."""
-    stages = {name: _with(_shrink_stage(stage), gate="ignore") for name, stage in recipe.stages.items()}
+    stages = {name: _with(_shrink_stage(stage, recipe), gate="ignore") for name, stage in recipe.stages.items()}
     return _with(recipe, stages=stages)
 
 
@@ -35,7 +36,7 @@ def _with(model: T, **changes: Any) -> T:
     return model.model_copy(update=changes)
 
 
-def _shrink_stage(stage: Stage) -> Stage:
+def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
     match stage:
         case Pretrain():
             return _with(
@@ -55,12 +56,16 @@ def _shrink_stage(stage: Stage) -> Stage:
                 train=_shrink_image_train(stage.train),
             )
         case Finetune():
+            # A model from outside the recipe keeps its size, and the length that its rows and pictures need.
+            is_built_here = isinstance(origin(stage.init_from, recipe.stages), Pretrain)
+            train = _shrink_train(stage.train)
+            length = train.sequence_length if is_built_here else stage.train.sequence_length
             return _with(
                 stage,
                 pseudo_labels=_shrink_pseudo_labels(stage.pseudo_labels),
                 data=_limit(stage.data, ROWS),
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
-                train=_shrink_train(stage.train),
+                train=_with(train, sequence_length=length),
             )
         case Reward():
             return _with(

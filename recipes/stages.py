@@ -16,6 +16,9 @@ from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.sharding import Shard
 from recipes.train import ImageTrain, Train
 
+Part = Literal["language", "projector", "vision"]
+"""Parts of a vision-language model."""
+
 
 class _Stage(Strict):
     seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; None takes the recipe's.")
@@ -76,13 +79,20 @@ class PretrainImages(_Stage):
 
 
 class Finetune(_Stage):
-    """Supervised learning on rows: responses to prompts (decoder, rnn), or labels of texts (encoder)."""
+    """Supervised learning on rows: responses to prompts (decoder, rnn) or to pictures with prompts (vision_language),
+    or labels of texts (encoder).
+    """
 
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
+    parts: list[Part] | None = meaning(
+        None,
+        min_length=1,
+        description="vision_language: which parts learn; None: with lora the language part, without it all of them.",
+    )
     labelled_share: float = meaning(
         1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
     )
@@ -90,7 +100,8 @@ class Finetune(_Stage):
         None, description="encoder: learn from the rows without a label too; None leaves them out."
     )
     data: Source = meaning(
-        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`."
+        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`; for a "
+        "vision-language model also `image` or `images`."
     )
     evaluation: Source | None = meaning(
         None, description="Held-out rows; None: python-docs' validation split or hold_out."

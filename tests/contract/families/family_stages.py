@@ -39,6 +39,14 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     }
 
 
+VISION_LANGUAGE: dict[str, Any] = {
+    "kind": "finetune",
+    "init_from": "store://small-llava",
+    "data": {"source": "jsonl", "files": ["pictures.jsonl"], "hold_out": 0.2},
+    "train": {**TRAIN, "sequence_length": 64},
+}
+"""Starts from a model that the kit writes; no recipe builds one."""
+
 STAGES: dict[str, dict[str, Any]] = {
     "decoder": text_stage(
         family="decoder",

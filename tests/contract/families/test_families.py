@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from recipes.errors import RequestError
-from recipes.families import FAMILIES
+from recipes.families import FAMILIES as BUILT
 from trainers.store.export import export
 from trainers.store.store import Store
 
 HERE = Path(__file__).parent
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
-LANGUAGE = ("decoder", "encoder", "rnn")
-PICTURES = sorted(set(FAMILIES) - set(LANGUAGE))
+LANGUAGE = ("decoder", "encoder", "rnn", "vision_language")
+PICTURES = sorted(set(BUILT) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
@@ -37,8 +37,9 @@ def load_module(path: Path) -> Any:
     return module
 
 
-SMALL = load_module(HERE / "family_stages.py")
-STAGES: dict[str, dict[str, Any]] = SMALL.STAGES
+KIT = load_module(HERE / "family_stages.py")
+STAGES: dict[str, dict[str, Any]] = KIT.STAGES | {"vision_language": KIT.VISION_LANGUAGE}
+FAMILIES = (*BUILT, "vision_language")
 
 
 def _zero(family: str, zero: int) -> int:
@@ -47,7 +48,9 @@ def _zero(family: str, zero: int) -> int:
 
 
 def _case(family: str, run: str, shard: dict[str, Any], changes: Any = None, **more: Any) -> dict[str, Any]:
-    return {"run": run, "stage": family, "spec": STAGES[family] | {"shard": shard} | (changes or {}), **more}
+    inputs = {"init_from": "small-llava"} if family == "vision_language" else {}
+    spec = STAGES[family] | {"shard": shard} | (changes or {})
+    return {"run": run, "stage": family, "spec": spec, "inputs": inputs, **more}
 
 
 def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -67,8 +70,8 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A reward-tuned diffusion of the families' own stages."""
-    spec = SMALL.TUNED | {"shard": shard}
-    return {"run": run, "stage": "tuned", "spec": spec, "inputs": SMALL.TUNED_INPUTS, **more}
+    spec = KIT.TUNED | {"shard": shard}
+    return {"run": run, "stage": "tuned", "spec": spec, "inputs": KIT.TUNED_INPUTS, **more}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +82,33 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
+    _write_pictures(folder)
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in FAMILIES] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
     plain.append(_tuned("plain", PLAIN))
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
+
+
+def _write_pictures(folder: Path) -> None:
+    """Write questions about pictures, some without one, and commit a model whose last layer of vision is not read."""
+    from PIL import Image
+
+    from trainers.architectures.small_llava import write_small_llava
+    from trainers.store.imports import import_folder
+
+    rows = []
+    for number in range(48):
+        shade = np.full((6, 6), 5 * number, dtype=np.uint8)
+        Image.fromarray(shade).save(folder / f"{number}.png")
+        images = [] if number % 6 == 0 else [f"{number}.png"] * (1 + number % 2)
+        rows.append(
+            {"images": images, "prompt": f"Number {number} is ", "completion": "dark" if number < 24 else "light"}
+        )
+    (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_small_llava(folder / "llava", ["Number 0 is dark or light."], image_size=8, width=32, feature_layer=-2)
+    import_folder(Store.open(str(folder / "store")), folder / "llava", name="small-llava")
 
 
 def result(folder: Path, run: str, family: str) -> dict[str, Any]:
@@ -100,7 +124,7 @@ def difference(found: dict[str, float], wanted: dict[str, float]) -> float:
 
 
 def test_the_kit_knows_every_family() -> None:
-    assert set(STAGES) == set(FAMILIES)
+    assert set(STAGES) == {*BUILT, "vision_language"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,12 +213,12 @@ def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Pa
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")
     if family in LANGUAGE:
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
         import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
 
-        stock = AutoModelForMaskedLM if family == "encoder" else AutoModelForCausalLM
-        stock.from_pretrained(folder, local_files_only=True)
+        stocks = {"encoder": AutoModelForMaskedLM, "vision_language": AutoModelForImageTextToText}
+        stocks.get(family, AutoModelForCausalLM).from_pretrained(folder, local_files_only=True)
         return
     from trainers.families.build import open_family
 

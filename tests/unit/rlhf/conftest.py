@@ -241,3 +241,9 @@ def build_tiny_ppo(
 def tiny_ppo() -> Callable[..., TinyPpo]:
     """Build a tiny PPO."""
     return build_tiny_ppo
+
+
+@pytest.fixture
+def tiny_language() -> SimpleNamespace:
+    """What a tiny fine-tuning is built of: a model by seed, and a packed set."""
+    return SimpleNamespace(model=tiny_model, text=text_set)

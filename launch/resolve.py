@@ -13,7 +13,16 @@ from typing import Any
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
-from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
+from recipes.image_data import (
+    Digits,
+    Idx,
+    ImageArrays,
+    ImageDatasets,
+    ImageFolder,
+    ImageJsonLines,
+    ImageParquet,
+    ImageSource,
+)
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
 from recipes.picture_facts import find_picture_facts
 from recipes.plan import Committed, External, Plan, build_plan
@@ -34,7 +43,7 @@ from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
-_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
+_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageJsonLines, ImageParquet, ImageDatasets)
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),

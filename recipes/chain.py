@@ -19,7 +19,7 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, FinetuneImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -74,7 +74,7 @@ def start_of(stage: Stage) -> str | None:
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
-        case PretrainImages():
+        case PretrainImages() | FinetuneImages():
             return None
         case PpoStage():
             return stage.actor
@@ -90,7 +90,7 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate | PretrainImages) or reference.stage in seen:
+        if stage is None or isinstance(stage, Evaluate | PretrainImages | FinetuneImages) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)

@@ -11,7 +11,15 @@ from typing import IO, Any, cast
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
-from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet
+from recipes.image_data import (
+    Digits,
+    Idx,
+    ImageArrays,
+    ImageDatasets,
+    ImageFolder,
+    ImageJsonLines,
+    ImageParquet,
+)
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.references import Role, SourceUse, stage_sources
@@ -28,6 +36,9 @@ FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Names of files that an image folder's reader opens."""
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the file with an image folder's captions."""
 
 MAX_FILES = 10_000
 HEADER_FILES = 32
@@ -72,8 +83,15 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
             yield from _check_picture_folder(loaded, place, source)
         case ImageArrays():
             yield from _check_files(loaded, place, source.files, _read_numpy)
+            reader = partial(_read_caption_file, wanted=source.caption)
+            yield from _check_files(loaded, place, source.caption_files, reader, "caption_files")
+            if source.caption_files and len(source.caption_files) != len(source.files):
+                message = f"one file for each of the {len(source.files)} in files"
+                yield loaded.problem(f"{place}.caption_files", source.caption_files, message)
+        case ImageJsonLines():
+            yield from _check_files(loaded, place, source.files, partial(_read_picture_lines, wanted=_columns(source)))
         case ImageParquet():
-            wanted = [source.image] if source.label is None else [source.image, source.label]
+            wanted = _columns(source)
             yield from _check_files(loaded, place, source.files, partial(_read_picture_parquet, wanted=wanted))
         case Datasets() | ImageDatasets():
             yield from _check_datasets(loaded, place, source)
@@ -243,6 +261,9 @@ def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder)
     elif not any(file.suffix.lower() in PICTURE_SUFFIXES for file in folder.rglob("*")):
         known = " ".join(PICTURE_SUFFIXES)
         yield loaded.problem(f"{place}.path", source.path, "the folder holds no pictures", f"files that end in {known}")
+    elif source.captions == "metadata" and not any((folder / name).is_file() for name in METADATA):
+        message = f"the folder holds no {' or '.join(METADATA)}"
+        yield loaded.problem(f"{place}.captions", source.captions, message, "rows with file_name and a caption")
 
 
 def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
@@ -252,11 +273,49 @@ def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
             names = note
         else:
             yield note
-    for name in wanted if names is not None else []:
-        if names is not None and name not in names:
+    if names is not None:
+        yield from _missing(str(file), wanted, names)
+
+
+def _columns(source: ImageJsonLines | ImageParquet | ImageDatasets) -> list[str]:
+    """Columns that the source reads."""
+    return [name for name in (source.image, source.label, source.caption) if name is not None]
+
+
+def _read_picture_lines(file: Path, wanted: list[str]) -> Iterator[Note]:
+    """Findings of the first line of a picture source."""
+    with _open(file) as stream:
+        line = stream.readline(MAX_LINE_BYTES)
+    try:
+        row = json.loads(line or b"null")
+    except (ValueError, RecursionError) as error:
+        yield f"{file}:1: not JSON ({str(error)[:100]})", "one JSON object a line"
+        return
+    if not isinstance(row, dict):
+        yield f"{file}:1: not a JSON object but {type(row).__name__}", "one JSON object a line"
+        return
+    yield from _missing(str(file), wanted, list(row))
+
+
+def _read_caption_file(file: Path, wanted: str) -> Iterator[Note]:
+    """Findings of a caption file's header."""
+    with _open(file) as stream:
+        head = stream.readline(MAX_LINE_BYTES)
+    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+    try:
+        (names, *_) = csv.reader([head.decode("utf-8-sig")], delimiter=delimiter)
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        yield f"{file} is not readable as CSV ({error})", "UTF-8 text with a header line"
+        return
+    yield from _missing(str(file), [wanted], [name.strip() for name in names])
+
+
+def _missing(file: str, wanted: list[str], names: list[str]) -> Iterator[Note]:
+    """A note for every wanted column that is not there."""
+    for name in wanted:
+        if name not in names:
             guess = nearest(name, names)
-            suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
-            yield f"{file}: no column {name!r}", suggestion
+            yield f"{file}: no column {name!r}", f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
 
 
 def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:

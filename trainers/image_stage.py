@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
 from trainers.families.build import Blueprint, open_family, probe_family, write_family
 from trainers.families.protocol import Drawing, ImageFacts, PhaseModule
+from trainers.families.text_encoder import TextEncoder, example_captions, read_captions
 from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
 from trainers.image_metrics import vendi_score
 from trainers.loop import Cadence, Outcome, Phase, SourceState, train
@@ -37,18 +38,22 @@ from trainers.stage import Check, Draft, StageContext, draft_folder, model_folde
 from trainers.steps import GROUP, constant_group, stage_layout
 from trainers.store.manifest import Layout
 
+EXAMPLE_ROWS = 4096
+"""Pictures among whose captions a model's examples are looked for."""
+
 
 def run_image(spec: PretrainImages, context: StageContext) -> Draft | None:
     """Train a model of pictures; the draft comes from rank 0. Collective."""
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
-    dataset = open_images(context, _request(spec, context))
-    held_out = _held_out_set(spec, context, dataset)
+    text = _text_encoder(spec, context)
+    dataset = with_caption_tokens(open_images(context, _request(spec, context)), text)
+    held_out = _held_out_set(spec, context, dataset, text)
 
     observer.phase("model")
-    facts = ImageFacts.of(dataset)
-    blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset))
+    facts = ImageFacts.of(dataset, () if text is None else _examples(dataset))
+    blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset), text)
     family = blueprint.build(stream_seed(context.seed, "weights"))
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
@@ -195,7 +200,7 @@ class Evaluation:
 
 
 def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
-    """Draw pictures at fixed seeds; where the family knows classes, each in turn."""
+    """Draw pictures at fixed seeds; where the family knows classes or captions, each in turn."""
     classes = len(family.facts.classes)
     labels = [number % classes for number in range(count)] if family.is_conditional else None
     return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
@@ -219,7 +224,27 @@ def _codec(spec: PretrainImages, context: StageContext, dataset: ImageDataset) -
     return fit_codec(autoencoder, dataset)
 
 
-def _held_out_set(spec: PretrainImages, context: StageContext, training: ImageDataset) -> ImageDataset | None:
+def _text_encoder(spec: PretrainImages, context: StageContext) -> TextEncoder | None:
+    """Open what reads the captions; equal on every rank."""
+    if spec.text_encoder is None:
+        return None
+    folder = model_folder(context, "text_encoder")
+    return TextEncoder(folder, folder)
+
+
+def with_caption_tokens(dataset: ImageDataset, text: TextEncoder | None) -> ImageDataset:
+    """Tokenize a set's captions, where there is something that reads them."""
+    return dataset if text is None else replace(dataset, caption_tokens=read_captions(text, dataset))
+
+
+def _examples(dataset: ImageDataset) -> tuple[str, ...]:
+    rows = drawn_rows(dataset.digest, 0, min(EXAMPLE_ROWS, len(dataset)), len(dataset))
+    return example_captions(dataset, rows)
+
+
+def _held_out_set(
+    spec: PretrainImages, context: StageContext, training: ImageDataset, text: TextEncoder | None
+) -> ImageDataset | None:
     """Open the held-out pictures, labelled as the training's are; None: there are none. Collective."""
     use = find_source(spec, "evaluation")
     if use is None:
@@ -231,7 +256,7 @@ def _held_out_set(spec: PretrainImages, context: StageContext, training: ImageDa
         held_out=use.held_out,
         source_digest=context.data.get("evaluation"),
     )
-    dataset = open_images(context, request)
+    dataset = with_caption_tokens(open_images(context, request), text)
     if dataset.shape != training.shape:
         raise RequestError(
             f"held-out pictures are {_shown(dataset.shape)}, those trained on {_shown(training.shape)}; "

@@ -12,7 +12,8 @@ from recipes.errors import RequestError
 def sample(
     model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Continue this text, or with --grid draw it; may be given again.")
+        list[str] | None,
+        typer.Option("--prompt", help="Continue this text, with --grid draw it; may be given again."),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 96,
@@ -84,7 +85,9 @@ def _draw(
         return pictures.reconstruct(model, reconstruct, grid, store=store, count=num_samples or 32)
     if interpolate is not None:
         return pictures.interpolate(model, *interpolate, grid, store=store, steps=num_samples or 10)
-    return pictures.draw_grid(model, grid, store=store, num_samples=num_samples or 64, seed=seed, label=label, prompts=prompts)
+    return pictures.draw_grid(
+        model, grid, store=store, num_samples=num_samples or 64, seed=seed, label=label, prompts=prompts
+    )
 
 
 def score(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.store_commands import find_artifact
-from recipes.data_files import PICTURE_SUFFIXES
 from recipes.errors import RequestError
 from recipes.image_data import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
+from recipes.picture_files import PICTURE_SUFFIXES
 from trainers.store.store import Store
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
-from recipes.stages import PretrainImages
+from recipes.stages import FinetuneImages, PretrainImages
 from trainers.data.images import image_source_digest
 from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
@@ -138,7 +138,7 @@ class Resolved:
         pictures = {
             name: facts
             for name, stage in self.recipe.stages.items()
-            if isinstance(stage, PretrainImages)
+            if isinstance(stage, PretrainImages | FinetuneImages)
             and (facts := find_picture_facts(stage.data, self.base_dir)) is not None
         }
         try:

@@ -100,6 +100,19 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         text = start
 
 
+def builder_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage that builds a stage's model of pictures; None: it comes from outside the recipe."""
+    seen: list[Stage] = []
+    while isinstance(stage, FinetuneImages) and stage not in seen:
+        seen.append(stage)
+        reference = _parse(stage.init_from)
+        found = stages.get(reference.stage) if isinstance(reference, StageRef) else None
+        if found is None:
+            return None
+        stage = found
+    return stage if isinstance(stage, PretrainImages) else None
+
+
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
     """References that cannot be read, name nothing, fit no need, or go round in a circle."""
     stages = loaded.recipe.stages

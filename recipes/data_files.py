@@ -1,13 +1,12 @@
 """Local data files as far as their first rows tell: there, readable, with the columns that the stage needs."""
 
 import csv
-import gzip
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
@@ -22,6 +21,19 @@ from recipes.image_data import (
 )
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
+from recipes.picture_files import (
+    MAX_LINE_BYTES,
+    METADATA,
+    PICTURE_SUFFIXES,
+    Note,
+    missing_columns,
+    open_data,
+    picture_columns,
+    read_caption_file,
+    read_idx_header,
+    read_numpy,
+    read_picture_lines,
+)
 from recipes.references import Role, SourceUse, stage_sources
 from recipes.stages import Reward
 
@@ -34,19 +46,9 @@ FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
 }
 """Standard columns of each role: one of the alternatives must be there."""
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-"""Names of files that an image folder's reader opens."""
-
-METADATA = ("metadata.jsonl", "metadata.csv")
-"""Names of the file with an image folder's captions."""
-
 MAX_FILES = 10_000
 HEADER_FILES = 32
 HEADER_ROWS = 20
-MAX_LINE_BYTES = 8 << 20
-
-Note = tuple[str, str]
-"""A finding in a file and what would be right."""
 
 
 def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -82,16 +84,18 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
         case ImageFolder():
             yield from _check_picture_folder(loaded, place, source)
         case ImageArrays():
-            yield from _check_files(loaded, place, source.files, _read_numpy)
-            reader = partial(_read_caption_file, wanted=source.caption)
+            yield from _check_files(loaded, place, source.files, read_numpy)
+            reader = partial(read_caption_file, wanted=source.caption)
             yield from _check_files(loaded, place, source.caption_files, reader, "caption_files")
             if source.caption_files and len(source.caption_files) != len(source.files):
                 message = f"one file for each of the {len(source.files)} in files"
                 yield loaded.problem(f"{place}.caption_files", source.caption_files, message)
         case ImageJsonLines():
-            yield from _check_files(loaded, place, source.files, partial(_read_picture_lines, wanted=_columns(source)))
+            yield from _check_files(
+                loaded, place, source.files, partial(read_picture_lines, wanted=picture_columns(source))
+            )
         case ImageParquet():
-            wanted = _columns(source)
+            wanted = picture_columns(source)
             yield from _check_files(loaded, place, source.files, partial(_read_picture_parquet, wanted=wanted))
         case Datasets() | ImageDatasets():
             yield from _check_datasets(loaded, place, source)
@@ -174,12 +178,8 @@ def match_files(pattern: str, base_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def _open(file: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
-
-
 def _read_text(file: Path) -> Iterator[Note]:
-    with _open(file) as stream:
+    with open_data(file) as stream:
         head = stream.read(1 << 16)
     try:
         text = head.decode("utf-8-sig")
@@ -194,7 +194,7 @@ def _read_text(file: Path) -> Iterator[Note]:
 
 def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     rows = 0
-    with _open(file) as stream:
+    with open_data(file) as stream:
         for number in range(1, 10 * HEADER_ROWS):
             line = stream.readline(MAX_LINE_BYTES + 1)
             if not line or rows >= HEADER_ROWS:
@@ -223,7 +223,7 @@ def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[
 
 def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-    with _open(file) as stream:
+    with open_data(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
     try:
         header, *rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], delimiter=delimiter))
@@ -236,21 +236,6 @@ def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[No
     yield from _check_columns(str(file), header, columns, role)
     if not rows:
         yield f"{file} has a header but no rows", ""
-
-
-def read_idx_header(file: Path) -> Iterator[Note]:
-    """Findings of an IDX file's first bytes: two zeros, the type 8 (unsigned byte), 1 or 3 dimensions."""
-    with _open(file) as stream:
-        head = stream.read(4)
-    if len(head) < 4 or head[:3] != b"\x00\x00\x08" or head[3] not in (1, 3):
-        yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""
-
-
-def _read_numpy(file: Path) -> Iterator[Note]:
-    with file.open("rb") as stream:
-        start = stream.read(6)
-    if not start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
-        yield f"{file} is neither a .npy nor an .npz file", "write it with numpy.save or numpy.savez"
 
 
 def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder) -> Iterator[Problem]:
@@ -274,48 +259,7 @@ def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
         else:
             yield note
     if names is not None:
-        yield from _missing(str(file), wanted, names)
-
-
-def _columns(source: ImageJsonLines | ImageParquet | ImageDatasets) -> list[str]:
-    """Columns that the source reads."""
-    return [name for name in (source.image, source.label, source.caption) if name is not None]
-
-
-def _read_picture_lines(file: Path, wanted: list[str]) -> Iterator[Note]:
-    """Findings of the first line of a picture source."""
-    with _open(file) as stream:
-        line = stream.readline(MAX_LINE_BYTES)
-    try:
-        row = json.loads(line or b"null")
-    except (ValueError, RecursionError) as error:
-        yield f"{file}:1: not JSON ({str(error)[:100]})", "one JSON object a line"
-        return
-    if not isinstance(row, dict):
-        yield f"{file}:1: not a JSON object but {type(row).__name__}", "one JSON object a line"
-        return
-    yield from _missing(str(file), wanted, list(row))
-
-
-def _read_caption_file(file: Path, wanted: str) -> Iterator[Note]:
-    """Findings of a caption file's header."""
-    with _open(file) as stream:
-        head = stream.readline(MAX_LINE_BYTES)
-    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-    try:
-        (names, *_) = csv.reader([head.decode("utf-8-sig")], delimiter=delimiter)
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        yield f"{file} is not readable as CSV ({error})", "UTF-8 text with a header line"
-        return
-    yield from _missing(str(file), [wanted], [name.strip() for name in names])
-
-
-def _missing(file: str, wanted: list[str], names: list[str]) -> Iterator[Note]:
-    """A note for every wanted column that is not there."""
-    for name in wanted:
-        if name not in names:
-            guess = nearest(name, names)
-            yield f"{file}: no column {name!r}", f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
+        yield from missing_columns(str(file), wanted, names)
 
 
 def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:

@@ -79,8 +79,8 @@ class ImageArrays(_Pictures, Patterns):
     labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
     caption_files: list[str] = meaning(
         default_factory=list,
-        description="Paths of CSV or TSV files with captions, one for each file with pictures, a row for each picture in "
-        "their order, relative to the recipe's folder; none: no captions.",
+        description="Paths of CSV or TSV files with captions, one for each file with pictures, a row for each of its "
+        "pictures in their order, relative to the recipe's folder; none: no captions.",
     )
     caption: str = meaning("caption", description="Column of captions in caption_files.")
 

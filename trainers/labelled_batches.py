@@ -142,7 +142,9 @@ class LabelledBatches:
             plain.append(ids)
             rng = np.random.default_rng(stream_seed(self._seed, "augmented", position))
             augmented.append(self._masker.hide(ids, np.ones_like(ids), rng)[0])
-        return replace(batch, unlabelled=pad_texts(plain, dataset.pad_id), augmented=pad_texts(augmented, dataset.pad_id))
+        return replace(
+            batch, unlabelled=pad_texts(plain, dataset.pad_id), augmented=pad_texts(augmented, dataset.pad_id)
+        )
 
 
 def _share(ids: np.ndarray) -> float:

@@ -17,11 +17,20 @@ from recipes.lora import Lora
 DEFAULT = "default"
 
 
-def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] = ()) -> Any:
+def add_adapter(
+    model: nn.Module,
+    lora: Lora,
+    *,
+    seed: int,
+    name: str = DEFAULT,
+    exclude: Sequence[str] = (),
+    targets: Sequence[str] | None = None,
+) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
-    Modules whose path ends in one of `exclude` get none.
+    Modules whose path ends in one of `exclude` get none. `targets` are the modules of a model that is no language
+    model.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -30,11 +39,11 @@ def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_names(model, lora),
+        target_modules=target_names(model, lora) if targets is None else list(targets),
         exclude_modules=list(exclude) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if targets is None else None,
         fan_in_fan_out=_is_transposed(model),
     )
     with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import RequestError
+from recipes.fingerprint import LOCATION_KEYS
 from recipes.image_data import ImageSource
 from trainers.data.images import Label, Picture, image_source_digest, read_pictures
 from trainers.data.materialise import find_set
@@ -117,7 +118,7 @@ class ImageRequest:
 
     def digest(self) -> str:
         """Return the set's identity: 64 hex digits over content, selection and FORMAT."""
-        selection = self.source.model_dump(mode="json", exclude={"files", "label_files", "caption_files", "path", "revision"})
+        selection = self.source.model_dump(mode="json", exclude=set(LOCATION_KEYS))
         if selection["limit"] is not None:
             selection["seed"] = self.seed
         identity = {

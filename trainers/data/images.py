@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data_files import PICTURE_SUFFIXES
 from recipes.errors import RequestError
 from recipes.image_data import (
     Digits,
@@ -24,6 +23,7 @@ from recipes.image_data import (
     ImageParquet,
     ImageSource,
 )
+from recipes.picture_files import PICTURE_SUFFIXES
 from trainers.data.captions import caption_column, caption_text, folder_caption_files, folder_captions
 from trainers.data.digit_captions import caption_of
 from trainers.data.files import files_digest, files_in_order, find_files, read_json_lines, read_parquet

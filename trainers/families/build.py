@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recipes.errors import RequestError, StageError
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
-from trainers.artifacts import Probe, write_json
+from trainers.artifacts import Probe, with_adapter, write_json
 from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
 
@@ -174,13 +174,16 @@ def probe_family(family: Family, dtype: torch.dtype) -> Probe:
     return Probe([], _probe_outputs(family), dtype)
 
 
-def verify_family(folder: Path, expected: Probe) -> float:
+def verify_family(folder: Path, expected: Probe, adapter: Path | None = None) -> float:
     """Open a model folder and return the largest output difference, relative to the largest output above 1.
 
-    Parts that a stock class opens are opened by it; raises StageError naming what is wrong.
+    Parts that a stock class opens are opened by it; an adapter is put on the network by peft. Raises StageError naming
+    what is wrong.
     """
-    family = open_family(folder, dtype=expected.dtype)
-    for part in family.parts():
+    family: Any = open_family(folder, dtype=expected.dtype)
+    if adapter is not None:
+        family.net = with_adapter(family.net, adapter).eval()
+    for part in family.parts() if adapter is None else ():
         if part.config is not None:
             _open_by_stock_class(folder / part.folder, part, family)
     found = _probe_outputs(family)

@@ -27,6 +27,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 LINEAR_BETAS = (1e-4, 2e-2)
 """Ho et al.'s ends of the linear schedule at 1000 steps; other numbers of steps scale them to the same total."""
 SAMPLE_BATCH = 256
+PROBE_CAPTIONS = ("a", "a b", "", "b a")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -266,13 +267,13 @@ class DdpmFamily:
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Return the prediction in the middle of the process, the pictures taken as noisy ones.
 
-        Where captions condition, they are the model's examples.
+        Where captions condition, they are fixed ones.
         """
         middle = torch.full((len(images_BCHW),), self.settings.timesteps // 2, device=images_BCHW.device)
         labels = labels_B if self.settings.class_conditional else None
         text = None
         if self.text is not None:
-            captions = [self.facts.captions[number % len(self.facts.captions)] for number in range(len(images_BCHW))]
+            captions = [PROBE_CAPTIONS[number % len(PROBE_CAPTIONS)] for number in range(len(images_BCHW))]
             text = self.text.states(self.text.read(captions).to(images_BCHW.device))
         if self.codec is None:
             return predict(self.net, 2 * images_BCHW - 1, middle, labels, text)

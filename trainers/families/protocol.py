@@ -95,7 +95,8 @@ class Family(Protocol):
     def module(self) -> nn.Module:
         """Forward: (images_BCHW in [0, 1], labels_B, noise_seeds_B, step) -> {metric: [B]}, with `loss` the objective.
 
-        Where batches have captions they come as `captions`. All noise follows from the seeds; no sample's values depend on another's.
+        Where batches have captions they come as `captions`. All noise follows from the seeds; no sample's values depend
+        on another's.
         """
 
     @property

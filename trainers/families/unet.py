@@ -6,8 +6,6 @@ from recipes.image_models import Ddpm
 
 HEAD = 8
 """Channels of an attention head at most."""
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Linear modules of the attention, which adapters go on."""
 
 
 def build_unet(architecture: Ddpm, shape: tuple[int, ...], num_classes: int, text_width: int | None) -> Any:

@@ -31,6 +31,16 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     }
 
 
+DDPM: dict[str, Any] = {
+    "family": "ddpm",
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_levels": [1],
+    "timesteps": 50,
+    "sampling_steps": 5,
+    "guidance": 2.0,
+}
 STAGES: dict[str, dict[str, Any]] = {
     "decoder": text_stage(
         family="decoder",
@@ -61,16 +71,31 @@ STAGES: dict[str, dict[str, Any]] = {
         family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
     ),
     "ddpm": picture_stage(
-        family="ddpm",
-        block_out_channels=[8, 16],
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_levels=[1],
-        timesteps=50,
-        sampling_steps=5,
+        **DDPM,
         class_conditional=True,
-        guidance=2.0,
         min_snr_gamma=5.0,
         ema_decay=0.9,
     ),
 }
+CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "captioned": (
+        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder"},
+        {"text_encoder": "encoder"},
+    ),
+    "spoken": (
+        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "decoder"},
+        {"text_encoder": "decoder"},
+    ),
+    "tuned": (
+        {
+            "kind": "finetune",
+            "family": "ddpm",
+            "init_from": "captioned",
+            "lora": {"r": 2},
+            "data": DIGITS,
+            "train": {**TRAIN, "grid": 4},
+        },
+        {"init_from": "captioned"},
+    ),
+}
+"""Stages that take other stages' models, with their inputs by field path; each after those that it takes."""

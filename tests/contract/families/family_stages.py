@@ -79,12 +79,8 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "captioned": (
-        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder"},
+        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
         {"text_encoder": "encoder"},
-    ),
-    "spoken": (
-        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "decoder"},
-        {"text_encoder": "decoder"},
     ),
     "tuned": (
         {
@@ -93,7 +89,7 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "init_from": "captioned",
             "lora": {"r": 2},
             "data": DIGITS,
-            "train": {**TRAIN, "grid": 4},
+            "train": {**TRAIN, "grid": 0},
         },
         {"init_from": "captioned"},
     ),

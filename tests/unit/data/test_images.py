@@ -290,7 +290,7 @@ def test_the_digits_captions_name_their_labels_and_differ() -> None:
 def _captioned_folder(folder: Path) -> dict[str, Any]:
     keys = _folder(folder)
     for path in (folder / "pictures").rglob("*.png"):
-        path.with_suffix(".txt").write_text(f" picture\n{path.stem} ")
+        path.with_suffix(".txt").write_text(f" picture  {path.stem}\n")
     return {**keys, "captions": "beside"}
 
 
@@ -337,7 +337,7 @@ def test_every_source_gives_the_same_captions(tmp_path: Path, write: Callable[[P
     before = image_source_digest(keys, tmp_path)
     named = next(path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".txt", ".jsonl", ".csv", ".parquet"))
     if named.suffix != ".parquet":
-        named.write_text(named.read_text().replace("picture", "drawing"))
+        named.write_text(named.read_text().replace("picture ", "drawing "))
         assert image_source_digest(keys, tmp_path) != before
     dataset = materialise_images(ImageRequest(keys, tmp_path, 0), Store.open(str(tmp_path / "store")))
     assert len(dataset.captions) == 9

@@ -38,6 +38,11 @@ class Sampler:
         if config.get("model_type") == "rnn":
             import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
+        self.pictures = None
+        if self.kind == "ForImageTextToText":
+            from trainers.data.picture_processor import load_picture_processor
+
+            self.pictures = load_picture_processor(model_folder)
         model: Any = getattr(transformers, f"AutoModel{self.kind}").from_pretrained(
             model_folder, local_files_only=True, dtype=torch.float32
         )
@@ -46,7 +51,7 @@ class Sampler:
 
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
-        longest = getattr(model.config, "max_position_embeddings", None)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens = sys.maxsize if longest is None else int(longest)
 
     def write(
@@ -57,18 +62,27 @@ class Sampler:
         temperature: float = 0.7,
         seed: int = 0,
         draw: int = 0,
+        images: Sequence[Path] = (),
     ) -> str:
         """Continue a text, or answer a conversation; equal arguments give equal answers.
 
-        An encoder fills the masks of a text; a classifier says its class and how sure it is.
+        An encoder fills the masks of a text; a classifier says its class and how sure it is. A vision-language model
+        sees the images where the text marks their places, else before the first words.
         """
         import torch
 
         from trainers.generation import SamplingSettings, generate
 
-        if self.kind != "ForCausalLM":
+        if images and self.pictures is None:
+            raise RequestError("the model has no vision tower; --image is for vision-language models")
+        if self.kind not in ("ForCausalLM", "ForImageTextToText"):
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
-        ids = self.tokenization.encode_prompt(prompt)
+        pixels = None
+        if self.pictures is None:
+            ids = self.tokenization.encode_prompt(prompt)
+        else:
+            ids = self._see(prompt, images)
+            pixels = self._pixels(images)
         room = self.max_tokens - len(ids)
         if room < 1:
             raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
@@ -81,9 +95,32 @@ class Sampler:
         uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
         prompt_ids = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
-            made = generate(self.model, prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), settings, uniforms)
+            is_real = torch.ones_like(prompt_ids, dtype=torch.bool)
+            made = generate(self.model, prompt_ids, is_real, settings, uniforms, pixels)
         tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
         return self.tokenization.decode(tokens)
+
+    def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
+        """The tokens of a prompt with pictures, as training makes them of a row."""
+        from trainers.data.pictured import encode_question
+
+        assert self.pictures is not None
+        return encode_question(prompt, len(images), self.tokenization, self.pictures)
+
+    def _pixels(self, images: Sequence[Path]) -> Any:
+        import numpy as np
+        import torch
+
+        from trainers.data.picture_processor import scale_pixels
+        from trainers.data.row_pictures import open_pictures
+
+        assert self.pictures is not None
+        if not images:
+            return None
+        opened = open_pictures([str(path) for path in images], Path(), "--image")
+        pixels = np.stack([self.pictures.pixels(picture.read(), str(picture.origin)) for picture in opened])
+        values = scale_pixels(pixels, self.pictures.factor, self.pictures.mean_C, self.pictures.std_C)
+        return torch.from_numpy(values).to(self.device)
 
     def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
         """Let an encoder fill a text's masks, or name its class."""
@@ -154,7 +191,7 @@ def _require_language_model(config: dict[str, Any], text: str) -> None:
 
 def _kind(config: dict[str, Any]) -> str | None:
     """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
-    endings = {"LMHeadModel": "ForCausalLM"} | {
+    endings = {"LMHeadModel": "ForCausalLM", "LlavaForConditionalGeneration": "ForImageTextToText"} | {
         name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")
     }
     classes = config.get("architectures") or []
@@ -171,8 +208,12 @@ def sample_texts(
     max_new_tokens: int = 96,
     temperature: float = 0.7,
     seed: int = 0,
+    images: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
-    """Answers to each prompt as {prompt, response, draw}; `chat` sends the prompts through the chat template."""
+    """Answers to each prompt as {prompt, response, draw}; `chat` sends the prompts through the chat template.
+
+    `images` are what a vision-language model sees with every prompt.
+    """
     with model_folder(model, store) as folder:
         sampler = Sampler(folder)
         return [
@@ -185,6 +226,7 @@ def sample_texts(
                     temperature=temperature,
                     seed=seed,
                     draw=draw,
+                    images=images,
                 ),
             }
             for prompt in prompts

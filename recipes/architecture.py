@@ -180,10 +180,19 @@ LINEAR_MODULES: dict[str, tuple[str, ...]] = {
     "qwen3": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "bert": ("query", "key", "value", "dense"),
+    "llava": (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("out_proj", "fc1", "fc2", "linear_1", "linear_2"),
+    ),
 }
 """Names of the linear modules of each type that an adapter can be put on; a recurrent model has none."""
 
-MODEL_TYPES: dict[str, str] = {**dict.fromkeys(("llama", "qwen3", "gpt2"), "decoder"), "rnn": "rnn", "bert": "encoder"}
+MODEL_TYPES: dict[str, str] = {
+    **dict.fromkeys(("llama", "qwen3", "gpt2"), "decoder"),
+    "rnn": "rnn",
+    "bert": "encoder",
+    "llava": "vision_language",
+}
 """`model_type` of a configuration file -> family."""
 
 

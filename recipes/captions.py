@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.chain import builder_of
+from recipes.chain import picture_stage_of
 from recipes.errors import Problem
 from recipes.image_data import ImageSource, caption_key
 from recipes.image_models import Ddpm
@@ -46,7 +46,7 @@ def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:
         case PretrainImages() if stage.text_encoder is not None:
             return "text_encoder"
         case FinetuneImages():
-            start = builder_of(stage, stages)
+            start = picture_stage_of(stage, stages)
             return stage.init_from if start is not None and start.text_encoder is not None else None
         case Evaluate() if stage.images is not None:
             for text in stage.of:
@@ -55,7 +55,7 @@ def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:
                 except ValueError:
                     continue
                 found = stages.get(reference.stage) if isinstance(reference, StageRef) else None
-                start = None if found is None else builder_of(found, stages)
+                start = None if found is None else picture_stage_of(found, stages)
                 if start is not None and isinstance(start.architecture, Ddpm) and start.text_encoder is not None:
                     return text
     return None

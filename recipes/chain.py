@@ -19,7 +19,17 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, FinetuneImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -70,11 +80,11 @@ def order(recipe: Recipe) -> list[str]:
 
 
 def start_of(stage: Stage) -> str | None:
-    """The reference to the model whose architecture and tokenizer the stage works with; None for random weights."""
+    """The reference to the language model that the stage works with; None for random weights, and for pictures."""
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
-        case PretrainImages() | FinetuneImages():
+        case PretrainImages() | FinetuneImages() | PpoImages():
             return None
         case PpoStage():
             return stage.actor
@@ -90,7 +100,8 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate | PretrainImages | FinetuneImages) or reference.stage in seen:
+        not_language = Evaluate | PretrainImages | FinetuneImages | PpoImages
+        if stage is None or isinstance(stage, not_language) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)
@@ -100,16 +111,23 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         text = start
 
 
-def builder_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
-    """The stage that builds a stage's model of pictures; None: it comes from outside the recipe."""
-    seen: list[Stage] = []
-    while isinstance(stage, FinetuneImages) and stage not in seen:
-        seen.append(stage)
-        reference = _parse(stage.init_from)
-        found = stages.get(reference.stage) if isinstance(reference, StageRef) else None
-        if found is None:
-            return None
-        stage = found
+def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage that builds the diffusion model which a reference means in the end; None: none of the recipe's."""
+    seen: set[str] = set()
+    while isinstance(reference := _parse(text), StageRef) and reference.stage not in seen:
+        stage = stages.get(reference.stage)
+        if not isinstance(stage, PpoImages | FinetuneImages):
+            is_diffusion = isinstance(stage, PretrainImages) and stage.architecture.family == "ddpm"
+            return stage if is_diffusion and isinstance(stage, PretrainImages) else None
+        seen.add(reference.stage)
+        text = stage.actor if isinstance(stage, PpoImages) else stage.init_from
+    return None
+
+
+def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage on whose pictures a stage works: itself, or what built the diffusion model that it starts from."""
+    if isinstance(stage, PpoImages | FinetuneImages):
+        return diffusion_of(stage.actor if isinstance(stage, PpoImages) else stage.init_from, stages)
     return stage if isinstance(stage, PretrainImages) else None
 
 

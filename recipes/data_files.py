@@ -27,7 +27,7 @@ from recipes.picture_files import (
     PICTURE_SUFFIXES,
     Note,
     missing_columns,
-    open_data,
+    open_file,
     picture_columns,
     read_caption_file,
     read_idx_header,
@@ -179,7 +179,7 @@ def match_files(pattern: str, base_dir: Path) -> list[Path]:
 
 
 def _read_text(file: Path) -> Iterator[Note]:
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         head = stream.read(1 << 16)
     try:
         text = head.decode("utf-8-sig")
@@ -194,7 +194,7 @@ def _read_text(file: Path) -> Iterator[Note]:
 
 def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     rows = 0
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         for number in range(1, 10 * HEADER_ROWS):
             line = stream.readline(MAX_LINE_BYTES + 1)
             if not line or rows >= HEADER_ROWS:
@@ -223,7 +223,7 @@ def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[
 
 def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
     try:
         header, *rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], delimiter=delimiter))

@@ -22,14 +22,14 @@ Note = tuple[str, str]
 """A finding in a file and what would be right."""
 
 
-def open_data(file: Path) -> IO[bytes]:
+def open_file(file: Path) -> IO[bytes]:
     """Open a file, unpacked where its name ends in .gz."""
     return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 def read_idx_header(file: Path) -> Iterator[Note]:
     """Findings of an IDX file's first bytes: two zeros, the type 8 (unsigned byte), 1 or 3 dimensions."""
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\x00\x00\x08" or head[3] not in (1, 3):
         yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""
@@ -49,7 +49,7 @@ def picture_columns(source: ImageJsonLines | ImageParquet | ImageDatasets) -> li
 
 def read_picture_lines(file: Path, wanted: list[str]) -> Iterator[Note]:
     """Findings of the first line of a picture source."""
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         line = stream.readline(MAX_LINE_BYTES)
     try:
         row = json.loads(line or b"null")
@@ -64,7 +64,7 @@ def read_picture_lines(file: Path, wanted: list[str]) -> Iterator[Note]:
 
 def read_caption_file(file: Path, wanted: str) -> Iterator[Note]:
     """Findings of a caption file's header."""
-    with open_data(file) as stream:
+    with open_file(file) as stream:
         head = stream.readline(MAX_LINE_BYTES)
     delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
     try:

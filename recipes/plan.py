@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recipes.architecture import Architecture, architecture_shape
-from recipes.chain import builder_of, order, origin, start_of
+from recipes.chain import order, origin, picture_stage_of, start_of
 from recipes.data import TrainTokenizer
-from recipes.derive import largest_micro_batch, micro_batches, prompts_divide, stage_batch, stage_steps
+from recipes.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
-from recipes.image_models import Vae
+from recipes.image_models import Ddpm, Vae
 from recipes.memory import Sizes, num_parameters, predict_sizes
 from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import TextSizes, predict_picture_sizes
+from recipes.picture_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.stages import Evaluate, FinetuneImages, PpoStage, Pretrain, PretrainImages, Stage
+from recipes.stages import Evaluate, FinetuneImages, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
 
 FORMAT = 1
 
@@ -94,7 +94,7 @@ def divides(workers: int, stage: Stage) -> bool:
     """Whether the stage's batch can be shared evenly among the workers."""
     if isinstance(stage, Evaluate):
         return True
-    if isinstance(stage, PpoStage) and not prompts_divide(stage, workers):
+    if isinstance(stage, PpoStage | PpoImages) and not samples_divide(stage, workers):
         return False
     share, remainder = divmod(stage_batch(stage), workers)
     return remainder == 0 and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)
@@ -149,7 +149,7 @@ def build_plan(
             accumulation=accumulation,
             steps=stage_steps(stage, rows.get(name)),
             sizes=_picture_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
-            if isinstance(stage, PretrainImages | FinetuneImages)
+            if isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
             else _sizes(recipe, name, externals, workers, micro or 1),
         )
         plan.stages.append(done[name])
@@ -172,7 +172,7 @@ def _parents(
 
 
 def _picture_sizes(
-    stage: PretrainImages | FinetuneImages,
+    stage: PretrainImages | FinetuneImages | PpoImages,
     recipe: Recipe,
     facts: PictureFacts | None,
     externals: Mapping[str, Mapping[str, External]],
@@ -180,7 +180,7 @@ def _picture_sizes(
     micro_batch: int,
 ) -> Sizes | None:
     """None where the pictures' size, the start, the autoencoder or the text encoder is not known before the run."""
-    start = builder_of(stage, recipe.stages)
+    start = picture_stage_of(stage, recipe.stages)
     if start is None or facts is None:
         return None
     autoencoder: Vae | None = None
@@ -197,6 +197,9 @@ def _picture_sizes(
         if architecture is None or vocab_size is None:
             return None
         text = TextSizes(architecture_shape(architecture).width, num_parameters(architecture, vocab_size))
+    if isinstance(stage, PpoImages):
+        assert isinstance(start.architecture, Ddpm)
+        return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, workers, micro_batch)
     return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 
 
@@ -204,7 +207,7 @@ def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
-    assert not isinstance(stage, PretrainImages | FinetuneImages)
+    assert not isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
     start = start_of(stage)
     architecture, vocab_size = _language_model(
         stage if start is None else origin(start, recipe.stages), recipe, externals

@@ -32,7 +32,10 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 """
 
 _SECTIONS = (
-    ("Stages", ("Pretrain", "PretrainImages", "Finetune", "FinetuneImages", "Reward", "PpoStage", "Evaluate")),
+    (
+        "Stages",
+        ("Pretrain", "PretrainImages", "Finetune", "FinetuneImages", "Reward", "PpoStage", "PpoImages", "Evaluate"),
+    ),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
@@ -42,7 +45,10 @@ _SECTIONS = (
         ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageJsonLines", "ImageParquet", "ImageDatasets"),
     ),
     ("Training", ("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard", "Corruption", "PseudoLabels")),
-    ("Reinforcement learning", ("Rollout", "Ppo", "FixedKl", "AdaptiveKl")),
+    (
+        "Reinforcement learning",
+        ("Rollout", "Ppo", "PictureRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+    ),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
 from recipes.encoders import Corruption
+from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
@@ -18,12 +19,20 @@ from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
 from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.architectures.vision_language import (
+    PicturedTokenLosses,
+    demand_fitting,
+    excluded_modules,
+    freeze,
+    learning_parts,
+)
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint
 from trainers.classification_stage import run_classification
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.picture_processor import PictureProcessor, load_picture_processor
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
@@ -34,6 +43,8 @@ from trainers.ngram import ngram_perplexity
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import Objective
+from trainers.objectives.vision_language import PicturedLanguageModelObjective
+from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
@@ -61,23 +72,26 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     family = stage_family(spec, context)
     if isinstance(spec, Finetune) and family == "encoder":
         return run_classification(spec, context)
+    if isinstance(spec, Pretrain) and family == "vision_language":
+        raise RequestError("a pretrain stage takes no vision-language model; finetune does")
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
+    pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
     is_carried = isinstance(spec, Pretrain) and family == "rnn"
-    request = training_request(spec, get_source(spec, "data"), context, tokenization)
+    request = training_request(spec, get_source(spec, "data"), context, tokenization, pictures)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
     evaluation_set = (
-        None if held_out is None else open_dataset(context, training_request(spec, held_out, context, tokenization))
+        None
+        if held_out is None
+        else open_dataset(context, training_request(spec, held_out, context, tokenization, pictures))
     )
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
-    peft_config = None
-    if isinstance(spec, Finetune) and spec.lora is not None:
-        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"))
+    peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
     wrapped = learning.module
     group = parameter_group(GROUP, wrapped, spec.train.optimizer)
@@ -111,7 +125,18 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     )
     observer.phase("write")
     draft = write_draft(
-        spec, context, engine, model, learning.kind, peft_config, tokenization, outcome, dataset, checkpoint
+        spec,
+        context,
+        engine,
+        model,
+        learning.kind,
+        peft_config,
+        tokenization,
+        outcome,
+        dataset,
+        checkpoint,
+        pictures,
+        evaluation_set,
     )
     engine.close()
     return draft
@@ -141,6 +166,8 @@ def build_learning(
             masker = Masker(corruption, tokenization, seed)
             module, objective = MaskedTokenLosses(model), MaskedLanguageModelObjective()
             return Learning("masked_model", module, objective, masker.batch, predicts_next=False)
+        case "vision_language":
+            return Learning("vision_language_model", PicturedTokenLosses(model), PicturedLanguageModelObjective())
         case _:
             return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
@@ -190,7 +217,8 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
-        kind: ModelKind = "masked_model" if model_family(folder) == "encoder" else "language_model"
+        kinds: dict[str, ModelKind] = {"encoder": "masked_model", "vision_language": "vision_language_model"}
+        kind = kinds.get(model_family(folder), "language_model")
         return load_model(folder, kind, device=context.ranks.device)
     assert isinstance(spec, Pretrain)
     assert spec.architecture is not None
@@ -200,15 +228,33 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
 
 
+def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
+    """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
+    exclude = ""
+    if pictures is not None:
+        demand_fitting(model, pictures)
+        parts = learning_parts(spec.parts, spec.lora)
+        freeze(model, parts)
+        exclude = excluded_modules(model, parts)
+    if spec.lora is None:
+        return None
+    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude)
+
+
 def training_request(
-    spec: Pretrain | Finetune, use: SourceUse, context: StageContext, tokenization: Tokenization
+    spec: Pretrain | Finetune,
+    use: SourceUse,
+    context: StageContext,
+    tokenization: Tokenization,
+    pictures: PictureProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows."""
-    return replace(
+    request = replace(
         data_request(context, use, tokenization, spec.train.sequence_length),
         packing=spec.train.packing,
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
     )
+    return request if pictures is None else replace(request, role="pictured", processor=pictures)
 
 
 def held_out_loss(
@@ -226,7 +272,7 @@ def held_out_loss(
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity(training_set, dataset, rows, vocab_size))
+            baseline.append(ngram_perplexity([training_set], dataset, rows, vocab_size))
         batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared = (learning.prepare(batch, EVALUATION) for batch in batches)
         means = evaluate(engine.module, learning.objective, prepared, engine.device)
@@ -264,6 +310,8 @@ def write_draft(
     outcome: Outcome,
     dataset: Dataset,
     checkpoint: StoreCheckpoint,
+    pictures: PictureProcessor | None = None,
+    evaluation_set: Dataset | None = None,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
@@ -271,7 +319,10 @@ def write_draft(
     with engine.gathered():
         found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
         if isinstance(spec, Finetune) and context.ranks.rank == 0:
-            responses = held_out_responses(spec, context, model, tokenization)
+            if pictures is None:
+                responses = held_out_responses(spec, context, model, tokenization)
+            elif evaluation_set is not None and spec.loss_on == "responses":
+                responses = pictured_response_report(model, evaluation_set, stop_id=tokenization.eos_id)
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
         if context.ranks.rank == 0:
@@ -290,7 +341,8 @@ def write_draft(
             checks.append(Check(kind, "model", probe_entry, adapter="adapter", base="init_from"))
         if peft_config is None or (isinstance(spec, Finetune) and spec.merge):
             whole = tensors if peft_config is None else merged_tensors(model, tensors)
-            write_model(folder / "model", kind, model.config, whole.items(), tokenization.files(), dtype=dtype)
+            further = tokenization.files() | ({} if pictures is None else pictures.files)
+            write_model(folder / "model", kind, model.config, whole.items(), further, dtype=dtype)
             checks.append(Check(kind, "model", probe_entry))
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     return Draft(

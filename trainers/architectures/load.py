@@ -12,9 +12,11 @@ from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
-ModelKind = Literal["language_model", "masked_model", "score_model", "value_model", "text_classifier"]
+ModelKind = Literal[
+    "language_model", "masked_model", "score_model", "value_model", "text_classifier", "vision_language_model"
+]
 """Stock class: ...ForCausalLM, ...ForMaskedLM, with one label ...ForSequenceClassification and
-...ForTokenClassification, with classes ...ForSequenceClassification."""
+...ForTokenClassification, with classes ...ForSequenceClassification; LlavaForConditionalGeneration."""
 
 LEFT_BEHIND = ("cls",)
 """The head of masked tokens, which a classifier does not take over."""
@@ -58,7 +60,7 @@ def load_model(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_name(device, is_causal=MODEL_TYPES[model_type] == "decoder"),
+            attn_implementation=_attention(model_type, device),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -69,6 +71,14 @@ def load_model(
     model.train()
     loaded: nn.Module = model
     return loaded
+
+
+def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:
+    """Return the attention of a type's model, or of each of its parts."""
+    family = MODEL_TYPES[model_type]
+    if family == "vision_language":
+        return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
+    return attention_name(device, is_causal=family == "decoder")
 
 
 def stock_class(model_type: str, kind: ModelKind) -> Any:
@@ -90,6 +100,10 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             from transformers.models.bert import modeling_bert as bert
 
             return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
+        case "llava" if kind == "vision_language_model":
+            from transformers.models.llava import modeling_llava as llava
+
+            return llava.LlavaForConditionalGeneration
         case "rnn" if kind == "language_model":
             from trainers.architectures.recurrent import RnnForCausalLM
 
@@ -99,6 +113,7 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
                 "language_model": ("decoder", "rnn"),
                 "masked_model": ("encoder",),
                 "text_classifier": ("encoder",),
+                "vision_language_model": ("vision_language",),
             }
             known = [name for name, family in MODEL_TYPES.items() if family in families.get(kind, ("decoder",))]
             raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
@@ -146,7 +161,7 @@ def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any
     made: tuple[str, ...] = CLASSIFIER_PARTS
     left: tuple[str, ...] = LEFT_BEHIND
     if kind != "text_classifier":
-        made, left = () if kind == "masked_model" else (head_name(model),), HEAD_NAMES
+        made, left = () if kind in ("masked_model", "vision_language_model") else (head_name(model),), HEAD_NAMES
 
     def allowed(key: str, names: tuple[str, ...]) -> bool:
         return has_new_head and any(key.startswith(f"{name}.") for name in names)

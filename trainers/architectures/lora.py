@@ -3,6 +3,7 @@
 peft's own switches flip `requires_grad`, which sharded engines do not survive; the switches here leave it alone.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +24,14 @@ def add_adapter(
     *,
     seed: int,
     name: str = DEFAULT,
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str] | str = (),
     targets: Sequence[str] | None = None,
 ) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
-    Modules whose path ends in one of `exclude` get none. `targets` are the modules of a model that is no language
-    model.
+    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are the modules
+    of a model that is no language model.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -39,8 +40,8 @@ def add_adapter(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_names(model, lora) if targets is None else list(targets),
-        exclude_modules=list(exclude) or None,
+        target_modules=target_names(model, lora, exclude) if targets is None else list(targets),
+        exclude_modules=exclude if isinstance(exclude, str) else list(exclude) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
         task_type="CAUSAL_LM" if targets is None else None,
@@ -63,9 +64,18 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
     return any(part.startswith("lora_") for part in parts) and name in parts
 
 
-def target_names(model: Any, lora: Lora) -> list[str]:
-    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there."""
-    linear = [key for key, module in model.base_model.named_modules() if _is_linear(module) and "lora_" not in key]
+def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str]:
+    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there.
+
+    Where `exclude` is a pattern, modules that match it have no name here.
+    """
+    linear = [
+        key
+        for key, module in model.base_model.named_modules()
+        if _is_linear(module)
+        and "lora_" not in key
+        and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
+    ]
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
     if lora.target_modules == "all-linear":
         return found

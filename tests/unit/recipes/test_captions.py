@@ -118,6 +118,12 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
             "images: {source: datasets, path: org/x, revision: a, hold_out: 0.3}",
             "stages.exam.images.caption: these pictures have no captions, which tuned reads",
         ),
+        (
+            "  exam:\n",
+            "  policy: {kind: ppo, actor: tuned, reward: {rule: ink}, ppo: {estimator: ddpo, iterations: 1,\n"
+            "    optimizer: {lr: 1e-3}}}\n  exam:\n",
+            "stages.policy.actor: the actor draws from captions",
+        ),
         ("init_from: drawing", "init_from: words", "needs a diffusion model, but words (pretrain) is a language model"),
         ("to_out.0]", "to_out]", "stages.tuned.lora.target_modules.1: adapters go on the linear modules"),
         ("to_out.0]", "to_out]", "did you mean to_out.0?"),

@@ -100,8 +100,9 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        not_language = Evaluate | PretrainImages | FinetuneImages | PpoImages
-        if stage is None or isinstance(stage, not_language) or reference.stage in seen:
+        if stage is None or reference.stage in seen:
+            return None
+        if isinstance(stage, Evaluate | PretrainImages | FinetuneImages | PpoImages):
             return None
         seen.add(reference.stage)
         start = start_of(stage)

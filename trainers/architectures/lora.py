@@ -30,8 +30,8 @@ def add_adapter(
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
-    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are the modules
-    of a model that is no language model.
+    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are those of a
+    model that is no language model.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

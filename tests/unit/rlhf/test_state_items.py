@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.errors import Preempted
+from recipes.errors import Preempted, StageError
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
@@ -174,7 +174,8 @@ def test_leaving_an_item_of_a_ppo_out_is_noticed(
     straight, store = ppo_runs
     part = ppo_part(tiny_ppo)
     leave_out(monkeypatch, item, part.source.state())
-    assert run_ppo(part, store) != straight
+    with contextlib.suppress(StageError):  # a refusal is notice, too
+        assert run_ppo(part, store) != straight
 
 
 def test_leaving_out_the_rule_that_ended_a_ppo_is_noticed(

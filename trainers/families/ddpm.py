@@ -222,7 +222,7 @@ class DdpmFamily:
             found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
             raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")
         num_classes = len(facts.classes)
-        self.net: nn.Module = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
+        self.net: Any = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
         self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
         abar_T = self.scheduler.alphas_cumprod.float()
         self.module = DdpmLosses(self.net, architecture, abar_T, num_classes, codec, text)

@@ -45,6 +45,8 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     observer.phase("model")
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
+    if actor.is_captioned:
+        raise RequestError("actor: the model draws from captions; reward tuning asks for classes or for nothing")
     blueprint = _policy_of(actor, rollout)
     labels = asked_labels(actor, rollout)
     score = _scorer(spec, context, actor)
@@ -118,7 +120,7 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
 def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     """The actor's network once more, in fp32."""
     weights = {name: parameter.detach().float() for name, parameter in actor.module.named_parameters()}
-    family = blueprint.with_weights(weights, actor.net.dtype)
+    family = blueprint.with_weights(weights, next(actor.module.parameters()).dtype)
     assert isinstance(family, DdpmFamily)
     return family
 

@@ -154,15 +154,6 @@ def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[st
     return [real.captions[row] for row in rows]
 
 
-def _draw(
-    model: Drawing | Captioned, seeds: Sequence[int], wanted: list[int] | None, captions: list[str] | None
-) -> Tensor:
-    if captions is None:
-        return model.sample(seeds, wanted)
-    assert isinstance(model, Captioned)
-    return model.sample(seeds, captions=captions)
-
-
 def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:
     """Give the wanted classes by the judge's numbers; None where nothing was asked for or the names differ."""
     if wanted is None or not set(classes) <= set(judge.facts.classes):

@@ -51,9 +51,9 @@ def read_file(source: FileSource, path: Path) -> Iterator[tuple[str, dict[str, A
             case TextFiles():
                 yield from _read_text(path, source.documents)
             case JsonLines():
-                yield from _read_json_lines(path)
+                yield from read_json_lines(path)
             case Csv():
-                yield from _read_csv(path)
+                yield from read_csv(path)
             case Parquet():
                 yield from read_parquet(path)
     except UnicodeDecodeError as error:
@@ -80,7 +80,8 @@ def _read_text(path: Path, documents: str) -> Iterator[tuple[str, dict[str, Any]
         yield f"{path.name}:{number}", {"text": block}
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a file with one JSON object a line."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -96,7 +97,8 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path.name}:{number}", row
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a CSV file, or of a TSV file by its name."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     is_tsv = ".tsv" in path.suffixes
     with _open(path) as file:

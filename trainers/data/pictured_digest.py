@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, Source
-from recipes.data_files import open_file
 from recipes.errors import RequestError
+from recipes.picture_files import open_file
 from recipes.picture_rows import find_pictures
 from trainers.data.files import find_files, read_file
 from trainers.data.row_pictures import find_origin, read_picture, with_encoded_pictures
@@ -40,7 +40,8 @@ def _naming_rows(source: Source, base_dir: Path) -> Iterator[tuple[dict[str, Any
                 with open_file(path) as lines:
                     for number, line in enumerate(lines, start=1):
                         if any(key in line for key in keys):
-                            yield _json_row(line, f"{path}:{number}"), path.parent, f"{path}:{number}"
+                            place = f"{path}: row {number}"
+                            yield _json_row(line, place), path.parent, place
         case Csv() | Parquet():
             for path in find_files(source.files, base_dir):
                 for name, row in read_file(source, path):

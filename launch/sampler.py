@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.store_commands import find_artifact
 from recipes.errors import RequestError
+from recipes.seq2seq import SENTINEL
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -28,6 +29,7 @@ class Sampler:
         import transformers
         from transformers.utils import logging
 
+        from trainers.architectures.load import longest_input
         from trainers.data.tokenizer import load_tokenization
 
         logging.disable_progress_bar()
@@ -38,6 +40,7 @@ class Sampler:
         if config.get("model_type") == "rnn":
             import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
+        self.continues = self.kind == "ForCausalLM"
         model: Any = getattr(transformers, f"AutoModel{self.kind}").from_pretrained(
             model_folder, local_files_only=True, dtype=torch.float32
         )
@@ -46,8 +49,8 @@ class Sampler:
 
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
-        longest = getattr(model.config, "max_position_embeddings", None)
-        self.max_tokens = sys.maxsize if longest is None else int(longest)
+        longest = longest_input(model_folder)
+        self.max_tokens = sys.maxsize if longest is None else longest
 
     def write(
         self,
@@ -57,19 +60,31 @@ class Sampler:
         temperature: float = 0.7,
         seed: int = 0,
         draw: int = 0,
+        num_beams: int | None = None,
     ) -> str:
         """Continue a text, or answer a conversation; equal arguments give equal answers.
 
-        An encoder fills the masks of a text; a classifier says its class and how sure it is.
+        An encoder fills the masks of a text; a classifier says its class and how sure it is. An encoder-decoder writes
+        a source's target, by beam search with `num_beams`, or fills the spans that sentinels mark.
         """
         import torch
 
+        from trainers.filling import fill_spans
         from trainers.generation import SamplingSettings, generate
+        from trainers.translation import write_targets
 
-        if self.kind != "ForCausalLM":
+        if num_beams is not None and self.kind != "ForSeq2SeqLM":
+            raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
+        if self.kind not in ("ForCausalLM", "ForSeq2SeqLM"):
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
         ids = self.tokenization.encode_prompt(prompt)
-        room = self.max_tokens - len(ids)
+        if self.kind == "ForSeq2SeqLM":
+            ids = ids if ids[-1:] == [self.tokenization.eos_id] else [*ids, self.tokenization.eos_id]
+            if len(ids) > self.max_tokens:
+                raise RequestError(f"the source has {len(ids)} tokens; the model takes {self.max_tokens}")
+            room = self.max_tokens
+        else:
+            room = self.max_tokens - len(ids)
         if room < 1:
             raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
         settings = SamplingSettings(
@@ -80,9 +95,16 @@ class Sampler:
         )
         uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
         prompt_ids = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(prompt_ids, dtype=torch.bool)
         with torch.inference_mode():
-            made = generate(self.model, prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), settings, uniforms)
-        tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+            if num_beams is not None:
+                search = {"num_beams": num_beams, "max_new_tokens": settings.max_new_tokens}
+                (tokens,) = write_targets(self.model, prompt_ids, mask, self.tokenization, **search)
+            else:
+                made = generate(self.model, prompt_ids, mask, settings, uniforms)
+                tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        if isinstance(prompt, str) and not self.continues and SENTINEL.format(0) in prompt:
+            return fill_spans(self.tokenization, prompt, tokens)
         return self.tokenization.decode(tokens)
 
     def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
@@ -154,7 +176,7 @@ def _require_language_model(config: dict[str, Any], text: str) -> None:
 
 def _kind(config: dict[str, Any]) -> str | None:
     """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
-    endings = {"LMHeadModel": "ForCausalLM"} | {
+    endings = {"LMHeadModel": "ForCausalLM", "ForConditionalGeneration": "ForSeq2SeqLM"} | {
         name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")
     }
     classes = config.get("architectures") or []
@@ -171,8 +193,12 @@ def sample_texts(
     max_new_tokens: int = 96,
     temperature: float = 0.7,
     seed: int = 0,
+    num_beams: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers to each prompt as {prompt, response, draw}; `chat` sends the prompts through the chat template."""
+    """Answers to each prompt as {prompt, draw, response, continues}; `chat` sends prompts through the chat template.
+
+    `continues` says whether the response goes on from the prompt, as a causal model's does.
+    """
     with model_folder(model, store) as folder:
         sampler = Sampler(folder)
         return [
@@ -185,7 +211,9 @@ def sample_texts(
                     temperature=temperature,
                     seed=seed,
                     draw=draw,
+                    num_beams=num_beams,
                 ),
+                "continues": sampler.continues,
             }
             for prompt in prompts
             for draw in range(num_samples)

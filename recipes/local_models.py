@@ -85,9 +85,9 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
             "adapter_model.safetensors": "this is an adapter; give the merged model",
         }
         problems.append(f"{path}: no model.safetensors" + (f" ({reason[found[0]]})" if found else ""))
-    positions = (
-        next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None) if config else None
-    )
+    positions = None
+    if config and kind != "t5":  # whose n_positions bounds nothing: its positions are relative
+        positions = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
     return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer)
 
 

@@ -20,7 +20,7 @@ from trainers.precision import exact_matmul
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
 PROBE_POSITIONS = 4
-TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model")
+TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model")
 """Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
@@ -66,8 +66,9 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
     write_json(folder / "config.json", model_config(config, kind, dtype))
-    if kind == "language_model":
-        ids = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if kind in ("language_model", "seq2seq_model"):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
+        ids = {key: getattr(config, key, None) for key in names}
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
@@ -157,8 +158,10 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     model.eval()
     device = next(iter(model.parameters())).device
     ids = torch.tensor([token_ids], device=device)
+    more = {"decoder_input_ids": ids} if kind == "seq2seq_model" else {}
     with exact_matmul(), torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().cpu()
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+        logits = found.logits[0].float().cpu()
     model.train(was_training)
     kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind in TOKEN_MODELS else logits.reshape(-1, 1)).numpy()
     return np.ascontiguousarray(kept)

@@ -11,10 +11,12 @@ from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
 from recipes.encoders import Corruption
 from recipes.references import SourceUse, find_source, get_source
+from recipes.seq2seq import SpanCorruption
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
+from trainers.architectures.encoder_decoder import TargetLosses
 from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
 from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
@@ -34,10 +36,12 @@ from trainers.ngram import ngram_perplexity
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import Objective
+from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.schedule import learning_rate_factor
+from trainers.span_corruption import SpanCorrupter
 from trainers.stage import (
     Check,
     Draft,
@@ -51,6 +55,7 @@ from trainers.stage import (
 from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout, unchanged
 from trainers.store.manifest import FileEntry, Layout
 from trainers.streams import LaneStates, StreamBatches
+from trainers.translation import Translations, translate
 
 WRAPPER = "model."
 """Prefix that `TokenLosses` gives to the model's parameter names."""
@@ -66,12 +71,12 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     is_carried = isinstance(spec, Pretrain) and family == "rnn"
-    request = training_request(spec, get_source(spec, "data"), context, tokenization)
+    request = training_request(spec, family, get_source(spec, "data"), context, tokenization)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
-    evaluation_set = (
-        None if held_out is None else open_dataset(context, training_request(spec, held_out, context, tokenization))
-    )
+    evaluation_set = None
+    if held_out is not None:
+        evaluation_set = open_dataset(context, training_request(spec, family, held_out, context, tokenization))
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
@@ -92,8 +97,10 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         source = stream_batches(spec, context, model, dataset, layout, steps)
     else:
         share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-        source = PlannedBatches(BatchPlan(dataset, context.seed, *share), steps, learning.prepare)
+        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
+        source = PlannedBatches(plan, steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
+    translations: list[Translations] = []
     outcome = train(
         engine,
         learning.objective,
@@ -105,13 +112,23 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
-        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization.vocab_size),
+        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization, translations),
         observer=observer,
         seed=context.seed,
     )
     observer.phase("write")
     draft = write_draft(
-        spec, context, engine, model, learning.kind, peft_config, tokenization, outcome, dataset, checkpoint
+        spec,
+        context,
+        engine,
+        model,
+        learning.kind,
+        peft_config,
+        tokenization,
+        outcome,
+        dataset,
+        checkpoint,
+        translations,
     )
     engine.close()
     return draft
@@ -141,6 +158,11 @@ def build_learning(
             masker = Masker(corruption, tokenization, seed)
             module, objective = MaskedTokenLosses(model), MaskedLanguageModelObjective()
             return Learning("masked_model", module, objective, masker.batch, predicts_next=False)
+        case "encoder_decoder":
+            corrupt = unchanged
+            if isinstance(spec, Pretrain):
+                corrupt = SpanCorrupter(spec.span_corruption or SpanCorruption(), tokenization, seed).batch
+            return Learning("seq2seq_model", TargetLosses(model), Seq2SeqObjective(), corrupt, predicts_next=False)
         case _:
             return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
@@ -190,7 +212,8 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
-        kind: ModelKind = "masked_model" if model_family(folder) == "encoder" else "language_model"
+        kinds: dict[str, ModelKind] = {"encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
+        kind = kinds.get(model_family(folder), "language_model")
         return load_model(folder, kind, device=context.ranks.device)
     assert isinstance(spec, Pretrain)
     assert spec.architecture is not None
@@ -201,12 +224,15 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
 
 
 def training_request(
-    spec: Pretrain | Finetune, use: SourceUse, context: StageContext, tokenization: Tokenization
+    spec: Pretrain | Finetune, family: str, use: SourceUse, context: StageContext, tokenization: Tokenization
 ) -> DataRequest:
-    """Say which set the stage needs of its training or held-out rows."""
+    """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
+    request = data_request(context, use, tokenization, spec.train.sequence_length)
+    if family == "encoder_decoder" and isinstance(spec, Finetune):
+        return replace(request, role="seq2seq")
     return replace(
-        data_request(context, use, tokenization, spec.train.sequence_length),
-        packing=spec.train.packing,
+        request,
+        packing=spec.train.packing and family != "encoder_decoder",
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
     )
 
@@ -218,18 +244,28 @@ def held_out_loss(
     dataset: Dataset,
     spec: Pretrain | Finetune,
     layout: Layout,
-    vocab_size: int,
+    tokenization: Tokenization,
+    translations: list[Translations],
 ) -> Callable[[], dict[str, float]]:
-    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's."""
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's.
+
+    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`.
+    """
     rows = spec.train.evaluation_rows
     baseline: list[float] = []
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity(training_set, dataset, rows, vocab_size))
-        batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
-        prepared = (learning.prepare(batch, EVALUATION) for batch in batches)
+            baseline.append(ngram_perplexity(training_set, dataset, rows, tokenization.vocab_size))
+        share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
+        prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         means = evaluate(engine.module, learning.objective, prepared, engine.device)
+        if dataset.form == "seq2seq" and isinstance(spec, Finetune):
+            search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
+            with engine.gathered() as bare:
+                written = translate(bare.model, dataset, evaluation_batches(*share), tokenization, **search)
+            translations.append(written)
+            return {**means, **written.scores()}
         if "loss" not in means or not learning.predicts_next:
             return means
         return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline[0]}
@@ -240,7 +276,7 @@ def held_out_loss(
 def held_out_responses(
     spec: Finetune, context: StageContext, model: nn.Module, tokenization: Tokenization
 ) -> dict[str, Any] | None:
-    """Report how the model answers held-out prompts; None where there are none. Rank 0 alone."""
+    """Report how a causal model answers held-out prompts; None where there are none. Rank 0 alone."""
     held_out = find_source(spec, "evaluation")
     if held_out is None:
         return None
@@ -264,13 +300,14 @@ def write_draft(
     outcome: Outcome,
     dataset: Dataset,
     checkpoint: StoreCheckpoint,
+    translations: list[Translations],
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
     responses = None
     with engine.gathered():
         found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
-        if isinstance(spec, Finetune) and context.ranks.rank == 0:
+        if isinstance(spec, Finetune) and kind == "language_model" and context.ranks.rank == 0:
             responses = held_out_responses(spec, context, model, tokenization)
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
@@ -298,7 +335,9 @@ def write_draft(
         files=files,
         checks=tuple(checks),
         outcome=outcome.ending(),
-        metrics=stage_metrics(outcome, dataset) | ({} if responses is None else {"responses": responses}),
+        metrics=stage_metrics(outcome, dataset)
+        | ({} if responses is None else {"responses": responses})
+        | ({} if not translations else {"translations": translations[-1].report()}),
         gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
         contract=tokenization.contract_hash,
         base=base,

@@ -17,7 +17,7 @@ from recipes.lora import Lora
 DEFAULT = "default"
 
 
-def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] = ()) -> Any:
+def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] = ()) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
@@ -34,7 +34,7 @@ def add_adapter(model: nn.Module, lora: Lora, *, seed: int, name: str = DEFAULT,
         exclude_modules=list(exclude) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         fan_in_fan_out=_is_transposed(model),
     )
     with torch.random.fork_rng(devices=[]):
@@ -56,7 +56,12 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
 
 def target_names(model: Any, lora: Lora) -> list[str]:
     """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there."""
-    linear = [key for key, module in model.base_model.named_modules() if _is_linear(module) and "lora_" not in key]
+    head = model.get_output_embeddings()  # which lies in the base of an encoder-decoder
+    linear = [
+        key
+        for key, module in model.base_model.named_modules()
+        if _is_linear(module) and module is not head and "lora_" not in key
+    ]
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
     if lora.target_modules == "all-linear":
         return found

@@ -15,8 +15,14 @@ from recipes.data import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
-from trainers.data.encoding import encode_instructions, encode_pairs, encode_prompts, encode_texts
-from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, stream
+from trainers.data.encoding import (
+    encode_instructions,
+    encode_pairs,
+    encode_prompts,
+    encode_sources_and_targets,
+    encode_texts,
+)
+from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, seq2seq, stream
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -30,6 +36,7 @@ FORMS: dict[RowRole, Form] = {
     "text": "packed",
     "labels": "labelled",
     "instructions": "packed",
+    "seq2seq": "seq2seq",
     "preferences": "pairs",
     "prompts": "prompts",
 }
@@ -42,7 +49,7 @@ class DataRequest:
     source: Source
     base_dir: Path
     role: RowRole
-    """text and instructions make a packed set, preferences make pairs, prompts make prompts."""
+    """text and instructions make a packed set, preferences make pairs, the others what FORMS says."""
     tokenization: Tokenization
     sequence_length: int
     """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
@@ -176,6 +183,8 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
             parts = labelled(encode_texts(rows, request.tokenization), count, settings)
         case "instructions":
             parts = pack(encode_instructions(rows, request.tokenization), count, settings)
+        case "seq2seq":
+            parts = seq2seq(encode_sources_and_targets(rows, request.tokenization), count, settings)
         case "preferences":
             parts = pair(encode_pairs(rows, request.tokenization), count, settings)
         case "prompts":

@@ -26,7 +26,7 @@ def build_language_model(
         case "encoder":
             return _build_bert(architecture, facts, seed)
         case "encoder_decoder":
-            return build_encoder_decoder(architecture, facts, seed)
+            return build_encoder_decoder(architecture, facts, seed=seed, device=device)
     raise ValueError(f"unknown family {architecture['family']!r}")
 
 

@@ -10,19 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
+from trainers.architectures.attention import attention_name
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.token_losses import linear_cross_entropy
 from trainers.data.batches import Seq2SeqBatch
 
 
-def build_encoder_decoder(architecture: Mapping[str, Any], facts: TokenizerFacts, seed: int) -> nn.Module:
+def build_encoder_decoder(
+    architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+) -> nn.Module:
     """Build with random fp32 weights that depend on the seed alone.
 
     `architecture` holds `type` and transformers' configuration keys. A target starts with the pad token (t5) or with
     the end token (bart), as in the published models.
     """
     keys = {name: value for name, value in architecture.items() if name not in ("family", "type")}
-    ids = {"vocab_size": facts.vocab_size, "eos_token_id": facts.eos_id, "pad_token_id": facts.pad_id}
+    shared = {
+        "vocab_size": facts.vocab_size,
+        "eos_token_id": facts.eos_id,
+        "pad_token_id": facts.pad_id,
+        "attn_implementation": attention_name(device, "encoder_decoder"),
+    }
     model_class: Any
     config: Any
     if architecture["type"] == "t5":
@@ -30,14 +38,14 @@ def build_encoder_decoder(architecture: Mapping[str, Any], facts: TokenizerFacts
         from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
         model_class = T5ForConditionalGeneration
-        config = T5Config(**keys, **ids, decoder_start_token_id=facts.pad_id, attn_implementation="sdpa")
+        config = T5Config(**keys, **shared, decoder_start_token_id=facts.pad_id)
     else:
         from transformers.models.bart.configuration_bart import BartConfig
         from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
         model_class = BartForConditionalGeneration
-        starts = {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": facts.eos_id}
-        config = BartConfig(**keys, **ids, **starts, bos_token_id=facts.bos_id, attn_implementation="sdpa")
+        starts = {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
+        config = BartConfig(**keys, **shared, **starts, bos_token_id=facts.bos_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = model_class(config).float()

@@ -58,7 +58,7 @@ def load_model(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_name(device, is_causal=MODEL_TYPES[model_type] == "decoder"),
+            attn_implementation=attention_name(device, MODEL_TYPES[model_type]),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

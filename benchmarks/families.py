@@ -1,13 +1,14 @@
 """Steps per CPU second of each family of pictures against the loop that a user would write by hand, in one run.
 
-    python benchmarks/families.py [--families vae gan ddpm classifier] [--steps 60] [--rounds 3] [--size 8]
+    python benchmarks/families.py [--families vae gan encoder_decoder ...] [--steps 60] [--rounds 3] [--size 8]
 
 Both sides train the same networks from the same weights with AdamW on the same digits in batches of 64 on one process.
 By hand: a DataLoader over a TensorDataset, zero_grad, backward, clip, step, in the form of PyTorch's vae and dcgan
 examples and diffusers' unconditional one; noise from torch's generator. Ours: the loop with the plain engine, whose
 batches follow from the seed, whose noise has a seed per sample, and which notes every step's metrics. No side evaluates
 or saves. Seconds are the process's own on the CPU, so that a busy machine slows neither side. Sides take turns; the
-figure is the median of the rounds' ratios.
+figure is the median of the rounds' ratios. `encoder_decoder` is in translation.py, with transformers' Seq2SeqTrainer as
+a third side.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import translation
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -166,10 +168,28 @@ def ddpm_step(family: Any, optimizers: list[Any], images: torch.Tensor, labels: 
     update(optimizers[0], functional.mse_loss(predicted, noise), family.net)
 
 
+def measure_translation(store: Store, folder: str, steps: int, rounds: int) -> None:
+    """Measure a translation's three sides in turn and print them."""
+    work = translation.Translation(store)
+    measured = []
+    for round_steps in (3, *[steps] * rounds):
+        plain = translation.by_hand(work, round_steps)
+        trainer = translation.by_trainer(work, round_steps, f"{folder}/trainer")
+        measured.append((translation.ours(work, round_steps, Quiet()), plain, trainer))
+    fast, plain, trainer = (statistics.median(side) for side in zip(*measured[1:], strict=True))
+    ratios = [statistics.median(one[0] / one[side] for one in measured[1:]) for side in (1, 2)]
+    print(
+        f"{'translation':<11} ours {fast:7.1f} steps/s  by hand {plain:7.1f} steps/s  ratio {ratios[0]:.2f}  "
+        f"Seq2SeqTrainer {trainer:7.1f} steps/s  ratio {ratios[1]:.2f}",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--families", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    families = [*ARCHITECTURES, "encoder_decoder"]
+    parser.add_argument("--families", nargs="+", default=families, choices=families)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, help="pixels of a side; the default is 28 for the vae, else 8")
@@ -179,6 +199,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(f"{folder}/store")
         for name in arguments.families:
+            if name == "encoder_decoder":
+                measure_translation(store, folder, arguments.steps, arguments.rounds)
+                continue
             source = Digits(source="digits", size=arguments.size or SIZES[name])
             dataset = materialise_images(ImageRequest(source, Path(folder), 0), store)
             ours(name, dataset, 3)

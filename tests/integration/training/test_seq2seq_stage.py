@@ -67,26 +67,32 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def _cases() -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = []
-    for stage, spec in STAGES.items():
-        inputs = {} if stage == "spans" else {"init_from": "spans"}
-        cases.append({"stage": stage, "spec": spec, "inputs": inputs, "run": "straight", "is_kept": True})
-    full = {"stage": "full", "inputs": {"init_from": "spans"}}
-    cases.append({**full, "run": "stopped", "spec": STAGES["full"], "stop_at": 2})
-    cases.append({**full, "run": "stopped", "spec": STAGES["full"]})
-    cases.append({**full, "run": "unsharded", "spec": STAGES["full"] | {"shard": {"zero": 0}}})
-    return cases
+def _run(run_ranks: Any, folder: Path, cases: list[dict[str, Any]]) -> None:
+    run_ranks(WORKER, [folder, json.dumps(cases)], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
 
 
 @pytest.fixture(scope="module")
 def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the stages ran, and the fine-tuning again with a preemption and without sharding."""
+    """A folder in which the stages ran."""
     folder = tmp_path_factory.mktemp("seq2seq")
     rows = [f'the "number" {n}\tel "número" {n}' for n in range(120)]
     (folder / "pairs.tsv").write_text("\n".join(rows), encoding="utf-8")
-    run_ranks(WORKER, [folder, json.dumps(_cases())], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
+    cases = []
+    for stage, spec in STAGES.items():
+        inputs = {} if stage == "spans" else {"init_from": "spans"}
+        cases.append({"stage": stage, "spec": spec, "inputs": inputs, "run": "straight", "is_kept": True})
+    _run(run_ranks, folder, cases)
     return folder
+
+
+@pytest.fixture(scope="module")
+def again(run_ranks: Any, finished: Path) -> Path:
+    """The same folder, in which the fine-tuning ran again: with a preemption, and without sharding."""
+    full = {"stage": "full", "inputs": {"init_from": "spans"}, "spec": STAGES["full"]}
+    stopped = {**full, "run": "stopped"}
+    unsharded = {**full, "run": "unsharded", "spec": STAGES["full"] | {"shard": {"zero": 0}}}
+    _run(run_ranks, finished, [{**stopped, "stop_at": 2}, stopped, unsharded])
+    return finished
 
 
 def result(folder: Path, name: str) -> dict[str, Any]:
@@ -119,15 +125,17 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
         assert report["examples"][0]["target"].startswith('el "número" ')
 
 
-def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path) -> None:
-    straight, resumed = result(finished, "straight-full"), result(finished, "stopped-full")
+@pytest.mark.long
+def test_a_preempted_stage_ends_in_the_same_bytes(again: Path) -> None:
+    straight, resumed = result(again, "straight-full"), result(again, "stopped-full")
     assert resumed["steps"] == [4, 5, 6]
     assert resumed["digest"] == straight["digest"]
     assert resumed["metrics"] == straight["metrics"]
 
 
-def test_sharding_does_not_change_the_curve(finished: Path) -> None:
-    sharded, whole = result(finished, "straight-full")["curves"], result(finished, "unsharded-full")["curves"]
+@pytest.mark.long
+def test_sharding_does_not_change_the_curve(again: Path) -> None:
+    sharded, whole = result(again, "straight-full")["curves"], result(again, "unsharded-full")["curves"]
     for curve in ("loss", "eval/loss"):
         for step, value in whole[curve].items():
             assert sharded[curve][step] == pytest.approx(value, rel=1e-5)
@@ -152,6 +160,6 @@ def test_models_open_with_stock_classes_and_write(finished: Path, tmp_path: Path
         (ours,) = sample_texts(str(folder), [text], num_beams=beams, max_new_tokens=12)
         assert ours["response"] == tokenizer.decode(written, skip_special_tokens=True)
         assert not ours["continues"]
-    (filled,) = sample_texts(f"store://{'spans'}", ["the <extra_id_0> 7"], store=str(finished / "store"))
+    (filled,) = sample_texts("store://spans", ["the <extra_id_0> 7"], store=str(finished / "store"))
     assert "<extra_id_0>" not in filled["response"]
     assert filled["response"].startswith("the")

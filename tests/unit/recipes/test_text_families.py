@@ -1,4 +1,4 @@
-"""Recipes of recurrent models, encoders and encoder-decoders: what fits together, and what is said where it does not."""
+"""Recipes of rnn, encoders and encoder-decoders: what fits together, and what is said where it does not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +62,6 @@ def pairs(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("go;ve\n" * 9)
 
 
-
 def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
     assert problems_of(TEXT) == ""
 
@@ -99,7 +98,11 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("type: t5", "type: t55", "did you mean t5?"),
         ("d_kv: 8, ", "", "stages.spans.architecture.d_kv"),
         ("noise_density: 0.2", "noise_density: 1.2", "stages.spans.span_corruption.noise_density"),
-        ("    span_corruption: {noise_density: 0.2}", "    corruption: {share: 0.2}", "hides tokens from family encoder"),
+        (
+            "    span_corruption: {noise_density: 0.2}",
+            "    corruption: {share: 0.2}",
+            "hides tokens from family encoder",
+        ),
         ("    corruption: {whole_words: true}", "    span_corruption: {}", "hides tokens from family encoder_decoder"),
         ("{epochs: 2, global_batch: 8,", "{tokens: 9999, global_batch: 8,", "counts rows, not tokens"),
         ("{epochs: 2,", "{epochs: 2, packing: true,", "never packed"),

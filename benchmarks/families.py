@@ -1,27 +1,30 @@
-"""Steps per CPU second of each family of pictures against the loop that a user would write by hand, in one run.
+"""Steps per CPU second of families against the loop that a user would write by hand, in one run.
 
-    python benchmarks/families.py [--families vae gan encoder_decoder ...] [--steps 60] [--rounds 3] [--size 8]
+    python benchmarks/families.py [--families vae gan ddpm classifier lstm masked_lm translation] [--steps 60]
 
 Both sides train the same networks from the same weights with AdamW on the same digits in batches of 64 on one process.
 By hand: a DataLoader over a TensorDataset, zero_grad, backward, clip, step, in the form of PyTorch's vae and dcgan
 examples and diffusers' unconditional one; noise from torch's generator. Ours: the loop with the plain engine, whose
-batches follow from the seed, whose noise has a seed per sample, and which notes every step's metrics. No side evaluates
-or saves. Seconds are the process's own on the CPU, so that a busy machine slows neither side. Sides take turns; the
-figure is the median of the rounds' ratios. `encoder_decoder` is in translation.py, with transformers' Seq2SeqTrainer as
-a third side.
+batches follow from the seed, whose noise has a seed per sample, and which notes every step's metrics. `text_rows.py`
+and `translation.py` have the families of text, with transformers' Trainer as a further side where it has the model. No
+side evaluates or saves. Seconds are the process's own on the CPU, so that a busy machine slows neither side. Sides take
+turns; the figure is the median of the rounds' ratios.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import translation
+from text_rows import PEERS, Words, read_words
+from text_rows import ours as text_ours
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -168,28 +171,24 @@ def ddpm_step(family: Any, optimizers: list[Any], images: torch.Tensor, labels: 
     update(optimizers[0], functional.mse_loss(predicted, noise), family.net)
 
 
-def measure_translation(store: Store, folder: str, steps: int, rounds: int) -> None:
-    """Measure a translation's three sides in turn and print them."""
-    work = translation.Translation(store)
-    measured = []
-    for round_steps in (3, *[steps] * rounds):
-        plain = translation.by_hand(work, round_steps)
-        trainer = translation.by_trainer(work, round_steps, f"{folder}/trainer")
-        measured.append((translation.ours(work, round_steps, Quiet()), plain, trainer))
-    fast, plain, trainer = (statistics.median(side) for side in zip(*measured[1:], strict=True))
-    ratios = [statistics.median(one[0] / one[side] for one in measured[1:]) for side in (1, 2)]
-    print(
-        f"{'translation':<11} ours {fast:7.1f} steps/s  by hand {plain:7.1f} steps/s  ratio {ratios[0]:.2f}  "
-        f"Seq2SeqTrainer {trainer:7.1f} steps/s  ratio {ratios[1]:.2f}",
-        flush=True,
-    )
+def measure(name: str, sides: Mapping[str, Callable[[int], float]], steps: int, rounds: int) -> None:
+    """Let the sides take turns and print the ratios of the first to each of the others."""
+    for side in sides.values():
+        side(3)
+    found = [{label: side(steps) for label, side in reversed(sides.items())} for _ in range(rounds)]
+    mine, *others = sides
+    told = [f"{label} {statistics.median(line[label] for line in found):7.1f} steps/s" for label in sides]
+    for other in others:
+        ratio = statistics.median(line[mine] / line[other] for line in found)
+        told.append(f"ratio to {other} {ratio:.2f}")
+    print(f"{name:<11} {'  '.join(told)}", flush=True)
 
 
 def main() -> None:
     """Measure and print."""
+    names = [*ARCHITECTURES, *PEERS, "translation"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    families = [*ARCHITECTURES, "encoder_decoder"]
-    parser.add_argument("--families", nargs="+", default=families, choices=families)
+    parser.add_argument("--families", nargs="+", default=names, choices=names)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, help="pixels of a side; the default is 28 for the vae, else 8")
@@ -198,21 +197,20 @@ def main() -> None:
     use_fast_matmul(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(f"{folder}/store")
+        words: Words | None = None
         for name in arguments.families:
-            if name == "encoder_decoder":
-                measure_translation(store, folder, arguments.steps, arguments.rounds)
-                continue
-            source = Digits(source="digits", size=arguments.size or SIZES[name])
-            dataset = materialise_images(ImageRequest(source, Path(folder), 0), store)
-            ours(name, dataset, 3)
-            by_hand(name, dataset, 3)
-            rounds = []
-            for _ in range(arguments.rounds):
-                plain = by_hand(name, dataset, arguments.steps)
-                rounds.append((ours(name, dataset, arguments.steps), plain))
-            ratio = statistics.median(mine / plain for mine, plain in rounds)
-            fast, plain = (statistics.median(side) for side in zip(*rounds, strict=True))
-            print(f"{name:<11} ours {fast:7.1f} steps/s  by hand {plain:7.1f} steps/s  ratio {ratio:.2f}", flush=True)
+            sides: dict[str, Callable[[int], float]]
+            if name == "translation":
+                sides = translation.sides(store, f"{folder}/trainer", Quiet())
+            elif name in PEERS:
+                words = words or read_words(Path(folder), store)
+                sides = {"ours": partial(text_ours, name, words, quiet=Quiet())}
+                sides |= {label: partial(peer, words) for label, peer in PEERS[name].items()}
+            else:
+                source = Digits(source="digits", size=arguments.size or SIZES[name])
+                dataset = materialise_images(ImageRequest(source, Path(folder), 0), store)
+                sides = {"ours": partial(ours, name, dataset), "by hand": partial(by_hand, name, dataset)}
+            measure(name, sides, arguments.steps, arguments.rounds)
 
 
 if __name__ == "__main__":

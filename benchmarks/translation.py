@@ -6,6 +6,8 @@ zero_grad, backward, clip, step. No side evaluates or saves.
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,16 @@ class Translation:
         sources = nn.utils.rnn.pad_sequence([row["source"] for row in rows], batch_first=True, padding_value=pad_id)
         labels = nn.utils.rnn.pad_sequence([row["target"] for row in rows], batch_first=True, padding_value=-100)
         return {"input_ids": sources, "attention_mask": (sources != pad_id).long(), "labels": labels}
+
+
+def sides(store: Store, folder: str, quiet: Any) -> dict[str, Callable[[int], float]]:
+    """Return the sides, ours first; each takes a number of steps."""
+    work = Translation(store)
+    return {
+        "ours": partial(ours, work, quiet=quiet),
+        "by hand": partial(by_hand, work),
+        "Trainer": partial(by_trainer, work, folder=folder),
+    }
 
 
 def ours(work: Translation, steps: int, quiet: Any) -> float:

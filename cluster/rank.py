@@ -6,8 +6,10 @@ It speaks JSON lines with the worker that asked for it, on an inherited socket. 
 
 import atexit
 import ctypes
+import errno
 import faulthandler
 import importlib
+import io
 import json
 import os
 import queue
@@ -131,6 +133,30 @@ class Context:
         return self._link.stop.is_set()
 
 
+class LogFile(io.RawIOBase):
+    """The log behind standard output; it often shares a disk with the store.
+
+    A line that finds no room is lost: the training that prints it waits for room, and shall not end of its own words.
+    """
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """Standard output's."""
+        return 1
+
+    def write(self, data: Any) -> int:
+        """Write what fits."""
+        try:
+            return os.write(1, data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(memoryview(data).cast("B"))
+
+
 def find_target(target: str) -> Any:
     """The function that "module:function" names."""
     module, _, name = target.partition(":")
@@ -144,6 +170,7 @@ def _serve(link: Link, order: dict[str, Any]) -> bool:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout = sys.stderr = io.TextIOWrapper(LogFile(), errors="replace", write_through=True)
     try:
         result = find_target(order["target"])(order["payload"], Context(link, order))
         answer = json.dumps(result)

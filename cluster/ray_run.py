@@ -1,6 +1,8 @@
 """One run of a worker group on Ray: follows the beats, notices the first end, sees the rest out, gathers the logs."""
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -251,23 +253,30 @@ class Run:
     # Logs of workers that do not see this machine's files
 
     def _append_log(self, rank: Rank, data: bytes) -> None:
+        """Keep what came; what finds no room on this disk is asked for again at the next pulse."""
         if data:
-            with rank.log.open("ab") as log:
-                log.write(data)
-            rank.log_offset += len(data)
+            fd = os.open(rank.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                rank.log_offset += os.write(fd, data)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+            finally:
+                os.close(fd)
 
     def _fetch_logs(self) -> None:
         for rank in self._ranks:
             deadline = time.monotonic() + CALL_TIMEOUT_S
             while rank.ships_log and time.monotonic() < deadline:
+                offset = rank.log_offset
                 try:
                     data = ray.get(rank.actor.read_log.remote(rank.log_offset), timeout=CALL_TIMEOUT_S)
                 except RayError:
                     self._append_log(rank, _take_from(rank))
                     break
-                if not data:
-                    break
                 self._append_log(rank, data)
+                if rank.log_offset == offset:
+                    break
 
 
 def _take_from(rank: Rank) -> bytes:

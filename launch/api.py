@@ -184,7 +184,7 @@ def resumable(
     is_same = not changed_meaning(raw["meanings"], resolved.meanings(resolved.plan(None)))
     if summary.state == "completed" and is_same and not allowed:
         return None
-    digests, wrong = data_digests(resolved.recipe, resolved.base_dir)
+    digests, wrong = data_digests(resolved.recipe, resolved.base_dir, resolved.external)
     if wrong:
         raise RecipeError([Problem(resolved.source, None, path, found, message) for path, found, message in wrong])
     present = replace(resolved, data=digests)

@@ -13,7 +13,7 @@ from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
-from launch.progress import COUNTED, SHOWN_METRICS, View
+from launch.progress import COUNTED, SHOWN_METRICS, View, rows_lost
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError, TrainwrightError
 from recipes.plan import Plan, PlannedStage
@@ -349,6 +349,8 @@ class Executor:
         details = [manifest.exactness] if manifest.exactness and not cached else []
         if not manifest.gate.passed:
             details.append("gate failed: " + "; ".join(manifest.gate.reasons))
+        if not cached:
+            details += rows_lost(manifest.metrics)
         state, took_s = ("cached", None) if cached else ("committed", seconds)
         self.view.stage_finished(name, state, took_s, " · ".join(details))
 

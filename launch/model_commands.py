@@ -15,6 +15,10 @@ def sample(
         list[str] | None, typer.Option("--prompt", help="Continue this text; may be given again.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")] = False,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="A vision-language model sees this picture; may be given again."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 96,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.7,
     beams: Annotated[
@@ -35,7 +39,12 @@ def sample(
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model write (--prompt TEXT, --chat for a conversation, both for one answer) or draw (--grid FILE)."""
+    """Let a model write (--prompt TEXT, --chat for a conversation, both for one answer) or draw (--grid FILE).
+
+    With --image a vision-language model answers about pictures.
+    """
+    if image and (grid is not None or not prompt):
+        raise RequestError("--image goes with --prompt TEXT, the question about the picture")
     if grid is not None:
         done = _draw(model, grid, store, num_samples, seed, label, reconstruct, interpolate)
         print_json(done) if as_json else typer.echo(done["file"])
@@ -61,6 +70,7 @@ def sample(
         temperature=temperature,
         seed=seed,
         num_beams=beams,
+        images=image or (),
     )
     if as_json:
         print_json(answers)

@@ -12,7 +12,7 @@ from recipes.load import LoadedRecipe, load_recipe
 from recipes.memory import KEPT_STATES
 
 SPARE_BYTES = 64 << 20
-"""Room for journal, metrics and logs beside what the stages commit."""
+"""Room for data sets, journal, metrics and logs beside what the stages commit."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def check_disk(plan: Any, store: Any) -> None:
     if needed > free:
         raise CapacityError(
             f"store {store.uri} has {free / 2**20:,.0f} MiB free; the run needs about {needed / 2**20:,.0f} MiB "
-            f"({artifacts / 2**20:,.0f} MiB of artifacts, {states / 2**20:,.0f} MiB of training state)"
+            f"({artifacts / 2**20:,.0f} MiB of artifacts, {states / 2**20:,.0f} MiB of training state, "
+            f"{SPARE_BYTES >> 20} MiB for data, logs and reports)"
         )
 
 

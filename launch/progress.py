@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+LOST_SHARE = 0.1
+"""A stage that cannot use more of its rows than this says so when it is committed."""
 
 SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
-COUNTED = ("tokens", "target_tokens", "pairs", "responses", "pictures")
+COUNTED = ("tokens", "target_tokens", "rows", "pairs", "responses", "pictures")
 """What a beat's `..._per_s` may count."""
 
 ACTIVITIES = {
@@ -101,6 +103,21 @@ def rate(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}"
+
+
+def rows_lost(metrics: Mapping[str, Any]) -> list[str]:
+    """Say what share of the data's rows a stage could not use whole, where it is worth a look."""
+    data = metrics.get("data") or {}
+    rows = data.get("rows_in", 0)
+    dropped = data.get("dropped", {})
+    lost = sum(dropped.values())
+    said = []
+    if lost > LOST_SHARE * rows:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
+        said.append(f"{lost:,} of {rows:,} rows dropped ({why})")
+    if data.get("truncated", 0) > LOST_SHARE * rows:
+        said.append(f"{data['truncated']:,} of {rows:,} rows truncated")
+    return said
 
 
 class Pace:

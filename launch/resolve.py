@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.architecture import MODEL_TYPES
+from recipes.chain import picture_stage_of, start_of
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
@@ -27,13 +29,14 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
-from recipes.stages import PretrainImages
 from trainers.data.images import image_source_digest
+from trainers.data.pictured_digest import pictured_digest
 from trainers.data.sources import source_digest
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
+VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family == "vision_language")
 _PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
 
 KINDS = {
@@ -129,8 +132,8 @@ class Resolved:
         pictures = {
             name: facts
             for name, stage in self.recipe.stages.items()
-            if isinstance(stage, PretrainImages)
-            and (facts := find_picture_facts(stage.data, self.base_dir)) is not None
+            if (source := picture_stage_of(stage, self.recipe.stages)) is not None
+            and (facts := find_picture_facts(source.data, self.base_dir)) is not None
         }
         try:
             return build_plan(
@@ -185,20 +188,43 @@ class Resolved:
         )
 
 
-def data_digests(recipe: Recipe, base_dir: Path) -> tuple[dict[str, dict[str, str]], list[tuple[str, str, str]]]:
-    """Digest of every source by stage and field, and (field path, found, message) of those that cannot be read."""
-    known: dict[str, str] = {}
+def data_digests(
+    recipe: Recipe, base_dir: Path, external: Mapping[str, Mapping[str, ArtifactManifest]]
+) -> tuple[dict[str, dict[str, str]], list[tuple[str, str, str]]]:
+    """Digest of every source by stage and field, and (field path, found, message) of those that cannot be read.
+
+    Rows for a vision-language model count with the files of the pictures that they name.
+    """
+    known: dict[tuple[str, bool], str] = {}
     digests: dict[str, dict[str, str]] = {}
     wrong: list[tuple[str, str, str]] = []
     for name, stage in recipe.stages.items():
         digests[name] = {}
         for use in stage_sources(stage):
-            key = use.source.model_dump_json()
+            sees = use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
+            key = (use.source.model_dump_json(), sees)
             try:
-                known[key] = digests[name][use.field_path] = known.get(key) or digest_of(use.source, base_dir)
+                if key not in known:
+                    known[key] = pictured_digest(use.rows, base_dir) if sees else digest_of(use.source, base_dir)
+                digests[name][use.field_path] = known[key]
             except TrainwrightError as error:
                 wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
     return digests, wrong
+
+
+def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]) -> str | None:
+    """The type of the model from outside the recipe that a stage starts from in the end; None: it is built here."""
+    seen: set[str] = set()
+    while stage not in seen:
+        seen.add(stage)
+        text = start_of(recipe.stages[stage])
+        reference = None if text is None else parse_reference(text)
+        if not isinstance(reference, StageRef):
+            found = external.get(stage, {}).get("init_from")
+            kind = None if found is None else (found.architecture or {}).get("model_type")
+            return kind if isinstance(kind, str) else None
+        stage = reference.stage
+    return None
 
 
 def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
@@ -267,7 +293,7 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
                 continue
             if artifact is not None:
                 external.setdefault(name, {})[item.field_path] = artifact
-    digests, wrong = data_digests(loaded.recipe, loaded.base_dir)
+    digests, wrong = data_digests(loaded.recipe, loaded.base_dir, external)
     problems += [loaded.problem(path, found, message) for path, found, message in wrong]
     if problems:
         raise RecipeError(problems)

@@ -29,7 +29,6 @@ class Sampler:
         import transformers
         from transformers.utils import logging
 
-        from trainers.architectures.load import longest_input
         from trainers.data.tokenizer import load_tokenization
 
         logging.disable_progress_bar()
@@ -40,7 +39,12 @@ class Sampler:
         if config.get("model_type") == "rnn":
             import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
-        self.continues = self.kind == "ForCausalLM"
+        self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
+        self.pictures = None
+        if self.kind == "ForImageTextToText":
+            from trainers.data.picture_processor import load_picture_processor
+
+            self.pictures = load_picture_processor(model_folder)
         model: Any = getattr(transformers, f"AutoModel{self.kind}").from_pretrained(
             model_folder, local_files_only=True, dtype=torch.float32
         )
@@ -49,8 +53,8 @@ class Sampler:
 
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
-        longest = longest_input(model_folder)
-        self.max_tokens = sys.maxsize if longest is None else longest
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens = sys.maxsize if longest is None else int(longest)
 
     def write(
         self,
@@ -60,31 +64,34 @@ class Sampler:
         temperature: float = 0.7,
         seed: int = 0,
         draw: int = 0,
+        images: Sequence[Path] = (),
         num_beams: int | None = None,
     ) -> str:
         """Continue a text, or answer a conversation; equal arguments give equal answers.
 
         An encoder fills the masks of a text; a classifier says its class and how sure it is. An encoder-decoder writes
-        a source's target, by beam search with `num_beams`, or fills the spans that sentinels mark.
+        a source's target, by beam search with `num_beams`, or fills the spans that sentinels mark. A vision-language
+        model sees the images where the text marks their places, else before the first words.
         """
         import torch
 
-        from trainers.filling import fill_spans
         from trainers.generation import SamplingSettings, generate
-        from trainers.translation import write_targets
 
+        if images and self.pictures is None:
+            raise RequestError("the model has no vision tower; --image is for vision-language models")
         if num_beams is not None and self.kind != "ForSeq2SeqLM":
             raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
-        if self.kind not in ("ForCausalLM", "ForSeq2SeqLM"):
-            return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
-        ids = self.tokenization.encode_prompt(prompt)
         if self.kind == "ForSeq2SeqLM":
-            ids = ids if ids[-1:] == [self.tokenization.eos_id] else [*ids, self.tokenization.eos_id]
-            if len(ids) > self.max_tokens:
-                raise RequestError(f"the source has {len(ids)} tokens; the model takes {self.max_tokens}")
-            room = self.max_tokens
+            return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
+        if not self.continues:
+            return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
+        pixels = None
+        if self.pictures is None:
+            ids = self.tokenization.encode_prompt(prompt)
         else:
-            room = self.max_tokens - len(ids)
+            ids = self._see(prompt, images)
+            pixels = self._pixels(images)
+        room = self.max_tokens - len(ids)
         if room < 1:
             raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
         settings = SamplingSettings(
@@ -95,17 +102,70 @@ class Sampler:
         )
         uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
         prompt_ids = torch.tensor([ids], device=self.device)
-        mask = torch.ones_like(prompt_ids, dtype=torch.bool)
+        with torch.inference_mode():
+            is_real = torch.ones_like(prompt_ids, dtype=torch.bool)
+            made = generate(self.model, prompt_ids, is_real, settings, uniforms, pixels)
+        tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        return self.tokenization.decode(tokens)
+
+    def _write_target(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        draw: int,
+        num_beams: int | None,
+    ) -> str:
+        """Let an encoder-decoder write a source's target, or the spans of its sentinels."""
+        import torch
+
+        from trainers.filling import fill_spans
+        from trainers.generation import SamplingSettings, generate
+        from trainers.translation import write_targets
+
+        tokenization = self.tokenization
+        ids = tokenization.encode_prompt(prompt)
+        ids = ids if ids[-1:] == [tokenization.eos_id] else [*ids, tokenization.eos_id]
+        if len(ids) > self.max_tokens:
+            raise RequestError(f"the source has {len(ids)} tokens; the model takes {self.max_tokens}")
+        longest = min(max_new_tokens, self.max_tokens)
+        source = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(source, dtype=torch.bool)
         with torch.inference_mode():
             if num_beams is not None:
-                search = {"num_beams": num_beams, "max_new_tokens": settings.max_new_tokens}
-                (tokens,) = write_targets(self.model, prompt_ids, mask, self.tokenization, **search)
+                search = {"num_beams": num_beams, "max_new_tokens": longest}
+                (tokens,) = write_targets(self.model, source, mask, tokenization, **search)
             else:
-                made = generate(self.model, prompt_ids, mask, settings, uniforms)
+                settings = SamplingSettings(longest, temperature or 1.0, (tokenization.eos_id,), tokenization.pad_id)
+                uniforms = draws(ids, seed, draw, longest) if temperature > 0 else None
+                made = generate(self.model, source, mask, settings, uniforms)
                 tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
-        if isinstance(prompt, str) and not self.continues and SENTINEL.format(0) in prompt:
-            return fill_spans(self.tokenization, prompt, tokens)
-        return self.tokenization.decode(tokens)
+        if isinstance(prompt, str) and SENTINEL.format(0) in prompt:
+            return fill_spans(tokenization, prompt, tokens)
+        return tokenization.decode(tokens)
+
+    def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
+        """The tokens of a prompt with pictures, as training makes them of a row."""
+        from trainers.data.pictured import encode_question
+
+        assert self.pictures is not None
+        return encode_question(prompt, len(images), self.tokenization, self.pictures)
+
+    def _pixels(self, images: Sequence[Path]) -> Any:
+        import numpy as np
+        import torch
+
+        from trainers.data.picture_processor import scale_pixels
+        from trainers.data.row_pictures import open_pictures
+
+        assert self.pictures is not None
+        if not images:
+            return None
+        opened = open_pictures([str(path) for path in images], Path(), "--image")
+        pixels = np.stack([self.pictures.pixels(picture.read(), str(picture.origin)) for picture in opened])
+        values = scale_pixels(pixels, self.pictures.factor, self.pictures.mean_C, self.pictures.std_C)
+        return torch.from_numpy(values).to(self.device)
 
     def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
         """Let an encoder fill a text's masks, or name its class."""
@@ -176,9 +236,12 @@ def _require_language_model(config: dict[str, Any], text: str) -> None:
 
 def _kind(config: dict[str, Any]) -> str | None:
     """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
-    endings = {"LMHeadModel": "ForCausalLM", "ForConditionalGeneration": "ForSeq2SeqLM"} | {
-        name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")
-    }
+    endings = {
+        "LMHeadModel": "ForCausalLM",
+        "LlavaForConditionalGeneration": "ForImageTextToText",
+        "T5ForConditionalGeneration": "ForSeq2SeqLM",
+        "BartForConditionalGeneration": "ForSeq2SeqLM",
+    } | {name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")}
     classes = config.get("architectures") or []
     return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
 
@@ -193,11 +256,13 @@ def sample_texts(
     max_new_tokens: int = 96,
     temperature: float = 0.7,
     seed: int = 0,
+    images: Sequence[Path] = (),
     num_beams: int | None = None,
 ) -> list[dict[str, Any]]:
     """Answers to each prompt as {prompt, draw, response, continues}; `chat` sends prompts through the chat template.
 
-    `continues` says whether the response goes on from the prompt, as a causal model's does.
+    `images` are what a vision-language model sees with every prompt. `continues` says whether the response goes on from
+    the prompt, as a causal model's does.
     """
     with model_folder(model, store) as folder:
         sampler = Sampler(folder)
@@ -211,6 +276,7 @@ def sample_texts(
                     temperature=temperature,
                     seed=seed,
                     draw=draw,
+                    images=images,
                     num_beams=num_beams,
                 ),
                 "continues": sampler.continues,

@@ -3,6 +3,7 @@
 Both functions are targets of a worker group; everything that crosses the process border is JSON.
 """
 
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
+from recipes.architecture import MODEL_TYPES
 from recipes.derive import steps_per_iteration
+from recipes.errors import CapacityError
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -38,11 +41,20 @@ class Progress:
     """None: the weight of each step, over the time of the step alone."""
 
 
-def progress_of(spec: Stage) -> Progress:
-    """Steps, and what they work through; PPO counts iterations, whose rollouts take longer than their steps."""
+def progress_of(spec: Stage, started_from: str | None = None) -> Progress:
+    """Steps, and what they work through; PPO counts iterations, whose rollouts take longer than their steps.
+
+    `started_from` is the model type of what the stage's `init_from` resolved to.
+    """
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        is_encoder = spec.architecture.family == "encoder"
+    else:
+        is_encoder = MODEL_TYPES.get(started_from or "") == "encoder"
     match spec:
         case Pretrain():
-            return Progress("step", 1, "tokens", ("loss",))
+            return Progress("step", 1, "target_tokens" if is_encoder else "tokens", ("loss",))
+        case Finetune() if is_encoder:
+            return Progress("step", 1, "rows", ("loss", "accuracy"))
         case Finetune():
             return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
         case Reward():
@@ -52,6 +64,9 @@ def progress_of(spec: Stage) -> Progress:
         case PpoStage():
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
             return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
+        case PpoImages():
+            pictures = spec.rollout.pictures_per_iteration
+            return Progress("iteration", steps_per_iteration(spec.ppo), "pictures", ("score", "kl"), pictures)
         case Evaluate():
             return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
@@ -124,14 +139,19 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store = Store.open(job["store"])
 
     def tell(text: str) -> None:
-        worker.beat("wait for room")
+        worker.beat("wait for the store")
         print(text, flush=True)
 
     store.wait_for_room(ROOM_WAIT_S, tell)
+    if not store.run(job["run"]).exists():
+        raise CapacityError(
+            f"store {store.uri} holds no run {job['run']} as seen from {socket.gethostname()}: every node needs the "
+            f"same folder there; see whether it is mounted"
+        )
     store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
-    observer = StageObserver(worker, store, job, progress_of(spec))
+    observer = StageObserver(worker, store, job, progress_of(spec, _model_type(job)))
     ranks = distributed.join()
     worker.beat("joined")
     context = StageContext(
@@ -158,6 +178,12 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     return None if draft is None else {"draft": manifest_of(draft, job), "checks": [c.to_json() for c in draft.checks]}
 
 
+def _model_type(job: Json) -> str | None:
+    """The type of the model that the stage starts from, where it does and the manifest says it."""
+    found: str | None = ((job["inputs"].get("init_from") or {}).get("architecture") or {}).get("model_type")
+    return found
+
+
 def compute(spec: Stage, context: "StageContext") -> "Draft | None":
     """Run the function of the stage's kind; collective, the draft comes from rank 0."""
     match spec:
@@ -177,6 +203,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from rlhf.ppo_stage import run_ppo
 
             return run_ppo(spec, context)
+        case PpoImages():
+            from rlhf.ddpo_stage import run_ddpo
+
+            return run_ddpo(spec, context)
         case Evaluate():
             from rlhf.evaluate_stage import run_evaluate
 

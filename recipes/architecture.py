@@ -183,6 +183,10 @@ LINEAR_MODULES: dict[str, tuple[str, ...]] = {
     "bert": ("query", "key", "value", "dense"),
     "t5": ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"),
     "bart": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "llava": (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("out_proj", "fc1", "fc2", "linear_1", "linear_2"),
+    ),
 }
 """Names of the linear modules of each type that an adapter can be put on; a recurrent model has none."""
 
@@ -191,6 +195,7 @@ MODEL_TYPES: dict[str, str] = {
     "rnn": "rnn",
     "bert": "encoder",
     **dict.fromkeys(("t5", "bart"), "encoder_decoder"),
+    "llava": "vision_language",
 }
 """`model_type` of a configuration file -> family."""
 

@@ -7,7 +7,7 @@ from recipes.derive import (
     largest_micro_batch,
     micro_batches,
     planned_steps,
-    prompts_divide,
+    samples_divide,
     stage_batch,
     stage_steps,
 )
@@ -18,8 +18,9 @@ from recipes.models import ModelFacts, model_facts
 from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
+from recipes.reward_tuning import check_reward_tuning
 from recipes.seq2seq import SpanCorruption, count_sentinels
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.yaml_text import Path
 
 
@@ -39,8 +40,12 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
             case PretrainImages():
                 yield from _check_image(loaded, place, stage)
+            case PpoImages():
+                yield from _check_updates(loaded, place, stage)
+                yield from check_reward_tuning(loaded, place, stage)
             case PpoStage():
-                yield from _check_ppo(loaded, place, stage)
+                yield from _check_updates(loaded, place, stage)
+                yield from _check_critic_warmup(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
             case Evaluate():
                 if "perplexity" in stage.suites:
@@ -85,9 +90,8 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         return
     workers = loaded.recipe.cluster.workers
     batch = stage_batch(stage)
-    field = (
-        f"{place}.train.global_batch" if not isinstance(stage, PpoStage) else f"{place}.rollout.prompts_per_iteration"
-    )
+    key, found = _batch_field(stage)
+    field = f"{place}.{key}"
     if isinstance(stage, PpoStage):
         rollout, mini_batches = stage.rollout, stage.ppo.mini_batches
         responses = rollout.prompts_per_iteration * rollout.samples_per_prompt
@@ -111,9 +115,18 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
             suggestion = _near_multiple(stage.ppo.text_batch, workers)
             yield loaded.problem(f"{place}.ppo.text_batch", stage.ppo.text_batch, message, suggestion)
             return
+    if isinstance(stage, PpoImages):
+        mini_batches = stage.ppo.mini_batches
+        if found % mini_batches:
+            message = f"pictures_per_iteration ({found}) must divide into mini_batches ({mini_batches})"
+            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, _near_divisor(found, mini_batches))
+            return
+        if workers != "auto" and found % workers:
+            message = f"the pictures of an iteration cannot be divided among {workers} workers"
+            yield loaded.problem(field, found, message, _near_multiple(found, workers))
+            return
     if workers != "auto" and batch % workers:
         message = f"the batch ({batch}) cannot be divided among {workers} workers; remainder {batch % workers}"
-        found = batch if not isinstance(stage, PpoStage) else stage.rollout.prompts_per_iteration
         yield loaded.problem(field, found, message, _near_multiple(batch, workers))
         return
     least = loaded.recipe.cluster.min_workers if workers == "auto" else workers
@@ -129,8 +142,19 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
             yield loaded.problem(f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion)
 
 
+def _batch_field(stage: Stage) -> tuple[str, int]:
+    """The field that says how much the workers share in a step, and its value."""
+    match stage:
+        case PpoStage():
+            return "rollout.prompts_per_iteration", stage.rollout.prompts_per_iteration
+        case PpoImages():
+            return "rollout.pictures_per_iteration", stage.rollout.pictures_per_iteration
+        case _:
+            return "train.global_batch", stage_batch(stage)
+
+
 def _can_divide(stage: Stage, workers: int) -> bool:
-    if isinstance(stage, PpoStage) and not prompts_divide(stage, workers):
+    if isinstance(stage, PpoStage | PpoImages) and not samples_divide(stage, workers):
         return False
     return stage_batch(stage) % workers == 0
 
@@ -240,7 +264,7 @@ def _written(loaded: LoadedRecipe, place: str) -> bool:
     return path in loaded.sources
 
 
-def _check_ppo(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Problem]:
+def _check_updates(loaded: LoadedRecipe, place: str, stage: PpoStage | PpoImages) -> Iterator[Problem]:
     ppo, steps = stage.ppo, stage_steps(stage)
     assert steps is not None
     if ppo.schedule.warmup_steps >= steps:
@@ -249,12 +273,16 @@ def _check_ppo(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Pr
             f"x mini_batches {ppo.mini_batches})"
         )
         yield loaded.problem(f"{place}.ppo.schedule.warmup_steps", ppo.schedule.warmup_steps, message)
-    if ppo.critic_warmup >= ppo.iterations:
-        message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
-        yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
     if ppo.kl_controller.name == "adaptive" and ppo.kl_coef == 0:
         message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
         yield loaded.problem(f"{place}.ppo.kl_coef", ppo.kl_coef, message, "start above 0, for example 0.05")
+
+
+def _check_critic_warmup(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Problem]:
+    ppo = stage.ppo
+    if ppo.critic_warmup >= ppo.iterations:
+        message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
+        yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
 
 
 def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFacts) -> Iterator[Problem]:

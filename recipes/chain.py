@@ -19,7 +19,7 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -70,11 +70,11 @@ def order(recipe: Recipe) -> list[str]:
 
 
 def start_of(stage: Stage) -> str | None:
-    """The reference to the model whose architecture and tokenizer the stage works with; None for random weights."""
+    """The reference to the language model that the stage works with; None for random weights, and for pictures."""
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
-        case PretrainImages():
+        case PretrainImages() | PpoImages():
             return None
         case PpoStage():
             return stage.actor
@@ -90,7 +90,7 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate | PretrainImages) or reference.stage in seen:
+        if stage is None or isinstance(stage, Evaluate | PretrainImages | PpoImages) or reference.stage in seen:
             return None
         seen.add(reference.stage)
         start = start_of(stage)
@@ -98,6 +98,26 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
             assert isinstance(stage, Pretrain)
             return stage
         text = start
+
+
+def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage that builds the diffusion model which a reference means in the end; None: none of the recipe's."""
+    seen: set[str] = set()
+    while isinstance(reference := _parse(text), StageRef) and reference.stage not in seen:
+        stage = stages.get(reference.stage)
+        if not isinstance(stage, PpoImages):
+            is_diffusion = isinstance(stage, PretrainImages) and stage.architecture.family == "ddpm"
+            return stage if is_diffusion and isinstance(stage, PretrainImages) else None
+        seen.add(reference.stage)
+        text = stage.actor
+    return None
+
+
+def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage on whose pictures a stage works: itself, or what built the diffusion model that it starts from."""
+    if isinstance(stage, PpoImages):
+        return diffusion_of(stage.actor, stages)
+    return stage if isinstance(stage, PretrainImages) else None
 
 
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from recipes.data_files import check_data
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.models import check_models
+from recipes.picture_rows import check_pictures
 from recipes.report import check_gates
 
 
@@ -16,6 +17,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_arithmetic(loaded),
         *check_models(loaded),
         *check_data(loaded),
+        *check_pictures(loaded),
         *check_gates(loaded),
     ]
     return sorted(problems, key=lambda problem: (problem.file != str(loaded.path), problem.line or 0))

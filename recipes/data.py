@@ -8,7 +8,7 @@ from recipes.fields import Strict, meaning
 from recipes.seq2seq import SENTINEL
 
 Split = Literal["train", "validation", "test"]
-Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected"]
+Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -72,8 +72,8 @@ class _Rows(Selection):
 
     columns: dict[Column, str] = meaning(
         default_factory=dict,
-        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected) to its own "
-        "here.",
+        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected, image, "
+        "images) to its own here.",
     )
     hold_out: float = meaning(
         0.0,

@@ -159,12 +159,13 @@ def match_files(pattern: str, base_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def _open(file: Path) -> IO[bytes]:
+def open_file(file: Path) -> IO[bytes]:
+    """A file as bytes, unpacked where its name ends in .gz."""
     return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 def _read_text(file: Path) -> Iterator[Note]:
-    with _open(file) as stream:
+    with open_file(file) as stream:
         head = stream.read(1 << 16)
     try:
         text = head.decode("utf-8-sig")
@@ -179,7 +180,7 @@ def _read_text(file: Path) -> Iterator[Note]:
 
 def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     rows = 0
-    with _open(file) as stream:
+    with open_file(file) as stream:
         for number in range(1, 10 * HEADER_ROWS):
             line = stream.readline(MAX_LINE_BYTES + 1)
             if not line or rows >= HEADER_ROWS:
@@ -214,7 +215,7 @@ def csv_dialect(source: Csv, file: Path) -> dict[str, Any]:
 
 
 def _read_csv(file: Path, source: Csv, role: Role) -> Iterator[Note]:
-    with _open(file) as stream:
+    with open_file(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
     try:
         rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], **csv_dialect(source, file)))
@@ -235,7 +236,7 @@ def _read_csv(file: Path, source: Csv, role: Role) -> Iterator[Note]:
 
 def read_idx_header(file: Path) -> Iterator[Note]:
     """Findings of an IDX file's first bytes: two zeros, the type 8 (unsigned byte), 1 or 3 dimensions."""
-    with _open(file) as stream:
+    with open_file(file) as stream:
         head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\x00\x00\x08" or head[3] not in (1, 3):
         yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""

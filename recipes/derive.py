@@ -2,8 +2,8 @@
 
 import math
 
-from recipes.ppo import Ppo
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.ppo import Updates
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
 MAX_AUTO_MICRO_BATCH = 16
@@ -40,7 +40,7 @@ def planned_steps(train: Train | ImageTrain, rows: int | None = None) -> int | N
     return None if rows is None else max(1, math.ceil(train.epochs * rows / train.global_batch))
 
 
-def steps_per_iteration(ppo: Ppo) -> int:
+def steps_per_iteration(ppo: Updates) -> int:
     """Optimiser steps between two rollouts."""
     return ppo.epochs * ppo.mini_batches
 
@@ -50,14 +50,14 @@ def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
     match stage:
         case Pretrain() | PretrainImages() | Finetune() | Reward():
             return planned_steps(stage.train, rows)
-        case PpoStage():
+        case PpoStage() | PpoImages():
             return stage.ppo.iterations * steps_per_iteration(stage.ppo)
         case Evaluate():
             return 0
 
 
 def largest_micro_batch(stage: Stage) -> int:
-    """The largest micro-batch that `auto` takes."""
+    """The largest micro-batch that `auto` takes; a picture of a rollout counts all of its denoising steps."""
     return MAX_AUTO_PICTURES if isinstance(stage, PretrainImages) else MAX_AUTO_MICRO_BATCH
 
 
@@ -68,11 +68,15 @@ def stage_batch(stage: Stage) -> int:
             return stage.train.global_batch
         case PpoStage():
             return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches
+        case PpoImages():
+            return stage.rollout.pictures_per_iteration // stage.ppo.mini_batches
         case Evaluate():
             return stage.num_prompts
 
 
-def prompts_divide(stage: PpoStage, workers: int) -> bool:
-    """Whether an iteration's prompts, and a step's text where there is one, can be shared evenly among the workers."""
+def samples_divide(stage: PpoStage | PpoImages, workers: int) -> bool:
+    """Whether an iteration's prompts or pictures, and a step's text if any, can be shared evenly among the workers."""
+    if isinstance(stage, PpoImages):
+        return stage.rollout.pictures_per_iteration % workers == 0
     text_rows = 0 if stage.text is None else stage.ppo.text_batch
     return stage.rollout.prompts_per_iteration % workers == 0 and text_rows % workers == 0

@@ -34,6 +34,8 @@ class TagAt:
     path: tuple[str, ...]
     instead: tuple[str, str] | None = None
     """A key, and the tag of a value that has this key instead of the path's first one."""
+    default: str | None = None
+    """The tag where none is written."""
 
     @property
     def __name__(self) -> str:
@@ -41,14 +43,14 @@ class TagAt:
         return ".".join(self.path)
 
     def __call__(self, value: Any) -> str | None:
-        """The tag as it is written, known or not; None: there is none."""
+        """The tag as it is written, known or not, else the default; None: there is none."""
         found = value
         for part in self.path:
             found = _read(found, part)
         if found is None and self.instead is not None and _read(value, self.path[0]) is None:
             key, tag = self.instead
             return tag if _read(value, key) is not None else None
-        return None if found is None else str(found)
+        return self.default if found is None else str(found)
 
 
 def _read(value: Any, key: str) -> Any:

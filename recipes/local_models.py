@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.architecture import MODEL_TYPES
+from recipes.vision_folders import VisionFacts, read_vision
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
 """Entries that serve as pad token, in this order, where a tokenizer names none or its end token.
@@ -46,6 +47,7 @@ class FolderFacts:
     type: str | None = None
     positions: int | None = None
     tokenizer: TokenizerFacts | None = None
+    vision: VisionFacts | None = None
 
 
 def _byte_level(token: str) -> str:
@@ -85,10 +87,15 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
             "adapter_model.safetensors": "this is an adapter; give the merged model",
         }
         problems.append(f"{path}: no model.safetensors" + (f" ({reason[found[0]]})" if found else ""))
+    vision: VisionFacts | None = None
+    if config is not None and kind == "llava":
+        vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
+        problems += findings
+        config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
     positions = None
     if config and kind != "t5":  # whose n_positions bounds nothing: its positions are relative
         positions = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
-    return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer)
+    return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer, vision=vision)
 
 
 def _labels(config: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from recipes.local_models import FolderFacts, TokenizerFacts, find_pad_token, re
 from recipes.locate import nearest
 from recipes.references import FolderRef, StageRef, parse_reference, stage_inputs
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.vision_folders import VisionFacts
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
@@ -34,6 +35,7 @@ class ModelFacts:
     positions: int | None = None
     positions_at: str = ""
     tokenizer: TokenizerFacts | None = None
+    vision: VisionFacts | None = None
 
 
 def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
@@ -47,7 +49,8 @@ def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
     if isinstance(source, FolderRef):
         facts = _folder(loaded, source.path, "model")
         family = None if facts.type is None else MODEL_TYPES[facts.type]
-        return ModelFacts(facts.type, family, facts.positions, f"{source.path}/config.json's length", facts.tokenizer)
+        length_at = f"{source.path}/config.json's length"
+        return ModelFacts(facts.type, family, facts.positions, length_at, facts.tokenizer, facts.vision)
     return ModelFacts()
 
 
@@ -218,6 +221,15 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
         yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
         return
+    if isinstance(stage, Pretrain | Evaluate) and facts.family == "vision_language":
+        field, found = ("init_from", stage.init_from) if isinstance(stage, Pretrain) else ("of", stage.of[0])
+        kind = "a pretrain" if isinstance(stage, Pretrain) else "an evaluate"
+        message = f"{kind} stage takes no vision-language model; finetune does, and reports how it answers"
+        yield loaded.problem(f"{place}.{field}", found or "", message)
+        return
+    if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):
+        message = f"a model of family {facts.family} has one part"
+        yield loaded.problem(f"{place}.parts", stage.parts, message, "remove the key")
     if isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
         message = "a recurrent model has no linear modules that an adapter goes on"
         yield loaded.problem(f"{place}.lora", "", message, "remove the key")

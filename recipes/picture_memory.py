@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.memory import FP32_BYTES, MOMENT_BYTES, Sizes, weights_bytes
 from recipes.picture_facts import PictureFacts
-from recipes.stages import PretrainImages
+from recipes.stages import PpoImages, PretrainImages
 
 
 @dataclass
@@ -77,6 +77,37 @@ def predict_picture_sizes(
         trainable_parameters=trainable,
         memory_per_worker_bytes=memory,
         artifact_bytes=(trainable + frozen) * weight_bytes,
+        state_bytes=state,
+        save_buffer_bytes=-(-state // workers),
+    )
+
+
+def predict_tuning_sizes(
+    stage: PpoImages, actor: Ddpm, facts: PictureFacts, autoencoder: Vae | None, workers: int, micro_batch: int
+) -> Sizes:
+    """The sizes of a reward-tuned diffusion: the network and its frozen start, all steps of a micro-batch."""
+    rollout = stage.rollout
+    trainable, kept = tally(actor, facts, autoencoder)
+    frozen = trainable
+    stored = trainable
+    if autoencoder is not None:
+        encoder, _ = tally(autoencoder, facts, None)
+        frozen, stored = frozen + encoder, stored + encoder
+    steps = rollout.steps or actor.sampling_steps
+    is_guided = actor.class_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
+    trajectory = facts.channels * facts.height * facts.width * (steps + 1)
+    pictures = micro_batch * (steps - 1) * (2 if is_guided else 1)
+    memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * pictures * kept
+    memory += FP32_BYTES * 2 * rollout.pictures_per_iteration * trajectory  # of all workers, and their own part
+    weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    state = trainable * (FP32_BYTES + MOMENT_BYTES)
+    if stage.ppo.kl_limit is not None:
+        state += trainable * weight_bytes  # the best state so far
+    return Sizes(
+        parameters=trainable + frozen,
+        trainable_parameters=trainable,
+        memory_per_worker_bytes=memory,
+        artifact_bytes=stored * weight_bytes,
         state_bytes=state,
         save_buffer_bytes=-(-state // workers),
     )

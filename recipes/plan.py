@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recipes.architecture import Architecture
-from recipes.chain import order, origin, start_of
+from recipes.chain import order, origin, picture_stage_of, start_of
 from recipes.data import TrainTokenizer
-from recipes.derive import largest_micro_batch, micro_batches, prompts_divide, stage_batch, stage_steps
+from recipes.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
-from recipes.image_models import Vae
+from recipes.image_models import Ddpm, Vae
 from recipes.memory import Sizes, predict_sizes
 from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import predict_picture_sizes
+from recipes.picture_memory import predict_picture_sizes, predict_tuning_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.stages import Evaluate, PpoStage, Pretrain, PretrainImages, Stage
+from recipes.stages import Evaluate, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
 
 FORMAT = 1
 
@@ -94,7 +94,7 @@ def divides(workers: int, stage: Stage) -> bool:
     """Whether the stage's batch can be shared evenly among the workers."""
     if isinstance(stage, Evaluate):
         return True
-    if isinstance(stage, PpoStage) and not prompts_divide(stage, workers):
+    if isinstance(stage, PpoStage | PpoImages) and not samples_divide(stage, workers):
         return False
     share, remainder = divmod(stage_batch(stage), workers)
     return remainder == 0 and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)
@@ -149,7 +149,7 @@ def build_plan(
             accumulation=accumulation,
             steps=stage_steps(stage, rows.get(name)),
             sizes=_picture_sizes(stage, recipe, pictures.get(name), workers, micro or 1)
-            if isinstance(stage, PretrainImages)
+            if isinstance(stage, PretrainImages | PpoImages)
             else _sizes(recipe, name, externals, workers, micro or 1),
         )
         plan.stages.append(done[name])
@@ -172,24 +172,30 @@ def _parents(
 
 
 def _picture_sizes(
-    stage: PretrainImages, recipe: Recipe, facts: PictureFacts | None, workers: int, micro_batch: int
+    stage: PretrainImages | PpoImages, recipe: Recipe, facts: PictureFacts | None, workers: int, micro_batch: int
 ) -> Sizes | None:
-    """None where the pictures' size or the autoencoder is not known before the run."""
+    """None where the pictures' size, the model that is started from or the autoencoder is not known before the run."""
+    drawing = picture_stage_of(stage, recipe.stages)
+    if drawing is None or facts is None:
+        return None
     autoencoder: Vae | None = None
-    if stage.autoencoder is not None:
-        reference = parse_reference(stage.autoencoder)
+    if drawing.autoencoder is not None:
+        reference = parse_reference(drawing.autoencoder)
         source = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
         if not isinstance(source, PretrainImages) or not isinstance(source.architecture, Vae):
             return None
         autoencoder = source.architecture
-    return None if facts is None else predict_picture_sizes(stage, facts, autoencoder, workers, micro_batch)
+    if isinstance(stage, PretrainImages):
+        return predict_picture_sizes(stage, facts, autoencoder, workers, micro_batch)
+    assert isinstance(drawing.architecture, Ddpm)
+    return predict_tuning_sizes(stage, drawing.architecture, facts, autoencoder, workers, micro_batch)
 
 
 def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
-    assert not isinstance(stage, PretrainImages)
+    assert not isinstance(stage, PretrainImages | PpoImages)
     start = start_of(stage)
     source = stage if start is None else origin(start, recipe.stages)
     if isinstance(source, Pretrain):

@@ -12,7 +12,9 @@ class Sampling(Strict):
     """How responses are drawn; no truncation of the distribution, so that log-probabilities are exact."""
 
     max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Longest response in tokens, the end token included.")
-    max_prompt_tokens: int = meaning(128, ge=1, le=10**6, description="Longer prompts are dropped and counted.")
+    max_prompt_tokens: int = meaning(
+        128, ge=8, le=10**6, description="Longer prompts are dropped and counted; fewer than 8 hold no chat turn."
+    )
     temperature: float = meaning(
         1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update."
     )
@@ -46,32 +48,45 @@ class AdaptiveKl(Strict):
 KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]
 
 
-class Ppo(Strict):
-    """PPO (Schulman et al. 2017) on token-level actions with a KL penalty in the reward."""
+class Updates(Strict):
+    """What every estimator shares: iterations of rollouts and clipped updates (Schulman et al. 2017)."""
 
-    estimator: Literal["gae"] = meaning(
-        "gae", description="Advantages: generalised advantage estimation with a critic."
-    )
     iterations: int = meaning(ge=1, le=10**9, description="Rollout + update cycles.")
     epochs: int = meaning(2, ge=1, le=100, description="Passes over an iteration's experience.")
     mini_batches: int = meaning(2, ge=1, le=4096, description="Optimiser steps per pass.")
     kl_coef: float = meaning(
-        0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token."
+        0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token or denoising step."
     )
     kl_in: Literal["reward", "loss"] = meaning(
-        "reward", description="Where the penalty enters: per-token reward (k1) or loss (k3)."
+        "reward",
+        description="Where the penalty enters: the reward (per token k1; gaussians exactly) or the loss (k3; exactly).",
     )
     kl_controller: KlController = meaning(default_factory=FixedKl, description="How kl_coef changes over time.")
     kl_limit: float | None = meaning(
         None,
         gt=0,
         le=10**4,
-        description="Stop rule: mean KL per response in nats above which the stage stops at its best state.",
+        description="Stop rule: mean KL per response or picture in nats above which the stage stops at its best state.",
     )
     clip_low: float = meaning(0.2, gt=0, lt=1, description="Ratio clip below 1.")
     clip_high: float = meaning(0.2, gt=0, le=10, description="Ratio clip above 1.")
     dual_clip: float | None = meaning(
         None, gt=1, le=100, description="Lower bound factor for negative advantages (Ye et al. 2020)."
+    )
+    optimizer: AdamW = meaning(description="The actor's optimiser.")
+    schedule: Schedule = meaning(
+        default_factory=lambda: Schedule(name="constant"), description="Learning-rate schedule over optimiser steps."
+    )
+    gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
+    max_skipped_steps: int = meaning(3, ge=0, le=10**6, description="Skipped non-finite steps before the stage fails.")
+    save_every: Steps = placement(10, description="Iterations between two commits of resumable state.")
+
+
+class Ppo(Updates):
+    """PPO (Schulman et al. 2017) on token-level actions with a critic and a KL penalty."""
+
+    estimator: Literal["gae"] = meaning(
+        "gae", description="Advantages: generalised advantage estimation with a critic."
     )
     value_clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
     value_coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
@@ -91,11 +106,4 @@ class Ppo(Strict):
         1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
     )
     critic_warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
-    optimizer: AdamW = meaning(description="The actor's optimiser.")
     critic_lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")
-    schedule: Schedule = meaning(
-        default_factory=lambda: Schedule(name="constant"), description="Learning-rate schedule over optimiser steps."
-    )
-    gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
-    max_skipped_steps: int = meaning(3, ge=0, le=10**6, description="Skipped non-finite steps before the stage fails.")
-    save_every: Steps = placement(10, description="Iterations between two commits of resumable state.")

@@ -32,14 +32,17 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 """
 
 _SECTIONS = (
-    ("Stages", ("Pretrain", "PretrainImages", "Finetune", "Reward", "PpoStage", "Evaluate")),
+    ("Stages", ("Pretrain", "PretrainImages", "Finetune", "Reward", "PpoStage", "PpoImages", "Evaluate")),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
     ("Sources of pictures", ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageParquet", "ImageDatasets")),
     ("Training", ("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard", "Corruption", "PseudoLabels")),
-    ("Reinforcement learning", ("Rollout", "Ppo", "FixedKl", "AdaptiveKl")),
+    (
+        "Reinforcement learning",
+        ("Rollout", "Ppo", "PictureRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+    ),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),
 )

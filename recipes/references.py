@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from recipes.data import ExistingTokenizer, PythonDocs, Source
+from recipes.ddpo import ClassReward
 from recipes.image_data import ImageSource
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 
 PartKind = Literal[
     "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
@@ -110,6 +111,11 @@ def stage_inputs(stage: Stage) -> list[Input]:
             return [Input("init_from", stage.init_from, ("model",))]
         case PpoStage():
             return [Input("actor", stage.actor, ("model",)), Input("reward", stage.reward, ("reward_model",))]
+        case PpoImages():
+            inputs = [Input("actor", stage.actor, ("ddpm",))]
+            if isinstance(stage.reward, ClassReward):
+                inputs.append(Input("reward.classifier", stage.reward.classifier, ("classifier",)))
+            return inputs
         case Evaluate():
             wants: tuple[PartKind, ...] = DRAWING_KINDS if "images" in stage.suites else ("model",)
             inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(stage.of)]
@@ -141,6 +147,8 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             if stage.merge:
                 return {"actor": "model", "critic": "critic", "adapter": "adapter"}
             return {"adapter": "adapter", "critic": "critic"}
+        case PpoImages():
+            return {"model": "ddpm"}
         case Evaluate():
             return {"report": "report"}
 
@@ -199,6 +207,8 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
         case PpoStage():
             text = [] if stage.text is None else [SourceUse("text", stage.text, "text")]
             return [SourceUse("prompts", stage.prompts, "prompts"), *text]
+        case PpoImages():
+            return []
         case Evaluate():
             default = PythonDocs(source="python-docs", split="test")
             uses = []

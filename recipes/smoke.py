@@ -3,7 +3,9 @@
 from typing import Any, TypeVar
 
 from recipes.architecture import Architecture, Gpt2
+from recipes.chain import origin
 from recipes.data import Source, Tokenizer, TrainTokenizer
+from recipes.ddpo import Ddpo, PictureRollout
 from recipes.encoders import Bert, PseudoLabels
 from recipes.fields import Strict
 from recipes.image_data import ImageSource
@@ -12,20 +14,21 @@ from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
 from recipes.recurrent import Rnn
 from recipes.seq2seq import T5, Bart
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
 from recipes.train import ImageTrain, Train
 
 LAYERS, WIDTH, HEADS, INTERMEDIATE = 2, 64, 4, 128
 VOCABULARY, SEQUENCE, POSITIONS = 512, 96, 128
 STEPS, BATCH, ROWS, HELD_OUT_ROWS = 8, 8, 400, 16
 ITERATIONS, PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS, EXAM_PROMPTS = 2, 8, 80, 16, 16
+DENOISING_STEPS = 5
 
 T = TypeVar("T", bound=Strict)
 
 
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe's smoke form; shrinking it again changes nothing. A few steps teach nothing: gates do not refuse."""
-    stages = {name: _with(_shrink_stage(stage), gate="ignore") for name, stage in recipe.stages.items()}
+    stages = {name: _with(_shrink_stage(stage, recipe), gate="ignore") for name, stage in recipe.stages.items()}
     return _with(recipe, stages=stages)
 
 
@@ -34,7 +37,7 @@ def _with(model: T, **changes: Any) -> T:
     return model.model_copy(update=changes)
 
 
-def _shrink_stage(stage: Stage) -> Stage:
+def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
     match stage:
         case Pretrain():
             return _with(
@@ -54,12 +57,16 @@ def _shrink_stage(stage: Stage) -> Stage:
                 train=_shrink_image_train(stage.train),
             )
         case Finetune():
+            # A model from outside the recipe keeps its size, and the length that its rows and pictures need.
+            is_built_here = isinstance(origin(stage.init_from, recipe.stages), Pretrain)
+            train = _shrink_train(stage.train)
+            length = train.sequence_length if is_built_here else stage.train.sequence_length
             return _with(
                 stage,
                 pseudo_labels=_shrink_pseudo_labels(stage.pseudo_labels),
                 data=_limit(stage.data, ROWS),
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
-                train=_shrink_train(stage.train),
+                train=_with(train, sequence_length=length),
             )
         case Reward():
             return _with(
@@ -76,6 +83,10 @@ def _shrink_stage(stage: Stage) -> Stage:
                 text=_limit(stage.text, ROWS),
                 rollout=_shrink_rollout(stage.rollout),
                 ppo=_shrink_ppo(stage.ppo),
+            )
+        case PpoImages():
+            return _with(
+                stage, rollout=_shrink_picture_rollout(stage.rollout), ppo=_with(_shrink_updates(stage.ppo), grid=10)
             )
         case Evaluate():
             return _with(
@@ -252,7 +263,18 @@ def _shrink_rollout(rollout: Rollout) -> Rollout:
     return _with(sampled, prompts_per_iteration=prompts, samples_per_prompt=samples)
 
 
-def _shrink_ppo(ppo: Ppo) -> Ppo:
+def _shrink_picture_rollout(rollout: PictureRollout) -> PictureRollout:
+    return _with(
+        rollout,
+        pictures_per_iteration=min(rollout.pictures_per_iteration, max(2 * BATCH, 2 * len(rollout.classes))),
+        steps=min(rollout.steps or DENOISING_STEPS, DENOISING_STEPS),
+    )
+
+
+U = TypeVar("U", Ppo, Ddpo)
+
+
+def _shrink_updates(ppo: U) -> U:
     iterations = min(ppo.iterations, ITERATIONS)
     epochs, mini_batches = min(ppo.epochs, 2), min(ppo.mini_batches, 2)
     steps = iterations * epochs * mini_batches
@@ -262,9 +284,15 @@ def _shrink_ppo(ppo: Ppo) -> Ppo:
         epochs=epochs,
         mini_batches=mini_batches,
         kl_limit=None,
-        text_batch=min(ppo.text_batch, 4),
-        text_length=min(ppo.text_length, SEQUENCE),
-        critic_warmup=min(ppo.critic_warmup, iterations - 1),
         schedule=_with(ppo.schedule, warmup_steps=min(ppo.schedule.warmup_steps, steps // 4)),
         save_every=1,
+    )
+
+
+def _shrink_ppo(ppo: Ppo) -> Ppo:
+    return _with(
+        _shrink_updates(ppo),
+        text_batch=min(ppo.text_batch, 4),
+        text_length=min(ppo.text_length, SEQUENCE),
+        critic_warmup=min(ppo.critic_warmup, min(ppo.iterations, ITERATIONS) - 1),
     )

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
+from recipes.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.encoders import Corruption, PseudoLabels
 from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
@@ -15,6 +16,9 @@ from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.seq2seq import SpanCorruption
 from recipes.sharding import Shard
 from recipes.train import ImageTrain, Train
+
+Part = Literal["language", "projector", "vision"]
+"""Parts of a vision-language model."""
 
 
 class _Stage(Strict):
@@ -80,14 +84,20 @@ class PretrainImages(_Stage):
 
 
 class Finetune(_Stage):
-    """Supervised learning on rows: responses to prompts (decoder, rnn), targets of sources (encoder_decoder), labels of
-    texts (encoder)."""
+    """Supervised learning on rows: responses to prompts (decoder, rnn) or to pictures with prompts (vision_language),
+    targets of sources (encoder_decoder), or labels of texts (encoder).
+    """
 
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
+    parts: list[Part] | None = meaning(
+        None,
+        min_length=1,
+        description="vision_language: which parts learn; None: with lora the language part, without it all of them.",
+    )
     labelled_share: float = meaning(
         1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
     )
@@ -98,7 +108,8 @@ class Finetune(_Stage):
         1, ge=1, le=64, description="encoder_decoder: beams of the search that held-out BLEU and chrF are measured by."
     )
     data: Source = meaning(
-        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`."
+        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`; for a "
+        "vision-language model also `image` or `images`."
     )
     evaluation: Source | None = meaning(
         None, description="Held-out rows; None: python-docs' validation split or hold_out."
@@ -150,6 +161,17 @@ class PpoStage(_Stage):
             found = "text without ppo.text_coef" if self.text is not None else "ppo.text_coef without text"
             raise ValueError(f"text and a ppo.text_coef above 0 go together; found {found}")
         return self
+
+
+class PpoImages(_Stage):
+    """Reward-tuned diffusion: proximal policy optimisation of what a model draws, step by step, against a reward."""
+
+    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of pictures.")
+    actor: str = meaning(description="The diffusion model to start from; also the reference.")
+    reward: PictureReward = meaning(description="What a picture is rewarded for.")
+    rollout: PictureRollout = meaning(default_factory=PictureRollout, description="How experience is drawn.")
+    ppo: Ddpo = meaning(description="The algorithm's settings.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
 
 class Bound(Strict):
@@ -243,7 +265,13 @@ PretrainFamily = Annotated[
 ]
 """What trains each family; `init_from` without an architecture goes on from a language model."""
 
-Stage = Annotated[PretrainFamily | Finetune | Reward | PpoStage | Evaluate, Field(discriminator="kind")]
+PpoEstimator = Annotated[
+    Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],
+    Discriminator(TagAt(("ppo", "estimator"), default="gae")),
+]
+"""One algorithm, and what its samples are: responses, or pictures."""
 
-SEMANTICS = {"pretrain": 1, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
+Stage = Annotated[PretrainFamily | Finetune | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
+
+SEMANTICS = {"pretrain": 2, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -43,6 +43,8 @@ from trainers.ngram import ngram_perplexity
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -89,12 +91,33 @@ def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, 
     ranks = context.ranks
     batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
     found = {"perplexity": perplexity(evaluate(model, LanguageModelObjective(), batches, ranks.device)["loss"])}
-    digest = context.inputs[f"of.{index}"].metrics.get("training_set")
-    training_set = find_dataset(digest, context.store) if isinstance(digest, str) else None
-    if training_set is not None:
-        counted = ngram_perplexity(training_set, dataset, len(dataset), tokenization.vocab_size)
+    training_sets = chain_training_sets(context.inputs[f"of.{index}"], context.store)
+    if training_sets:
+        counted = ngram_perplexity(training_sets, dataset, len(dataset), tokenization.vocab_size)
         found["ngram_perplexity"] = counted
     return found
+
+
+def chain_training_sets(model: ArtifactManifest, store: Store) -> list[Dataset]:
+    """Return the sets of text that a model and those it was made from learnt from, from the first on.
+
+    Empty where a link of the chain says nothing of its text, or the store has let it go: what is left of a chain would
+    make a baseline that saw less than the model. PPO learns from no text of its own.
+    """
+    found: list[Dataset] = []
+    current: ArtifactManifest | None = model
+    while current is not None:
+        digest = current.metrics.get("training_set")
+        dataset = find_dataset(digest, store) if isinstance(digest, str) else None
+        if dataset is not None:
+            found.insert(0, dataset)
+        elif "actor" not in current.parents:
+            return []
+        start = current.parents.get("init_from") or current.parents.get("actor")
+        if start is None:
+            return found
+        current = store.find_artifact(start.fingerprint)
+    return []
 
 
 def _answers(

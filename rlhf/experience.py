@@ -4,11 +4,9 @@ Shapes: B a rank's or a micro-batch's samples, N samples of all ranks, P prompt 
 T tokens of both together (padding stands on the right: causal attention needs no mask).
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
@@ -176,13 +174,6 @@ def join_responses(
     )
 
 
-def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:
-    """Order of an epoch's samples: keyed by the seed, never by rank."""
-    key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
-    return [int(row) for row in generator.permutation(num_samples)]
-
-
 def gather_samples(responses: Responses, judged: Judged) -> tuple[Responses, Judged]:
     """Every rank's samples in rank order, padded to common widths; collective. All ranks hold equally many."""
     if world_size() == 1:
@@ -191,18 +182,18 @@ def gather_samples(responses: Responses, judged: Judged) -> tuple[Responses, Jud
     widths = gather_json([tokens, width])
     tokens, width = max(t for t, _ in widths), max(r for _, r in widths)
     gathered = Responses(
-        input_ids_BT=_gather_rows(_widened(responses.input_ids_BT, tokens)),
-        attention_mask_BT=_gather_rows(_widened(responses.attention_mask_BT, tokens)),
-        response_mask_BT=_gather_rows(_widened(responses.response_mask_BT, tokens)),
-        ended_B=_gather_rows(responses.ended_B),
-        sample_ids_B=_gather_rows(responses.sample_ids_B),
+        input_ids_BT=gather_rows(_widened(responses.input_ids_BT, tokens)),
+        attention_mask_BT=gather_rows(_widened(responses.attention_mask_BT, tokens)),
+        response_mask_BT=gather_rows(_widened(responses.response_mask_BT, tokens)),
+        ended_B=gather_rows(responses.ended_B),
+        sample_ids_B=gather_rows(responses.sample_ids_B),
     )
     return gathered, Judged(
-        logprobs_BR=_gather_rows(_widened(judged.logprobs_BR, width)),
-        reference_logprobs_BR=_gather_rows(_widened(judged.reference_logprobs_BR, width)),
-        entropy_BR=_gather_rows(_widened(judged.entropy_BR, width)),
-        values_BR=_gather_rows(_widened(judged.values_BR, width)),
-        scores_B=_gather_rows(judged.scores_B),
+        logprobs_BR=gather_rows(_widened(judged.logprobs_BR, width)),
+        reference_logprobs_BR=gather_rows(_widened(judged.reference_logprobs_BR, width)),
+        entropy_BR=gather_rows(_widened(judged.entropy_BR, width)),
+        values_BR=gather_rows(_widened(judged.values_BR, width)),
+        scores_B=gather_rows(judged.scores_B),
     )
 
 
@@ -210,8 +201,10 @@ def _widened(tensor: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
 
-def _gather_rows(tensor: Tensor) -> Tensor:
-    """Concatenate every rank's rows; booleans travel as bytes."""
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Concatenate every rank's rows, equally many of each; booleans travel as bytes; collective."""
+    if world_size() == 1:
+        return tensor
     sent = (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor).contiguous()
     received = [torch.empty_like(sent) for _ in range(world_size())]
     torch.distributed.all_gather(received, sent)

@@ -5,11 +5,32 @@ Shapes: N responses of all ranks, R response tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from rlhf.comparison import correlation, distinct_n, repeated_share
 from rlhf.kl import k1, k3
+from trainers.image_metrics import vendi_score
+
+
+class Report(Protocol):
+    """One iteration's rollouts in numbers, over all ranks."""
+
+    @property
+    def score_mean(self) -> float:
+        """Of the scores as the reward gave them."""
+
+    @property
+    def kl(self) -> float:
+        """Of the policy against its start, in nats for a whole sample."""
+
+    @property
+    def kl_alarm(self) -> bool:
+        """Whether sampling and log-probabilities disagree."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by their names in the run's metrics; `score_mean`, `score_std` and `kl` among them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class RolloutReport:
         return dict(vars(self))
 
     @property
-    def kl_is_negative(self) -> bool:
+    def kl_alarm(self) -> bool:
         """Alarm: a mean k1 well below 0 means that sampling and log-probabilities disagree."""
         return self.kl < -0.05 * max(1.0, self.length_mean) ** 0.5 and self.kl < -self.kl_k3
 
@@ -65,6 +86,49 @@ def report_rollouts(
     )
 
 
-def broken_rule(report: RolloutReport, kl_limit: float | None) -> str | None:
+def broken_rule(report: Report, kl_limit: float | None) -> str | None:
     """Name of the stop rule that these rollouts break."""
     return "kl_limit" if kl_limit is not None and report.kl > kl_limit else None
+
+
+VENDI_PICTURES = 256
+"""Most pictures that the diversity of an iteration is measured on."""
+
+
+@dataclass(frozen=True)
+class PictureReport:
+    """One iteration's pictures in numbers, over all ranks; KL in nats per picture."""
+
+    score_mean: float
+    score_std: float
+    kl: float
+    """Exact, summed over the denoising steps."""
+    kl_k1: float
+    """Estimated from what was drawn: near `kl` where the policy drew it."""
+    vendi: float
+    """Effective number of different pictures: it falls where the policy collapses."""
+    pictures: int
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by their names in the run's metrics."""
+        return dict(vars(self))
+
+    @property
+    def kl_alarm(self) -> bool:
+        """Alarm: of the policy's own pictures the mean k1 has the exact KL as mean and 2 KL / pictures as variance."""
+        return abs(self.kl_k1 - self.kl) > 5 * (2 * self.kl / self.pictures) ** 0.5 + 0.01
+
+
+def report_pictures(
+    scores_N: Tensor, pictures_NCHW: Tensor, logprobs_NA: Tensor, reference_logprobs_NA: Tensor, kl_NA: Tensor
+) -> PictureReport:
+    """Numbers of one iteration from every rank's pictures and their actions' log-probabilities and KL."""
+    scores = scores_N.double()
+    return PictureReport(
+        score_mean=float(scores.mean()),
+        score_std=float(scores.std(correction=0)),
+        kl=float(kl_NA.double().sum() / len(scores)),
+        kl_k1=float(k1(logprobs_NA, reference_logprobs_NA).double().sum() / len(scores)),
+        vendi=vendi_score(pictures_NCHW[:VENDI_PICTURES].float().cpu().numpy()),
+        pictures=len(scores),
+    )

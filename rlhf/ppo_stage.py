@@ -14,9 +14,10 @@ from recipes.errors import StageError
 from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
 from rlhf.experience import Responses
+from rlhf.invariants import UNTOUCHED_TOLERANCE
+from rlhf.iterations import PpoSource, gate_reasons, stage_metrics
 from rlhf.models import PolicyModels
-from rlhf.monitors import RolloutReport
-from rlhf.ppo import UNTOUCHED_TOLERANCE, PpoObjective, PpoSource, Show
+from rlhf.ppo import GaeEstimator, PpoObjective, Show
 from rlhf.reading import Reading, reading_of
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
@@ -91,7 +92,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     )
     tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
     per_iteration = rollout.prompts_per_iteration
-    source = PpoSource(
+    estimator = GaeEstimator(
         engine=engine,
         rollouts=ColocatedRollouts(engine, shared.trained, context.inputs["actor"].digest, sampling),
         prompts=BatchPlan(
@@ -100,13 +101,14 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         settings=settings,
         rollout=rollout,
         statistics=reward.statistics,
-        trained=shared.trained,
         seed=context.seed,
         micro_batch=layout.micro_batch,
         tolerance=tolerance,
-        observer=observer,
         text=None if text is None else _text_plan(text, spec, context),
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
+    )
+    source = PpoSource(
+        estimator, engine=engine, settings=settings, trained=shared.trained, seed=context.seed, observer=observer
     )
     checkpoint = context.checkpoint(layout)
     outcome = train(
@@ -114,18 +116,22 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         PpoObjective(settings, rollout.max_new_tokens, tolerance),
         source,
         learning_rates=lambda step: _learning_rates(spec, source, step),
-        cadence=Cadence(settings.save_every * source.steps_per_iteration, source.steps_planned + 1),
+        cadence=Cadence(
+            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
+        ),
         checkpoint=checkpoint,
         evaluate=None,
         observer=observer,
         seed=context.seed,
     )
-    start, final = source.start_report(), source.final_report(outcome.steps_done)
+    final = source.report(outcome.steps_done)
     if outcome.state == "stopped_by":
-        _return_to(engine, source.best()[1])
+        source.return_to_best()
     observer.phase("write")
-    metrics = _metrics(outcome, source, start, final, prompts)
-    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, _gate(start, final), checkpoint)
+    metrics = stage_metrics(outcome, source, final)
+    metrics |= {"response_tokens": int(outcome.weight), "data": prompts.report.to_json()}
+    reasons = gate_reasons(source.start(), final)
+    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, reasons, checkpoint)
     engine.close()
     return draft
 
@@ -195,40 +201,13 @@ def _groups(spec: PpoStage, shared: SharedModels) -> list[ParameterGroup]:
     ]
 
 
-def _learning_rates(spec: PpoStage, source: PpoSource, step: int) -> dict[str, float]:
+def _learning_rates(spec: PpoStage, source: PpoSource[Any], step: int) -> dict[str, float]:
     factor = learning_rate_factor(spec.ppo.schedule, step, source.steps_planned)
     is_warming_up = step < spec.ppo.critic_warmup * source.steps_per_iteration
     actor, critic = spec.ppo.optimizer.lr, spec.ppo.critic_lr
     return {
         "actor": 0.0 if is_warming_up else actor * factor,
         "critic": (actor if critic is None else critic) * factor,
-    }
-
-
-def _return_to(engine: Engine, best: Mapping[str, Tensor]) -> None:
-    """Put the best policy and its critic back into the engine; collective."""
-
-    def read(group: str, name: str, start: int, stop: int) -> Tensor:
-        return best[name].reshape(-1)[start:stop].float() if group == "param" else torch.zeros(stop - start)
-
-    engine.state_in(read, steps_applied=engine.steps_applied)
-
-
-def _metrics(
-    outcome: Outcome, source: PpoSource, start: RolloutReport, final: RolloutReport, prompts: Dataset
-) -> dict[str, Any]:
-    """The stage's standard report: rollouts before the first and after the last update, and which policy was kept."""
-    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
-    kept = {} if outcome.state == "completed" else {"kept_iteration": source.best()[0]}
-    return {
-        "start": start.metrics(),
-        "end": final.metrics(),
-        **kept,
-        "train": last,
-        "samples": outcome.samples,
-        "response_tokens": int(outcome.weight),
-        "skipped_steps": outcome.skipped_steps,
-        "data": prompts.report.to_json(),
     }
 
 
@@ -250,13 +229,6 @@ def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokeniza
         writer.flush()
 
     return show
-
-
-def _gate(start: RolloutReport, final: RolloutReport) -> tuple[str, ...]:
-    """Why later stages should not build on the policy: it lost what it was trained for."""
-    if final.score_mean < start.score_mean - 0.5 * start.score_std:
-        return (f"the mean score fell from {start.score_mean:.3f} to {final.score_mean:.3f}",)
-    return ()
 
 
 def _write_draft(

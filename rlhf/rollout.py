@@ -4,15 +4,15 @@ Shapes: B prompts, P prompt tokens, R response tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rlhf.experience import Responses, join_responses
+from rlhf.invariants import WeightsVersion, weights_digest
 from rlhf.models import PolicyModels
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
@@ -20,14 +20,6 @@ from trainers.generation import SamplingSettings, generate
 
 GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""
-
-
-@dataclass(frozen=True)
-class WeightsVersion:
-    """Which policy: its iteration and the digest of its effective weights."""
-
-    iteration: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -81,16 +73,6 @@ def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[
         key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(width))
     return np.stack(rows) if rows else np.empty((0, width))
-
-
-def weights_digest(tensors: Iterable[tuple[str, Tensor]], base: str) -> str:
-    """Digest of effective weights: the frozen base by its own digest, every trained tensor by name and bytes."""
-    digest = hashlib.sha256(base.encode())
-    for name, tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"\n{name}\n{tuple(tensor.shape)}\n{tensor.dtype}\n".encode())
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
 
 
 def repeated_prompts(prompts: PromptBatch, samples_per_prompt: int) -> tuple[PromptBatch, list[tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 Usage: python small_stages.py JOB RESULT; JOB is {"folder", "cases": [...]}, RESULT a list of outcomes. A case names a
 stage, a run, the sizes of its worker groups one after the other, for each but the last where a rank dies, what differs
-from RECIPE (`stage_settings`, and `shards` of each group), and the name that the artifact gets.
+from STAGES (`stage_settings`, and `shards` of each group), and the name that the artifact gets.
 """
 
 import json
@@ -12,26 +12,23 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from stage_worker import run_stage
 
-import trainers.preload  # noqa: F401  (the ranks are forked from here)
-from recipes.load import parse_recipe
-from rlhf.ppo_stage import run_ppo
-from rlhf.reward_stage import run_reward
+import rlhf.ppo_stage
+import rlhf.reward_stage  # noqa: F401
+import trainers.language_stage
+import trainers.preload  # noqa: F401  (these: the ranks are forked from here)
 from trainers import checkpoint as checkpoint_module
 from trainers import distributed, loop
 from trainers.background import HostBuffer
 from trainers.checkpoint import StoreCheckpoint
-from trainers.language_stage import run_language_model
-from trainers.stage import Draft, StageContext
-from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.state import TensorReader
-from trainers.store.store import Store
 
 LOST_S = 240.0
 SHARD = {"engine": "deepspeed", "zero": 2}
@@ -39,36 +36,33 @@ TRAIN: dict[str, Any] = {
     "steps": 6, "global_batch": 8, "sequence_length": 32, "optimizer": {"lr": 1e-2}, "save_every": 2,
     "evaluate_every": 3, "evaluation_rows": 4,
 }  # fmt: skip
-RECIPE: dict[str, Any] = {
-    "name": "tiny",
-    "stages": {
-        "base": {
-            "kind": "pretrain",
-            "architecture": {
-                "family": "decoder", "type": "llama", "hidden_size": 32, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
-            },
-            "tokenizer": {"train": "bpe", "vocab_size": 320},
-            "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
-            "train": TRAIN,
-            "shard": SHARD | {"micro_batch": 2},
+STAGES: dict[str, dict[str, Any]] = {
+    "base": {
+        "kind": "pretrain",
+        "architecture": {
+            "family": "decoder", "type": "llama", "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
         },
-        "chat": {
-            "kind": "finetune", "init_from": "base", "lora": {"r": 4, "dropout": 0.1},
-            "data": {"source": "jsonl", "files": ["chat.jsonl"], "hold_out": 0.2}, "train": TRAIN, "shard": SHARD,
-        },
-        "judge": {
-            "kind": "reward", "init_from": "chat", "lora": {"r": 4}, "min_accuracy": 0.0,
-            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
-            "train": TRAIN | {"sequence_length": 64}, "shard": SHARD,
-        },
-        "policy": {
-            "kind": "ppo", "actor": "chat", "reward": "judge", "lora": {"r": 4},
-            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
-            "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-            "ppo": {"iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-2}, "save_every": 1},
-            "shard": SHARD,
-        },
+        "tokenizer": {"train": "bpe", "vocab_size": 320},
+        "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
+        "train": TRAIN,
+        "shard": SHARD | {"micro_batch": 2},
+    },
+    "chat": {
+        "kind": "finetune", "init_from": "base", "lora": {"r": 4, "dropout": 0.1},
+        "data": {"source": "jsonl", "files": ["chat.jsonl"], "hold_out": 0.2}, "train": TRAIN, "shard": SHARD,
+    },
+    "judge": {
+        "kind": "reward", "init_from": "chat", "lora": {"r": 4}, "min_accuracy": 0.0,
+        "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+        "train": TRAIN | {"sequence_length": 64}, "shard": SHARD,
+    },
+    "policy": {
+        "kind": "ppo", "actor": "chat", "reward": "judge", "lora": {"r": 4},
+        "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
+        "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
+        "ppo": {"iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-2}, "save_every": 1},
+        "shard": SHARD,
     },
 }  # fmt: skip
 INPUTS = {
@@ -77,9 +71,6 @@ INPUTS = {
     "judge": {"init_from": "chat"},
     "policy": {"actor": "chat", "reward": "judge"},
 }
-RUNNERS: dict[str, Callable[[Any, StageContext], Draft | None]] = {
-    "base": run_language_model, "chat": run_language_model, "judge": run_reward, "policy": run_ppo,
-}  # fmt: skip
 
 
 def die() -> None:
@@ -207,33 +198,23 @@ class Listener:
 
 def work(folder: Path, case: Mapping[str, Any], death: Death | None, shard: Mapping[str, Any]) -> dict[str, Any] | None:
     """One rank of one attempt at a stage; rank 0 tells what came out."""
-    ranks = distributed.join()
-    store, stage, run = Store.open(str(folder / "store")), case["stage"], case["run"]
-    lease = int(distributed.broadcast_json(store.take_lease(run, stage) if ranks.rank == 0 else None))
-    fingerprint = case.get("fingerprint") or f"{list(INPUTS).index(stage) + 1:064x}"
-    given = {path: store.resolve(case.get("inputs", {}).get(path, name)) for path, name in INPUTS[stage].items()}
+    ranks, stage = distributed.join(), case["stage"]
     if death is not None and death.rank == ranks.rank:
         arm(death)
     told = told_of(folder, case) if ranks.rank == 0 else None
     listener = Listener(death if death is not None and death.rank == ranks.rank else None, told)
-    context = StageContext(store, run, stage, fingerprint, lease, 0, folder, given, {}, listener, ranks)
     watch(listener, ranks)
-    settings = {**RECIPE["stages"][stage], **case.get("stage_settings", {})}
-    settings["shard"] = {**settings["shard"], **shard}
-    spec = parse_recipe({**RECIPE, "stages": {**RECIPE["stages"], stage: settings}}).stages[stage]
-    draft = RUNNERS[stage](spec, context)
-    if draft is None:
-        distributed.leave()
-        return None
-    made = ArtifactManifest(
-        fingerprint=fingerprint, digest=files_digest(draft.files), kind=draft.kind, stage=stage,
-        files=dict(draft.files), base=draft.base, contract=draft.contract, metrics=dict(draft.metrics),
-        outcome=dict(draft.outcome),
+    settings = {**STAGES[stage], **case.get("stage_settings", {})}
+    made = run_stage(
+        folder, ranks, listener, run=case["run"], stage=stage,
+        spec={**settings, "shard": {**settings["shard"], **shard}},
+        inputs={**INPUTS[stage], **case.get("inputs", {})},
+        fingerprint=case.get("fingerprint") or f"{list(INPUTS).index(stage) + 1:064x}", name_as=case.get("name_as"),
     )  # fmt: skip
-    if "name_as" in case:
-        store.put_artifact(made)
-        store.name_artifact(case["name_as"], fingerprint)
     distributed.leave()
+    if made is None:
+        return None
+    draft = made.draft
     checks = [check.to_json() for check in draft.checks]
     return {"digest": made.digest, "outcome": dict(draft.outcome), "exactness": draft.exactness, "checks": checks}
 

@@ -1,5 +1,7 @@
 """One rank that runs small stages whole: to their drafts and verification, or to a preemption.
 
+`small_stages.py` runs its stages by this file's `run_stage`, too, in ranks that it forks and lets die.
+
 Usage: python stage_worker.py FOLDER CASES; CASES is a JSON list of `Case`'s fields. Rank 0 writes
 FOLDER/<run>-<stage>.json for each case that reaches its end, FOLDER/<run>-<stage>.error where it raises.
 """
@@ -17,9 +19,11 @@ from launch.stages import compute
 from recipes.errors import Preempted
 from recipes.load import parse_recipe
 from trainers import distributed
-from trainers.stage import StageContext, verify_checks
+from trainers.stage import Draft, StageContext, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+
+CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Observer:
         self.stop_at = stop_at
         self.step = 0
         self.steps: list[int] = []
-        self.curves: dict[str, dict[int, float]] = {"loss": {}, "generator_loss": {}, "eval/loss": {}}
+        self.curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
 
     def phase(self, name: str, **progress: float) -> None:
         self.step = int(progress.get("step", 0))
@@ -61,40 +65,67 @@ class Observer:
         return 0 < self.stop_at <= self.step and distributed.rank() == distributed.world_size() - 1
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came out of a stage, on rank 0."""
+
+    draft: Draft
+    digest: str
+    inputs: dict[str, ArtifactManifest]
+
+
+def run_stage(
+    folder: Path,
+    ranks: distributed.Ranks,
+    observer: Any,
+    *,
+    run: str,
+    stage: str,
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    fingerprint: str,
+    name_as: str | None = None,
+) -> Made | None:
+    """Run a stage in FOLDER/store under a lease of its own; inputs are names there, `name_as` the artifact's."""
+    store = Store.open(str(folder / "store"))
+    lease = int(distributed.broadcast_json(store.take_lease(run, stage) if ranks.rank == 0 else None))
+    given = {path: store.resolve(name) for path, name in inputs.items()}
+    context = StageContext(store, run, stage, fingerprint, lease, 0, folder, given, {}, observer, ranks)
+    draft = compute(parse_recipe({"name": "small", "stages": {stage: dict(spec)}}).stages[stage], context)
+    if draft is None:
+        return None
+    manifest = ArtifactManifest(
+        fingerprint=fingerprint, digest=files_digest(draft.files), kind=draft.kind, stage=stage,
+        files=dict(draft.files), base=draft.base, contract=draft.contract, metrics=dict(draft.metrics),
+        outcome=dict(draft.outcome),
+    )  # fmt: skip
+    if name_as is not None:
+        store.put_artifact(manifest)
+        store.name_artifact(name_as, fingerprint)
+    return Made(draft, manifest.digest, given)
+
+
 def run_case(folder: Path, ranks: distributed.Ranks, case: Case) -> None:
     """Run one stage to its end or to a preemption."""
     run, stage = case.run, case.stage
-    uri = str(folder / "store")
-    store = Store.open(uri)
-    lease = int(distributed.broadcast_json(store.take_lease(run, stage) if ranks.rank == 0 else None))
-    inputs = {path: store.resolve(name) for path, name in case.inputs.items()}
     observer = Observer(case.stop_at)
-    fingerprint = hashlib.sha256(stage.encode()).hexdigest()
-    context = StageContext(store, run, stage, fingerprint, lease, 0, folder, inputs, {}, observer, ranks)
     try:
-        draft = compute(parse_recipe({"name": "small", "stages": {stage: case.spec}}).stages[stage], context)
+        made = run_stage(
+            folder, ranks, observer, run=run, stage=stage, spec=case.spec, inputs=case.inputs,
+            fingerprint=hashlib.sha256(stage.encode()).hexdigest(), name_as=stage if case.is_kept else None,
+        )  # fmt: skip
     except Preempted:
         assert case.stop_at
         return
     assert not case.stop_at
-    if draft is None:
+    if made is None:
         return
-    manifest = ArtifactManifest(
-        fingerprint=fingerprint,
-        digest=files_digest(draft.files),
-        kind=draft.kind,  # type: ignore[arg-type]
-        stage=stage,
-        files=dict(draft.files),
-        base=draft.base,
-        outcome=dict(draft.outcome),  # type: ignore[arg-type]
-    )
-    if case.is_kept:
-        store.put_artifact(manifest)
-        store.name_artifact(stage, fingerprint)
+    uri, draft = str(folder / "store"), made.draft
+    store = Store.open(uri)
     result = {
         **draft.to_json(),
-        "difference": verify_checks(store, draft.files, list(draft.checks), inputs, uri),
-        "digest": manifest.digest,
+        "difference": verify_checks(store, draft.files, list(draft.checks), made.inputs, uri),
+        "digest": made.digest,
         "steps": observer.steps,
         "curves": observer.curves,
         "grids": [line for line in store.run(run).read_lines(f"samples/{stage}") if "image" in line],

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from trainers.architectures.load import ModelKind, load_model, stock_class
+from trainers.architectures.vision_language import demand_fitting, probe_pixels
+from trainers.data.picture_processor import load_picture_processor
 from trainers.precision import exact_matmul
 
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
 PROBE_POSITIONS = 4
-TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model")
+TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
 """Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
@@ -53,12 +55,12 @@ def write_model(
     kind: ModelKind,
     config: Any,
     tensors: Iterable[tuple[str, Tensor]],
-    tokenizer_files: Mapping[str, bytes],
+    further_files: Mapping[str, bytes],
     *,
     dtype: torch.dtype,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write config.json, safetensors, generation_config.json (language models) and the tokenizer's files; rank 0 only.
+    """Write config.json, safetensors, generation_config.json (language models) and the files beside them; rank 0 only.
 
     `tensors` have the stock class's names, tied ones once. More than `max_shard_bytes` become shards with an index. The
     same weights give the same bytes.
@@ -66,11 +68,11 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
     write_json(folder / "config.json", model_config(config, kind, dtype))
-    if kind in ("language_model", "seq2seq_model"):
+    if kind in ("language_model", "seq2seq_model", "vision_language_model"):
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
-        ids = {key: getattr(config, key, None) for key in names}
+        ids = {key: getattr(config.get_text_config(), key, None) for key in names}
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
-    for name, content in tokenizer_files.items():
+    for name, content in further_files.items():
         (folder / name).write_bytes(content)
 
 
@@ -100,15 +102,29 @@ def write_adapter(
 
 @torch.no_grad()
 def probe(model: nn.Module, kind: ModelKind, vocab_size: int) -> Probe:
-    """Run the fixed prompt through a bare, whole model; its mode is restored."""
-    pad_id = model.config.pad_token_id  # type: ignore[union-attr]
+    """Run the fixed prompt through a bare, whole model, with a picture before it where it takes any.
+
+    Its mode is restored.
+    """
+    config: Any = model.config
+    left_out = {config.get_text_config().pad_token_id}
+    before: list[int] = []
+    if kind == "vision_language_model":
+        left_out.add(config.image_token_id)
+        before = [config.image_token_id] * _features_of_a_picture(model)
     ids = [
         token
         for token in ((7 * index * index + 3) % vocab_size for index in range(4 * PROBE_TOKENS))
-        if token != pad_id
+        if token not in left_out
     ]
+    ids = before + ids[:PROBE_TOKENS]
     dtype = next(iter(model.parameters())).dtype
-    return Probe(ids[:PROBE_TOKENS], _outputs(model, kind, ids[:PROBE_TOKENS]), dtype)
+    return Probe(ids, _outputs(model, kind, ids), dtype)
+
+
+def _features_of_a_picture(model: Any) -> int:
+    pixels = probe_pixels(model.config).to(next(iter(model.parameters())))
+    return len(model.base_model.get_image_features(pixels, return_dict=True).pooler_output[0])
 
 
 def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None) -> float:
@@ -135,7 +151,9 @@ def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adap
     if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
     if kind in (*TOKEN_MODELS, "text_classifier"):
-        _check_tokenizer(folder, model.config)
+        _check_tokenizer(folder, model.config.get_text_config())
+    if kind == "vision_language_model":
+        demand_fitting(model, load_picture_processor(folder))
     if adapter is not None:
         model = _with_adapter(model, adapter)
     model.eval()
@@ -158,10 +176,13 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     model.eval()
     device = next(iter(model.parameters())).device
     ids = torch.tensor([token_ids], device=device)
-    more = {"decoder_input_ids": ids} if kind == "seq2seq_model" else {}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if kind == "vision_language_model":
+        inputs["pixel_values"] = probe_pixels(model.config).to(next(iter(model.parameters())))
+    if kind == "seq2seq_model":
+        inputs["decoder_input_ids"] = ids
     with exact_matmul(), torch.no_grad():
-        found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
-        logits = found.logits[0].float().cpu()
+        logits = model(**inputs, use_cache=False).logits[0].float().cpu()
     model.train(was_training)
     kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind in TOKEN_MODELS else logits.reshape(-1, 1)).numpy()
     return np.ascontiguousarray(kept)

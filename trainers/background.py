@@ -1,7 +1,10 @@
 """Saving beside training: a copy of the state in one reused host buffer, and one task at a time that writes it."""
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor
 from trainers.store.state import Piece
 
 ALIGNMENT = 64
+BACKGROUND_NICENESS = 15
+"""Against a busy thread of ordinary priority: about 3 % of a core; all of it while training waits."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ class HostBuffer:
         return held
 
 
+def yield_processor() -> None:
+    """Let this thread alone have little of a processor that others want: hashing and copying must not slow a step."""
+    if sys.platform == "linux":  # elsewhere a priority is the whole process's
+        thread = threading.get_native_id()
+        present = os.getpriority(os.PRIO_PROCESS, thread)
+        with suppress(PermissionError):  # a sandbox may forbid even this; then a save takes its share
+            os.setpriority(os.PRIO_PROCESS, thread, max(present, BACKGROUND_NICENESS))
+
+
 class BackgroundTask:
     """Runs at most one task at a time in a thread; its error is raised by whoever asks next."""
 
@@ -78,6 +92,7 @@ class BackgroundTask:
 
         def run() -> None:
             try:
+                yield_processor()
                 task()
             except BaseException as error:  # the thread's outermost call: raised again by `check` or `wait`
                 self._error = error

@@ -44,8 +44,11 @@ def generate(
     prompt_mask_BP: Tensor,
     settings: SamplingSettings,
     uniforms_BR: np.ndarray | None,
+    pixels_ICHW: Tensor | None = None,
 ) -> Generation:
     """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
+
+    `pixels_ICHW` are the pictures of the prompts' image tokens, in their order, for a vision-language model.
 
     `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
     padded on either side where the encoder's positions are relative, else on the right. Runs no collective.
@@ -60,7 +63,7 @@ def generate(
     stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
 
     alive = torch.arange(rows, device=device)
-    continuation = _continuation(model)
+    continuation = _continuation(model, pixels_ICHW)
     hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
     for step in range(length):
         logits_BV = model.get_output_embeddings()(hidden_BD).float()
@@ -95,19 +98,20 @@ class Continuation(Protocol):
         """Forget all rows but these."""
 
 
-def _continuation(model: Any) -> Continuation:
+def _continuation(model: Any, pixels_ICHW: Tensor | None) -> Continuation:
     if model.config.is_encoder_decoder:
         return TargetCache(model)
-    return RecurrentState(model) if model.config.model_type == "rnn" else KeyValueCache(model)
+    return RecurrentState(model) if model.config.model_type == "rnn" else KeyValueCache(model, pixels_ICHW)
 
 
 class KeyValueCache:
-    """Keys and values of a causal transformer."""
+    """Keys and values of a causal transformer; the prompts' pictures are read with them."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pixels_ICHW: Tensor | None = None) -> None:
         from transformers import DynamicCache
 
         self._model = model
+        self._pictures = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
         self._cache = DynamicCache(config=model.config)
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
@@ -116,7 +120,8 @@ class KeyValueCache:
         self._seen_BK = prompt_mask_BP
         self._positions_B1 = self._seen_BK.sum(1, keepdim=True) - 1
         positions = (self._seen_BK.long().cumsum(1) - 1).clamp_(min=0)
-        return self._forward(prompt_ids_BP, positions, prompt_bias(self._seen_BK, self._model.dtype))
+        bias = prompt_bias(self._seen_BK, self._model.dtype)
+        return self._forward(prompt_ids_BP, positions, bias, **self._pictures)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
         """Append a position."""
@@ -130,13 +135,14 @@ class KeyValueCache:
         self._cache.batch_select_indices(rows)
         self._seen_BK, self._positions_B1 = self._seen_BK[rows], self._positions_B1[rows]
 
-    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None) -> Tensor:
+    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **pictures: Tensor) -> Tensor:
         output = self._model.base_model(
             input_ids=input_ids,
             attention_mask=bias,
             position_ids=position_ids,
             past_key_values=self._cache,
             use_cache=True,
+            **pictures,
         )
         last: Tensor = output.last_hidden_state[:, -1]
         return last

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
 from recipes.encoders import Corruption
+from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source, get_source
 from recipes.seq2seq import SpanCorruption
 from recipes.stages import Finetune, Pretrain
@@ -20,12 +21,20 @@ from trainers.architectures.encoder_decoder import TargetLosses
 from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
 from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.architectures.vision_language import (
+    PicturedTokenLosses,
+    demand_fitting,
+    excluded_modules,
+    freeze,
+    learning_parts,
+)
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint
 from trainers.classification_stage import run_classification
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.picture_processor import PictureProcessor, load_picture_processor
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
@@ -37,6 +46,8 @@ from trainers.objectives.carried_language_model import CarriedLanguageModelObjec
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import Objective
 from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.objectives.vision_language import PicturedLanguageModelObjective
+from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
@@ -66,23 +77,25 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     family = stage_family(spec, context)
     if isinstance(spec, Finetune) and family == "encoder":
         return run_classification(spec, context)
+    if isinstance(spec, Pretrain) and family == "vision_language":
+        raise RequestError("a pretrain stage takes no vision-language model; finetune does")
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
+    pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
     is_carried = isinstance(spec, Pretrain) and family == "rnn"
-    request = training_request(spec, family, get_source(spec, "data"), context, tokenization)
+    request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
     evaluation_set = None
     if held_out is not None:
-        evaluation_set = open_dataset(context, training_request(spec, family, held_out, context, tokenization))
+        request = training_request(spec, family, held_out, context, tokenization, pictures)
+        evaluation_set = open_dataset(context, request)
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
-    peft_config = None
-    if isinstance(spec, Finetune) and spec.lora is not None:
-        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"))
+    peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
     wrapped = learning.module
     group = parameter_group(GROUP, wrapped, spec.train.optimizer)
@@ -129,6 +142,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         dataset,
         checkpoint,
         translations,
+        pictures,
+        evaluation_set,
     )
     engine.close()
     return draft
@@ -163,6 +178,8 @@ def build_learning(
             if isinstance(spec, Pretrain):
                 corrupt = SpanCorrupter(spec.span_corruption or SpanCorruption(), tokenization, seed).batch
             return Learning("seq2seq_model", TargetLosses(model), Seq2SeqObjective(), corrupt, predicts_next=False)
+        case "vision_language":
+            return Learning("vision_language_model", PicturedTokenLosses(model), PicturedLanguageModelObjective())
         case _:
             return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
@@ -212,7 +229,11 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
-        kinds: dict[str, ModelKind] = {"encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
+        kinds: dict[str, ModelKind] = {
+            "encoder": "masked_model",
+            "encoder_decoder": "seq2seq_model",
+            "vision_language": "vision_language_model",
+        }
         kind = kinds.get(model_family(folder), "language_model")
         return load_model(folder, kind, device=context.ranks.device)
     assert isinstance(spec, Pretrain)
@@ -223,18 +244,37 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
 
 
+def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
+    """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
+    exclude = ""
+    if pictures is not None:
+        demand_fitting(model, pictures)
+        parts = learning_parts(spec.parts, spec.lora)
+        freeze(model, parts)
+        exclude = excluded_modules(model, parts)
+    if spec.lora is None:
+        return None
+    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude)
+
+
 def training_request(
-    spec: Pretrain | Finetune, family: str, use: SourceUse, context: StageContext, tokenization: Tokenization
+    spec: Pretrain | Finetune,
+    family: str,
+    use: SourceUse,
+    context: StageContext,
+    tokenization: Tokenization,
+    pictures: PictureProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
     request = data_request(context, use, tokenization, spec.train.sequence_length)
     if family == "encoder_decoder" and isinstance(spec, Finetune):
         return replace(request, role="seq2seq")
-    return replace(
+    request = replace(
         request,
         packing=spec.train.packing and family != "encoder_decoder",
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
     )
+    return request if pictures is None else replace(request, role="pictured", processor=pictures)
 
 
 def held_out_loss(
@@ -256,7 +296,7 @@ def held_out_loss(
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity(training_set, dataset, rows, tokenization.vocab_size))
+            baseline.append(ngram_perplexity([training_set], dataset, rows, tokenization.vocab_size))
         share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         means = evaluate(engine.module, learning.objective, prepared, engine.device)
@@ -301,14 +341,19 @@ def write_draft(
     dataset: Dataset,
     checkpoint: StoreCheckpoint,
     translations: list[Translations],
+    pictures: PictureProcessor | None = None,
+    evaluation_set: Dataset | None = None,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
     responses = None
     with engine.gathered():
         found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
-        if isinstance(spec, Finetune) and kind == "language_model" and context.ranks.rank == 0:
-            responses = held_out_responses(spec, context, model, tokenization)
+        if isinstance(spec, Finetune) and context.ranks.rank == 0:
+            if kind == "language_model":
+                responses = held_out_responses(spec, context, model, tokenization)
+            elif pictures is not None and evaluation_set is not None and spec.loss_on == "responses":
+                responses = pictured_response_report(model, evaluation_set, stop_id=tokenization.eos_id)
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
         if context.ranks.rank == 0:
@@ -327,7 +372,8 @@ def write_draft(
             checks.append(Check(kind, "model", probe_entry, adapter="adapter", base="init_from"))
         if peft_config is None or (isinstance(spec, Finetune) and spec.merge):
             whole = tensors if peft_config is None else merged_tensors(model, tensors)
-            write_model(folder / "model", kind, model.config, whole.items(), tokenization.files(), dtype=dtype)
+            further = tokenization.files() | ({} if pictures is None else pictures.files)
+            write_model(folder / "model", kind, model.config, whole.items(), further, dtype=dtype)
             checks.append(Check(kind, "model", probe_entry))
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     return Draft(

@@ -9,14 +9,14 @@ P padded positions, M n-grams of one order, N targets.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
 from trainers import distributed
-from trainers.data.batches import TokenBatch, evaluation_batches
+from trainers.data.batches import PicturedBatch, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 
 ORDER = 5
@@ -107,19 +107,27 @@ def negative_log_likelihood(model: KneserNey, batches: Iterable[TokenBatch]) -> 
     return total, count
 
 
-def ngram_perplexity(training_set: Dataset, held_out: Dataset, rows: int, vocab_size: int) -> float:
-    """Return the perplexity of a model counted on one set on the targets of as many rows as a model is measured on.
+def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: int, vocab_size: int) -> float:
+    """Return the perplexity of a model counted on some sets on the targets of as many rows as a model is measured on.
 
     Rank 0 counts; collective.
     """
     found: float | None = None
     if distributed.rank() == 0:
-        model = KneserNey(count_documents(training_set), vocab_size)
+        model = KneserNey(_joined([count_documents(dataset) for dataset in training_sets]), vocab_size)
         batches = evaluation_batches(held_out, rows, 1, 0, ROWS_AT_ONCE)
-        total, count = negative_log_likelihood(model, cast(Iterable[TokenBatch], batches))
+        texts = (batch.tokens if isinstance(batch, PicturedBatch) else cast(TokenBatch, batch) for batch in batches)
+        total, count = negative_log_likelihood(model, texts)
         found = math.exp(total / count) if count else math.inf
     shared: float = distributed.broadcast_json(found)
     return shared
+
+
+def _joined(parts: Sequence[Documents]) -> Documents:
+    """Return the documents of all parts, at most `MAX_TOKENS` tokens of them."""
+    tokens_S = np.concatenate([part.tokens_S for part in parts])
+    is_first_S = np.concatenate([part.is_first_S for part in parts])
+    return Documents(tokens_S[:MAX_TOKENS], is_first_S[:MAX_TOKENS])
 
 
 def _flat_documents(ids: np.ndarray, segments: np.ndarray) -> tuple[Documents, np.ndarray]:

@@ -92,7 +92,7 @@ def summed_gradient(ppo: Any, batches: list[Any]) -> list[float]:
 
 def text_gradient(ppo: Any, step: int) -> list[float]:
     """The gradient of the mean loss over the step's whole text, row by row without packing; zero for the critic."""
-    text = build_batch(ppo.source._text.dataset, ppo.source._text.sample_ids(step))
+    text = build_batch(ppo.source._estimator._text.dataset, ppo.source._estimator._text.sample_ids(step))
     losses = []
     with ppo.models.playing("actor") as network:
         for ids, real in zip(text.input_ids_BT, text.segment_ids_BT > 0, strict=True):

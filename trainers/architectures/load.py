@@ -12,9 +12,18 @@ from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
-ModelKind = Literal["language_model", "masked_model", "seq2seq_model", "score_model", "value_model", "text_classifier"]
+ModelKind = Literal[
+    "language_model",
+    "masked_model",
+    "seq2seq_model",
+    "score_model",
+    "value_model",
+    "text_classifier",
+    "vision_language_model",
+]
 """Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
-...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification."""
+...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
+LlavaForConditionalGeneration."""
 
 LEFT_BEHIND = ("cls",)
 """The head of masked tokens, which a classifier does not take over."""
@@ -58,7 +67,7 @@ def load_model(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_name(device, MODEL_TYPES[model_type]),
+            attn_implementation=_attention(model_type, device),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -69,6 +78,14 @@ def load_model(
     model.train()
     loaded: nn.Module = model
     return loaded
+
+
+def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:
+    """Return the attention of a type's model, or of each of its parts."""
+    family = MODEL_TYPES[model_type]
+    if family == "vision_language":
+        return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
+    return attention_name(device, family)
 
 
 def stock_class(model_type: str, kind: ModelKind) -> Any:
@@ -98,6 +115,10 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
             return BartForConditionalGeneration
+        case "llava" if kind == "vision_language_model":
+            from transformers.models.llava import modeling_llava as llava
+
+            return llava.LlavaForConditionalGeneration
         case "rnn" if kind == "language_model":
             from trainers.architectures.recurrent import RnnForCausalLM
 
@@ -108,6 +129,7 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
                 "masked_model": ("encoder",),
                 "seq2seq_model": ("encoder_decoder",),
                 "text_classifier": ("encoder",),
+                "vision_language_model": ("vision_language",),
             }
             known = [name for name, family in MODEL_TYPES.items() if family in families.get(kind, ("decoder",))]
             raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")

@@ -3,6 +3,7 @@
 peft's own switches flip `requires_grad`, which sharded engines do not survive; the switches here leave it alone.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,11 @@ from recipes.lora import Lora
 DEFAULT = "default"
 
 
-def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] = ()) -> Any:
+def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] | str = ()) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
-    Modules whose path ends in one of `exclude` get none.
+    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -30,8 +31,8 @@ def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclu
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_names(model, lora),
-        exclude_modules=list(exclude) or None,
+        target_modules=target_names(model, lora, exclude),
+        exclude_modules=exclude if isinstance(exclude, str) else list(exclude) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
@@ -54,13 +55,20 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
     return any(part.startswith("lora_") for part in parts) and name in parts
 
 
-def target_names(model: Any, lora: Lora) -> list[str]:
-    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there."""
-    head = model.get_output_embeddings()  # which lies in the base of an encoder-decoder
+def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str]:
+    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there.
+
+    Where `exclude` is a pattern, modules that match it have no name here. The head has none either; it lies in the base
+    of an encoder-decoder.
+    """
+    head = model.get_output_embeddings()
     linear = [
         key
         for key, module in model.base_model.named_modules()
-        if _is_linear(module) and module is not head and "lora_" not in key
+        if _is_linear(module)
+        and module is not head
+        and "lora_" not in key
+        and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
     ]
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
     if lora.target_modules == "all-linear":

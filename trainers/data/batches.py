@@ -14,6 +14,7 @@ from torch import Tensor
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset
 from trainers.data.order import deal_by_length, global_sample
+from trainers.data.picture_processor import scale_pixels
 from trainers.randomness import stream_seed, stream_seeds
 
 FILLER = -1
@@ -129,12 +130,30 @@ class ImageBatch:
         )
 
 
-Batch = TokenBatch | Seq2SeqBatch | PairBatch | PromptBatch
+@dataclass(frozen=True)
+class PicturedBatch:
+    """Sequences with pictures, whose image tokens stand in the order of the pictures."""
+
+    tokens: TokenBatch
+    pixels_ICHW: Tensor
+    """Values as the model takes them; I may be 0, C, H and W are the model's."""
+
+    @property
+    def sample_ids_B(self) -> Tensor:
+        """Rows of the data set."""
+        return self.tokens.sample_ids_B
+
+    def to(self, device: torch.device | str) -> "PicturedBatch":
+        """Copy to a device."""
+        return PicturedBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
+
+
+Batch = TokenBatch | PicturedBatch | Seq2SeqBatch | PairBatch | PromptBatch
 AFTER_WARM_UP = 2**31
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
-    """Build the batch of these rows in the form of the data set: TokenBatch, Seq2SeqBatch, PairBatch or PromptBatch.
+    """Build the batch of these rows in the form of the data set: one of `Batch`.
 
     Rows of -1 are fillers: they hold the tokens of row 0, without any target. Padding goes to the longest row.
     """
@@ -143,6 +162,9 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
     match dataset.form:
         case "packed":
             return _token_batch(dataset, taken, samples)
+        case "pictured":
+            numbers = np.concatenate([dataset.picture_numbers(row) for row in taken])
+            return PicturedBatch(_token_batch(dataset, taken, samples), pixel_values(dataset, numbers))
         case "stream" | "labelled":
             raise ValueError(f"sets of form {dataset.form} have batches of their own")
         case "seq2seq":
@@ -169,6 +191,15 @@ def build_seq2seq_batch(
         torch.from_numpy(target_ids),
         torch.from_numpy(target_mask & (samples.numpy() != FILLER)[:, None]),
         samples,
+    )
+
+
+def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
+    """Return the values [I, C, H, W] of pictures of a set by their numbers."""
+    arrays = dataset.arrays
+    factor = float(arrays["pixel_factor"][0])
+    return torch.from_numpy(
+        scale_pixels(arrays["pictures"][numbers], factor, arrays["pixel_mean"], arrays["pixel_std"])
     )
 
 

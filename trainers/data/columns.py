@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-RowRole = Literal["text", "labels", "instructions", "seq2seq", "preferences", "prompts"]
-"""What rows are read for: language modelling, classification, instruction tuning, source to target, reward modelling,
-or generation."""
+from recipes.picture_rows import find_pictures
+
+RowRole = Literal["text", "labels", "instructions", "pictured", "seq2seq", "preferences", "prompts"]
+"""What rows are read for: language modelling, classification, instruction tuning without or with pictures, source to
+target, reward modelling, or generation."""
 
 STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected")
 _CONVERSATION_KEYS = {"conversations": "messages"}
@@ -23,9 +25,11 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
 
     text: {text}; of a plain prompt and completion {text, prompt}, one below the other. labels: {text, label}; a label
-    that is missing or None is unknown. instructions: {messages}, {prompt, completion} or {text}. seq2seq: {prompt,
-    completion}, the completion plain text; of messages the last turn, which is the assistant's. preferences: {prompt,
-    chosen, rejected}; without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
+    that is missing or None is unknown. instructions: {messages}, {prompt, completion} or {text}. pictured: {messages,
+    images} with every content a list of parts {type: text, text} and {type: image}, or {prompt, completion, images};
+    images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
+    turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
+    of both. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:
@@ -37,9 +41,15 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
         case "labels":
             return {"text": _plain(found, "text"), "label": _label(found.get("label"))}
         case "instructions":
+            if find_pictures(row, columns):
+                raise BadRow(
+                    "the row has a picture, and the model takes text alone; only a vision-language model sees it"
+                )
             return _instruction(found)
         case "seq2seq":
             return _source_and_target(found)
+        case "pictured":
+            return _pictured(found, find_pictures(row, columns))
         case "preferences":
             return _preference(found)
         case "prompts":
@@ -152,6 +162,58 @@ def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise BadRow("its last message must be the assistant's, after another")
     return {"prompt": turns[:-1], "completion": turns[-1]["content"]}
+
+
+def _pictured(row: Mapping[str, Any], pictures: list[Any] | None) -> dict[str, Any]:
+    if pictures is None:
+        raise BadRow("no column 'images' or 'image'; a row without a picture says so by an empty list")
+    if "messages" in row:
+        return {"messages": _message_parts(row, "messages"), "images": pictures}
+    if "prompt" not in row and "completion" not in row:
+        raise BadRow("has neither 'messages' nor 'prompt' and 'completion'")
+    found: dict[str, Any] = {
+        name: row[name] if isinstance(row.get(name), str) else _message_parts(row, name)
+        for name in ("prompt", "completion")
+    }
+    completion = found["completion"]
+    if isinstance(completion, str) and not isinstance(found["prompt"], str):
+        completion = [{"role": "assistant", "content": [{"type": "text", "text": completion}]}]
+    found["completion"] = _same_form(found["prompt"], completion, "completion")
+    return {**found, "images": pictures}
+
+
+def _message_parts(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Read messages whose contents become lists of parts; a picture leaves only its place."""
+    value = row.get(name)
+    turns = value if isinstance(value, list) else []
+    parts = [_parts(turn.get("content"), f"{name}[{index}]") for index, turn in enumerate(turns) if _is_listed(turn)]
+    listed = iter(parts)
+    plain = [{**turn, "content": "x"} if _is_listed(turn) else turn for turn in turns]
+    messages = _messages({name: plain} if isinstance(value, list) else row, name)
+    return [
+        {**message, "content": next(listed) if _is_listed(turn) else [{"type": "text", "text": message["content"]}]}
+        for message, turn in zip(messages, turns, strict=True)
+    ]
+
+
+def _is_listed(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and isinstance(turn.get("content"), list)
+
+
+def _parts(content: list[Any], place: str) -> list[dict[str, str]]:
+    if not content:
+        raise BadRow(f"{place} has no content")
+    parts: list[dict[str, str]] = []
+    for part in content:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        elif isinstance(part, Mapping) and part.get("type") == "image":
+            parts.append({"type": "image"})
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        else:
+            raise BadRow(f"{place} has a part that is neither text nor an image")
+    return parts
 
 
 def _preference(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,12 @@ def pack(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSet
                 piece_rows.append(len(row_ids))
             start += size
         row_ids.append(row.id)
+    return lay_out(pieces, piece_rows, row_ids, settings)
+
+
+def lay_out(pieces: list[Encoded], piece_rows: list[int], row_ids: list[str], settings: FormSettings) -> Parts:
+    """Fill sequences with pieces that fit; `piece_rows` says which row each is of."""
+    length = settings.sequence_length
     lengths = [len(piece) for piece in pieces]
     bins = best_fit(lengths, length) if settings.packing else [[number] for number in range(len(pieces))]
     input_ids = np.full((len(bins), length), settings.pad_id, dtype=_token_type(settings))
@@ -107,7 +113,7 @@ def pack(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSet
             "segment_ids": segment_ids,
             "loss_mask": loss_mask,
             "rows": np.asarray([piece_rows[number] for numbers in bins for number in numbers], dtype=np.int64),
-            "row_offsets": _offsets([len(numbers) for numbers in bins]),
+            "row_offsets": offsets([len(numbers) for numbers in bins]),
         },
         row_ids=row_ids,
         tokens=sum(lengths),
@@ -129,7 +135,7 @@ def stream(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormS
     order = sorted(range(len(kept)), key=scattered)
     tokens = _flat([kept[number][1].ids for number in order], _token_type(settings))
     is_first = np.zeros(len(tokens), dtype=bool)
-    is_first[_offsets([len(kept[number][1]) for number in order])[:-1]] = True
+    is_first[offsets([len(kept[number][1]) for number in order])[:-1]] = True
     return Parts(
         arrays={"tokens": tokens, "is_first": is_first},
         row_ids=[kept[number][0].id for number in order],
@@ -164,7 +170,7 @@ def labelled(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: For
     return Parts(
         arrays={
             "text_ids": flat,
-            "text_offsets": _offsets([len(ids) for ids in kept]),
+            "text_offsets": offsets([len(ids) for ids in kept]),
             "labels": np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int64),
         },
         row_ids=row_ids,
@@ -190,10 +196,10 @@ def seq2seq(encoded: Iterable[tuple[Row, np.ndarray, np.ndarray]], count: Count,
     arrays: dict[str, np.ndarray] = {}
     for side, items in (("source", [item[1] for item in kept]), ("target", [item[2] for item in kept])):
         arrays[f"{side}_ids"] = _flat(items, _token_type(settings))
-        arrays[f"{side}_offsets"] = _offsets([len(ids) for ids in items])
+        arrays[f"{side}_offsets"] = offsets([len(ids) for ids in items])
     texts = [row.columns["completion"].encode() for row, _, _ in kept]
     arrays["target_text"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
-    arrays["target_text_offsets"] = _offsets([len(text) for text in texts])
+    arrays["target_text_offsets"] = offsets([len(text) for text in texts])
     tokens = len(arrays["source_ids"]) + len(arrays["target_ids"])
     return Parts(
         arrays=arrays,
@@ -222,7 +228,7 @@ def pair(encoded: Iterable[tuple[Row, Encoded, Encoded]], count: Count, settings
     for side, items in (("chosen", [item[1] for item in kept]), ("rejected", [item[2] for item in kept])):
         arrays[f"{side}_ids"] = _flat([item.ids for item in items], _token_type(settings))
         arrays[f"{side}_response"] = _flat([item.response for item in items], np.bool_)
-        arrays[f"{side}_offsets"] = _offsets([len(item) for item in items])
+        arrays[f"{side}_offsets"] = offsets([len(item) for item in items])
     tokens = sum(len(chosen) + len(rejected) for _, chosen, rejected in kept)
     return Parts(
         arrays=arrays,
@@ -250,7 +256,7 @@ def prompts(encoded: Iterable[tuple[Row, str, np.ndarray]], count: Count, settin
     count.kept = len(kept)
     flat = _flat(kept, _token_type(settings))
     return Parts(
-        arrays={"prompt_ids": flat, "prompt_offsets": _offsets([len(ids) for ids in kept])},
+        arrays={"prompt_ids": flat, "prompt_offsets": offsets([len(ids) for ids in kept])},
         row_ids=[record["id"] for record in records],
         tokens=len(flat),
         supervised_tokens=0,
@@ -268,5 +274,6 @@ def _flat(items: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
     return np.concatenate(items).astype(dtype) if items else np.zeros(0, dtype=dtype)
 
 
-def _offsets(lengths: list[int]) -> np.ndarray:
+def offsets(lengths: list[int]) -> np.ndarray:
+    """Return where each of so many items starts, and where the last ends."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])

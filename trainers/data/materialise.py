@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ from trainers.data.encoding import (
     encode_texts,
 )
 from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, seq2seq, stream
+from trainers.data.picture_processor import PictureProcessor
+from trainers.data.pictured import encode_pictured, pictured, pixel_chunks
+from trainers.data.pictured_digest import pictured_digest
+from trainers.data.row_pictures import RowPicture
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -37,6 +42,7 @@ FORMS: dict[RowRole, Form] = {
     "labels": "labelled",
     "instructions": "packed",
     "seq2seq": "seq2seq",
+    "pictured": "pictured",
     "preferences": "pairs",
     "prompts": "prompts",
 }
@@ -49,7 +55,7 @@ class DataRequest:
     source: Source
     base_dir: Path
     role: RowRole
-    """text and instructions make a packed set, preferences make pairs, the others what FORMS says."""
+    """text and instructions make a packed set, pictured rows one with pictures, the others what FORMS says."""
     tokenization: Tokenization
     sequence_length: int
     """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
@@ -60,11 +66,13 @@ class DataRequest:
     is_stream: bool = False
     """Text only: one stream of tokens that recurrent models read on in, instead of sequences."""
     loss_on: Literal["responses", "all"] = "responses"
-    """Instructions only: which tokens are targets. Rows of plain text have targets everywhere."""
+    """Instructions and pictured rows: which tokens are targets. Rows of plain text have targets everywhere."""
     held_out: bool = False
     """Read the rows that the source's `hold_out` keeps away from training, instead of the others."""
     source_digest: str | None = None
-    """What `source_digest` gave when the run started; None computes it. Files that changed since then are an error."""
+    """What `content_digest` gave when the run started; None computes it. Files that changed since then are an error."""
+    processor: PictureProcessor | None = None
+    """Pictured rows only: how the model takes pictures."""
 
     @property
     def form(self) -> Form:
@@ -78,20 +86,28 @@ class DataRequest:
             selection["seed"] = self.seed
         identity = {
             "format": FORMAT,
-            "content": self.source_digest or source_digest(self.source, self.base_dir),
+            "content": self.source_digest or content_digest(self),
             "selection": selection,
             "held_out": self.held_out,
             "role": self.role,
             "tokenizer": self.tokenization.contract_hash,
             "sequence_length": self.sequence_length,
         }
-        if self.form == "packed":
+        if self.form in ("packed", "pictured"):
             identity |= {"packing": self.packing}
+        if self.processor is not None:
+            identity |= {"processor": self.processor.digest}
         if self.is_stream:
             identity |= {"form": "stream"}
-        if self.role == "instructions":
+        if self.role in ("instructions", "pictured"):
             identity |= {"loss_on": self.loss_on}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def content_digest(request: DataRequest) -> str:
+    """Return the digest of the rows that a request reads, and of the picture files that they name."""
+    digest = pictured_digest if request.role == "pictured" else source_digest
+    return digest(request.source, request.base_dir)
 
 
 def materialise(request: DataRequest, store: Store) -> Dataset:
@@ -163,7 +179,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
 
 
 def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
-    if request.source_digest is not None and source_digest(request.source, request.base_dir) != request.source_digest:
+    if request.source_digest is not None and content_digest(request) != request.source_digest:
         raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
     count = Count()
     settings = FormSettings(
@@ -174,6 +190,7 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
         loss_on_all=request.loss_on == "all",
     )
     rows = _counted(request, count, store)
+    pictures: list[RowPicture] = []
     match request.role:
         case "text" if request.is_stream:
             parts = stream(encode_texts(rows, request.tokenization), count, settings)
@@ -185,6 +202,10 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
             parts = pack(encode_instructions(rows, request.tokenization), count, settings)
         case "seq2seq":
             parts = seq2seq(encode_sources_and_targets(rows, request.tokenization), count, settings)
+        case "pictured":
+            assert request.processor is not None
+            encoded = encode_pictured(rows, request.tokenization, request.processor)
+            parts, pictures = pictured(encoded, count, settings, request.processor)
         case "preferences":
             parts = pair(encode_pairs(rows, request.tokenization), count, settings)
         case "prompts":
@@ -211,9 +232,24 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
     }
     for name, array in parts.arrays.items():
         files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), array.tobytes()])
+    if request.processor is not None:
+        files["pictures.npy"] = _put_pictures(request, pictures, store)
     if request.form == "prompts":
         files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in parts.records), store)
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
+
+
+def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store) -> FileEntry:
+    """Store the pixels of every picture once, one picture in memory at a time."""
+    processor = request.processor
+    assert processor is not None
+    if not pictures:
+        raise RequestError(f"{_name(request.source)}: no row has a picture; fine-tune a language model on text alone")
+    shape = (len(pictures), *processor.shape_CHW)
+    header = np.lib.format.header_data_from_array_1_0(np.broadcast_to(np.zeros((), dtype=np.uint8), shape))
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header | {"fortran_order": False})
+    return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(pictures, processor)))
 
 
 def _counted(request: DataRequest, count: Count, store: Store) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from trainers.data.columns import BadRow, RowRole, canonical
 from trainers.data.files import files_digest, find_files, read_file
 from trainers.data.python_docs import python_docs_digest, read_entries
 from trainers.data.python_docs_sets import build_sets
+from trainers.data.row_pictures import open_pictures, with_encoded_pictures
 from trainers.data.selection import select
 from trainers.store.manifest import DatasetManifest
 from trainers.store.store import Store
@@ -38,6 +39,8 @@ class Row:
             shared: Any = messages[: turns[0]] if turns and turns[0] else messages
         else:
             shared = columns.get("prompt") or columns
+        if "images" in columns:
+            shared = [shared, columns["images"]]
         return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).digest()
 
 
@@ -74,14 +77,17 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                 row = json.loads(line)
                 yield Row(row.pop("id"), _of_instruction(row, role))
         case Datasets():
-            for number, row in enumerate(open_datasets(source, base_dir), start=1):
-                yield _row(f"{source.path}:{number}", row, f"{source.path}: row {number}", role, source.columns)
+            rows = open_datasets(source, base_dir)
+            rows = with_encoded_pictures(rows) if role == "pictured" else rows
+            for number, row in enumerate(rows, start=1):
+                place = f"{source.path}: row {number}"
+                yield _row(f"{source.path}:{number}", row, place, role, source.columns, base_dir / source.path)
         case _:
             for path in find_files(source.files, base_dir):
                 for name, row in read_file(source, path):
                     _, _, in_file = name.rpartition(":")
                     place = str(path) if in_file == name else f"{path}: row {in_file}"
-                    yield _row(name, row, place, role, source.columns)
+                    yield _row(name, row, place, role, source.columns, path.parent)
 
 
 def _of_instruction(row: dict[str, Any], role: RowRole) -> dict[str, Any]:
@@ -102,11 +108,15 @@ def _described_kind(row: dict[str, Any]) -> dict[str, Any]:
     return {"text": answer, "label": found[1] if found else "function"}
 
 
-def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: Mapping[Any, str]) -> Row:
+def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: Mapping[Any, str], folder: Path) -> Row:
+    """Bring a row into its form; the pictures that it names are opened, relative paths from its file's folder."""
     try:
-        return Row(name, canonical(row, role, columns))
+        found = canonical(row, role, columns)
     except BadRow as error:
         raise RequestError(f"{place}: {error}") from None
+    if role == "pictured":
+        found["images"] = open_pictures(found["images"], folder, place)
+    return Row(name, found)
 
 
 @lru_cache(maxsize=1)

@@ -265,7 +265,22 @@ class DdpmFamily:
             timesteps = torch.full((len(seeds),), int(timestep), device=device)
             predicted = self._guided(noisy, timesteps, classes)
             noisy = scheduler.step(predicted, timestep, noisy, **options).prev_sample
-        return ((noisy + 1) / 2).clamp(0, 1) if self.codec is None else self.codec.decode(noisy)
+        return self.pictures_of(noisy)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of what is denoised: pixels, or latents."""
+        return self._shape
+
+    def predicted_clean(self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None) -> Tensor:
+        """Return what the guided network takes for the clean picture; pixels are clipped, latents not."""
+        abar = self.scheduler.alphas_cumprod.to(noisy)[timesteps_B].view(-1, 1, 1, 1)
+        clean = clean_of(self.settings.prediction, self._guided(noisy, timesteps_B, classes_B), noisy, abar)
+        return clean.clamp(-1, 1) if self.codec is None else clean
+
+    def pictures_of(self, clean: Tensor) -> Tensor:
+        """Return the pictures in [0, 1] of clean values in [-1, 1], or of clean latents."""
+        return ((clean + 1) / 2).clamp(0, 1) if self.codec is None else self.codec.decode(clean)
 
     def _guided(self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, equation 6, with the scale as w + 1)."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
+from trainers.store.belonging import find_owner
 from trainers.store.inspection import all_refs, reachable, refs_aside
 from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, objects_of
 from trainers.store.refs import RefLog
-from trainers.store.states import find_owner
 from trainers.store.store import Store
 from trainers.store.uses import DatasetUse, all_uses
 
@@ -80,6 +80,7 @@ def collect(
         raise ValueError(f"grace is {grace_s} s")
     if not dry_run:
         store.files.recover()
+        store.files.sweep()
     paths = {_sha(path): path for path in store.files.walk("objects")}
     marked = _mark(store, keep, finished_states)
     if dry_run:
@@ -175,7 +176,7 @@ def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:
         try:
             record = RefLog(store.files, folder).read(int(number))
             if "manifest" in record:
-                yield ref, (str(record["manifest"]), store.read_ref(record))
+                yield ref, (str(record["manifest"]), store.read_ref(folder, record))
         except FileNotFoundError:
             continue
         except StoreDamaged as error:

@@ -98,9 +98,11 @@ def _name_base(adapter: Path, base: Path) -> None:
 def _merge(store: Store, manifest: ArtifactManifest, base: ArtifactManifest, base_part: str, target: Path) -> None:
     """Write the base with the adapter added to its weights."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
 
     stock = AutoModelForSequenceClassification if manifest.kind == "reward_model" else AutoModelForCausalLM
+    if (manifest.architecture or {}).get("model_type") == "llava":
+        stock = AutoModelForImageTextToText
     options = {"num_labels": 1} if manifest.kind == "reward_model" else {}
     model = stock.from_pretrained(store.folder(base, base_part), dtype="auto", **options)
     merged = PeftModel.from_pretrained(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store.manifest import FileEntry
+from trainers.store.watch import demand_answer
 
 CHUNK_BYTES = 1 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
@@ -51,7 +52,7 @@ class Files(Protocol):
     """Files by relative path. Whatever a call has returned survives a power cut; no reader sees half a file.
 
     Writes raise CapacityError when the place cannot take them (StoreFull for want of room), reads raise
-    FileNotFoundError.
+    FileNotFoundError, both StoreUntrusted for what others may have written.
     """
 
     uri: str
@@ -73,6 +74,12 @@ class Files(Protocol):
 
     def put_file(self, source: Path, place: Place) -> FileEntry:
         """Write a copy of a local file as an object."""
+
+    def local(self, path: str) -> Path | None:
+        """Return where a path of a local store lies, whether or not it is there; None for an object store.
+
+        Raises StoreUntrusted when others may have written it, or when it leads out of the store.
+        """
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes."""
@@ -115,7 +122,10 @@ class Files(Protocol):
 
 
 def open_files(uri: str) -> Files:
-    """Open a folder (path or file://) or an object store (s3://, gs://, memory://); creates nothing."""
+    """Open a folder (path or file://) or an object store (s3://, gs://, memory://); creates nothing.
+
+    Raises CapacityError when the folder's file system does not answer.
+    """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         from trainers.store.local_files import LocalFiles
@@ -123,7 +133,9 @@ def open_files(uri: str) -> Files:
         path = parts.path if parts.scheme else uri
         if not path or "\x00" in uri or (parts.scheme and parts.netloc):
             raise RequestError(f"store {uri!r} is not a folder or an address like s3://bucket/prefix")
-        return LocalFiles(Path(path).expanduser().absolute())
+        root = Path(path).expanduser().absolute()
+        demand_answer(root)
+        return LocalFiles(root)
     if parts.scheme not in REMOTE_PROTOCOLS:
         known = ", ".join(f"{name}://" for name in REMOTE_PROTOCOLS)
         raise RequestError(f"store {uri!r}: {parts.scheme}:// is not supported; use a folder, {known}")

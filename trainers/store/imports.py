@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
+from recipes.vision_folders import PROCESSOR_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
 from trainers.store.manifest import (
     ArtifactManifest,
@@ -28,6 +29,7 @@ TEXT_FILES = (
     "merges.txt",
     "added_tokens.json",
     *TOKENIZER_FILES,
+    *PROCESSOR_FILES,
 )
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,7 +61,7 @@ def import_folder(
     for file in texts:
         if paths[file].stat().st_size > MAX_TEXT_BYTES:
             raise RequestError(f"{folder}/{file} is larger than {MAX_TEXT_BYTES} bytes")
-    for file in ("generation_config.json", "tokenizer_config.json"):
+    for file in ("generation_config.json", "tokenizer_config.json", *PROCESSOR_FILES):
         if file in texts:
             refuse_code(folder, _read_json(folder, file), file)
     try:
@@ -266,7 +268,7 @@ def _kind(folder: Path, config: dict[str, Any]) -> Kind:
         if labels != 1:
             raise RequestError(f"{folder}/config.json: a reward model has one label, this classifier has {labels}")
         return "reward_model"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")):
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")) or name == "LlavaForConditionalGeneration":
         return "model"
     raise RequestError(
         f"{folder}/config.json: {name or 'no architecture'} is neither a language model nor a reward model"

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.manifest import ArtifactManifest, FileEntry, objects_of
+from trainers.store.belonging import foreign_objects
+from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, objects_of
 from trainers.store.objects import object_path
 from trainers.store.refs import QUARANTINE, RefLog
 
@@ -64,6 +65,7 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
     problems: dict[str, tuple[str, list[str]]] = {}
     needed: dict[str, tuple[FileEntry, list[str]]] = {}
     aside = refs_aside(store)
+    manifests: list[tuple[str, Manifest]] = []
     num_refs = 0
     for ref in all_refs(store):
         if ref in aside:
@@ -74,16 +76,22 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
             record = RefLog(store.files, folder).read(int(number))
             if "manifest" not in record:
                 continue
-            manifest = store.read_ref(record)
+            manifest = store.read_ref(folder, record)
         except FileNotFoundError:
             continue
         except StoreDamaged as error:
             problems[ref] = (str(error), [ref])
             continue
+        manifests.append((ref, manifest))
         for entry in objects_of(manifest):
             needed.setdefault(entry.sha256, (entry, []))[1].append(ref)
     chooser = random.Random(seed)
     checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
+    looked_at = {entry for entry, _ in checked}
+    for ref, manifest in manifests:
+        foreign = foreign_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
+        if foreign:
+            problems[ref] = (f"may not name {len(foreign)} of its objects: {foreign[0]}", [ref])
     for entry, refs in checked:
         try:
             store.objects.check(entry)

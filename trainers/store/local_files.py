@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -15,10 +16,16 @@ from typing import Any, TypeVar
 from recipes.errors import CapacityError
 from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file
 from trainers.store.manifest import FileEntry
+from trainers.store.trust import StoreUntrusted, check_path
+from trainers.store.watch import Watch
+
+log = logging.getLogger("trainwright.store")
 
 STALE_SECONDS = 60.0
 """A temporary file older than this that nobody holds locked was left by a dead writer."""
 TRASH = "trash"
+FOLDER_MODE = 0o775
+"""Folders of a store are never writable for everybody, whatever the umask."""
 
 T = TypeVar("T")
 
@@ -34,7 +41,10 @@ class _FileChunks:
 
 
 class LocalFiles:
-    """A folder on a POSIX file system with hard links: local disk, tmpfs, NFS."""
+    """A folder on a POSIX file system with hard links: local disk, tmpfs, NFS.
+
+    Every path is looked at before it is used: StoreUntrusted for what others may have written and for links (trust.py).
+    """
 
     def __init__(self, root: Path) -> None:
         self.root: Path = root
@@ -43,9 +53,9 @@ class LocalFiles:
         self._durable_folders: set[str] = set()
 
     def create(self, path: str, data: bytes, *, durable: bool = True) -> bool:
-        final = self.root / path
-        if final.exists():
+        if self._stat(path) is not None:
             return False
+        final = self.root / path
 
         def write() -> bool:
             temporary, _ = self._write_temporary([data], durable)
@@ -60,9 +70,11 @@ class LocalFiles:
         def write() -> FileEntry:
             temporary, entry = self._write_temporary(chunks, True)
             try:
-                final = self.root / place(entry.sha256)
+                path = place(entry.sha256)
+                final = self.root / path
+                check_path(self.root, os.path.dirname(path))
                 while not self._link(temporary, final, True):
-                    if self._is_whole(final, entry):
+                    if self._is_whole(path, entry):
                         if self._renew(temporary, final):
                             self._sync_folder(final.parent)
                             break
@@ -78,11 +90,19 @@ class LocalFiles:
     def put_file(self, source: Path, place: Place) -> FileEntry:
         return self.put(_FileChunks(source), place, source.stat().st_size)
 
+    def local(self, path: str) -> Path:
+        with self._watch(f"look at {path}"):
+            check_path(self.root, path)
+        return self.root / path
+
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        place = self.local(path)
+        with self._watch(f"read {path}"):
+            return place.read_bytes()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with (self.root / path).open("rb") as file:
+        place = self.local(path)
+        with self._watch(f"read {path}"), place.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
@@ -95,33 +115,37 @@ class LocalFiles:
         return None if found is None else found.st_mtime
 
     def fetch(self, path: str, target: Path) -> None:
-        shutil.copyfile(self.root / path, target)
+        shutil.copyfile(self.local(path), target)
 
     def names(self, path: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.root / path))
+            place = self.local(path)
+            with self._watch(f"list {path}"):
+                return sorted(os.listdir(place))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def walk(self, path: str) -> Iterator[str]:
         for name in self.names(path):
             child = f"{path}/{name}"
-            if (self.root / child).is_dir() and not (self.root / child).is_symlink():
+            if self.local(child).is_dir():
                 yield from self.walk(child)
             else:
                 yield child
 
     def remove(self, path: str) -> None:
+        final = self.local(path)
+
         def unlink() -> None:
             with suppress(FileNotFoundError):
-                os.unlink(self.root / path)
+                os.unlink(final)
                 self._sync_folder((self.root / path).parent)
 
         self._writing(path, 0, unlink)
 
     def remove_stale(self, path: str, modified_at: float) -> bool:
         """Move the file aside first: a writer that renews it in this moment is seen afterwards, and it goes back."""
-        final, aside = self.root / path, self.root / TRASH / path
+        final, aside = self.local(path), self.local(f"{TRASH}/{path}")
 
         def move() -> bool:
             if self.modified_at(path) != modified_at:
@@ -158,11 +182,11 @@ class LocalFiles:
 
     def sweep(self) -> None:
         for name in self.names("tmp"):
-            path = self.root / "tmp" / name
-            with suppress(OSError):
+            with suppress(OSError, StoreUntrusted):
+                path = self.local(f"tmp/{name}")
                 if time.time() - path.stat().st_mtime < STALE_SECONDS:
                     continue
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(path)
@@ -171,7 +195,7 @@ class LocalFiles:
 
     def _stat(self, path: str) -> os.stat_result | None:
         try:
-            found = os.stat(self.root / path)
+            found = os.stat(self.local(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found if stat.S_ISREG(found.st_mode) else None
@@ -190,12 +214,14 @@ class LocalFiles:
                 digest.update(view)
                 size += len(view)
                 while view:
-                    view = view[os.write(descriptor, view) :]
+                    with self._watch("write in tmp"):
+                        view = view[os.write(descriptor, view) :]
             os.fchmod(descriptor, 0o444)
             if os.fstat(descriptor).st_size != size:
                 raise OSError("short write")
             if durable:
-                os.fsync(descriptor)
+                with self._watch("fsync in tmp"):
+                    os.fsync(descriptor)
         except BaseException:
             os.unlink(temporary)
             raise
@@ -233,7 +259,7 @@ class LocalFiles:
     def _restore(self, aside: Path, final: Path) -> None:
         self._make_folder(final.parent, durable=False)
         with suppress(FileExistsError):
-            os.link(aside, final)
+            os.link(aside, final, follow_symlinks=False)
         self._sync_folder(final.parent)
         os.unlink(aside)
 
@@ -243,7 +269,8 @@ class LocalFiles:
             return
         if folder != self.root:
             self._make_folder(folder.parent, durable)
-        folder.mkdir(parents=True, exist_ok=True)
+            check_path(self.root, folder.relative_to(self.root).as_posix())
+        folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         if durable:
             self._sync_folder(folder.parent)
             self._durable_folders.add(str(folder))
@@ -251,14 +278,22 @@ class LocalFiles:
     def _sync_folder(self, folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            with self._watch(f"fsync of {folder.relative_to(self.root.parent)}"):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def _is_whole(self, path: Path, entry: FileEntry) -> bool:
+    def _watch(self, what: str) -> Watch:
+        """Watch a call; one that lasts is told to whoever hears of a full store."""
+        tell = log.warning if self.patience is None else self.patience.tell
+        return Watch(f"store {self.uri}: waiting for the file system to {what}", tell)
+
+    def _is_whole(self, path: str, entry: FileEntry) -> bool:
+        """Tell whether an object is there and right; one that others may have written is not."""
         try:
-            return path.stat().st_size == entry.bytes and hash_file(path) == entry
-        except FileNotFoundError:
+            found = self.local(path)
+            return found.stat().st_size == entry.bytes and hash_file(found) == entry
+        except (FileNotFoundError, StoreUntrusted):
             return False
 
     def _quarantine(self, path: Path) -> None:

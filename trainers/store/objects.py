@@ -1,6 +1,7 @@
 """Immutable bytes named by their SHA-256; whatever is read back is compared with its name."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from trainers.store.manifest import FileEntry, sha256_hex
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that the safetensors format allows."""
+START_BYTES = 4096
+"""Read at once of an object whose header is wanted: most headers are shorter."""
 
 
 Mark = tuple[int, ...]
@@ -25,8 +28,13 @@ def cache_folder() -> Path:
     return Path(given).absolute() if given else Path.home() / ".cache" / "trainwright"
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 def object_path(sha256: str) -> str:
-    """Return where an object lies in the store."""
+    """Return where an object lies in the store; raises StoreDamaged for what is no hash and could lead elsewhere."""
+    if not _SHA256.fullmatch(sha256):
+        raise StoreDamaged(f"names the object {sha256[:100]!r}, which is not a SHA-256")
     return f"objects/{sha256[:2]}/{sha256[2:]}"
 
 
@@ -38,11 +46,18 @@ class ObjectStore:
         self._verified: dict[str, Mark] = {}
 
     @property
+    def is_remote(self) -> bool:
+        """Whether each look costs a request."""
+        return self._files.root is None
+
+    @property
     def cache(self) -> Path:
         """Where things lie that can be made again: `cache/` of a local store that is writable, else the user's."""
-        if self._files.root is not None and os.access(self._files.root, os.W_OK):
-            return self._files.root / "cache"
-        return cache_folder()
+        local = self._files.local("cache")
+        if local is None or not os.access(local.parent, os.W_OK):
+            return cache_folder()
+        local.mkdir(0o770, exist_ok=True)
+        return local
 
     def put_bytes(self, data: bytes) -> str:
         """Store some bytes; returns their hash."""
@@ -93,12 +108,12 @@ class ObjectStore:
         The bytes are hashed once per process and file; raises StoreDamaged when they are not what the name says.
         """
         path = object_path(sha256)
-        if self._files.root is not None:
-            local = self._files.root / path
-            if not local.exists():
+        own = self._files.local(path)
+        if own is not None:
+            if not own.exists():
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing")
-            self._verify_local(sha256, local, path)
-            return local
+            self._verify_local(sha256, own, path)
+            return own
         local = self.cache / path
         if local.exists():
             try:
@@ -136,12 +151,13 @@ class ObjectStore:
     def check(self, entry: FileEntry) -> None:
         """Read an object whole; raises StoreDamaged when it is not what the entry says."""
         path = object_path(entry.sha256)
-        if self._files.root is None:
+        local = self._files.local(path)
+        if local is None:
             data = self.get_bytes(entry.sha256)
             found = FileEntry(sha256=entry.sha256, bytes=len(data))
         else:
             try:
-                found = hash_file(self._files.root / path)
+                found = hash_file(local)
             except FileNotFoundError:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         check_entry(entry, found, f"store {self._files.uri}: {path}")
@@ -150,10 +166,14 @@ class ObjectStore:
         """Return the JSON header of a safetensors object without reading the rest; None when it is no such object."""
         path = object_path(sha256)
         try:
-            length = int.from_bytes(self._files.read_range(path, 0, 8), "little")
-            return self._files.read_range(path, 8, 8 + length) if length <= MAX_HEADER_BYTES else None
+            start = self._files.read_range(path, 0, START_BYTES)
+            length = int.from_bytes(start[:8], "little")
+            if length > MAX_HEADER_BYTES:
+                return None
+            rest = self._files.read_range(path, len(start), 8 + length) if len(start) < 8 + length else b""
         except FileNotFoundError:
             return None
+        return (start + rest)[8 : 8 + length]
 
     def remove(self, sha256: str) -> None:
         """Remove an object that nothing names, and its copy in the cache."""

@@ -1,6 +1,7 @@
 """Numbered create-only files: the commit of everything. A number once written never changes; the highest counts."""
 
 import json
+import re
 import secrets
 from typing import Any
 
@@ -9,6 +10,7 @@ from trainers.store.files import Files
 from trainers.store.manifest import FORMAT, canonical_json
 
 QUARANTINE = "quarantine"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class RefLog:
@@ -56,6 +58,9 @@ class RefLog:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             found = record.get("format") if isinstance(record, dict) else type(record).__name__
             raise StoreDamaged(f"{self.path(number)}: ref of format {found!r}; this version reads format {FORMAT}")
+        for key in ("manifest", "fingerprint"):
+            if key in record and not (isinstance(record[key], str) and _SHA256.fullmatch(record[key])):
+                raise StoreDamaged(f"{self.path(number)}: {key} is {str(record[key])[:100]!r}, which is not a SHA-256")
         return record
 
     def set_aside(self, number: int, problem: str) -> str:

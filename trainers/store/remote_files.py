@@ -1,24 +1,44 @@
 """A store on an object store through fsspec: create-only by the store's own precondition."""
 
+import errno
 import hashlib
+import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from recipes.errors import CapacityError, RequestError
 from trainers.store.files import Patience, Place, hash_file
 from trainers.store.manifest import FileEntry
+from trainers.store.watch import Watch
+
+log = logging.getLogger("trainwright.store")
 
 REMOTE_CHUNK_BYTES = 16 << 20
+CONNECT_S, READ_S = 5.0, 15.0
+"""How long one request may take to connect, and to bring the next bytes."""
+ANSWER_S = 20.0
+"""How long requests are tried again without an answer where nobody has given the store patience."""
+TELL_S = 3.0
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
+TRANSFERS = ("upload", "fetch")
+"""Requests of any size: they may last, as long as bytes come and go."""
+UNFINISHED_S = 24 * 3600.0
+"""An upload in parts that was begun longer ago than that has nobody who goes on with it."""
+PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, None)
+"""Errors of requests that may go well at the next try: 409, 5xx, throttling, lost connections."""
 YOUNG_S = 60.0
 """An object that is there already and older than this is written again, which makes it young."""
 
 _MEMORY_LOCK = threading.Lock()
+
+
+T = TypeVar("T")
 
 
 class RemoteFiles:
@@ -32,6 +52,9 @@ class RemoteFiles:
         self.patience: Patience | None = None
         protocol = urlsplit(uri).scheme
         options: dict[str, Any] = {} if protocol == "memory" else {"use_listings_cache": False}
+        if protocol == "s3":
+            times = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"total_max_attempts": 1}}
+            options |= {"config_kwargs": times}
         try:
             self._fs = fsspec.filesystem(protocol, **options)
         except ImportError as error:
@@ -39,31 +62,35 @@ class RemoteFiles:
         self._base = self._fs._strip_protocol(self.uri).rstrip("/")
         self._is_memory = protocol == "memory"
         self._errors: tuple[type[Exception], ...] = (OSError,)
-        if protocol == "s3":
-            from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+        self._silences: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+        self._is_s3 = protocol == "s3"
+        if self._is_s3:
+            from botocore import exceptions  # type: ignore[import-untyped]
 
-            self._errors = (OSError, BotoCoreError)
+            self._errors = (OSError, exceptions.BotoCoreError)
+            self._silences += (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
+            self._fs.retries = 2
 
     def create(self, path: str, data: bytes, *, durable: bool = True) -> bool:
         full = self._full(path)
-        for attempt in range(5):
+
+        def write() -> bool:
             try:
                 if self._is_memory:
                     with _MEMORY_LOCK:
                         self._fs.pipe_file(full, data, mode="create")
                 else:
                     self._fs.pipe_file(full, data, mode="create")
-            except self._errors as error:
+            except self._errors:
                 # A refusal, or the answer to a write that did arrive: what is there now decides.
-                found = self._find(path)
-                if found is not None:
-                    return found == data and not self._is_memory
-                if attempt == 4:
-                    raise self._refused(path, error) from error
-                time.sleep(0.1 * 2**attempt)
-            else:
-                return True
-        raise AssertionError("unreachable")
+                try:
+                    return bool(self._fs.cat_file(full) == data) and not self._is_memory
+                except FileNotFoundError:
+                    pass
+                raise
+            return True
+
+        return self._ask("write", path, write)
 
     def put(self, chunks: Iterable[Any], place: Place, size: int | None = None) -> FileEntry:
         with tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
@@ -78,64 +105,59 @@ class RemoteFiles:
         path = place(entry.sha256)
         if self._is_whole(path, entry) and self._is_young(path):
             return entry
-        try:
-            self._fs.put_file(str(source), self._full(path))
-        except self._errors as error:
-            raise self._refused(path, error) from error
+        self._ask("upload", path, lambda: self._fs.put_file(str(source), self._full(path)))
         stored = self.size(path)
         if stored != entry.bytes:
             raise CapacityError(f"store {self.uri}: {path} has {stored} bytes after writing {entry.bytes}")
         return entry
 
+    def local(self, path: str) -> Path | None:
+        return None
+
     def read(self, path: str) -> bytes:
-        with self._reading(path):
-            return bytes(self._fs.cat_file(self._full(path)))
+        return self._ask("read", path, lambda: bytes(self._fs.cat_file(self._full(path))))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with self._reading(path):
-            return bytes(self._fs.cat_file(self._full(path), start=start, end=stop))
+        try:
+            return self._ask("read", path, lambda: bytes(self._fs.cat_file(self._full(path), start=start, end=stop)))
+        except CapacityError:
+            size = self.size(path)
+            if size is None or start < size:
+                raise
+            return b""  # S3 refuses a range that starts at the end
 
     def size(self, path: str) -> int | None:
         try:
-            with self._reading(path):
-                found = self._fs.info(self._full(path))
+            found = self._ask("read", path, lambda: self._fs.info(self._full(path)))
         except FileNotFoundError:
             return None
         return int(found["size"]) if found["type"] == "file" else None
 
     def modified_at(self, path: str) -> float | None:
         try:
-            with self._reading(path):
-                found = self._fs.info(self._full(path))
+            found = self._ask("read", path, lambda: self._fs.info(self._full(path)))
         except FileNotFoundError:
             return None
         at = found.get("LastModified") or found.get("updated") or found.get("mtime") or found.get("created")
         return float(at.timestamp()) if hasattr(at, "timestamp") else None
 
     def fetch(self, path: str, target: Path) -> None:
-        with self._reading(path):
-            self._fs.get_file(self._full(path), str(target))
+        self._ask("fetch", path, lambda: self._fs.get_file(self._full(path), str(target)))
 
     def names(self, path: str) -> list[str]:
         try:
-            with self._reading(path):
-                found = self._fs.ls(self._full(path), detail=False, refresh=True)
+            found = self._ask("list", path, lambda: self._fs.ls(self._full(path), detail=False, refresh=True))
         except FileNotFoundError:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
     def walk(self, path: str) -> Iterator[str]:
-        with self._reading(path):
-            found = self._fs.find(self._full(path))
+        found = self._ask("list", path, lambda: self._fs.find(self._full(path)))
         yield from sorted(name[len(self._base) + 1 :] for name in found)
 
     def remove(self, path: str) -> None:
-        try:
-            self._fs.rm_file(self._full(path))
-        except FileNotFoundError:
-            return
-        except self._errors as error:
-            raise self._refused(path, error) from error
+        with suppress(FileNotFoundError):
+            self._ask("remove", path, lambda: self._fs.rm_file(self._full(path)))
 
     def remove_stale(self, path: str, modified_at: float) -> bool:
         if self.modified_at(path) != modified_at:
@@ -153,7 +175,20 @@ class RemoteFiles:
         return None
 
     def sweep(self) -> None:
-        """Nothing to do: an object store shows no unfinished upload."""
+        """Abort uploads in parts that were begun long ago: nobody sees them, and they are paid for."""
+        if not self._is_s3:
+            return
+        bucket, _, prefix = self._base.partition("/")
+        try:
+            answer = self._ask(
+                "list", "unfinished uploads", lambda: self._fs.call_s3("list_multipart_uploads", Bucket=bucket)
+            )
+            for upload in answer.get("Uploads", ()):
+                is_ours = upload["Key"].startswith(f"{prefix}/" if prefix else "objects/")
+                if is_ours and time.time() - upload["Initiated"].timestamp() > UNFINISHED_S:
+                    self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+        except (FileNotFoundError, CapacityError) as error:
+            log.warning("store %s: unfinished uploads were not looked for: %s", self.uri, error)
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}"
@@ -171,20 +206,43 @@ class RemoteFiles:
             digest.update(self.read_range(path, start, min(start + REMOTE_CHUNK_BYTES, entry.bytes)))
         return digest.hexdigest() == entry.sha256
 
-    def _find(self, path: str) -> bytes | None:
-        try:
-            return self.read(path)
-        except FileNotFoundError:
-            return None
+    def _ask(self, verb: str, path: str, request: Callable[[], T]) -> T:
+        """Make a request that may be made twice; one that is not answered or put off is tried again, and told of.
 
-    def _refused(self, path: str, error: Exception) -> CapacityError:
-        return CapacityError(f"store {self.uri}: cannot write {path}: {error}")
+        Raises FileNotFoundError, and CapacityError once the store has kept silent for as long as there is patience.
+        """
+        began_at, pause_s, is_told = time.monotonic(), FIRST_PAUSE_S, False
+        limit_s = ANSWER_S if self.patience is None else max(ANSWER_S, self.patience.limit_s)
+        tell = log.warning if self.patience is None else self.patience.tell
+        while True:
+            try:
+                with nullcontext() if verb in TRANSFERS else Watch(f"store {self.uri}: waiting to {verb} {path}", tell):
+                    found = request()
+            except FileNotFoundError as error:  # an answer: the file is not there, or to a write, the bucket
+                if verb in ("write", "upload"):
+                    raise CapacityError(f"store {self.uri}: cannot {verb} {path}: {error}") from error
+                if is_told:
+                    tell(f"store {self.uri}: answers again after {time.monotonic() - began_at:.0f} s")
+                raise
+            except self._errors as error:
+                waited_s = time.monotonic() - began_at
+                text = f"store {self.uri}: cannot {verb} {path}: {error}"
+                if not self._passes(error):
+                    raise CapacityError(text) from error
+                if waited_s >= limit_s:
+                    raise CapacityError(f"{text} (no answer for {waited_s:.0f} s)") from error
+                if waited_s >= TELL_S and not is_told:
+                    is_told = True
+                    tell(f"{text}; waiting for an answer, at most {limit_s:.0f} s")
+                time.sleep(min(pause_s, limit_s - waited_s))
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            else:
+                if is_told:
+                    tell(f"store {self.uri}: answers again after {time.monotonic() - began_at:.0f} s")
+                return found
 
-    @contextmanager
-    def _reading(self, path: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except self._errors as error:
-            raise CapacityError(f"store {self.uri}: cannot read {path}: {error}") from error
+    def _passes(self, error: Exception) -> bool:
+        """Tell whether an error may be over at the next try."""
+        if self._is_memory or isinstance(error, PermissionError | FileExistsError):
+            return False
+        return isinstance(error, self._silences) or (isinstance(error, OSError) and error.errno in PASSING)

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recipes.errors import StoreDamaged
+from trainers.store.belonging import owner_mark
 from trainers.store.manifest import Slice, StateManifest, TensorEntry, merge_entries
-from trainers.store.states import owner_mark
 from trainers.store.store import Store
 
 OBJECT_BYTES = 256 << 20

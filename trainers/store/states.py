@@ -6,7 +6,6 @@ lease one comes first: the commit is seen by the new holder, or the old writer f
 Barriers are never removed: a number that an old writer may be about to take stays taken.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,17 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.errors import CapacityError, StoreDamaged
+from trainers.store.belonging import check_belongings, find_owner, named_manifest, owner_mark
 from trainers.store.files import Files
-from trainers.store.manifest import StateManifest, read_manifest
+from trainers.store.manifest import StateManifest
 from trainers.store.objects import ObjectStore, object_path
 from trainers.store.refs import QUARANTINE, RefLog
 
 log = logging.getLogger("trainwright.store")
-
-
-def owner_mark(run: str, stage: str, lease: int, step: int) -> str:
-    """Return the mark in the header of a state's objects; it makes them this state's own, shared with nothing."""
-    return f"{run}/{stage}/{lease}/{step}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,7 @@ class StateLog:
                     raise StoreDamaged(f"set aside, see {QUARANTINE}/{self._refs.path(number)}")
                 manifest = self.manifest(number)
                 if manifest is not None:
+                    check_belongings(self._objects, manifest)
                     check(manifest)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 if self._refs.exists(number):
@@ -156,7 +152,7 @@ class StateLog:
             self._objects.remove(manifest_hash)
             mark = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
             for entry in manifest.objects():
-                if entry.sha256 not in needed and self._owner(entry.sha256) == mark:
+                if entry.sha256 not in needed and find_owner(self._objects, entry.sha256) == mark:
                     self._objects.remove(entry.sha256)
         return len(dropped)
 
@@ -171,9 +167,8 @@ class StateLog:
         record = self._refs.read(number)
         if "lease" in record:
             return None
-        manifest = read_manifest(self._objects.get_bytes(str(record["manifest"])))
-        if not isinstance(manifest, StateManifest):
-            raise StoreDamaged(f"names a manifest of type {manifest.type}")
+        manifest = named_manifest(self._objects, self._refs.folder, record)
+        assert isinstance(manifest, StateManifest)
         return manifest
 
     def _read(self, number: int) -> StateManifest | None:
@@ -182,18 +177,3 @@ class StateLog:
         if manifest is not None:
             self.check_sizes(manifest)
         return manifest
-
-    def _owner(self, sha256: str) -> str | None:
-        """Return the owner's mark of an object; None when it has none."""
-        return find_owner(self._objects, sha256)
-
-
-def find_owner(objects: ObjectStore, sha256: str) -> str | None:
-    """Return the owner's mark in an object's header; None when it has none."""
-    header = objects.read_header(sha256)
-    if header is None:
-        return None
-    try:
-        return str(json.loads(header)["__metadata__"]["owner"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
 from trainers.store import inspection, views
+from trainers.store.belonging import check_belongings, named_manifest
 from trainers.store.files import Files, Patience, open_files
 from trainers.store.manifest import (
     ArtifactManifest,
@@ -19,7 +20,6 @@ from trainers.store.manifest import (
     StateManifest,
     manifest_bytes,
     objects_of,
-    read_manifest,
 )
 from trainers.store.objects import ObjectStore, object_path
 from trainers.store.refs import RefLog
@@ -354,10 +354,11 @@ class Store:
         if missing:
             listed = ", ".join(f"{entry.sha256[:12]} ({entry.bytes} bytes)" for entry in missing[:5])
             raise StoreDamaged(f"store {self.uri}: not committed, {len(missing)} objects are missing: {listed}")
+        check_belongings(self.objects, manifest)
 
-    def read_ref(self, record: dict[str, Any]) -> Manifest:
-        """Return the manifest that a ref names; raises StoreDamaged when it is not whole."""
-        return read_manifest(self.objects.get_bytes(str(record["manifest"])))
+    def read_ref(self, folder: str, record: dict[str, Any]) -> Manifest:
+        """Return the manifest that a ref of a folder names; raises StoreDamaged when it is not whole or another's."""
+        return named_manifest(self.objects, folder, record)
 
     def _newest_whole(self, refs: RefLog, wanted: type[M], set_aside: bool = False) -> M | None:
         damaged: dict[int, str] = {}
@@ -366,9 +367,8 @@ class Store:
             if number in aside:
                 continue
             try:
-                manifest = self.read_ref(refs.read(number))
-                if not isinstance(manifest, wanted):
-                    raise StoreDamaged(f"names a manifest of type {manifest.type}")
+                manifest = self.read_ref(refs.folder, refs.read(number))
+                assert isinstance(manifest, wanted)
                 missing = self.objects.missing(objects_of(manifest))
                 if missing:
                     raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")

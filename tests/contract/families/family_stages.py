@@ -19,6 +19,14 @@ def picture_stage(**architecture: Any) -> dict[str, Any]:
     return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
+def gan_stage() -> dict[str, Any]:
+    """Give a small adversarial stage; its penalty differentiates twice, so a large step soon magnifies rounding."""
+    stage = picture_stage(
+        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
+    )
+    return {**stage, "train": {**stage["train"], "optimizer": {"lr": 1e-3}}}
+
+
 def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     """Give a small stage on the folder's text."""
     marks: dict[str, Any] = {
@@ -33,6 +41,14 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
         "train": {**TRAIN, "sequence_length": length},
     }
 
+
+VISION_LANGUAGE: dict[str, Any] = {
+    "kind": "finetune",
+    "init_from": "store://small-llava",
+    "data": {"source": "jsonl", "files": ["pictures.jsonl"], "hold_out": 0.2},
+    "train": {**TRAIN, "sequence_length": 64},
+}
+"""Starts from a model that the kit writes; no recipe builds one."""
 
 STAGES: dict[str, dict[str, Any]] = {
     "decoder": text_stage(
@@ -71,9 +87,7 @@ STAGES: dict[str, dict[str, Any]] = {
     ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
-    "gan": picture_stage(
-        family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
-    ),
+    "gan": gan_stage(),
     "ddpm": picture_stage(
         family="ddpm",
         block_out_channels=[8, 16],
@@ -88,3 +102,23 @@ STAGES: dict[str, dict[str, Any]] = {
         ema_decay=0.9,
     ),
 }
+
+TUNED: dict[str, Any] = {
+    "kind": "ppo",
+    "actor": "ddpm",
+    "reward": {"classifier": "classifier"},
+    "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]},
+    "ppo": {
+        "estimator": "ddpo",
+        "iterations": 3,
+        "mini_batches": 2,
+        "kl_coef": 0.1,
+        "kl_in": "loss",
+        "kl_limit": 1000,
+        "optimizer": {"lr": 1e-3},
+        "save_every": 1,
+        "grid": 4,
+    },
+}
+"""Reward-tuned diffusion of the stages above: the small `ddpm`, rewarded by the small `classifier`."""
+TUNED_INPUTS = {"actor": "ddpm", "reward.classifier": "classifier"}

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from recipes.errors import RequestError
-from recipes.families import FAMILIES
+from recipes.families import FAMILIES as BUILT
 from trainers.store.export import export
 from trainers.store.store import Store
 
 HERE = Path(__file__).parent
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
-LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn")
-PICTURES = sorted(set(FAMILIES) - set(LANGUAGE))
+LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn", "vision_language")
+PICTURES = sorted(set(BUILT) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
@@ -37,7 +37,9 @@ def load_module(path: Path) -> Any:
     return module
 
 
-STAGES: dict[str, dict[str, Any]] = load_module(HERE / "family_stages.py").STAGES
+KIT = load_module(HERE / "family_stages.py")
+STAGES: dict[str, dict[str, Any]] = KIT.STAGES | {"vision_language": KIT.VISION_LANGUAGE}
+FAMILIES = (*BUILT, "vision_language")
 
 
 def _zero(family: str, zero: int) -> int:
@@ -46,7 +48,9 @@ def _zero(family: str, zero: int) -> int:
 
 
 def _case(family: str, run: str, shard: dict[str, Any], changes: Any = None, **more: Any) -> dict[str, Any]:
-    return {"run": run, "stage": family, "spec": STAGES[family] | {"shard": shard} | (changes or {}), **more}
+    inputs = {"init_from": "small-llava"} if family == "vision_language" else {}
+    spec = STAGES[family] | {"shard": shard} | (changes or {})
+    return {"run": run, "stage": family, "spec": spec, "inputs": inputs, **more}
 
 
 def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -58,7 +62,16 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
         cases += [
             _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
         ]
+    cases += [_tuned("straight", TWO_WORKERS, is_kept=True), _tuned("stopped", TWO_WORKERS, stop_at=3)]
+    cases += [_tuned("stopped", TWO_WORKERS)]
+    cases += [_tuned(f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
     return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
+
+
+def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A reward-tuned diffusion of the families' own stages."""
+    spec = KIT.TUNED | {"shard": shard}
+    return {"run": run, "stage": "tuned", "spec": spec, "inputs": KIT.TUNED_INPUTS, **more}
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +82,33 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
+    _write_pictures(folder)
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in FAMILIES] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
+    plain.append(_tuned("plain", PLAIN))
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
+
+
+def _write_pictures(folder: Path) -> None:
+    """Write questions about pictures, some without one, and commit a model whose last layer of vision is not read."""
+    from PIL import Image
+
+    from trainers.architectures.small_llava import write_small_llava
+    from trainers.store.imports import import_folder
+
+    rows = []
+    for number in range(48):
+        shade = np.full((6, 6), 5 * number, dtype=np.uint8)
+        Image.fromarray(shade).save(folder / f"{number}.png")
+        images = [] if number % 6 == 0 else [f"{number}.png"] * (1 + number % 2)
+        rows.append(
+            {"images": images, "prompt": f"Number {number} is ", "completion": "dark" if number < 24 else "light"}
+        )
+    (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_small_llava(folder / "llava", ["Number 0 is dark or light."], image_size=8, width=32, feature_layer=-2)
+    import_folder(Store.open(str(folder / "store")), folder / "llava", name="small-llava")
 
 
 def result(folder: Path, run: str, family: str) -> dict[str, Any]:
@@ -89,7 +124,7 @@ def difference(found: dict[str, float], wanted: dict[str, float]) -> float:
 
 
 def test_the_kit_knows_every_family() -> None:
-    assert set(STAGES) == set(FAMILIES)
+    assert set(STAGES) == {*BUILT, "vision_language"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,18 +177,57 @@ def every_stage(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return _run(run_ranks, tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
 
 
+def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path) -> None:
+    straight, resumed = result(finished, "straight", "tuned"), result(finished, "stopped", "tuned")
+    assert straight["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
+    assert straight["kind"] == "ddpm"
+    assert straight["difference"] < LIMIT
+    assert resumed["steps"] == [5, 6]
+    assert resumed["digest"] == straight["digest"]
+    assert resumed["metrics"] == straight["metrics"]
+    assert straight["metrics"]["end"]["score_mean"] == straight["curves"]["score_mean"]["6"]
+    assert [line["step"] for line in straight["grids"]] == [0, 2, 4, 6]
+    assert straight["grids"][0]["image"] != straight["grids"][-1]["image"]
+
+
+@pytest.mark.parametrize("run", ["zero3", "plain"])
+def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finished: Path, run: str) -> None:
+    wanted, found = result(finished, "straight", "tuned"), result(finished, run, "tuned")
+    assert found["curves"]["score_mean"]["0"] == pytest.approx(wanted["curves"]["score_mean"]["0"], rel=1e-5)
+    for step in ("1", "2"):
+        assert found["curves"]["loss"][step] == pytest.approx(wanted["curves"]["loss"][step], rel=2e-4, abs=2e-5)
+    assert wanted["curves"]["kl"]["2"] > 0
+
+
+def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished: Path, tmp_path: Path) -> None:
+    from trainers.families.build import open_family
+
+    store = Store.open(str(finished / "store"))
+    opened: Any = open_family(export(store, store.resolve("tuned"), tmp_path / "model"))
+    assert (opened.settings.sampler, opened.settings.sampling_steps, opened.settings.guidance) == ("ddpm", 5, 1.5)
+    assert opened.sample([1, 2], [1, 8]).shape == (2, 1, 8, 8)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Path, family: str) -> None:
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")
     if family in LANGUAGE:
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoModelForMaskedLM,
+            AutoModelForSeq2SeqLM,
+        )
 
         import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
 
-        others = {"encoder": AutoModelForMaskedLM, "encoder_decoder": AutoModelForSeq2SeqLM}
-        stock = others.get(family, AutoModelForCausalLM)
-        stock.from_pretrained(folder, local_files_only=True)
+        stocks = {
+            "encoder": AutoModelForMaskedLM,
+            "encoder_decoder": AutoModelForSeq2SeqLM,
+            "vision_language": AutoModelForImageTextToText,
+        }
+        stocks.get(family, AutoModelForCausalLM).from_pretrained(folder, local_files_only=True)
         return
     from trainers.families.build import open_family
 

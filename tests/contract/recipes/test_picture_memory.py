@@ -7,7 +7,10 @@ import torch
 
 from recipes.image_models import Classifier, Ddpm, Gan, Vae
 from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import tally
+from recipes.picture_memory import predict_tuning_sizes, tally
+from recipes.stages import PpoImages
+from rlhf.ddpo import DdpoBatch, DdpoObjective
+from rlhf.picture_models import PictureModels, Trajectories
 from trainers.families.build import Blueprint
 from trainers.families.protocol import ImageFacts
 from trainers.families.vae import LatentCodec
@@ -58,3 +61,39 @@ def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
             found = phase.module(*batch, 0)
         largest = max(largest, sum(storages.values()) if found else 0)
     assert 0.7 * largest < 4 * BATCH * kept < 3 * largest
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_prediction_of_a_reward_tuned_picture_is_near(guidance: float) -> None:
+    actor = Ddpm(
+        family="ddpm", block_out_channels=[16, 32], layers_per_block=1, class_conditional=True, sampling_steps=5,
+        guidance=guidance,
+    )  # fmt: skip
+    stage = PpoImages.model_validate(
+        {
+            "kind": "ppo",
+            "actor": "ddpm",
+            "reward": {"rule": "ink"},
+            "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
+        }
+    )
+    facts = PictureFacts(3, 16, 16, 7)
+    one, two = (predict_tuning_sizes(stage, actor, facts, None, 1, micro).memory_per_worker_bytes for micro in (1, 2))
+
+    families: list[Any] = [Blueprint(actor, ImageFacts(3, 16, 16, tuple("abcdefg"))).build(0) for _ in range(2)]
+    models = PictureModels(families[0], families[1], 0.01)
+    own = {parameter.untyped_storage().data_ptr() for parameter in models.parameters()}
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    states, zeros = torch.randn(1, 5, 3, 16, 16), torch.zeros(1, dtype=torch.long)
+    batch = DdpoBatch(Trajectories(states, zeros, zeros), torch.zeros(1, 4), torch.zeros(1), 0.0, False)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = DdpoObjective(stage.ppo, 1e-4).loss(models, batch).loss_sum
+    assert loss.requires_grad
+    assert 0.7 * sum(storages.values()) < two - one < 3 * sum(storages.values())

@@ -1,9 +1,13 @@
 """Empty stores in every kind of place (a folder, memory, S3 by moto), and what the suite puts into them."""
 
+import logging
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -59,31 +63,77 @@ def things() -> SimpleNamespace:
     return SimpleNamespace(put=put, artifact=artifact, state=state, overwrite=overwrite, fingerprint=FINGERPRINT)
 
 
+class S3Server:
+    """moto behind a server that answers one request at a time, as its preconditions need, and can be made to fail.
+
+    `fault` looks at a request (method, path, query) and says what happens to it: an HTTP status instead of an answer;
+    `reset`, the connection is cut before it takes effect; `lost`, after; `silent`, nothing comes back.
+    """
+
+    def __init__(self, app: Callable[..., Any]) -> None:
+        from werkzeug.serving import make_server
+
+        self._app = app
+        self._lock = threading.Lock()
+        self._server = make_server("127.0.0.1", 0, self, threaded=True)
+        self._ending = threading.Event()
+        self.fault: Callable[[str, str, str], int | str | None] = lambda method, path, query: None
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        fault = self.fault(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+        if isinstance(fault, int):
+            code = {409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}[fault]
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(f"{fault} {code}", [("Content-Type", "application/xml")])
+            return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
+        if fault == "silent":
+            self._ending.wait(60)
+        if fault in (None, "lost"):
+            with self._lock:
+                answer = list(self._app(environ, start_response if fault is None else lambda *_: None))
+            if fault is None:
+                return answer
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError("a fault of the test")
+
+    def stop(self) -> None:
+        self._ending.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def s3_process() -> Iterator[S3Server]:
     pytest.importorskip("s3fs", reason="s3fs is missing: s3:// is not tested")
-    server_module = pytest.importorskip("moto.server", reason="moto is missing: s3:// is not tested")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto is missing: s3:// is not tested")
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    server = S3Server(moto.DomainDispatcherApplication(moto.create_backend_app))
+    yield server
     server.stop()
 
 
 @pytest.fixture
-def s3_uri(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_server(s3_process: S3Server) -> Iterator[S3Server]:
+    yield s3_process
+    s3_process.fault = lambda method, path, query: None
+
+
+@pytest.fixture
+def s3_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix in a bucket of its own."""
     import s3fs
 
     for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ENDPOINT_URL": s3_server.url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{secrets.token_hex(8)}"
-    s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
+    s3fs.S3FileSystem(endpoint_url=s3_server.url).mkdir(bucket)
     return f"s3://{bucket}/prefix"
 
 

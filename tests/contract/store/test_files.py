@@ -1,7 +1,6 @@
 """One suite for every kind of place that a store can lie in: files and objects; a kind counts when it passes all."""
 
 import os
-import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,43 +68,6 @@ def test_an_answer_that_got_lost_is_no_lost_race(s3_uri: str, monkeypatch: pytes
     assert not store._files.create("refs/x/000001", b"two")
     monkeypatch.undo()
     assert store._files.read("refs/x/000001") == b"one"
-
-
-def test_a_storm_of_errors_leaves_no_half_commit(things: Any, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of ten requests fails, half of them after they took effect; each commit is tried until it is told done."""
-    chooser = random.Random(12)
-    store = Store.open(s3_uri)
-    remote = store.files._fs  # type: ignore[attr-defined]
-
-    def failing(name: str) -> Callable[..., object]:
-        real = getattr(remote, name)
-
-        def call(*args: object, **options: object) -> object:
-            fails = chooser.random() < 0.1
-            result = None if fails and chooser.random() < 0.5 else real(*args, **options)
-            if fails:
-                raise OSError("503 Slow Down")
-            return result
-
-        return call
-
-    for name in ("pipe_file", "put_file", "cat_file", "info", "ls"):
-        monkeypatch.setattr(remote, name, failing(name))
-    refusals, committed = 0, []
-    while len(committed) < 4:
-        number = len(committed)
-        try:
-            made = things.artifact(store, fingerprint=sha256_hex(b"%d" % number), content=b"%d" % number)
-            committed.append(store.put_artifact(made).manifest)
-        except CapacityError:
-            refusals += 1
-            assert refusals < 200
-    monkeypatch.undo()
-    fresh = Store.open(s3_uri)
-    assert refusals > 0
-    assert fresh.verify().damage == []
-    assert {item.fingerprint for item in fresh.list_artifacts()} == {item.fingerprint for item in committed}
-    assert all(fresh.files.names(f"refs/artifacts/{item.fingerprint}") == ["000001"] for item in committed)
 
 
 def test_an_altered_object_is_mended_by_putting_it_again(things: Any, open_store: Callable[[], Store]) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,6 @@ IMAGE_BYTES = 48 << 20
 
 def command(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts things, and unmounts them at the end."""
-    mounted: list[Path] = []
-
-    def make(*options: str, name: str) -> Path:
-        target = tmp_path / name
-        target.mkdir()
-        try:
-            command("mount", *options, str(target))
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", b"") or str(error).encode()
-            pytest.skip(f"cannot mount here: {reason.decode().strip()[:100]}")
-        mounted.append(target)
-        return target
-
-    yield make
-    left = [target for target in reversed(mounted) if os.path.ismount(target)]
-    for target in left:
-        subprocess.run(["umount", "-l", str(target)], capture_output=True)
-    assert not [target for target in left if os.path.ismount(target)]
 
 
 # Power cut

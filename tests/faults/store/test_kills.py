@@ -136,7 +136,7 @@ def test_many_holders_of_leases_fence_in_order(tmp_path: Path) -> None:
         if "lease" in record:
             leases_so_far = max(leases_so_far, record["lease"])
         else:
-            manifest = store.read_ref(record)
+            manifest = store.read_ref("refs/states/run/base", record)
             assert isinstance(manifest, StateManifest)
             assert manifest.lease >= leases_so_far, "a stale writer published after a higher lease's barrier"
     assert refused

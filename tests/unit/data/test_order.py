@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainers.data import order
 from trainers.data.order import deal_by_length, drawn_rows, global_sample, sample_at
 
 
@@ -18,10 +19,17 @@ def test_order_is_fixed_for_ever() -> None:
 
 
 def test_orders_of_epochs_seeds_and_digests_differ() -> None:
-    def order(digest: str, seed: int, epoch: int) -> tuple[int, ...]:
+    def rows(digest: str, seed: int, epoch: int) -> tuple[int, ...]:
         return tuple(sample_at(digest, seed, epoch, position, 50) for position in range(50))
 
-    assert len({order("a", 0, 0), order("a", 0, 1), order("a", 1, 0), order("b", 0, 0), tuple(range(50))}) == 5
+    assert len({rows("a", 0, 0), rows("a", 0, 1), rows("a", 1, 0), rows("b", 0, 0), tuple(range(50))}) == 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 17, 300])
+def test_an_epoch_at_once_has_the_order_of_one_position_at_a_time(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    at_once = [sample_at("digest", 5, 2, position, size) for position in range(size)]
+    monkeypatch.setattr(order, "TABLE_ROWS", 0)
+    assert [sample_at("digest", 5, 2, position, size) for position in range(size)] == at_once
 
 
 def test_global_positions_run_through_epochs() -> None:

@@ -10,7 +10,23 @@ from recipes.stages import Stage
 
 TRAIN = {"steps": 8, "global_batch": 4, "sequence_length": 16, "optimizer": {"lr": 1e-3}}
 TEXT = {"source": "text", "files": ["a.txt"]}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SPECIAL = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"}
 STAGES: dict[str, dict[str, Any]] = {
+    "base": {
+        "kind": "pretrain",
+        "architecture": {"family": "decoder", "type": "llama", **SIZES},
+        "tokenizer": {"train": "bpe", "vocab_size": 300},
+        "data": TEXT,
+        "train": TRAIN,
+    },
+    "words": {
+        "kind": "pretrain",
+        "architecture": {"family": "encoder", "type": "bert", **SIZES},
+        "tokenizer": {"train": "bpe", "vocab_size": 300, **SPECIAL},
+        "data": TEXT,
+        "train": TRAIN,
+    },
     "chat": {"kind": "finetune", "init_from": "./base", "data": TEXT, "train": TRAIN},
     "judge": {"kind": "reward", "init_from": "chat", "data": TEXT, "train": TRAIN},
     "policy": {
@@ -36,9 +52,9 @@ class Rank:
         self.beats.append((phase, values))
 
 
-def observer_of(stage: str, rank: Rank) -> StageObserver:
+def observer_of(stage: str, rank: Rank, started_from: str | None = None) -> StageObserver:
     spec: Stage = parse_recipe({"name": "a", "stages": STAGES}).stages[stage]
-    return StageObserver(rank, None, {}, progress_of(spec))  # type: ignore[arg-type]
+    return StageObserver(rank, None, {}, progress_of(spec, started_from))  # type: ignore[arg-type]
 
 
 def test_ppo_counts_iterations_in_rollouts_and_updates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +79,20 @@ def test_ppo_counts_iterations_in_rollouts_and_updates(monkeypatch: pytest.Monke
     assert "loss" not in last
 
 
-@pytest.mark.parametrize(("stage", "counted"), [("chat", "target_tokens"), ("judge", "pairs")])
-def test_a_speed_says_what_it_counts(stage: str, counted: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "started_from", "counted"),
+    [
+        ("chat", "llama", "target_tokens"),
+        ("chat", "bert", "rows"),
+        ("chat", None, "target_tokens"),
+        ("words", None, "target_tokens"),
+        ("base", None, "tokens"),
+        ("judge", "llama", "pairs"),
+    ],
+)
+def test_a_speed_says_what_it_counts(stage: str, started_from: str | None, counted: str) -> None:
     rank = Rank()
-    observer = observer_of(stage, rank)
+    observer = observer_of(stage, rank, started_from)
     observer.metrics(1, {"loss": 1.0, "weight": 30.0, "step_s": 0.5})
     observer.phase("train", step=1, steps_planned=8)
     assert rank.beats[-1][1] == {"loss": 1.0, f"{counted}_per_s": 60.0, "step": 1, "steps": 8, "unit": "step"}

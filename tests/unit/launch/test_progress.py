@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.progress import LiveView, Pace, PlainView, PlanRow, ResultRow, describe, rate, span
+from launch.progress import LiveView, Pace, PlainView, PlanRow, ResultRow, describe, rate, rows_lost, span
 
 
 class Clock:
@@ -25,6 +25,14 @@ def test_span(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(3.14, "3.1"), (150, "150"), (12_345, "12k"), (2_500_000, "2.5M")])
 def test_rate(value: float, text: str) -> None:
     assert rate(value) == text
+
+
+def test_rows_that_a_stage_could_not_use_are_spoken_of() -> None:
+    lost = {"rows_in": 1969, "dropped": {"equal_pair": 2, "too_long": 1774}, "truncated": 0}
+    assert rows_lost({"data": lost}) == ["1,776 of 1,969 rows dropped (equal_pair 2, too_long 1,774)"]
+    assert rows_lost({"data": {"rows_in": 100, "dropped": {}, "truncated": 11}}) == ["11 of 100 rows truncated"]
+    assert rows_lost({"data": {"rows_in": 100, "dropped": {"empty": 10}, "truncated": 10}}) == []
+    assert rows_lost({"score": 1.0}) == []
 
 
 def test_pace_counts_down_by_the_measured_step_time() -> None:

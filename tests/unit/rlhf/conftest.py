@@ -15,8 +15,9 @@ from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.ppo import Ppo, Rollout
 from recipes.sharding import Shard
+from rlhf.iterations import PpoSource
 from rlhf.models import PolicyModels, Role, Route
-from rlhf.ppo import PpoObjective, PpoSource
+from rlhf.ppo import GaeEstimator, PpoObjective
 from rlhf.reading import same_tokens
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
@@ -61,7 +62,7 @@ class TinyPpo:
 
     models: PolicyModels
     engine: Engine
-    source: PpoSource
+    source: PpoSource[Any]
     objective: PpoObjective
     listener: Listener
     settings: Ppo
@@ -219,20 +220,20 @@ def build_tiny_ppo(
     sampling = SamplingSettings(6, temperature, (EOS,), PAD)
     listener = listener or Listener()
     workers, rank = distributed.world_size(), distributed.rank()
-    source = PpoSource(
+    estimator = GaeEstimator(
         engine=engine,
         rollouts=ColocatedRollouts(engine, [n for n, _ in parameters], "base", sampling),
         prompts=BatchPlan(prompt_set(), 0, prompts, workers, rank, prompts // workers),
         settings=ppo,
         rollout=rollout,
         statistics=ScoreStatistics(0.0, 0.5),
-        trained=[n for n, _ in parameters],
         seed=0,
         micro_batch=micro_batch,
         tolerance=1e-4,
-        observer=listener,
         text=BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None,
     )
+    trained = [n for n, _ in parameters]
+    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
     return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
 
 
@@ -240,3 +241,9 @@ def build_tiny_ppo(
 def tiny_ppo() -> Callable[..., TinyPpo]:
     """Build a tiny PPO."""
     return build_tiny_ppo
+
+
+@pytest.fixture
+def tiny_language() -> SimpleNamespace:
+    """What a tiny fine-tuning is built of: a model by seed, and a packed set."""
+    return SimpleNamespace(model=tiny_model, text=text_set)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from rlhf.experience import Experience, Judged, Responses, join_responses, shuffled_rows
+from rlhf.experience import Experience, Judged, Responses, join_responses
+from rlhf.iterations import shuffled_rows
 from rlhf.rollout import repeated_prompts, response_uniforms, weights_digest
 from trainers.data.batches import PromptBatch
 

@@ -24,7 +24,7 @@ def test_report_by_hand() -> None:
     assert report.length_mean == 1.5
     assert report.eos_rate == 0.5
     assert report.length_correlation == pytest.approx(-1.0)
-    assert not report.kl_is_negative
+    assert not report.kl_alarm
     assert broken_rule(report, 1.9) == "kl_limit"
     assert broken_rule(report, 2.1) is None
     assert broken_rule(report, None) is None
@@ -36,4 +36,4 @@ def test_a_negative_mean_k1_raises_the_alarm() -> None:
         torch.zeros(3), [[1] * 4] * 3, ones.bool(), torch.ones(3).bool(), -2 * ones, -1 * ones, ones
     )
     assert report.kl == pytest.approx(-4.0)
-    assert report.kl_is_negative
+    assert report.kl_alarm

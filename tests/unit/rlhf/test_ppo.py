@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from rlhf.experience import Judged
-from rlhf.ppo import require_reference, require_version
-from rlhf.rollout import Rollouts, WeightsVersion
+from rlhf.invariants import WeightsVersion, require_reference, require_version
 
 TinyPpo = Any
 Build = Callable[..., TinyPpo]
@@ -139,16 +137,16 @@ def test_rollouts_of_other_weights_stop_the_stage(tiny_ppo: Build) -> None:
     ppo = tiny_ppo()
     old = WeightsVersion(0, "a" * 64)
     with pytest.raises(StageError, match="rollouts come from weights aaaaaaaaaaaa"):
-        require_version(Rollouts(None, old), WeightsVersion(0, "b" * 64))
-    first = ppo.source._rollouts.sync(0)
+        require_version(old, WeightsVersion(0, "b" * 64))
+    first = ppo.source._estimator._rollouts.sync(0)
     ppo.run(last=1)
-    assert ppo.source._rollouts.sync(0).digest != first.digest
+    assert ppo.source._estimator._rollouts.sync(0).digest != first.digest
 
 
 def test_an_actor_that_is_not_its_reference_stops_the_stage() -> None:
     table = torch.zeros(1, 2)
     with pytest.raises(StageError, match="not its reference"):
-        require_reference(Judged(table, table - 0.01, table, table, torch.zeros(1)), 1e-4)
+        require_reference(table, table - 0.01, 1e-4)
 
 
 def test_sampling_from_folded_weights_is_sampling_under_the_adapter(tiny_ppo: Build) -> None:

@@ -79,8 +79,8 @@ def test_manifests_are_unchanged_by_reading_and_writing(store: Store) -> None:
 
 def test_a_later_format_is_refused_by_number(store: Store) -> None:
     manifest = {**json.loads(manifest_bytes(store.resolve(CHAT))), "format": 2}
-    sha = store.objects.put_bytes(json.dumps(manifest).encode())
-    store._artifact_refs(CHAT).create(2, {"manifest": sha, "bytes": 1})
+    data = json.dumps(manifest).encode()
+    store._artifact_refs(CHAT).create(2, {"manifest": store.objects.put_bytes(data), "bytes": len(data)})
     (Path(store.uri) / f"refs/artifacts/{CHAT}/000001").unlink()
     with pytest.raises(StoreDamaged, match="format 2; this version reads format 1"):
         store.find_artifact(CHAT)

@@ -211,7 +211,7 @@ def test_equal_states_of_two_runs_do_not_lose_each_other(tmp_path: Path) -> None
 
 
 def test_retention_spares_objects_that_are_not_the_states_own(tmp_path: Path) -> None:
-    """An artifact that holds the same bytes, a file put by hand, another step's object: none is removed."""
+    """A state that was made to name an artifact's file and another step's object: neither goes with it."""
     store = Store.open(str(tmp_path))
     lease = store.take_lease("run", "base")
     shared = store.objects.put_chunks([b"not a safetensors file at all"])
@@ -222,7 +222,10 @@ def test_retention_spares_objects_that_are_not_the_states_own(tmp_path: Path) ->
     foreign = Slice(start=[0], shape=[1], object=shared, key="w")
     later = write_tensors(store, [whole("later", torch.ones(1))], run="run", stage="base", lease=lease, step=9)
     entries = {"param": [TensorEntry(name="w", shape=[1], dtype="F32", slices=[foreign])], "exp_avg": later["param"]}
-    store.commit_state(manifest_of(entries, step=1, lease=lease), lease)
+    forged = manifest_of(entries, step=1, lease=lease)
+    with pytest.raises(StoreDamaged, match="may not name 2 of its objects"):
+        store.commit_state(forged, lease)
+    store.states("run", "base")._refs.append(store._put_manifest(forged))
     for step in (2, 3):
         commit(store, step, lease, torch.zeros(4))
     assert store.keep_states("run", "base", keep=1) == 2

@@ -2,18 +2,24 @@
 
 import errno
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from recipes.errors import CapacityError
+from recipes.optim import AdamW
 from trainers import checkpoint as checkpoint_module
-from trainers.background import HostBuffer
+from trainers.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
+from trainers.engine.build import parameter_group
+from trainers.engine.plain import PlainEngine
 from trainers.engine.protocol import StateSlice
 from trainers.loop import LoopState, SourceState
 from trainers.store import local_files
@@ -146,8 +152,45 @@ def test_memory_is_flat_over_200_saves(tiny: Any, uri: str) -> None:
     assert len(Store.open(uri).files.names("refs/states/run/base")) == 3  # two states, one barrier
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_memory_is_flat_over_200_saves_of_a_state_that_would_show(
+    tiny: Any, uri: str, say: Callable[[str], None]
+) -> None:
+    """Five million parameters: a buffer that is kept once more than needed is 60 MB, and one in each save 11 GB."""
+    module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(5)))
+    state_bytes = 12 * sum(parameter.numel() for parameter in module.parameters())
+    group = parameter_group("model", module, AdamW(lr=1e-3))
+    engine = PlainEngine(module, [group], clip=1.0, device=torch.device("cpu"))
+    checkpoint = tiny.open_checkpoint(uri)
+    sizes: list[int] = []
+    for step in range(1, 201):
+        checkpoint.save(engine, LoopState(steps_done=step), SourceState())
+        if step % 10 == 0:
+            checkpoint.flush()
+            sizes.append(resident_bytes())
+    growth = max(sizes[2:]) - sizes[1]
+    say(
+        f"200 saves of {state_bytes / 1e6:.0f} MB: {growth / 1e6:.1f} MB more memory after any of the last 180, "
+        f"{sizes[1] / 1e6:.0f} MB after the first 20"
+    )
+    assert checkpoint._buffer.num_bytes < 1.01 * state_bytes
+    assert growth < state_bytes / 6
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_the_writer_leaves_the_processor_to_training() -> None:
+    found: list[int] = []
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    task = BackgroundTask()
+    task.start(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    task.wait()
+    assert found == [max(mine, BACKGROUND_NICENESS)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
 
 
 def test_the_buffer_is_taken_once() -> None:

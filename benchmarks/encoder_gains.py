@@ -1,0 +1,182 @@
+"""What pretraining and unlabelled rows buy a classifier of texts: accuracy over seeds, with intervals.
+
+    python benchmarks/encoder_gains.py FILE [--text COLUMN] [--label COLUMN] [--unquoted] [--seeds 5] [--share 0.1]
+        [--keep FOLDER] [--set K=V]...
+
+FILE is a CSV or TSV file (maybe .gz). The stages are those of `recipes/text/polarity.yaml` through the product's own
+stage functions on one process: `words` restores hidden words of the training rows, without their labels; `polarity`
+learns from it. Rows held out from training are held out from both. Each seed has a pretraining of its own. Compared:
+
+    scratch      all labels, from random weights (the architecture and tokenizer of `words`, not trained)
+    pretrained   all labels, from `words`
+    few          a share of the labels, from `words`
+    semi         the same labels, and the other rows by pseudo-labels
+
+`scratch` and `few` may train for another number of epochs or at another rate than the recipe's, so that neither side is
+held back by settings that suit the other. With `--keep` an interrupted comparison goes on where it was. Differences are
+paired by seed: their mean, and a 95 % interval by Student's t.
+"""
+
+import argparse
+import contextlib
+import csv
+import gzip
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.load import dump_recipe, load_recipe, parse_recipe
+from trainers import distributed
+from trainers.image_metrics import interval
+from trainers.language_stage import run_language_model
+from trainers.stage import StageContext
+from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.store.store import Store
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
+UNTRAINED_LR = 1e-12
+"""One step at this rate leaves random weights."""
+ARMS = ("scratch", "pretrained", "few", "semi")
+SCRATCH_EPOCHS, SCRATCH_LR, FEW_EPOCHS = 6.0, 1e-3, 12.0
+PSEUDO_LABELS = '{"threshold": 0.9, "ratio": 3, "warmup_steps": 60}'
+PAIRS = (("pretrained", "scratch"), ("semi", "few"))
+
+
+class Silent:
+    """An observer that hears nothing."""
+
+    def phase(self, name: str, **progress: float) -> None: ...
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def run_stage(store: Store, folder: Path, name: str, stage: Any, seed: int, start: str | None) -> dict[str, Any]:
+    """Run one stage of text in this process, commit what it made, and return its metrics; or find those of before."""
+    known = {"stage": dump_json(stage), "seed": seed, "start": start}
+    fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    made = store.find_artifact(fingerprint)
+    if made is None:
+        ranks = distributed.join()
+        given = {} if start is None else {"init_from": store.resolve(start)}
+        run = f"{name}-{seed}-{fingerprint[:8]}"
+        lease = store.take_lease(run, name)
+        context = StageContext(store, run, name, fingerprint, lease, seed, folder, given, {}, Silent(), ranks)
+        draft = run_language_model(stage, context)
+        assert draft is not None
+        made = ArtifactManifest(
+            fingerprint=fingerprint,
+            digest=files_digest(draft.files),
+            kind=draft.kind,
+            stage=name,
+            files=dict(draft.files),
+            contract=draft.contract,
+            metrics=dict(draft.metrics),
+            outcome=dict(draft.outcome),
+        )
+        store.put_artifact(made)
+    store.name_artifact(f"{name}-{seed}", fingerprint)
+    return dict(made.metrics)
+
+
+def dump_json(stage: Any) -> Any:
+    """The stage as JSON data."""
+    return stage.model_dump(mode="json", by_alias=True)
+
+
+def as_csv(path: Path, folder: Path) -> Path:
+    """Write the rows of a file whose quotation marks are text as CSV."""
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    target = folder / "rows.csv"
+    with opened(path, "rt", encoding="utf-8") as source, target.open("w", newline="", encoding="utf-8") as file:
+        delimiter = "\t" if ".tsv" in path.suffixes else ","
+        csv.writer(file).writerows(csv.reader(source, delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    return target
+
+
+def stages_of(arguments: argparse.Namespace, file: Path) -> dict[str, dict[str, Any]]:
+    """The stages of all arms, as JSON data."""
+    overrides = [
+        f"stages.{stage}.data.{key}={value}"
+        for stage, columns in (("words", {"text": "text"}), ("polarity", {"text": "text", "label": "label"}))
+        for key, value in {
+            "files": json.dumps([str(file)]),
+            "columns": json.dumps({role: getattr(arguments, column) for role, column in columns.items()}),
+        }.items()
+    ]
+    loaded = load_recipe(RECIPE, [*overrides, *arguments.set])
+    found = dump_recipe(loaded.recipe)["stages"]
+    words, tuned = found["words"], found["polarity"]
+    for stage in (words, tuned):
+        stage["train"] |= {"save_every": 200, "evaluate_every": 10**9, "evaluation_rows": 10**6}
+        stage["shard"] |= {"engine": "plain"}
+    once = {"steps": 1, "epochs": None, "tokens": None, "optimizer": {"lr": UNTRAINED_LR}, "schedule": {}}
+    blank = {**words, "train": words["train"] | once}
+    few_train = tuned["train"] | {"steps": None, "epochs": arguments.few_epochs}
+    few = {**tuned, "labelled_share": arguments.share, "train": few_train}
+    semi = {**few, "pseudo_labels": json.loads(arguments.pseudo_labels)}
+    scratch_train = tuned["train"] | {"steps": None, "epochs": arguments.scratch_epochs}
+    scratch_train["optimizer"] = tuned["train"]["optimizer"] | {"lr": arguments.scratch_lr}
+    scratch = {**tuned, "init_from": "blank", "train": scratch_train}
+    return {"words": words, "blank": blank, "scratch": scratch, "pretrained": tuned, "few": few, "semi": semi}
+
+
+def main() -> None:
+    """Train and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file")
+    parser.add_argument("--text", default="text", help="column of the texts")
+    parser.add_argument("--label", default="label", help="column of the classes")
+    parser.add_argument("--unquoted", action="store_true", help="quotation marks in the file are text")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=0.1, help="labels that few and semi use")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--scratch-epochs", type=float, default=SCRATCH_EPOCHS)
+    parser.add_argument("--scratch-lr", type=float, default=SCRATCH_LR)
+    parser.add_argument("--few-epochs", type=float, default=FEW_EPOCHS)
+    parser.add_argument("--pseudo-labels", default=PSEUDO_LABELS)
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="as of `trainwright run`")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {arm: [] for arm in arguments.arms}
+    needed = {"scratch": "blank"}
+    with contextlib.ExitStack() as stack:
+        folder = Path(arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = Path(arguments.file).resolve()
+        file = as_csv(file, folder) if arguments.unquoted else file
+        recipe = parse_recipe({"name": "gains", "stages": stages_of(arguments, file)})
+        store = Store.open(f"{folder}/store")
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            for arm in arguments.arms:
+                start = needed.get(arm, "words")
+                for stage, given in ((start, None), (arm, f"{start}-{seed}")):
+                    began = time.process_time()
+                    metrics = run_stage(store, folder, stage, recipe.stages[stage], seed, given)
+                    values = metrics["evaluation"]
+                    shown = {key: values[key] for key in ("loss", "masked_accuracy", "accuracy") if key in values}
+                    told = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+                    print(f"seed {seed}  {stage:<10} {time.process_time() - began:5.0f} CPU s  {told}", flush=True)
+                found[arm].append(100 * values["accuracy"])
+    print("\n| arm | accuracy, mean of the seeds | each |\n| --- | --- | --- |")
+    for arm, accuracies in found.items():
+        print(f"| {arm} | {statistics.fmean(accuracies):.1f} | {', '.join(f'{value:.1f}' for value in accuracies)} |")
+    for more, less in PAIRS:
+        if more in found and less in found:
+            pairs = zip(found[more], found[less], strict=True)
+            gain = interval([one - other for one, other in pairs])
+            print(f"{more} - {less}: {gain.mean:+.1f} points, 95 % interval {gain.low:+.1f} to {gain.high:+.1f}")
+
+
+if __name__ == "__main__":
+    main()

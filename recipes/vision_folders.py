@@ -1,0 +1,87 @@
+"""What the folder of a vision-language model tells without torch: tokens of a picture, and what does not fit."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
+TEXT_TYPES = ("llama", "qwen2", "qwen3")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""How pictures become pixel values and tokens; the second one where the first does not hold the image processor."""
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What is known of a model's pictures; None: its files leave it to defaults."""
+
+    image_token: str
+    tokens_per_picture: int | None = None
+
+
+def read_vision(path: Path, config: dict[str, Any], vocabulary: dict[str, int] | None) -> tuple[VisionFacts, list[str]]:
+    """The facts of a folder whose `config.json` says `llava`, and what is wrong with it."""
+    problems: list[str] = []
+    text, tower = _part(config, "text_config"), _part(config, "vision_config")
+    for key, part, known in (("text_config", text, TEXT_TYPES), ("vision_config", tower, TOWER_TYPES)):
+        if part.get("model_type") not in known:
+            found = part.get("model_type")
+            problems.append(f"{path / 'config.json'}: {key}.model_type {found!r} is not one of {', '.join(known)}")
+    processor = _read(path / "processor_config.json")
+    images = _part(processor, "image_processor") or _read(path / "preprocessor_config.json")
+    if not processor:
+        problems.append(f"{path}: no processor_config.json, which says how pictures become tokens")
+    elif not images:
+        problems.append(f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor")
+    for name, part in (("processor_config.json", processor), ("preprocessor_config.json", images)):
+        if "auto_map" in part:
+            problems.append(f"{path / name}: it asks for code of its own (auto_map), which is never run")
+    token = processor.get("image_token", "<image>")
+    number = config.get("image_token_index", config.get("image_token_id"))
+    if vocabulary is not None and vocabulary.get(token) != number:
+        found = "has no such token" if token not in vocabulary else f"numbers it {vocabulary[token]}"
+        problems.append(
+            f"{path}: config.json says that pictures stand at token {number}; the tokenizer {found}: {token}"
+        )
+    drops_first = config.get("vision_feature_select_strategy", "default") == "default"
+    written = _written_tokens(processor, images)
+    made = _made_tokens(tower, drops_first=drops_first)
+    if written is not None and made is not None and written != made:
+        problems.append(f"{path}: the processor writes {written} tokens for a picture, the vision tower gives {made}")
+    return VisionFacts(token, made if written is None else written), problems
+
+
+def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:
+    """Features that the tower gives for a picture: one a patch; CLIP's class embedding stands before them."""
+    size, patch = tower.get("image_size"), tower.get("patch_size")
+    if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
+        return None
+    return int((size // patch) ** 2 + (tower.get("model_type") == "clip_vision_model") - drops_first)
+
+
+def _written_tokens(processor: dict[str, Any], images: dict[str, Any]) -> int | None:
+    """Tokens that transformers' LlavaProcessor writes for a picture."""
+    size = images.get("crop_size" if images.get("do_center_crop", False) else "size")
+    size = {"height": size, "width": size} if isinstance(size, int) else size
+    patch = processor.get("patch_size")
+    if not isinstance(size, dict) or not isinstance(patch, int) or patch < 1:
+        return None
+    height, width = size.get("height"), size.get("width")
+    if not isinstance(height, int) or not isinstance(width, int):
+        return None
+    drops_first = processor.get("vision_feature_select_strategy") == "default"
+    return int((height // patch) * (width // patch) + processor.get("num_additional_image_tokens", 0) - drops_first)
+
+
+def _part(value: dict[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's object; nothing where it is missing or none: whoever loads it says what is wrong."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,257 @@
+"""DDPO (Black et al. 2023): PPO's policy gradient over denoising steps; its objective, and how experience is estimated.
+
+B pictures, N pictures of all ranks, A denoising steps that are actions, C channels, H and W pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from recipes.ddpo import Ddpo
+from rlhf.denoising import grouped_advantages
+from rlhf.experience import gather_rows
+from rlhf.invariants import (
+    WeightsVersion,
+    require_ratio_one,
+    require_reference,
+    require_version,
+    weights_digest,
+)
+from rlhf.iterations import Estimate, Update
+from rlhf.losses import policy_loss
+from rlhf.monitors import report_pictures
+from rlhf.picture_models import PictureModels, PictureOpinions, Trajectories
+from rlhf.picture_rewards import PictureScorer
+from trainers.engine.protocol import Engine
+from trainers.objectives.protocol import ObjectiveOutput
+from trainers.randomness import stream_seed
+
+DRAWING_BATCH = 256
+"""Pictures that one rank draws side by side."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Trajectories, the pictures they end in, and the policy that drew them."""
+
+    trajectories: Trajectories
+    pictures_BCHW: Tensor
+    version: WeightsVersion
+
+
+class PictureRollouts(Protocol):
+    """Draws from the policy; which process does so is its own affair."""
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Take over the learner's weights and say which they are; collective."""
+
+    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+        """Draw this rank's pictures, one for each seed; collective."""
+
+
+class ColocatedPictures:
+    """Draws on the training ranks from the engine's own parameters, so that there is nothing to send."""
+
+    def __init__(self, engine: Engine, trained: Sequence[str], base_digest: str) -> None:
+        self._engine = engine
+        self._trained = tuple(trained)
+        self._base_digest = base_digest
+        self._version = WeightsVersion(-1, "")
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Digest the parameters that drawing will use."""
+        trained = self._engine.full_parameters(self._trained)
+        self._version = WeightsVersion(iteration, weights_digest(trained, self._base_digest))
+        return self._version
+
+    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+        """Draw with every parameter in place."""
+        device = self._engine.device
+        labels_B, ids_B = (torch.tensor(list(values), device=device) for values in (labels, sample_ids))
+        parts = []
+        with self._engine.gathered() as module:
+            assert isinstance(module, PictureModels)
+            for start in range(0, len(seeds), DRAWING_BATCH):
+                rows = slice(start, start + DRAWING_BATCH)
+                parts.append(module.draw(seeds[rows], labels_B[rows]))
+        states, pictures = (torch.cat([part[place] for part in parts]) for place in range(2))
+        return Drawn(Trajectories(states, labels_B, ids_B), pictures, self._version)
+
+
+@dataclass(frozen=True)
+class PictureExperience:
+    """One iteration's pictures of all ranks, equal on every rank, in the order of their numbers."""
+
+    trajectories: Trajectories
+    old_logprobs_NA: Tensor
+    """Of the policy that drew, by the training forward."""
+    advantages_N: Tensor
+
+
+@dataclass(frozen=True)
+class DdpoBatch:
+    """A micro-batch of experience: pictures with all of their actions."""
+
+    trajectories: Trajectories
+    old_logprobs_BA: Tensor
+    advantages_B: Tensor
+    kl_coef: float
+    """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
+    is_untouched: bool
+    """True where the policy is still exactly the one that drew, so that every ratio is 1."""
+
+    @property
+    def sample_ids_B(self) -> Tensor:
+        """Numbers of the pictures."""
+        return self.trajectories.sample_ids_B
+
+    def to(self, device: torch.device | str) -> "DdpoBatch":
+        """The batch itself: experience is made where it is used."""
+        return self
+
+
+class DdpoObjective:
+    """Clipped surrogate over denoising steps with importance sampling (DDPO-IS), and the optional KL term."""
+
+    def __init__(self, settings: Ddpo, tolerance: float) -> None:
+        self._settings = settings
+        self._tolerance = tolerance
+
+    def weight(self, batch: DdpoBatch) -> float:
+        """Actions: the loss is their mean over the whole optimiser step."""
+        return float(batch.old_logprobs_BA.numel())
+
+    def loss(self, module: nn.Module, batch: DdpoBatch) -> ObjectiveOutput:
+        """One forward of the actor over all actions, with a KL term one of the reference too."""
+        settings = self._settings
+        has_penalty = batch.kl_coef > 0
+        opinions = PictureOpinions(**module(batch.trajectories, ("actor", "reference") if has_penalty else ("actor",)))
+        assert opinions.logprobs_BA is not None
+        policy = policy_loss(
+            opinions.logprobs_BA,
+            batch.old_logprobs_BA,
+            batch.advantages_B[:, None].expand_as(opinions.logprobs_BA),
+            torch.ones_like(opinions.logprobs_BA, dtype=torch.bool),
+            settings.clip_low,
+            settings.clip_high,
+            settings.dual_clip,
+        )
+        if batch.is_untouched:
+            require_ratio_one(policy.max_ratio_error, self._tolerance)
+        loss = policy.loss
+        if has_penalty:
+            assert opinions.kl_BA is not None
+            loss = loss + batch.kl_coef * opinions.kl_BA.sum()
+        actions = self.weight(batch)
+        return ObjectiveOutput(
+            loss.float(),
+            {
+                "loss": (loss.detach(), actions),
+                "policy_loss": (policy.loss.detach(), actions),
+                "ratio": (policy.ratio, actions),
+                "clip_fraction": (policy.clipped, actions),
+                "old_kl": (policy.old_kl, actions),
+            },
+        )
+
+
+Show = Callable[[int, PictureRollouts], None]
+"""Hears of an iteration and of what draws in it; collective."""
+
+
+class DdpoEstimator:
+    """Pictures of the asked classes in turn, rewarded as a whole, with one advantage for all of their actions."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        rollouts: PictureRollouts,
+        score: PictureScorer,
+        settings: Ddpo,
+        pictures: int,
+        labels: Sequence[int],
+        seed: int,
+        rank: int,
+        workers: int,
+        micro_batch: int,
+        tolerance: float,
+        show: Show | None = None,
+    ) -> None:
+        self._engine = engine
+        self._rollouts = rollouts
+        self._score = score
+        self._settings = settings
+        self._pictures = pictures
+        self._labels = tuple(labels)
+        self._seed = seed
+        self._rank = rank
+        self._workers = workers
+        self._micro_batch = micro_batch
+        self._tolerance = tolerance
+        self._show = show
+
+    def estimate(self, iteration: int, kl_coef: float) -> Estimate[PictureExperience]:
+        """Draw, score, penalise, estimate advantages: the upper half of the paper's algorithm box."""
+        settings = self._settings
+        version = self._rollouts.sync(iteration)
+        drawn = self._drawn(iteration)
+        require_version(drawn.version, version)
+        scores_B = self._score(drawn.pictures_BCHW, drawn.trajectories.labels_B)
+        logprobs_BA, reference_logprobs_BA, kl_BA = self._judged(drawn.trajectories)
+        trajectories = drawn.trajectories.gathered()
+        scores_N, pictures_NCHW = gather_rows(scores_B), gather_rows(drawn.pictures_BCHW)
+        logprobs_NA, reference_logprobs_NA = gather_rows(logprobs_BA), gather_rows(reference_logprobs_BA)
+        kl_NA = gather_rows(kl_BA)
+        report = report_pictures(scores_N, pictures_NCHW, logprobs_NA, reference_logprobs_NA, kl_NA)
+        if iteration == 0:
+            require_reference(logprobs_NA, reference_logprobs_NA, self._tolerance)
+        if self._show is not None:
+            self._show(iteration, self._rollouts)
+        rewards_N = scores_N - kl_coef * kl_NA.sum(dim=1)
+        groups_N = trajectories.labels_B if settings.normalise == "classes" else torch.zeros_like(trajectories.labels_B)
+        advantages_N = grouped_advantages(rewards_N, groups_N, settings.advantage_clip)
+        return Estimate(PictureExperience(trajectories, logprobs_NA, advantages_N), len(scores_N), report)
+
+    def micro_batches(self, experience: PictureExperience, rows: Sequence[int], update: Update) -> Sequence[DdpoBatch]:
+        """This rank's share of the pictures."""
+        own = rows[self._rank :: self._workers]
+        device = experience.advantages_N.device
+        batches = []
+        for start in range(0, len(own), self._micro_batch):
+            rows_here = own[start : start + self._micro_batch]
+            index = torch.as_tensor(rows_here, device=device)
+            batches.append(
+                DdpoBatch(
+                    trajectories=experience.trajectories.rows(rows_here),
+                    old_logprobs_BA=experience.old_logprobs_NA[index],
+                    advantages_B=experience.advantages_N[index],
+                    kl_coef=update.kl_coef,
+                    is_untouched=update.is_untouched,
+                )
+            )
+        return batches
+
+    def _drawn(self, iteration: int) -> Drawn:
+        """This rank's pictures: their number alone says which class and which noise."""
+        share = self._pictures // self._workers
+        first = self._rank * share
+        labels = [self._labels[number % len(self._labels)] for number in range(first, first + share)]
+        sample_ids = [iteration * self._pictures + number for number in range(first, first + share)]
+        return self._rollouts.draw([stream_seed(self._seed, "rollout", n) for n in sample_ids], labels, sample_ids)
+
+    @torch.no_grad()
+    def _judged(self, trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
+        """What actor and reference say of this rank's actions, [B, A] each, by the training forward."""
+        count, actions = len(trajectories.labels_B), trajectories.states_BSCHW.shape[1] - 1
+        table = torch.zeros(3, count, actions, dtype=torch.float64, device=self._engine.device)
+        for start in range(0, count, self._micro_batch):
+            rows = list(range(start, min(start + self._micro_batch, count)))
+            opinions = PictureOpinions(**self._engine.module(trajectories.rows(rows), ("actor", "reference")))
+            for index, column in enumerate((opinions.logprobs_BA, opinions.reference_logprobs_BA, opinions.kl_BA)):
+                assert column is not None
+                table[index, rows] = column
+        return table[0], table[1], table[2]

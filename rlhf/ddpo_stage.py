@@ -1,0 +1,221 @@
+"""The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from recipes.ddpo import ClassReward, PictureRollout, RuleReward
+from recipes.derive import largest_micro_batch, steps_per_iteration
+from recipes.errors import RequestError, StageError
+from recipes.stages import PpoImages
+from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
+from rlhf.invariants import UNTOUCHED_TOLERANCE
+from rlhf.iterations import PpoSource, gate_reasons, stage_metrics
+from rlhf.picture_models import PictureModels
+from rlhf.picture_rewards import PictureScorer, classifier_scorer, rule_scorer
+from trainers.checkpoint import StoreCheckpoint
+from trainers.engine.build import build_engine, parameter_group
+from trainers.engine.protocol import Engine
+from trainers.families.build import Blueprint, open_family, probe_family, write_family
+from trainers.families.classifier import ClassifierFamily
+from trainers.families.ddpm import DdpmFamily
+from trainers.loop import Cadence, Outcome, train
+from trainers.pictures import encode_grid
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.schedule import learning_rate_factor
+from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, put_probe
+from trainers.steps import stage_layout
+from trainers.store.manifest import Layout
+
+KEPT_ITERATIONS = 5
+GROUP = "actor"
+ACTOR = "networks.actor."
+"""What the names of the trained parameters start with."""
+
+
+def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
+    """Tune a diffusion against a reward; the draft comes from rank 0. Collective."""
+    ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
+    use_fast_matmul(ranks.device)
+    layout = _layout(spec, context)
+
+    observer.phase("model")
+    actor = open_family(model_folder(context, "actor"), device=ranks.device)
+    assert isinstance(actor, DdpmFamily)
+    blueprint = _policy_of(actor, rollout)
+    labels = asked_labels(actor, rollout)
+    score = _scorer(spec, context, actor)
+    models = PictureModels(_copy(blueprint, actor), _copy(blueprint, actor), rollout.min_sd)
+    group = parameter_group(GROUP, models, settings.optimizer, prefix=ACTOR)
+    engine = build_engine(models, [group], spec.shard, clip=settings.gradient_clipping, device=ranks.device)
+    trained = [name for name, _ in group.parameters]
+    tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
+    estimator = DdpoEstimator(
+        engine=engine,
+        rollouts=ColocatedPictures(engine, trained, context.inputs["actor"].digest),
+        score=score,
+        settings=settings,
+        pictures=rollout.pictures_per_iteration,
+        labels=labels,
+        seed=context.seed,
+        rank=ranks.rank,
+        workers=ranks.world_size,
+        micro_batch=layout.micro_batch,
+        tolerance=tolerance,
+        show=_grid_writer(spec, context, labels) if settings.grid else None,
+    )
+    source = PpoSource(
+        estimator, engine=engine, settings=settings, trained=trained, seed=context.seed, observer=observer
+    )
+    checkpoint = context.checkpoint(layout)
+    outcome = train(
+        engine,
+        DdpoObjective(settings, tolerance),
+        source,
+        learning_rates=lambda step: {
+            GROUP: settings.optimizer.lr * learning_rate_factor(settings.schedule, step, source.steps_planned)
+        },
+        cadence=Cadence(
+            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
+        ),
+        checkpoint=checkpoint,
+        evaluate=None,
+        observer=observer,
+        seed=context.seed,
+    )
+    final = source.report(outcome.steps_done)
+    if outcome.state == "stopped_by":
+        source.return_to_best()
+    observer.phase("write")
+    metrics = stage_metrics(outcome, source, final)
+    start = source.start()
+    if start["score_std"] > 0:
+        metrics["score_gain_sd"] = (final.score_mean - start["score_mean"]) / start["score_std"]
+    reasons = gate_reasons(start, final)
+    draft = _write_draft(spec, context, engine, blueprint, outcome, metrics, reasons, checkpoint)
+    engine.close()
+    return draft
+
+
+def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
+    """The actor as it is tuned, and as it draws afterwards: by the ancestral sampler."""
+    changes: dict[str, Any] = {"sampler": "ddpm"}
+    if rollout.steps is not None:
+        changes["sampling_steps"] = rollout.steps
+    if rollout.guidance is not None:
+        changes["guidance"] = rollout.guidance
+    settings = actor.settings.model_copy(update=changes)
+    if settings.guidance != 1 and not settings.is_guidable:
+        raise RequestError("rollout.guidance: the actor was never trained without its label, so it cannot be guided")
+    if not 2 <= settings.sampling_steps <= settings.timesteps:
+        raise RequestError(f"rollout.steps is {settings.sampling_steps}; 2 to {settings.timesteps} are possible")
+    return Blueprint(settings, actor.facts, actor.codec)
+
+
+def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
+    """The actor's network once more, in fp32."""
+    weights = {name: parameter.detach().float() for name, parameter in actor.module.named_parameters()}
+    family = blueprint.with_weights(weights, actor.net.dtype)
+    assert isinstance(family, DdpmFamily)
+    return family
+
+
+def asked_labels(actor: DdpmFamily, rollout: PictureRollout) -> list[int]:
+    """Places of the classes that are asked for in turn; [-1] where the actor knows none."""
+    known = actor.facts.classes
+    if not actor.is_conditional:
+        if rollout.classes:
+            raise RequestError("rollout.classes: the actor is not class-conditional; leave them out")
+        return [-1]
+    unknown = [name for name in rollout.classes if name not in known]
+    if unknown:
+        raise RequestError(f"rollout.classes: the actor knows no {unknown[0]!r}; it knows {', '.join(known[:32])}")
+    return [known.index(name) for name in rollout.classes or known]
+
+
+def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> PictureScorer:
+    """What rewards the pictures; equal on every rank."""
+    match spec.reward:
+        case RuleReward() as rule:
+            return rule_scorer(rule)
+        case ClassReward() as reward:
+            if reward.label is None and not actor.is_conditional:
+                raise RequestError("reward.label: the actor is not class-conditional; say which class is rewarded")
+            judge = open_family(model_folder(context, "reward.classifier"), device=context.ranks.device)
+            assert isinstance(judge, ClassifierFamily)
+            return classifier_scorer(reward, judge, actor.facts)
+
+
+def _layout(spec: PpoImages, context: StageContext) -> Layout:
+    """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
+    pictures, workers, parts = spec.rollout.pictures_per_iteration, context.ranks.world_size, spec.ppo.mini_batches
+    if pictures % workers or pictures % (parts * workers):
+        raise StageError(
+            f"rollout.pictures_per_iteration ({pictures}) cannot be divided into ppo.mini_batches ({parts}) over "
+            f"{workers} workers"
+        )
+    return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+
+
+def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> Show:
+    """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
+    iterations, steps, count = spec.ppo.iterations, steps_per_iteration(spec.ppo), spec.ppo.grid
+    kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
+    seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
+    asked = [labels[number % len(labels)] for number in range(count)]
+    writer = None
+    if context.ranks.rank == 0:
+        writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
+
+    def show(iteration: int, rollouts: PictureRollouts) -> None:
+        if iteration not in kept:
+            return
+        pictures = rollouts.draw(seeds, asked, range(count)).pictures_BCHW
+        if writer is not None:
+            columns = len(labels) if len(labels) > 1 else None
+            data = base64.b64encode(encode_grid(pictures.cpu(), columns)).decode()
+            step = iteration * steps
+            writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
+            writer.flush()
+
+    return show
+
+
+def _write_draft(
+    spec: PpoImages,
+    context: StageContext,
+    engine: Engine,
+    blueprint: Blueprint,
+    outcome: Outcome,
+    metrics: Mapping[str, Any],
+    reasons: tuple[str, ...],
+    checkpoint: StoreCheckpoint,
+) -> Draft | None:
+    """Write, probe and upload the tuned model; the draft comes from rank 0. Collective."""
+    weights: dict[str, Tensor] = {
+        f"net.{name.removeprefix(ACTOR)}": tensor.clone()
+        for name, tensor in engine.full_parameters()
+        if name.startswith(ACTOR)
+    }
+    if context.ranks.rank != 0:
+        return None
+    dtype = dtype_of(spec.shard.precision)
+    family = blueprint.with_weights(weights, dtype)
+    probe = put_probe(context.store, probe_family(family, dtype))
+    with draft_folder() as folder:
+        write_family(folder / "model", family, blueprint, weights, dtype)
+        files = context.store.objects.put_folder(folder)
+    return Draft(
+        kind="ddpm",
+        files=files,
+        checks=(Check("image", "model", probe),),
+        outcome=outcome.ending(),
+        metrics=dict(metrics),
+        gate_reasons=reasons,
+        architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
+    )

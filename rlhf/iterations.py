@@ -1,0 +1,251 @@
+"""PPO's iterations as the source of the one loop: rollouts from the policy as it then is, then epochs of mini-batches.
+
+What is sampled, a response or a picture, is the estimator's affair; what an iteration is, and when it ends, is not.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.derive import steps_per_iteration
+from recipes.ppo import AdaptiveKl, Updates
+from rlhf.kl import adapted_kl_coef
+from rlhf.monitors import Report, broken_rule
+from trainers.engine.protocol import Engine
+from trainers.loop import Observer, Outcome, SourceState
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Estimate(Generic[E]):
+    """What an iteration learns from, equal on every rank."""
+
+    experience: E
+    """Every rank's samples with their advantages."""
+    num_samples: int
+    """Of all ranks."""
+    report: Report
+
+
+@dataclass(frozen=True)
+class Update:
+    """Which optimiser step a mini-batch is for."""
+
+    step: int
+    iteration: int
+    kl_coef: float
+    """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the policy is still exactly the one that sampled, so that every ratio is 1."""
+        return self.step == 0
+
+
+class Estimator(Protocol[E]):
+    """The upper half of the paper's algorithm box, and how its outcome is dealt out for the lower one."""
+
+    def estimate(self, iteration: int, kl_coef: float) -> Estimate[E]:
+        """Sample, score, penalise with `kl_coef`, estimate advantages; collective."""
+
+    def micro_batches(self, experience: E, rows: Sequence[int], update: Update) -> Sequence[Any]:
+        """Give this rank's share of a mini-batch of these samples, for the objective."""
+
+
+@dataclass(frozen=True)
+class _Prepared(Generic[E]):
+    """An iteration's estimate and the coefficients around it."""
+
+    iteration: int
+    estimate: Estimate[E]
+    kl_coef: float
+    """The coefficient of this iteration."""
+    next_kl_coef: float
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What the iterations before the next one have left behind."""
+
+    kl_coef: float
+    start: Mapping[str, float] | None = None
+    """The first iteration's report."""
+    best_score: float | None = None
+    best_iteration: int | None = None
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    """The trained parameters of the best iteration that kept all rules; empty without a stop rule."""
+
+
+class PpoSource(Generic[E]):
+    """Gives the loop its mini-batches; each iteration begins with rollouts from the policy as it then is.
+
+    Saving is possible between iterations only: there the experience is used up, so a resumed stage draws the same one.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator[E],
+        *,
+        engine: Engine,
+        settings: Updates,
+        trained: Sequence[str],
+        seed: int,
+        observer: Observer,
+    ) -> None:
+        self._estimator = estimator
+        self._engine = engine
+        self._settings = settings
+        self._trained = tuple(trained)
+        self._seed = seed
+        self._observer = observer
+        self._prepared: _Prepared[E] | None = None
+        self._progress = _Progress(kl_coef=settings.kl_coef)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps between two rollouts."""
+        return steps_per_iteration(self._settings)
+
+    @property
+    def steps_planned(self) -> int:
+        """Optimiser steps of all iterations."""
+        return self._settings.iterations * self.steps_per_iteration
+
+    def can_save(self, steps_done: int) -> bool:
+        """Between iterations."""
+        return steps_done % self.steps_per_iteration == 0
+
+    def state(self) -> SourceState:
+        """The controller, the first iteration's report and the best policy so far."""
+        progress = self._progress
+        return SourceState(
+            values={
+                "kl_coef": progress.kl_coef,
+                "start": None if progress.start is None else dict(progress.start),
+                "best_score": progress.best_score,
+                "best_iteration": progress.best_iteration,
+            },
+            tensors=dict(progress.best),
+        )
+
+    def load_state(self, state: SourceState) -> None:
+        """Take over a saved state."""
+        self._prepared = None
+        self._progress = _Progress(**state.values, best=dict(state.tensors))
+
+    def micro_batches(self, step: int) -> Sequence[Any]:
+        """This rank's part of the step's mini-batch."""
+        iteration, within = divmod(step, self.steps_per_iteration)
+        epoch, index = divmod(within, self._settings.mini_batches)
+        prepared = self._begin(iteration)
+        if within == 0:
+            self._progress = self._after(prepared)
+        order = shuffled_rows(self._seed, iteration, epoch, prepared.estimate.num_samples)
+        size = len(order) // self._settings.mini_batches
+        rows = order[index * size : (index + 1) * size]
+        update = Update(step, iteration, prepared.kl_coef if self._settings.kl_in == "loss" else 0.0)
+        return self._estimator.micro_batches(prepared.estimate.experience, rows, update)
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Between iterations, let the policy sample again and hold what it made against the stop rules."""
+        if not self.can_save(steps_done):
+            return None
+        return broken_rule(self.report(steps_done), self._settings.kl_limit)
+
+    def start(self) -> Mapping[str, float]:
+        """The report on the rollouts before the first update."""
+        assert self._progress.start is not None
+        return self._progress.start
+
+    def report(self, steps_done: int) -> Report:
+        """The report on rollouts between iterations, after so many steps; collective."""
+        return self._begin(steps_done // self.steps_per_iteration).estimate.report
+
+    def best(self) -> tuple[int, Mapping[str, Tensor]]:
+        """The iteration whose policy scored best while it kept all rules, and its trained parameters."""
+        assert self._progress.best_iteration is not None
+        return self._progress.best_iteration, self._progress.best
+
+    def return_to_best(self) -> None:
+        """Put the best policy back into the engine, at the end of the stage; collective."""
+        _, best = self.best()
+
+        def read(group: str, name: str, start: int, stop: int) -> Tensor:
+            return best[name].reshape(-1)[start:stop].float() if group == "param" else torch.zeros(stop - start)
+
+        self._engine.state_in(read, steps_applied=self._engine.steps_applied)
+
+    def _begin(self, iteration: int) -> _Prepared[E]:
+        """The iteration's experience, made once."""
+        if self._prepared is None or self._prepared.iteration != iteration:
+            self._prepared = None
+            step = iteration * self.steps_per_iteration
+            self._observer.phase("rollout", step=step, steps_planned=self.steps_planned)
+            self._prepared = self._prepare(iteration)
+            report = self._prepared.estimate.report
+            self._observer.metrics(
+                step,
+                {
+                    **report.metrics(),
+                    "kl_alarm": float(report.kl_alarm),
+                    "kl_coef": self._prepared.kl_coef,
+                    "iteration": float(iteration),
+                },
+            )
+        return self._prepared
+
+    def _prepare(self, iteration: int) -> _Prepared[E]:
+        settings, kl_coef = self._settings, self._progress.kl_coef
+        estimate = self._estimator.estimate(iteration, kl_coef if settings.kl_in == "reward" else 0.0)
+        match settings.kl_controller:
+            case AdaptiveKl(target=target, horizon=horizon):
+                following = adapted_kl_coef(kl_coef, estimate.report.kl, target, horizon, estimate.num_samples)
+            case _:
+                following = kl_coef
+        return _Prepared(iteration, estimate, kl_coef, following)
+
+    def _after(self, prepared: _Prepared[E]) -> _Progress:
+        """Progress once this iteration's update begins."""
+        report = prepared.estimate.report
+        progress = replace(self._progress, kl_coef=prepared.next_kl_coef)
+        if prepared.iteration == 0:
+            progress = replace(progress, start=report.metrics())
+        is_best = progress.best_score is None or report.score_mean > progress.best_score
+        if self._settings.kl_limit is None or not is_best:
+            return progress
+        best = {name: tensor.clone() for name, tensor in self._engine.full_parameters(self._trained)}
+        return replace(progress, best_score=report.score_mean, best_iteration=prepared.iteration, best=best)
+
+
+def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:
+    """Order of an epoch's samples: keyed by the seed, never by rank."""
+    key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+    return [int(row) for row in generator.permutation(num_samples)]
+
+
+def stage_metrics(outcome: Outcome, source: PpoSource[Any], final: Report) -> dict[str, Any]:
+    """The stage's standard report: rollouts before the first and after the last update, and which policy was kept."""
+    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
+    kept = {} if outcome.state == "completed" else {"kept_iteration": source.best()[0]}
+    return {
+        "start": dict(source.start()),
+        "end": final.metrics(),
+        **kept,
+        "train": last,
+        "samples": outcome.samples,
+        "skipped_steps": outcome.skipped_steps,
+    }
+
+
+def gate_reasons(start: Mapping[str, float], final: Report) -> tuple[str, ...]:
+    """Why later stages should not build on the policy: it lost what it was trained for."""
+    if final.score_mean < start["score_mean"] - 0.5 * start["score_std"]:
+        return (f"the mean score fell from {start['score_mean']:.3f} to {final.score_mean:.3f}",)
+    return ()

@@ -1,0 +1,106 @@
+"""The policy that draws and its frozen start as one module: trajectories, and what each says of them.
+
+B pictures, A denoising steps that are actions, S = A + 1 steps, C channels, H and W pixels or latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.denoising import Chain, build_chain, gaussian_kl, gaussian_logprobs
+from rlhf.experience import gather_rows
+from trainers.families.ddpm import DdpmFamily, build_scheduler
+from trainers.randomness import normals
+
+PictureRole = Literal["actor", "reference"]
+DENOISING = 1
+"""Stream of a picture's noise: its start, then every action's."""
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Pictures on their way from noise."""
+
+    states_BSCHW: Tensor
+    """The start, then what every action led to."""
+    labels_B: Tensor
+    """Places of the classes that were asked for; -1 where the model knows none."""
+    sample_ids_B: Tensor
+    """Numbers of the pictures among all that the stage draws."""
+
+    def rows(self, index: Sequence[int]) -> "Trajectories":
+        """These pictures."""
+        chosen = torch.as_tensor(index, device=self.labels_B.device)
+        return Trajectories(self.states_BSCHW[chosen], self.labels_B[chosen], self.sample_ids_B[chosen])
+
+    def gathered(self) -> "Trajectories":
+        """Every rank's pictures in rank order; collective."""
+        return Trajectories(*(gather_rows(part) for part in (self.states_BSCHW, self.labels_B, self.sample_ids_B)))
+
+
+@dataclass(frozen=True)
+class PictureOpinions:
+    """What the asked roles say, [B, A] each; None where a role was not asked."""
+
+    logprobs_BA: Tensor | None = None
+    reference_logprobs_BA: Tensor | None = None
+    kl_BA: Tensor | None = None
+    """Of the actor against the reference, exactly; where both were asked."""
+
+
+class PictureModels(nn.Module):
+    """Two diffusion models over the chain of the actor's sampling steps; the reference is frozen."""
+
+    def __init__(self, actor: DdpmFamily, reference: DdpmFamily, min_sd: float) -> None:
+        super().__init__()
+        reference.net.requires_grad_(False)
+        self._families = {"actor": actor, "reference": reference}
+        self.networks = nn.ModuleDict({role: family.net for role, family in self._families.items()})
+        scheduler = build_scheduler(actor.settings, "ddpm", is_clipped=True)
+        scheduler.set_timesteps(actor.settings.sampling_steps)
+        self.chain: Chain = build_chain(scheduler.alphas_cumprod, scheduler.timesteps.long(), min_sd)
+
+    def forward(self, trajectories: Trajectories, roles: tuple[PictureRole, ...]) -> dict[str, Tensor]:
+        """Give the fields of `PictureOpinions` that the roles fill, in a form that sharded engines find tensors in."""
+        states, sd_A = trajectories.states_BSCHW, self.chain.sd_S[:-1].to(trajectories.states_BSCHW.device)
+        before, actions = states[:, :-1], states[:, 1:]
+        means = {role: self._means(role, before, trajectories.labels_B) for role in roles}
+        found: dict[str, Tensor] = {}
+        if "actor" in means:
+            found["logprobs_BA"] = gaussian_logprobs(actions, means["actor"], sd_A)
+        if "reference" in means:
+            found["reference_logprobs_BA"] = gaussian_logprobs(actions, means["reference"], sd_A)
+        if len(means) == 2:
+            found["kl_BA"] = gaussian_kl(means["actor"], means["reference"], sd_A)
+        return found
+
+    @torch.no_grad()
+    def draw(self, seeds: Sequence[int], labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from the actor, every parameter in place: states [B, S, C, H, W] and pictures in [0, 1].
+
+        Each picture depends on its seed and label alone.
+        """
+        actor, chain = self._families["actor"], self.chain
+        like = torch.empty(0, device=labels_B.device)
+        noise_BSCHW = normals(torch.tensor(list(seeds)), DENOISING, (chain.num_actions + 1, *actor.state_shape), like)
+        states = [noise_BSCHW[:, 0]]
+        for step in range(chain.num_actions):
+            mean = self._means("actor", states[-1][:, None], labels_B, first=step)[:, 0]
+            states.append(mean + float(chain.sd_S[step]) * noise_BSCHW[:, step + 1])
+        last = self._means("actor", states[-1][:, None], labels_B, first=chain.num_actions)[:, 0]
+        return torch.stack(states, dim=1), actor.pictures_of(last)
+
+    def _means(self, role: PictureRole, states_BACHW: Tensor, labels_B: Tensor, first: int = 0) -> Tensor:
+        """Means of the steps that follow the states, which stand before the steps from `first` on."""
+        count, length = states_BACHW.shape[:2]
+        device = states_BACHW.device
+        steps = slice(first, first + length)
+        timesteps = self.chain.timesteps_S[steps].to(device).repeat(count)
+        labels = labels_B.repeat_interleave(length) if bool((labels_B >= 0).all()) else None
+        clean = self._families[role].predicted_clean(states_BACHW.flatten(0, 1), timesteps, labels)
+        shape = (1, -1, 1, 1, 1)
+        clean_A, noisy_A = (c[steps].to(device).view(shape) for c in (self.chain.clean_S, self.chain.noisy_S))
+        return clean_A * clean.unflatten(0, (count, length)) + noisy_A * states_BACHW

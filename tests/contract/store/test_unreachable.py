@@ -1,0 +1,190 @@
+"""A store that does not answer is named within a deadline; one that fails now and then is asked again until it does."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.errors import CapacityError
+from trainers.store import remote_files, watch
+from trainers.store.collection import collect
+from trainers.store.manifest import sha256_hex
+from trainers.store.objects import object_path
+from trainers.store.store import Store
+
+Fault = Callable[[str, str, str], int | str | None]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of a second."""
+    for name, seconds in {"CONNECT_S": 0.5, "READ_S": 0.5, "ANSWER_S": 1.0, "TELL_S": 0.2}.items():
+        monkeypatch.setattr(remote_files, name, seconds)
+    monkeypatch.setattr(watch, "SLOW_S", 0.2)
+
+
+def storm(chance: float, seed: int, *kinds: int | str) -> Fault:
+    """That share of all requests fails, each in one of some ways."""
+    chooser = random.Random(seed)
+    return lambda method, path, query: chooser.choice(kinds) if chooser.random() < chance else None
+
+
+@pytest.mark.parametrize("silence", ["silent", "reset", 503])
+def test_a_silent_endpoint_is_named_within_the_deadline(
+    s3_server: Any, s3_uri: str, soon: None, caplog: pytest.LogCaptureFixture, silence: int | str
+) -> None:
+    s3_server.fault = lambda method, path, query: silence
+    for ask in (Store.open(s3_uri).list_artifacts, Store.open(s3_uri).probe_writable):
+        began_at = time.monotonic()
+        with pytest.raises(CapacityError, match=rf"store {s3_uri}: cannot (list|write) .*\(no answer for \d+ s\)"):
+            ask()
+        assert time.monotonic() - began_at < 15
+    told = "waiting to list refs/artifacts (for" if silence == "silent" else "waiting for an answer, at most 1 s"
+    assert told in caplog.text
+
+
+def test_a_refusal_is_not_waited_for(s3_server: Any, s3_uri: str) -> None:
+    """A bucket that is not there, and an address where nobody listens, are told at once or at the deadline."""
+    gone = Store.open("s3://no-such-bucket-here/x")
+    began_at = time.monotonic()
+    with pytest.raises(CapacityError, match="s3://no-such-bucket-here/x: cannot write tmp/probe"):
+        gone.probe_writable()
+    assert time.monotonic() - began_at < 10
+
+
+def test_a_writer_with_patience_waits_until_the_store_answers_again(s3_server: Any, s3_uri: str, soon: None) -> None:
+    """Nothing is skipped: what was to be written is there when the call returns."""
+    store = Store.open(s3_uri)
+    said: list[str] = []
+    store.wait_for_room(60, said.append)
+    failing_until = time.monotonic() + 3
+    s3_server.fault = lambda method, path, query: "reset" if time.monotonic() < failing_until else None
+    sha = store.objects.put_bytes(b"weights")
+    assert time.monotonic() >= failing_until
+    assert Store.open(s3_uri).objects.get_bytes(sha) == b"weights"
+    assert "waiting for an answer, at most 60 s" in said[0]
+    assert "answers again after" in said[-1]
+
+
+def commit_in_a_storm(things: Any, server: Any, uri: str, chance: float, seed: int, count: int) -> None:
+    """Every commit succeeds, each exactly once, whatever way its requests fail."""
+    server.fault = storm(chance, seed, 500, 503, 409, "reset", "lost")
+    store = Store.open(uri)
+    store.wait_for_room(300, lambda text: None)
+    made = []
+    for number in range(count):
+        content = sha256_hex(b"%d/%d" % (seed, number))
+        made.append(store.put_artifact(things.artifact(store, fingerprint=content, content=content.encode())))
+    lease = store.take_lease(f"run-{seed}", "base")
+    server.fault = lambda method, path, query: None
+    fresh = Store.open(uri)
+    assert lease == 1
+    assert all(item.first for item in made), "a write whose answer got lost was taken for another's"
+    assert fresh.verify().damage == []
+    assert {item.manifest.fingerprint for item in made} <= {item.fingerprint for item in fresh.list_artifacts()}
+    assert all(fresh.files.names(f"refs/artifacts/{item.manifest.fingerprint}") == ["000001"] for item in made)
+
+
+def test_a_storm_of_errors_leaves_no_half_commit(things: Any, s3_server: Any, s3_uri: str) -> None:
+    commit_in_a_storm(things, s3_server, s3_uri, 0.2, 12, 2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_storm_of_errors_leaves_no_half_commit(things: Any, s3_server: Any, s3_uri: str, seed: int) -> None:
+    commit_in_a_storm(things, s3_server, s3_uri, 0.3, seed, 8)
+
+
+PARTS = 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("way", ["reset", "lost", 500, 503])
+@pytest.mark.parametrize("at", ["create", *range(1, PARTS + 1), "complete"])
+def test_an_upload_in_parts_survives_a_fault_at_any_of_them(
+    s3_server: Any, s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: int | str, way: int | str
+) -> None:
+    store = Store.open(s3_uri)
+    remote = store.files._fs  # type: ignore[attr-defined]
+    real = remote.put_file
+    monkeypatch.setattr(remote, "put_file", lambda *where: real(*where, chunksize=5 << 20))
+    source = tmp_path / "large"
+    source.write_bytes(random.Random(1).randbytes(5 << 20) * PARTS)
+    left = [2]
+
+    def fault(method: str, path: str, query: str) -> int | str | None:
+        begins = method == "POST" and "uploads" in query
+        ends = method == "POST" and "uploadId" in query
+        is_it = begins if at == "create" else ends if at == "complete" else f"partNumber={at}&" in f"{query}&"
+        if is_it and left[0]:
+            left[0] -= 1
+            return way
+        return None
+
+    s3_server.fault = fault
+    entry = store.objects.put_file(source)
+    assert left == [0], "the fault was not met"
+    s3_server.fault = lambda method, path, query: None
+    Store.open(s3_uri).objects.check(entry)
+    # An answer that got lost leaves an upload that nobody goes on with.
+    monkeypatch.setattr(remote_files, "UNFINISHED_S", -1.0)
+    collect(store, grace_s=0)
+    bucket = s3_uri.split("/")[2]
+    assert not remote.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads")
+
+
+def test_a_collection_aborts_uploads_that_nobody_goes_on_with(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(s3_uri)
+    remote = store.files._fs  # type: ignore[attr-defined]
+    bucket, prefix = s3_uri.split("/")[2:4]
+    for key in (f"{prefix}/objects/ab/cd", "elsewhere/file"):
+        remote.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+
+    def unfinished() -> list[str]:
+        found = remote.call_s3("list_multipart_uploads", Bucket=bucket)
+        return [upload["Key"] for upload in found.get("Uploads", ())]
+
+    monkeypatch.setattr(remote_files, "UNFINISHED_S", 100 * 365 * 86400.0)  # moto says that all were begun in 2010
+    collect(store, grace_s=0)
+    assert len(unfinished()) == 2, "somebody may be writing them"
+    monkeypatch.undo()
+    store.files.sweep()
+    assert unfinished() == ["elsewhere/file"]
+
+
+# File systems
+
+
+def test_a_file_system_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "ANSWER_S", 0.3)
+    monkeypatch.setattr(watch.os, "stat", lambda path: time.sleep(2))
+    with pytest.raises(CapacityError, match=f"store {tmp_path}: its file system has not answered for 0 s"):
+        Store.open(str(tmp_path))
+
+
+def test_a_call_that_lasts_is_told_of_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SLOW_S", 0.2)
+    store = Store.open(str(tmp_path / "store"))
+    said: list[str] = []
+    store.wait_for_room(60, said.append)
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        if len(said) < 2:
+            time.sleep(0.8)
+        real(descriptor)
+
+    monkeypatch.setattr("trainers.store.local_files.os.fsync", slow)
+    sha = store.objects.put_bytes(b"weights")
+    assert "waiting for the file system to fsync in tmp (for 0 s so far)" in said[0]
+    assert store.objects.get_bytes(sha) == b"weights"
+    told = len(said)
+    time.sleep(0.3)
+    assert len(said) == told
+    assert object_path(sha) in list(store.files.walk("objects"))

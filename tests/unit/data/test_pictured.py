@@ -1,0 +1,265 @@
+"""Rows with pictures: places, tokens and targets by hand, pixels as the stock processor makes them, each kept once."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import TypeAdapter
+
+from recipes.data import Source
+from recipes.errors import RequestError
+from trainers.architectures.small_llava import write_small_llava
+from trainers.data.batches import PicturedBatch, build_batch, pixel_values
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest, materialise
+from trainers.data.picture_processor import PictureProcessor, load_picture_processor
+from trainers.data.pictured import encode_question
+from trainers.data.pictured_digest import pictured_digest
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.pictured_responses import pictured_prompts
+from trainers.store.store import Store
+
+ADAPTER: TypeAdapter[Any] = TypeAdapter(Source)
+TOKENS = 4
+QUESTION = [{"role": "user", "content": "Which?"}]
+ANSWER = [{"role": "assistant", "content": "Two."}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("llava")
+    write_small_llava(place, ["Which? Two."], image_size=8, patch_size=4, width=8, layers=1)
+    return place
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> PictureProcessor:
+    return load_picture_processor(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(folder: Path) -> Tokenization:
+    return load_tokenization(folder)
+
+
+def draw(number: int, *, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def build(tmp_path: Path, store: Store, tokens: Tokenization, processor: PictureProcessor) -> Any:
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        draw(number, size=(8 + number, 10)).save(tmp_path / "pictures" / f"{number}.png")
+
+    def build(rows: list[Any], length: int = 64, **changes: Any) -> Dataset:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        columns = changes.pop("columns", {})
+        source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "columns": columns})
+        request = DataRequest(source, tmp_path, "pictured", tokens, length, 0, processor=processor, **changes)
+        return materialise(request, store)
+
+    return build
+
+
+def shown(dataset: Dataset, tokens: Tokenization, row: int = 0) -> tuple[str, str]:
+    """Return a sequence's text without padding, and that of its targets."""
+    ids = np.asarray(dataset.arrays["input_ids"][row])
+    is_real = np.asarray(dataset.arrays["segment_ids"][row]) > 0
+    targets = ids[np.asarray(dataset.arrays["loss_mask"][row])]
+    return tokens.decode(ids[is_real], skip_special=False), tokens.decode(targets, skip_special=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (
+            {"images": ["pictures/0.png"], "messages": QUESTION + ANSWER},
+            f"<|user|>\n{'<image>' * TOKENS}\nWhich?\n<|assistant|>\nTwo.<|end|>",
+        ),
+        (
+            {"image": "pictures/0.png", "prompt": QUESTION, "completion": "Two."},
+            f"<|user|>\n{'<image>' * TOKENS}\nWhich?\n<|assistant|>\nTwo.<|end|>",
+        ),
+        (
+            {"image": "pictures/0.png", "prompt": "Which? ", "completion": "Two."},
+            f"{'<image>' * TOKENS}\nWhich? Two.<|end|>",
+        ),
+        (
+            {"image": "pictures/0.png", "prompt": "See <image>: ", "completion": "Two."},
+            f"See {'<image>' * TOKENS}: Two.<|end|>",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "Here: "},
+                            {"type": "image", "image": "pictures/1.png"},
+                            {"type": "text", "text": "Which?"},
+                        ],
+                    },
+                    *ANSWER,
+                ]
+            },
+            f"<|user|>\nHere: {'<image>' * TOKENS}\nWhich?\n<|assistant|>\nTwo.<|end|>",
+        ),
+        ({"images": [], "messages": QUESTION + ANSWER}, "<|user|>\nWhich?\n<|assistant|>\nTwo.<|end|>"),
+    ],
+)
+def test_a_row_s_text_and_targets(build: Any, tokens: Tokenization, row: dict[str, Any], text: str) -> None:
+    other = {"images": ["pictures/3.png"], "messages": QUESTION + ANSWER}
+    dataset = build([row, other], packing=False)
+    assert shown(dataset, tokens) == (text, "Two.<|end|>")
+
+
+def test_tokens_are_those_of_the_stock_processor(build: Any, folder: Path) -> None:
+    from transformers import AutoProcessor
+
+    stock = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
+    written = stock.apply_chat_template([{"role": "user", "content": content}, *ANSWER], tokenize=False)
+    pictures = [draw(number, size=(8 + number, 10)) for number in range(2)]
+    wanted = stock(images=pictures, text=written, return_tensors="np")
+    dataset = build([{"images": ["pictures/0.png", "pictures/1.png"], "messages": QUESTION + ANSWER}], packing=False)
+    length = wanted["input_ids"].shape[1]
+    np.testing.assert_array_equal(dataset.arrays["input_ids"][0][:length], wanted["input_ids"][0])
+    assert not (dataset.arrays["segment_ids"][0][length:] > 0).any()
+    batch = build_batch(dataset, [0])
+    assert isinstance(batch, PicturedBatch)
+    np.testing.assert_allclose(batch.pixels_ICHW, wanted["pixel_values"], atol=1e-6)
+
+
+def test_a_picture_is_stored_once_and_follows_its_rows(build: Any, tokens: Tokenization) -> None:
+    names = [[0], [1, 0], [], [2], [1]]
+    rows = [
+        {
+            "images": [f"pictures/{name}.png" for name in numbers],
+            "prompt": f"{place} ",
+            "completion": "Two.",
+        }
+        for place, numbers in enumerate(names)
+    ]
+    dataset = build(rows, length=48)
+    assert dataset.arrays["pictures"].shape == (3, 3, 8, 8)
+    assert len(dataset) < len(rows)
+    seen = {}
+    for prompt in pictured_prompts(dataset, tokens.token_id("<image>")):
+        text = tokens.decode(prompt.ids, skip_special=True).strip()
+        seen[int(text)] = [int(number) for number in prompt.pictures]
+        assert tokens.decode(prompt.answer, skip_special=False) == "Two.<|end|>"
+    by_pixels = {
+        place: [float(pixel_values(dataset, np.array([number])).sum()) for number in numbers]
+        for place, numbers in seen.items()
+    }
+    assert {place: len(numbers) for place, numbers in seen.items()} == {0: 1, 1: 2, 2: 0, 3: 1, 4: 1}
+    assert by_pixels[0][0] == by_pixels[1][1]
+    assert by_pixels[4][0] == by_pixels[1][0]
+    assert len({by_pixels[0][0], by_pixels[3][0], by_pixels[4][0]}) == 3
+
+
+def test_a_picture_comes_by_path_bytes_and_data_url(
+    build: Any, tmp_path: Path, store: Store, tokens: Tokenization, processor: PictureProcessor
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    data = encoded(draw(0))
+    (tmp_path / "one.png").write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    question = {"prompt": "Which? ", "completion": "Two."}
+    by_path = build([{"images": ["one.png"], **question}, {"images": url, **question}])
+    rows = [{"images": [{"bytes": data, "path": None}], **question}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    source = ADAPTER.validate_python({"source": "parquet", "files": ["rows.parquet"]})
+    by_bytes = materialise(DataRequest(source, tmp_path, "pictured", tokens, 64, 0, processor=processor), store)
+    assert by_path.arrays["pictures"].shape[0] == 1
+    np.testing.assert_array_equal(by_path.arrays["pictures"], by_bytes.arrays["pictures"])
+
+
+def test_a_changed_picture_is_another_set(build: Any, tmp_path: Path) -> None:
+    source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "columns": {"image": "shot"}})
+    row = {"shot": "pictures/0.png", "prompt": "Which? ", "completion": "Two."}
+    first = build([row], columns={"image": "shot"})
+    before = pictured_digest(source, tmp_path)
+    draw(9).save(tmp_path / "pictures" / "0.png")
+    assert pictured_digest(source, tmp_path) != before
+    assert build([row], columns={"image": "shot"}).digest != first.digest
+
+
+def test_equal_questions_about_other_pictures_are_held_out_apart(tmp_path: Path) -> None:
+    from trainers.data.sources import read_rows
+
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for number in range(40):
+        draw(number).save(tmp_path / "pictures" / f"{number}.png")
+        rows.append({"images": [f"pictures/{number}.png"], "messages": QUESTION + ANSWER})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "hold_out": 0.5})
+    kept, held = (list(read_rows(source, tmp_path, "pictured", 0, held_out=held_out)) for held_out in (False, True))
+    assert len(kept) + len(held) == 40
+    assert min(len(kept), len(held)) > 8
+
+
+def test_a_row_that_would_lose_a_picture_is_left_out(build: Any) -> None:
+    long = {"images": ["pictures/0.png"], "prompt": "words " * 12 + "<image> ", "completion": "Two."}
+    short = {"images": ["pictures/1.png"], "prompt": "Which? ", "completion": "Two. " * 30}
+    dataset = build([long, short], length=24)
+    assert dataset.report.dropped == {"too_long": 1}
+    assert dataset.report.truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": QUESTION + ANSWER}, r"rows.jsonl: row 1: no column 'images' or 'image'"),
+        ({"images": ["no.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl: row 1: picture .*no.png cannot be read"),
+        ({"images": ["bad.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl: row 1: not a readable picture"),
+        ({"images": ["empty.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl: row 1: picture 'empty.png' is empty"),
+        ({"images": ["http://a/b.png"], "messages": QUESTION + ANSWER}, r"row 1: picture .* is a URL"),
+        ({"images": [3], "messages": QUESTION + ANSWER}, r"row 1: a picture is a path, bytes or .*, not int"),
+        (
+            {"images": ["pictures/0.png"], "prompt": "<image><image> ", "completion": "Two."},
+            r"rows.jsonl:1: the text has 2 places for a picture, the row 1 pictures",
+        ),
+        (
+            {"images": ["pictures/0.png"], "messages": ANSWER},
+            r"rows.jsonl:1: no user's turn that the picture could stand in",
+        ),
+        ({"images": ["pictures/0.png"], "text": "Two."}, r"has neither 'messages' nor 'prompt' and 'completion'"),
+        ({"images": [], "messages": QUESTION + ANSWER}, r"no row has a picture"),
+    ],
+)
+def test_what_is_wrong_is_named(build: Any, tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nbut no more")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(RequestError, match=said):
+        build([row])
+
+
+def test_text_models_refuse_rows_with_pictures(tmp_path: Path, store: Store, tokens: Tokenization) -> None:
+    row = {"images": ["a.png"], "messages": QUESTION + ANSWER}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
+    with pytest.raises(RequestError, match="row 1: the row has a picture, and the model takes text alone"):
+        materialise(DataRequest(source, tmp_path, "instructions", tokens, 64, 0), store)
+
+
+def test_a_question_is_tokenized_as_a_row_is(build: Any, tokens: Tokenization, processor: PictureProcessor) -> None:
+    dataset = build([{"images": ["pictures/0.png"], "messages": QUESTION + ANSWER}])
+    (prompt,) = pictured_prompts(dataset, processor.image_id)
+    assert encode_question(QUESTION, 1, tokens, processor) == prompt.ids.tolist()

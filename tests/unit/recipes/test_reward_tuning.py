@@ -1,0 +1,147 @@
+"""Recipes of reward-tuned diffusion: what fits together, what is said where it does not, and what is predicted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.derive import samples_divide, stage_batch, stage_steps
+from recipes.load import load_recipe
+from recipes.picture_facts import PictureFacts
+from recipes.plan import build_plan, fit_workers
+from recipes.references import stage_inputs, stage_parts
+from recipes.smoke import shrink
+from recipes.stages import PpoImages, PpoStage
+
+TEXT = """\
+name: tuned
+cluster: {workers: 2}
+stages:
+  ddpm:
+    kind: pretrain
+    architecture: {family: ddpm, block_out_channels: [8], class_conditional: true, timesteps: 100, sampling_steps: 8}
+    data: {source: digits}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  judge:
+    kind: pretrain
+    architecture: {family: classifier}
+    data: {source: digits}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  policy:
+    kind: ppo
+    actor: ddpm
+    reward: {classifier: judge}
+    rollout: {pictures_per_iteration: 40, classes: ["3", "7"]}
+    ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+  again:
+    kind: ppo
+    actor: policy
+    reward: {rule: symmetry}
+    rollout: {pictures_per_iteration: 40}
+    ppo: {estimator: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
+  exam:
+    kind: evaluate
+    of: [ddpm, again]
+    suites: [images]
+    features: judge
+    images: {source: digits, hold_out: 0.2}
+"""
+
+
+def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    assert problems_of(TEXT) == ""
+    stages = load_recipe(tmp_path / "recipe.yaml").recipe.stages
+    policy = stages["policy"]
+    assert isinstance(policy, PpoImages)
+    assert [(item.field_path, item.text, item.wants) for item in stage_inputs(policy)] == [
+        ("actor", "ddpm", ("ddpm",)),
+        ("reward.classifier", "judge", ("classifier",)),
+    ]
+    assert [item.field_path for item in stage_inputs(stages["again"])] == ["actor"]
+    assert stage_parts(policy) == {"model": "ddpm"}
+    assert stage_batch(policy) == 10
+    assert stage_steps(policy) == 20
+    assert [samples_divide(policy, workers) for workers in (1, 3, 5)] == [True, False, True]
+
+
+def test_an_estimator_says_what_kind_of_stage_it_is(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "recipes"
+    assert isinstance(load_recipe(shipped / "quickstart.yaml").recipe.stages["policy"], PpoStage)
+    assert isinstance(load_recipe(shipped / "image" / "ddpo.yaml").recipe.stages["policy"], PpoImages)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{classifier: judge}", "{classifier: ddpm}", "needs an image classifier, but ddpm (pretrain) is a diffusion"),
+        ("{classifier: judge}", "judge", "a reward of pictures is a mapping with `classifier: ...`"),
+        (
+            "{classifier: judge}",
+            "{rule: beauty}",
+            "stages.policy.reward.rule: must be ink, symmetry or compressibility",
+        ),
+        ("{classifier: judge}", "{classifier: judge, lable: 3}", "did you mean label?"),
+        ("actor: ddpm", "actor: judge", "needs a diffusion model, but judge (pretrain) is an image classifier"),
+        ("estimator: ddpo, iterations: 5, mini", "estimator: dppo, mini", "must be gae or ddpo (found 'dppo')"),
+        ("estimator: ddpo, iterations: 5, mini", "estimator: ddpo, mini", "stages.policy.ppo.iterations: the key is"),
+        ("mini_batches: 4", "mini_batches: 3", "pictures_per_iteration (40) must divide into mini_batches (3)"),
+        ("mini_batches: 4", "mini_batches: 4, gamma: 0.9", "stages.policy.ppo.gamma: unknown key"),
+        ("{workers: 2}", "{workers: 3}", "the pictures of an iteration cannot be divided among 3 workers"),
+        ("mini_batches: 4", "mini_batches: 8", "stages.policy.rollout.pictures_per_iteration: the batch (5) cannot"),
+        ("classes: [", "steps: 200, classes: [", "the actor's noising process has 100 steps (found 200)"),
+        ("sampling_steps: 8", "sampling_steps: 1", "the last denoising step is no action"),
+        ("class_conditional: true, ", "", "the actor is not class-conditional: no class can be asked for"),
+        ("class_conditional: true, ", "", "the actor is not class-conditional: say which class is rewarded"),
+        ('classes: ["3"', 'guidance: 2.0, classes: ["7"', "a class stands more than once"),
+        ("timesteps: 100", "label_dropout: 0, timesteps: 100", ""),
+        (
+            "pictures_per_iteration: 40, classes",
+            "pictures_per_iteration: 2, classes",
+            "too few of each for a deviation",
+        ),
+        ("lr: 1e-4}}\n  again", "lr: 1e-4}, schedule: {warmup_steps: 20}}\n  again", "warmup_steps must be below"),
+        (
+            "mini_batches: 4",
+            "mini_batches: 4, kl_controller: {name: adaptive, target: 1}",
+            "which is 0 and would stay 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    found = problems_of(TEXT, (old, new))
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_guidance_needs_an_actor_that_can_do_without_a_label(problems_of: Callable[..., str]) -> None:
+    edits = (("timesteps: 100", "label_dropout: 0, timesteps: 100"), ("classes: [", "guidance: 2.0, classes: ["))
+    assert "stages.policy.rollout.guidance: the actor was never trained without its label" in problems_of(TEXT, *edits)
+
+
+def test_the_smoke_form_and_the_prediction(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    assert problems_of(TEXT) == ""
+    recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+    small = shrink(recipe).stages["policy"]
+    assert isinstance(small, PpoImages)
+    assert (small.ppo.iterations, small.rollout.pictures_per_iteration, small.rollout.steps) == (2, 16, 5)
+    assert shrink(shrink(recipe)) == shrink(recipe)
+    assert (
+        fit_workers(recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": "auto"})}), 4)
+        == 2
+    )
+    facts = dict.fromkeys(recipe.stages, PictureFacts(1, 8, 8))
+    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, pictures=facts).stages}
+    start, tuned = planned["ddpm"].sizes, planned["again"].sizes
+    assert start is not None
+    assert tuned is not None
+    assert tuned.trainable_parameters == start.trainable_parameters
+    assert tuned.parameters == 2 * start.parameters  # the frozen start
+    assert planned["again"].fingerprint != planned["policy"].fingerprint
+    guided = recipe.stages["policy"].model_copy(
+        update={"rollout": recipe.stages["policy"].rollout.model_copy(update={"guidance": 2.0})}  # type: ignore[union-attr]
+    )
+    other = recipe.model_copy(update={"stages": {**recipe.stages, "policy": guided}})
+    (more,) = [s.sizes for s in build_plan(other, workers=2, data={}, pictures=facts).stages if s.name == "policy"]
+    assert more is not None
+    assert planned["policy"].sizes is not None
+    assert more.memory_per_worker_bytes > planned["policy"].sizes.memory_per_worker_bytes

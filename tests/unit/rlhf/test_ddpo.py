@@ -1,0 +1,256 @@
+"""DDPO on the plain engine with a tiny network: invariants at the start, learning, stale policies, resume, limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.ddpo import Ddpo, RuleReward
+from recipes.errors import StageError
+from recipes.image_models import Ddpm
+from recipes.optim import AdamW
+from recipes.sharding import Shard
+from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, Drawn
+from rlhf.iterations import PpoSource, gate_reasons
+from rlhf.monitors import PictureReport
+from rlhf.picture_models import PictureModels
+from rlhf.picture_rewards import rule_scorer
+from trainers.engine.build import build_engine, parameter_group
+from trainers.families.build import Blueprint
+from trainers.families.protocol import ImageFacts
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Listener:
+    """Remembers what it hears."""
+
+    heard: list[dict[str, float]] = field(default_factory=list)
+
+    def phase(self, name: str, **progress: float) -> None: ...
+
+    def metrics(self, step: int, values: Any) -> None:
+        self.heard.append(dict(values))
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+@dataclass
+class TinyDdpo:
+    """The parts of one DDPO, put together as its stage does."""
+
+    engine: Any
+    source: PpoSource[Any]
+    objective: DdpoObjective
+    estimator: DdpoEstimator
+    listener: Listener
+
+    def run(self, first: int = 0, last: int | None = None, sign: float = 1.0) -> int:
+        """Steps as the loop runs them; returns how many."""
+        for step in range(first, self.source.steps_planned if last is None else last):
+            batches = self.source.micro_batches(step)
+            total = sum(self.objective.weight(batch) for batch in batches)
+            for batch in batches:
+                self.engine.backward(sign * self.objective.loss(self.engine.module, batch).loss_sum / total)
+            self.engine.step({"actor": 3e-3})
+            if self.source.after_step(step + 1, {}) is not None:
+                return step + 1
+        return step + 1
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of all parameters."""
+        return {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
+
+
+def build(
+    pictures: int = 12, micro_batch: int = 6, guidance: float = 1.0, direction: Any = "more", **settings: Any
+) -> TinyDdpo:
+    """A network of one level on pictures of 4x4 pixels and two classes; further arguments are settings of `ppo`."""
+    architecture = Ddpm(
+        family="ddpm",
+        block_out_channels=[8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        timesteps=20,
+        sampling_steps=4,
+        class_conditional=True,
+        prediction="v",
+        betas="cosine",
+        guidance=guidance,
+    )
+    ppo = Ddpo(**{"estimator": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
+    actor, reference = (Blueprint(architecture, ImageFacts(1, 4, 4, ("a", "b"))).build(5) for _ in range(2))
+    models = PictureModels(actor, reference, 0.01)  # type: ignore[arg-type]
+    group = parameter_group("actor", models, ppo.optimizer)
+    engine = build_engine(models, [group], Shard(engine="plain"), clip=1.0, device=CPU)
+    trained = [name for name, _ in group.parameters]
+    assert all(name.startswith("networks.actor.") for name in trained)
+    listener = Listener()
+    estimator = DdpoEstimator(
+        engine=engine,
+        rollouts=ColocatedPictures(engine, trained, "base"),
+        score=rule_scorer(RuleReward(rule="ink", direction=direction)),
+        settings=ppo,
+        pictures=pictures,
+        labels=[0, 1],
+        seed=0,
+        rank=0,
+        workers=1,
+        micro_batch=micro_batch,
+        tolerance=1e-4,
+    )
+    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
+    return TinyDdpo(engine, source, DdpoObjective(ppo, 1e-4), estimator, listener)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_at_the_start_every_ratio_is_one_and_kl_is_zero(guidance: float) -> None:
+    ddpo = build(guidance=guidance, micro_batch=4)
+    (first, *_) = ddpo.source.micro_batches(0)
+    assert first.is_untouched
+    output = ddpo.objective.loss(ddpo.engine.module, first)
+    value, weight = output.metrics["ratio"]
+    assert float(value) / float(weight) == pytest.approx(1.0, abs=1e-5)
+    assert ddpo.listener.heard[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert ddpo.listener.heard[0]["kl_k1"] == pytest.approx(0, abs=1e-5)
+    assert first.old_logprobs_BA.shape == (4, 3)  # the last of four denoising steps is no action
+
+
+def test_ink_is_learnt_and_the_exact_kl_agrees_with_what_was_drawn() -> None:
+    ddpo = build(pictures=48, micro_batch=24, iterations=6, epochs=2)
+    ddpo.run()
+    reports = ddpo.listener.heard
+    assert reports[-1]["score_mean"] > reports[0]["score_mean"] + reports[0]["score_std"]
+    assert reports[-1]["kl"] > 1
+    assert [report["kl_alarm"] for report in reports] == [0.0] * 7
+    assert reports[-1]["kl_k1"] == pytest.approx(reports[-1]["kl"], rel=0.5)
+
+
+def test_a_wrong_sign_fails_the_gate() -> None:
+    ddpo = build(pictures=48, micro_batch=24, iterations=4, epochs=2)
+    done = ddpo.run(sign=-1.0)
+    (reason,) = gate_reasons(ddpo.source.start(), ddpo.source.report(done))
+    assert reason.startswith("the mean score fell from")
+
+
+class Stale:
+    """Draws from the policy as it was at the start, and says so or not."""
+
+    def __init__(self, inner: Any, is_honest: bool) -> None:
+        self._inner = inner
+        self._is_honest = is_honest
+        self._old: dict[str, torch.Tensor] = {}
+        self._version: Any = None
+
+    def sync(self, iteration: int) -> Any:
+        found = self._inner.sync(iteration)
+        with self._inner._engine.gathered() as module:
+            self._old = self._old or {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._version = self._version or found
+        return found
+
+    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+        with self._inner._engine.gathered() as module, torch.no_grad():
+            present = {name: p.detach().clone() for name, p in module.named_parameters()}
+            for name, parameter in module.named_parameters():
+                parameter.copy_(self._old[name])
+            drawn: Drawn = self._inner.draw(seeds, labels, sample_ids)
+            for name, parameter in module.named_parameters():
+                parameter.copy_(present[name])
+        return replace(drawn, version=self._version) if self._is_honest else drawn
+
+
+def test_pictures_of_a_stale_policy_stop_the_stage() -> None:
+    ddpo = build()
+    ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=True)
+    with pytest.raises(StageError, match=r"rollouts come from weights .* of iteration 0; the learner"):
+        ddpo.run()
+
+
+def test_a_stale_policy_that_hides_it_raises_the_alarm() -> None:
+    ddpo = build(pictures=48, micro_batch=24, iterations=4, epochs=2)
+    ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=False)
+    ddpo.run()
+    assert ddpo.listener.heard[0]["kl_alarm"] == 0
+    assert ddpo.listener.heard[-1]["kl_alarm"] == 1
+    assert ddpo.listener.heard[-1]["kl_k1"] < 0 < ddpo.listener.heard[-1]["kl"]
+
+
+def test_a_ratio_off_one_before_the_first_update_stops_the_stage() -> None:
+    ddpo = build()
+    (batch, *_) = ddpo.source.micro_batches(0)
+    with pytest.raises(StageError, match="disagree"):
+        ddpo.objective.loss(ddpo.engine.module, replace(batch, old_logprobs_BA=batch.old_logprobs_BA - 0.01))
+
+
+def test_continuing_between_iterations_gives_the_same_bits() -> None:
+    options = {"kl_limit": 1000.0, "kl_coef": 0.1, "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50}}
+    straight, first, second = (build(**options) for _ in range(3))
+    straight.run()
+    border = 2 * first.source.steps_per_iteration
+    first.run(last=border)
+    slices = {(piece.group, piece.name): piece.values.clone().flatten() for piece in first.engine.state_out()}
+    second.engine.state_in(
+        lambda group, name, start, stop: slices[group, name][start:stop], steps_applied=first.engine.steps_applied
+    )
+    second.source.load_state(first.source.state())
+    second.run(first=border)
+    wanted, got = straight.parameters(), second.parameters()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert straight.source.state().values == second.source.state().values
+    assert straight.listener.heard[-1] == second.listener.heard[-1]
+
+
+def test_micro_batches_do_not_change_the_update() -> None:
+    whole, parts = build(micro_batch=6, iterations=1), build(micro_batch=2, iterations=1)
+    before = whole.parameters()
+    whole.run()
+    parts.run()
+    other = parts.parameters()
+    for name, tensor in whole.parameters().items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=2e-4)
+    assert any(not torch.equal(before[name], other[name]) for name in other)
+    assert all(torch.equal(before[name], other[name]) for name in other if name.startswith("networks.reference."))
+
+
+def test_a_picture_depends_on_its_seed_and_class_alone() -> None:
+    rollouts = build().estimator._rollouts
+    rollouts.sync(0)
+    four = rollouts.draw([1, 2, 3, 4], [0, 1, 0, 1], [0, 1, 2, 3]).pictures_BCHW
+    one = rollouts.draw([3], [0], [2]).pictures_BCHW
+    torch.testing.assert_close(four[2], one[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(rollouts.draw([9], [0], [2]).pictures_BCHW[0], one[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_a_kl_penalty_pulls_towards_the_start(place: Any) -> None:
+    options = {"pictures": 24, "micro_batch": 12, "iterations": 4, "epochs": 2, "kl_in": place}
+    free, held = build(kl_coef=0.0, **options), build(kl_coef=5.0, **options)
+    free.run()
+    held.run()
+    assert held.listener.heard[-1]["kl"] < 0.7 * free.listener.heard[-1]["kl"]
+
+
+def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept() -> None:
+    ddpo = build(pictures=24, micro_batch=12, iterations=20, epochs=2, kl_limit=1.0)
+    done = ddpo.run()
+    assert done < ddpo.source.steps_planned
+    reports = ddpo.listener.heard
+    assert reports[-1]["kl"] > 1.0
+    assert all(report["kl"] <= 1.0 for report in reports[:-1])
+    iteration, best = ddpo.source.best()
+    assert reports[iteration]["score_mean"] == max(report["score_mean"] for report in reports[:-1])
+    ddpo.source.return_to_best()
+    after = ddpo.parameters()
+    assert all(torch.equal(after[name], tensor) for name, tensor in best.items())
+
+
+def test_the_alarm_knows_how_far_an_estimate_may_be_off() -> None:
+    report = PictureReport(score_mean=0.0, score_std=1.0, kl=2.0, kl_k1=2.9, vendi=1.0, pictures=100)
+    assert not report.kl_alarm  # a deviation is sqrt(2 * 2 / 100) = 0.2
+    assert replace(report, kl_k1=3.1).kl_alarm
+    assert replace(report, kl_k1=-2.0).kl_alarm

@@ -1,0 +1,62 @@
+"""Rewards of pictures against numbers worked out by hand."""
+
+import zlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.ddpo import ClassReward, RuleReward
+from recipes.errors import RequestError
+from rlhf.picture_rewards import classifier_scorer, rule_scorer
+from trainers.families.protocol import ImageFacts
+
+LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.5]])
+EVEN = torch.tensor([[0.25, 0.25], [0.5, 0.5]])
+PICTURES = torch.stack([LEFT, EVEN])[:, None]
+NONE = torch.full((2,), -1)
+
+
+def test_rules_by_hand() -> None:
+    ink = rule_scorer(RuleReward(rule="ink"))(PICTURES, NONE)
+    assert ink.tolist() == pytest.approx([0.625, 0.375])
+    symmetry = rule_scorer(RuleReward(rule="symmetry"))(PICTURES, NONE)
+    assert symmetry.tolist() == pytest.approx([1 - (1 + 0.5) / 2, 1.0])
+    less = rule_scorer(RuleReward(rule="ink", direction="less"))(PICTURES, NONE)
+    assert torch.equal(less, -ink)
+
+
+def test_an_even_picture_takes_fewer_bits_than_noise() -> None:
+    noise = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    pictures = torch.cat([noise, torch.full_like(noise, 0.5)])
+    found = rule_scorer(RuleReward(rule="compressibility"))(pictures, NONE)
+    assert found[1] == pytest.approx(-8 * len(zlib.compress(bytes([128] * 256), 9)) / 256)
+    assert found[0] < found[1] < 0
+
+
+def judge(*classes: str) -> Any:
+    """A classifier of one pixel whose logits are that pixel times 0, 1, 2, ..."""
+
+    def net(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pictures.flatten(1)[:, :1] * torch.arange(len(classes)), pictures
+
+    return SimpleNamespace(facts=ImageFacts(1, 2, 2, classes), net=net)
+
+
+def test_the_class_is_found_by_its_name() -> None:
+    actor = ImageFacts(1, 2, 2, ("b", "c"))
+    score = classifier_scorer(ClassReward(classifier="judge", value="probability"), judge("a", "b", "c"), actor)
+    shares = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
+    found = score(PICTURES[:1].repeat(2, 1, 1, 1), torch.tensor([1, 0]))
+    assert found.tolist() == pytest.approx([float(shares[2]), float(shares[1])])
+    fixed = classifier_scorer(ClassReward(classifier="judge", label="a"), judge("a", "b", "c"), actor)
+    assert float(fixed(PICTURES[:1], NONE[:1])) == pytest.approx(float(shares[0].log()))
+
+
+def test_a_classifier_of_other_pictures_or_classes_is_refused() -> None:
+    reward = ClassReward(classifier="judge")
+    with pytest.raises(RequestError, match=r"takes pictures \[C, H, W\] \[1, 2, 2\]; the actor draws \[1, 8, 8\]"):
+        classifier_scorer(reward, judge("a"), ImageFacts(1, 8, 8, ("a",)))
+    with pytest.raises(RequestError, match="knows no class 'z'"):
+        classifier_scorer(reward, judge("a"), ImageFacts(1, 2, 2, ("a", "z")))

@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--scratch-lr", type=float, default=SCRATCH_LR)
     parser.add_argument("--few-epochs", type=float, default=FEW_EPOCHS)
     parser.add_argument("--pseudo-labels", default=PSEUDO_LABELS)
+    parser.add_argument("--keep", metavar="FOLDER", help="keep what was trained here, and go on from it")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="as of `trainwright run`")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,7 +12,8 @@ from recipes.errors import RequestError
 def sample(
     model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Continue this text; may be given again.")
+        list[str] | None,
+        typer.Option("--prompt", help="Continue this text, with --grid draw it; may be given again."),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")] = False,
     image: Annotated[
@@ -46,7 +47,7 @@ def sample(
     if image and (grid is not None or not prompt):
         raise RequestError("--image goes with --prompt TEXT, the question about the picture")
     if grid is not None:
-        done = _draw(model, grid, store, num_samples, seed, label, reconstruct, interpolate)
+        done = _draw(model, grid, store, num_samples, seed, label, reconstruct, interpolate, prompt or [])
         print_json(done) if as_json else typer.echo(done["file"])
         return
     if label is not None or reconstruct is not None or interpolate is not None:
@@ -91,16 +92,19 @@ def _draw(
     label: str | None,
     reconstruct: str | None,
     interpolate: tuple[str, str] | None,
+    prompts: list[str],
 ) -> dict[str, Any]:
     from launch import pictures
 
-    if sum(choice is not None for choice in (label, reconstruct, interpolate)) > 1:
-        raise RequestError("give one of --label, --reconstruct and --interpolate")
+    if sum(choice is not None for choice in (label, reconstruct, interpolate, prompts or None)) > 1:
+        raise RequestError("give one of --prompt, --label, --reconstruct and --interpolate")
     if reconstruct is not None:
         return pictures.reconstruct(model, reconstruct, grid, store=store, count=num_samples or 32)
     if interpolate is not None:
         return pictures.interpolate(model, *interpolate, grid, store=store, steps=num_samples or 10)
-    return pictures.draw_grid(model, grid, store=store, num_samples=num_samples or 64, seed=seed, label=label)
+    return pictures.draw_grid(
+        model, grid, store=store, num_samples=num_samples or 64, seed=seed, label=label, prompts=prompts
+    )
 
 
 def score(

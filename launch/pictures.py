@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.store_commands import find_artifact
-from recipes.data_files import PICTURE_SUFFIXES
 from recipes.errors import RequestError
 from recipes.image_data import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
+from recipes.picture_files import PICTURE_SUFFIXES
 from trainers.store.store import Store
 
 if TYPE_CHECKING:
@@ -45,9 +45,14 @@ def draw_grid(
     num_samples: int = 64,
     seed: int = 0,
     label: str | None = None,
+    prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Draw pictures into a PNG; without `label` a class-conditional model draws each class in turn."""
-    from trainers.families.protocol import Drawing
+    """Draw pictures into a PNG.
+
+    Without `label` a class-conditional model draws each class in turn, without `prompts` one that reads captions those
+    of its data; several prompts make a row each.
+    """
+    from trainers.families.protocol import Captioned, Drawing
     from trainers.pictures import encode_grid
     from trainers.randomness import stream_seed
 
@@ -62,8 +67,16 @@ def draw_grid(
                 labels = [_class_number(classes, label)] * num_samples
         elif label is not None:
             raise RequestError(f"{model} is not class-conditional; leave --label out")
-        pictures = family.sample([stream_seed(seed, "grid", number) for number in range(num_samples)], labels)
-    columns = len(classes) if labels is not None and label is None and len(classes) <= 32 else None
+        seeds = [stream_seed(seed, "grid", number) for number in range(num_samples)]
+        columns = len(classes) if labels is not None and label is None and len(classes) <= 32 else None
+        if prompts:
+            if not isinstance(family, Captioned) or not family.is_captioned:
+                raise RequestError(f"{model} reads no captions; leave --prompt out")
+            columns = None if len(prompts) == 1 else -(-num_samples // len(prompts))
+            captions = [prompts[number // (columns or num_samples)] for number in range(num_samples)]
+            pictures = family.sample(seeds, captions=captions)
+        else:
+            pictures = family.sample(seeds, labels)
     _write(output, encode_grid(pictures, columns))
     return {"file": str(output), "pictures": num_samples}
 

@@ -15,7 +15,16 @@ from recipes.chain import picture_stage_of, start_of
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
-from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
+from recipes.image_data import (
+    Digits,
+    Idx,
+    ImageArrays,
+    ImageDatasets,
+    ImageFolder,
+    ImageJsonLines,
+    ImageParquet,
+    ImageSource,
+)
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
 from recipes.picture_facts import find_picture_facts
 from recipes.plan import Committed, External, Plan, build_plan
@@ -37,7 +46,7 @@ from trainers.store.store import Store
 
 FORMAT = 1
 VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family == "vision_language")
-_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageParquet, ImageDatasets)
+_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageJsonLines, ImageParquet, ImageDatasets)
 
 KINDS = {
     "model": ("model", "adapter", "actor_critic"),

@@ -40,7 +40,7 @@ class Sampler:
             import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
         self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
-        self.pictures = None
+        self.pictures: Any = None
         if self.kind == "ForImageTextToText":
             from trainers.data.picture_processor import load_picture_processor
 
@@ -149,7 +149,6 @@ class Sampler:
         """The tokens of a prompt with pictures, as training makes them of a row."""
         from trainers.data.pictured import encode_question
 
-        assert self.pictures is not None
         return encode_question(prompt, len(images), self.tokenization, self.pictures)
 
     def _pixels(self, images: Sequence[Path]) -> Any:
@@ -159,7 +158,6 @@ class Sampler:
         from trainers.data.picture_processor import scale_pixels
         from trainers.data.row_pictures import open_pictures
 
-        assert self.pictures is not None
         if not images:
             return None
         opened = open_pictures([str(path) for path in images], Path(), "--image")

@@ -15,7 +15,17 @@ from recipes.architecture import MODEL_TYPES
 from recipes.derive import steps_per_iteration
 from recipes.errors import CapacityError
 from recipes.load import parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 
 if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
@@ -59,7 +69,7 @@ def progress_of(spec: Stage, started_from: str | None = None) -> Progress:
             return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
         case Reward():
             return Progress("step", 1, "pairs", ("loss", "accuracy"))
-        case PretrainImages():
+        case PretrainImages() | FinetuneImages():
             return Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
         case PpoStage():
             responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
@@ -191,7 +201,7 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             from trainers.language_stage import run_language_model
 
             return run_language_model(spec, context)
-        case PretrainImages():
+        case PretrainImages() | FinetuneImages():
             from trainers.image_stage import run_image
 
             return run_image(spec, context)

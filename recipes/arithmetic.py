@@ -20,7 +20,17 @@ from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
 from recipes.reward_tuning import check_reward_tuning
 from recipes.seq2seq import SpanCorruption, count_sentinels
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 from recipes.yaml_text import Path
 
 
@@ -40,6 +50,8 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
             case PretrainImages():
                 yield from _check_image(loaded, place, stage)
+            case FinetuneImages():
+                yield from _check_activations(loaded, place, stage)
             case PpoImages():
                 yield from _check_updates(loaded, place, stage)
                 yield from check_reward_tuning(loaded, place, stage)
@@ -220,9 +232,7 @@ def _check_unpacked(
 
 
 def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
-    if stage.shard.gradient_checkpointing:
-        message = "models of pictures keep their activations"
-        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
+    yield from _check_activations(loaded, place, stage)
     yield from _check_halvings(loaded, place, stage)
     architecture, steps = stage.architecture, stage_steps(stage)
     if isinstance(architecture, Gan):
@@ -237,6 +247,12 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
         yield loaded.problem(
             f"{place}.architecture.kl_warmup_steps", architecture.kl_warmup_steps, message, f"at most {steps}"
         )
+
+
+def _check_activations(loaded: LoadedRecipe, place: str, stage: PretrainImages | FinetuneImages) -> Iterator[Problem]:
+    if stage.shard.gradient_checkpointing:
+        message = "models of pictures keep their activations"
+        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
 
 
 def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:

@@ -19,7 +19,17 @@ from recipes.references import (
     stage_inputs,
     stage_parts,
 )
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 
 NOUNS: dict[PartKind, str] = {
     "model": "a language model",
@@ -74,7 +84,7 @@ def start_of(stage: Stage) -> str | None:
     match stage:
         case Pretrain() | Finetune() | Reward():
             return stage.init_from
-        case PretrainImages() | PpoImages():
+        case PretrainImages() | FinetuneImages() | PpoImages():
             return None
         case PpoStage():
             return stage.actor
@@ -90,7 +100,9 @@ def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | Non
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or isinstance(stage, Evaluate | PretrainImages | PpoImages) or reference.stage in seen:
+        if stage is None or reference.stage in seen:
+            return None
+        if isinstance(stage, Evaluate | PretrainImages | FinetuneImages | PpoImages):
             return None
         seen.add(reference.stage)
         start = start_of(stage)
@@ -105,18 +117,18 @@ def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | Non
     seen: set[str] = set()
     while isinstance(reference := _parse(text), StageRef) and reference.stage not in seen:
         stage = stages.get(reference.stage)
-        if not isinstance(stage, PpoImages):
+        if not isinstance(stage, PpoImages | FinetuneImages):
             is_diffusion = isinstance(stage, PretrainImages) and stage.architecture.family == "ddpm"
             return stage if is_diffusion and isinstance(stage, PretrainImages) else None
         seen.add(reference.stage)
-        text = stage.actor
+        text = stage.actor if isinstance(stage, PpoImages) else stage.init_from
     return None
 
 
 def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
     """The stage on whose pictures a stage works: itself, or what built the diffusion model that it starts from."""
-    if isinstance(stage, PpoImages):
-        return diffusion_of(stage.actor, stages)
+    if isinstance(stage, PpoImages | FinetuneImages):
+        return diffusion_of(stage.actor if isinstance(stage, PpoImages) else stage.init_from, stages)
     return stage if isinstance(stage, PretrainImages) else None
 
 

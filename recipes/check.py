@@ -1,6 +1,7 @@
 """The static pass: everything knowable about a recipe from its text and the headers of local files, all at once."""
 
 from recipes.arithmetic import check_arithmetic
+from recipes.captions import check_captions
 from recipes.chain import check_chain
 from recipes.data_files import check_data
 from recipes.errors import Problem
@@ -16,6 +17,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_chain(loaded),
         *check_arithmetic(loaded),
         *check_models(loaded),
+        *check_captions(loaded),
         *check_data(loaded),
         *check_pictures(loaded),
         *check_gates(loaded),

@@ -1,21 +1,41 @@
 """Local data files as far as their first rows tell: there, readable, with the columns that the stage needs."""
 
 import csv
-import gzip
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
 from recipes.errors import Problem
-from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet
+from recipes.image_data import (
+    Digits,
+    Idx,
+    ImageArrays,
+    ImageDatasets,
+    ImageFolder,
+    ImageJsonLines,
+    ImageParquet,
+)
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.models import model_facts
+from recipes.picture_files import (
+    MAX_LINE_BYTES,
+    METADATA,
+    PICTURE_SUFFIXES,
+    Note,
+    missing_columns,
+    open_file,
+    picture_columns,
+    read_caption_file,
+    read_idx_header,
+    read_numpy,
+    read_picture_lines,
+)
 from recipes.references import Role, SourceUse, stage_sources
 from recipes.stages import Reward
 
@@ -29,16 +49,9 @@ FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
 }
 """Standard columns of each role: one of the alternatives must be there."""
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-"""Names of files that an image folder's reader opens."""
-
 MAX_FILES = 10_000
 HEADER_FILES = 32
 HEADER_ROWS = 20
-MAX_LINE_BYTES = 8 << 20
-
-Note = tuple[str, str]
-"""A finding in a file and what would be right."""
 
 
 def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -76,9 +89,18 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
         case ImageFolder():
             yield from _check_picture_folder(loaded, place, source)
         case ImageArrays():
-            yield from _check_files(loaded, place, source.files, _read_numpy)
+            yield from _check_files(loaded, place, source.files, read_numpy)
+            reader = partial(read_caption_file, wanted=source.caption)
+            yield from _check_files(loaded, place, source.caption_files, reader, "caption_files")
+            if source.caption_files and len(source.caption_files) != len(source.files):
+                message = f"one file for each of the {len(source.files)} in files"
+                yield loaded.problem(f"{place}.caption_files", source.caption_files, message)
+        case ImageJsonLines():
+            yield from _check_files(
+                loaded, place, source.files, partial(read_picture_lines, wanted=picture_columns(source))
+            )
         case ImageParquet():
-            wanted = [source.image] if source.label is None else [source.image, source.label]
+            wanted = picture_columns(source)
             yield from _check_files(loaded, place, source.files, partial(_read_picture_parquet, wanted=wanted))
         case Datasets() | ImageDatasets():
             yield from _check_datasets(loaded, place, source)
@@ -159,11 +181,6 @@ def match_files(pattern: str, base_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def open_file(file: Path) -> IO[bytes]:
-    """A file as bytes, unpacked where its name ends in .gz."""
-    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
-
-
 def _read_text(file: Path) -> Iterator[Note]:
     with open_file(file) as stream:
         head = stream.read(1 << 16)
@@ -207,9 +224,11 @@ def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[
         yield f"{file} holds no rows", ""
 
 
-def csv_dialect(source: Csv, file: Path) -> dict[str, Any]:
-    """How csv's reader reads a file of the source."""
+def csv_dialect(source: Csv | None, file: Path) -> dict[str, Any]:
+    """How csv's reader reads a file of the source, or one that no source names."""
     by_name = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+    if source is None:
+        return {"delimiter": by_name}
     quoting = csv.QUOTE_MINIMAL if source.quotes else csv.QUOTE_NONE
     return {"delimiter": source.delimiter or by_name, "quoting": quoting}
 
@@ -234,21 +253,6 @@ def _read_csv(file: Path, source: Csv, role: Role) -> Iterator[Note]:
         yield f"{file} has a header but no rows", ""
 
 
-def read_idx_header(file: Path) -> Iterator[Note]:
-    """Findings of an IDX file's first bytes: two zeros, the type 8 (unsigned byte), 1 or 3 dimensions."""
-    with open_file(file) as stream:
-        head = stream.read(4)
-    if len(head) < 4 or head[:3] != b"\x00\x00\x08" or head[3] not in (1, 3):
-        yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""
-
-
-def _read_numpy(file: Path) -> Iterator[Note]:
-    with file.open("rb") as stream:
-        start = stream.read(6)
-    if not start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
-        yield f"{file} is neither a .npy nor an .npz file", "write it with numpy.save or numpy.savez"
-
-
 def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder) -> Iterator[Problem]:
     folder = loaded.base_dir / source.path
     if not folder.is_dir():
@@ -257,6 +261,9 @@ def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder)
     elif not any(file.suffix.lower() in PICTURE_SUFFIXES for file in folder.rglob("*")):
         known = " ".join(PICTURE_SUFFIXES)
         yield loaded.problem(f"{place}.path", source.path, "the folder holds no pictures", f"files that end in {known}")
+    elif source.captions == "metadata" and not any((folder / name).is_file() for name in METADATA):
+        message = f"the folder holds no {' or '.join(METADATA)}"
+        yield loaded.problem(f"{place}.captions", source.captions, message, "rows with file_name and a caption")
 
 
 def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
@@ -266,11 +273,8 @@ def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
             names = note
         else:
             yield note
-    for name in wanted if names is not None else []:
-        if names is not None and name not in names:
-            guess = nearest(name, names)
-            suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
-            yield f"{file}: no column {name!r}", suggestion
+    if names is not None:
+        yield from missing_columns(str(file), wanted, names)
 
 
 def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:

@@ -3,7 +3,17 @@
 import math
 
 from recipes.ppo import Updates
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 from recipes.train import ImageTrain, Train
 
 MAX_AUTO_MICRO_BATCH = 16
@@ -48,7 +58,7 @@ def steps_per_iteration(ppo: Updates) -> int:
 def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
     """Optimiser steps of any stage; None where they follow from data that is not counted yet; 0 for an evaluation."""
     match stage:
-        case Pretrain() | PretrainImages() | Finetune() | Reward():
+        case Pretrain() | PretrainImages() | Finetune() | FinetuneImages() | Reward():
             return planned_steps(stage.train, rows)
         case PpoStage() | PpoImages():
             return stage.ppo.iterations * steps_per_iteration(stage.ppo)
@@ -58,13 +68,13 @@ def stage_steps(stage: Stage, rows: int | None = None) -> int | None:
 
 def largest_micro_batch(stage: Stage) -> int:
     """The largest micro-batch that `auto` takes; a picture of a rollout counts all of its denoising steps."""
-    return MAX_AUTO_PICTURES if isinstance(stage, PretrainImages) else MAX_AUTO_MICRO_BATCH
+    return MAX_AUTO_PICTURES if isinstance(stage, PretrainImages | FinetuneImages) else MAX_AUTO_MICRO_BATCH
 
 
 def stage_batch(stage: Stage) -> int:
     """What the workers share in a step: sequences, pairs, pictures or responses; for an evaluation its prompts."""
     match stage:
-        case Pretrain() | PretrainImages() | Finetune() | Reward():
+        case Pretrain() | PretrainImages() | Finetune() | FinetuneImages() | Reward():
             return stage.train.global_batch
         case PpoStage():
             return stage.rollout.prompts_per_iteration * stage.rollout.samples_per_prompt // stage.ppo.mini_batches

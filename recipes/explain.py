@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from recipes.errors import Problem
 from recipes.loaded import mark_of, shown, value_at
-from recipes.locate import Place, field_at, key_elsewhere, model_keys, nearest, place_of, slot_at
+from recipes.locate import Place, Slot, field_at, key_elsewhere, model_keys, nearest, place_of, slot_at
 from recipes.yaml_text import Document, Path, path_text
 
 
@@ -72,7 +72,7 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
         found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
         return _explain_choice(found, choices or expected)
     if kind == "union_tag_invalid":
-        return _explain_choice(context["tag"], list(at.slot.members))
+        return _explain_choice(context["tag"], _writable_tags(at.slot))
     if kind == "union_tag_not_found":
         return "the key is required", "one of " + ", ".join(at.slot.members)
     if kind == "value_error":
@@ -92,6 +92,16 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
     message = message.removeprefix("input should be ").removeprefix("input should ").replace(" after validation", "")
     suggestion = info.description or "" if info is not None else ""
     return f"must be {message}" if detail["msg"].startswith("Input should be") else message, suggestion
+
+
+def _writable_tags(slot: Slot) -> list[str]:
+    """The tags of a union that can be written; one may stand for the tag's absence."""
+    key = slot.tag.path[0] if slot.tag is not None and slot.tag.path else None
+    return [
+        tag
+        for tag, member in slot.members.items()
+        if key is None or all(key in model_keys(model) for model in member.models)
+    ]
 
 
 def _explain_choice(found: Any, choices: list[str]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ FORMAT = 1
 MAIN_PARTS = ("model", "actor")
 """Parts that a bare reference means: naming one changes nothing."""
 
-LOCATION_KEYS = ("files", "label_files", "path", "revision")
+LOCATION_KEYS = ("files", "label_files", "caption_files", "path", "revision")
 """Where a source's rows lie: once they have a digest, their place is no meaning."""
 
 

@@ -1,4 +1,4 @@
-"""Sources of pictures: scikit-learn's digits, IDX files, folders, arrays, Parquet and `datasets`."""
+"""Sources of pictures: scikit-learn's digits, IDX files, folders, arrays, JSON lines, Parquet and `datasets`."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +30,10 @@ class _Pictures(Selection):
 
 
 class Digits(_Pictures):
-    """scikit-learn's 1,797 real handwritten digits of 8x8 grey pixels; every installation has them."""
+    """scikit-learn's 1,797 real handwritten digits of 8x8 grey pixels; every installation has them.
+
+    Each has a caption that is measured on its pixels: "a thick narrow seven leaning right".
+    """
 
     source: Literal["digits"] = meaning(description="Reads scikit-learn's handwritten digits.")
 
@@ -56,14 +59,30 @@ class ImageFolder(_Pictures):
     labels: Literal["folder", "none"] = meaning(
         "folder", description="folder: a picture's label is the name of the folder below `path` that it lies in."
     )
+    captions: Literal["none", "beside", "metadata"] = meaning(
+        "none",
+        description="beside: a picture's caption stands in a text file of its name, 7.txt for 7.png; metadata: in the "
+        "metadata.jsonl or metadata.csv in `path`, by the column file_name.",
+    )
+    caption: str = meaning("text", description="captions: metadata: column of captions.")
 
 
 class ImageArrays(_Pictures, Patterns):
     """NumPy files (`.npy`, `.npz`) with an array [N, H, W] or [N, H, W, C]; floats must lie in [0, 1]."""
 
     source: Literal["arrays"] = meaning(description="Reads NumPy's .npy and .npz files.")
+    files: list[str] = meaning(
+        min_length=1,
+        description="Paths or glob patterns, relative to the recipe's folder; read in this order, a pattern's sorted.",
+    )
     images: str = meaning("images", description="Name of the array of pictures in an .npz file.")
     labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
+    caption_files: list[str] = meaning(
+        default_factory=list,
+        description="Paths of CSV or TSV files with captions, one for each file with pictures, a row for each of its "
+        "pictures in their order, relative to the recipe's folder; none: no captions.",
+    )
+    caption: str = meaning("caption", description="Column of captions in caption_files.")
 
 
 class _Column(Strict):
@@ -71,6 +90,13 @@ class _Column(Strict):
         "image", description="Column of pictures: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
     )
     label: str | None = meaning(None, description="Column of labels; None: no labels.")
+    caption: str | None = meaning(None, description="Column of captions; None: no captions.")
+
+
+class ImageJsonLines(_Pictures, _Column, Patterns):
+    """One JSON object a line; a picture is the path of a file, starting at the lines' folder, or nested numbers."""
+
+    source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
 
 
 class ImageParquet(_Pictures, _Column, Patterns):
@@ -86,5 +112,21 @@ class ImageDatasets(_Pictures, _Column, DatasetsPlace):
 
 
 ImageSource = Annotated[
-    Digits | Idx | ImageFolder | ImageArrays | ImageParquet | ImageDatasets, Field(discriminator="source")
+    Digits | Idx | ImageFolder | ImageArrays | ImageJsonLines | ImageParquet | ImageDatasets,
+    Field(discriminator="source"),
 ]
+
+
+def caption_key(source: ImageSource) -> str | None:
+    """The key that has to be set for the source's pictures to have captions; None: they have, '': they cannot."""
+    match source:
+        case Digits():
+            return None
+        case Idx():
+            return ""
+        case ImageFolder():
+            return "captions" if source.captions == "none" else None
+        case ImageArrays():
+            return None if source.caption_files else "caption_files"
+        case _:
+            return "caption" if source.caption is None else None

@@ -69,7 +69,7 @@ class Vae(Strict):
 
 
 class Ddpm(Strict):
-    """Denoising diffusion (Ho et al. 2020) with diffusers' UNet2DModel and schedulers."""
+    """Denoising diffusion (Ho et al. 2020) with diffusers' UNet2DModel (of captions: UNet2DConditionModel)."""
 
     family: Literal["ddpm"] = meaning(description="Denoising diffusion.")
     block_out_channels: list[Annotated[int, Field(ge=4, le=8192)]] = meaning(
@@ -80,7 +80,9 @@ class Ddpm(Strict):
     )
     layers_per_block: int = meaning(2, ge=1, le=16, description="Residual layers of a level.")
     attention_levels: list[Annotated[int, Field(ge=0, le=7)]] = meaning(
-        default_factory=list, description="Levels with self-attention, from 0."
+        default_factory=list,
+        description="Levels with self-attention, from 0, and with attention to the caption where a text_encoder is "
+        "named; the middle always has both.",
     )
     norm_num_groups: int = meaning(8, ge=1, le=256, description="Groups of the norms; must divide every level.")
     timesteps: int = meaning(1000, ge=2, le=10_000, description="Steps of the noising process.")
@@ -98,7 +100,10 @@ class Ddpm(Strict):
     )
     class_conditional: bool = meaning(False, description="Condition on the labels of the data.")
     label_dropout: float = meaning(
-        0.1, ge=0, lt=1, description="Share of samples trained without their label, for guidance (Ho & Salimans 2022)."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of samples trained without their label or caption, for guidance (Ho & Salimans 2022).",
     )
     sampler: Literal["ddpm", "ddim", "dpm_solver"] = meaning(
         "ddim", description="How pictures are drawn: ancestral, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022)."
@@ -120,10 +125,8 @@ class Ddpm(Strict):
                 raise ValueError(f"attention_levels: there are levels 0 to {len(self.block_out_channels) - 1}")
         if self.sampling_steps > self.timesteps:
             raise ValueError(f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})")
-        if self.guidance != 1 and not self.class_conditional:
-            raise ValueError("guidance needs class_conditional: true")
         if self.guidance != 1 and self.label_dropout == 0:
-            raise ValueError("guidance needs samples trained without their label: set label_dropout above 0")
+            raise ValueError("guidance needs samples trained without their condition: set label_dropout above 0")
         return self
 
     @property

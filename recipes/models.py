@@ -43,7 +43,12 @@ def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
     start = start_of(stage)
     if start is None:
         return _built(loaded, stage) if isinstance(stage, Pretrain) else ModelFacts()
-    source = origin(start, loaded.recipe.stages)
+    return reference_facts(loaded, start)
+
+
+def reference_facts(loaded: LoadedRecipe, text: str) -> ModelFacts:
+    """The facts of the language model that a reference means."""
+    source = origin(text, loaded.recipe.stages)
     if isinstance(source, Pretrain):
         return _built(loaded, source)
     if isinstance(source, FolderRef):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from recipes.data_files import PICTURE_SUFFIXES, match_files
+from recipes.data_files import match_files
 from recipes.image_data import Digits, Idx, ImageArrays, ImageFolder, ImageSource
+from recipes.picture_files import PICTURE_SUFFIXES
 
 CLASSES = 10
 """Taken where a header does not tell: it moves the number of parameters by a few rows of a matrix."""

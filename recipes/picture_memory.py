@@ -6,9 +6,24 @@ A contract test compares the parameters with the built networks and the kept val
 from dataclasses import dataclass, field
 
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.lora import Lora
 from recipes.memory import FP32_BYTES, MOMENT_BYTES, Sizes, weights_bytes
 from recipes.picture_facts import PictureFacts
-from recipes.stages import PpoImages, PretrainImages
+from recipes.stages import FinetuneImages, PpoImages, PretrainImages
+
+CAPTION_TOKENS = 32
+"""Tokens of a caption that memory is predicted with."""
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Linear modules of a diffusion's attention, which adapters go on."""
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """A text encoder as the diffusion that it conditions sees it."""
+
+    width: int
+    parameters: int
+    """Of the whole language model: its files are taken over as they are."""
 
 
 @dataclass
@@ -18,6 +33,8 @@ class Tally:
     parameters: int = 0
     kept: int = field(default=0)
     """Values for each sample that layers keep for the backward pass: their inputs."""
+    projections: list[tuple[str, int, int]] = field(default_factory=list)
+    """Name, inputs and outputs of the attention's linear modules."""
 
     def linear(self, inputs: int, outputs: int, *, positions: int = 1, has_bias: bool = True) -> None:
         """Count a fully connected layer."""
@@ -52,22 +69,57 @@ class Tally:
     def attention(self, channels: int, area: int, heads: int) -> None:
         """Count self-attention over pixels."""
         self.norm(channels, area)
-        for _ in range(4):
+        for name in PROJECTIONS:
             self.linear(channels, channels, positions=area)
+            self.projections.append((name, channels, channels))
         self.kept += 3 * channels * area + 2 * heads * area * area
+
+    def transformer(self, channels: int, area: int, heads: int, text_width: int) -> None:
+        """Count diffusers' Transformer2DModel: attention over pixels, over the caption, a gated feed-forward."""
+        self.norm(channels, area)
+        self.conv(channels, channels, area, size=1)
+        for keys, positions, stretch in ((channels, area, area), (text_width, CAPTION_TOKENS, CAPTION_TOKENS)):
+            self.norm(channels, area)
+            for name in PROJECTIONS:
+                inputs = keys if name in ("to_k", "to_v") else channels
+                self.linear(
+                    inputs, channels, positions=area if inputs == channels else positions, has_bias=name == "to_out.0"
+                )
+                self.projections.append((name, inputs, channels))
+            self.kept += channels * (area + 2 * stretch) + 2 * heads * area * stretch
+        self.norm(channels, area)
+        self.linear(channels, 8 * channels, positions=area)
+        self.activation(12 * channels * area)
+        self.linear(4 * channels, channels, positions=area)
+        self.conv(channels, channels, area, size=1)
 
 
 def predict_picture_sizes(
-    stage: PretrainImages, facts: PictureFacts, autoencoder: Vae | None, workers: int, micro_batch: int
+    stage: PretrainImages | FinetuneImages,
+    architecture: ImageArchitecture,
+    facts: PictureFacts,
+    autoencoder: Vae | None,
+    text: TextSizes | None,
+    workers: int,
+    micro_batch: int,
 ) -> Sizes:
-    """The stage's sizes on `workers` workers of `micro_batch` pictures; `autoencoder` is that of a latent diffusion."""
-    trainable, kept = tally(stage.architecture, facts, autoencoder)
-    frozen = 0
+    """The stage's sizes on `workers` workers of `micro_batch` pictures.
+
+    `architecture` is what it builds or starts from, `autoencoder` that of a latent diffusion, `text` reads captions.
+    """
+    lora = stage.lora if isinstance(stage, FinetuneImages) else None
+    net = tally(architecture, facts, autoencoder, text)
+    trainable, kept, frozen = net.parameters, net.kept, 0
+    if lora is not None:
+        trainable, frozen = num_lora_parameters(net, lora), net.parameters
+        kept += sum(outputs + lora.r for _, _, outputs in net.projections) * facts.height * facts.width
     if autoencoder is not None:
-        frozen, encoding = tally(autoencoder, facts, None)
-        kept += encoding
+        encoding = tally(autoencoder, facts, None)
+        frozen, kept = frozen + encoding.parameters, kept + encoding.kept
+    if text is not None:
+        frozen += text.parameters
     averaged = 0
-    if getattr(stage.architecture, "ema_decay", None) is not None:
+    if lora is None and getattr(architecture, "ema_decay", None) is not None:
         averaged = FP32_BYTES * trainable
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
     weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
@@ -82,16 +134,27 @@ def predict_picture_sizes(
     )
 
 
+def num_lora_parameters(net: Tally, lora: Lora) -> int:
+    """Parameters of an adapter on the attention of a diffusion's network."""
+    names = PROJECTIONS if lora.target_modules == "all-linear" else lora.target_modules
+    return sum(
+        lora.r * (inputs + outputs) + (outputs if lora.dora else 0)
+        for name, inputs, outputs in net.projections
+        if name in names
+    )
+
+
 def predict_tuning_sizes(
     stage: PpoImages, actor: Ddpm, facts: PictureFacts, autoencoder: Vae | None, workers: int, micro_batch: int
 ) -> Sizes:
     """The sizes of a reward-tuned diffusion: the network and its frozen start, all steps of a micro-batch."""
     rollout = stage.rollout
-    trainable, kept = tally(actor, facts, autoencoder)
+    net = tally(actor, facts, autoencoder)
+    trainable, kept = net.parameters, net.kept
     frozen = trainable
     stored = trainable
     if autoencoder is not None:
-        encoder, _ = tally(autoencoder, facts, None)
+        encoder = tally(autoencoder, facts, None).parameters
         frozen, stored = frozen + encoder, stored + encoder
     steps = rollout.steps or actor.sampling_steps
     is_guided = actor.class_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
@@ -113,32 +176,31 @@ def predict_tuning_sizes(
     )
 
 
-def tally(architecture: ImageArchitecture, facts: PictureFacts, autoencoder: Vae | None) -> tuple[int, int]:
+def tally(
+    architecture: ImageArchitecture, facts: PictureFacts, autoencoder: Vae | None, text: TextSizes | None = None
+) -> Tally:
     """Trained parameters, and values kept for each sample in the larger phase of a step."""
+    net = Tally()
     match architecture:
         case Classifier():
-            net = Tally()
             _encoder(net, architecture.type, facts, architecture.width, architecture.depth, architecture.features)
             net.linear(architecture.features, facts.classes)
-            return net.parameters, net.kept
         case Vae():
-            net = Tally()
             if architecture.type == "autoencoder_kl":
                 _autoencoder_kl(net, architecture, facts)
             else:
                 width, depth, latent = architecture.width, architecture.depth, architecture.latent
                 _encoder(net, architecture.type, facts, width, depth, 2 * latent)
                 _decoder(net, architecture.type, facts, width, depth, latent)
-            return net.parameters, net.kept + 4 * facts.channels * facts.height * facts.width
+            net.kept += 4 * facts.channels * facts.height * facts.width
         case Gan():
             return _gan(architecture, facts)
         case Ddpm():
             if autoencoder is not None:
                 factor = 2 ** (autoencoder.depth - 1)
                 facts = PictureFacts(autoencoder.latent, facts.height // factor, facts.width // factor, facts.classes)
-            net = Tally()
-            _unet(net, architecture, facts)
-            return net.parameters, net.kept
+            _unet(net, architecture, facts, text)
+    return net
 
 
 def _levels(facts: PictureFacts, depth: int) -> list[tuple[int, int]]:
@@ -185,7 +247,7 @@ def _decoder(net: Tally, kind: str, facts: PictureFacts, width: int, depth: int,
     net.conv(inner, facts.channels, facts.height * facts.width)
 
 
-def _gan(architecture: Gan, facts: PictureFacts) -> tuple[int, int]:
+def _gan(architecture: Gan, facts: PictureFacts) -> Tally:
     generator, discriminator = Tally(), Tally()
     inputs, features = architecture.latent, 4 * architecture.width
     if architecture.class_conditional:
@@ -197,11 +259,18 @@ def _gan(architecture: Gan, facts: PictureFacts) -> tuple[int, int]:
     discriminator.linear(features, 1)
     is_penalised = architecture.r1_gamma > 0 or architecture.loss == "wasserstein_gp"
     judged = discriminator.kept * (6 if is_penalised else 2)  # of real and of drawn ones; a gradient of a gradient
-    return generator.parameters + discriminator.parameters, max(judged, generator.kept + discriminator.kept)
+    return Tally(generator.parameters + discriminator.parameters, max(judged, generator.kept + discriminator.kept))
 
 
-def _unet(net: Tally, architecture: Ddpm, facts: PictureFacts) -> None:
-    """Count diffusers' UNet2DModel."""
+def _unet(net: Tally, architecture: Ddpm, facts: PictureFacts, text: TextSizes | None) -> None:
+    """Count diffusers' UNet2DModel, or with a text encoder UNet2DConditionModel."""
+
+    def attend(width: int, area: int) -> None:
+        if text is None:
+            net.attention(width, area, width // head)
+        else:
+            net.transformer(width, area, max(1, width // 8), text.width)
+
     channels, layers = architecture.block_out_channels, architecture.layers_per_block
     head = min(8, *channels)
     areas = [max(1, (facts.height >> level) * (facts.width >> level)) for level in range(len(channels))]
@@ -216,13 +285,13 @@ def _unet(net: Tally, architecture: Ddpm, facts: PictureFacts) -> None:
         for layer in range(layers):
             net.residual(inputs if layer == 0 else outputs, outputs, areas[level], embedding)
             if level in architecture.attention_levels:
-                net.attention(outputs, areas[level], outputs // head)
+                attend(outputs, areas[level])
         if level < last:
             net.conv(outputs, outputs, areas[level])
         inputs = outputs
     for _ in range(2):
         net.residual(channels[-1], channels[-1], areas[-1], embedding)
-    net.attention(channels[-1], areas[-1], channels[-1] // head)
+    attend(channels[-1], areas[-1])
     before = channels[-1]
     for level in reversed(range(len(channels))):
         outputs = channels[level]
@@ -230,7 +299,7 @@ def _unet(net: Tally, architecture: Ddpm, facts: PictureFacts) -> None:
             skipped = channels[max(level - 1, 0)] if layer == layers else outputs
             net.residual((before if layer == 0 else outputs) + skipped, outputs, areas[level], embedding)
             if level in architecture.attention_levels:
-                net.attention(outputs, areas[level], outputs // head)
+                attend(outputs, areas[level])
         if level > 0:
             net.conv(outputs, outputs, areas[level - 1])
         before = outputs

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, Source
-from recipes.data_files import HEADER_FILES, HEADER_ROWS, MAX_LINE_BYTES, match_files, open_file
+from recipes.data_files import HEADER_FILES, HEADER_ROWS, match_files
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
+from recipes.picture_files import MAX_LINE_BYTES, open_file
 from recipes.references import stage_sources
 from recipes.stages import Finetune
 

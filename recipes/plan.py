@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recipes.architecture import Architecture
+from recipes.architecture import Architecture, architecture_shape
 from recipes.chain import order, origin, picture_stage_of, start_of
 from recipes.data import TrainTokenizer
 from recipes.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
 from recipes.image_models import Ddpm, Vae
-from recipes.memory import Sizes, predict_sizes
+from recipes.memory import Sizes, num_parameters, predict_sizes
 from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import predict_picture_sizes, predict_tuning_sizes
+from recipes.picture_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.stages import Evaluate, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
+from recipes.stages import Evaluate, FinetuneImages, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
 
 FORMAT = 1
 
@@ -148,8 +148,8 @@ def build_plan(
             micro_batch=micro,
             accumulation=accumulation,
             steps=stage_steps(stage, rows.get(name)),
-            sizes=_picture_sizes(stage, recipe, pictures.get(name), workers, micro or 1)
-            if isinstance(stage, PretrainImages | PpoImages)
+            sizes=_picture_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
+            if isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
             else _sizes(recipe, name, externals, workers, micro or 1),
         )
         plan.stages.append(done[name])
@@ -172,50 +172,69 @@ def _parents(
 
 
 def _picture_sizes(
-    stage: PretrainImages | PpoImages, recipe: Recipe, facts: PictureFacts | None, workers: int, micro_batch: int
+    stage: PretrainImages | FinetuneImages | PpoImages,
+    recipe: Recipe,
+    facts: PictureFacts | None,
+    externals: Mapping[str, Mapping[str, External]],
+    workers: int,
+    micro_batch: int,
 ) -> Sizes | None:
-    """None where the pictures' size, the model that is started from or the autoencoder is not known before the run."""
-    drawing = picture_stage_of(stage, recipe.stages)
-    if drawing is None or facts is None:
+    """None where the pictures' size, the start, the autoencoder or the text encoder is not known before the run."""
+    start = picture_stage_of(stage, recipe.stages)
+    if start is None or facts is None:
         return None
     autoencoder: Vae | None = None
-    if drawing.autoencoder is not None:
-        reference = parse_reference(drawing.autoencoder)
+    if start.autoencoder is not None:
+        reference = parse_reference(start.autoencoder)
         source = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
         if not isinstance(source, PretrainImages) or not isinstance(source.architecture, Vae):
             return None
         autoencoder = source.architecture
-    if isinstance(stage, PretrainImages):
-        return predict_picture_sizes(stage, facts, autoencoder, workers, micro_batch)
-    assert isinstance(drawing.architecture, Ddpm)
-    return predict_tuning_sizes(stage, drawing.architecture, facts, autoencoder, workers, micro_batch)
+    text: TextSizes | None = None
+    if start.text_encoder is not None:
+        language = origin(start.text_encoder, recipe.stages)
+        architecture, vocab_size = _language_model(language, recipe, externals)
+        if architecture is None or vocab_size is None:
+            return None
+        text = TextSizes(architecture_shape(architecture).width, num_parameters(architecture, vocab_size))
+    if isinstance(stage, PpoImages):
+        assert isinstance(start.architecture, Ddpm)
+        return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, workers, micro_batch)
+    return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 
 
 def _sizes(
     recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
 ) -> Sizes | None:
     stage = recipe.stages[name]
-    assert not isinstance(stage, PretrainImages | PpoImages)
+    assert not isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
     start = start_of(stage)
-    source = stage if start is None else origin(start, recipe.stages)
+    architecture, vocab_size = _language_model(
+        stage if start is None else origin(start, recipe.stages), recipe, externals
+    )
+    if architecture is None or vocab_size is None:
+        return None
+    return predict_sizes(stage, architecture, vocab_size, workers, micro_batch)
+
+
+def _language_model(
+    source: object, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
+) -> tuple[Architecture | None, int | None]:
+    """Architecture and vocabulary of the model that a stage builds, or of the one that comes from outside."""
     if isinstance(source, Pretrain):
         vocab_size = source.tokenizer.vocab_size if isinstance(source.tokenizer, TrainTokenizer) else None
         if vocab_size is None:
             builder = next(other for other, known in recipe.stages.items() if known is source)
             tokenizer = externals.get(builder, {}).get("tokenizer.from")
             vocab_size = tokenizer.vocab_size if tokenizer is not None else None
-        architecture = source.architecture
-    else:
-        known = next(
-            (
-                external
-                for inputs in externals.values()
-                for path, external in inputs.items()
-                if path != "tokenizer.from" and external.architecture is not None
-            ),
-            None,
-        )
-        architecture, vocab_size = (known.architecture, known.vocab_size) if known is not None else (None, None)
-    if architecture is None or vocab_size is None:
-        return None
-    return predict_sizes(stage, architecture, vocab_size, workers, micro_batch)
+        return source.architecture, vocab_size
+    known = next(
+        (
+            external
+            for inputs in externals.values()
+            for path, external in inputs.items()
+            if path != "tokenizer.from" and external.architecture is not None
+        ),
+        None,
+    )
+    return (known.architecture, known.vocab_size) if known is not None else (None, None)

@@ -32,12 +32,18 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 """
 
 _SECTIONS = (
-    ("Stages", ("Pretrain", "PretrainImages", "Finetune", "Reward", "PpoStage", "PpoImages", "Evaluate")),
+    (
+        "Stages",
+        ("Pretrain", "PretrainImages", "Finetune", "FinetuneImages", "Reward", "PpoStage", "PpoImages", "Evaluate"),
+    ),
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "T5", "Bart", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
-    ("Sources of pictures", ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageParquet", "ImageDatasets")),
+    (
+        "Sources of pictures",
+        ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageJsonLines", "ImageParquet", "ImageDatasets"),
+    ),
     (
         "Training",
         (

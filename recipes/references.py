@@ -7,7 +7,17 @@ from typing import Literal, cast
 from recipes.data import ExistingTokenizer, PythonDocs, Source
 from recipes.ddpo import ClassReward
 from recipes.image_data import ImageSource
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 
 PartKind = Literal[
     "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
@@ -106,7 +116,12 @@ def stage_inputs(stage: Stage) -> list[Input]:
                 inputs.append(Input("tokenizer.from", stage.tokenizer.from_, ("tokenizer", "model")))
             return inputs
         case PretrainImages():
-            return [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
+            inputs = [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
+            if stage.text_encoder is not None:
+                inputs.append(Input("text_encoder", stage.text_encoder, ("model",)))
+            return inputs
+        case FinetuneImages():
+            return [Input("init_from", stage.init_from, ("ddpm",))]
         case Finetune() | Reward():
             return [Input("init_from", stage.init_from, ("model",))]
         case PpoStage():
@@ -135,6 +150,8 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"model": "model"}
         case PretrainImages():
             return {"model": stage.architecture.family}
+        case FinetuneImages():
+            return {"model": "ddpm"} if stage.lora is None else {"model": "ddpm", "adapter": "adapter"}
         case Finetune():
             if stage.lora is None:
                 return {"model": "model"}
@@ -198,7 +215,7 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
     match stage:
         case Pretrain():
             return _training_sources(stage.data, stage.evaluation, "text")
-        case PretrainImages():
+        case PretrainImages() | FinetuneImages():
             return _training_sources(stage.data, stage.evaluation, "images")
         case Finetune():
             return _training_sources(stage.data, stage.evaluation, "instructions")

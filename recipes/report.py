@@ -9,7 +9,7 @@ from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_refe
 from recipes.stages import Evaluate
 
 PERPLEXITY = ("perplexity", "ngram_perplexity")
-"""The second is of an n-gram model counted on all text that the model's chain was trained on, where the store has it."""
+"""The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
 GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
 SCORES = ("score_mean", "score_sd")
 PICTURES = (

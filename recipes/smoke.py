@@ -14,7 +14,17 @@ from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
 from recipes.recurrent import Rnn
 from recipes.seq2seq import T5, Bart
-from recipes.stages import Evaluate, Finetune, PpoImages, PpoStage, Pretrain, PretrainImages, Reward, Stage
+from recipes.stages import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
 from recipes.train import ImageTrain, Train
 
 LAYERS, WIDTH, HEADS, INTERMEDIATE = 2, 64, 4, 128
@@ -52,6 +62,13 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
             return _with(
                 stage,
                 architecture=_shrink_pictures(stage.architecture),
+                data=_limit(stage.data, ROWS),
+                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
+                train=_shrink_image_train(stage.train),
+            )
+        case FinetuneImages():
+            return _with(
+                stage,
                 data=_limit(stage.data, ROWS),
                 evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_image_train(stage.train),

@@ -10,7 +10,7 @@ from recipes.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.encoders import Corruption, PseudoLabels
 from recipes.fields import Strict, TagAt, meaning, placement
 from recipes.image_data import ImageSource
-from recipes.image_models import ImageArchitecture
+from recipes.image_models import Ddpm, ImageArchitecture
 from recipes.lora import Lora
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.seq2seq import SpanCorruption
@@ -71,7 +71,12 @@ class PretrainImages(_Stage):
     autoencoder: str | None = meaning(
         None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
     )
-    data: ImageSource = meaning(description="Training pictures, with labels where the family needs them.")
+    text_encoder: str | None = meaning(
+        None,
+        description="ddpm: an encoder or decoder whose hidden states of the captions condition the pictures; it stays "
+        "as it is, and its tokenizer reads the captions. None: no captions.",
+    )
+    data: ImageSource = meaning(description="Training pictures, with labels or captions where the family needs them.")
     evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
     train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
@@ -80,6 +85,19 @@ class PretrainImages(_Stage):
     def _autoencoder_serves(self) -> "PretrainImages":
         if self.autoencoder is not None and self.architecture.family != "ddpm":
             raise ValueError(f"autoencoder serves family ddpm; the family here is {self.architecture.family}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> "PretrainImages":
+        if not isinstance(self.architecture, Ddpm):
+            if self.text_encoder is not None:
+                raise ValueError(f"text_encoder serves family ddpm; the family here is {self.architecture.family}")
+            return self
+        if self.architecture.class_conditional and self.text_encoder is not None:
+            raise ValueError("give text_encoder or class_conditional: true, not both: the caption names the class")
+        has_condition = self.architecture.class_conditional or self.text_encoder is not None
+        if self.architecture.guidance != 1 and not has_condition:
+            raise ValueError("guidance needs class_conditional: true, or a text_encoder")
         return self
 
 
@@ -115,6 +133,21 @@ class Finetune(_Stage):
         None, description="Held-out rows; None: python-docs' validation split or hold_out."
     )
     train: Train = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+
+class FinetuneImages(_Stage):
+    """Go on training a model of pictures on others; what it is conditioned on, it brings along."""
+
+    kind: Literal["finetune"] = meaning(description="Fine-tuning on pictures.")
+    family: Literal["ddpm"] = meaning(description="The family of the model; without the key a language model is tuned.")
+    init_from: str = meaning(description="The diffusion to start from.")
+    lora: Lora | None = meaning(
+        None, description="Train adapters on the network's attention; None trains every parameter."
+    )
+    data: ImageSource = meaning(description="Training pictures, with labels or captions where the model reads them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
 
@@ -265,13 +298,19 @@ PretrainFamily = Annotated[
 ]
 """What trains each family; `init_from` without an architecture goes on from a language model."""
 
+FinetuneFamily = Annotated[
+    Annotated[Finetune, Tag("text")] | Annotated[FinetuneImages, Tag("ddpm")],
+    Discriminator(TagAt(("family",), default="text")),
+]
+"""What tunes each family; language models tell theirs themselves."""
+
 PpoEstimator = Annotated[
     Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],
     Discriminator(TagAt(("ppo", "estimator"), default="gae")),
 ]
 """One algorithm, and what its samples are: responses, or pictures."""
 
-Stage = Annotated[PretrainFamily | Finetune | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
 SEMANTICS = {"pretrain": 2, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 1}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -82,16 +82,6 @@ class ColocatedPictures:
 
 
 @dataclass(frozen=True)
-class PictureExperience:
-    """One iteration's pictures of all ranks, equal on every rank, in the order of their numbers."""
-
-    trajectories: Trajectories
-    old_logprobs_NA: Tensor
-    """Of the policy that drew, by the training forward."""
-    advantages_N: Tensor
-
-
-@dataclass(frozen=True)
 class DdpoBatch:
     """A micro-batch of experience: pictures with all of their actions."""
 
@@ -111,6 +101,27 @@ class DdpoBatch:
     def to(self, device: torch.device | str) -> "DdpoBatch":
         """The batch itself: experience is made where it is used."""
         return self
+
+
+@dataclass(frozen=True)
+class PictureExperience:
+    """One iteration's pictures of all ranks, equal on every rank, in the order of their numbers."""
+
+    trajectories: Trajectories
+    old_logprobs_NA: Tensor
+    """Of the policy that drew, by the training forward."""
+    advantages_N: Tensor
+
+    def batch(self, rows: Sequence[int], update: Update) -> DdpoBatch:
+        """These pictures as a micro-batch."""
+        index = torch.as_tensor(rows, device=self.advantages_N.device)
+        return DdpoBatch(
+            trajectories=self.trajectories.rows(rows),
+            old_logprobs_BA=self.old_logprobs_NA[index],
+            advantages_B=self.advantages_N[index],
+            kl_coef=update.kl_coef,
+            is_untouched=update.is_untouched,
+        )
 
 
 class DdpoObjective:
@@ -218,22 +229,8 @@ class DdpoEstimator:
 
     def micro_batches(self, experience: PictureExperience, rows: Sequence[int], update: Update) -> Sequence[DdpoBatch]:
         """This rank's share of the pictures."""
-        own = rows[self._rank :: self._workers]
-        device = experience.advantages_N.device
-        batches = []
-        for start in range(0, len(own), self._micro_batch):
-            rows_here = own[start : start + self._micro_batch]
-            index = torch.as_tensor(rows_here, device=device)
-            batches.append(
-                DdpoBatch(
-                    trajectories=experience.trajectories.rows(rows_here),
-                    old_logprobs_BA=experience.old_logprobs_NA[index],
-                    advantages_B=experience.advantages_N[index],
-                    kl_coef=update.kl_coef,
-                    is_untouched=update.is_untouched,
-                )
-            )
-        return batches
+        own, size = rows[self._rank :: self._workers], self._micro_batch
+        return [experience.batch(own[start : start + size], update) for start in range(0, len(own), size)]
 
     def _drawn(self, iteration: int) -> Drawn:
         """This rank's pictures: their number alone says which class and which noise."""

@@ -45,6 +45,8 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     observer.phase("model")
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
+    if actor.is_captioned:
+        raise RequestError("actor: the model draws from captions; reward tuning asks for classes or for nothing")
     blueprint = _policy_of(actor, rollout)
     labels = asked_labels(actor, rollout)
     score = _scorer(spec, context, actor)

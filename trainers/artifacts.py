@@ -155,7 +155,7 @@ def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adap
     if kind == "vision_language_model":
         demand_fitting(model, load_picture_processor(folder))
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = with_adapter(model, adapter)
     model.eval()
     if expected is None:
         return 0.0
@@ -188,7 +188,8 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     return np.ascontiguousarray(kept)
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Put a peft adapter on a model; raises StageError unless its file holds exactly the adapter's tensors."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 

@@ -14,7 +14,7 @@ from trainers.data.image_sets import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
 from trainers.families.build import open_family
 from trainers.families.classifier import ClassifierFamily
-from trainers.families.protocol import Drawing
+from trainers.families.protocol import Captioned, Drawing
 from trainers.image_metrics import (
     Interval,
     class_figures,
@@ -57,7 +57,8 @@ def measure_pictures(
     assert isinstance(judge, ClassifierFamily)
     _require_shape("features", judge.facts.shape, real)
     count = min(spec.num_images, len(real))
-    kept = _pixels(real, drawn_rows(real.digest, context.seed, count, len(real)))
+    rows = drawn_rows(real.digest, context.seed, count, len(real))
+    kept = _pixels(real, rows)
     _, real_features = judge_pictures(judge, kept)
     baseline = real_baseline(judge, training, real_features, context.seed)
     metrics: dict[str, float] = {"pictures": float(count), "draws": float(spec.num_draws)}
@@ -67,14 +68,18 @@ def measure_pictures(
         assert isinstance(model, Drawing)
         _require_shape(f"of.{index}", model.facts.shape, real)
         wanted = [place % len(model.facts.classes) for place in range(count)] if model.is_conditional else None
+        captions = _captions_of(model, real, rows)
+        if captions is not None:
+            wanted = [int(label) for label in real.labels_N[np.asarray(rows)]] if real.classes else None
         drawn = []
         for draw in range(spec.num_draws):
             context.observer.phase(
                 "draw", step=index * spec.num_draws + draw, steps_planned=len(labels) * spec.num_draws
             )
             seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
-            drawn.append(model.sample(seeds, wanted))
-        found = compare(judge, real_features, drawn, _named(model, judge, wanted), baseline)
+            drawn.append(model.sample(seeds, wanted) if captions is None else model.sample(seeds, captions=captions))
+        classes = model.facts.classes if captions is None else real.classes
+        found = compare(judge, real_features, drawn, _named(classes, judge, wanted), baseline)
         found |= copies(
             np.asarray(training.images_NCHW, dtype=np.float32) / 255, kept.numpy(), torch.cat(drawn).numpy()
         )
@@ -132,11 +137,20 @@ def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features
     return interval(found)
 
 
-def _named(model: Any, judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:
-    """Give the wanted classes by the judge's numbers; None where nothing was asked for or the names differ."""
-    if wanted is None or not set(model.facts.classes) <= set(judge.facts.classes):
+def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:
+    """Give the captions of the real pictures that drawn ones are compared with; None: the model reads none."""
+    if not isinstance(model, Captioned) or not model.is_captioned:
         return None
-    places = [judge.facts.classes.index(name) for name in model.facts.classes]
+    if not real.captions:
+        raise RequestError("the model draws from captions; `images` has none: give its source's captions")
+    return [real.captions[row] for row in rows]
+
+
+def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:
+    """Give the wanted classes by the judge's numbers; None where nothing was asked for or the names differ."""
+    if wanted is None or not set(classes) <= set(judge.facts.classes):
+        return None
+    places = [judge.facts.classes.index(name) for name in classes]
     return np.array([places[place] for place in wanted])
 
 

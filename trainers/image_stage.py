@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.derive import largest_micro_batch, planned_steps
 from recipes.errors import RequestError
 from recipes.image_models import VENDI_PICTURES
 from recipes.references import find_source
-from recipes.stages import PretrainImages
+from recipes.stages import FinetuneImages, PretrainImages
 from trainers import distributed
+from trainers.architectures.lora import adapter_tensors, merged_tensors
+from trainers.artifacts import write_adapter
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.image_sets import ImageDataset, ImageRequest
@@ -23,41 +25,46 @@ from trainers.data.order import drawn_rows
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
-from trainers.families.build import Blueprint, open_family, probe_family, write_family
-from trainers.families.protocol import Drawing, ImageFacts, PhaseModule
-from trainers.families.vae import LatentCodec, VaeFamily, fit_codec
+from trainers.families.build import Blueprint, probe_family, write_family
+from trainers.families.protocol import Drawing, PhaseModule
 from trainers.image_metrics import vendi_score
+from trainers.image_start import ImageStart, show_form, start_training, with_caption_tokens
 from trainers.loop import Cadence, Outcome, Phase, SourceState, train
 from trainers.objectives.images import ImageObjective
 from trainers.pictures import encode_grid
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.schedule import learning_rate_factor
-from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, open_images, put_probe
+from trainers.stage import Check, Draft, StageContext, draft_folder, open_images, put_probe
 from trainers.steps import GROUP, constant_group, stage_layout
 from trainers.store.manifest import Layout
 
+NETWORK = "net."
+"""What the names of an adapted network's parameters start with in its family's module."""
+ImageSpec = PretrainImages | FinetuneImages
 
-def run_image(spec: PretrainImages, context: StageContext) -> Draft | None:
-    """Train a model of pictures; the draft comes from rank 0. Collective."""
+
+def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
+    """Train a model of pictures, or go on with one; the draft comes from rank 0. Collective."""
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
     dataset = open_images(context, _request(spec, context))
-    held_out = _held_out_set(spec, context, dataset)
+    held_out = _held_out_set(spec, context)
 
     observer.phase("model")
-    facts = ImageFacts.of(dataset)
-    blueprint = Blueprint(spec.architecture, facts, _codec(spec, context, dataset))
-    family = blueprint.build(stream_seed(context.seed, "weights"))
+    start = start_training(spec, context, dataset)
+    blueprint, family, dataset = start.blueprint, start.family, start.dataset
+    if held_out is not None:
+        held_out = _fitted(held_out, start)
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     first, *further = [_phase(part, spec, context, steps) for part in family.phases()]
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch, at_most=largest_micro_batch(spec))
     plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
     engines = [phase.engine for phase in (first, *further)]
-    ema_decay = getattr(spec.architecture, "ema_decay", None)
-    source = ImageBatches(plan, steps, engines, ema_decay, family.averaged)
+    adapted = None if start.peft_config is None else family.module
+    source = ImageBatches(plan, steps, engines, start.ema_decay, family.averaged, adapted)
     checkpoint = context.checkpoint(layout)
     outcome = train(
         first.engine,
@@ -72,13 +79,13 @@ def run_image(spec: PretrainImages, context: StageContext) -> Draft | None:
         further=further,
     )
     observer.phase("write")
-    draft = _write_draft(spec, context, blueprint, source, outcome, dataset, checkpoint)
+    draft = _write_draft(spec, context, start, source, outcome, checkpoint)
     for engine in engines:
         engine.close()
     return draft
 
 
-def _phase(part: PhaseModule, spec: PretrainImages, context: StageContext, steps: int) -> Phase:
+def _phase(part: PhaseModule, spec: ImageSpec, context: StageContext, steps: int) -> Phase:
     """Put a phase's module under its engine."""
     group = parameter_group(GROUP, part.module, spec.train.optimizer)
     clip, device = spec.train.gradient_clipping, context.ranks.device
@@ -103,6 +110,8 @@ class ImageBatches:
     ema_decay: float | None
     averaged: str = ""
     """What the names of averaged parameters start with."""
+    adapted: nn.Module | None = None
+    """The family's module where adapters are trained."""
     _ema: dict[str, Tensor] = field(default_factory=dict)
 
     def micro_batches(self, step: int) -> list[Any]:
@@ -137,8 +146,14 @@ class ImageBatches:
         self._ema = dict(state.tensors)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters that are kept: the average where there is one; collective."""
-        return {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
+        """Return the parameters that are kept: the average where there is one, adapters added; collective."""
+        found = {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
+        return found if self.adapted is None else merged_tensors(self.adapted, found)
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """Return the adapters alone, named as peft's files of the network do; collective."""
+        found = {name.removeprefix(NETWORK): tensor.clone() for name, tensor in self._parameters()}
+        return adapter_tensors(found)
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for engine in self.engines:
@@ -149,7 +164,7 @@ class ImageBatches:
 class Evaluation:
     """Held-out metrics, and a grid of pictures at fixed seeds for the report."""
 
-    spec: PretrainImages
+    spec: ImageSpec
     context: StageContext
     blueprint: Blueprint
     engine: Engine
@@ -195,32 +210,18 @@ class Evaluation:
 
 
 def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
-    """Draw pictures at fixed seeds; where the family knows classes, each in turn."""
+    """Draw pictures at fixed seeds; where the family knows classes or captions, each in turn."""
     classes = len(family.facts.classes)
     labels = [number % classes for number in range(count)] if family.is_conditional else None
     return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
 
 
-def _request(spec: PretrainImages, context: StageContext) -> ImageRequest:
+def _request(spec: ImageSpec, context: StageContext) -> ImageRequest:
     return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
 
 
-def _codec(spec: PretrainImages, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
-    """Open the autoencoder of a latent diffusion; equal on every rank."""
-    if spec.autoencoder is None:
-        return None
-    autoencoder = open_family(model_folder(context, "autoencoder"))
-    assert isinstance(autoencoder, VaeFamily)
-    if autoencoder.facts.shape != dataset.shape:
-        raise RequestError(
-            f"the autoencoder takes pictures of {_shown(autoencoder.facts.shape)}; "
-            f"the data's are {_shown(dataset.shape)}"
-        )
-    return fit_codec(autoencoder, dataset)
-
-
-def _held_out_set(spec: PretrainImages, context: StageContext, training: ImageDataset) -> ImageDataset | None:
-    """Open the held-out pictures, labelled as the training's are; None: there are none. Collective."""
+def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None:
+    """Open the held-out pictures; None: there are none. Collective."""
     use = find_source(spec, "evaluation")
     if use is None:
         return None
@@ -231,56 +232,64 @@ def _held_out_set(spec: PretrainImages, context: StageContext, training: ImageDa
         held_out=use.held_out,
         source_digest=context.data.get("evaluation"),
     )
-    dataset = open_images(context, request)
-    if dataset.shape != training.shape:
+    return open_images(context, request)
+
+
+def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
+    """Number held-out pictures' labels and tokenize their captions as the training's are."""
+    training, architecture = start.dataset, start.blueprint.architecture
+    if held_out.shape != training.shape:
         raise RequestError(
-            f"held-out pictures are {_shown(dataset.shape)}, those trained on {_shown(training.shape)}; "
+            f"held-out pictures are {show_form(held_out.shape)}, those trained on {show_form(training.shape)}; "
             "set size and channels of both sources"
         )
-    needs_labels = spec.architecture.family == "classifier" or getattr(spec.architecture, "class_conditional", False)
-    if needs_labels and not dataset.classes:
+    needs_labels = architecture.family == "classifier" or getattr(architecture, "class_conditional", False)
+    if needs_labels and not held_out.classes:
         raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
-    return dataset.with_classes(training.classes)
-
-
-def _shown(shape: tuple[int, int, int]) -> str:
-    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+    return with_caption_tokens(held_out.with_classes(training.classes), start.blueprint.text)
 
 
 def _write_draft(
-    spec: PretrainImages,
+    spec: ImageSpec,
     context: StageContext,
-    blueprint: Blueprint,
+    start: ImageStart,
     source: ImageBatches,
     outcome: Outcome,
-    dataset: ImageDataset,
     checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
     weights = source.weights()
+    adapter = source.adapter_weights() if start.peft_config is not None else None
     if context.ranks.rank != 0:
         return None
-    dtype = dtype_of(spec.shard.precision)
+    blueprint, dtype = start.blueprint, dtype_of(spec.shard.precision)
+    base: str | None = None
     family = blueprint.with_weights(weights, dtype)
     probe = put_probe(context.store, probe_family(family, dtype))
+    checks = [Check("image", "model", probe)]
     with draft_folder() as folder:
+        if adapter is not None:
+            base = context.inputs["init_from"].digest
+            write_adapter(folder / "adapter", start.peft_config, adapter.items(), base_digest=base, dtype=dtype)
+            checks.append(Check("image", "model", probe, adapter="adapter", base="init_from"))
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
     evaluation = {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)}
     return Draft(
-        kind=spec.architecture.family,
+        kind=blueprint.architecture.family,
         files=files,
-        checks=(Check("image", "model", probe),),
+        checks=tuple(checks),
+        base=base,
         outcome=outcome.ending(),
         metrics={
             "train": {name: value for name, value in outcome.last_metrics.items() if name != "step_s"},
             "evaluation": evaluation,
             "samples": outcome.samples,
             "skipped_steps": outcome.skipped_steps,
-            "data": dataset.report.to_json(),
+            "data": start.dataset.report.to_json(),
         },
-        gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
-        architecture={**spec.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
+        gate_reasons=tuple(family.gate_reasons(evaluation, start.dataset)),
+        architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),
     )

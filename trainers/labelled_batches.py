@@ -13,24 +13,12 @@ from torch import Tensor
 
 from recipes.encoders import PseudoLabels
 from recipes.errors import RequestError
-from trainers.data.batches import FILLER, pad
+from trainers.data.batches import FILLER, Texts, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.order import global_sample
 from trainers.loop import SourceState
 from trainers.masking import Masker
 from trainers.randomness import stream_seed
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Right-padded texts."""
-
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-
-    def to(self, device: torch.device | str) -> "Texts":
-        """Copy to a device."""
-        return Texts(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray,
 def build_labelled_batch(dataset: Dataset, rows: Sequence[int]) -> LabelledBatch:
     """Build the batch of these rows; rows of -1 are fillers with the text of row 0."""
     labels = [-1 if row == FILLER else int(dataset.arrays["labels"][row]) for row in rows]
-    texts = _texts(dataset, [dataset.text_ids(max(row, 0)) for row in rows])
+    texts = pad_texts([dataset.text_ids(max(row, 0)) for row in rows], dataset.pad_id)
     return LabelledBatch(texts, torch.tensor(labels), torch.tensor(list(rows)))
 
 
@@ -154,12 +142,9 @@ class LabelledBatches:
             plain.append(ids)
             rng = np.random.default_rng(stream_seed(self._seed, "augmented", position))
             augmented.append(self._masker.hide(ids, np.ones_like(ids), rng)[0])
-        return replace(batch, unlabelled=_texts(dataset, plain), augmented=_texts(dataset, augmented))
-
-
-def _texts(dataset: Dataset, rows: Sequence[np.ndarray]) -> Texts:
-    ids, mask = pad([row.astype(np.int64) for row in rows], dataset.pad_id)
-    return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
+        return replace(
+            batch, unlabelled=pad_texts(plain, dataset.pad_id), augmented=pad_texts(augmented, dataset.pad_id)
+        )
 
 
 def _share(ids: np.ndarray) -> float:

@@ -75,6 +75,8 @@ WRAPPER = "model."
 def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
     """Train a model of text of any family; the draft comes from rank 0. Collective."""
     family = stage_family(spec, context)
+    if isinstance(spec, Finetune) and spec.parts is not None and family != "vision_language":
+        raise RequestError(f"parts: a model of family {family} has one part; remove the key")
     if isinstance(spec, Finetune) and family == "encoder":
         return run_classification(spec, context)
     if isinstance(spec, Pretrain) and family == "vision_language":
@@ -246,7 +248,7 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
 
 def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
     """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
-    exclude = ""
+    exclude: str | tuple[()] = ()
     if pictures is not None:
         demand_fitting(model, pictures)
         parts = learning_parts(spec.parts, spec.lora)

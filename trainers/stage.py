@@ -138,7 +138,7 @@ def verify_checks(
         if check.kind == "image":
             from trainers.families.build import verify_family
 
-            difference = verify_family(model, expected)
+            difference = verify_family(model, expected, adapter)
         else:
             difference = verify_folder(model, check.kind, expected, adapter=adapter)
         limit = tolerance(expected.dtype)

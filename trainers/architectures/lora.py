@@ -18,11 +18,20 @@ from recipes.lora import Lora
 DEFAULT = "default"
 
 
-def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclude: Sequence[str] | str = ()) -> Any:
+def add_adapter(
+    model: Any,
+    lora: Lora,
+    *,
+    seed: int,
+    name: str = DEFAULT,
+    exclude: Sequence[str] | str = (),
+    targets: Sequence[str] | None = None,
+) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
-    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none.
+    Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are those of a
+    model that is no language model.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -31,11 +40,11 @@ def add_adapter(model: Any, lora: Lora, *, seed: int, name: str = DEFAULT, exclu
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_names(model, lora, exclude),
-        exclude_modules=exclude if isinstance(exclude, str) else list(exclude) or None,
+        target_modules=target_names(model, lora, exclude) if targets is None else list(targets),
+        exclude_modules=(exclude if isinstance(exclude, str) else list(exclude)) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        task_type=_task_type(model) if targets is None else None,
         fan_in_fan_out=_is_transposed(model),
     )
     with torch.random.fork_rng(devices=[]):
@@ -164,6 +173,10 @@ def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], name: s
 def _file_key(key: str, name: str) -> str:
     plain = ".".join(part for part in key.split(".") if part != name)
     return f"base_model.model.{plain.replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')}"
+
+
+def _task_type(model: Any) -> str:
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def _is_linear(module: nn.Module) -> bool:

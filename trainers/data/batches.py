@@ -108,6 +108,19 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Right-padded texts."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    """True at real tokens."""
+
+    def to(self, device: torch.device | str) -> "Texts":
+        """Copy to a device."""
+        return Texts(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
+
+
+@dataclass(frozen=True)
 class ImageBatch:
     """Pictures with values in [0, 1]; noise is drawn from a seed per sample, so no rank or micro-batch changes it."""
 
@@ -119,6 +132,8 @@ class ImageBatch:
     sample_ids_B: Tensor
     step: int
     """Optimiser step from 0 that the batch belongs to; 2**31 in evaluations: every warm-up is over."""
+    captions: Texts | None = None
+    """Tokens of the pictures' captions, where the stage reads them."""
 
     def to(self, device: torch.device | str) -> "ImageBatch":
         """Copy to a device; the noise seeds stay, noise is drawn on the CPU."""
@@ -127,6 +142,7 @@ class ImageBatch:
             images_BCHW=self.images_BCHW.to(device),
             labels_B=self.labels_B.to(device),
             sample_ids_B=self.sample_ids_B.to(device),
+            captions=None if self.captions is None else self.captions.to(device),
         )
 
 
@@ -206,12 +222,14 @@ def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
 def build_image_batch(dataset: ImageDataset, rows: Sequence[int], noise_seeds: Sequence[int], step: int) -> ImageBatch:
     """Build the batch of these rows; rows of -1 are fillers with the pixels of row 0."""
     taken = np.maximum(np.asarray(rows, dtype=np.int64), 0)
+    tokens = dataset.caption_tokens
     return ImageBatch(
         images_BCHW=torch.from_numpy(dataset.images_NCHW[taken].astype(np.float32) / 255),
         labels_B=torch.from_numpy(dataset.labels_N[taken]),
         noise_seeds_B=torch.tensor(list(noise_seeds), dtype=torch.int64),
         sample_ids_B=torch.tensor(list(rows), dtype=torch.int64),
         step=step,
+        captions=None if tokens is None else pad_texts([tokens.row(int(row)) for row in taken], tokens.pad_id),
     )
 
 
@@ -299,6 +317,12 @@ def evaluation_batches(
             )
         else:
             yield build_batch(dataset, filled)
+
+
+def pad_texts(rows: Sequence[np.ndarray], pad_id: int) -> Texts:
+    """Pad token ids on the right to the longest row."""
+    ids, mask = pad([row.astype(np.int64) for row in rows], pad_id)
+    return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
 def pad(rows: Sequence[np.ndarray], value: int | bool, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -51,9 +51,9 @@ def read_file(source: FileSource, path: Path) -> Iterator[tuple[str, dict[str, A
             case TextFiles():
                 yield from _read_text(path, source.documents)
             case JsonLines():
-                yield from _read_json_lines(path)
+                yield from read_json_lines(path)
             case Csv():
-                yield from _read_csv(source, path)
+                yield from read_csv(path, source)
             case Parquet():
                 yield from read_parquet(path)
     except UnicodeDecodeError as error:
@@ -80,7 +80,8 @@ def _read_text(path: Path, documents: str) -> Iterator[tuple[str, dict[str, Any]
         yield f"{path.name}:{number}", {"text": block}
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a file with one JSON object a line."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -96,11 +97,12 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path.name}:{number}", row
 
 
-def _read_csv(source: Csv, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_csv(path: Path, source: Csv | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a CSV file as its source says; without one, of a TSV file by its name."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with _open(path) as file:
         reader = csv.reader(file, **csv_dialect(source, path), strict=True)
-        header = source.header
+        header = None if source is None else source.header
         number = 0
         try:
             for cells in reader:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import RequestError
+from recipes.fingerprint import LOCATION_KEYS
 from recipes.image_data import ImageSource
 from trainers.data.images import Label, Picture, image_source_digest, read_pictures
 from trainers.data.materialise import find_set
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same request gives other arrays."""
 NO_LABEL = -1
 
@@ -32,10 +33,33 @@ class ImageReport:
     width: int
     classes: int
     """Different labels; 0 without labels."""
+    captions: int = 0
+    """Different captions; 0 without captions."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """The captions of a set's pictures as one tokenizer reads them."""
+
+    ids: np.ndarray
+    """int32, all captions one after the other."""
+    offsets: np.ndarray
+    """int64 [N + 1]: where each caption starts and ends."""
+    pad_id: int
+
+    @classmethod
+    def of(cls, captions: Sequence[Sequence[int]], pad_id: int) -> "CaptionTokens":
+        """Join tokenized captions."""
+        offsets = np.cumsum([0, *(len(ids) for ids in captions)], dtype=np.int64)
+        return cls(np.array([token for ids in captions for token in ids], dtype=np.int32), offsets, pad_id)
+
+    def row(self, row: int) -> np.ndarray:
+        """Return the tokens of a picture's caption."""
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,10 @@ class ImageDataset:
     """int64 places in `classes`; -1 without labels."""
     classes: tuple[str, ...]
     row_ids_path: Path
+    captions: tuple[str, ...] = ()
+    """One for each picture; none without captions."""
+    caption_tokens: CaptionTokens | None = None
+    """The captions tokenized, where the stage reads them."""
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -90,7 +118,7 @@ class ImageRequest:
 
     def digest(self) -> str:
         """Return the set's identity: 64 hex digits over content, selection and FORMAT."""
-        selection = self.source.model_dump(mode="json", exclude={"files", "label_files", "path", "revision"})
+        selection = self.source.model_dump(mode="json", exclude=set(LOCATION_KEYS))
         if selection["limit"] is not None:
             selection["seed"] = self.seed
         identity = {
@@ -127,6 +155,9 @@ def materialise_images(request: ImageRequest, store: Store) -> ImageDataset:
         labels_N=array("labels"),
         classes=tuple(meta["classes"]),
         row_ids_path=store.objects.local_path(found.files["row_ids.txt"].sha256),
+        captions=tuple(json.loads(store.objects.get_bytes(found.files["captions.json"].sha256)))
+        if "captions.json" in found.files
+        else (),
     )
 
 
@@ -142,9 +173,10 @@ def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
     if not pictures:
         raise RequestError(f"source '{source.source}': no pictures (files, part, limit or hold_out leave nothing)")
     classes, labels = _number(pictures)
+    captions = [picture.caption for picture in pictures if picture.caption is not None]
     images = np.ascontiguousarray(np.stack([picture.pixels_HWC for picture in pictures]).transpose(0, 3, 1, 2))
     _, channels, height, width = images.shape
-    report = ImageReport(len(pictures), channels, height, width, len(classes))
+    report = ImageReport(len(pictures), channels, height, width, len(classes), len(set(captions)))
     names = "".join(" ".join(picture.id.splitlines()) + "\n" for picture in pictures)
     files = {
         "meta.json": _put(canonical_json({"form": "images", "classes": classes, "report": asdict(report)}), store),
@@ -152,6 +184,8 @@ def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
         "images.npy": _put(_npy(images), store),
         "labels.npy": _put(_npy(labels), store),
     }
+    if captions:
+        files["captions.json"] = _put(canonical_json(captions), store)
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
 
 

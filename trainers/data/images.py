@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data_files import PICTURE_SUFFIXES
 from recipes.errors import RequestError
-from recipes.image_data import Digits, Idx, ImageArrays, ImageDatasets, ImageFolder, ImageParquet, ImageSource
-from trainers.data.files import files_digest, files_in_order, find_files, read_parquet
+from recipes.image_data import (
+    Digits,
+    Idx,
+    ImageArrays,
+    ImageDatasets,
+    ImageFolder,
+    ImageJsonLines,
+    ImageParquet,
+    ImageSource,
+)
+from recipes.picture_files import PICTURE_SUFFIXES
+from trainers.data.captions import caption_column, caption_text, folder_caption_files, folder_captions
+from trainers.data.digit_captions import caption_of
+from trainers.data.files import files_digest, files_in_order, find_files, read_json_lines, read_parquet
 from trainers.data.selection import select
 from trainers.data.sources import datasets_digest, open_datasets
 
@@ -27,11 +38,13 @@ Label = int | str | None
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture: where it came from, its pixels [H, W, C] of 8 bits, and its label as the source writes it."""
+    """One picture: where it came from, its pixels [H, W, C] of 8 bits, label and caption as the source writes them."""
 
     id: str
     pixels_HWC: np.ndarray
     label: Label
+    caption: str | None = None
+    """On every picture of a source, or on none."""
 
     def key(self) -> bytes:
         """Return what part, limit and hold_out go by: equal pictures go the same way."""
@@ -49,10 +62,17 @@ def image_source_digest(source: ImageSource, base_dir: Path) -> str:
             return hashlib.sha256(json.dumps([files_digest(images), files_digest(labels)]).encode()).hexdigest()
         case ImageFolder():
             folder, paths = _folder_files(source, base_dir)
+            paths = [*paths, *folder_caption_files(source, folder, paths)]
             names = [path.relative_to(folder).as_posix() for path in paths]
             return hashlib.sha256(json.dumps([names, files_digest(paths)]).encode()).hexdigest()
-        case ImageArrays() | ImageParquet():
+        case ImageArrays():
+            captions = files_in_order(source.caption_files, base_dir)
+            return files_digest([*files_in_order(source.files, base_dir), *captions])
+        case ImageParquet():
             return files_digest(find_files(source.files, base_dir))
+        case ImageJsonLines():
+            lines = find_files(source.files, base_dir)
+            return files_digest([*lines, *(path for file in lines for path in _named_pictures(source, file))])
         case ImageDatasets():
             return datasets_digest(source, base_dir)
 
@@ -141,6 +161,13 @@ def _all_pictures(source: ImageSource, base_dir: Path) -> Iterator[Picture]:
             for path in find_files(source.files, base_dir):
                 for name, row in read_parquet(path):
                     yield _from_row(row, name, f"{path}: row {name.rpartition(':')[2]}", source)
+        case ImageJsonLines():
+            for path in find_files(source.files, base_dir):
+                for name, row in read_json_lines(path):
+                    place = f"{path}:{name.rpartition(':')[2]}"
+                    if isinstance(file := row.get(source.image), str):
+                        row[source.image] = _read_named(path.parent / file, place)
+                    yield _from_row(row, name, place, source)
         case ImageDatasets():
             rows = open_datasets(source, base_dir)
             import datasets
@@ -151,8 +178,24 @@ def _all_pictures(source: ImageSource, base_dir: Path) -> Iterator[Picture]:
                 yield _from_row(row, f"{source.path}:{number}", f"{source.path}: row {number}", source)
 
 
-def _from_row(row: dict[str, Any], name: str, place: str, source: ImageParquet | ImageDatasets) -> Picture:
-    for column in (source.image, source.label):
+def _named_pictures(source: ImageJsonLines, file: Path) -> list[Path]:
+    """Files that the lines of a file name."""
+    named = [row.get(source.image) for _, row in read_json_lines(file)]
+    paths = [file.parent / name for name in named if isinstance(name, str)]
+    return [path for path in paths if path.is_file()]
+
+
+def _read_named(path: Path, place: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{place}: {path}: {error.strerror}") from None
+
+
+def _from_row(
+    row: dict[str, Any], name: str, place: str, source: ImageJsonLines | ImageParquet | ImageDatasets
+) -> Picture:
+    for column in (source.image, source.label, source.caption):
         if column is not None and row.get(column) is None:
             there = ", ".join(sorted(key for key, value in row.items() if value is not None))
             raise RequestError(f"{place}: no {column!r}; it has {there}")
@@ -169,7 +212,8 @@ def _from_row(row: dict[str, Any], name: str, place: str, source: ImageParquet |
         except ValueError:
             raise RequestError(f"{place}: {source.image} has rows of unequal length") from None
         pixels = convert(from_numbers(numbers, place), place, source)
-    return Picture(name, pixels, None if source.label is None else _label(row[source.label], place))
+    label = None if source.label is None else _label(row[source.label], place)
+    return Picture(name, pixels, label, None if source.caption is None else caption_text(row[source.caption], place))
 
 
 def _label(value: Any, place: str) -> Label:
@@ -194,7 +238,8 @@ def _read_digits(source: Digits) -> Iterator[Picture]:
         table = np.loadtxt(file, delimiter=",", dtype=np.float64)
     for number, row in enumerate(table):
         pixels = np.rint(row[:-1].reshape(8, 8) * (255 / 16)).astype(np.uint8)
-        yield Picture(f"digits:{number}", convert(pixels, f"digits: row {number}", source), int(row[-1]))
+        caption = caption_of(pixels, int(row[-1]))
+        yield Picture(f"digits:{number}", convert(pixels, f"digits: row {number}", source), int(row[-1]), caption)
 
 
 def _read_idx(source: Idx, base_dir: Path) -> Iterator[Picture]:
@@ -241,6 +286,7 @@ def _folder_files(source: ImageFolder, base_dir: Path) -> tuple[Path, list[Path]
 
 def _read_folder(source: ImageFolder, base_dir: Path) -> Iterator[Picture]:
     folder, paths = _folder_files(source, base_dir)
+    captions = folder_captions(source, folder, paths)
     for path in paths:
         name = path.relative_to(folder)
         label = None
@@ -249,12 +295,19 @@ def _read_folder(source: ImageFolder, base_dir: Path) -> Iterator[Picture]:
                 message = "lies in no folder that could be its label; move it into one, or set labels: none"
                 raise RequestError(f"{path} {message}")
             label = name.parts[0]
-        yield Picture(name.as_posix(), decode_picture(path.read_bytes(), str(path), source), label)
+        pixels = decode_picture(path.read_bytes(), str(path), source)
+        yield Picture(name.as_posix(), pixels, label, captions.get(name.as_posix()))
 
 
 def _read_arrays(source: ImageArrays, base_dir: Path) -> Iterator[Picture]:
-    for path in find_files(source.files, base_dir):
+    files, caption_files = files_in_order(source.files, base_dir), files_in_order(source.caption_files, base_dir)
+    if caption_files and len(caption_files) != len(files):
+        raise RequestError(f"caption_files has {len(caption_files)} files, files {len(files)}")
+    for index, path in enumerate(files):
         images, labels = _load_arrays(source, path)
+        captions = caption_column(caption_files[index], source.caption) if caption_files else None
+        if captions is not None and len(captions) != len(images):
+            raise RequestError(f"{caption_files[index]} has {len(captions)} captions, {path} {len(images)} pictures")
         if images.ndim not in (3, 4):
             raise RequestError(f"{path}: {source.images} has shape {images.shape}; expected [N, H, W] or [N, H, W, C]")
         if labels is not None and labels.shape != images.shape[:1]:
@@ -262,7 +315,8 @@ def _read_arrays(source: ImageArrays, base_dir: Path) -> Iterator[Picture]:
         for number, values in enumerate(images):
             place = f"{path}: picture {number}"
             label = None if labels is None else _label(labels[number].item(), place)
-            yield Picture(f"{path.name}:{number}", convert(from_numbers(values, place), place, source), label)
+            pixels = convert(from_numbers(values, place), place, source)
+            yield Picture(f"{path.name}:{number}", pixels, label, None if captions is None else captions[number])
 
 
 def _load_arrays(source: ImageArrays, path: Path) -> tuple[np.ndarray, np.ndarray | None]:

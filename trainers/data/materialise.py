@@ -246,9 +246,8 @@ def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store
     if not pictures:
         raise RequestError(f"{_name(request.source)}: no row has a picture; fine-tune a language model on text alone")
     shape = (len(pictures), *processor.shape_CHW)
-    header = np.lib.format.header_data_from_array_1_0(np.broadcast_to(np.zeros((), dtype=np.uint8), shape))
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, header | {"fortran_order": False})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(pictures, processor)))
 
 

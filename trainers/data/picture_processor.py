@@ -72,8 +72,7 @@ def load_picture_processor(folder: Path) -> PictureProcessor:
 
     sample = Image.fromarray(np.full((48, 64, 3), 127, dtype=np.uint8))
     written = inner(images=sample, text=token, add_special_tokens=False)["input_ids"][0]
-    shape = _processed(images, sample).shape
-    channels = shape[0]
+    channels, height, width = _processed(images, sample).shape
     is_normalised = bool(images.do_normalize)
     mean = images.image_mean if is_normalised else 0.0
     std = images.image_std if is_normalised else 1.0
@@ -82,7 +81,7 @@ def load_picture_processor(folder: Path) -> PictureProcessor:
         image_token=token,
         image_id=int(number),
         tokens_per_picture=sum(int(found) == number for found in np.asarray(written).ravel()),
-        shape_CHW=shape,
+        shape_CHW=(channels, height, width),
         factor=float(images.rescale_factor) if images.do_rescale else 1.0,
         mean_C=np.broadcast_to(np.asarray(mean, dtype=np.float32), (channels,)).copy(),
         std_C=np.broadcast_to(np.asarray(std, dtype=np.float32), (channels,)).copy(),

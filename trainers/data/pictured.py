@@ -168,7 +168,7 @@ def pixel_chunks(pictures: Sequence[RowPicture], processor: PictureProcessor) ->
 
 
 def _places(content: list[dict[str, Any]], image_token: str) -> int:
-    return sum(part["type"] == "image" or part.get("text", "").count(image_token) for part in content)
+    return sum(1 if part["type"] == "image" else part["text"].count(image_token) for part in content)
 
 
 def _demand_places(places: int, pictures: int) -> None:

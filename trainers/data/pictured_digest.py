@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, Source
-from recipes.data_files import open_file
 from recipes.errors import RequestError
+from recipes.picture_files import open_file
 from recipes.picture_rows import find_pictures
 from trainers.data.files import find_files, read_file
 from trainers.data.row_pictures import find_origin, read_picture, with_encoded_pictures

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from recipes.errors import RequestError, StageError
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
-from trainers.artifacts import Probe, write_json
+from trainers.artifacts import Probe, with_adapter, write_json
 from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
 
 if TYPE_CHECKING:
+    from trainers.families.text_encoder import TextEncoder
     from trainers.families.vae import LatentCodec
 
 SETTINGS = "image.json"
@@ -35,6 +36,8 @@ class Blueprint:
     facts: ImageFacts
     codec: "LatentCodec | None" = None
     """The autoencoder of a latent diffusion."""
+    text: "TextEncoder | None" = None
+    """What reads captions."""
 
     def build(self, seed: int) -> Family:
         """Build with random fp32 weights that depend on the seed alone; raises RequestError for unfit data."""
@@ -67,7 +70,7 @@ class Blueprint:
             case Ddpm():
                 from trainers.families.ddpm import DdpmFamily
 
-                return DdpmFamily(architecture, facts, self.codec)
+                return DdpmFamily(architecture, facts, self.codec, self.text)
 
 
 def write_family(
@@ -94,13 +97,29 @@ def write_family(
     for name, content in family.further_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(folder / name, content)
+    if blueprint.text is not None:
+        blueprint.text.write(folder)
 
 
 def open_family(folder: Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Family:
     """Open a model folder strictly, in evaluation mode; raises RequestError or StageError naming what is wrong."""
+    family = open_blueprint(folder, device=device).build(0)
+    load_tensors(family, read_tensors(folder, family), str(folder))
+    family.module.to(device=device or torch.device("cpu"), dtype=dtype).eval()
+    return family
+
+
+def open_blueprint(folder: Path, *, device: torch.device | None = None) -> Blueprint:
+    """Read what a model folder's family is built from but its weights."""
     settings = read_settings(folder)
     architecture = _ARCHITECTURE.validate_python(settings["architecture"])
-    facts = ImageFacts(settings["channels"], settings["height"], settings["width"], tuple(settings["classes"]))
+    facts = ImageFacts(
+        settings["channels"],
+        settings["height"],
+        settings["width"],
+        tuple(settings["classes"]),
+        tuple(settings.get("captions", ())),
+    )
     codec = None
     if (folder / "vae" / SETTINGS).is_file():
         from trainers.families.vae import LatentCodec, VaeFamily
@@ -108,16 +127,20 @@ def open_family(folder: Path, *, device: torch.device | None = None, dtype: torc
         autoencoder = open_family(folder / "vae", device=device)
         assert isinstance(autoencoder, VaeFamily)
         codec = LatentCodec(autoencoder, float(settings["latent_scale"]))
-    family = Blueprint(architecture, facts, codec).build(0)
+    from trainers.families.text_encoder import find_text_encoder
+
+    return Blueprint(architecture, facts, codec, find_text_encoder(folder))
+
+
+def read_tensors(folder: Path, family: Family) -> dict[str, Tensor]:
+    """Read the trained tensors of a model folder by their names in the family's module."""
     tensors: dict[str, Tensor] = {}
     for part in family.parts():
         if part.frozen is not None:
             continue
         for name, tensor in load_file(folder / part.folder / part.weights).items():
             tensors[part.prefix + name] = tensor
-    load_tensors(family, tensors, str(folder))
-    family.module.to(device=device or torch.device("cpu"), dtype=dtype).eval()
-    return family
+    return tensors
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -151,13 +174,16 @@ def probe_family(family: Family, dtype: torch.dtype) -> Probe:
     return Probe([], _probe_outputs(family), dtype)
 
 
-def verify_family(folder: Path, expected: Probe) -> float:
+def verify_family(folder: Path, expected: Probe, adapter: Path | None = None) -> float:
     """Open a model folder and return the largest output difference, relative to the largest output above 1.
 
-    Parts that a stock class opens are opened by it; raises StageError naming what is wrong.
+    Parts that a stock class opens are opened by it; an adapter is put on the network by peft. Raises StageError naming
+    what is wrong.
     """
-    family = open_family(folder, dtype=expected.dtype)
-    for part in family.parts():
+    family: Any = open_family(folder, dtype=expected.dtype)
+    if adapter is not None:
+        family.net = with_adapter(family.net, adapter).eval()
+    for part in family.parts() if adapter is None else ():
         if part.config is not None:
             _open_by_stock_class(folder / part.folder, part, family)
     found = _probe_outputs(family)

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020): diffusers' UNet2DModel and schedulers, with a bound on the likelihood.
+"""Denoising diffusion (Ho et al. 2020): diffusers' networks and schedulers, with a bound on the likelihood.
 
 B samples, C channels, H and W pixels (or latents), T steps of the noising process. abar: the product of 1 - beta.
 """
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from recipes.errors import RequestError
 from recipes.image_models import Ddpm
+from trainers.data.batches import Texts
 from trainers.data.image_sets import ImageDataset
 from trainers.families.diffusers_files import stock_config
 from trainers.families.protocol import ImageFacts, Part, PhaseModule, settings_of
+from trainers.families.text_encoder import TextEncoder, TextStates
+from trainers.families.unet import build_unet
 from trainers.families.vae import LatentCodec, SpatialAutoencoder
 from trainers.randomness import normals, uniforms
 
@@ -24,6 +27,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 LINEAR_BETAS = (1e-4, 2e-2)
 """Ho et al.'s ends of the linear schedule at 1000 steps; other numbers of steps scale them to the same total."""
 SAMPLE_BATCH = 256
+PROBE_CAPTIONS = ("a", "a b", "", "b a")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -31,7 +35,13 @@ class DdpmLosses(nn.Module):
     """Weighted squared error of the prediction per sample; in evaluation also the likelihood bound."""
 
     def __init__(
-        self, net: nn.Module, settings: Ddpm, abar_T: Tensor, num_classes: int, codec: LatentCodec | None
+        self,
+        net: nn.Module,
+        settings: Ddpm,
+        abar_T: Tensor,
+        num_classes: int,
+        codec: LatentCodec | None,
+        text: TextEncoder | None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -39,8 +49,16 @@ class DdpmLosses(nn.Module):
         self.num_classes = num_classes
         self._abar_T = abar_T
         self._codec = (codec,)  # in a tuple: its network is no part of this module
+        self._text = (text,)
 
-    def forward(self, images_BCHW: Tensor, labels_B: Tensor, noise_seeds_B: Tensor, step: int) -> dict[str, Tensor]:
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        noise_seeds_B: Tensor,
+        step: int,
+        captions: Texts | None = None,
+    ) -> dict[str, Tensor]:
         """Return `loss` (the mean over pixels, min-SNR weighted), `mse` (unweighted), `target_square`.
 
         In evaluation of pixels also `bits_per_dim`, one draw of the timestep for each sample.
@@ -60,7 +78,7 @@ class DdpmLosses(nn.Module):
         abar = abar_T[timesteps_B].view(-1, 1, 1, 1)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         labels = self._labels(labels_B, noise_seeds_B)
-        predicted = predict(self.net, noisy, timesteps_B, labels)
+        predicted = predict(self.net, noisy, timesteps_B, labels, self._states(captions, noise_seeds_B))
         target = target_of(settings.prediction, clean, noise, abar)
         mse_B = (predicted - target).square().flatten(1).mean(1)
         found = {
@@ -79,15 +97,32 @@ class DdpmLosses(nn.Module):
             return None
         if not self.training or not self.settings.is_guidable:
             return labels_B
-        like = torch.empty(0, device=labels_B.device)
-        is_dropped = uniforms(noise_seeds_B, LABEL_DROPOUT, (1,), like)[:, 0] < self.settings.label_dropout
-        return torch.where(is_dropped, self.num_classes, labels_B)
+        return torch.where(self._is_dropped(noise_seeds_B, labels_B.device), self.num_classes, labels_B)
+
+    def _states(self, captions: Texts | None, noise_seeds_B: Tensor) -> TextStates | None:
+        """Give the captions' hidden states, in training some of them replaced by those of the empty one."""
+        (text,) = self._text
+        if text is None:
+            return None
+        assert captions is not None, "a batch without captions"
+        if self.training and self.settings.label_dropout > 0:
+            captions = text.without(captions, self._is_dropped(noise_seeds_B, captions.input_ids_BT.device))
+        return text.states(captions)
+
+    def _is_dropped(self, noise_seeds_B: Tensor, device: torch.device) -> Tensor:
+        like = torch.empty(0, device=device)
+        return uniforms(noise_seeds_B, LABEL_DROPOUT, (1,), like)[:, 0] < self.settings.label_dropout
 
 
-def predict(net: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, labels_B: Tensor | None) -> Tensor:
+def predict(
+    net: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, labels_B: Tensor | None, text: TextStates | None = None
+) -> Tensor:
     """Run the network in its own precision; returns fp32."""
     dtype = next(net.parameters()).dtype
-    predicted: Tensor = net(noisy_BCHW.to(dtype), timesteps_B, class_labels=labels_B).sample
+    given: dict[str, Any] = {"class_labels": labels_B}
+    if text is not None:
+        given = {"encoder_hidden_states": text.hidden_BTD.to(dtype), "encoder_attention_mask": text.mask_BT}
+    predicted: Tensor = net(noisy_BCHW.to(dtype), timesteps_B, **given).sample
     return predicted.float()
 
 
@@ -164,13 +199,18 @@ class DdpmFamily:
 
     averaged = ""
 
-    def __init__(self, architecture: Ddpm, facts: ImageFacts, codec: LatentCodec | None = None) -> None:
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
+    def __init__(
+        self,
+        architecture: Ddpm,
+        facts: ImageFacts,
+        codec: LatentCodec | None = None,
+        text: TextEncoder | None = None,
+    ) -> None:
         self.facts = facts
         self.settings = architecture
         self.codec = codec
-        channels, height, width = self._shape = facts.shape if codec is None else codec.shape
+        self.text = text
+        _, height, width = self._shape = facts.shape if codec is None else codec.shape
         levels = len(architecture.block_out_channels)
         factor = 2 ** (levels - 1)
         if height % factor or width % factor:
@@ -181,27 +221,21 @@ class DdpmFamily:
         if architecture.class_conditional and len(facts.classes) < 2:
             found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
             raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")
-        attention = architecture.attention_levels
         num_classes = len(facts.classes)
-        self.net = UNet2DModel(
-            sample_size=height,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=tuple(architecture.block_out_channels),
-            layers_per_block=architecture.layers_per_block,
-            down_block_types=tuple("AttnDownBlock2D" if at in attention else "DownBlock2D" for at in range(levels)),
-            up_block_types=tuple("AttnUpBlock2D" if at in attention else "UpBlock2D" for at in reversed(range(levels))),
-            norm_num_groups=architecture.norm_num_groups,
-            attention_head_dim=min(8, *architecture.block_out_channels),
-            num_class_embeds=num_classes + architecture.is_guidable if architecture.class_conditional else None,
-        )
+        self.net: nn.Module = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
         self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
-        self.module = DdpmLosses(self.net, architecture, self.scheduler.alphas_cumprod.float(), num_classes, codec)
+        abar_T = self.scheduler.alphas_cumprod.float()
+        self.module = DdpmLosses(self.net, architecture, abar_T, num_classes, codec, text)
 
     @property
     def is_conditional(self) -> bool:
         """Whether a picture's class can be asked for."""
         return self.settings.class_conditional
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether pictures are drawn from captions."""
+        return self.text is not None
 
     def phases(self) -> list[PhaseModule]:
         """One: the whole module."""
@@ -217,11 +251,11 @@ class DdpmFamily:
         return parts
 
     def further_files(self) -> dict[str, Any]:
-        """The scheduler; an autoencoder's settings; without both classes and autoencoder DDPMPipeline's index."""
+        """The scheduler; an autoencoder's settings; without classes, captions and autoencoder DDPMPipeline's index."""
         files: dict[str, Any] = {"scheduler/scheduler_config.json": stock_config(self.scheduler)}
         if self.codec is not None:
             files["vae/image.json"] = settings_of(self.codec.autoencoder.settings, self.facts, torch.float32)
-        elif not self.settings.class_conditional:
+        elif not self.settings.class_conditional and self.text is None:
             files["model_index.json"] = {
                 "_class_name": "DDPMPipeline",
                 "scheduler": ["diffusers", "DDPMScheduler"],
@@ -231,39 +265,57 @@ class DdpmFamily:
 
     @torch.no_grad()
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the prediction in the middle of the process, the pictures taken as noisy ones."""
+        """Return the prediction in the middle of the process, the pictures taken as noisy ones.
+
+        Where captions condition, they are fixed ones.
+        """
         middle = torch.full((len(images_BCHW),), self.settings.timesteps // 2, device=images_BCHW.device)
         labels = labels_B if self.settings.class_conditional else None
+        text = None
+        if self.text is not None:
+            captions = [PROBE_CAPTIONS[number % len(PROBE_CAPTIONS)] for number in range(len(images_BCHW))]
+            text = self.text.states(self.text.read(captions).to(images_BCHW.device))
         if self.codec is None:
-            return predict(self.net, 2 * images_BCHW - 1, middle, labels)
+            return predict(self.net, 2 * images_BCHW - 1, middle, labels, text)
         seeds = torch.arange(len(images_BCHW))
-        return predict(self.net, self.codec.encode(images_BCHW, seeds), middle, labels)
+        return predict(self.net, self.codec.encode(images_BCHW, seeds), middle, labels, text)
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
-        """Draw pictures with the recipe's sampler, steps and guidance; each depends on its seed and label alone."""
+    def sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
+    ) -> Tensor:
+        """Draw pictures with the recipe's sampler, steps and guidance.
+
+        Each depends on its seed and its label or caption alone; without them the data's own are taken in turn.
+        """
         if self.settings.class_conditional and labels is None:
             labels = [seed % len(self.facts.classes) for seed in seeds]
         if not self.settings.class_conditional and labels is not None:
             raise RequestError("this model is not class-conditional; leave the label out")
-        drawn = [
-            self._sample(seeds[start : start + SAMPLE_BATCH], labels and labels[start : start + SAMPLE_BATCH])
-            for start in range(0, len(seeds), SAMPLE_BATCH)
-        ]
-        return torch.cat(drawn)
+        if self.text is None and captions is not None:
+            raise RequestError("this model reads no captions; leave the prompt out")
+        if self.text is not None and captions is None:
+            captions = [self.facts.captions[number % len(self.facts.captions)] for number in range(len(seeds))]
+        parts = [slice(start, start + SAMPLE_BATCH) for start in range(0, len(seeds), SAMPLE_BATCH)]
+        return torch.cat(
+            [self._sample(seeds[part], labels and labels[part], captions and captions[part]) for part in parts]
+        )
 
-    def _sample(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Tensor:
+    def _sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None, captions: Sequence[str] | None = None
+    ) -> Tensor:
         settings = self.settings
         device = next(self.net.parameters()).device
         scheduler = build_scheduler(settings, settings.sampler, is_clipped=self.codec is None)
         scheduler.set_timesteps(settings.sampling_steps)
         noisy = normals(torch.tensor(list(seeds)), INITIAL, self._shape, torch.empty(0, device=device))
         classes = None if labels is None else torch.tensor(list(labels), device=device)
+        text = None if captions is None else self._read(captions, device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"generator": generators} if settings.sampler == "ddpm" else {}
         for timestep in scheduler.timesteps:
             timesteps = torch.full((len(seeds),), int(timestep), device=device)
-            predicted = self._guided(noisy, timesteps, classes)
+            predicted = self._guided(noisy, timesteps, classes, text)
             noisy = scheduler.step(predicted, timestep, noisy, **options).prev_sample
         return self.pictures_of(noisy)
 
@@ -282,12 +334,22 @@ class DdpmFamily:
         """Return the pictures in [0, 1] of clean values in [-1, 1], or of clean latents."""
         return ((clean + 1) / 2).clamp(0, 1) if self.codec is None else self.codec.decode(clean)
 
-    def _guided(self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None) -> Tensor:
+    def _read(self, captions: Sequence[str], device: torch.device) -> TextStates:
+        """Read captions, and under guidance after them as many empty ones."""
+        assert self.text is not None
+        empty = [] if self.settings.guidance == 1 else [""] * len(captions)
+        return self.text.states(self.text.read([*captions, *empty]).to(device))
+
+    def _guided(
+        self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None, text: TextStates | None = None
+    ) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, equation 6, with the scale as w + 1)."""
-        if classes_B is None or self.settings.guidance == 1:
-            return predict(self.net, noisy, timesteps_B, classes_B)
-        none = torch.full_like(classes_B, len(self.facts.classes))
-        both = predict(self.net, noisy.repeat(2, 1, 1, 1), timesteps_B.repeat(2), torch.cat([classes_B, none]))
+        if (classes_B is None and text is None) or self.settings.guidance == 1:
+            return predict(self.net, noisy, timesteps_B, classes_B, text)
+        classes = None
+        if classes_B is not None:
+            classes = torch.cat([classes_B, torch.full_like(classes_B, len(self.facts.classes))])
+        both = predict(self.net, noisy.repeat(2, 1, 1, 1), timesteps_B.repeat(2), classes, text)
         with_class, without = both.chunk(2)
         return without + self.settings.guidance * (with_class - without)
 

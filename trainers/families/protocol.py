@@ -22,11 +22,13 @@ class ImageFacts:
     height: int
     width: int
     classes: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    """Some of the data's, where they condition: what is drawn where nothing is asked for."""
 
     @classmethod
-    def of(cls, dataset: ImageDataset) -> "ImageFacts":
+    def of(cls, dataset: ImageDataset, captions: tuple[str, ...] = ()) -> "ImageFacts":
         """Return the facts of a set."""
-        return cls(*dataset.shape, dataset.classes)
+        return cls(*dataset.shape, dataset.classes, captions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -48,6 +50,7 @@ def settings_of(architecture: ImageArchitecture, facts: ImageFacts, dtype: torch
         "height": facts.height,
         "width": facts.width,
         "classes": list(facts.classes),
+        **({"captions": list(facts.captions)} if facts.captions else {}),
     }
 
 
@@ -92,7 +95,8 @@ class Family(Protocol):
     def module(self) -> nn.Module:
         """Forward: (images_BCHW in [0, 1], labels_B, noise_seeds_B, step) -> {metric: [B]}, with `loss` the objective.
 
-        All noise follows from the seeds; no sample's values depend on another's.
+        Where batches have captions they come as `captions`. All noise follows from the seeds; no sample's values depend
+        on another's.
         """
 
     @property
@@ -129,3 +133,21 @@ class Drawing(Protocol):
 
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
         """Draw one picture [C, H, W] in [0, 1] for each seed; a picture depends on its seed and label alone."""
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """A family that may draw from captions."""
+
+    @property
+    def facts(self) -> ImageFacts:
+        """The pictures it was made for, with captions of the data."""
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether it does."""
+
+    def sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
+    ) -> Tensor:
+        """Draw one picture [C, H, W] in [0, 1] for each seed, from its caption."""

@@ -19,7 +19,8 @@ class ImageObjective:
 
     def loss(self, module: nn.Module, batch: ImageBatch) -> ObjectiveOutput:
         """Sum the losses over the batch's real samples."""
-        found: dict[str, Tensor] = module(batch.images_BCHW, batch.labels_B, batch.noise_seeds_B, batch.step)
+        given = {} if batch.captions is None else {"captions": batch.captions}
+        found: dict[str, Tensor] = module(batch.images_BCHW, batch.labels_B, batch.noise_seeds_B, batch.step, **given)
         is_real_B = batch.sample_ids_B >= 0
         zero = torch.zeros((), device=is_real_B.device)
         sums = {name: torch.where(is_real_B, values, zero).sum() for name, values in found.items()}

@@ -42,6 +42,16 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     }
 
 
+DDPM: dict[str, Any] = {
+    "family": "ddpm",
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_levels": [1],
+    "timesteps": 50,
+    "sampling_steps": 5,
+    "guidance": 2.0,
+}
 VISION_LANGUAGE: dict[str, Any] = {
     "kind": "finetune",
     "init_from": "store://small-llava",
@@ -89,19 +99,30 @@ STAGES: dict[str, dict[str, Any]] = {
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
     "gan": gan_stage(),
     "ddpm": picture_stage(
-        family="ddpm",
-        block_out_channels=[8, 16],
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_levels=[1],
-        timesteps=50,
-        sampling_steps=5,
+        **DDPM,
         class_conditional=True,
-        guidance=2.0,
         min_snr_gamma=5.0,
         ema_decay=0.9,
     ),
 }
+CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "captioned": (
+        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
+        {"text_encoder": "encoder"},
+    ),
+    "adapted": (
+        {
+            "kind": "finetune",
+            "family": "ddpm",
+            "init_from": "captioned",
+            "lora": {"r": 2},
+            "data": DIGITS,
+            "train": {**TRAIN, "grid": 0},
+        },
+        {"init_from": "captioned"},
+    ),
+}
+"""Stages that take other stages' models, with their inputs by field path; each after those that it takes."""
 
 TUNED: dict[str, Any] = {
     "kind": "ppo",

@@ -37,9 +37,12 @@ def load_module(path: Path) -> Any:
     return module
 
 
-KIT = load_module(HERE / "family_stages.py")
-STAGES: dict[str, dict[str, Any]] = KIT.STAGES | {"vision_language": KIT.VISION_LANGUAGE}
+SMALL = load_module(HERE / "family_stages.py")
+STAGES: dict[str, dict[str, Any]] = SMALL.STAGES | {"vision_language": SMALL.VISION_LANGUAGE}
 FAMILIES = (*BUILT, "vision_language")
+CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = SMALL.CROSSINGS
+KIT = [*FAMILIES, *CROSSINGS]
+"""Every family, and the stages that build on several."""
 
 
 def _zero(family: str, zero: int) -> int:
@@ -49,13 +52,14 @@ def _zero(family: str, zero: int) -> int:
 
 def _case(family: str, run: str, shard: dict[str, Any], changes: Any = None, **more: Any) -> dict[str, Any]:
     inputs = {"init_from": "small-llava"} if family == "vision_language" else {}
-    spec = STAGES[family] | {"shard": shard} | (changes or {})
+    spec, inputs = CROSSINGS[family] if family in CROSSINGS else (STAGES[family], inputs)
+    spec = spec | {"shard": shard} | (changes or {})
     return {"run": run, "stage": family, "spec": spec, "inputs": inputs, **more}
 
 
 def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
     cases: list[dict[str, Any]] = []
-    for family in FAMILIES:
+    for family in KIT:
         cases.append(_case(family, "straight", TWO_WORKERS, is_kept=True))
         cases.append(_case(family, "stopped", TWO_WORKERS, stop_at=2))
         cases.append(_case(family, "stopped", TWO_WORKERS))
@@ -70,8 +74,8 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A reward-tuned diffusion of the families' own stages."""
-    spec = KIT.TUNED | {"shard": shard}
-    return {"run": run, "stage": "tuned", "spec": spec, "inputs": KIT.TUNED_INPUTS, **more}
+    spec = SMALL.TUNED | {"shard": shard}
+    return {"run": run, "stage": "tuned", "spec": spec, "inputs": SMALL.TUNED_INPUTS, **more}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,7 @@ def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     _write_pictures(folder)
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
-    plain = [_case(family, "plain", PLAIN) for family in FAMILIES] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
+    plain = [_case(family, "plain", PLAIN) for family in KIT] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
     plain.append(_tuned("plain", PLAIN))
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
@@ -127,17 +131,17 @@ def test_the_kit_knows_every_family() -> None:
     assert set(STAGES) == {*BUILT, "vision_language"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KIT)
 def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
     found = result(finished, "straight", family)
     assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
-    assert found["kind"] == ("model" if family in LANGUAGE else family)
+    assert found["kind"] == ("model" if family in LANGUAGE else "ddpm" if family in CROSSINGS else family)
     assert found["difference"] < LIMIT
     assert list(found["curves"]["eval/loss"]) == ["4", "6"]
     assert found["metrics"]["evaluation"]["loss"] == found["curves"]["eval/loss"]["6"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KIT)
 def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -> None:
     straight, resumed = result(finished, "straight", family), result(finished, "stopped", family)
     assert resumed["steps"] == [4, 5, 6]
@@ -145,7 +149,7 @@ def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -
     assert resumed["metrics"] == straight["metrics"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KIT)
 @pytest.mark.parametrize("run", ["zero3", "plain"])
 def test_sharding_and_workers_do_not_change_the_curve(finished: Path, family: str, run: str) -> None:
     wanted, found = result(finished, "straight", family), result(finished, run, family)
@@ -162,7 +166,7 @@ def test_a_gan_s_two_engines_equal_the_plain_one_over_twenty_steps(finished: Pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KIT)
 def test_every_zero_stage_gives_the_plain_curve(every_stage: Path, family: str) -> None:
     wanted = result(every_stage, "plain", family)
     for zero in (0, 2, 3):

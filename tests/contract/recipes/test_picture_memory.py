@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from recipes.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.lora import Lora
 from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import predict_tuning_sizes, tally
+from recipes.picture_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
 from recipes.stages import PpoImages
 from rlhf.ddpo import DdpoBatch, DdpoObjective
 from rlhf.picture_models import PictureModels, Trajectories
+from trainers.data.batches import Texts
 from trainers.families.build import Blueprint
 from trainers.families.protocol import ImageFacts
+from trainers.families.text_encoder import TextStates
 from trainers.families.vae import LatentCodec
+from trainers.image_start import adapt
 
 KL = Vae(family="vae", type="autoencoder_kl", width=16, depth=2, latent=3, likelihood="gaussian")
 CASES: dict[str, Any] = {
@@ -27,9 +31,24 @@ CASES: dict[str, Any] = {
     "gan-mlp": Gan(family="gan", type="mlp", width=30, depth=2, latent=6),
     "ddpm": Ddpm(family="ddpm", block_out_channels=[16, 32, 32], attention_levels=[1], class_conditional=True),
     "ddpm-small": Ddpm(family="ddpm", block_out_channels=[16, 32], layers_per_block=1),
+    "captioned": Ddpm(family="ddpm", block_out_channels=[16, 32, 32], attention_levels=[1]),
+    "captioned-middle": Ddpm(family="ddpm", block_out_channels=[8, 16], layers_per_block=1),
     "latent": Ddpm(family="ddpm", block_out_channels=[16, 32], layers_per_block=1, class_conditional=True),
 }
 BATCH = 4
+TEXT_WIDTH, TOKENS = 24, 32
+
+
+class Words:
+    """Stands for a text encoder: hidden states without a model."""
+
+    width = TEXT_WIDTH
+
+    def without(self, texts: Texts, is_dropped_B: torch.Tensor) -> Texts:
+        return texts
+
+    def states(self, texts: Texts) -> TextStates:
+        return TextStates(torch.randn(*texts.input_ids_BT.shape, TEXT_WIDTH), texts.attention_mask_BT)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -40,10 +59,16 @@ def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
     if name == "latent":
         autoencoder: Any = Blueprint(KL, facts).build(0)
         codec = LatentCodec(autoencoder, 1.0)
-    family = Blueprint(architecture, facts, codec).build(0)
-    parameters, kept = tally(architecture, PictureFacts(3, 16, 16, 7), KL if codec is not None else None)
+    is_captioned = name.startswith("captioned")
+    words: Any = Words() if is_captioned else None
+    family = Blueprint(architecture, facts, codec, words).build(0)
+    text = TextSizes(TEXT_WIDTH, 0) if is_captioned else None
+    net = tally(architecture, PictureFacts(3, 16, 16, 7), KL if codec is not None else None, text)
+    parameters, kept = net.parameters, net.kept
     assert parameters == sum(parameter.numel() for parameter in family.module.parameters())
 
+    given = {"captions": Texts(torch.ones(BATCH, TOKENS).long(), torch.ones(BATCH, TOKENS).bool())}
+    given = given if is_captioned else {}
     own = {parameter.untyped_storage().data_ptr() for parameter in family.module.parameters()}
     largest = 0
     for phase in family.phases():
@@ -58,9 +83,20 @@ def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
         phase.module.train()
         batch = (torch.rand(BATCH, *facts.shape), torch.arange(BATCH), torch.arange(BATCH))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            found = phase.module(*batch, 0)
+            found = phase.module(*batch, 0, **given)
         largest = max(largest, sum(storages.values()) if found else 0)
     assert 0.7 * largest < 4 * BATCH * kept < 3 * largest
+
+
+@pytest.mark.parametrize("name", ["ddpm", "captioned"])
+@pytest.mark.parametrize("lora", [Lora(r=3), Lora(r=2, dora=True, target_modules=["to_k", "to_out.0"])])
+def test_an_adapter_s_parameters_are_exact(name: str, lora: Lora) -> None:
+    words: Any = Words() if name == "captioned" else None
+    family: Any = Blueprint(CASES[name], ImageFacts(3, 16, 16, tuple("abcdefg")), None, words).build(0)
+    adapt(family, lora, 0)
+    net = tally(CASES[name], PictureFacts(3, 16, 16, 7), None, None if words is None else TextSizes(TEXT_WIDTH, 0))
+    trained = sum(parameter.numel() for parameter in family.module.parameters() if parameter.requires_grad)
+    assert num_lora_parameters(net, lora) == trained
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

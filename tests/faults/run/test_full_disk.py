@@ -13,7 +13,7 @@ def test_a_run_waits_for_room_and_goes_on(
     make_bed: Callable[[], Any], chain_up_to: Callable[[str], Path], mount: Callable[..., Path], reference: Any
 ) -> None:
     bed = make_bed()
-    disk = mount("-t", "tmpfs", "-o", "size=100m", "tmpfs", name="small")
+    disk = mount("-t", "tmpfs", "-o", "size=100m,mode=755", "tmpfs", name="small")
     bed.store.symlink_to(disk)
     driver = bed.start("run", str(chain_up_to("base")))
     bed.wait_for(lambda: bed.works("base"), driver)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from launch.sampler import sample_texts
 from recipes.errors import RequestError
-from recipes.load import parse_recipe
+from recipes.load import load_recipe, parse_recipe
 from trainers.architectures.small_llava import write_small_llava
 from trainers.distributed import Ranks
 from trainers.language_stage import run_language_model
@@ -58,7 +59,8 @@ def write_rows(folder: Path) -> None:
 def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple[Store, ArtifactManifest]:
     """Run a stage to its verified commit."""
     write_rows(folder)
-    write_small_llava(folder / "model", ["Which? dark light"], image_size=8, width=32, **model)
+    sizes = {"image_size": 8, "width": 32} | model
+    write_small_llava(folder / "model", ["Which digit is it? dark light"], **sizes)
     uri = str(folder / "store")
     store = Store.open(uri)
     spec = parse_recipe({"name": "small", "stages": {name: SPEC | changes}}).stages[name]
@@ -155,3 +157,16 @@ def test_every_tower_and_decoder_is_tuned(tmp_path: Path, tower: str, text_type:
     assert all(".vision_tower." in name or ".multi_modal_projector." in name for name in adapter)
     assert not any(".layers.1." in name for name in adapter)
     assert all(bool(tensor.abs().max() > 0) for tensor in adapter.values())
+
+
+@pytest.mark.long
+def test_the_shipped_recipe_learns_to_read_digits(tmp_path: Path, say: Callable[[str], None]) -> None:
+    recipes = Path(__file__).parents[3] / "recipes" / "image"
+    shutil.copytree(recipes / "files", tmp_path / "files")
+    stage = load_recipe(recipes / "vision_language.yaml").recipe.stages["see"].model_dump(mode="json")
+    changes = {"data": stage["data"], "train": stage["train"], "lora": None}
+    _, made = run(tmp_path, "see", changes, image_size=16, width=64)
+    responses = made.metrics["responses"]
+    say(f"{responses['exact']:.1%} of {responses['prompts']} held-out digits are named; chance names a tenth")
+    assert responses["exact"] > 0.8
+    assert made.metrics["evaluation"]["perplexity"] < made.metrics["evaluation"]["ngram_perplexity"]

@@ -237,13 +237,13 @@ def build_tiny_ppo(
     return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_ppo() -> Callable[..., TinyPpo]:
     """Build a tiny PPO."""
     return build_tiny_ppo
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_language() -> SimpleNamespace:
     """What a tiny fine-tuning is built of: a model by seed, and a packed set."""
     return SimpleNamespace(model=tiny_model, text=text_set)

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf import evaluate_stage
 from rlhf.evaluate_stage import chain_training_sets
-from trainers.store.manifest import ArtifactManifest, Parent
+from trainers.store.manifest import ArtifactManifest, Parent, files_digest
 
 ENDED = {"state": "completed", "rule": None, "steps_done": 1, "steps_planned": 1}
 
@@ -15,12 +15,12 @@ def manifest(number: int, training_set: str | None, **parents: int) -> ArtifactM
     return ArtifactManifest.model_validate(
         {
             "fingerprint": f"{number:064x}",
-            "digest": f"{number:064x}",
+            "digest": files_digest({}),
             "kind": "model",
             "stage": f"stage{number}",
             "files": {},
             "parents": {
-                path: Parent(fingerprint=f"{other:064x}", digest=f"{other:064x}") for path, other in parents.items()
+                path: Parent(fingerprint=f"{other:064x}", digest=files_digest({})) for path, other in parents.items()
             },
             "metrics": {} if training_set is None else {"training_set": training_set},
             "outcome": ENDED,

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -129,14 +130,21 @@ def run_ppo(part: Part, uri: Path) -> str:
     return train_once(part, str(uri), {"actor": 1e-2, "critic": 1e-2}, part.source.steps_per_iteration)
 
 
-@pytest.fixture
-def ppo_runs(tiny_ppo: Callable[..., Any], tmp_path: Path) -> tuple[str, Path]:
+@pytest.fixture(scope="module")
+def ppo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The digest of a straight run, and a store with the state after its second iteration."""
-    straight = run_ppo(ppo_part(tiny_ppo), tmp_path / "straight")
+    folder = tmp_path_factory.mktemp("ppo")
+    straight = run_ppo(ppo_part(tiny_ppo), folder / "straight")
     stopped = ppo_part(tiny_ppo)
     stopped.listener.stop_at = stopped.source.steps_per_iteration + 1
-    run_ppo(stopped, tmp_path / "store")
-    return straight, tmp_path / "store"
+    run_ppo(stopped, folder / "store")
+    return straight, folder / "store"
+
+
+@pytest.fixture
+def ppo_runs(ppo_made: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+    """The same, with a store of the test's own."""
+    return ppo_made[0], Path(shutil.copytree(ppo_made[1], tmp_path / "store"))
 
 
 def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs: tuple[str, Path]) -> None:
@@ -198,7 +206,7 @@ def lora_part(language: Any, listener: Any, base_seed: int = 0) -> Part:
     return Part(engine, source, LanguageModelObjective(), listener)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_lora(tiny_language: Any, tiny_ppo: Callable[..., Any]) -> Callable[..., Part]:
     listener = type(tiny_ppo().listener)
     return lambda **options: lora_part(tiny_language, listener(stop_at=options.pop("stop_at", None)), **options)
@@ -208,11 +216,17 @@ def run_lora(part: Part, uri: Path) -> str:
     return train_once(part, str(uri), {GROUP: 1e-2}, 2)
 
 
+@pytest.fixture(scope="module")
+def lora_made(new_lora: Callable[..., Part], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("lora")
+    straight = run_lora(new_lora(), folder / "straight")
+    run_lora(new_lora(stop_at=3), folder / "store")
+    return straight, folder / "store"
+
+
 @pytest.fixture
-def lora_runs(new_lora: Callable[..., Part], tmp_path: Path) -> tuple[str, Path]:
-    straight = run_lora(new_lora(), tmp_path / "straight")
-    run_lora(new_lora(stop_at=3), tmp_path / "store")
-    return straight, tmp_path / "store"
+def lora_runs(lora_made: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+    return lora_made[0], Path(shutil.copytree(lora_made[1], tmp_path / "store"))
 
 
 def test_the_items_of_a_lora_are_all_tried(new_lora: Callable[..., Part], lora_runs: tuple[str, Path]) -> None:

@@ -2,27 +2,22 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
-from recipes.encoders import Corruption
 from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source, get_source
-from recipes.seq2seq import SpanCorruption
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.encoder_decoder import TargetLosses
 from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.architectures.vision_language import (
-    PicturedTokenLosses,
     demand_fitting,
     excluded_modules,
     freeze,
@@ -39,20 +34,14 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
+from trainers.learning import Learning, build_learning
 from trainers.loop import BatchSource, Cadence, Outcome, train
-from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.ngram import ngram_perplexity
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.objectives.protocol import Objective
-from trainers.objectives.seq2seq import Seq2SeqObjective
-from trainers.objectives.vision_language import PicturedLanguageModelObjective
 from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.schedule import learning_rate_factor
-from trainers.span_corruption import SpanCorrupter
 from trainers.stage import (
     Check,
     Draft,
@@ -63,7 +52,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout, unchanged
+from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 from trainers.streams import LaneStates, StreamBatches
 from trainers.translation import Translations, translate
@@ -149,41 +138,6 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     )
     engine.close()
     return draft
-
-
-@dataclass(frozen=True)
-class Learning:
-    """What a family learns: its objective over which module, and what the objective reads of a packed batch."""
-
-    kind: ModelKind
-    module: nn.Module
-    objective: Objective
-    prepare: Callable[[Any, int], Any] = unchanged
-    predicts_next: bool = True
-    """Whether a counted model measures the same."""
-
-
-def build_learning(
-    spec: Pretrain | Finetune, family: str, model: nn.Module, tokenization: Tokenization, seed: int
-) -> Learning:
-    """Return the objective that follows from family and kind of stage."""
-    match family:
-        case "rnn" if isinstance(spec, Pretrain):
-            return Learning("language_model", CarriedTokenLosses(model), CarriedLanguageModelObjective())
-        case "encoder":
-            corruption = (spec.corruption if isinstance(spec, Pretrain) else None) or Corruption()
-            masker = Masker(corruption, tokenization, seed)
-            module, objective = MaskedTokenLosses(model), MaskedLanguageModelObjective()
-            return Learning("masked_model", module, objective, masker.batch, predicts_next=False)
-        case "encoder_decoder":
-            corrupt = unchanged
-            if isinstance(spec, Pretrain):
-                corrupt = SpanCorrupter(spec.span_corruption or SpanCorruption(), tokenization, seed).batch
-            return Learning("seq2seq_model", TargetLosses(model), Seq2SeqObjective(), corrupt, predicts_next=False)
-        case "vision_language":
-            return Learning("vision_language_model", PicturedTokenLosses(model), PicturedLanguageModelObjective())
-        case _:
-            return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
 
 def stream_batches(

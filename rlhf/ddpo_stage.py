@@ -120,7 +120,7 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
 def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     """The actor's network once more, in fp32."""
     weights = {name: parameter.detach().float() for name, parameter in actor.module.named_parameters()}
-    family = blueprint.with_weights(weights, actor.net.dtype)
+    family = blueprint.with_weights(weights, next(actor.module.parameters()).dtype)
     assert isinstance(family, DdpmFamily)
     return family
 

@@ -77,7 +77,7 @@ def measure_pictures(
                 "draw", step=index * spec.num_draws + draw, steps_planned=len(labels) * spec.num_draws
             )
             seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
-            drawn.append(model.sample(seeds, wanted) if captions is None else model.sample(seeds, captions=captions))
+            drawn.append(_draw(model, seeds, wanted, captions))
         classes = model.facts.classes if captions is None else real.classes
         found = compare(judge, real_features, drawn, _named(classes, judge, wanted), baseline)
         found |= copies(
@@ -144,6 +144,15 @@ def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[st
     if not real.captions:
         raise RequestError("the model draws from captions; `images` has none: give its source's captions")
     return [real.captions[row] for row in rows]
+
+
+def _draw(
+    model: Drawing | Captioned, seeds: Sequence[int], wanted: list[int] | None, captions: list[str] | None
+) -> Tensor:
+    if captions is None:
+        return model.sample(seeds, wanted)
+    assert isinstance(model, Captioned)
+    return model.sample(seeds, captions=captions)
 
 
 def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:

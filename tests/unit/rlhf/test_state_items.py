@@ -171,7 +171,8 @@ def items(parts: Iterable[str]) -> list[str]:
     return [f"{group} {part}" for group in STATE_GROUPS for part in parts]
 
 
-PPO_ITEMS = [*(f"source {name}" for name in PPO_VALUES), "tensors", *(f"loop {name}" for name in LOOP)]
+BEST_ITEMS = ["source best_score", "source best_iteration", "tensors"]
+PPO_ITEMS = ["source kl_coef", "source start", *(f"loop {name}" for name in LOOP)]
 
 
 @pytest.mark.parametrize("item", [*PPO_ITEMS, *items(PPO_PARTS), "engine steps_applied"])
@@ -183,6 +184,21 @@ def test_leaving_an_item_of_a_ppo_out_is_noticed(
     leave_out(monkeypatch, item, part.source.state())
     with contextlib.suppress(StageError):  # a refusal is notice, too
         assert run_ppo(part, store) != straight
+
+
+@pytest.mark.parametrize("item", BEST_ITEMS)
+def test_leaving_the_best_policy_out_is_noticed(
+    tiny_ppo: Callable[..., Any],
+    ppo_made: tuple[Made, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    item: str,
+) -> None:
+    """After the last update nothing makes them again: a stage that ended by a rule returns to that policy."""
+    straight, store = ppo_made[0], shutil.copytree(ppo_made[1].with_name("straight"), tmp_path / "finished")
+    part = ppo_part(tiny_ppo)
+    leave_out(monkeypatch, item, part.source.state())
+    assert run_ppo(part, store) != straight
 
 
 def test_leaving_out_the_rule_that_ended_a_ppo_is_noticed(

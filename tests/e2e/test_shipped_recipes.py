@@ -31,7 +31,7 @@ def test_a_shipped_recipe_runs_in_its_smoke_size(
 
 def _import_small_llava(shell: Any, folder: Path) -> None:
     """Give the store the model that the recipe starts from."""
-    from trainers.architectures.small_llava import write_small_llava
+    from trainers.architectures.small_llava import DIGIT_TEXTS, write_small_llava
 
-    write_small_llava(folder, ["Which digit is it?"])
+    write_small_llava(folder, DIGIT_TEXTS)
     assert shell("store", "import", str(folder), "--name", "eyes").code == 0

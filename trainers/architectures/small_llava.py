@@ -15,6 +15,8 @@ from trainers.artifacts import write_json, write_model
 from trainers.data.tokenizer import train_tokenizer
 
 IMAGE = "<image>"
+DIGIT_TEXTS = ["Which digit? zero one two three four five six seven eight nine"] * 3
+"""Words of the shipped recipe's questions; often enough to become tokens of their own."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -107,6 +109,4 @@ def _processor(config: Any, image_size: int, patch_size: int) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    write_small_llava(
-        Path(sys.argv[1]), ["Which digit is it? It is a zero one two three four five six seven eight nine."]
-    )
+    write_small_llava(Path(sys.argv[1]), DIGIT_TEXTS)

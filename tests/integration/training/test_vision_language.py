@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from launch.sampler import sample_texts
 from recipes.errors import RequestError
 from recipes.load import load_recipe, parse_recipe
-from trainers.architectures.small_llava import write_small_llava
+from trainers.architectures.small_llava import DIGIT_TEXTS, write_small_llava
 from trainers.distributed import Ranks
 from trainers.language_stage import run_language_model
 from trainers.stage import StageContext, verify_checks
@@ -60,7 +60,7 @@ def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple
     """Run a stage to its verified commit."""
     write_rows(folder)
     sizes = {"image_size": 8, "width": 32} | model
-    write_small_llava(folder / "model", ["Which digit is it? dark light"], **sizes)
+    write_small_llava(folder / "model", DIGIT_TEXTS, **sizes)
     uri = str(folder / "store")
     store = Store.open(uri)
     spec = parse_recipe({"name": "small", "stages": {name: SPEC | changes}}).stages[name]

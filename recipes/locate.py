@@ -60,7 +60,8 @@ ROOT = Slot(model=Recipe)
 
 def describe_field(info: FieldInfo) -> Slot:
     """The slot of a model's field."""
-    return _describe(info.annotation, _tag_of(info))
+    tags = (_tag_of(item) for item in (info, *info.metadata))
+    return _describe(info.annotation, next((tag for tag in tags if tag is not None), None))
 
 
 def _tag_of(metadata: Any) -> TagAt | None:

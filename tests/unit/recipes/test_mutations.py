@@ -117,6 +117,8 @@ def test_a_required_key_that_is_taken_away_is_named(shipped: Path, tmp_path: Pat
         info = field_at(place, raw)
         if info is None or not info.is_required():
             continue
+        if place[-1] == "estimator":
+            continue  # without it the stage is PPO of text, and what does not fit that is named instead
         changed = json.loads(json.dumps(raw))
         parent = changed
         for part in place[:-1]:

@@ -2,6 +2,7 @@
 
 import difflib
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -60,13 +61,16 @@ ROOT = Slot(model=Recipe)
 
 def describe_field(info: FieldInfo) -> Slot:
     """The slot of a model's field."""
-    tags = (_tag_of(item) for item in (info, *info.metadata))
-    return _describe(info.annotation, next((tag for tag in tags if tag is not None), None))
+    return _describe(info.annotation, _first_tag([info, *info.metadata]))
 
 
-def _tag_of(metadata: Any) -> TagAt | None:
-    """Where the discriminator among a type's metadata finds a value's tag."""
-    found = metadata.discriminator if isinstance(metadata, FieldInfo) else metadata
+def _first_tag(metadata: Iterable[Any]) -> TagAt | None:
+    return next((found for item in metadata if (found := _tag_of(item)) is not None), None)
+
+
+def _tag_of(item: Any) -> TagAt | None:
+    """Where a discriminator among a type's metadata finds a value's tag."""
+    found = item.discriminator if isinstance(item, FieldInfo) else item
     if isinstance(found, Discriminator):
         found = found.discriminator
         if not isinstance(found, str):
@@ -77,7 +81,7 @@ def _tag_of(metadata: Any) -> TagAt | None:
 def _describe(annotation: Any, tag: TagAt | None = None) -> Slot:
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
-        return _describe(inner, next((found for item in metadata if (found := _tag_of(item)) is not None), tag))
+        return _describe(inner, _first_tag(metadata) or tag)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return Slot(model=annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -77,7 +77,7 @@ def measure_pictures(
                 "draw", step=index * spec.num_draws + draw, steps_planned=len(labels) * spec.num_draws
             )
             seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
-            drawn.append(model.sample(seeds, wanted) if captions is None else model.sample(seeds, captions=captions))
+            drawn.append(_draw(model, seeds, wanted, captions))
         classes = model.facts.classes if captions is None else real.classes
         found = compare(judge, real_features, drawn, _named(classes, judge, wanted), baseline)
         found |= copies(
@@ -135,6 +135,14 @@ def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features
         rows = drawn_rows(training.digest, stream_seed(seed, "real", draw), count, len(training))
         found.append(fid(real_features, judge_pictures(judge, _pixels(training, rows))[1]))
     return interval(found)
+
+
+def _draw(model: Drawing, seeds: Sequence[int], wanted: Sequence[int] | None, captions: Sequence[str] | None) -> Tensor:
+    """Draw by captions where the model reads them, else by classes or without any."""
+    if captions is None:
+        return model.sample(seeds, wanted)
+    assert isinstance(model, Captioned)
+    return model.sample(seeds, captions=captions)
 
 
 def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from recipes.encoders import PseudoLabels
-from trainers.labelled_batches import LabelledBatch, Texts
+from trainers.data.batches import Texts
+from trainers.labelled_batches import LabelledBatch
 from trainers.objectives.protocol import ObjectiveOutput
 
 

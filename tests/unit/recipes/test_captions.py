@@ -142,7 +142,7 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
         (
             "data: {source: digits, hold_out: 0.2}",
             "data: {source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml]}",
-            "recipe.yaml: no column 'caption'; columns there: name: captions",
+            "recipe.yaml: no column 'caption'",
         ),
         (
             "data: {source: digits, hold_out: 0.2}",

@@ -1,14 +1,14 @@
 """Steps per CPU second of families against the loop that a user would write by hand, in one run.
 
-    python benchmarks/families.py [--families vae gan ddpm classifier lstm masked_lm] [--steps 60] [--rounds 3]
+    python benchmarks/families.py [--families vae gan ddpm classifier lstm masked_lm translation] [--steps 60]
 
 Both sides train the same networks from the same weights with AdamW on the same digits in batches of 64 on one process.
 By hand: a DataLoader over a TensorDataset, zero_grad, backward, clip, step, in the form of PyTorch's vae and dcgan
 examples and diffusers' unconditional one; noise from torch's generator. Ours: the loop with the plain engine, whose
 batches follow from the seed, whose noise has a seed per sample, and which notes every step's metrics. `text_rows.py`
-has the families of text, with transformers' Trainer as a further side where it has the model. No side evaluates or
-saves. Seconds are the process's own on the CPU, so that a busy machine slows neither side. Sides take turns; the figure
-is the median of the rounds' ratios.
+and `translation.py` have the families of text, with transformers' Trainer as a further side where it has the model. No
+side evaluates or saves. Seconds are the process's own on the CPU, so that a busy machine slows neither side. Sides take
+turns; the figure is the median of the rounds' ratios.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import translation
 from text_rows import PEERS, Words, read_words
 from text_rows import ours as text_ours
 from torch import nn
@@ -185,7 +186,7 @@ def measure(name: str, sides: Mapping[str, Callable[[int], float]], steps: int, 
 
 def main() -> None:
     """Measure and print."""
-    names = [*ARCHITECTURES, *PEERS]
+    names = [*ARCHITECTURES, *PEERS, "translation"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", default=names, choices=names)
     parser.add_argument("--steps", type=int, default=60)
@@ -199,7 +200,9 @@ def main() -> None:
         words: Words | None = None
         for name in arguments.families:
             sides: dict[str, Callable[[int], float]]
-            if name in PEERS:
+            if name == "translation":
+                sides = translation.sides(store, f"{folder}/trainer", Quiet())
+            elif name in PEERS:
                 words = words or read_words(Path(folder), store)
                 sides = {"ours": partial(text_ours, name, words, quiet=Quiet())}
                 sides |= {label: partial(peer, words) for label, peer in PEERS[name].items()}

@@ -22,6 +22,9 @@ def sample(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 96,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.7,
+    beams: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Search an encoder-decoder's likeliest answer with as many beams.")
+    ] = None,
     num_samples: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or pictures (64).")
     ] = None,
@@ -51,6 +54,8 @@ def sample(
         raise RequestError("--label, --reconstruct and --interpolate draw pictures: add --grid FILE")
     from launch.sampler import converse, sample_texts
 
+    if beams is not None and (not prompt or num_samples is not None):
+        raise RequestError("--beams searches one answer to each --prompt, without --num-samples")
     if chat and not prompt:
         converse(model, store=store, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         return
@@ -65,13 +70,15 @@ def sample(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        num_beams=beams,
         images=image or (),
     )
     if as_json:
         print_json(answers)
         return
     for answer in answers:
-        typer.echo(answer["response"] if chat else answer["prompt"] + answer["response"])
+        continues = answer["continues"] and not chat
+        typer.echo(answer["prompt"] + answer["response"] if continues else answer["response"])
         if len(answers) > 1:
             typer.echo("---")
 

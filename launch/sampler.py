@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.store_commands import find_artifact
 from recipes.errors import RequestError
+from recipes.seq2seq import SENTINEL
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -38,6 +39,7 @@ class Sampler:
         if config.get("model_type") == "rnn":
             import trainers.architectures.recurrent  # noqa: F401 - makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
+        self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
         self.pictures: Any = None
         if self.kind == "ForImageTextToText":
             from trainers.data.picture_processor import load_picture_processor
@@ -63,11 +65,13 @@ class Sampler:
         seed: int = 0,
         draw: int = 0,
         images: Sequence[Path] = (),
+        num_beams: int | None = None,
     ) -> str:
         """Continue a text, or answer a conversation; equal arguments give equal answers.
 
-        An encoder fills the masks of a text; a classifier says its class and how sure it is. A vision-language model
-        sees the images where the text marks their places, else before the first words.
+        An encoder fills the masks of a text; a classifier says its class and how sure it is. An encoder-decoder writes
+        a source's target, by beam search with `num_beams`, or fills the spans that sentinels mark. A vision-language
+        model sees the images where the text marks their places, else before the first words.
         """
         import torch
 
@@ -75,7 +79,11 @@ class Sampler:
 
         if images and self.pictures is None:
             raise RequestError("the model has no vision tower; --image is for vision-language models")
-        if self.kind not in ("ForCausalLM", "ForImageTextToText"):
+        if num_beams is not None and self.kind != "ForSeq2SeqLM":
+            raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
+        if self.kind == "ForSeq2SeqLM":
+            return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
+        if not self.continues:
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
         pixels = None
         if self.pictures is None:
@@ -99,6 +107,43 @@ class Sampler:
             made = generate(self.model, prompt_ids, is_real, settings, uniforms, pixels)
         tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
         return self.tokenization.decode(tokens)
+
+    def _write_target(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        draw: int,
+        num_beams: int | None,
+    ) -> str:
+        """Let an encoder-decoder write a source's target, or the spans of its sentinels."""
+        import torch
+
+        from trainers.filling import fill_spans
+        from trainers.generation import SamplingSettings, generate
+        from trainers.translation import write_targets
+
+        tokenization = self.tokenization
+        ids = tokenization.encode_prompt(prompt)
+        ids = ids if ids[-1:] == [tokenization.eos_id] else [*ids, tokenization.eos_id]
+        if len(ids) > self.max_tokens:
+            raise RequestError(f"the source has {len(ids)} tokens; the model takes {self.max_tokens}")
+        longest = min(max_new_tokens, self.max_tokens)
+        source = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(source, dtype=torch.bool)
+        with torch.inference_mode():
+            if num_beams is not None:
+                search = {"num_beams": num_beams, "max_new_tokens": longest}
+                (tokens,) = write_targets(self.model, source, mask, tokenization, **search)
+            else:
+                settings = SamplingSettings(longest, temperature or 1.0, (tokenization.eos_id,), tokenization.pad_id)
+                uniforms = draws(ids, seed, draw, longest) if temperature > 0 else None
+                made = generate(self.model, source, mask, settings, uniforms)
+                tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        if isinstance(prompt, str) and SENTINEL.format(0) in prompt:
+            return fill_spans(tokenization, prompt, tokens)
+        return tokenization.decode(tokens)
 
     def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
         """The tokens of a prompt with pictures, as training makes them of a row."""
@@ -189,9 +234,12 @@ def _require_language_model(config: dict[str, Any], text: str) -> None:
 
 def _kind(config: dict[str, Any]) -> str | None:
     """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
-    endings = {"LMHeadModel": "ForCausalLM", "LlavaForConditionalGeneration": "ForImageTextToText"} | {
-        name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")
-    }
+    endings = {
+        "LMHeadModel": "ForCausalLM",
+        "LlavaForConditionalGeneration": "ForImageTextToText",
+        "T5ForConditionalGeneration": "ForSeq2SeqLM",
+        "BartForConditionalGeneration": "ForSeq2SeqLM",
+    } | {name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")}
     classes = config.get("architectures") or []
     return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
 
@@ -207,10 +255,12 @@ def sample_texts(
     temperature: float = 0.7,
     seed: int = 0,
     images: Sequence[Path] = (),
+    num_beams: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers to each prompt as {prompt, response, draw}; `chat` sends the prompts through the chat template.
+    """Answers to each prompt as {prompt, draw, response, continues}; `chat` sends prompts through the chat template.
 
-    `images` are what a vision-language model sees with every prompt.
+    `images` are what a vision-language model sees with every prompt. `continues` says whether the response goes on from
+    the prompt, as a causal model's does.
     """
     with model_folder(model, store) as folder:
         sampler = Sampler(folder)
@@ -225,7 +275,9 @@ def sample_texts(
                     seed=seed,
                     draw=draw,
                     images=images,
+                    num_beams=num_beams,
                 ),
+                "continues": sampler.continues,
             }
             for prompt in prompts
             for draw in range(num_samples)

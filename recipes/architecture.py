@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from recipes.encoders import Bert
 from recipes.fields import Strict, meaning
 from recipes.recurrent import Rnn
+from recipes.seq2seq import T5, Bart
 
 Activation = Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
@@ -172,7 +173,7 @@ class Gpt2(Strict):
 
 
 Decoder = Annotated[Llama | Qwen3 | Gpt2, Field(discriminator="type")]
-Architecture = Annotated[Llama | Qwen3 | Gpt2 | Rnn | Bert, Field(discriminator="type")]
+Architecture = Annotated[Llama | Qwen3 | Gpt2 | Rnn | Bert | T5 | Bart, Field(discriminator="type")]
 """Language models; no two families share the name of a type."""
 
 LINEAR_MODULES: dict[str, tuple[str, ...]] = {
@@ -180,6 +181,8 @@ LINEAR_MODULES: dict[str, tuple[str, ...]] = {
     "qwen3": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "bert": ("query", "key", "value", "dense"),
+    "t5": ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"),
+    "bart": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
     "llava": (
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         *("out_proj", "fc1", "fc2", "linear_1", "linear_2"),
@@ -191,12 +194,13 @@ MODEL_TYPES: dict[str, str] = {
     **dict.fromkeys(("llama", "qwen3", "gpt2"), "decoder"),
     "rnn": "rnn",
     "bert": "encoder",
+    **dict.fromkeys(("t5", "bart"), "encoder_decoder"),
     "llava": "vision_language",
 }
 """`model_type` of a configuration file -> family."""
 
 
-def architecture_shape(architecture: Llama | Qwen3 | Gpt2 | Rnn | Bert) -> Shape:
+def architecture_shape(architecture: Llama | Qwen3 | Gpt2 | Rnn | Bert | T5 | Bart) -> Shape:
     """The architecture's numbers under one name for every type."""
     match architecture:
         case Rnn():
@@ -220,6 +224,29 @@ def architecture_shape(architecture: Llama | Qwen3 | Gpt2 | Rnn | Bert) -> Shape
                 intermediate=architecture.intermediate_size,
                 positions=architecture.max_position_embeddings,
                 tied=architecture.tie_word_embeddings,
+            )
+        case T5():
+            return Shape(
+                layers=architecture.num_layers + architecture.decoder_layers,
+                width=architecture.d_model,
+                heads=architecture.num_heads,
+                kv_heads=architecture.num_heads,
+                head_dim=architecture.d_kv,
+                intermediate=architecture.d_ff,
+                positions=None,
+                tied=True,
+            )
+        case Bart():
+            heads = max(architecture.encoder_attention_heads, architecture.decoder_attention_heads)
+            return Shape(
+                layers=architecture.encoder_layers + architecture.decoder_layers,
+                width=architecture.d_model,
+                heads=heads,
+                kv_heads=heads,
+                head_dim=architecture.d_model // heads,
+                intermediate=max(architecture.encoder_ffn_dim, architecture.decoder_ffn_dim),
+                positions=architecture.max_position_embeddings,
+                tied=True,
             )
         case Gpt2():
             return Shape(
@@ -245,10 +272,10 @@ def architecture_shape(architecture: Llama | Qwen3 | Gpt2 | Rnn | Bert) -> Shape
             )
 
 
-def config_keys(architecture: Llama | Qwen3 | Gpt2 | Bert) -> dict[str, Any]:
+def config_keys(architecture: Llama | Qwen3 | Gpt2 | Bert | T5 | Bart) -> dict[str, Any]:
     """Keyword arguments of the type's transformers configuration, every derived value written out."""
     keys = architecture.model_dump(exclude={"family", "type"})
-    if isinstance(architecture, Gpt2 | Bert):
+    if isinstance(architecture, Gpt2 | Bert | T5 | Bart):
         return keys
     shape = architecture_shape(architecture)
     keys["num_key_value_heads"] = shape.kv_heads

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from recipes.data import TrainTokenizer
 from recipes.derive import (
     largest_micro_batch,
     micro_batches,
@@ -18,6 +19,7 @@ from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
 from recipes.reward_tuning import check_reward_tuning
+from recipes.seq2seq import SpanCorruption, count_sentinels
 from recipes.stages import (
     Evaluate,
     Finetune,
@@ -43,6 +45,8 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
         match stage:
             case Pretrain() | Finetune() | Reward():
                 yield from _check_train(loaded, place, stage)
+                if facts.family == "encoder_decoder" and not isinstance(stage, Reward):
+                    yield from _check_unpacked(loaded, place, stage, facts)
                 yield from _check_length(loaded, f"{place}.train.sequence_length", stage.train.sequence_length, facts)
             case PretrainImages():
                 yield from _check_image(loaded, place, stage)
@@ -201,6 +205,30 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
             f"(global_batch {train.global_batch} x sequence_length {train.sequence_length}))"
         )
         yield loaded.problem(f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message)
+
+
+def _check_unpacked(
+    loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune, facts: ModelFacts
+) -> Iterator[Problem]:
+    """An encoder-decoder reads one source a row, and needs a sentinel for every span that is hidden of it."""
+    train = stage.train
+    if train.packing and "packing" in train.model_fields_set and _written(loaded, place):
+        yield loaded.problem(
+            f"{place}.train.packing", True, "sources of an encoder-decoder are never packed", "remove it"
+        )
+    if train.tokens is not None:
+        message = "an encoder-decoder counts rows, not tokens"
+        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+    if not isinstance(stage, Pretrain) or facts.tokenizer is None:
+        return
+    known = count_sentinels(facts.tokenizer.special_tokens)
+    needed = (stage.span_corruption or SpanCorruption()).num_spans(train.sequence_length)
+    if known < needed:
+        message = f"{needed} spans are hidden of {train.sequence_length} tokens; the tokenizer has {known} sentinels"
+        if isinstance(stage.tokenizer, TrainTokenizer):
+            yield loaded.problem(f"{place}.tokenizer.num_sentinels", known, message, f"at least {needed}")
+        else:
+            yield loaded.problem(f"{place}.train.sequence_length", train.sequence_length, message, "hide fewer spans")
 
 
 def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.fields import Strict, meaning
+from recipes.seq2seq import SENTINEL
 
 Split = Literal["train", "validation", "test"]
 Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]
@@ -98,9 +99,23 @@ class JsonLines(_Rows, Patterns):
 
 
 class Csv(_Rows, Patterns):
-    """Comma- or tab-separated values with a header line; `.gz` is read too."""
+    """Comma- or tab-separated values; `.gz` is read too."""
 
-    source: Literal["csv"] = meaning(description="Reads CSV or TSV files with a header line.")
+    source: Literal["csv"] = meaning(description="Reads CSV or TSV files.")
+    delimiter: Literal[",", "\t", ";", "|"] | None = meaning(
+        None, description="What stands between cells; None: a tab where the name ends in .tsv, else a comma."
+    )
+    quotes: bool = meaning(True, description="Double quotes enclose cells; false: they are characters like others.")
+    header: list[Annotated[str, Field(min_length=1)]] | None = meaning(
+        None, min_length=1, description="Names of the columns of files without a header line; None: the first line."
+    )
+
+    @model_validator(mode="after")
+    def _distinct_columns(self) -> "Csv":
+        repeated = sorted({name for name in self.header or [] if (self.header or []).count(name) > 1})
+        if repeated:
+            raise ValueError(f"header names {repeated[0]!r} twice")
+        return self
 
 
 class Parquet(_Rows, Patterns):
@@ -129,6 +144,12 @@ class TrainTokenizer(Strict):
         None, min_length=1, description="Stands before every text; encoders classify by it, and need it."
     )
     mask_token: str | None = meaning(None, min_length=1, description="Stands for a hidden token; encoders need it.")
+    num_sentinels: int = meaning(
+        0,
+        ge=0,
+        le=1000,
+        description="Tokens <extra_id_0>, ... that stand for hidden spans; encoder-decoders need them.",
+    )
     special_tokens: list[Annotated[str, Field(min_length=1)]] = meaning(
         default_factory=lambda: ["<|system|>", "<|user|>", "<|assistant|>"],
         description="Further tokens that are never split; the chat template's role marks by default.",
@@ -139,7 +160,8 @@ class TrainTokenizer(Strict):
     def names(self) -> list[str]:
         """Every special token, in the order of its id."""
         optional = [token for token in (self.cls_token, self.mask_token) if token is not None]
-        return [self.pad_token, self.eos_token, *optional, *self.special_tokens]
+        sentinels = [SENTINEL.format(number) for number in range(self.num_sentinels)]
+        return [self.pad_token, self.eos_token, *optional, *self.special_tokens, *sentinels]
 
     @model_validator(mode="after")
     def _distinct(self) -> "TrainTokenizer":

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from recipes.image_data import (
 )
 from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
+from recipes.models import model_facts
 from recipes.picture_files import (
     MAX_LINE_BYTES,
     METADATA,
@@ -38,8 +40,9 @@ from recipes.references import Role, SourceUse, stage_sources
 from recipes.stages import Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
-    "text": (("text",),),
+    "text": (("text",), ("prompt", "completion")),
     "instructions": (("messages",), ("prompt", "completion"), ("text",)),
+    "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
     "prompts": (("prompt",), ("messages",)),
     "images": (),
@@ -64,6 +67,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             place = f"stages.{name}.{use.field_path}"
             if use.held_out:
                 continue
+            if use.role == "instructions" and model_facts(loaded, stage).family == "encoder_decoder":
+                use = replace(use, role="seq2seq")
             for problem in _check_source(loaded, place, use):
                 if (problem.field, problem.message) not in seen:
                     seen.add((problem.field, problem.message))
@@ -112,9 +117,7 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
                 loaded, place, source.files, partial(_read_jsonl, columns=source.columns, role=use.role)
             )
         case Csv():
-            yield from _check_files(
-                loaded, place, source.files, partial(_read_csv, columns=source.columns, role=use.role)
-            )
+            yield from _check_files(loaded, place, source.files, partial(_read_csv, source=source, role=use.role))
         case Parquet():
             reader = partial(_read_parquet, columns=source.columns, role=use.role)
             yield from _check_files(loaded, place, source.files, reader)
@@ -221,19 +224,31 @@ def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[
         yield f"{file} holds no rows", ""
 
 
-def _read_csv(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
-    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+def csv_dialect(source: Csv | None, file: Path) -> dict[str, Any]:
+    """How csv's reader reads a file of the source, or one that no source names."""
+    by_name = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+    if source is None:
+        return {"delimiter": by_name}
+    quoting = csv.QUOTE_MINIMAL if source.quotes else csv.QUOTE_NONE
+    return {"delimiter": source.delimiter or by_name, "quoting": quoting}
+
+
+def _read_csv(file: Path, source: Csv, role: Role) -> Iterator[Note]:
     with open_file(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
     try:
-        header, *rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        rows = list(csv.reader([line.decode("utf-8-sig") for line in lines], **csv_dialect(source, file)))
+        header = source.header or rows.pop(0)
+    except (UnicodeDecodeError, csv.Error, IndexError) as error:
         yield f"{file} is not readable as CSV ({error})", "UTF-8 text with a header line"
+        return
+    if source.header is not None and rows and len(rows[0]) != len(header):
+        yield f"{file}:1: {len(rows[0])} cells, but `header` names {len(header)}", "set `delimiter` or `header`"
         return
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         yield f"{file}:1: the header names {repeated[0]!r} twice", ""
-    yield from _check_columns(str(file), header, columns, role)
+    yield from _check_columns(str(file), header, source.columns, role)
     if not rows:
         yield f"{file} has a header but no rows", ""
 

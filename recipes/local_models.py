@@ -92,9 +92,9 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
         config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
-    positions = (
-        next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None) if config else None
-    )
+    positions = None
+    if config and kind != "t5":  # whose n_positions bounds nothing: its positions are relative
+        positions = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
     return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer, vision=vision)
 
 

@@ -12,6 +12,7 @@ from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_
 from recipes.encoders import Bert
 from recipes.lora import Lora
 from recipes.recurrent import Rnn
+from recipes.seq2seq import T5, Bart
 from recipes.sharding import MAX_BUCKET, Shard
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
@@ -68,6 +69,8 @@ def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm
             body = (rows + 2) * width + shape.layers * (block + 4 * width)
             # The head of masked tokens has a layer, a norm and a bias of its own.
             body += width * width + 3 * width + vocabulary if head == "lm" else 0
+        case T5() | Bart():
+            return _encoder_decoder_parameters(architecture, vocabulary, head)
         case Gpt2():
             assert shape.positions is not None
             attention = width * 3 * width + 3 * width + width * width + width
@@ -92,10 +95,60 @@ def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm
     return body + width + (1 if head == "value" else 0)
 
 
+def _encoder_decoder_parameters(architecture: T5 | Bart, vocabulary: int, head: Head) -> int:
+    """Parameters with the tied head; these types make no other one here, so a scalar head is counted as a column."""
+    width = architecture.d_model
+    linear = sum(
+        count * (inputs * outputs + (outputs if isinstance(architecture, Bart) else 0))
+        for (inputs, outputs), count in _encoder_decoder_linears(architecture).values()
+    )
+    if isinstance(architecture, T5):
+        norms = 2 * architecture.num_layers + 3 * architecture.decoder_layers + 2
+        biases = 2 * architecture.relative_attention_num_buckets * architecture.num_heads
+        body = vocabulary * width + linear + norms * width + biases
+    else:
+        norms = 2 * architecture.encoder_layers + 3 * architecture.decoder_layers + 2
+        positions = 2 * (architecture.max_position_embeddings + 2)
+        body = (vocabulary + positions) * width + linear + norms * 2 * width
+    return body + {"lm": 0, "score": width, "value": width + 1}[head]
+
+
+def _encoder_decoder_linears(architecture: T5 | Bart) -> dict[str, tuple[tuple[int, int], int]]:
+    """Inputs and outputs of every kind of linear module, by part and name, and how many of it there are."""
+    width = architecture.d_model
+    found: dict[str, tuple[tuple[int, int], int]] = {}
+    if isinstance(architecture, T5):
+        inner, wide = architecture.num_heads * architecture.d_kv, architecture.d_ff
+        attention = {"q": (width, inner), "k": (width, inner), "v": (width, inner), "o": (inner, width)}
+        inputs = ("wi_0", "wi_1") if architecture.is_gated else ("wi",)
+        for part, count, attentions in (
+            ("encoder", architecture.num_layers, ("self",)),
+            ("decoder", architecture.decoder_layers, ("self", "cross")),
+        ):
+            found |= {f"{part}.{kind}.{name}": (size, count) for kind in attentions for name, size in attention.items()}
+            found |= {f"{part}.{name}": ((width, wide), count) for name in inputs}
+            found[f"{part}.wo"] = ((wide, width), count)
+        return found
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    for part, count, attentions, wide in (
+        ("encoder", architecture.encoder_layers, ("self",), architecture.encoder_ffn_dim),
+        ("decoder", architecture.decoder_layers, ("self", "cross"), architecture.decoder_ffn_dim),
+    ):
+        found |= {f"{part}.{kind}.{name}": ((width, width), count) for kind in attentions for name in names}
+        found |= {f"{part}.fc1": ((width, wide), count), f"{part}.fc2": ((wide, width), count)}
+    return found
+
+
 def linear_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places; none in an RNN."""
+    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places; none in an RNN.
+
+    An encoder-decoder has two kinds of layer: here stand those of the decoder, which has the encoder's and more.
+    """
     if isinstance(architecture, Rnn):
         return {}
+    if isinstance(architecture, T5 | Bart):
+        found = _encoder_decoder_linears(architecture).items()
+        return {name.removeprefix("decoder."): size for name, (size, _) in found if name.startswith("decoder.")}
     shape = architecture_shape(architecture)
     width, inner, inner_kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if isinstance(architecture, Bert):
@@ -128,11 +181,16 @@ def linear_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
 def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
     """Parameters of one adapter over all layers (the head excluded)."""
     targets = lora.target_modules
+    if isinstance(architecture, T5 | Bart):
+        sizes = _encoder_decoder_linears(architecture)
+    else:
+        layers = architecture_shape(architecture).layers
+        sizes = {name: (size, layers) for name, size in linear_sizes(architecture).items()}
     total = 0
-    for name, (inputs, outputs) in linear_sizes(architecture).items():
+    for name, ((inputs, outputs), count) in sizes.items():
         if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets:
-            total += lora.r * (inputs + outputs) + (outputs if lora.dora else 0)
-    return total * architecture_shape(architecture).layers
+            total += count * (lora.r * (inputs + outputs) + (outputs if lora.dora else 0))
+    return total
 
 
 def predict_sizes(
@@ -214,6 +272,8 @@ def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_si
         case _:
             length, copies = stage.train.sequence_length, 1
     per_token = 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
+    if isinstance(architecture, T5 | Bart):
+        per_token += 8 * shape.width + 4 * shape.heads * length  # cross-attention; scores with a bias of their own
     if getattr(stage, "lora", None) is not None:
         per_token = int(1.6 * per_token)  # an adapter's outputs are kept beside those of its base
     layers = 2 if stage.shard.gradient_checkpointing or isinstance(stage, Evaluate) else shape.layers

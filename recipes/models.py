@@ -18,6 +18,11 @@ from recipes.vision_folders import VisionFacts
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
+EVALUATED_BY_THEMSELVES = {
+    "encoder": "an encoder predicts no next token: its own stage reports how it classifies",
+    "encoder_decoder": "an encoder-decoder writes targets of sources: its own finetune reports loss, BLEU and chrF",
+}
+"""Families that an `evaluate` stage does not measure, and why."""
 _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 
@@ -245,12 +250,18 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         if isinstance(made, Finetune):
             message = "is a classifier already; a classifier starts from a pretrained encoder"
             yield loaded.problem(f"{place}.init_from", stage.init_from, message)
+    if isinstance(stage, Finetune):
+        yield from _check_targets(loaded, place, stage, facts)
     if isinstance(stage, Pretrain):
-        if stage.corruption is not None and facts.family not in (None, "encoder"):
-            message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
-            yield loaded.problem(f"{place}.corruption", "", message, "remove the key")
+        for key, family in (("corruption", "encoder"), ("span_corruption", "encoder_decoder")):
+            if getattr(stage, key) is None or facts.family in (None, family):
+                continue
+            message = f"hides tokens from family {family}; this model is of family {facts.family}"
+            if facts.family in ("decoder", "rnn"):
+                message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
+            yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
         cls_token = stage.tokenizer.cls_token if isinstance(stage.tokenizer, TrainTokenizer) else None
-        if cls_token is not None and facts.family in ("decoder", "rnn"):
+        if cls_token is not None and facts.family not in (None, "encoder"):
             message = "with it the tokenizer would end every prompt with the end token; only encoders take it"
             yield loaded.problem(f"{place}.tokenizer.cls_token", cls_token, message, "remove the key")
         if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
@@ -258,9 +269,18 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
                 if getattr(stage.tokenizer, key) is None:
                     message = "an encoder needs this token"
                     yield loaded.problem(f"{place}.tokenizer.{key}", "", message, f'for example "<|{key[:-6]}|>"')
-    if isinstance(stage, Evaluate) and facts.family == "encoder":
-        message = "an encoder predicts no next token: its own stage reports how it classifies"
-        yield loaded.problem(f"{place}.of", stage.of[0], message)
+    if isinstance(stage, Evaluate) and facts.family in EVALUATED_BY_THEMSELVES:
+        yield loaded.problem(f"{place}.of", stage.of[0], EVALUATED_BY_THEMSELVES[facts.family])
+
+
+def _check_targets(loaded: LoadedRecipe, place: str, stage: Finetune, facts: ModelFacts) -> Iterator[Problem]:
+    """Keys of a fine-tuning that only encoder-decoders take, or that they do not."""
+    if facts.family == "encoder_decoder" and stage.loss_on == "all":
+        message = "an encoder-decoder writes targets alone; sources have no loss"
+        yield loaded.problem(f"{place}.loss_on", "all", message, "remove the key")
+    if facts.family not in (None, "encoder_decoder") and stage.num_beams > 1:
+        message = f"beams search the answers of an encoder-decoder; this model is of family {facts.family}"
+        yield loaded.problem(f"{place}.num_beams", stage.num_beams, message, "remove the key")
 
 
 def _check_lora(

@@ -36,7 +36,7 @@ _SECTIONS = (
         "Stages",
         ("Pretrain", "PretrainImages", "Finetune", "FinetuneImages", "Reward", "PpoStage", "PpoImages", "Evaluate"),
     ),
-    ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "RopeParameters")),
+    ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "T5", "Bart", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
@@ -44,7 +44,13 @@ _SECTIONS = (
         "Sources of pictures",
         ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageJsonLines", "ImageParquet", "ImageDatasets"),
     ),
-    ("Training", ("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard", "Corruption", "PseudoLabels")),
+    (
+        "Training",
+        (
+            *("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard"),
+            *("Corruption", "SpanCorruption", "PseudoLabels"),
+        ),
+    ),
     (
         "Reinforcement learning",
         ("Rollout", "Ppo", "PictureRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),

@@ -184,7 +184,7 @@ DEFAULT_PARTS: dict[str, str] = {
 """What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
 
 
-Role = Literal["text", "instructions", "preferences", "prompts", "images"]
+Role = Literal["text", "instructions", "seq2seq", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)

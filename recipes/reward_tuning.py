@@ -20,7 +20,11 @@ def check_reward_tuning(loaded: LoadedRecipe, place: str, stage: PpoImages) -> I
     if source is not None and source.text_encoder is not None:
         message = "the actor draws from captions; reward tuning asks for classes or for nothing"
         yield loaded.problem(f"{place}.actor", stage.actor, message)
-    if not isinstance(actor, Ddpm):
+    if source is None or not isinstance(actor, Ddpm):
+        return
+    if source.text_encoder is not None:
+        message = "the actor draws from captions; reward tuning asks for classes, or for nothing"
+        yield loaded.problem(f"{place}.actor", stage.actor, message, "an actor without text_encoder")
         return
     if rollout.steps is not None and rollout.steps > actor.timesteps:
         message = f"the actor's noising process has {actor.timesteps} steps"

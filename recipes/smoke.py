@@ -13,6 +13,7 @@ from recipes.image_models import VENDI_PICTURES, Classifier, Ddpm, Gan, ImageArc
 from recipes.ppo import Ppo, Rollout, Sampling
 from recipes.recipe import Recipe
 from recipes.recurrent import Rnn
+from recipes.seq2seq import T5, Bart
 from recipes.stages import (
     Evaluate,
     Finetune,
@@ -146,6 +147,28 @@ def _shrink_architecture(architecture: Architecture | None) -> Architecture | No
             hidden_size=WIDTH,
             intermediate_size=INTERMEDIATE,
             num_attention_heads=HEADS,
+            max_position_embeddings=POSITIONS,
+        )
+    if isinstance(architecture, T5):
+        return _with(
+            architecture,
+            num_layers=1,
+            num_decoder_layers=1,
+            d_model=WIDTH,
+            d_kv=WIDTH // HEADS,
+            d_ff=INTERMEDIATE,
+            num_heads=HEADS,
+        )
+    if isinstance(architecture, Bart):
+        return _with(
+            architecture,
+            encoder_layers=1,
+            decoder_layers=1,
+            d_model=WIDTH,
+            encoder_ffn_dim=INTERMEDIATE,
+            decoder_ffn_dim=INTERMEDIATE,
+            encoder_attention_heads=HEADS,
+            decoder_attention_heads=HEADS,
             max_position_embeddings=POSITIONS,
         )
     grouped = architecture.num_key_value_heads not in (None, architecture.num_attention_heads)

@@ -13,6 +13,7 @@ from recipes.image_data import ImageSource
 from recipes.image_models import Ddpm, ImageArchitecture
 from recipes.lora import Lora
 from recipes.ppo import Ppo, Rollout, Sampling
+from recipes.seq2seq import SpanCorruption
 from recipes.sharding import Shard
 from recipes.train import ImageTrain, Train
 
@@ -30,7 +31,8 @@ class _Stage(Strict):
 class Pretrain(_Stage):
     """Train a model of text, from random weights or from another model's.
 
-    The objective follows from the family: the next token (decoder, rnn), or hidden tokens (encoder).
+    The objective follows from the family: the next token (decoder, rnn), hidden tokens (encoder), or hidden spans
+    (encoder_decoder).
     """
 
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
@@ -42,7 +44,10 @@ class Pretrain(_Stage):
     corruption: Corruption | None = meaning(
         None, description="encoder: what is hidden and has to be restored; None: the defaults."
     )
-    data: Source = meaning(description="Training text: rows with a `text` column.")
+    span_corruption: SpanCorruption | None = meaning(
+        None, description="encoder_decoder: which spans are hidden and have to be written; None: the defaults."
+    )
+    data: Source = meaning(description="Training text: rows with a `text` column, or with `prompt` and `completion`.")
     evaluation: Source | None = meaning(
         None, description="Held-out text; None: python-docs' validation split or the source's hold_out."
     )
@@ -98,7 +103,7 @@ class PretrainImages(_Stage):
 
 class Finetune(_Stage):
     """Supervised learning on rows: responses to prompts (decoder, rnn) or to pictures with prompts (vision_language),
-    or labels of texts (encoder).
+    targets of sources (encoder_decoder), or labels of texts (encoder).
     """
 
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
@@ -116,6 +121,9 @@ class Finetune(_Stage):
     )
     pseudo_labels: PseudoLabels | None = meaning(
         None, description="encoder: learn from the rows without a label too; None leaves them out."
+    )
+    num_beams: int = meaning(
+        1, ge=1, le=64, description="encoder_decoder: beams of the search that held-out BLEU and chrF are measured by."
     )
     data: Source = meaning(
         description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`; for a "
@@ -280,6 +288,7 @@ class Evaluate(_Stage):
 PretrainFamily = Annotated[
     Annotated[Pretrain, Tag("decoder")]
     | Annotated[Pretrain, Tag("encoder")]
+    | Annotated[Pretrain, Tag("encoder_decoder")]
     | Annotated[Pretrain, Tag("rnn")]
     | Annotated[PretrainImages, Tag("classifier")]
     | Annotated[PretrainImages, Tag("vae")]

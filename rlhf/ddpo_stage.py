@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recipes.ddpo import ClassReward, PictureRollout, RuleReward
@@ -47,6 +48,8 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     assert isinstance(actor, DdpmFamily)
     if actor.is_captioned:
         raise RequestError("actor: the model draws from captions; reward tuning asks for classes or for nothing")
+    if actor.is_captioned:
+        raise RequestError("actor: it draws from captions; reward tuning asks for classes, or for nothing")
     blueprint = _policy_of(actor, rollout)
     labels = asked_labels(actor, rollout)
     score = _scorer(spec, context, actor)
@@ -120,7 +123,7 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
 def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     """The actor's network once more, in fp32."""
     weights = {name: parameter.detach().float() for name, parameter in actor.module.named_parameters()}
-    family = blueprint.with_weights(weights, next(actor.module.parameters()).dtype)
+    family = blueprint.with_weights(weights, torch.float32)
     assert isinstance(family, DdpmFamily)
     return family
 

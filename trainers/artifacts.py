@@ -22,7 +22,7 @@ from trainers.precision import exact_matmul
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
 PROBE_POSITIONS = 4
-TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "vision_language_model")
+TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
 """Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
@@ -68,11 +68,9 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
     write_json(folder / "config.json", model_config(config, kind, dtype))
-    if kind in ("language_model", "vision_language_model"):
-        ids = {
-            key: getattr(config.get_text_config(), key, None)
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-        }
+    if kind in ("language_model", "seq2seq_model", "vision_language_model"):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
+        ids = {key: getattr(config.get_text_config(), key, None) for key in names}
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     for name, content in further_files.items():
         (folder / name).write_bytes(content)
@@ -181,6 +179,8 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if kind == "vision_language_model":
         inputs["pixel_values"] = probe_pixels(model.config).to(next(iter(model.parameters())))
+    if kind == "seq2seq_model":
+        inputs["decoder_input_ids"] = ids
     with exact_matmul(), torch.no_grad():
         logits = model(**inputs, use_cache=False).logits[0].float().cpu()
     model.train(was_training)

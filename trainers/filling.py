@@ -1,8 +1,9 @@
-"""What an encoder says of a text: the words behind its masks, or its class.
+"""What fills a text's gaps: an encoder's words behind masks, an encoder-decoder's spans; and an encoder's class of it.
 
 T tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,22 @@ def classify(model: Any, tokenization: Tokenization, text: str) -> dict[str, flo
     shares = torch.softmax(logits, dim=0).tolist()
     named = {model.config.id2label[number]: share for number, share in enumerate(shares)}
     return dict(sorted(named.items(), key=lambda item: -item[1]))
+
+
+def fill_spans(tokenization: Tokenization, text: str, answer_ids: Sequence[int]) -> str:
+    """Return the text with each sentinel replaced by the span that the answer has for it, or by nothing."""
+    spans: dict[int, list[int]] = {}
+    sentinel = None
+    for token in answer_ids:
+        if token in tokenization.sentinel_ids:
+            sentinel = token
+            spans.setdefault(sentinel, [])
+        elif sentinel is not None:
+            spans[sentinel].append(token)
+    filled: list[int] = []
+    for token in tokenization.encode(text, special=True):
+        filled += spans.get(token, []) if token in tokenization.sentinel_ids else [token]
+    return tokenization.decode(filled)
 
 
 def _encode(model: Any, tokenization: Tokenization, text: str) -> torch.Tensor:

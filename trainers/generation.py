@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.architectures.encoder_decoder import decode, encode, start_token
+
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share of it is left."""
 
@@ -44,11 +46,12 @@ def generate(
     uniforms_BR: np.ndarray | None,
     pixels_ICHW: Tensor | None = None,
 ) -> Generation:
-    """Continue left-padded prompts; `uniforms_BR` (fp64 in [0, 1)) None draws greedily.
+    """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
 
     `pixels_ICHW` are the pictures of the prompts' image tokens, in their order, for a vision-language model.
 
-    `module` is a causal language model in evaluation mode with whole parameters. Runs no collective.
+    `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
+    padded on either side where the encoder's positions are relative, else on the right. Runs no collective.
     """
     model: Any = module
     device = prompt_ids_BP.device
@@ -96,6 +99,8 @@ class Continuation(Protocol):
 
 
 def _continuation(model: Any, pixels_ICHW: Tensor | None) -> Continuation:
+    if model.config.is_encoder_decoder:
+        return TargetCache(model)
     return RecurrentState(model) if model.config.model_type == "rnn" else KeyValueCache(model, pixels_ICHW)
 
 
@@ -141,6 +146,35 @@ class KeyValueCache:
         )
         last: Tensor = output.last_hidden_state[:, -1]
         return last
+
+
+class TargetCache:
+    """Sources as an encoder left them, and the decoder's keys and values."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self._model = model
+        self._cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Encode the sources and start their targets."""
+        self._mask_BS = prompt_mask_BP
+        self._states_BSD = encode(self._model, prompt_ids_BP, prompt_mask_BP)
+        return self.advance(torch.full_like(prompt_ids_BP[:, 0], start_token(self._model)))
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        hidden_B1D = decode(
+            self._model, tokens_B[:, None], self._states_BSD, self._mask_BS, past_key_values=self._cache
+        )
+        last: Tensor = hidden_B1D[:, -1]
+        return last
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache and in the sources."""
+        self._cache.batch_select_indices(rows)
+        self._states_BSD, self._mask_BS = self._states_BSD[rows], self._mask_BS[rows]
 
 
 class RecurrentState:

@@ -137,6 +137,14 @@ def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features
     return interval(found)
 
 
+def _draw(model: Drawing, seeds: Sequence[int], wanted: Sequence[int] | None, captions: Sequence[str] | None) -> Tensor:
+    """Draw by captions where the model reads them, else by classes or without any."""
+    if captions is None:
+        return model.sample(seeds, wanted)
+    assert isinstance(model, Captioned)
+    return model.sample(seeds, captions=captions)
+
+
 def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:
     """Give the captions of the real pictures that drawn ones are compared with; None: the model reads none."""
     if not isinstance(model, Captioned) or not model.is_captioned:
@@ -144,15 +152,6 @@ def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[st
     if not real.captions:
         raise RequestError("the model draws from captions; `images` has none: give its source's captions")
     return [real.captions[row] for row in rows]
-
-
-def _draw(
-    model: Drawing | Captioned, seeds: Sequence[int], wanted: list[int] | None, captions: list[str] | None
-) -> Tensor:
-    if captions is None:
-        return model.sample(seeds, wanted)
-    assert isinstance(model, Captioned)
-    return model.sample(seeds, captions=captions)
 
 
 def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
-from recipes.encoders import Corruption
 from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Finetune, Pretrain
@@ -18,9 +17,7 @@ from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.load import ModelKind, load_model, model_family
 from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.architectures.vision_language import (
-    PicturedTokenLosses,
     demand_fitting,
     excluded_modules,
     freeze,
@@ -37,13 +34,9 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
+from trainers.learning import Learning, build_learning
 from trainers.loop import BatchSource, Cadence, Outcome, train
-from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.ngram import ngram_perplexity
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.objectives.protocol import Objective
-from trainers.objectives.vision_language import PicturedLanguageModelObjective
 from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
@@ -59,9 +52,10 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout, unchanged
+from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 from trainers.streams import LaneStates, StreamBatches
+from trainers.translation import Translations, translate
 
 WRAPPER = "model."
 """Prefix that `TokenLosses` gives to the model's parameter names."""
@@ -82,14 +76,13 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
     is_carried = isinstance(spec, Pretrain) and family == "rnn"
-    request = training_request(spec, get_source(spec, "data"), context, tokenization, pictures)
+    request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
-    evaluation_set = (
-        None
-        if held_out is None
-        else open_dataset(context, training_request(spec, held_out, context, tokenization, pictures))
-    )
+    evaluation_set = None
+    if held_out is not None:
+        request = training_request(spec, family, held_out, context, tokenization, pictures)
+        evaluation_set = open_dataset(context, request)
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
@@ -108,8 +101,10 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         source = stream_batches(spec, context, model, dataset, layout, steps)
     else:
         share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-        source = PlannedBatches(BatchPlan(dataset, context.seed, *share), steps, learning.prepare)
+        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
+        source = PlannedBatches(plan, steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
+    translations: list[Translations] = []
     outcome = train(
         engine,
         learning.objective,
@@ -121,7 +116,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
-        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization.vocab_size),
+        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization, translations),
         observer=observer,
         seed=context.seed,
     )
@@ -137,41 +132,12 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         outcome,
         dataset,
         checkpoint,
+        translations,
         pictures,
         evaluation_set,
     )
     engine.close()
     return draft
-
-
-@dataclass(frozen=True)
-class Learning:
-    """What a family learns: its objective over which module, and what the objective reads of a packed batch."""
-
-    kind: ModelKind
-    module: nn.Module
-    objective: Objective
-    prepare: Callable[[Any, int], Any] = unchanged
-    predicts_next: bool = True
-    """Whether a counted model measures the same."""
-
-
-def build_learning(
-    spec: Pretrain | Finetune, family: str, model: nn.Module, tokenization: Tokenization, seed: int
-) -> Learning:
-    """Return the objective that follows from family and kind of stage."""
-    match family:
-        case "rnn" if isinstance(spec, Pretrain):
-            return Learning("language_model", CarriedTokenLosses(model), CarriedLanguageModelObjective())
-        case "encoder":
-            corruption = (spec.corruption if isinstance(spec, Pretrain) else None) or Corruption()
-            masker = Masker(corruption, tokenization, seed)
-            module, objective = MaskedTokenLosses(model), MaskedLanguageModelObjective()
-            return Learning("masked_model", module, objective, masker.batch, predicts_next=False)
-        case "vision_language":
-            return Learning("vision_language_model", PicturedTokenLosses(model), PicturedLanguageModelObjective())
-        case _:
-            return Learning("language_model", TokenLosses(model), LanguageModelObjective())
 
 
 def stream_batches(
@@ -219,7 +185,11 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
     """Build from random weights or load the input, whole and equal on every rank."""
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
-        kinds: dict[str, ModelKind] = {"encoder": "masked_model", "vision_language": "vision_language_model"}
+        kinds: dict[str, ModelKind] = {
+            "encoder": "masked_model",
+            "encoder_decoder": "seq2seq_model",
+            "vision_language": "vision_language_model",
+        }
         kind = kinds.get(model_family(folder), "language_model")
         return load_model(folder, kind, device=context.ranks.device)
     assert isinstance(spec, Pretrain)
@@ -245,15 +215,19 @@ def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pict
 
 def training_request(
     spec: Pretrain | Finetune,
+    family: str,
     use: SourceUse,
     context: StageContext,
     tokenization: Tokenization,
     pictures: PictureProcessor | None = None,
 ) -> DataRequest:
-    """Say which set the stage needs of its training or held-out rows."""
+    """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
+    request = data_request(context, use, tokenization, spec.train.sequence_length)
+    if family == "encoder_decoder" and isinstance(spec, Finetune):
+        return replace(request, role="seq2seq")
     request = replace(
-        data_request(context, use, tokenization, spec.train.sequence_length),
-        packing=spec.train.packing,
+        request,
+        packing=spec.train.packing and family != "encoder_decoder",
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
     )
     return request if pictures is None else replace(request, role="pictured", processor=pictures)
@@ -266,18 +240,28 @@ def held_out_loss(
     dataset: Dataset,
     spec: Pretrain | Finetune,
     layout: Layout,
-    vocab_size: int,
+    tokenization: Tokenization,
+    translations: list[Translations],
 ) -> Callable[[], dict[str, float]]:
-    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's."""
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's.
+
+    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`.
+    """
     rows = spec.train.evaluation_rows
     baseline: list[float] = []
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity([training_set], dataset, rows, vocab_size))
-        batches = evaluation_batches(dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
-        prepared = (learning.prepare(batch, EVALUATION) for batch in batches)
+            baseline.append(ngram_perplexity([training_set], dataset, rows, tokenization.vocab_size))
+        share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
+        prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         means = evaluate(engine.module, learning.objective, prepared, engine.device)
+        if dataset.form == "seq2seq" and isinstance(spec, Finetune):
+            search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
+            with engine.gathered() as bare:
+                written = translate(bare.model, dataset, evaluation_batches(*share), tokenization, **search)
+            translations.append(written)
+            return {**means, **written.scores()}
         if "loss" not in means or not learning.predicts_next:
             return means
         return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline[0]}
@@ -288,7 +272,7 @@ def held_out_loss(
 def held_out_responses(
     spec: Finetune, context: StageContext, model: nn.Module, tokenization: Tokenization
 ) -> dict[str, Any] | None:
-    """Report how the model answers held-out prompts; None where there are none. Rank 0 alone."""
+    """Report how a causal model answers held-out prompts; None where there are none. Rank 0 alone."""
     held_out = find_source(spec, "evaluation")
     if held_out is None:
         return None
@@ -312,6 +296,7 @@ def write_draft(
     outcome: Outcome,
     dataset: Dataset,
     checkpoint: StoreCheckpoint,
+    translations: list[Translations],
     pictures: PictureProcessor | None = None,
     evaluation_set: Dataset | None = None,
 ) -> Draft | None:
@@ -321,9 +306,9 @@ def write_draft(
     with engine.gathered():
         found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
         if isinstance(spec, Finetune) and context.ranks.rank == 0:
-            if pictures is None:
+            if kind == "language_model":
                 responses = held_out_responses(spec, context, model, tokenization)
-            elif evaluation_set is not None and spec.loss_on == "responses":
+            elif pictures is not None and evaluation_set is not None and spec.loss_on == "responses":
                 responses = pictured_response_report(model, evaluation_set, stop_id=tokenization.eos_id)
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
@@ -352,7 +337,9 @@ def write_draft(
         files=files,
         checks=tuple(checks),
         outcome=outcome.ending(),
-        metrics=stage_metrics(outcome, dataset) | ({} if responses is None else {"responses": responses}),
+        metrics=stage_metrics(outcome, dataset)
+        | ({} if responses is None else {"responses": responses})
+        | ({} if not translations else {"translations": translations[-1].report()}),
         gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
         contract=tokenization.contract_hash,
         base=base,

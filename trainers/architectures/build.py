@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.architectures.encoder_decoder import build_encoder_decoder
 
 
 def build_language_model(
@@ -24,6 +25,8 @@ def build_language_model(
             return _build_rnn(architecture, facts, seed)
         case "encoder":
             return _build_bert(architecture, facts, seed)
+        case "encoder_decoder":
+            return build_encoder_decoder(architecture, facts, seed=seed, device=device)
     raise ValueError(f"unknown family {architecture['family']!r}")
 
 

@@ -13,10 +13,17 @@ from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
 
 ModelKind = Literal[
-    "language_model", "masked_model", "score_model", "value_model", "text_classifier", "vision_language_model"
+    "language_model",
+    "masked_model",
+    "seq2seq_model",
+    "score_model",
+    "value_model",
+    "text_classifier",
+    "vision_language_model",
 ]
-"""Stock class: ...ForCausalLM, ...ForMaskedLM, with one label ...ForSequenceClassification and
-...ForTokenClassification, with classes ...ForSequenceClassification; LlavaForConditionalGeneration."""
+"""Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
+...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
+LlavaForConditionalGeneration."""
 
 LEFT_BEHIND = ("cls",)
 """The head of masked tokens, which a classifier does not take over."""
@@ -78,7 +85,7 @@ def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:
     family = MODEL_TYPES[model_type]
     if family == "vision_language":
         return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
-    return attention_name(device, is_causal=family == "decoder")
+    return attention_name(device, family)
 
 
 def stock_class(model_type: str, kind: ModelKind) -> Any:
@@ -100,6 +107,14 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             from transformers.models.bert import modeling_bert as bert
 
             return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
+        case "t5" if kind == "seq2seq_model":
+            from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+            return T5ForConditionalGeneration
+        case "bart" if kind == "seq2seq_model":
+            from transformers.models.bart.modeling_bart import BartForConditionalGeneration
+
+            return BartForConditionalGeneration
         case "llava" if kind == "vision_language_model":
             from transformers.models.llava import modeling_llava as llava
 
@@ -112,6 +127,7 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
             families = {
                 "language_model": ("decoder", "rnn"),
                 "masked_model": ("encoder",),
+                "seq2seq_model": ("encoder_decoder",),
                 "text_classifier": ("encoder",),
                 "vision_language_model": ("vision_language",),
             }
@@ -132,6 +148,8 @@ def model_family(folder: Path) -> str:
 def longest_input(folder: Path) -> int | None:
     """Return the most tokens that a folder's model is made for; None where its configuration says nothing."""
     config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") == "t5":
+        return None  # its positions are relative, whatever n_positions says
     found: int | None = config.get("max_position_embeddings", config.get("n_positions"))
     return found
 
@@ -161,7 +179,7 @@ def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any
     made: tuple[str, ...] = CLASSIFIER_PARTS
     left: tuple[str, ...] = LEFT_BEHIND
     if kind != "text_classifier":
-        made, left = () if kind in ("masked_model", "vision_language_model") else (head_name(model),), HEAD_NAMES
+        made, left = (head_name(model),) if has_new_head else (), HEAD_NAMES
 
     def allowed(key: str, names: tuple[str, ...]) -> bool:
         return has_new_head and any(key.startswith(f"{name}.") for name in names)

@@ -19,7 +19,7 @@ DEFAULT = "default"
 
 
 def add_adapter(
-    model: nn.Module,
+    model: Any,
     lora: Lora,
     *,
     seed: int,
@@ -44,7 +44,7 @@ def add_adapter(
         exclude_modules=(exclude if isinstance(exclude, str) else list(exclude)) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        task_type="CAUSAL_LM" if targets is None else None,
+        task_type=_task_type(model) if targets is None else None,
         fan_in_fan_out=_is_transposed(model),
     )
     with torch.random.fork_rng(devices=[]):
@@ -67,12 +67,15 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
 def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str]:
     """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there.
 
-    Where `exclude` is a pattern, modules that match it have no name here.
+    Where `exclude` is a pattern, modules that match it have no name here. The head has none either; it lies in the base
+    of an encoder-decoder.
     """
+    head = model.get_output_embeddings()
     linear = [
         key
         for key, module in model.base_model.named_modules()
         if _is_linear(module)
+        and module is not head
         and "lora_" not in key
         and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
     ]
@@ -170,6 +173,10 @@ def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], name: s
 def _file_key(key: str, name: str) -> str:
     plain = ".".join(part for part in key.split(".") if part != name)
     return f"base_model.model.{plain.replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')}"
+
+
+def _task_type(model: Any) -> str:
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def _is_linear(module: nn.Module) -> bool:

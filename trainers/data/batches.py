@@ -75,6 +75,23 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
+class Seq2SeqBatch:
+    """Sources and their targets, both right-padded and ended by the end token."""
+
+    source_ids_BS: Tensor
+    source_mask_BS: Tensor
+    """True at real tokens."""
+    target_ids_BT: Tensor
+    target_mask_BT: Tensor
+    """True at the tokens to write; nowhere in a filler row."""
+    sample_ids_B: Tensor
+
+    def to(self, device: torch.device | str) -> "Seq2SeqBatch":
+        """Copy to a device."""
+        return Seq2SeqBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """Prompts to continue, left-padded."""
 
@@ -147,12 +164,12 @@ class PicturedBatch:
         return PicturedBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
 
 
-Batch = TokenBatch | PicturedBatch | PairBatch | PromptBatch
+Batch = TokenBatch | PicturedBatch | Seq2SeqBatch | PairBatch | PromptBatch
 AFTER_WARM_UP = 2**31
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
-    """Build the batch of these rows in the form of the data set: TokenBatch, PicturedBatch, PairBatch or PromptBatch.
+    """Build the batch of these rows in the form of the data set: one of `Batch`.
 
     Rows of -1 are fillers: they hold the tokens of row 0, without any target. Padding goes to the longest row.
     """
@@ -166,12 +183,31 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
             return PicturedBatch(_token_batch(dataset, taken, samples), pixel_values(dataset, numbers))
         case "stream" | "labelled":
             raise ValueError(f"sets of form {dataset.form} have batches of their own")
+        case "seq2seq":
+            sources = [dataset.side_ids("source", row) for row in taken]
+            targets = [dataset.side_ids("target", row) for row in taken]
+            return build_seq2seq_batch(sources, targets, dataset.pad_id, samples)
         case "pairs":
             return PairBatch(_side(dataset, "chosen", taken), _side(dataset, "rejected", taken), samples)
         case "prompts":
             prompts = [dataset.prompt_ids(row) for row in taken]
             ids, mask = pad([prompt.astype(np.int64) for prompt in prompts], dataset.pad_id, left=True)
             return PromptBatch(torch.from_numpy(ids), torch.from_numpy(mask), samples)
+
+
+def build_seq2seq_batch(
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], pad_id: int, samples: Tensor
+) -> Seq2SeqBatch:
+    """Pad sources and targets; rows whose sample is -1 have nothing to write."""
+    source_ids, source_mask = pad([ids.astype(np.int64) for ids in sources], pad_id)
+    target_ids, target_mask = pad([ids.astype(np.int64) for ids in targets], pad_id)
+    return Seq2SeqBatch(
+        torch.from_numpy(source_ids),
+        torch.from_numpy(source_mask),
+        torch.from_numpy(target_ids),
+        torch.from_numpy(target_mask & (samples.numpy() != FILLER)[:, None]),
+        samples,
+    )
 
 
 def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
@@ -203,7 +239,8 @@ class BatchPlan:
 
     Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`. Micro-batch m of rank r
     takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of
-    `micro_batch`; pairs are dealt by length instead. `workers * micro_batch` must divide `global_batch`.
+    `micro_batch`; pairs, sources and targets are dealt by length instead.
+    `workers * micro_batch` must divide `global_batch`.
     """
 
     dataset: Dataset | ImageDataset
@@ -212,6 +249,8 @@ class BatchPlan:
     workers: int
     rank: int
     micro_batch: int
+    by_length: bool = False
+    """Whether sequences are dealt by length too."""
 
     def __post_init__(self) -> None:
         """Demand equal shares."""
@@ -250,8 +289,8 @@ class BatchPlan:
                 )
                 for run in runs
             ]
-        if dataset.form == "pairs":
-            lengths = dataset.pair_lengths(rows)
+        if self.by_length or dataset.form in ("pairs", "seq2seq"):
+            lengths = dataset.lengths(rows)
             shares = deal_by_length(range(len(rows)), lengths, self.rank, self.workers, self.micro_batch)
             return [build_batch(dataset, [rows[place] for place in share]) for share in shares]
         return [build_batch(dataset, [rows[place] for place in run]) for run in runs]

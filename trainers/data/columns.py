@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from recipes.picture_rows import find_pictures
 
-RowRole = Literal["text", "labels", "instructions", "pictured", "preferences", "prompts"]
-"""What rows are read for: language modelling, classification, instruction tuning without or with pictures, reward
-modelling, or generation."""
+RowRole = Literal["text", "labels", "instructions", "pictured", "seq2seq", "preferences", "prompts"]
+"""What rows are read for: language modelling, classification, instruction tuning without or with pictures, source to
+target, reward modelling, or generation."""
 
 STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected")
 _CONVERSATION_KEYS = {"conversations": "messages"}
@@ -24,14 +24,19 @@ class BadRow(ValueError):  # noqa: N818
 def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
 
-    text: {text}. labels: {text, label}; a label that is missing or None is unknown. instructions: {messages},
-    {prompt, completion} or {text}. pictured: {messages, images} with every content a list of parts {type: text, text}
-    and {type: image}, or {prompt, completion, images}; images are as the row names them. preferences: {prompt, chosen,
-    rejected}; without a prompt it is the common beginning of both. prompts: {prompt, reference}. Raises BadRow.
+    text: {text}; of a plain prompt and completion {text, prompt}, one below the other. labels: {text, label}; a label
+    that is missing or None is unknown. instructions: {messages}, {prompt, completion} or {text}. pictured: {messages,
+    images} with every content a list of parts {type: text, text} and {type: image}, or {prompt, completion, images};
+    images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
+    turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
+    of both. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:
         case "text":
+            if "text" not in found and {"prompt", "completion"} <= found.keys():
+                prompt = _plain(found, "prompt")
+                return {"text": f"{prompt}\n{_plain(found, 'completion')}", "prompt": prompt}
             return {"text": _plain(found, "text")}
         case "labels":
             return {"text": _plain(found, "text"), "label": _label(found.get("label"))}
@@ -41,6 +46,8 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
                     "the row has a picture, and the model takes text alone; only a vision-language model sees it"
                 )
             return _instruction(found)
+        case "seq2seq":
+            return _source_and_target(found)
         case "pictured":
             return _pictured(found, find_pictures(row, columns))
         case "preferences":
@@ -142,6 +149,19 @@ def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
     if "text" in row:
         return {"text": _plain(row, "text")}
     raise BadRow("has neither 'messages' nor 'prompt' and 'completion' nor 'text'")
+
+
+def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = _instruction(row)
+    if "text" in found:
+        raise BadRow("has a 'text' alone; a source and its target are 'prompt' and 'completion', or 'messages'")
+    messages = found.get("messages")
+    if messages is None and isinstance(found["completion"], str):
+        return found
+    turns = messages or [*found["prompt"], *found["completion"]]
+    if turns[-1]["role"] != "assistant" or len(turns) < 2:
+        raise BadRow("its last message must be the assistant's, after another")
+    return {"prompt": turns[:-1], "completion": turns[-1]["content"]}
 
 
 def _pictured(row: Mapping[str, Any], pictures: list[Any] | None) -> dict[str, Any]:

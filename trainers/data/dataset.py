@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Form = Literal["packed", "pictured", "stream", "labelled", "pairs", "prompts"]
+Form = Literal["packed", "pictured", "stream", "labelled", "seq2seq", "pairs", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Dataset:
     two of picture_offsets [N + 1], in the order of its image tokens; pixel_factor, pixel_mean and pixel_std scale them.
     stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
     labelled: text_ids [S] with text_offsets [N + 1], labels [N] (number in `classes`, -1 where it is unknown).
+    seq2seq: {source,target}_ids [S] with {source,target}_offsets [N + 1]; target_text, UTF-8 bytes, with
+    target_text_offsets [N + 1].
     pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
     prompt_offsets [N + 1].
     """
@@ -80,9 +82,22 @@ class Dataset:
         offsets = self.arrays["text_offsets"]
         return self.arrays["text_ids"][offsets[row] : offsets[row + 1]]
 
-    def pair_lengths(self, rows: Sequence[int]) -> list[int]:
-        """Return the number of tokens of each pair's longer side."""
-        sides = (self.arrays["chosen_offsets"], self.arrays["rejected_offsets"])
+    def side_ids(self, side: Literal["source", "target"], row: int) -> np.ndarray:
+        """Return the tokens of a source or of its target."""
+        offsets = self.arrays[f"{side}_offsets"]
+        return self.arrays[f"{side}_ids"][offsets[row] : offsets[row + 1]]
+
+    def target_text(self, row: int) -> str:
+        """Return a target as the data has it."""
+        offsets = self.arrays["target_text_offsets"]
+        return bytes(self.arrays["target_text"][offsets[row] : offsets[row + 1]]).decode()
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the number of tokens of each packed sequence, else of the longer side of each pair."""
+        if self.form == "packed":
+            return [int(length) for length in (self.arrays["segment_ids"][list(rows)] > 0).sum(axis=1)]
+        names = ("source", "target") if self.form == "seq2seq" else ("chosen", "rejected")
+        sides = [self.arrays[f"{name}_offsets"] for name in names]
         return [max(int(offsets[row + 1] - offsets[row]) for offsets in sides) for row in rows]
 
     def row_ids(self, sequence: int) -> list[str]:

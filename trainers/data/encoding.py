@@ -63,6 +63,20 @@ def encode_instructions(rows: Iterable[Row], tokenization: Tokenization) -> Iter
         yield from zip(chunk, _encode_marked(marked, tokenization), strict=True)
 
 
+def encode_sources_and_targets(
+    rows: Iterable[Row], tokenization: Tokenization
+) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
+    """Tokenize sources as prompts are, and their targets; both end with the end token."""
+    for chunk in _chunks(rows):
+        texts = []
+        for row in chunk:
+            with _naming(row):
+                texts.append(_render_prompt(row.columns["prompt"], tokenization).text)
+        sources = [encoded.ids for encoded in _encode_plain(texts, tokenization)]
+        targets = [encoded.ids for encoded in _encode_plain([row.columns["completion"] for row in chunk], tokenization)]
+        yield from zip(chunk, sources, targets, strict=True)
+
+
 def encode_pairs(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded, Encoded]]:
     """Tokenize both answers of preferences, each after the prompt; everything after the prompt is the response."""
     for chunk in _chunks(rows):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from recipes.data import Csv, JsonLines, Parquet, TextFiles
-from recipes.data_files import match_files
+from recipes.data_files import csv_dialect, match_files
 from recipes.errors import RequestError
 
 FileSource = TextFiles | JsonLines | Csv | Parquet
@@ -53,7 +53,7 @@ def read_file(source: FileSource, path: Path) -> Iterator[tuple[str, dict[str, A
             case JsonLines():
                 yield from read_json_lines(path)
             case Csv():
-                yield from read_csv(path)
+                yield from read_csv(path, source)
             case Parquet():
                 yield from read_parquet(path)
     except UnicodeDecodeError as error:
@@ -97,13 +97,12 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path.name}:{number}", row
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (row id, row) of a CSV file, or of a TSV file by its name."""
+def read_csv(path: Path, source: Csv | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (row id, row) of a CSV file as its source says; without one, of a TSV file by its name."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    is_tsv = ".tsv" in path.suffixes
     with _open(path) as file:
-        reader = csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)
-        header: list[str] | None = None
+        reader = csv.reader(file, **csv_dialect(source, path), strict=True)
+        header = None if source is None else source.header
         number = 0
         try:
             for cells in reader:

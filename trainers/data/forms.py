@@ -182,6 +182,35 @@ def labelled(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: For
     )
 
 
+def seq2seq(encoded: Iterable[tuple[Row, np.ndarray, np.ndarray]], count: Count, settings: FormSettings) -> Parts:
+    """Keep the sources and targets that fit."""
+    kept: list[tuple[Row, np.ndarray, np.ndarray]] = []
+    for row, source, target in encoded:
+        if len(source) < 2 or len(target) < 2:
+            count.drop("empty", row)
+        elif max(len(source), len(target)) > settings.sequence_length:
+            count.drop("too_long", row)
+        else:
+            kept.append((row, source, target))
+    count.kept = len(kept)
+    arrays: dict[str, np.ndarray] = {}
+    for side, items in (("source", [item[1] for item in kept]), ("target", [item[2] for item in kept])):
+        arrays[f"{side}_ids"] = _flat(items, _token_type(settings))
+        arrays[f"{side}_offsets"] = offsets([len(ids) for ids in items])
+    texts = [row.columns["completion"].encode() for row, _, _ in kept]
+    arrays["target_text"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    arrays["target_text_offsets"] = offsets([len(text) for text in texts])
+    tokens = len(arrays["source_ids"]) + len(arrays["target_ids"])
+    return Parts(
+        arrays=arrays,
+        row_ids=[row.id for row, _, _ in kept],
+        tokens=tokens,
+        supervised_tokens=len(arrays["target_ids"]),
+        sequences=len(kept),
+        positions=tokens,
+    )
+
+
 def pair(encoded: Iterable[tuple[Row, Encoded, Encoded]], count: Count, settings: FormSettings) -> Parts:
     """Keep the pairs that fit and differ."""
     kept: list[tuple[Row, Encoded, Encoded]] = []

@@ -16,8 +16,14 @@ from recipes.data import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
-from trainers.data.encoding import encode_instructions, encode_pairs, encode_prompts, encode_texts
-from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, stream
+from trainers.data.encoding import (
+    encode_instructions,
+    encode_pairs,
+    encode_prompts,
+    encode_sources_and_targets,
+    encode_texts,
+)
+from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, seq2seq, stream
 from trainers.data.picture_processor import PictureProcessor
 from trainers.data.pictured import encode_pictured, pictured, pixel_chunks
 from trainers.data.pictured_digest import pictured_digest
@@ -35,6 +41,7 @@ FORMS: dict[RowRole, Form] = {
     "text": "packed",
     "labels": "labelled",
     "instructions": "packed",
+    "seq2seq": "seq2seq",
     "pictured": "pictured",
     "preferences": "pairs",
     "prompts": "prompts",
@@ -48,7 +55,7 @@ class DataRequest:
     source: Source
     base_dir: Path
     role: RowRole
-    """text and instructions make a packed set, pictured rows one with pictures, preferences pairs, prompts prompts."""
+    """text and instructions make a packed set, pictured rows one with pictures, the others what FORMS says."""
     tokenization: Tokenization
     sequence_length: int
     """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
@@ -193,6 +200,8 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
             parts = labelled(encode_texts(rows, request.tokenization), count, settings)
         case "instructions":
             parts = pack(encode_instructions(rows, request.tokenization), count, settings)
+        case "seq2seq":
+            parts = seq2seq(encode_sources_and_targets(rows, request.tokenization), count, settings)
         case "pictured":
             assert request.processor is not None
             encoded = encode_pictured(rows, request.tokenization, request.processor)

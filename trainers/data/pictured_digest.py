@@ -40,7 +40,8 @@ def _naming_rows(source: Source, base_dir: Path) -> Iterator[tuple[dict[str, Any
                 with open_file(path) as lines:
                     for number, line in enumerate(lines, start=1):
                         if any(key in line for key in keys):
-                            yield _json_row(line, f"{path}:{number}"), path.parent, f"{path}:{number}"
+                            place = f"{path}: row {number}"
+                            yield _json_row(line, place), path.parent, place
         case Csv() | Parquet():
             for path in find_files(source.files, base_dir):
                 for name, row in read_file(source, path):

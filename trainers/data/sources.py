@@ -75,7 +75,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
         case PythonDocs():
             for line in _python_docs_file(role, source.split, store).splitlines():
                 row = json.loads(line)
-                yield Row(row.pop("id"), _described_kind(row) if role == "labels" else row)
+                yield Row(row.pop("id"), _of_instruction(row, role))
         case Datasets():
             rows = open_datasets(source, base_dir)
             rows = with_encoded_pictures(rows) if role == "pictured" else rows
@@ -88,6 +88,17 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                     _, _, in_file = name.rpartition(":")
                     place = str(path) if in_file == name else f"{path}: row {in_file}"
                     yield _row(name, row, place, role, source.columns, path.parent)
+
+
+def _of_instruction(row: dict[str, Any], role: RowRole) -> dict[str, Any]:
+    """Bring a row of the documentation into its role's form."""
+    match role:
+        case "labels":
+            return _described_kind(row)
+        case "seq2seq":
+            return canonical(row, role, {})
+        case _:
+            return row
 
 
 def _described_kind(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +129,7 @@ def _extracted_files(digest: str) -> dict[str, bytes]:
 def _python_docs_file(role: RowRole, split: str, store: Store | None) -> bytes:
     """Return one set and split as JSON lines, from the store where it is there already."""
     digest = python_docs_digest()
-    name = f"{'instructions' if role == 'labels' else role}.{split}.jsonl"
+    name = f"{'instructions' if role in ('labels', 'seq2seq') else role}.{split}.jsonl"
     if store is None:
         return _extracted_files(digest)[name]
     manifest = store.find_dataset(digest)

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.local_models import find_pad_token
+from recipes.seq2seq import SENTINEL, count_sentinels
 from trainers.data.template import Message, Span, render, response_spans
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -74,6 +75,18 @@ class Tokenization:
         if found is None:
             raise RequestError("the tokenizer names no mask_token; an encoder's pretraining needs one")
         return self.token_id(found)
+
+    @cached_property
+    def sentinel_ids(self) -> list[int]:
+        """Ids of the tokens that stand for hidden spans, in their order; raises RequestError where there are none."""
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        found = [vocabulary[SENTINEL.format(number)] for number in range(count_sentinels(vocabulary))]
+        if not found:
+            first = SENTINEL.format(0)
+            raise RequestError(
+                f"the tokenizer has no token {first}; an encoder-decoder's pretraining hides spans by it"
+            )
+        return found
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -197,7 +210,7 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
         config={
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            "extra_special_tokens": list(spec.special_tokens),
+            "extra_special_tokens": spec.names[2 + sum(token is not None for token in optional.values()) :],
             **{key: token for key, token in optional.items() if token is not None},
         },
     )

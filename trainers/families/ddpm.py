@@ -5,6 +5,7 @@ B samples, C channels, H and W pixels (or latents), T steps of the noising proce
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,8 @@ from trainers.families.unet import build_unet
 from trainers.families.vae import LatentCodec, SpatialAutoencoder
 from trainers.randomness import normals, uniforms
 
-NOISE, TIMESTEP, LABEL_DROPOUT, INITIAL = 1, 2, 3, 4
-"""Streams of a sample's noise."""
+NOISE, TIMESTEP, LABEL_DROPOUT, INITIAL, BOUND_TIMESTEP, BOUND_NOISE = 1, 2, 3, 4, 5, 100
+"""Streams of a sample's noise; the last one's are as many as the bound has strata."""
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 LINEAR_BETAS = (1e-4, 2e-2)
 """Ho et al.'s ends of the linear schedule at 1000 steps; other numbers of steps scale them to the same total."""
@@ -61,7 +62,7 @@ class DdpmLosses(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `loss` (the mean over pixels, min-SNR weighted), `mse` (unweighted), `target_square`.
 
-        In evaluation of pixels also `bits_per_dim`, one draw of the timestep for each sample.
+        In evaluation of pixels also `bits_per_dim`, a draw of the timestep in each stratum for each sample.
         """
         settings = self.settings
         (codec,) = self._codec
@@ -78,7 +79,8 @@ class DdpmLosses(nn.Module):
         abar = abar_T[timesteps_B].view(-1, 1, 1, 1)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         labels = self._labels(labels_B, noise_seeds_B)
-        predicted = predict(self.net, noisy, timesteps_B, labels, self._states(captions, noise_seeds_B))
+        states = self._states(captions, noise_seeds_B)
+        predicted = predict(self.net, noisy, timesteps_B, labels, states)
         target = target_of(settings.prediction, clean, noise, abar)
         mse_B = (predicted - target).square().flatten(1).mean(1)
         found = {
@@ -87,9 +89,30 @@ class DdpmLosses(nn.Module):
             "target_square": target.square().flatten(1).mean(1),
         }
         if not self.training and codec is None:
-            recovered = clean_of(settings.prediction, predicted, noisy, abar).clamp(-1, 1)
-            found["bits_per_dim"] = bits_per_dim(abar_T, timesteps_B, clean, recovered)
+            found["bits_per_dim"] = self._bits_per_dim(abar_T, clean, labels, states, noise_seeds_B)
         return found
+
+    def _bits_per_dim(
+        self, abar_T: Tensor, clean: Tensor, labels: Tensor | None, states: TextStates | None, noise_seeds_B: Tensor
+    ) -> Tensor:
+        """Estimate the variational bound [B] (Ho et al. 2020, equation 5) in bits a dimension.
+
+        The terms of the first steps are a thousand times those of the last, so each stratum of timesteps gives one
+        draw, times its width; the first two steps are strata of their own.
+        """
+        nats_B = prior_term(abar_T, clean)
+        parts = strata(len(abar_T))
+        draws = uniforms(noise_seeds_B, BOUND_TIMESTEP, (len(parts),), clean)
+        for place, (first, stop) in enumerate(parts):
+            within = (draws[:, place] * (stop - first)).long().clamp(max=stop - first - 1)
+            noise = normals(noise_seeds_B, BOUND_NOISE + place, tuple(clean.shape[1:]), clean)
+            timesteps_B = first + within
+            abar = abar_T[timesteps_B].view(-1, 1, 1, 1)
+            noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+            predicted = predict(self.net, noisy, timesteps_B, labels, states)
+            recovered = clean_of(self.settings.prediction, predicted, noisy, abar).clamp(-1, 1)
+            nats_B = nats_B + (stop - first) * bound_terms(abar_T, timesteps_B, clean, recovered)
+        return nats_B / (clean[0].numel() * math.log(2))
 
     def _labels(self, labels_B: Tensor, noise_seeds_B: Tensor) -> Tensor | None:
         """Give the class labels, in training some of them replaced by the one that means none."""
@@ -165,13 +188,17 @@ def loss_weights(abar_B: Tensor, settings: Ddpm) -> Tensor:
             return clipped
 
 
-def bits_per_dim(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: Tensor) -> Tensor:
-    """Estimate the variational bound from one timestep a sample (Ho et al. 2020, equation 5), in bits a dimension.
+def strata(num_steps: int) -> list[tuple[int, int]]:
+    """Cut the timesteps into [0, 1), [1, 2), [2, 4), [4, 8) and so on."""
+    edges = [0, *(1 << power for power in range(num_steps.bit_length()) if 1 << power < num_steps), num_steps]
+    return list(pairwise(edges))
 
-    Term t > 0 is a KL between Gaussians of the posterior's variance; term 0 the likelihood of 8-bit values. The sum
-    over T terms is T times the drawn one; the prior's term is exact.
+
+def bound_terms(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: Tensor) -> Tensor:
+    """Return the terms [B] of the variational bound (Ho et al. 2020, equation 5) at the timesteps, in nats.
+
+    Term t > 0 is a KL between Gaussians of the posterior's variance; term 0 the likelihood of 8-bit values.
     """
-    steps = len(abar_T)
     shape = (-1, 1, 1, 1)
     abar = abar_T[timesteps_B].view(shape)
     before = torch.where(timesteps_B > 0, abar_T[(timesteps_B - 1).clamp(min=0)], torch.ones_like(abar_T[0])).view(
@@ -187,11 +214,13 @@ def bits_per_dim(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: 
     above = torch.where(clean > 0.999, torch.ones_like(clean), normal.cdf((clean + upper - recovered) / sd))
     below = torch.where(clean < -0.999, torch.zeros_like(clean), normal.cdf((clean + lower - recovered) / sd))
     decoder = -(above - below).clamp(min=1e-12).log()
-    term_B = torch.where(timesteps_B > 0, kl.flatten(1).sum(1), decoder.flatten(1).sum(1))
+    return torch.where(timesteps_B > 0, kl.flatten(1).sum(1), decoder.flatten(1).sum(1))
+
+
+def prior_term(abar_T: Tensor, clean: Tensor) -> Tensor:
+    """Return the bound's last term [B] in nats: how far the noisiest picture still is from noise alone."""
     last = abar_T[-1]
-    prior_B = 0.5 * (last * clean.square() - last - (1 - last).log()).flatten(1).sum(1)
-    dimensions = clean[0].numel()
-    return (steps * term_B + prior_B) / (dimensions * math.log(2))
+    return 0.5 * (last * clean.square() - last - (1 - last).log()).flatten(1).sum(1)
 
 
 class DdpmFamily:
@@ -222,7 +251,7 @@ class DdpmFamily:
             found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
             raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")
         num_classes = len(facts.classes)
-        self.net: nn.Module = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
+        self.net: Any = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
         self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
         abar_T = self.scheduler.alphas_cumprod.float()
         self.module = DdpmLosses(self.net, architecture, abar_T, num_classes, codec, text)

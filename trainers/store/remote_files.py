@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -215,8 +215,11 @@ class RemoteFiles:
         limit_s = ANSWER_S if self.patience is None else max(ANSWER_S, self.patience.limit_s)
         tell = log.warning if self.patience is None else self.patience.tell
         while True:
+            watch: AbstractContextManager[None] = nullcontext()
+            if verb not in TRANSFERS:
+                watch = Watch(f"store {self.uri}: waiting to {verb} {path}", tell)
             try:
-                with nullcontext() if verb in TRANSFERS else Watch(f"store {self.uri}: waiting to {verb} {path}", tell):
+                with watch:
                     found = request()
             except FileNotFoundError as error:  # an answer: the file is not there, or to a write, the bucket
                 if verb in ("write", "upload"):

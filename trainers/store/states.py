@@ -86,8 +86,8 @@ class StateLog:
                     raise StoreDamaged(f"set aside, see {QUARANTINE}/{self._refs.path(number)}")
                 manifest = self.manifest(number)
                 if manifest is not None:
-                    check_belongings(self._objects, manifest)
                     check(manifest)
+                    check_belongings(self._objects, manifest)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 if self._refs.exists(number):
                     damaged.append(_Damaged(number, None if manifest is None else manifest.step, str(error)))

@@ -29,7 +29,10 @@ def gan_stage() -> dict[str, Any]:
 
 def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
     """Give a small stage on the folder's text."""
-    marks = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"} if architecture["family"] == "encoder" else {}
+    marks: dict[str, Any] = {
+        "encoder": {"cls_token": "<|cls|>", "mask_token": "<|mask|>"},
+        "encoder_decoder": {"num_sentinels": 8},
+    }.get(architecture["family"], {})
     return {
         "kind": "pretrain",
         "architecture": architecture,
@@ -80,6 +83,17 @@ STAGES: dict[str, dict[str, Any]] = {
         max_position_embeddings=64,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+    ),
+    "encoder_decoder": text_stage(
+        family="encoder_decoder",
+        type="t5",
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
     ),
     "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),

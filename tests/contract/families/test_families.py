@@ -17,7 +17,7 @@ from trainers.store.store import Store
 
 HERE = Path(__file__).parent
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
-LANGUAGE = ("decoder", "encoder", "rnn", "vision_language")
+LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn", "vision_language")
 PICTURES = sorted(set(BUILT) - set(LANGUAGE))
 DRAWING = [family for family in PICTURES if family != "classifier"]
 LIMIT = 1e-5
@@ -217,11 +217,20 @@ def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Pa
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")
     if family in LANGUAGE:
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoModelForMaskedLM,
+            AutoModelForSeq2SeqLM,
+        )
 
         import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
 
-        stocks = {"encoder": AutoModelForMaskedLM, "vision_language": AutoModelForImageTextToText}
+        stocks = {
+            "encoder": AutoModelForMaskedLM,
+            "encoder_decoder": AutoModelForSeq2SeqLM,
+            "vision_language": AutoModelForImageTextToText,
+        }
         stocks.get(family, AutoModelForCausalLM).from_pretrained(folder, local_files_only=True)
         return
     from trainers.families.build import open_family
@@ -257,7 +266,11 @@ def test_a_picture_depends_on_its_seed_alone(finished: Path, family: str) -> Non
 def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> None:
     from launch.sampler import sample_texts
 
-    prompt = "The <|mask|> 5 comes <|mask|> 6.<|mask|><|mask|>" if family == "encoder" else "The"
+    gaps = {
+        "encoder": "The <|mask|> 5 comes <|mask|> 6.<|mask|><|mask|>",
+        "encoder_decoder": "The number comes before 6.",
+    }
+    prompt = gaps.get(family, "The")
     options: dict[str, Any] = {"store": str(finished / "store"), "max_new_tokens": 8}
     first, same, other = (sample_texts(f"store://{family}", [prompt], seed=seed, **options) for seed in (3, 3, 4))
     assert first == same

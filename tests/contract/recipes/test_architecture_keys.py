@@ -12,6 +12,7 @@ from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
 from recipes.encoders import Bert
 from recipes.lora import Lora
 from recipes.memory import linear_sizes, num_lora_parameters, num_parameters
+from recipes.seq2seq import T5, Bart
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Architecture)
 
@@ -21,12 +22,18 @@ NO_EFFECT = {
     "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache", "pretraining_tp",
     "reorder_and_upcast_attn", "add_cross_attention", "summary_type", "summary_use_proj", "summary_activation",
     "summary_proj_to_labels", "summary_first_dropout", "is_decoder", "classifier_dropout",
+    "decoder_start_token_id", "forced_eos_token_id",
 }  # fmt: skip
-NOT_OFFERED = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
+NOT_OFFERED = {
+    "use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "encoder_layerdrop",
+    "decoder_layerdrop",
+}  # fmt: skip
+"""Layer drop draws on each worker by itself, so that workers would run other layers."""
 OTHER_DEFAULT = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings", "rope_parameters", "n_embd", "n_layer", "n_head", "resid_pdrop", "embd_pdrop",
-    "attn_pdrop",
+    "attn_pdrop", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "encoder_layers", "decoder_layers",
+    "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim",
 }  # fmt: skip
 """Required here, derived from the width here, or (gpt2's dropout) off here."""
 
@@ -55,7 +62,7 @@ def _count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("model", [Llama, Qwen3, Gpt2, Bert], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [Llama, Qwen3, Gpt2, Bert, T5, Bart], ids=lambda model: model.__name__)
 def test_keys_and_defaults_are_the_library_s(model: Any) -> None:
     kind = model.model_fields["type"].annotation.__args__[0]
     theirs = {item.name: item.default for item in dataclasses.fields(transformers.CONFIG_MAPPING[kind])}
@@ -65,6 +72,32 @@ def test_keys_and_defaults_are_the_library_s(model: Any) -> None:
     assert unexplained == set(), "the library has further keys: offer them, or list them with a reason"
     defaults = {name: info.default for name, info in ours.items() if name not in OTHER_DEFAULT}
     assert defaults == {name: theirs[name] for name in defaults}
+
+
+SEQ2SEQ: list[dict[str, Any]] = [
+    {"type": "t5", "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    {"type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 3, "num_heads": 4,
+     "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 16},
+    {"type": "bart", "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 40,
+     "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 16},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", SEQ2SEQ, ids=lambda keys: f"{keys['type']}-{len(keys)}")
+def test_an_encoder_decoder_builds_and_counts_right(keys: dict[str, Any]) -> None:
+    import peft
+
+    architecture = ARCHITECTURE.validate_python({"family": "encoder_decoder", **keys})
+    config = _config(architecture)
+    for key, value in config_keys(architecture).items():
+        assert getattr(config, key) == (value if key != "num_decoder_layers" else architecture.decoder_layers)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    assert _count(model) == num_parameters(architecture, 97)
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear_sizes(architecture)})
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names, task_type="SEQ_2_SEQ_LM"))
+    trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert trainable == num_lora_parameters(architecture, Lora(r=4))
 
 
 @pytest.mark.parametrize("keys", SMALL, ids=lambda keys: f"{keys['type']}-{len(keys)}")

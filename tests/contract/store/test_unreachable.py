@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_collection_aborts_uploads_that_nobody_goes_on_with(s3_uri: str, monke
 def test_a_file_system_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "ANSWER_S", 0.3)
     monkeypatch.setattr(watch.os, "stat", lambda path: time.sleep(2))
-    with pytest.raises(CapacityError, match=f"store {tmp_path}: its file system has not answered for 0 s"):
+    with pytest.raises(CapacityError, match=f"store {tmp_path}: its file system has not answered for \\d+ s"):
         Store.open(str(tmp_path))
 
 
@@ -182,7 +183,7 @@ def test_a_call_that_lasts_is_told_of_until_it_ends(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("trainers.store.local_files.os.fsync", slow)
     sha = store.objects.put_bytes(b"weights")
-    assert "waiting for the file system to fsync in tmp (for 0 s so far)" in said[0]
+    assert re.search(r"waiting for the file system to fsync in tmp \(for \d+ s so far\)", said[0])
     assert store.objects.get_bytes(sha) == b"weights"
     told = len(said)
     time.sleep(0.3)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from recipes.data import Source, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data import materialise as module
+from trainers.data.batches import BatchPlan, Seq2SeqBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
@@ -53,6 +55,47 @@ def test_only_responses_are_targets(build: Any, tokenization: Tokenization, row:
     dataset = build("instructions", [row], 128)
     assert learned(dataset, tokenization) == expected
     assert dataset.report.supervised_tokens == dataset.arrays["loss_mask"].sum()
+
+
+def test_sources_and_targets_end_and_long_ones_are_left_out(build: Any, tokenization: Tokenization) -> None:
+    rows = [
+        {"prompt": "Return the sum?", "completion": "número  "},
+        {"prompt": "Return the sum?", "completion": "Return the sum " * 9},
+        {"messages": [USER, ANSWER]},
+        {"prompt": "Return", "completion": ""},
+    ]
+    dataset = build("seq2seq", rows, 30)
+    assert len(dataset) == 2
+    assert dataset.report.dropped == {"empty": 1, "too_long": 1}
+    for side, text in (("source", "Return the sum?"), ("target", "número  ")):
+        ids = dataset.side_ids(side, 0)
+        assert tokenization.decode(ids[:-1]) == text
+        assert ids[-1] == tokenization.eos_id
+    assert dataset.target_text(0) == "número  "
+    assert dataset.target_text(1) == "Open a file."
+    rendered = tokenization.render([USER], add_generation_prompt=True)
+    assert tokenization.decode(dataset.side_ids("source", 1), skip_special=False) == rendered + "<|end|>"
+    assert dataset.lengths([0, 1]) == [
+        max(len(dataset.side_ids("source", row)), len(dataset.side_ids("target", row))) for row in (0, 1)
+    ]
+    batch = build_batch(dataset, [1, -1])
+    assert isinstance(batch, Seq2SeqBatch)
+    assert batch.target_mask_BT.sum(dim=1).tolist() == [len(dataset.side_ids("target", 1)), 0]
+    assert torch.equal(batch.source_mask_BS[0], batch.source_ids_BS[0] != tokenization.pad_id)
+
+
+def test_unpacked_sequences_can_be_dealt_by_length(build: Any) -> None:
+    dataset = build("text", [{"text": "Return the sum " * number} for number in range(1, 9)], 64, packing=False)
+    plan = BatchPlan(dataset, 0, 8, 2, 0, 2, by_length=True)
+    widths = [batch.input_ids_BT.shape[1] for batch in plan.micro_batches(0)]
+    assert widths == sorted(widths, reverse=True)
+    rows = {row for batch in plan.micro_batches(0) for row in batch.sample_ids_B.tolist()}
+    other = {
+        row
+        for batch in BatchPlan(dataset, 0, 8, 2, 1, 2, by_length=True).micro_batches(0)
+        for row in batch.sample_ids_B.tolist()
+    }
+    assert rows | other == set(range(8))
 
 
 def test_the_mask_goes_by_position_where_the_pad_token_stands_in_the_text(

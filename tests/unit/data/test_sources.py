@@ -55,6 +55,33 @@ def test_forms_of_files(base: Path) -> None:
     ]
 
 
+def test_tables_without_a_header_line_or_with_quotes_as_characters(base: Path) -> None:
+    (base / "plain.txt").write_text('go;"ve"\n', encoding="utf-8")
+    (base / "pairs.tsv").write_text('"Go," he said.\tsí\n', encoding="utf-8")
+    columns = {"prompt": "en", "completion": "es"}
+
+    def read(file: str, role: Any = "seq2seq", **more: Any) -> list[dict[str, Any]]:
+        given = source(source="csv", files=[file], header=["en", "es"], columns=columns, **more)
+        return [row.columns for row in read_rows(given, base, role, 0)]
+
+    assert read("plain.txt", delimiter=";") == [{"prompt": "go", "completion": "ve"}]
+    assert read("plain.txt", delimiter=";", quotes=False) == [{"prompt": "go", "completion": '"ve"'}]
+    assert read("pairs.tsv", quotes=False) == [{"prompt": '"Go," he said.', "completion": "sí"}]
+    with pytest.raises(RequestError, match=r"row 1 \(line 1\) has 1 cells, the header 2"):
+        read("plain.txt")
+
+
+def test_a_text_of_a_prompt_and_its_completion_is_held_out_as_the_prompt_is(base: Path) -> None:
+    rows = "".join(f"source {number}\ttarget {number}\n" for number in range(200))
+    (base / "pairs.tsv").write_text(rows)
+    columns = {"prompt": "en", "completion": "es"}
+    given = source(source="csv", files=["pairs.tsv"], header=["en", "es"], columns=columns, hold_out=0.3)
+    roles: tuple[Any, ...] = ("text", "seq2seq")
+    text, pairs = ([row.id for row in read_rows(given, base, role, 0, held_out=True)] for role in roles)
+    assert text == pairs
+    assert 30 < len(text) < 90
+
+
 def test_parquet(base: Path) -> None:
     import pyarrow
     import pyarrow.parquet

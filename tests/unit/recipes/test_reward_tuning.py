@@ -118,6 +118,14 @@ def test_guidance_needs_an_actor_that_can_do_without_a_label(problems_of: Callab
     assert "stages.policy.rollout.guidance: the actor was never trained without its label" in problems_of(TEXT, *edits)
 
 
+def test_an_actor_that_draws_from_captions_is_refused(problems_of: Callable[..., str]) -> None:
+    edits = (
+        ("class_conditional: true, ", ""),
+        ("    data: {source: digits}", "    text_encoder: store://words\n    data: {source: digits}"),
+    )
+    assert "stages.policy.actor: the actor draws from captions" in problems_of(TEXT, *edits)
+
+
 def test_the_smoke_form_and_the_prediction(problems_of: Callable[..., str], tmp_path: Path) -> None:
     assert problems_of(TEXT) == ""
     recipe = load_recipe(tmp_path / "recipe.yaml").recipe

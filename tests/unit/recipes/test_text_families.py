@@ -1,6 +1,7 @@
-"""Recipes of recurrent models and encoders: what fits together, and what is said where it does not."""
+"""Recipes of rnn, encoders and encoder-decoders: what fits together, and what is said where it does not."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -34,11 +35,31 @@ stages:
     pseudo_labels: {threshold: 0.9}
     data: {source: python-docs}
     train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
+  spans:
+    kind: pretrain
+    architecture: {family: encoder_decoder, type: t5, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_heads: 4}
+    tokenizer: {train: bpe, vocab_size: 400, num_sentinels: 4}
+    span_corruption: {noise_density: 0.2}
+    data: {source: python-docs}
+    train: {epochs: 2, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
+  spanish:
+    kind: finetune
+    init_from: spans
+    lora: {r: 4, target_modules: [q, v]}
+    num_beams: 4
+    data: {source: csv, files: [pairs.txt], delimiter: ";", header: [en, es], columns: {prompt: en, completion: es}}
+    train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
   exam:
     kind: evaluate
     of: [rnn, chat]
     gates: [{metric: rnn.ngram_perplexity, max: 1000}]
 """
+
+
+@pytest.fixture(autouse=True)
+def pairs(tmp_path: Path) -> None:
+    """Write the file that the recipe names."""
+    (tmp_path / "pairs.txt").write_text("go;ve\n" * 9)
 
 
 def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
@@ -67,6 +88,44 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("[query, value]", "[query, values]", "did you mean value?"),
         ("init_from: words", "init_from: rnn", "labels belong to encoders; this model is of family rnn"),
         ("of: [rnn, chat]", "of: [words]", "predicts no next token"),
+        ("of: [rnn, chat]", "of: [spanish]", "its own finetune reports loss, BLEU and chrF"),
+        (
+            "num_sentinels: 4",
+            "num_sentinels: 3",
+            "tokenizer.num_sentinels: 4 spans are hidden of 64 tokens; the tokenizer has 3 sentinels",
+        ),
+        ("num_sentinels: 4", "cls_token: a, num_sentinels: 4", "only encoders take it"),
+        ("type: t5", "type: t55", "did you mean t5?"),
+        ("d_kv: 8, ", "", "stages.spans.architecture.d_kv"),
+        ("noise_density: 0.2", "noise_density: 1.2", "stages.spans.span_corruption.noise_density"),
+        (
+            "    span_corruption: {noise_density: 0.2}",
+            "    corruption: {share: 0.2}",
+            "hides tokens from family encoder",
+        ),
+        ("    corruption: {whole_words: true}", "    span_corruption: {}", "hides tokens from family encoder_decoder"),
+        ("{epochs: 2, global_batch: 8,", "{tokens: 9999, global_batch: 8,", "counts rows, not tokens"),
+        ("{epochs: 2,", "{epochs: 2, packing: true,", "never packed"),
+        ("num_beams: 4", "loss_on: all", "writes targets alone"),
+        ("    init_from: words\n", "    init_from: words\n    num_beams: 2\n", "beams search the answers of"),
+        ("[q, v]", "[q_proj, v]", "t5 has no linear module of this name"),
+        ('delimiter: ";"', 'delimiter: ","', "1 cells, but `header` names 2"),
+        ("header: [en, es]", "header: [en, en]", "header names 'en' twice"),
+        ("completion: es}", "completion: fr}", "no column 'fr' (mapped to completion)"),
+        ("{prompt: en, completion: es}", "{text: en}", "needs messages or prompt and completion"),
+        ("type: t5, ", "type: bart, ", "stages.spans.architecture"),
+        (
+            "  exam:\n",
+            "  judge:\n    kind: reward\n    init_from: spans\n    data: {source: python-docs}\n"
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "a reward stage needs a decoder; this model is of family encoder_decoder",
+        ),
+        (
+            "  exam:\n",
+            "  policy:\n    kind: ppo\n    actor: spans\n    reward: ./judge\n    prompts: {source: python-docs}\n"
+            "    ppo: {iterations: 1, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "a ppo stage needs a decoder; this model is of family encoder_decoder",
+        ),
         ("threshold: 0.9", "threshold: 1", "stages.kinds.pseudo_labels.threshold"),
         (
             "  exam:\n",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.errors import Preempted
+from recipes.errors import Preempted, StageError
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
@@ -31,6 +31,8 @@ from trainers.store.store import Store
 
 SKIPPED_STEP = 1
 CPU = torch.device("cpu")
+Made = dict[str, Any]
+"""Hashes and counts of a finished training, by name."""
 
 
 @dataclass
@@ -56,8 +58,8 @@ class Poisoned:
         return replace(found, loss_sum=found.loss_sum * float("nan")) if is_bad else found
 
 
-def train_once(part: Part, uri: str, rates: dict[str, float], save_every: int) -> str:
-    """Go on from what is saved, to the end or to a stop; digest over all that the stage's artifact is made of."""
+def train_once(part: Part, uri: str, rates: dict[str, float], save_every: int) -> Made:
+    """Go on from what is saved, to the end or to a stop; returns all that the stage's artifact is made of, hashed."""
     store = Store.open(uri)
     lease = store.take_lease("run", "stage")
     layout = Layout(workers=1, micro_batch=4, accumulation=2)
@@ -69,13 +71,18 @@ def train_once(part: Part, uri: str, rates: dict[str, float], save_every: int) -
                 store, "run", "stage", "f" * 64, lease, layout, {}
             ), evaluate=None, observer=part.listener, seed=3,
         )  # fmt: skip
-    found = hashlib.sha256(repr(outcome and (outcome.state, outcome.rule, outcome.steps_done)).encode())
-    found.update(repr(outcome and (outcome.skipped_steps, outcome.samples, outcome.weight)).encode())
-    found.update(repr((part.engine.steps_applied, part.source.state().values)).encode())
+    source = part.source.state()
+    found: dict[str, Any] = {
+        "outcome": outcome and (outcome.state, outcome.rule, outcome.steps_done),
+        "counts": outcome and (outcome.skipped_steps, outcome.samples, outcome.weight),
+        "steps applied": part.engine.steps_applied,
+        "values": dict(source.values),
+    }
     pieces = [(f"{piece.group}:{piece.name}", piece.values) for piece in part.engine.state_out()]
-    for name, tensor in [*pieces, *part.engine.full_parameters(), *sorted(part.source.state().tensors.items())]:
-        found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    best = [(f"source:{name}", tensor) for name, tensor in source.tensors.items()]
+    for name, tensor in [*pieces, *part.engine.full_parameters(), *best]:
+        found[name] = hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+    return found
 
 
 def leave_out(monkeypatch: pytest.MonkeyPatch, item: str, start: SourceState) -> None:
@@ -126,13 +133,13 @@ def ppo_part(build: Callable[..., Any], stop_at: int | None = None, **settings: 
     return Part(made.engine, made.source, made.objective, made.listener)
 
 
-def run_ppo(part: Part, uri: Path) -> str:
+def run_ppo(part: Part, uri: Path) -> Made:
     return train_once(part, str(uri), {"actor": 1e-2, "critic": 1e-2}, part.source.steps_per_iteration)
 
 
 @pytest.fixture(scope="module")
-def ppo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The digest of a straight run, and a store with the state after its second iteration."""
+def ppo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Path]:
+    """What a straight run makes, and a store with the state after its second iteration."""
     folder = tmp_path_factory.mktemp("ppo")
     straight = run_ppo(ppo_part(tiny_ppo), folder / "straight")
     stopped = ppo_part(tiny_ppo)
@@ -142,12 +149,12 @@ def ppo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def ppo_runs(ppo_made: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+def ppo_runs(ppo_made: tuple[Made, Path], tmp_path: Path) -> tuple[Made, Path]:
     """The same, with a store of the test's own."""
     return ppo_made[0], Path(shutil.copytree(ppo_made[1], tmp_path / "store"))
 
 
-def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs: tuple[str, Path]) -> None:
+def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs: tuple[Made, Path]) -> None:
     """A new item needs its own negative control below; with none left out the resume is exact."""
     straight, store = ppo_runs
     manifest = Store.open(str(store)).latest_state("run", "stage")
@@ -164,14 +171,31 @@ def items(parts: Iterable[str]) -> list[str]:
     return [f"{group} {part}" for group in STATE_GROUPS for part in parts]
 
 
-PPO_ITEMS = [*(f"source {name}" for name in PPO_VALUES), "tensors", *(f"loop {name}" for name in LOOP)]
+BEST_ITEMS = ["source best_score", "source best_iteration", "tensors"]
+PPO_ITEMS = ["source kl_coef", "source start", *(f"loop {name}" for name in LOOP)]
 
 
 @pytest.mark.parametrize("item", [*PPO_ITEMS, *items(PPO_PARTS), "engine steps_applied"])
 def test_leaving_an_item_of_a_ppo_out_is_noticed(
-    tiny_ppo: Callable[..., Any], ppo_runs: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, item: str
+    tiny_ppo: Callable[..., Any], ppo_runs: tuple[Made, Path], monkeypatch: pytest.MonkeyPatch, item: str
 ) -> None:
     straight, store = ppo_runs
+    part = ppo_part(tiny_ppo)
+    leave_out(monkeypatch, item, part.source.state())
+    with contextlib.suppress(StageError):  # a refusal is notice, too
+        assert run_ppo(part, store) != straight
+
+
+@pytest.mark.parametrize("item", BEST_ITEMS)
+def test_leaving_the_best_policy_out_is_noticed(
+    tiny_ppo: Callable[..., Any],
+    ppo_made: tuple[Made, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    item: str,
+) -> None:
+    """After the last update nothing makes them again: a stage that ended by a rule returns to that policy."""
+    straight, store = ppo_made[0], shutil.copytree(ppo_made[1].with_name("straight"), tmp_path / "finished")
     part = ppo_part(tiny_ppo)
     leave_out(monkeypatch, item, part.source.state())
     assert run_ppo(part, store) != straight
@@ -212,12 +236,12 @@ def new_lora(tiny_language: Any, tiny_ppo: Callable[..., Any]) -> Callable[..., 
     return lambda **options: lora_part(tiny_language, listener(stop_at=options.pop("stop_at", None)), **options)
 
 
-def run_lora(part: Part, uri: Path) -> str:
+def run_lora(part: Part, uri: Path) -> Made:
     return train_once(part, str(uri), {GROUP: 1e-2}, 2)
 
 
 @pytest.fixture(scope="module")
-def lora_made(new_lora: Callable[..., Part], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def lora_made(new_lora: Callable[..., Part], tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Path]:
     folder = tmp_path_factory.mktemp("lora")
     straight = run_lora(new_lora(), folder / "straight")
     run_lora(new_lora(stop_at=3), folder / "store")
@@ -225,11 +249,11 @@ def lora_made(new_lora: Callable[..., Part], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def lora_runs(lora_made: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+def lora_runs(lora_made: tuple[Made, Path], tmp_path: Path) -> tuple[Made, Path]:
     return lora_made[0], Path(shutil.copytree(lora_made[1], tmp_path / "store"))
 
 
-def test_the_items_of_a_lora_are_all_tried(new_lora: Callable[..., Part], lora_runs: tuple[str, Path]) -> None:
+def test_the_items_of_a_lora_are_all_tried(new_lora: Callable[..., Part], lora_runs: tuple[Made, Path]) -> None:
     straight, store = lora_runs
     manifest = Store.open(str(store)).latest_state("run", "stage")
     assert manifest is not None
@@ -242,7 +266,7 @@ def test_the_items_of_a_lora_are_all_tried(new_lora: Callable[..., Part], lora_r
 
 @pytest.mark.parametrize("item", [*(f"loop {name}" for name in LOOP), *items(LORA_PARTS), "engine steps_applied"])
 def test_leaving_an_item_of_a_lora_out_is_noticed(
-    new_lora: Callable[..., Part], lora_runs: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, item: str
+    new_lora: Callable[..., Part], lora_runs: tuple[Made, Path], monkeypatch: pytest.MonkeyPatch, item: str
 ) -> None:
     straight, store = lora_runs
     part = new_lora()
@@ -250,7 +274,7 @@ def test_leaving_an_item_of_a_lora_out_is_noticed(
     assert run_lora(part, store) != straight
 
 
-def test_a_resume_on_another_base_is_noticed(new_lora: Callable[..., Part], lora_runs: tuple[str, Path]) -> None:
+def test_a_resume_on_another_base_is_noticed(new_lora: Callable[..., Part], lora_runs: tuple[Made, Path]) -> None:
     """The base is no part of the state: it comes in by its digest, which is in the stage's fingerprint."""
     straight, store = lora_runs
     assert run_lora(new_lora(base_seed=1), store) != straight

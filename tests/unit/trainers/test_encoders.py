@@ -14,11 +14,11 @@ from recipes.memory import num_parameters
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.class_metrics import Predictions, calibration_error
-from trainers.data.batches import TokenBatch
+from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
-from trainers.labelled_batches import LabelledBatch, LabelledBatches, Texts, split_by_label
+from trainers.labelled_batches import LabelledBatch, LabelledBatches, split_by_label
 from trainers.masking import MaskedTokenLosses, Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 

@@ -244,12 +244,12 @@ def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> N
 
 
 def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
-    from trainers.families.ddpm import bits_per_dim, build_scheduler
+    from trainers.families.ddpm import bound_terms, build_scheduler, prior_term
 
     abar = build_scheduler(Ddpm(**DDPM), "ddpm", is_clipped=True).alphas_cumprod.double()
     clean = torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64)
     recovered = torch.full_like(clean, 0.1)
-    alone = [float(bits_per_dim(abar, torch.tensor([step]), clean, recovered)) for step in range(10)]
+    found = [float(bound_terms(abar, torch.tensor([step]), clean, recovered)) for step in range(10)]
     beta = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     prior = 0.5 * (abar[-1] * 0.04 - abar[-1] - math.log(1 - abar[-1]))
     total = float(prior)
@@ -260,7 +260,33 @@ def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
     sd = float(beta[0].sqrt())
     edges = [0.5 * (1 + math.erf((0.1 + side / 255) / (sd * math.sqrt(2)))) for side in (1, -1)]
     total += -math.log(edges[0] - edges[1])
-    assert float(np.mean(alone)) == pytest.approx(total / math.log(2), rel=1e-6)
+    assert sum(found) + float(prior_term(abar, clean)) == pytest.approx(total, rel=1e-6)
+
+
+def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
+    """A network that always answers 0 recovers what the noisy picture alone says."""
+    from trainers.families.ddpm import bound_terms, prior_term, strata
+
+    family = build(Ddpm(**{**DDPM, "prediction": "v"}), ImageFacts(1, 4, 4, ()))
+    for parameter in family.net.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    losses = family.module.eval()
+    abar = losses._abar_T
+    assert strata(10) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 10)]
+    pictures = torch.full((4000, 1, 4, 4), 0.6)
+    with torch.no_grad():
+        found = losses(pictures, torch.zeros(4000, dtype=torch.long), torch.arange(4000), 0)["bits_per_dim"]
+    clean = 2 * pictures - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    wanted = prior_term(abar, clean)
+    for step in range(len(abar)):
+        noisy = abar[step].sqrt() * clean + (1 - abar[step]).sqrt() * noise
+        recovered = (abar[step].sqrt() * noisy).clamp(-1, 1)
+        wanted = wanted + bound_terms(abar, torch.full((4000,), step), clean, recovered)
+    wanted = wanted / (16 * math.log(2))
+    limit = 4.5 * math.hypot(float(found.std()), float(wanted.std())) / math.sqrt(4000)
+    assert abs(float(found.mean() - wanted.mean())) < limit
+    assert limit < 0.05 * float(wanted.mean())
 
 
 def test_guidance_extrapolates_from_no_class_to_the_class() -> None:

@@ -17,9 +17,6 @@ def check_reward_tuning(loaded: LoadedRecipe, place: str, stage: PpoImages) -> I
         yield loaded.problem(f"{place}.rollout.classes", rollout.classes, "a class stands more than once")
     source = diffusion_of(stage.actor, loaded.recipe.stages)
     actor = source.architecture if source is not None else None
-    if source is not None and source.text_encoder is not None:
-        message = "the actor draws from captions; reward tuning asks for classes or for nothing"
-        yield loaded.problem(f"{place}.actor", stage.actor, message)
     if source is None or not isinstance(actor, Ddpm):
         return
     if source.text_encoder is not None:

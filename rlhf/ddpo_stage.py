@@ -47,8 +47,6 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
     if actor.is_captioned:
-        raise RequestError("actor: the model draws from captions; reward tuning asks for classes or for nothing")
-    if actor.is_captioned:
         raise RequestError("actor: it draws from captions; reward tuning asks for classes, or for nothing")
     blueprint = _policy_of(actor, rollout)
     labels = asked_labels(actor, rollout)

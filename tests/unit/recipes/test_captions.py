@@ -129,6 +129,13 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
         ("to_out.0]", "to_out]", "did you mean to_out.0?"),
         ("    family: ddpm\n", "    family: gan\n", "stages.tuned.family: must be ddpm (found 'gan')"),
         ("    family: ddpm\n", "", "stages.tuned.train.sequence_length: the key is required"),
+        ("    family: ddpm\n", "", "datasets (found 'digits'); belongs to family: ddpm"),
+        (
+            "hold_out: 0.2}",
+            "hold_out: 0.2, caption: x}",
+            "(found 'x'); belongs to source: image-folder, arrays, jsonl,",
+        ),
+        ("guidance: 3.0", "attention_levels: [0, 2]", "attention_levels: no level 2; there are 0 to 1"),
         (
             "data: {source: digits, hold_out: 0.2}",
             "data: {source: image-folder, path: ., captions: metadata}",

@@ -84,7 +84,11 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ("of: [latent, gan]", "of: [latent, judge]", "is an image classifier"),
         ("autoencoder: vae", "autoencoder: gan", "needs a variational autoencoder"),
         ("type: autoencoder_kl", "type: mlp", "diffusion needs latents with a height and a width; vae is of type mlp"),
-        ("family: gan}", "family: gann}", "must be decoder, encoder, rnn, classifier, vae, gan or ddpm"),
+        (
+            "family: gan}",
+            "family: gann}",
+            "must be decoder, encoder, encoder_decoder, rnn, classifier, vae, gan or ddpm",
+        ),
         ("family: gan}", "family: gann}", ":17: stages.gan.architecture.family: "),
         ("family: gan}", "family: gann}", "(found 'gann'); did you mean gan?"),
         ("family: gan}", "type: mlp}", "stages.gan.architecture.family: the key is required; one of decoder, "),

@@ -135,7 +135,23 @@ def test_an_actor_that_draws_from_captions_is_refused(problems_of: Callable[...,
         ("class_conditional: true, ", ""),
         ("    data: {source: digits}", "    text_encoder: store://words\n    data: {source: digits}"),
     )
-    assert problems_of(TEXT, *edits).count("the actor draws from captions") == 1
+    assert problems_of(TEXT, *edits).count("stages.policy.actor: the actor draws from captions") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "{classifier: judge}",
+            "{classifier: judge, label: seven}",
+            "reward.label: no such class (found 'seven'); one",
+        ),
+        ('classes: ["3"', 'classes: ["33"', "rollout.classes.0: no such class (found '33'); did you mean 3?"),
+        ('40, classes: ["3", "7"]', "10", "draws none of the 10 classes twice"),
+    ],
+)
+def test_classes_of_the_digits_are_known(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    assert said in problems_of(TEXT, (old, new))
 
 
 def test_activations_are_kept(problems_of: Callable[..., str]) -> None:

@@ -53,6 +53,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
             case FinetuneImages():
                 yield from _check_activations(loaded, place, stage)
             case PpoImages():
+                yield from _check_activations(loaded, place, stage)
                 yield from _check_updates(loaded, place, stage)
                 yield from check_reward_tuning(loaded, place, stage)
             case PpoStage():
@@ -249,7 +250,9 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
         )
 
 
-def _check_activations(loaded: LoadedRecipe, place: str, stage: PretrainImages | FinetuneImages) -> Iterator[Problem]:
+def _check_activations(
+    loaded: LoadedRecipe, place: str, stage: PretrainImages | FinetuneImages | PpoImages
+) -> Iterator[Problem]:
     if stage.shard.gradient_checkpointing:
         message = "models of pictures keep their activations"
         yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")

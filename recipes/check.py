@@ -7,6 +7,7 @@ from recipes.data_files import check_data
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.models import check_models
+from recipes.picture_forms import check_picture_forms
 from recipes.picture_rows import check_pictures
 from recipes.report import check_gates
 
@@ -18,6 +19,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_arithmetic(loaded),
         *check_models(loaded),
         *check_captions(loaded),
+        *check_picture_forms(loaded),
         *check_data(loaded),
         *check_pictures(loaded),
         *check_gates(loaded),

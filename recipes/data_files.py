@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
         case ImageFolder():
             yield from _check_picture_folder(loaded, place, source)
         case ImageArrays():
-            yield from _check_files(loaded, place, source.files, read_numpy)
+            arrays = [name for name in (source.images, source.labels) if name is not None]
+            yield from _check_files(loaded, place, source.files, partial(read_numpy, wanted=arrays))
             reader = partial(read_caption_file, wanted=source.caption)
             yield from _check_files(loaded, place, source.caption_files, reader, "caption_files")
             if source.caption_files and len(source.caption_files) != len(source.files):
@@ -264,6 +266,14 @@ def _check_picture_folder(loaded: LoadedRecipe, place: str, source: ImageFolder)
     elif source.captions == "metadata" and not any((folder / name).is_file() for name in METADATA):
         message = f"the folder holds no {' or '.join(METADATA)}"
         yield loaded.problem(f"{place}.captions", source.captions, message, "rows with file_name and a caption")
+    elif source.captions == "beside":
+        pictures = (file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+        bare = next((file for file in islice(pictures, HEADER_FILES) if not file.with_suffix(".txt").is_file()), None)
+        if bare is not None:
+            message = f"{bare} has no text file beside it"
+            yield loaded.problem(
+                f"{place}.captions", source.captions, message, f"write {bare.with_suffix('.txt').name}"
+            )
 
 
 def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:

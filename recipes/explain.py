@@ -1,7 +1,6 @@
 """pydantic's errors as problems with a place, a plain sentence and what would be right."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -11,7 +10,18 @@ from pydantic_core import ErrorDetails
 
 from recipes.errors import Problem
 from recipes.loaded import mark_of, shown, value_at
-from recipes.locate import Place, Slot, field_at, key_elsewhere, model_keys, nearest, place_of, slot_at
+from recipes.locate import (
+    Place,
+    Slot,
+    alternatives,
+    field_at,
+    key_elsewhere,
+    model_keys,
+    nearest,
+    other_tags,
+    place_of,
+    slot_at,
+)
 from recipes.yaml_text import Document, Path, path_text
 
 
@@ -72,7 +82,8 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
         found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
         return _explain_choice(found, choices or expected)
     if kind == "union_tag_invalid":
-        return _explain_choice(context["tag"], _writable_tags(at.slot))
+        message, suggestion = _explain_choice(context["tag"], _writable_tags(at.slot))
+        return message, suggestion or other_tags(place, raw, tag=context["tag"])
     if kind == "union_tag_not_found":
         return "the key is required", "one of " + ", ".join(at.slot.members)
     if kind == "value_error":
@@ -106,7 +117,7 @@ def _writable_tags(slot: Slot) -> list[str]:
 
 def _explain_choice(found: Any, choices: list[str]) -> tuple[str, str]:
     guess = nearest(str(found), choices)
-    return "must be " + _alternatives(choices), f"did you mean {guess}?" if guess is not None else ""
+    return "must be " + alternatives(choices), f"did you mean {guess}?" if guess is not None else ""
 
 
 def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
@@ -116,12 +127,20 @@ def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
     if model is None:
         return "unknown key", ""
     keys = list(model_keys(model))
+    belongs = other_tags(place, raw)
+    if belongs:
+        return "unknown key", belongs
     guess = nearest(key, keys)
     elsewhere = key_elsewhere(key, model)
     if guess is not None and (elsewhere is None or guess.lower() == key.lower()):
         return "unknown key", f"did you mean {guess}?"
     if elsewhere is not None:
         return "unknown key", f"did you mean {elsewhere}?"
+    forms = parent.members if parent is not None else {}
+    if key in forms:
+        return "unknown key", f"give {alternatives(list(forms))}, not both"
+    if fitting := [form for form, member in forms.items() if any(key in model_keys(each) for each in member.models)]:
+        return "unknown key", f"belongs to {alternatives(fitting)}"
     for depth in range(len(place) - 2, -1, -1):
         around = slot_at(place[:depth], raw)
         outer = around.model_for(value_at(raw, place[:depth])) if around is not None else None
@@ -130,13 +149,3 @@ def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
         if outer is not None and (elsewhere := key_elsewhere(key, outer)) is not None:
             return "unknown key", f"did you mean {path_text((*place[:depth], elsewhere))}?"
     return "unknown key", "valid here: " + ", ".join(keys)
-
-
-def _alternatives(choices: Sequence[str]) -> str:
-    return (
-        choices[0]
-        if len(choices) == 1
-        else ", ".join(choices[:-1]) + " or " + choices[-1]
-        if choices
-        else "another value"
-    )

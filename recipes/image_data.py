@@ -117,6 +117,11 @@ ImageSource = Annotated[
 ]
 
 
+def known_classes(source: ImageSource) -> list[str] | None:
+    """Classes that the source's pictures have; None: only its files tell."""
+    return [str(digit) for digit in range(10)] if isinstance(source, Digits) else None
+
+
 def caption_key(source: ImageSource) -> str | None:
     """The key that has to be set for the source's pictures to have captions; None: they have, '': they cannot."""
     match source:

@@ -122,7 +122,9 @@ class Ddpm(Strict):
                 )
         for level in self.attention_levels:
             if level >= len(self.block_out_channels):
-                raise ValueError(f"attention_levels: there are levels 0 to {len(self.block_out_channels) - 1}")
+                raise ValueError(
+                    f"attention_levels: no level {level}; there are 0 to {len(self.block_out_channels) - 1}"
+                )
         if self.sampling_steps > self.timesteps:
             raise ValueError(f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})")
         if self.guidance != 1 and self.label_dropout == 0:

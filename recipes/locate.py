@@ -1,8 +1,10 @@
 """Where in the schema a path of a recipe lies: the model in charge, its valid keys, pydantic's locations as paths."""
 
 import difflib
+import json
+import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +13,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from pydantic.fields import FieldInfo
 
 from recipes.fields import TagAt
+from recipes.loaded import value_at
 from recipes.recipe import Recipe
 from recipes.yaml_text import Path
 
@@ -204,6 +207,18 @@ def nearest(word: str, candidates: list[str]) -> str | None:
     return inside[0] if len(inside) == 1 else None
 
 
+def alternatives(choices: Sequence[str]) -> str:
+    """What may stand at a place as a list of words; others than words are quoted."""
+    choices = [choice if re.match(r"[\w-]", choice) else json.dumps(choice) for choice in choices]
+    return (
+        choices[0]
+        if len(choices) == 1
+        else ", ".join(choices[:-1]) + " or " + choices[-1]
+        if choices
+        else "another value"
+    )
+
+
 def key_elsewhere(key: str, model: type[BaseModel], prefix: str = "", depth: int = 4) -> str | None:
     """The dotted place below the model where the key is valid, for example `train.optimizer.lr`."""
     if depth == 0:
@@ -218,3 +233,34 @@ def key_elsewhere(key: str, model: type[BaseModel], prefix: str = "", depth: int
             if found is not None:
                 return found
     return None
+
+
+def other_tags(place: Path, raw: Any, tag: str | None = None) -> str:
+    """Says under which other tags above a place of the recipe's plain data its key is valid; "" where there are none.
+
+    With `tag`: under which a value of that tag is. Kinds of stage are no such tags.
+    """
+    for depth in range(len(place) - 1, 0, -1):
+        slot, value = slot_at(place[:depth], raw), value_at(raw, place[:depth])
+        while slot is not None and slot.tag is not None:
+            path = slot.tag.path
+            if path and path != ("kind",) and isinstance(value_at(value, path[:-1]), dict):
+                fitting = []
+                for name in slot.members:
+                    changed = _written(raw, (*place[:depth], *path), name)
+                    there = slot_at(place, changed)
+                    if field_at(place, changed) is not None if tag is None else there and tag in there.members:
+                        fitting.append(name)
+                if fitting:
+                    return f"belongs to {'.'.join(path)}: {alternatives(fitting)}"
+            slot = slot.member_for(value)
+    return ""
+
+
+def _written(raw: Any, path: Path, value: Any) -> Any:
+    """The plain data with another value at a path; only what lies on the way is copied."""
+    if not path:
+        return value
+    (key, *rest), copy = path, raw.copy()
+    copy[key] = _written(value_at(raw, (key,)), tuple(rest), value)
+    return copy

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -35,11 +36,24 @@ def read_idx_header(file: Path) -> Iterator[Note]:
         yield f"{file} is not an IDX file of unsigned bytes (it starts with {head.hex() or 'nothing'})", ""
 
 
-def read_numpy(file: Path) -> Iterator[Note]:
+def read_numpy(file: Path, wanted: list[str]) -> Iterator[Note]:
+    """Findings of a NumPy file's first bytes, of an archive also the arrays that it lacks."""
     with file.open("rb") as stream:
         start = stream.read(6)
     if not start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         yield f"{file} is neither a .npy nor an .npz file", "write it with numpy.save or numpy.savez"
+    elif start.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+        except zipfile.BadZipFile as error:
+            yield f"{file} is damaged ({error})", "write it again with numpy.savez"
+            return
+        for name in wanted:
+            if name not in names:
+                guess = nearest(name, names)
+                advice = f"did you mean {guess}?" if guess else "arrays there: " + ", ".join(names[:12])
+                yield f"{file}: no array {name!r}", advice
 
 
 def picture_columns(source: ImageJsonLines | ImageParquet | ImageDatasets) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, Source
-from recipes.data_files import HEADER_FILES, HEADER_ROWS, match_files
+from recipes.data_files import HEADER_FILES, HEADER_ROWS, csv_dialect, match_files
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
@@ -62,7 +62,7 @@ def check_pictures(loaded: LoadedRecipe) -> Iterator[Problem]:
         if facts.family not in ("vision_language", "decoder", "rnn"):
             continue
         for use in stage_sources(stage):
-            if not use.held_out:
+            if not use.held_out and not (use.field_path == "evaluation" and stage.evaluation is None):
                 place = f"stages.{name}.{use.field_path}"
                 if facts.family == "vision_language":
                     yield from _check_source(loaded, place, use.rows, facts)
@@ -175,10 +175,11 @@ def _file_rows(
     with open_file(file) as stream:
         lines = [line for _ in range(HEADER_ROWS + 1) if (line := stream.readline(MAX_LINE_BYTES))]
     if isinstance(source, Csv):
-        delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-        reader = csv.DictReader((line.decode("utf-8-sig") for line in lines), delimiter=delimiter)
-        for number, cells in enumerate(reader, start=2):
-            yield f"{file}:{number}", {key: value for key, value in cells.items() if isinstance(key, str)}
+        reader = csv.DictReader(
+            (line.decode("utf-8-sig") for line in lines), source.header, **csv_dialect(source, file)
+        )
+        for cells in reader:
+            yield f"{file}:{reader.line_num}", {key: value for key, value in cells.items() if isinstance(key, str)}
         return
     for number, line in enumerate(lines[:HEADER_ROWS], start=1):
         row = json.loads(line) if line.strip() else None

@@ -30,7 +30,7 @@ def read_vision(path: Path, config: dict[str, Any], vocabulary: dict[str, int] |
     processor = _read(path / "processor_config.json")
     images = _part(processor, "image_processor") or _read(path / "preprocessor_config.json")
     if not processor:
-        problems.append(f"{path}: no processor_config.json, which says how pictures become tokens")
+        problems.append(f"{path}: no processor_config.json that can be read, which says how pictures become tokens")
     elif not images:
         problems.append(f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor")
     for name, part in (("processor_config.json", processor), ("preprocessor_config.json", images)):

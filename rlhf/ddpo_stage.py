@@ -1,6 +1,5 @@
 """The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from recipes.errors import RequestError, StageError
 from recipes.stages import PpoImages
 from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
 from rlhf.invariants import UNTOUCHED_TOLERANCE
-from rlhf.iterations import PpoSource, gate_reasons, stage_metrics
+from rlhf.iterations import PpoSource, gate_reasons, kept_iterations, run_iterations, stage_metrics
 from rlhf.picture_models import PictureModels
 from rlhf.picture_rewards import PictureScorer, classifier_scorer, rule_scorer
 from trainers.checkpoint import StoreCheckpoint
@@ -22,16 +21,14 @@ from trainers.engine.protocol import Engine
 from trainers.families.build import Blueprint, open_family, probe_family, write_family
 from trainers.families.classifier import ClassifierFamily
 from trainers.families.ddpm import DdpmFamily
-from trainers.loop import Cadence, Outcome, train
-from trainers.pictures import encode_grid
+from trainers.loop import Outcome
+from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.schedule import learning_rate_factor
 from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, put_probe
-from trainers.steps import stage_layout
+from trainers.steps import one_group, stage_layout
 from trainers.store.manifest import Layout
 
-KEPT_ITERATIONS = 5
 GROUP = "actor"
 ACTOR = "networks.actor."
 """What the names of the trained parameters start with."""
@@ -47,11 +44,14 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
     if actor.is_captioned:
-        raise RequestError("actor: the model draws from captions; reward tuning asks for classes or for nothing")
-    if actor.is_captioned:
         raise RequestError("actor: it draws from captions; reward tuning asks for classes, or for nothing")
     blueprint = _policy_of(actor, rollout)
     labels = asked_labels(actor, rollout)
+    if settings.normalise == "classes" and rollout.pictures_per_iteration <= len(labels):
+        raise RequestError(
+            f"rollout.pictures_per_iteration ({rollout.pictures_per_iteration}): none of the {len(labels)} classes is "
+            "drawn twice in an iteration, so that no reward is above another; draw more, or set normalise: all"
+        )
     score = _scorer(spec, context, actor)
     models = PictureModels(_copy(blueprint, actor), _copy(blueprint, actor), rollout.min_sd)
     group = parameter_group(GROUP, models, settings.optimizer, prefix=ACTOR)
@@ -76,24 +76,9 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         estimator, engine=engine, settings=settings, trained=trained, seed=context.seed, observer=observer
     )
     checkpoint = context.checkpoint(layout)
-    outcome = train(
-        engine,
-        DdpoObjective(settings, tolerance),
-        source,
-        learning_rates=lambda step: {
-            GROUP: settings.optimizer.lr * learning_rate_factor(settings.schedule, step, source.steps_planned)
-        },
-        cadence=Cadence(
-            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
-        ),
-        checkpoint=checkpoint,
-        evaluate=None,
-        observer=observer,
-        seed=context.seed,
-    )
-    final = source.report(outcome.steps_done)
-    if outcome.state == "stopped_by":
-        source.return_to_best()
+    objective = DdpoObjective(settings, tolerance)
+    rates = one_group(settings.optimizer.lr, settings.schedule, source.steps_planned, GROUP)
+    outcome, final = run_iterations(objective, source, context, checkpoint, rates)
     observer.phase("write")
     metrics = stage_metrics(outcome, source, final)
     start = source.start()
@@ -167,13 +152,13 @@ def _layout(spec: PpoImages, context: StageContext) -> Layout:
 
 def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> Show:
     """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
-    iterations, steps, count = spec.ppo.iterations, steps_per_iteration(spec.ppo), spec.ppo.grid
-    kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
+    steps, count = steps_per_iteration(spec.ppo), spec.ppo.grid
+    kept = kept_iterations(spec.ppo.iterations)
     seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
     asked = [labels[number % len(labels)] for number in range(count)]
     writer = None
     if context.ranks.rank == 0:
-        writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
+        writer = context.samples()
 
     def show(iteration: int, rollouts: PictureRollouts) -> None:
         if iteration not in kept:
@@ -181,9 +166,7 @@ def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> S
         pictures = rollouts.draw(seeds, asked, range(count)).pictures_BCHW
         if writer is not None:
             columns = len(labels) if len(labels) > 1 else None
-            data = base64.b64encode(encode_grid(pictures.cpu(), columns)).decode()
-            step = iteration * steps
-            writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
+            writer.append(grid_sample(pictures.cpu(), columns, iteration * steps))
             writer.flush()
 
     return show

@@ -229,7 +229,7 @@ def _write_draft(
         return None
     finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
     reasons = failed_bounds(spec.gates, finite)
-    writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
+    writer = context.samples()
     for line in samples:
         writer.append(line)
     writer.flush()

@@ -16,10 +16,14 @@ from recipes.derive import steps_per_iteration
 from recipes.ppo import AdaptiveKl, Updates
 from rlhf.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
+from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import Engine
-from trainers.loop import Observer, Outcome, SourceState
+from trainers.loop import Cadence, LearningRates, Observer, Outcome, SourceState, train
+from trainers.objectives.protocol import Objective
+from trainers.stage import StageContext
 
 E = TypeVar("E")
+KEPT_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ class PpoSource(Generic[E]):
         observer: Observer,
     ) -> None:
         self._estimator = estimator
-        self._engine = engine
-        self._settings = settings
+        self.engine = engine
+        self.settings = settings
         self._trained = tuple(trained)
         self._seed = seed
         self._observer = observer
@@ -110,12 +114,12 @@ class PpoSource(Generic[E]):
     @property
     def steps_per_iteration(self) -> int:
         """Optimiser steps between two rollouts."""
-        return steps_per_iteration(self._settings)
+        return steps_per_iteration(self.settings)
 
     @property
     def steps_planned(self) -> int:
         """Optimiser steps of all iterations."""
-        return self._settings.iterations * self.steps_per_iteration
+        return self.settings.iterations * self.steps_per_iteration
 
     def can_save(self, steps_done: int) -> bool:
         """Between iterations."""
@@ -142,21 +146,21 @@ class PpoSource(Generic[E]):
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This rank's part of the step's mini-batch."""
         iteration, within = divmod(step, self.steps_per_iteration)
-        epoch, index = divmod(within, self._settings.mini_batches)
+        epoch, index = divmod(within, self.settings.mini_batches)
         prepared = self._begin(iteration)
         if within == 0:
             self._progress = self._after(prepared)
         order = shuffled_rows(self._seed, iteration, epoch, prepared.estimate.num_samples)
-        size = len(order) // self._settings.mini_batches
+        size = len(order) // self.settings.mini_batches
         rows = order[index * size : (index + 1) * size]
-        update = Update(step, iteration, prepared.kl_coef if self._settings.kl_in == "loss" else 0.0)
+        update = Update(step, iteration, prepared.kl_coef if self.settings.kl_in == "loss" else 0.0)
         return self._estimator.micro_batches(prepared.estimate.experience, rows, update)
 
     def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
         """Between iterations, let the policy sample again and hold what it made against the stop rules."""
         if not self.can_save(steps_done):
             return None
-        return broken_rule(self.report(steps_done), self._settings.kl_limit)
+        return broken_rule(self.report(steps_done), self.settings.kl_limit)
 
     def start(self) -> Mapping[str, float]:
         """The report on the rollouts before the first update."""
@@ -179,7 +183,7 @@ class PpoSource(Generic[E]):
         def read(group: str, name: str, start: int, stop: int) -> Tensor:
             return best[name].reshape(-1)[start:stop].float() if group == "param" else torch.zeros(stop - start)
 
-        self._engine.state_in(read, steps_applied=self._engine.steps_applied)
+        self.engine.state_in(read, steps_applied=self.engine.steps_applied)
 
     def _begin(self, iteration: int) -> _Prepared[E]:
         """The iteration's experience, made once."""
@@ -201,7 +205,7 @@ class PpoSource(Generic[E]):
         return self._prepared
 
     def _prepare(self, iteration: int) -> _Prepared[E]:
-        settings, kl_coef = self._settings, self._progress.kl_coef
+        settings, kl_coef = self.settings, self._progress.kl_coef
         estimate = self._estimator.estimate(iteration, kl_coef if settings.kl_in == "reward" else 0.0)
         match settings.kl_controller:
             case AdaptiveKl(target=target, horizon=horizon):
@@ -217,9 +221,9 @@ class PpoSource(Generic[E]):
         if prepared.iteration == 0:
             progress = replace(progress, start=report.metrics())
         is_best = progress.best_score is None or report.score_mean > progress.best_score
-        if self._settings.kl_limit is None or not is_best:
+        if self.settings.kl_limit is None or not is_best:
             return progress
-        best = {name: tensor.clone() for name, tensor in self._engine.full_parameters(self._trained)}
+        best = {name: tensor.clone() for name, tensor in self.engine.full_parameters(self._trained)}
         return replace(progress, best_score=report.score_mean, best_iteration=prepared.iteration, best=best)
 
 
@@ -230,17 +234,50 @@ def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> li
     return [int(row) for row in generator.permutation(num_samples)]
 
 
+def run_iterations(
+    objective: Objective,
+    source: PpoSource[Any],
+    context: StageContext,
+    checkpoint: StoreCheckpoint,
+    learning_rates: LearningRates,
+) -> tuple[Outcome, Report]:
+    """Run every iteration through the one loop; returns how it ended and what the policy then does.
+
+    Where a rule stopped it the engine holds the best policy afterwards. Collective.
+    """
+    settings = source.settings
+    outcome = train(
+        source.engine,
+        objective,
+        source,
+        learning_rates=learning_rates,
+        cadence=Cadence(
+            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
+        ),
+        checkpoint=checkpoint,
+        evaluate=None,
+        observer=context.observer,
+        seed=context.seed,
+    )
+    final = source.report(outcome.steps_done)
+    if outcome.state == "stopped_by":
+        source.return_to_best()
+    return outcome, final
+
+
+def kept_iterations(iterations: int) -> frozenset[int]:
+    """Iterations whose samples are kept for the report, the first and the last among them."""
+    return frozenset(round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS))
+
+
 def stage_metrics(outcome: Outcome, source: PpoSource[Any], final: Report) -> dict[str, Any]:
     """The stage's standard report: rollouts before the first and after the last update, and which policy was kept."""
-    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
     kept = {} if outcome.state == "completed" else {"kept_iteration": source.best()[0]}
     return {
         "start": dict(source.start()),
         "end": final.metrics(),
         **kept,
-        "train": last,
-        "samples": outcome.samples,
-        "skipped_steps": outcome.skipped_steps,
+        **outcome.amounts(),
     }
 
 

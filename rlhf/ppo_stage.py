@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
 from rlhf.experience import Responses
 from rlhf.invariants import UNTOUCHED_TOLERANCE
-from rlhf.iterations import PpoSource, gate_reasons, stage_metrics
+from rlhf.iterations import PpoSource, gate_reasons, kept_iterations, run_iterations, stage_metrics
 from rlhf.models import PolicyModels
 from rlhf.ppo import GaeEstimator, PpoObjective, Show
 from rlhf.reading import Reading, reading_of
@@ -32,7 +33,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings
-from trainers.loop import Cadence, Outcome, train
+from trainers.loop import Outcome
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
 from trainers.stage import (
@@ -49,7 +50,6 @@ from trainers.stage import (
 from trainers.steps import stage_layout
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 
-KEPT_ITERATIONS = 5
 KEPT_SAMPLES = 4
 
 
@@ -111,22 +111,9 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         estimator, engine=engine, settings=settings, trained=shared.trained, seed=context.seed, observer=observer
     )
     checkpoint = context.checkpoint(layout)
-    outcome = train(
-        engine,
-        PpoObjective(settings, rollout.max_new_tokens, tolerance),
-        source,
-        learning_rates=lambda step: _learning_rates(spec, source, step),
-        cadence=Cadence(
-            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
-        ),
-        checkpoint=checkpoint,
-        evaluate=None,
-        observer=observer,
-        seed=context.seed,
-    )
-    final = source.report(outcome.steps_done)
-    if outcome.state == "stopped_by":
-        source.return_to_best()
+    objective = PpoObjective(settings, rollout.max_new_tokens, tolerance)
+    rates = partial(_learning_rates, spec, source)
+    outcome, final = run_iterations(objective, source, context, checkpoint, rates)
     observer.phase("write")
     metrics = stage_metrics(outcome, source, final)
     metrics |= {"response_tokens": int(outcome.weight), "data": prompts.report.to_json()}
@@ -213,9 +200,9 @@ def _learning_rates(spec: PpoStage, source: PpoSource[Any], step: int) -> dict[s
 
 def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
     """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
-    writer = context.store.run(context.run).writer(f"samples/{context.stage}/{context.lease}")
-    iterations, steps = spec.ppo.iterations, steps_per_iteration(spec.ppo)
-    kept = {round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS)}
+    writer = context.samples()
+    steps = steps_per_iteration(spec.ppo)
+    kept = kept_iterations(spec.ppo.iterations)
 
     def show(iteration: int, responses: Responses, scores: Tensor) -> None:
         if iteration not in kept:

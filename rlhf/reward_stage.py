@@ -17,10 +17,9 @@ from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.loop import Cadence, Outcome, train
+from trainers.loop import Outcome, train
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.schedule import learning_rate_factor
 from trainers.stage import (
     Check,
     Draft,
@@ -32,7 +31,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
-from trainers.steps import GROUP, PlannedBatches, constant_group, stage_layout
+from trainers.steps import GROUP, PlannedBatches, cadence_of, one_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 
 WRAPPER = "network."
@@ -83,10 +82,8 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
         engine,
         RewardObjective(spec.center_coefficient),
         PlannedBatches(plan, steps),
-        learning_rates=constant_group(
-            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
-        ),
-        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
+        cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
         evaluate=evaluate,
         observer=observer,
@@ -145,18 +142,15 @@ def _write_draft(
         write_model(folder / "model", "score_model", network.config, whole.items(), tokenization.files(), dtype=dtype)
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     measured = {name: value for name, value in evaluation.metrics().items() if math.isfinite(value)}
-    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
     return Draft(
         kind="reward_model",
         files=files,
         checks=tuple(checks),
         outcome=outcome.ending(),
         metrics={
-            "train": last,
+            **outcome.amounts(),
             "evaluation": {**measured, "held_out": is_held_out},
             "scores": {"mean": evaluation.score_mean, "std": evaluation.score_std},
-            "samples": outcome.samples,
-            "skipped_steps": outcome.skipped_steps,
             "data": dataset.report.to_json(),
         },
         gate_reasons=tuple(failed_gates(evaluation, spec.min_accuracy)),

@@ -1,7 +1,6 @@
 """Fine-tuning of an encoder to a classifier of texts, full or with adapters, maybe beside rows without a label."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,12 +24,11 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.labelled_batches import LabelledBatches, labelled_evaluation_batches, split_by_label
-from trainers.loop import Cadence, Outcome, train
+from trainers.loop import Outcome, train
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.schedule import learning_rate_factor
 from trainers.stage import (
     Check,
     Draft,
@@ -42,7 +40,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
-from trainers.steps import GROUP, constant_group, stage_layout
+from trainers.steps import GROUP, cadence_of, one_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 
 WRAPPER = "model."
@@ -107,10 +105,8 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         engine,
         ClassificationObjective(spec.pseudo_labels),
         source,
-        learning_rates=constant_group(
-            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
-        ),
-        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
+        cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
         evaluate=None if evaluation_set is None else _evaluation(engine, evaluation_set, spec, layout, found),
         observer=observer,
@@ -217,7 +213,6 @@ def _write_draft(
         whole = tensors if base is None else merged_tensors(model, tensors)
         write_model(folder / "model", "text_classifier", model.config, whole.items(), tokenization.files(), dtype=dtype)
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
-    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
     tables = {} if predictions is None else predictions.tables()
     return Draft(
         kind="text_classifier",
@@ -225,11 +220,9 @@ def _write_draft(
         checks=tuple(checks),
         outcome=outcome.ending(),
         metrics={
-            "train": last,
-            "evaluation": {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)} | tables,
+            **outcome.amounts(),
+            "evaluation": outcome.finite_evaluation() | tables,
             "rows": counts,
-            "samples": outcome.samples,
-            "skipped_steps": outcome.skipped_steps,
             "data": dataset.report.to_json(),
         },
         gate_reasons=_gate_reasons(predictions),

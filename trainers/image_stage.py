@@ -1,7 +1,5 @@
 """Training a model of pictures, from data to draft; families differ in their module and in what they draw."""
 
-import base64
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,14 +27,13 @@ from trainers.families.build import Blueprint, probe_family, write_family
 from trainers.families.protocol import Drawing, PhaseModule
 from trainers.image_metrics import vendi_score
 from trainers.image_start import ImageStart, show_form, start_training, with_caption_tokens
-from trainers.loop import Cadence, Outcome, Phase, SourceState, train
+from trainers.loop import Outcome, Phase, SourceState, train
 from trainers.objectives.images import ImageObjective
-from trainers.pictures import encode_grid
+from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.schedule import learning_rate_factor
 from trainers.stage import Check, Draft, StageContext, draft_folder, open_images, put_probe
-from trainers.steps import GROUP, constant_group, stage_layout
+from trainers.steps import GROUP, cadence_of, one_group, stage_layout
 from trainers.store.manifest import Layout
 
 NETWORK = "net."
@@ -71,7 +68,7 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
         first.objective,
         source,
         learning_rates=first.learning_rates,
-        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
         evaluate=Evaluation(spec, context, blueprint, first.engine, source, dataset, held_out, layout),
         observer=observer,
@@ -91,9 +88,7 @@ def _phase(part: PhaseModule, spec: ImageSpec, context: StageContext, steps: int
     clip, device = spec.train.gradient_clipping, context.ranks.device
     engine = build_engine(part.module, [group], spec.shard, clip=clip, device=device)
     engine.module.train()
-    rates = constant_group(
-        spec.train.optimizer.lr * part.lr_ratio, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
-    )
+    rates = one_group(spec.train.optimizer.lr * part.lr_ratio, spec.train.schedule, steps)
     return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
 
 
@@ -195,11 +190,10 @@ class Evaluation:
         if not isinstance(family, Drawing):
             return {}
         pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
-        writer = self.context.store.run(self.context.run).writer(f"samples/{self.context.stage}/{self.context.lease}")
+        writer = self.context.samples()
         step = self.engine.steps_applied
         columns = len(family.facts.classes) if family.is_conditional else None
-        data = base64.b64encode(encode_grid(pictures, columns)).decode()
-        writer.append({"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"})
+        writer.append(grid_sample(pictures, columns, step))
         writer.flush()
         if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):
             return {}
@@ -274,20 +268,14 @@ def _write_draft(
             checks.append(Check("image", "model", probe, adapter="adapter", base="init_from"))
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
-    evaluation = {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)}
+    evaluation = outcome.finite_evaluation()
     return Draft(
         kind=blueprint.architecture.family,
         files=files,
         checks=tuple(checks),
         base=base,
         outcome=outcome.ending(),
-        metrics={
-            "train": {name: value for name, value in outcome.last_metrics.items() if name != "step_s"},
-            "evaluation": evaluation,
-            "samples": outcome.samples,
-            "skipped_steps": outcome.skipped_steps,
-            "data": start.dataset.report.to_json(),
-        },
+        metrics={**outcome.amounts(), "evaluation": evaluation, "data": start.dataset.report.to_json()},
         gate_reasons=tuple(family.gate_reasons(evaluation, start.dataset)),
         architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
         exactness=checkpoint.exactness,

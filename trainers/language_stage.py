@@ -35,13 +35,12 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
-from trainers.loop import BatchSource, Cadence, Outcome, train
+from trainers.loop import BatchSource, Outcome, train
 from trainers.ngram import ngram_perplexity
 from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.schedule import learning_rate_factor
 from trainers.stage import (
     Check,
     Draft,
@@ -52,7 +51,7 @@ from trainers.stage import (
     open_dataset,
     put_probe,
 )
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, constant_group, stage_layout
+from trainers.steps import EVALUATION, GROUP, PlannedBatches, cadence_of, one_group, stage_layout
 from trainers.store.manifest import FileEntry, Layout
 from trainers.streams import LaneStates, StreamBatches
 from trainers.translation import Translations, translate
@@ -109,10 +108,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         engine,
         learning.objective,
         source,
-        learning_rates=constant_group(
-            spec.train.optimizer.lr, lambda step: learning_rate_factor(spec.train.schedule, step, steps)
-        ),
-        cadence=Cadence(spec.train.save_every, spec.train.evaluate_every, spec.train.max_skipped_steps),
+        learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
+        cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
         evaluate=None
         if evaluation_set is None
@@ -351,13 +348,10 @@ def write_draft(
 
 def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
     """Return the stage's standard report: losses, amounts, what became of the data's rows; no durations."""
-    last = {name: value for name, value in outcome.last_metrics.items() if name != "step_s"}
     return {
-        "train": last,
-        "evaluation": {name: value for name, value in outcome.evaluation.items() if math.isfinite(value)},
-        "samples": outcome.samples,
+        **outcome.amounts(),
+        "evaluation": outcome.finite_evaluation(),
         "target_tokens": int(outcome.weight),
-        "skipped_steps": outcome.skipped_steps,
         "data": dataset.report.to_json(),
         "training_set": dataset.digest,
     }

@@ -124,6 +124,18 @@ class Outcome:
             "steps_planned": self.steps_planned,
         }
 
+    def amounts(self) -> dict[str, Any]:
+        """Return what every stage reports of its training: its last metrics and how much it took; no durations."""
+        return {
+            "train": {name: value for name, value in self.last_metrics.items() if name != "step_s"},
+            "samples": self.samples,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def finite_evaluation(self) -> dict[str, float]:
+        """Return the held-out metrics that are numbers."""
+        return {name: value for name, value in self.evaluation.items() if math.isfinite(value)}
+
 
 LearningRates = Callable[[int], Mapping[str, float]]
 """Learning rate of each parameter group at a step, from 0."""

@@ -1,7 +1,9 @@
 """Pictures as files: grids as PNG."""
 
+import base64
 import io
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,12 @@ def encode_grid(pictures_NCHW: Tensor, columns: int | None = None) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return file.getvalue()
+
+
+def grid_sample(pictures_NCHW: Tensor, columns: int | None, step: int) -> dict[str, Any]:
+    """Return the grid of a step as a run keeps samples, for its report."""
+    data = base64.b64encode(encode_grid(pictures_NCHW, columns)).decode()
+    return {"step": step, "image": f"data:image/png;base64,{data}", "caption": f"step {step}"}
 
 
 def grid_array(pictures_NCHW: Tensor, columns: int | None = None) -> np.ndarray:

@@ -21,6 +21,7 @@ from trainers.distributed import Ranks
 from trainers.loop import Observer
 from trainers.saved_state import find_state
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
+from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
 from trainers.store.views import folder as folder_of
 
@@ -56,6 +57,10 @@ class StageContext:
         return StoreCheckpoint(
             *place, layout, versions(), accepts=self.accepts, replaced=self.replaced, changes=self.changes
         )
+
+    def samples(self) -> SegmentWriter:
+        """Return where this attempt keeps samples for the run's report; rank 0 alone."""
+        return self.store.run(self.run).writer(f"samples/{self.stage}/{self.lease}")
 
     def find_state(self) -> StateManifest | None:
         """Return the training state that the stage goes on from; collective."""

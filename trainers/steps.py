@@ -1,12 +1,15 @@
-"""What the stages of text share: batches that follow from the step, learning rates, and how a batch is divided."""
+"""What training stages share: batches that follow from the step, learning rates, cadence, how a batch is divided."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches
+from recipes.optim import Schedule
+from recipes.train import ImageTrain, Train
 from trainers.data.batches import BatchPlan
-from trainers.loop import SourceState
+from trainers.loop import Cadence, LearningRates, SourceState
+from trainers.schedule import learning_rate_factor
 from trainers.stage import StageContext
 from trainers.store.manifest import Layout
 
@@ -49,9 +52,14 @@ class PlannedBatches:
         """Nothing."""
 
 
-def constant_group(lr: float, factor: Callable[[int], float]) -> Callable[[int], dict[str, float]]:
+def one_group(lr: float, schedule: Schedule, steps_planned: int, name: str = GROUP) -> LearningRates:
     """Return the learning rates of a stage with one parameter group."""
-    return lambda step: {GROUP: lr * factor(step)}
+    return lambda step: {name: lr * learning_rate_factor(schedule, step, steps_planned)}
+
+
+def cadence_of(train: Train | ImageTrain) -> Cadence:
+    """Return how often a stage saves and evaluates."""
+    return Cadence(train.save_every, train.evaluate_every, train.max_skipped_steps)
 
 
 def stage_layout(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipes.load import load_recipe
@@ -129,9 +130,36 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
         ("to_out.0]", "to_out]", "did you mean to_out.0?"),
         ("    family: ddpm\n", "    family: gan\n", "stages.tuned.family: must be ddpm (found 'gan')"),
         ("    family: ddpm\n", "", "stages.tuned.train.sequence_length: the key is required"),
+        ("    family: ddpm\n", "", "datasets (found 'digits'); belongs to family: ddpm"),
+        (
+            "hold_out: 0.2}",
+            "hold_out: 0.2, caption: x}",
+            "(found 'x'); belongs to source: image-folder, arrays, jsonl,",
+        ),
+        ("guidance: 3.0", "attention_levels: [0, 2]", "attention_levels: no level 2; there are 0 to 1"),
+        (
+            "lora: {r: 4, target_modules: [to_q, to_out.0]}\n    data: {source: digits}",
+            "data: {source: digits, size: 16, channels: 3}",
+            "init_from: its pictures are 8x8 with 1 channel; those of data are 16x16 with 3 channels (found 'drawing')",
+        ),
+        (
+            "images: {source: digits, hold_out: 0.3}",
+            "images: {source: digits, size: 9, hold_out: 0.3}",
+            "stages.exam.features: its pictures are 8x8 with 1 channel; those of images are 9x9",
+        ),
         (
             "data: {source: digits, hold_out: 0.2}",
-            "data: {source: image-folder, path: ., captions: metadata}",
+            "data: {source: image-folder, path: pictures, captions: beside}",
+            "a.png has no text file beside it (found 'beside'); write a.txt",
+        ),
+        (
+            "data: {source: digits, hold_out: 0.2}",
+            "data: {source: arrays, files: [tiles.npz], images: tiles, caption_files: [recipe.yaml]}",
+            "tiles.npz: no array 'tiles' (found 'tiles.npz'); arrays there: images",
+        ),
+        (
+            "data: {source: digits, hold_out: 0.2}",
+            "data: {source: image-folder, path: empty, captions: metadata}",
             "the folder holds no pictures",
         ),
         (
@@ -151,5 +179,11 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
         ),
     ],
 )
-def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+def test_what_does_not_fit_is_said(
+    problems_of: Callable[..., str], tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    for name in ("pictures", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    np.savez(tmp_path / "tiles.npz", images=np.zeros((2, 8, 8), np.uint8))
     assert said in problems_of(TEXT, (old, new))

@@ -81,6 +81,18 @@ def test_an_estimator_says_what_kind_of_stage_it_is(problems_of: Callable[..., s
             "stages.policy.reward.rule: must be ink, symmetry or compressibility",
         ),
         ("{classifier: judge}", "{classifier: judge, lable: 3}", "did you mean label?"),
+        ("{classifier: judge}", "{classifier: judge, rule: ink}", "unknown key (found 'ink'); give classifier or rule"),
+        ("{classifier: judge}", "{rule: ink, label: '3'}", "reward.label: unknown key (found '3'); belongs to classif"),
+        (
+            "estimator: ddpo, iterations",
+            "iterations",
+            "pictures_per_iteration: unknown key (found 40); belongs to ppo.",
+        ),
+        (
+            "mini_batches: 4",
+            "mini_batches: 4, critic_lr: 1e-3",
+            "unknown key (found 0.001); belongs to ppo.estimator: g",
+        ),
         ("actor: ddpm", "actor: judge", "needs a diffusion model, but judge (pretrain) is an image classifier"),
         ("estimator: ddpo, iterations: 5, mini", "estimator: dppo, mini", "must be gae or ddpo (found 'dppo')"),
         ("estimator: ddpo, iterations: 5, mini", "estimator: ddpo, mini", "stages.policy.ppo.iterations: the key is"),
@@ -123,7 +135,28 @@ def test_an_actor_that_draws_from_captions_is_refused(problems_of: Callable[...,
         ("class_conditional: true, ", ""),
         ("    data: {source: digits}", "    text_encoder: store://words\n    data: {source: digits}"),
     )
-    assert "stages.policy.actor: the actor draws from captions" in problems_of(TEXT, *edits)
+    assert problems_of(TEXT, *edits).count("stages.policy.actor: the actor draws from captions") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "{classifier: judge}",
+            "{classifier: judge, label: seven}",
+            "reward.label: no such class (found 'seven'); one",
+        ),
+        ('classes: ["3"', 'classes: ["33"', "rollout.classes.0: no such class (found '33'); did you mean 3?"),
+        ('40, classes: ["3", "7"]', "10", "draws none of the 10 classes twice"),
+    ],
+)
+def test_classes_of_the_digits_are_known(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    assert said in problems_of(TEXT, (old, new))
+
+
+def test_activations_are_kept(problems_of: Callable[..., str]) -> None:
+    edit = ("    actor: ddpm\n", "    actor: ddpm\n    shard: {gradient_checkpointing: true}\n")
+    assert "stages.policy.shard.gradient_checkpointing: models of pictures keep" in problems_of(TEXT, edit)
 
 
 def test_the_smoke_form_and_the_prediction(problems_of: Callable[..., str], tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("    init_from: words\n", "    init_from: words\n    num_beams: 2\n", "beams search the answers of"),
         ("[q, v]", "[q_proj, v]", "t5 has no linear module of this name"),
         ('delimiter: ";"', 'delimiter: ","', "1 cells, but `header` names 2"),
+        ('delimiter: ";"', 'delimiter: ":"', r'delimiter: must be ",", "\t", ";" or "|" (found'),
+        ("type: t5, ", "type: bart, ", "d_kv: unknown key (found 8); belongs to type: t5"),
         ("header: [en, es]", "header: [en, en]", "header names 'en' twice"),
         ("completion: es}", "completion: fr}", "no column 'fr' (mapped to completion)"),
         ("{prompt: en, completion: es}", "{text: en}", "needs messages or prompt and completion"),

@@ -105,6 +105,20 @@ def test_rows(problems_of: Callable[..., str], tmp_path: Path, rows: list[Any], 
     assert bool(said) == bool(found)
 
 
+def test_rows_of_files_with_other_cells(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("what?;one;a.png\nwhat?;two;b.png\n")
+    csv = '{source: csv, files: [rows.csv], delimiter: ";", header: [prompt, completion, image]}'
+    found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv))
+    assert "rows.csv:2: picture 'b.png' does not exist" in found
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    assert problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv)) == ""
+
+
+def test_a_source_without_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", "{source: python-docs}"))
+    assert found.count("rows of this source have no pictures") == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

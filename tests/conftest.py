@@ -17,6 +17,9 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Before torch is imported: two workers with two threads each on two cores wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 RANKS_TIMEOUT_S = 500
 
 # How fast a machine is decides no property. The same examples every time: what fails here fails everywhere. To look for

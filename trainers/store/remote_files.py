@@ -105,7 +105,16 @@ class RemoteFiles:
         path = place(entry.sha256)
         if self._is_whole(path, entry) and self._is_young(path):
             return entry
-        self._ask("upload", path, lambda: self._fs.put_file(str(source), self._full(path)))
+
+        def upload() -> None:
+            try:
+                self._fs.put_file(str(source), self._full(path))
+            except FileNotFoundError:
+                # The answer that completed an upload in parts may be lost; asked again, the store knows none such.
+                if not self._is_whole(path, entry):
+                    raise
+
+        self._ask("upload", path, upload)
         stored = self.size(path)
         if stored != entry.bytes:
             raise CapacityError(f"store {self.uri}: {path} has {stored} bytes after writing {entry.bytes}")

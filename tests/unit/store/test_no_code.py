@@ -18,6 +18,9 @@ FORBIDDEN_CALLS = {
     ("pd", "read_pickle"), ("os", "system"),
 }  # fmt: skip
 FORBIDDEN_NAMES = {"eval", "exec", "__import__"}
+UNPACKING = {"extract", "extractall"}
+LISTS_NAMES = {"recipes/picture_files.py": "zipfile"}
+"""Looks up which arrays an .npz holds; unpacks nothing."""
 
 
 def findings(source: str) -> Iterator[str]:
@@ -33,6 +36,8 @@ def findings(source: str) -> Iterator[str]:
             called = node.func
             if isinstance(called, ast.Name) and called.id in FORBIDDEN_NAMES:
                 yield f"line {node.lineno}: {called.id}()"
+            if isinstance(called, ast.Attribute) and called.attr in UNPACKING:
+                yield f"line {node.lineno}: {called.attr}()"
             if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
                 pair = (called.value.id, called.attr)
                 refuses = any(
@@ -55,7 +60,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_load_path_can_run_code(path: Path) -> None:
-    assert list(findings(path.read_text())) == []
+    allowed = LISTS_NAMES.get(path.relative_to(ROOT).as_posix())
+    assert [found for found in findings(path.read_text()) if not found.endswith(f": import {allowed}")] == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +42,19 @@ _MEMORY_LOCK = threading.Lock()
 T = TypeVar("T")
 
 
+@cache
+def _s3_session() -> Any:
+    """Return the session of all clients. Without `Expect: 100-continue`: no limit ends the wait for the "continue"."""
+    try:
+        from aiobotocore.session import AioSession  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
+    except ImportError:
+        return None  # s3fs is missing, too, which is told where it is asked for
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
+
+
 class RemoteFiles:
     """An object store: create-only by the store's own precondition (If-None-Match on S3)."""
 
@@ -54,7 +68,7 @@ class RemoteFiles:
         options: dict[str, Any] = {} if protocol == "memory" else {"use_listings_cache": False}
         if protocol == "s3":
             times = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"total_max_attempts": 1}}
-            options |= {"config_kwargs": times}
+            options |= {"config_kwargs": times, "session": _s3_session()}
         try:
             self._fs = fsspec.filesystem(protocol, **options)
         except ImportError as error:

@@ -244,7 +244,8 @@ def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> N
 
 
 def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
-    from trainers.families.ddpm import bound_terms, build_scheduler, prior_term
+    from trainers.families.ddpm import build_scheduler
+    from trainers.families.likelihood_bound import bound_terms, prior_term
 
     abar = build_scheduler(Ddpm(**DDPM), "ddpm", is_clipped=True).alphas_cumprod.double()
     clean = torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64)
@@ -265,7 +266,7 @@ def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
 
 def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
     """A network that always answers 0 recovers what the noisy picture alone says."""
-    from trainers.families.ddpm import bound_terms, prior_term, strata
+    from trainers.families.likelihood_bound import bound_terms, prior_term, strata
 
     family = build(Ddpm(**{**DDPM, "prediction": "v"}), ImageFacts(1, 4, 4, ()))
     for parameter in family.net.conv_out.parameters():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from text_rows import CLIP, LR, plain_loop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,7 +31,7 @@ from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.steps import PlannedBatches
 from trainers.store.store import Store
 
-BATCH, LR, CLIP = 64, 1e-3, 1.0
+BATCH = 64
 FILES = Path(__file__).resolve().parents[1] / "recipes" / "text" / "files"
 CPU = torch.device("cpu")
 ARCHITECTURE: dict[str, Any] = {
@@ -109,22 +110,8 @@ def by_hand(work: Translation, steps: int) -> float:
     """Steps per CPU second of a plain loop over transformers' own model and loss."""
     model = work.model()
     model.set_attn_implementation("sdpa")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     loader: Any = DataLoader(work.rows, BATCH, shuffle=True, drop_last=True, collate_fn=work.collate)  # type: ignore[arg-type]
-    done = 0
-    started = time.process_time()
-    while done < steps:
-        for batch in loader:
-            optimizer.zero_grad()
-            loss = model(**batch).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            float(loss.detach())
-            done += 1
-            if done == steps:
-                break
-    return steps / (time.process_time() - started)
+    return plain_loop(model, loader, steps)
 
 
 def by_trainer(work: Translation, steps: int, folder: str) -> float:

@@ -1,5 +1,6 @@
 """PPO on the plain engine: invariants at the start, learning, saving between iterations, stop rules."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -41,8 +42,9 @@ def test_a_wanted_token_is_learnt(tiny_ppo: Build, lora: bool) -> None:
     )
     ppo.run()
     scores = [heard["score_mean"] for _, heard in ppo.listener.heard]
-    assert scores[0] < 0.2
-    assert scores[-1] > 0.5  # the prompt's one to four tokens count too
+    most = statistics.mean(6 / (6 + prompt) for prompt in (1, 2, 3, 4))  # the prompt's one to four tokens count too
+    assert scores[0] < most / 4
+    assert statistics.mean(scores[-5:]) > most / 2  # one iteration's 32 responses alone scatter by 0.05
 
 
 def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:

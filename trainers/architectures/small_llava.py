@@ -1,9 +1,6 @@
-"""A small vision-language model of random weights in transformers' layout, to try a recipe or for a test.
+"""A small vision-language model of random weights in transformers' layout, to try a recipe or for a test."""
 
-Usage: python -m trainers.architectures.small_llava FOLDER
-"""
-
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +104,6 @@ def _processor(config: Any, image_size: int, patch_size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    write_small_llava(Path(sys.argv[1]), DIGIT_TEXTS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write_small_llava(parser.parse_args().folder, DIGIT_TEXTS)

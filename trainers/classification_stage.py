@@ -17,16 +17,15 @@ from trainers.architectures.lora import add_adapter, learn_heads
 from trainers.class_metrics import Predictions
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.labelled_batches import LabelledBatches, labelled_evaluation_batches, split_by_label
+from trainers.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
 from trainers.loop import train
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import GROUP, cadence_of, one_group, stage_layout
+from trainers.steps import PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -62,9 +61,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
         learn_heads(model, CLASSIFIER_PARTS)
     wrapped = ClassLosses(model, spec.pseudo_labels)
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    engine = training_engine(wrapped, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(labelled))
     assert steps is not None
@@ -72,7 +69,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     masker = None
     if spec.pseudo_labels is not None:
         masker = Masker(Corruption(share=spec.pseudo_labels.hidden_share), tokenization, context.seed)
-    source = LabelledBatches(
+    plan = LabelledPlan(
         dataset,
         labelled,
         unlabelled,
@@ -83,14 +80,13 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         workers=layout.workers,
         rank=ranks.rank,
         micro_batch=layout.micro_batch,
-        steps_planned=steps,
     )
     checkpoint = context.checkpoint(layout)
     found: list[Predictions] = []
     outcome = train(
         engine,
         ClassificationObjective(spec.pseudo_labels),
-        source,
+        PlannedBatches(plan, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,

@@ -29,7 +29,6 @@ from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.picture_processor import PictureProcessor, load_picture_processor
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
@@ -40,7 +39,7 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, cadence_of, one_group, stage_layout
+from trainers.steps import EVALUATION, PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 from trainers.streams import LaneStates, StreamBatches
 from trainers.text_draft import TrainedText, write_text_draft
@@ -78,9 +77,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
     wrapped = learning.module
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    engine = training_engine(wrapped, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
@@ -173,10 +170,7 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
         return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
     assert isinstance(spec.tokenizer, TrainTokenizer)
     arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
-    if context.ranks.rank == 0:
-        build_tokenization(*arguments)
-    distributed.barrier()
-    return build_tokenization(*arguments)
+    return distributed.first_rank_first(lambda: build_tokenization(*arguments))
 
 
 def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:

@@ -63,9 +63,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
-    is_carried = isinstance(spec, Pretrain) and family == "rnn"
     request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
-    dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    dataset = open_dataset(context, replace(request, is_stream=isinstance(spec, Pretrain) and family == "rnn"))
     held_out = find_source(spec, "evaluation")
     evaluation_set = None
     if held_out is not None:
@@ -76,25 +75,17 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     model = build_stage_model(spec, context, tokenization)
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
-    wrapped = learning.module
-    engine = training_engine(wrapped, spec.train, shard, ranks.device)
+    engine = training_engine(learning.module, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    source: BatchSource
-    if is_carried:
-        source = stream_batches(spec, context, model, dataset, layout, steps)
-    else:
-        share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
-        source = PlannedBatches(plan, steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
     translations: list[Translations] = []
     outcome = train(
         engine,
         learning.objective,
-        source,
+        batch_source(spec, family, context, model, learning, dataset, layout, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
@@ -135,10 +126,21 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     return draft
 
 
-def stream_batches(
-    spec: Pretrain | Finetune, context: StageContext, model: Any, dataset: Dataset, layout: Layout, steps: int
-) -> StreamBatches:
-    """Return the batches of a recurrent model, whose lanes carry their states on its device."""
+def batch_source(
+    spec: Pretrain | Finetune,
+    family: str,
+    context: StageContext,
+    model: Any,
+    learning: Learning,
+    dataset: Dataset,
+    layout: Layout,
+    steps: int,
+) -> BatchSource:
+    """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
+    if dataset.form != "stream":
+        share = (spec.train.global_batch, layout.workers, context.ranks.rank, layout.micro_batch)
+        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, steps, learning.prepare)
     zero = model.base_model.zero_state(spec.train.global_batch).detach()
     return StreamBatches(
         dataset,

@@ -163,6 +163,6 @@ def _link(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path, help="Markdown file to write")
     parser.parse_args().page.write_text(markdown_reference(), encoding="utf-8")

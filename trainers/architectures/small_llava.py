@@ -1,4 +1,7 @@
-"""A small vision-language model of random weights in transformers' layout, to try a recipe or for a test."""
+"""A small vision-language model of random weights in transformers' layout, to try a recipe or for a test.
+
+Usage: python -m trainers.architectures.small_llava FOLDER
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -104,6 +107,6 @@ def _processor(config: Any, image_size: int, patch_size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder to write")
     write_small_llava(parser.parse_args().folder, DIGIT_TEXTS)

@@ -17,6 +17,7 @@ from trainers.store.manifest import (
     FileEntry,
     Manifest,
     StateManifest,
+    StoreFormat,
     objects_of,
     read_manifest,
 )
@@ -54,12 +55,18 @@ def ref_folder(manifest: Manifest) -> str:
 
 
 def named_manifest(objects: ObjectStore, folder: str, record: dict[str, Any]) -> Manifest:
-    """Return the manifest that a ref of a folder names; raises StoreDamaged when it is not whole or another's."""
+    """Return the manifest that a ref of a folder names.
+
+    Raises StoreDamaged when it is not whole or another's, StoreFormat when a later version wrote it.
+    """
     sha256 = str(record["manifest"])
     data = objects.get_bytes(sha256)
     if record.get("bytes") != len(data):
         raise StoreDamaged(f"names {record.get('bytes')!r} bytes of {object_path(sha256)}, which has {len(data)}")
-    manifest = read_manifest(data)
+    try:
+        manifest = read_manifest(data)
+    except StoreFormat as error:
+        raise StoreFormat(f"{folder}: {object_path(sha256)}: {error}") from None
     if ref_folder(manifest) != folder:
         raise StoreDamaged(f"names a manifest of {ref_folder(manifest)}, not of {folder}")
     return manifest

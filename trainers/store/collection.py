@@ -73,8 +73,8 @@ def collect(
 ) -> Collected:
     """Run one pass. Without `keep` every artifact and every run is kept, and only what no ref names goes.
 
-    `finished_states` gives up the training states of stages whose artifact is there. Raises StoreDamaged, before
-    anything is deleted, when a ref cannot be read: what it names is not known.
+    `finished_states` gives up the training states of stages whose artifact is there. Raises StoreDamaged or
+    StoreFormat, before anything is deleted, when a ref cannot be read: what it names is not known.
     """
     if grace_s < 0:
         raise ValueError(f"grace is {grace_s} s")

@@ -189,7 +189,11 @@ def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:
 
 def _is_leased(store: Store, sha256: str) -> bool:
     """Whether an object that no ref names was written under the newest lease of its stage, and may yet be committed."""
-    owner = find_owner(store.objects, sha256)
+    try:
+        owner = find_owner(store.objects, sha256)
+    except StoreDamaged as error:
+        log.warning("%s; whose it is is not known, and it stays", error)
+        return True
     parts = (owner or "").split("/")
     if len(parts) != 4 or not parts[2].isdigit():
         return False

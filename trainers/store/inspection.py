@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.belonging import foreign_objects
+from trainers.store.belonging import wrong_objects
 from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, StoreFormat, objects_of
 from trainers.store.objects import object_path
 from trainers.store.refs import QUARANTINE, RefLog
@@ -97,9 +97,9 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
     checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
     looked_at = {entry for entry, _ in checked}
     for ref, manifest in manifests:
-        foreign = foreign_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
-        if foreign:
-            problems[ref] = (f"may not name {len(foreign)} of its objects: {foreign[0]}", [ref])
+        wrong = wrong_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
+        if wrong:
+            problems[ref] = (f"is wrong about {len(wrong)} of its objects: {wrong[0]}", [ref])
     for entry, refs in checked:
         try:
             store.objects.check(entry)

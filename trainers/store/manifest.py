@@ -163,14 +163,19 @@ class ArtifactManifest(_Record):
         return sum(entry.bytes for entry in self.files.values())
 
 
+Dtype = Literal["F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+"""safetensors' names of the types that a training state may have."""
+Sides = list[Annotated[int, Field(ge=0)]]
+
+
 class Slice(_Record):
     """A piece of a tensor: tensor `key` of a safetensors object.
 
     `start` and `shape` have the tensor's rank (a box), or rank 1 (a range of the flattened tensor, row-major).
     """
 
-    start: list[int]
-    shape: list[int]
+    start: Sides
+    shape: Sides
     object: FileEntry
     key: str
 
@@ -179,8 +184,8 @@ class TensorEntry(_Record):
     """A logical tensor and the pieces that it is stored in; dtype by safetensors' name (F32, BF16, ...)."""
 
     name: str
-    shape: list[int]
-    dtype: str
+    shape: Sides
+    dtype: Dtype
     slices: list[Slice]
 
 

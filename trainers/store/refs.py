@@ -30,7 +30,10 @@ class RefLog:
 
     def exists(self, number: int) -> bool:
         """Tell whether a number is there."""
-        return self._files.size(self.path(number)) is not None
+        try:
+            return self._files.size(self.path(number)) is not None
+        except StoreDamaged:  # there, and not readable
+            return True
 
     def path(self, number: int) -> str:
         """Return where a number lies in the store."""
@@ -74,7 +77,7 @@ class RefLog:
         """
         try:
             text = self._files.read(self.path(number)).decode(errors="replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreDamaged):
             text = None
         note = f"{QUARANTINE}/{self.path(number)}"
         self._files.create(note, canonical_json({"format": FORMAT, "problem": problem, "ref": text}))

@@ -201,7 +201,7 @@ class Store:
         states = self.states(manifest.run, manifest.stage)
         self.check_lease(manifest.run, manifest.stage, lease)
         self._demand_objects(manifest)
-        content = self._put_manifest(manifest)
+        content = {**self._put_manifest(manifest), "step": manifest.step}
         return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
 
     def latest_state(

@@ -70,7 +70,10 @@ def test_the_writer_writes_the_same(tmp_path: Path) -> None:
     for name in listing(GOLDEN):
         ours, golden = (tmp_path / name).read_bytes(), (GOLDEN / name).read_bytes()
         if name.startswith(("refs/", "leases/")):
-            ours, golden = ({**json.loads(data), "nonce": ""} for data in (ours, golden))  # type: ignore[assignment]
+            records = [{**json.loads(data), "nonce": ""} for data in (ours, golden)]
+            if name.startswith("refs/states/"):
+                records[0].pop("step", None)  # the first version left it to the manifest
+            ours, golden = map(canonical_json, records)
         assert ours == golden, name
 
 

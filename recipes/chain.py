@@ -38,6 +38,7 @@ NOUNS: dict[PartKind, str] = {
     "critic": "a critic",
     "report": "a report",
     "tokenizer": "a tokenizer",
+    "text_classifier": "a text classifier",
     "classifier": "an image classifier",
     "vae": "a variational autoencoder",
     "gan": "generative adversarial networks",

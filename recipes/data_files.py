@@ -43,12 +43,16 @@ from recipes.stages import Reward
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),
     "instructions": (("messages",), ("prompt", "completion"), ("text",)),
+    "labels": (("text",),),
     "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
     "prompts": (("prompt",), ("messages",)),
     "images": (),
 }
 """Standard columns of each role: one of the alternatives must be there."""
+
+_BY_FAMILY: dict[str | None, Role] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
+"""What the rows of a fine-tuning are for, where they are no instructions."""
 
 MAX_FILES = 10_000
 HEADER_FILES = 32
@@ -68,8 +72,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             place = f"stages.{name}.{use.field_path}"
             if use.held_out:
                 continue
-            if use.role == "instructions" and model_facts(loaded, stage).family == "encoder_decoder":
-                use = replace(use, role="seq2seq")
+            if use.role == "instructions":
+                use = replace(use, role=_BY_FAMILY.get(model_facts(loaded, stage).family, use.role))
             for problem in _check_source(loaded, place, use):
                 if (problem.field, problem.message) not in seen:
                     seen.add((problem.field, problem.message))

@@ -1,12 +1,14 @@
 """A recipe with what is needed to talk about it: the place of every value, and problems that name it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from recipes.errors import Problem
 from recipes.recipe import Recipe
+from recipes.references import Reference
 from recipes.yaml_text import Mark, Path, path_text, shorten
 
 
@@ -21,6 +23,8 @@ class LoadedRecipe:
     smoke: bool = False
     unsound: frozenset[str] = field(default_factory=frozenset)
     """Stages that have errors of their own (only while errors are being collected)."""
+    configs: Mapping[Reference, Mapping[str, Any]] = field(default_factory=dict)
+    """`config.json` of the models of the store and the hub, by reference (only once they have been looked up)."""
 
     @property
     def base_dir(self) -> FilePath:

@@ -20,7 +20,17 @@ from recipes.stages import (
 )
 
 PartKind = Literal[
-    "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
+    "model",
+    "adapter",
+    "reward_model",
+    "critic",
+    "report",
+    "tokenizer",
+    "text_classifier",
+    "classifier",
+    "vae",
+    "gan",
+    "ddpm",
 ]
 
 DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "gan", "ddpm")
@@ -118,7 +128,7 @@ def stage_inputs(stage: Stage) -> list[Input]:
         case PretrainImages():
             inputs = [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
             if stage.text_encoder is not None:
-                inputs.append(Input("text_encoder", stage.text_encoder, ("model",)))
+                inputs.append(Input("text_encoder", stage.text_encoder, ("model", "text_classifier")))
             return inputs
         case FinetuneImages():
             return [Input("init_from", stage.init_from, ("ddpm",))]
@@ -170,21 +180,7 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"report": "report"}
 
 
-DEFAULT_PARTS: dict[str, str] = {
-    "model": "model",
-    "adapter": "adapter",
-    "reward_model": "model",
-    "actor_critic": "actor",
-    "report": "report",
-    "classifier": "model",
-    "vae": "model",
-    "gan": "model",
-    "ddpm": "model",
-}
-"""What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
-
-
-Role = Literal["text", "instructions", "seq2seq", "preferences", "prompts", "images"]
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,33 @@ def test_every_family_has_a_shipped_recipe() -> None:
             "data: {source: arrays, files: [recipe.yaml]}",
             "is neither a .npy nor an .npz file",
         ),
+        (
+            "{family: classifier}\n    data: {source: digits,",
+            "{family: classifier}\n    data: {source: datasets, path: org/x, revision: a,",
+            "stages.judge.data.label: these pictures have no labels, which a classifier reads; set label",
+        ),
+        (
+            "guidance: 2.0}\n    data: {source: digits, hold_out: 0.2}",
+            "guidance: 2.0}\n    data: {source: idx, files: [no.gz]}",
+            "stages.latent.data.label_files: these pictures have no labels, which class_conditional reads",
+        ),
+        (
+            "{family: gan}\n    data: {source: digits}",
+            "{family: gan, class_conditional: true}\n    data: {source: image-folder, path: ., labels: none}",
+            "stages.gan.data.labels: these pictures have no labels, which class_conditional reads",
+        ),
+        (
+            "{family: classifier}\n",
+            "{family: classifier}\n    evaluation: {source: arrays, files: [x.npz]}\n",
+            "stages.judge.evaluation.labels: these pictures have no labels",
+        ),
+        (
+            "  judge:\n",
+            "  tuned:\n    kind: finetune\n    family: ddpm\n    init_from: latent\n"
+            "    data: {source: jsonl, files: [x.jsonl]}\n"
+            "    train: {steps: 9, global_batch: 8, optimizer: {lr: 1e-3}}\n  judge:\n",
+            "stages.tuned.data.label: these pictures have no labels, which latent reads",
+        ),
         ("suites: [images]", "suites: [images, perplexity]", "it stands alone"),
         ("    features: judge\n", "", "needs `features` (a classifier) and `images`"),
         ("metric: gan.coverage", "metric: gan.win_rate", "has no such metric"),

@@ -90,7 +90,7 @@ def start_of(stage: Stage) -> str | None:
         case PpoStage():
             return stage.actor
         case Evaluate():
-            return stage.of[0]
+            return None if "images" in stage.suites else stage.of[0]
 
 
 def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:

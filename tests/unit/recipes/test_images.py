@@ -62,6 +62,27 @@ def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str
     assert [use.role for use in stage_sources(stages["exam"])] == ["images"]
 
 
+def test_an_unknown_stage_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("of: [latent, gan]", "of: [latent, gann]"))
+    assert found.splitlines() == [found]
+    assert "stages.exam.of.1: the recipe has no such stage (found 'gann'); did you mean gan?" in found
+
+
+def test_a_language_model_in_an_examination_of_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    words = """\
+  words:
+    kind: pretrain
+    architecture: {family: encoder, type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 4,
+                   intermediate_size: 64}
+    tokenizer: {train: bpe, vocab_size: 400, cls_token: "<|cls|>", mask_token: "<|mask|>"}
+    data: {source: python-docs}
+    train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
+"""
+    found = problems_of(TEXT + words, ("of: [latent, gan]", "of: [words, gan]"))
+    assert found.splitlines() == [found]
+    assert "stages.exam.of.0: needs a variational autoencoder or" in found
+
+
 def test_every_family_has_a_shipped_recipe() -> None:
     folder = Path(__file__).parents[3] / "recipes"
     shipped = {

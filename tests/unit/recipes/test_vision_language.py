@@ -114,6 +114,12 @@ def test_rows_of_files_with_other_cells(problems_of: Callable[..., str], tmp_pat
     assert problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv)) == ""
 
 
+def test_a_missing_column_of_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("files: [rows.jsonl]", "files: [rows.jsonl], columns: {images: pic}"))
+    assert found.count("rows.jsonl:1") == 1
+    assert "no column 'pic' (mapped to images)" in found
+
+
 def test_a_source_without_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
     found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", "{source: python-docs}"))
     assert found.count("rows of this source have no pictures") == 1

@@ -38,10 +38,11 @@ from recipes.yaml_text import Path
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings at odds."""
     yield from _check_workers(loaded)
+    for name, stage in loaded.stages_with("train", "rollout", "ppo", "text", "shard", "lora"):
+        yield from _check_shard(loaded, f"stages.{name}", stage)
+        yield from _check_batch(loaded, f"stages.{name}", stage)
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
-        yield from _check_shard(loaded, place, stage)
-        yield from _check_batch(loaded, place, stage)
         facts = model_facts(loaded, stage)
         match stage:
             case Pretrain() | Finetune() | Reward():

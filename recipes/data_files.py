@@ -37,7 +37,7 @@ from recipes.picture_files import (
     read_numpy,
     read_picture_lines,
 )
-from recipes.references import Role, SourceUse, stage_sources
+from recipes.references import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse, stage_sources
 from recipes.stages import Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
@@ -62,7 +62,7 @@ HEADER_ROWS = 20
 def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Everything wrong with the local files that the stages read."""
     seen: set[tuple[str, str]] = set()
-    for name, stage in loaded.recipe.stages.items():
+    for name, stage in loaded.stages_with(*SOURCE_FIELDS, *INPUT_FIELDS):
         uses = stage_sources(stage)
         if isinstance(stage, Reward) and not any(use.field_path == "evaluation" for use in uses):
             message = "there are no held-out pairs, and the gate needs their accuracy"

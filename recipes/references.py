@@ -117,6 +117,13 @@ def parse_reference(text: str) -> Reference:
     return StageRef(match.group(1), match.group(2))
 
 
+INPUT_FIELDS = (
+    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "suites", "of", "features",
+    "second_scorer",
+)  # fmt: skip
+"""Fields that `stage_inputs` and `start_of` read, of any kind of stage."""
+
+
 def stage_inputs(stage: Stage) -> list[Input]:
     """Every input in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
     match stage:
@@ -204,6 +211,10 @@ class SourceUse:
         """The source of a use of pictures."""
         assert self.role == "images", f"{self.field_path} is no source of pictures"
         return cast(ImageSource, self.source)
+
+
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites")
+"""Fields that `stage_sources` reads, of any kind of stage."""
 
 
 def stage_sources(stage: Stage) -> list[SourceUse]:

@@ -64,7 +64,7 @@ def _is_known(loaded: LoadedRecipe, text: str) -> bool:
 
 def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Gates on metrics that the report will not have, and bounds that nothing can meet."""
-    for name, stage in loaded.recipe.stages.items():
+    for name, stage in loaded.stages_with("of", "suites", "second_scorer", "gates"):
         if not isinstance(stage, Evaluate) or not stage.gates:
             continue
         try:

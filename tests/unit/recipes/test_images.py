@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.families import FAMILIES
-from recipes.load import load_recipe
+from recipes.load import check_file, load_recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
 
 TEXT = """\
@@ -60,6 +60,48 @@ def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str
         ("evaluation", True),
     ]
     assert [use.role for use in stage_sources(stages["exam"])] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("edits", "fields"),
+    [
+        (
+            [("{family: ddpm, ", "{family: ddpm, norm_num_groups: 7, attention_levels: [3], sampling_steps: 5000, ")],
+            {"stages.latent.architecture"},
+        ),
+        (
+            [
+                ("depth: 2, latent: 4}", "likelihood: gauss}"),
+                ("data: {source: digits, hold_out: 0.2}", "data: {source: idx, files: [no.gz]}"),
+                ("global_batch: 8", "global_batch: 9"),
+            ],
+            {"stages.vae.architecture.likelihood", "stages.vae.data.files.0", "stages.vae.train.global_batch"},
+        ),
+        (
+            [
+                ("of: [latent, gan]", "of: [latent, gann]"),
+                ("images: {source: digits, hold_out: 0.2}", "images: {source: idx, files: [no.gz]}"),
+            ],
+            {"stages.exam", "stages.exam.of.1", "stages.exam.images.files.0"},
+        ),
+        (
+            [("gan.coverage", "gan.coverag"), ("images: {source: digits, hold_out: 0.2}", "images: {source: digits}")],
+            {"stages.exam", "stages.exam.gates.0.metric"},
+        ),
+        (
+            [("steps: 20", "steps: many"), ("autoencoder: vae", "autoencoder: vea"), ("family: gan}", "type: gan}")],
+            {"stages.vae.train.steps", "stages.latent.autoencoder", "stages.gan.architecture.family"},
+        ),
+    ],
+)
+def test_a_stage_with_an_error_is_checked_on(
+    problems_of: Callable[..., str], tmp_path: Path, edits: list[tuple[str, str]], fields: set[str]
+) -> None:
+    said = problems_of(TEXT, *edits)
+    _, problems = check_file(tmp_path / "recipe.yaml")
+    assert {problem.field for problem in problems} == fields
+    if "norm_num_groups" in said:
+        assert "must divide block_out_channels (32); attention_levels: no level 3; there are 0 to 1; sampling" in said
 
 
 def test_an_unknown_stage_is_told_once(problems_of: Callable[..., str]) -> None:

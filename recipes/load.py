@@ -256,8 +256,9 @@ def _unsound_stage(name: str, raw: dict[str, Any], error: ValidationError) -> Un
     fields: dict[str, Any] = {}
     for key, info in model_keys(model).items():
         if key in value and key not in wrong:
-            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[info.annotation, info])
-            fields[key] = adapter.validate_json(json.dumps(value[key]), strict=True, by_alias=True, by_name=False)
+            form: Any = Annotated[info.annotation, info]
+            text = json.dumps(value[key])
+            fields[key] = TypeAdapter(form).validate_json(text, strict=True, by_alias=True, by_name=False)
     stage = cast(Stage, model.model_construct(**fields))
     return UnsoundStage(stage, frozenset(wrong))
 

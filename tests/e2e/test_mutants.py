@@ -39,6 +39,9 @@ PLACES = (
 )
 """Fields that say where or what, not how: another value is another recipe."""
 
+ROWS_TELL = ("which no training row has",)
+"""Refusals for what no check without the rows can know."""
+
 FieldPath = tuple[str | int, ...]
 
 
@@ -123,6 +126,9 @@ def test_what_the_check_accepts_runs(
     say(f"{name}: {'; '.join(changes)}")
     arguments = [part for change in (*LOCAL, *changes) for part in ("--set", change)]
     done = make_shell()("run", str(RECIPES / name), "--smoke", *arguments)
+    if done.code == 2 and any(reason in done.err for reason in ROWS_TELL):
+        say(f"{name}: {done.err.strip()}")
+        return
     assert done.code == 0, f"{' '.join(changes)}\n{done.out}{done.err}"
 
 

@@ -100,7 +100,8 @@ def _check_source(loaded: LoadedRecipe, place: str, source: Source, facts: Model
     for where, row, folder in _first_rows(source, loaded.base_dir):
         pictures = find_pictures(row, source.columns)
         finding = None
-        if pictures is None:
+        mapped = {source.columns[name] for name in ("images", "image") if name in source.columns}
+        if pictures is None and mapped <= row.keys():
             there = ", ".join(map(repr, list(row)[:8]))
             finding = (
                 f"{where}: no column 'images' or 'image'; the row has {there}",

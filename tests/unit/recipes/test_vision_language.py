@@ -127,6 +127,12 @@ def test_what_cannot_be_read_is_told_once(problems_of: Callable[..., str], tmp_p
     assert problems_of(TEXT, ("[rows.jsonl]", '["**.jsonl"]')).count("not a usable pattern") == 1
 
 
+def test_a_missing_column_of_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("files: [rows.jsonl]", "files: [rows.jsonl], columns: {images: pic}"))
+    assert found.count("rows.jsonl:1") == 1
+    assert "no column 'pic' (mapped to images)" in found
+
+
 def test_a_source_without_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
     found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", "{source: python-docs}"))
     assert found.count("rows of this source have no pictures") == 1

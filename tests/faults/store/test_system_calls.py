@@ -31,6 +31,8 @@ FAULTS = {
 """`short`: the call says that it wrote one byte, and wrote none."""
 NO_ERROR = {"close", "flock"}
 """Calls of which only the moment of a kill is of interest: the store does not act on their result."""
+MUST_REFUSE = ("write", "fsync", "link", "linkat", "unlink", "rename", "fchmod", "utimensat")
+"""A store never goes on after an error of one of these; an openat that makes a temporary file is another."""
 SHORT_POINTS = 24
 DEADLINE_S = 60
 
@@ -59,7 +61,7 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def trace(nursery: Any, store: Path, log: Path, inject: str | None = None) -> Any:
     """Run the life in a child with strace attached; returns the child, which has ended."""
     child = nursery.start("live", store, waits=True)
-    command = ["strace", "-f", "-p", str(child.pid), "-o", str(log), "-e", f"trace={','.join(CALLS)}"]
+    command = ["strace", "-f", "-y", "-p", str(child.pid), "-o", str(log), "-e", f"trace={','.join(CALLS)}"]
     tracer = subprocess.Popen(
         [*command, *(["-e", f"inject={inject}"] if inject else [])],
         stdout=subprocess.DEVNULL,
@@ -87,9 +89,9 @@ def check(store: Path, child: Any) -> None:
     for what, value in child.acknowledged():
         said[what].append(value)
     kept = sha256_hex(b"kept")
-    if "unpinned" not in said and kept in said["artifact"]:
+    if kept in said["artifact"]:
         assert opened.find_artifact(kept) is not None
-        if "pin" in said:
+        if "pin" in said and "unpinning" not in said:
             assert kept in opened.pins()
     latest = opened.latest_state("run", "base")
     assert (latest.step if latest else 0) >= max(map(int, said["state"]), default=0)
@@ -98,12 +100,34 @@ def check(store: Path, child: Any) -> None:
 
 
 def points(log: Path, fault: str) -> list[tuple[str, int]]:
-    """Every (call, number) of a traced life; strace counts each call by itself."""
-    counts = collections.Counter(re.findall(r"^\d+\s+(\w+)\(", log.read_text(), re.MULTILINE))
+    """Every (call, number) of a traced life; strace counts each call of each thread by itself."""
+    of_thread = collections.Counter(re.findall(r"^(\d+)\s+(\w+)\(", log.read_text(), re.MULTILINE))
+    counts = collections.Counter[str]()
+    for (_, call), number in of_thread.items():
+        counts[call] = max(counts[call], number)
     calls = [call for call in CALLS if fault == "kill" or call not in NO_ERROR]
     if fault == "short":
         calls = ["write"]
     return [(call, number) for call in calls for number in range(1, counts[call] + 1)]
+
+
+def check_refusal(store: Path, child: Any, log: Path) -> None:
+    """An error of a call that writes ends in a refusal; what could not be synced is neither synced again nor linked."""
+    lines = log.read_text().splitlines()
+    injected = [index for index, line in enumerate(lines) if line.endswith("(INJECTED)")]
+    assert injected, "the fault was not met"
+    for at in injected:
+        call, failed = lines[at].split(maxsplit=1)[1].split("(", 1)[0], lines[at]
+        if call not in MUST_REFUSE and not (call == "openat" and "O_CREAT" in failed):
+            continue
+        assert str(store) in failed, f"the fault met another place: {failed}"
+        assert child.errors.exists(), f"the store went on after {failed}"
+        last = child.errors.read_text().strip().splitlines()[-1]
+        assert re.match(r"(recipes\.errors\.CapacityError|trainers\.store\.files\.StoreFull): store ", last), last
+        if call == "fsync":
+            (path,) = re.findall(r"<(.*)>", failed)
+            again = [text for text in lines[at + 1 :] if path in text and re.search(r" (fsync|link|linkat)\(", text)]
+            assert again == [], f"{path} was not given up: {again}"
 
 
 def run_points(
@@ -124,6 +148,8 @@ def run_points(
         if child.errors.exists():
             last = child.errors.read_text().strip().splitlines()[-1]
             assert re.match(r"(recipes\.errors|trainers\.store\.\w+)\.\w+: |OSError: |PermissionError: ", last), last
+        if fault not in ("kill", "short"):
+            check_refusal(store, child, log)
         check(store, child)
         if store.exists():
             shutil.rmtree(store)

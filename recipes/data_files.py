@@ -38,7 +38,7 @@ from recipes.picture_files import (
     read_picture_lines,
 )
 from recipes.references import Role, SourceUse, stage_sources
-from recipes.stages import Reward
+from recipes.stages import Evaluate, Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),
@@ -66,8 +66,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield loaded.problem(f"stages.{name}.data", "", message, suggestion)
         for use in uses:
             place = f"stages.{name}.{use.field_path}"
-            if use.held_out:
-                continue
+            if use.held_out and not isinstance(stage, Evaluate):
+                continue  # it is the stage's `data`
             if use.role == "instructions" and model_facts(loaded, stage).family == "encoder_decoder":
                 use = replace(use, role="seq2seq")
             for problem in _check_source(loaded, place, use):

@@ -1,4 +1,5 @@
-"""The evaluate stage: held-out perplexity, answers to held-out prompts, and their comparison by reward models.
+"""The evaluate stage: held-out perplexity, answers to held-out prompts, and their comparison by reward models; what
+encoder-decoders write of held-out targets, and what models of pictures draw.
 
 Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 """
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.errors import RequestError
 from recipes.references import get_source
-from recipes.report import report_labels
+from recipes.report import report_labels, unmeasured
 from recipes.stages import Evaluate
 from rlhf.exam import (
     Answer,
@@ -21,6 +23,7 @@ from rlhf.exam import (
     failed_bounds,
     generation_metrics,
     side_by_side,
+    written_side_by_side,
 )
 from rlhf.experience import Responses
 from rlhf.kl import k1, k3
@@ -30,7 +33,7 @@ from rlhf.reading import Reading
 from rlhf.reward import ScoreModel
 from rlhf.rollout import answer, response_uniforms
 from trainers import distributed
-from trainers.architectures.load import ModelKind, head_name, load_model
+from trainers.architectures.load import ModelKind, head_name, load_model, model_family
 from trainers.architectures.token_losses import TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
@@ -45,6 +48,7 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
+from trainers.target_evaluation import measure_targets
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -55,6 +59,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     """Measure models; the draft of the report comes from rank 0. Collective."""
     use_fast_matmul(context.ranks.device)
     labels = report_labels(spec.of)
+    _demand_measured(spec, context)
     metrics: dict[str, float] = {}
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
@@ -68,6 +73,9 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
         if "comparison" in spec.suites:
             metrics |= comparison_metrics(answers)
         metrics["prompts"] = float(len(answers[0].answers))
+    if "targets" in spec.suites:
+        metrics, written = measure_targets(spec, context, labels)
+        samples = written_side_by_side(written, spec.num_samples)
     if "images" in spec.suites:
         from trainers.image_evaluation import measure_pictures
 
@@ -75,6 +83,16 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
     return _write_draft(spec, context, metrics, samples)
+
+
+def _demand_measured(spec: Evaluate, context: StageContext) -> None:
+    """Raise RequestError for a model of text that the suites do not measure."""
+    if "images" in spec.suites:
+        return
+    for index in range(len(spec.of)):
+        found = unmeasured(model_family(model_folder(context, f"of.{index}")), spec.suites)
+        if found is not None:
+            raise RequestError(f"of.{index} {spec.of[index]}: {found[0]}; {found[1]}")
 
 
 def _num_parts(spec: Evaluate) -> int:

@@ -279,8 +279,8 @@ class Evaluate(_Stage):
         256,
         ge=8,
         le=10**7,
-        description="Tokens per sequence of the perplexity text; targets: the most that a source, a target and what is "
-        "written may have, longer rows are left out and counted.",
+        description="Tokens per sequence of the perplexity text, which recurrent models read on in; targets: the most "
+        "that a source, a target and what is written may have, longer rows are left out and counted.",
     )
     num_beams: int = meaning(
         1, ge=1, le=64, description="targets: beams of the search that BLEU and chrF are measured by; 1: greedily."

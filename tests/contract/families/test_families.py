@@ -277,6 +277,16 @@ def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> Non
     assert first != other
 
 
+def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
+    source = STAGES["rnn"]["data"]
+    exam = {"kind": "evaluate", "of": ["rnn"], "suites": ["perplexity"], "text": source, "sequence_length": 24}
+    _run_case_here(finished, {"run": "here", "stage": "exam", "spec": exam, "inputs": {"of.0": "rnn"}})
+    found = result(finished, "here", "exam")["metrics"]
+    own = result(finished, "straight", "rnn")["metrics"]["evaluation"]
+    for name in ("perplexity", "ngram_perplexity"):
+        assert found[f"rnn.{name}"] == pytest.approx(own[name], rel=1e-5)
+
+
 @pytest.mark.parametrize("family", DRAWING)
 def test_grids_over_training_are_drawn_at_fixed_seeds(finished: Path, family: str) -> None:
     straight = result(finished, "straight", family)["grids"]
@@ -330,10 +340,13 @@ def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | 
 
 def _run_here(folder: Path, family: str, source: dict[str, Any]) -> None:
     """Run a family's stage in this process on another source."""
+    _run_case_here(folder, _case(family, "here", PLAIN, {"data": source}))
+
+
+def _run_case_here(folder: Path, case: dict[str, Any]) -> None:
     import torch
 
     from trainers.distributed import Ranks
 
     worker = load_module(WORKER)
-    case = worker.Case(**_case(family, "here", PLAIN, {"data": source}))
-    worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), case)
+    worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), worker.Case(**case))

@@ -1,11 +1,12 @@
 """What pretraining and unlabelled rows buy a classifier of texts: accuracy over seeds, with intervals.
 
-    python benchmarks/encoder_gains.py FILE [--text COLUMN] [--label COLUMN] [--unquoted] [--seeds 5] [--share 0.1]
-        [--keep FOLDER] [--set K=V]...
+    python benchmarks/encoder_gains.py FILE [--text COLUMN] [--label COLUMN] [--more FILE]... [--unquoted] [--seeds 5]
+        [--share 0.1] [--keep FOLDER] [--set K=V]...
 
-FILE is a CSV or TSV file (maybe .gz). The stages are those of `recipes/text/polarity.yaml` through the product's own
-stage functions on one process: `words` restores hidden words of the training rows, without their labels; `polarity`
-learns from it. Rows held out from training are held out from both. Each seed has a pretraining of its own. Compared:
+FILE is a CSV or TSV file (maybe .gz); further files of texts (`--more`) serve `words` alone. The stages are those of
+`recipes/text/polarity.yaml` through the product's own stage functions on one process: `words` restores hidden words of
+the training rows, without their labels; `polarity` learns from it. Texts held out from training are held out from both.
+Each seed has a pretraining of its own. Compared:
 
     scratch      all labels, from random weights (the architecture and tokenizer of `words`, not trained)
     pretrained   all labels, from `words`
@@ -19,8 +20,6 @@ paired by seed: their mean, and a 95 % interval by Student's t.
 
 import argparse
 import contextlib
-import csv
-import gzip
 import hashlib
 import json
 import statistics
@@ -93,24 +92,16 @@ def dump_json(stage: Any) -> Any:
     return stage.model_dump(mode="json", by_alias=True)
 
 
-def as_csv(path: Path, folder: Path) -> Path:
-    """Write the rows of a file whose quotation marks are text as CSV."""
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    target = folder / "rows.csv"
-    with opened(path, "rt", encoding="utf-8") as source, target.open("w", newline="", encoding="utf-8") as file:
-        delimiter = "\t" if ".tsv" in path.suffixes else ","
-        csv.writer(file).writerows(csv.reader(source, delimiter=delimiter, quoting=csv.QUOTE_NONE))
-    return target
-
-
-def stages_of(arguments: argparse.Namespace, file: Path) -> dict[str, dict[str, Any]]:
+def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The stages of all arms, as JSON data."""
+    labelled, texts = [arguments.file], [arguments.file, *arguments.more]
     overrides = [
-        f"stages.{stage}.data.{key}={value}"
-        for stage, columns in (("words", {"text": "text"}), ("polarity", {"text": "text", "label": "label"}))
+        f"stages.{stage}.data.{key}={json.dumps(value)}"
+        for stage, files, columns in (("words", texts, ("text",)), ("polarity", labelled, ("text", "label")))
         for key, value in {
-            "files": json.dumps([str(file)]),
-            "columns": json.dumps({role: getattr(arguments, column) for role, column in columns.items()}),
+            "files": [str(Path(file).resolve()) for file in files],
+            "quotes": not arguments.unquoted,
+            "columns": {column: getattr(arguments, column) for column in columns},
         }.items()
     ]
     loaded = load_recipe(RECIPE, [*overrides, *arguments.set])
@@ -136,7 +127,8 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--text", default="text", help="column of the texts")
     parser.add_argument("--label", default="label", help="column of the classes")
-    parser.add_argument("--unquoted", action="store_true", help="quotation marks in the file are text")
+    parser.add_argument("--more", action="append", default=[], metavar="FILE", help="more texts for `words`")
+    parser.add_argument("--unquoted", action="store_true", help="quotation marks in the files are text")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.1, help="labels that few and semi use")
@@ -148,15 +140,15 @@ def main() -> None:
     parser.add_argument("--keep", metavar="FOLDER", help="keep what was trained here, and go on from it")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="as of `trainwright run`")
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds: an interval takes two seeds or more")
     torch.set_num_threads(1)
     found: dict[str, list[float]] = {arm: [] for arm in arguments.arms}
     needed = {"scratch": "blank"}
     with contextlib.ExitStack() as stack:
         folder = Path(arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        file = Path(arguments.file).resolve()
-        file = as_csv(file, folder) if arguments.unquoted else file
-        recipe = parse_recipe({"name": "gains", "stages": stages_of(arguments, file)})
+        recipe = parse_recipe({"name": "gains", "stages": stages_of(arguments)})
         store = Store.open(f"{folder}/store")
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             for arm in arguments.arms:
@@ -176,7 +168,7 @@ def main() -> None:
         if more in found and less in found:
             pairs = zip(found[more], found[less], strict=True)
             gain = interval([one - other for one, other in pairs])
-            print(f"{more} - {less}: {gain.mean:+.1f} points, 95 % interval {gain.low:+.1f} to {gain.high:+.1f}")
+            print(f"{more} - {less}: {gain.value:+.1f} points, 95 % interval {gain.low:+.1f} to {gain.high:+.1f}")
 
 
 if __name__ == "__main__":

@@ -349,5 +349,5 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 2, "finetune": 1, "reward": 1, "ppo": 1, "evaluate": 2}
+SEMANTICS = {"pretrain": 2, "finetune": 2, "reward": 1, "ppo": 1, "evaluate": 2}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -40,15 +40,23 @@ def moved(stage: str) -> dict[str, Any]:
     return case(stage, f"{stage}-moved", deaths=deaths, workers=list(WORKERS), shards=[{"zero": zero} for zero in ZERO])
 
 
-def check(straight: dict[str, Any], found: dict[str, Any]) -> float:
-    """Compare; returns the largest relative difference of the losses."""
+def check(straight: dict[str, Any], found: dict[str, Any], dealt_by_length: bool = False) -> float:
+    """Compare; returns the largest relative difference of the losses.
+
+    Ids stand rank after rank. Where a step's rows are dealt by length, their place in that list depends on the number
+    of workers: the rows of each step are compared, not their places.
+    """
+
+    def order(ids: list[int]) -> list[int]:
+        return sorted(ids) if dealt_by_length else ids
+
     for outcome in (straight, found):
         assert "error" not in outcome, outcome["error"]
     assert len(found["firsts"]) == 3
     assert all(same == [True] for same in found["restored"].values()), "tensors differ right after a load"
     assert found["ids"].keys() == straight["ids"].keys()
     for step, lines in found["ids"].items():
-        assert all(line == straight["ids"][step][0] for line in lines), (
+        assert all(order(line) == order(straight["ids"][step][0]) for line in lines), (
             f"other samples, or another order, in step {step}"
         )
     largest = 0.0
@@ -74,5 +82,5 @@ def test_every_stage_without_sampling_may_change(run_job: RunJob, say: Callable[
     jobs = [case(stage, f"{stage}-straight", name_as=stage) for stage in ("base", "chat", "judge")]
     found = run_job([*jobs, moved("chat"), moved("judge")])
     for stage in ("chat", "judge"):
-        largest = check(found[f"{stage}-straight"], found[f"{stage}-moved"])
+        largest = check(found[f"{stage}-straight"], found[f"{stage}-moved"], dealt_by_length=stage == "judge")
         say(f"{stage} on 1, 2, 3, 1 workers, ZeRO 0, 3, 1, 2: losses differ by {largest:.1e}")

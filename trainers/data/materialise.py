@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -35,8 +35,9 @@ from trainers.store.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Raised when the same request gives other arrays."""
+FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | {"labelled": 2}
+"""Each form's is raised when the same request gives other arrays."""
+TOKENIZER_FORMAT = 1
 FORMS: dict[RowRole, Form] = {
     "text": "packed",
     "labels": "labelled",
@@ -80,12 +81,12 @@ class DataRequest:
         return "stream" if self.is_stream else FORMS[self.role]
 
     def digest(self) -> str:
-        """Return the data set's identity: 64 hex digits over content, selection, tokenizer, lengths and FORMAT."""
+        """Return the data set's identity: 64 hex digits over content, selection, tokenizer, lengths and FORMATS."""
         selection = self.source.model_dump(mode="json", exclude={"files", "path", "revision"})
         if selection["limit"] is not None:
             selection["seed"] = self.seed
         identity = {
-            "format": FORMAT,
+            "format": FORMATS[self.form],
             "content": self.source_digest or content_digest(self),
             "selection": selection,
             "held_out": self.held_out,
@@ -133,7 +134,7 @@ def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, see
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
     selection = source.model_dump(mode="json", exclude={"files", "path", "revision"})
     content = source_digest(source, base_dir)
-    identity = ["tokenizer", FORMAT, spec.model_dump(mode="json"), content, selection, seed]
+    identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, selection, seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     found = find_set(digest, store)
     if found is None:

@@ -31,14 +31,17 @@ class Row:
     columns: dict[str, Any]
 
     def key(self) -> bytes:
-        """Return what part and hold_out go by: the prompt where there is one, else the whole row."""
+        """Return what part and hold_out go by: the prompt where there is one, else the row without its label.
+
+        So stages that read the same rows in different roles keep the same ones away from training.
+        """
         columns = self.columns
         if "messages" in columns:
             messages = columns["messages"]
             turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
             shared: Any = messages[: turns[0]] if turns and turns[0] else messages
         else:
-            shared = columns.get("prompt") or columns
+            shared = columns.get("prompt") or {name: value for name, value in columns.items() if name != "label"}
         if "images" in columns:
             shared = [shared, columns["images"]]
         return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).digest()

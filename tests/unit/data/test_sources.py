@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from recipes.data import PythonDocs, Source
 from recipes.errors import RequestError
+from trainers.data.columns import RowRole
 from trainers.data.sources import Row, read_rows, source_digest
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Source)
@@ -186,6 +187,16 @@ def test_hold_out_does_not_change_when_rows_are_added(base: Path) -> None:
     with open(base / "a.jsonl", "a") as file:
         file.write('{"prompt": "New", "completion": "A"}\n')
     assert prompts(read(base, hold_out=0.2, held_out=True)) - {"New"} == before
+
+
+def test_the_same_texts_are_held_out_with_and_without_their_labels(tmp_path: Path) -> None:
+    lines = [f"sentence {number},{number % 3}" for number in range(100)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]))
+    given = source(source="csv", files=["rows.csv"], hold_out=0.3)
+    roles: tuple[RowRole, ...] = ("text", "labels")
+    kept = [{row.columns["text"] for row in read_rows(given, tmp_path, role, seed=0, held_out=True)} for role in roles]
+    assert kept[0] == kept[1]
+    assert 15 < len(kept[0]) < 45
 
 
 def test_part_and_hold_out_are_independent(base: Path) -> None:

@@ -86,8 +86,9 @@ def test_a_recipe_that_differs_is_refused_with_its_keys(stopped: Any, recipe: An
 def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes.stages import SEMANTICS
 
-    monkeypatch.setitem(SEMANTICS, "finetune", SEMANTICS["finetune"] + 1)
-    with pytest.raises(RequestError, match=r"stages\.chat\.semantics: 1 in the run, 2 at present"):
+    before = SEMANTICS["finetune"]
+    monkeypatch.setitem(SEMANTICS, "finetune", before + 1)
+    with pytest.raises(RequestError, match=rf"stages\.chat\.semantics: {before} in the run, {before + 1} at present"):
         api.resumable(stopped, None, (), None)
 
 

@@ -20,7 +20,17 @@ from recipes.stages import (
 )
 
 PartKind = Literal[
-    "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
+    "model",
+    "adapter",
+    "reward_model",
+    "critic",
+    "report",
+    "tokenizer",
+    "text_classifier",
+    "classifier",
+    "vae",
+    "gan",
+    "ddpm",
 ]
 
 DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "gan", "ddpm")
@@ -107,6 +117,13 @@ def parse_reference(text: str) -> Reference:
     return StageRef(match.group(1), match.group(2))
 
 
+INPUT_FIELDS = (
+    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "suites", "of", "features",
+    "second_scorer",
+)  # fmt: skip
+"""Fields that `stage_inputs` and `start_of` read, of any kind of stage."""
+
+
 def stage_inputs(stage: Stage) -> list[Input]:
     """Every input in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
     match stage:
@@ -118,7 +135,7 @@ def stage_inputs(stage: Stage) -> list[Input]:
         case PretrainImages():
             inputs = [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
             if stage.text_encoder is not None:
-                inputs.append(Input("text_encoder", stage.text_encoder, ("model",)))
+                inputs.append(Input("text_encoder", stage.text_encoder, ("model", "text_classifier")))
             return inputs
         case FinetuneImages():
             return [Input("init_from", stage.init_from, ("ddpm",))]
@@ -170,21 +187,7 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"report": "report"}
 
 
-DEFAULT_PARTS: dict[str, str] = {
-    "model": "model",
-    "adapter": "adapter",
-    "reward_model": "model",
-    "actor_critic": "actor",
-    "report": "report",
-    "classifier": "model",
-    "vae": "model",
-    "gan": "model",
-    "ddpm": "model",
-}
-"""What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
-
-
-Role = Literal["text", "instructions", "seq2seq", "preferences", "prompts", "images"]
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,10 @@ class SourceUse:
         return cast(ImageSource, self.source)
 
 
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites")
+"""Fields that `stage_sources` reads, of any kind of stage."""
+
+
 def stage_sources(stage: Stage) -> list[SourceUse]:
     """Every data source of the stage; a missing one is what its field's description says it defaults to."""
     match stage:
@@ -230,9 +237,11 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             default = PythonDocs(source="python-docs", split="test")
             uses = []
             if "perplexity" in stage.suites:
-                uses.append(SourceUse("text", stage.text or default, "text"))
+                uses.append(_held_out_use("text", stage.text or default, "text"))
             if "generation" in stage.suites or "comparison" in stage.suites:
-                uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+                uses.append(_held_out_use("prompts", stage.prompts or default, "prompts"))
+            if "targets" in stage.suites:
+                uses.append(_held_out_use("prompts", stage.prompts or default, "seq2seq"))
             if stage.images is not None:
                 uses.append(SourceUse("images", stage.images, "images"))
             return uses
@@ -248,6 +257,11 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
     found = find_source(stage, field_path)
     assert found is not None, f"a {stage.kind} stage reads nothing as {field_path}"
     return found
+
+
+def _held_out_use(field_path: str, source: Source, role: Role) -> SourceUse:
+    """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
+    return SourceUse(field_path, source, role, held_out=not isinstance(source, PythonDocs) and source.hold_out > 0)
 
 
 def _training_sources(

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.errors import Problem, RecipeError
 from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
-from recipes.stages import Evaluate, Finetune, Pretrain, Reward
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Write = Callable[..., Path]
 
@@ -66,6 +66,18 @@ def test_a_problem_names_the_file_that_holds_the_value(write_recipe: Write, tmp_
     )
 
 
+def test_paths_of_an_extended_recipe_start_at_the_extending_file(write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe(name="parent.yaml")
+    folder = tmp_path / "below"
+    folder.mkdir()
+    child = folder / "child.yaml"
+    child.write_text("extends: ../parent.yaml\nname: child\n")
+    _, problems = check_file(child)
+    assert {problem.field for problem in problems} == {"stages.chat.data.files.0", "stages.judge.data.files.0"}
+    (tmp_path / "rows").rename(folder / "rows")
+    assert check_file(child)[1] == []
+
+
 @pytest.mark.parametrize(
     ("extends", "says"),
     [
@@ -93,6 +105,9 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     assert isinstance(exam, Evaluate)
     assert exam.of == ["chat", "base"]
     assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
+    policy = load_recipe(path, ["stages.policy.ppo.save_every=7 iterations"]).recipe.stages["policy"]
+    assert isinstance(policy, PpoStage)
+    assert policy.ppo.save_every == 7
     assert _base(path, "stages.base.train={steps: 3, global_batch: 2, sequence_length: 8, optimizer: {lr: 1}}").train
     reward = load_recipe(path, ["stages.judge.lora={r: 2}", "stages.judge.lora.alpha=4"]).recipe.stages["judge"]
     assert isinstance(reward, Reward)

@@ -1,6 +1,5 @@
 """Trainings that run once, die, or go on without one item of their state; shared by the tests of state items."""
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -78,14 +77,19 @@ def train_once(part: Part, uri: Path, rates: dict[str, float], save_every: int) 
     store = Store.open(str(uri))
     lease = store.take_lease("run", "stage")
     layout = Layout(workers=1, micro_batch=4, accumulation=2)
+    checkpoint = StoreCheckpoint(store, "run", "stage", "f" * 64, lease, layout, {})
     outcome: Outcome | None = None
-    with contextlib.suppress(Preempted):
+    try:
         outcome = train(
             part.engine, Poisoned(part.objective, part.listener), part.source, learning_rates=lambda step: rates,
-            cadence=Cadence(save_every, 10**6), checkpoint=StoreCheckpoint(
-                store, "run", "stage", "f" * 64, lease, layout, {}
-            ), evaluate=None, observer=part.listener, seed=3, further=part.further,
+            cadence=Cadence(save_every, 10**6), checkpoint=checkpoint, evaluate=None, observer=part.listener, seed=3,
+            further=part.further,
         )  # fmt: skip
+    except Preempted:
+        pass
+    except Killed:
+        checkpoint.flush()  # here the thread that saves outlives what was killed
+        raise
     source = part.source.state()
     found: dict[str, Any] = {
         "outcome": outcome and (outcome.state, outcome.rule, outcome.steps_done),

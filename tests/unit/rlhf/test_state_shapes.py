@@ -19,13 +19,12 @@ from recipes.image_models import Gan
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
-from rlhf.heads import learn_head
 from rlhf.reward import RewardObjective, ScoreModel
 from trainers import checkpoint as checkpoint_module
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.load import stock_class
-from trainers.architectures.lora import add_adapter
+from trainers.architectures.lora import add_adapter, learn_heads
 from trainers.architectures.token_losses import CarriedTokenLosses
 from trainers.data.batches import ImageBatch, PairBatch, SequenceBatch
 from trainers.data.dataset import BuildReport, Dataset
@@ -80,7 +79,7 @@ def reward_part(listener: Any) -> Part:
     torch.manual_seed(0)
     network = model_class(model_class.config_class(vocab_size=24, num_labels=1, pad_token_id=0, **sizes))
     add_adapter(network, Lora(r=2, dropout=0.2), seed=3)
-    learn_head(network)
+    learn_heads(network, ["score"])
     source = PlannedBatches(Drawn(pair_batch), STEPS)  # type: ignore[arg-type]
     return Part(plain_engine(ScoreModel(network)), source, RewardObjective(0.0), listener)
 

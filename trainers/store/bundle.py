@@ -17,7 +17,7 @@ from pathlib import Path
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.files import hash_file
-from trainers.store.imports import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
+from trainers.store.foreign import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
 from trainers.store.local_files import LocalFiles
 from trainers.store.manifest import (
     FORMAT,

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
-from trainers.store.imports import import_folder, import_tokenizer, read_safetensors_header
+from trainers.store.foreign import read_safetensors_header
+from trainers.store.imports import import_folder, import_tokenizer
 from trainers.store.store import Store
 
 

@@ -17,6 +17,7 @@ from trainers.store.manifest import (
     files_digest,
     sha256_hex,
 )
+from trainers.store.origins import note_origin
 from trainers.store.store import Store
 
 log = logging.getLogger("trainwright.store")
@@ -37,7 +38,8 @@ def import_folder(
 ) -> ArtifactManifest:
     """Commit a folder's model as an artifact, the same files as the same one. Raises RequestError naming the file.
 
-    `source` is where it came from (a hub id with its revision) and is recorded; a folder's path never is.
+    `source` is where it came from (a hub id with its revision) and is recorded, without it the folder's own name; the
+    folder's path never is.
     """
     folder = folder.absolute()
     if not folder.is_dir():
@@ -77,6 +79,7 @@ def import_folder(
         source=source,
     )
     committed = store.put_artifact(manifest).manifest
+    note_origin(store.files, committed.fingerprint, source or folder.name)
     if name is not None:
         store.name_artifact(name, committed.fingerprint)
     return committed
@@ -107,7 +110,9 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
         verification=Verification(how="files hashed"),
         source=source,
     )
-    return store.put_artifact(manifest).manifest
+    committed = store.put_artifact(manifest).manifest
+    note_origin(store.files, committed.fingerprint, source or folder.name)
+    return committed
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> Kind:

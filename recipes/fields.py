@@ -1,6 +1,7 @@
 """How a recipe field is declared: its role in the fingerprint, its sentence, its bounds, and quantities with units."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,19 @@ def _parse_steps(value: Any) -> Any:
             raise ValueError("expected a whole number of steps, for example 50 or '50 steps'")
         return int(match.group(1))
     return value
+
+
+def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
+    """Raise ValueError unless the number in one field divides that in another."""
+    divisor, number = getattr(model, divisor_key), getattr(model, key)
+    if number % divisor:
+        raise ValueError(f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}")
+
+
+def raise_all(findings: Iterable[str]) -> None:
+    """Raise one ValueError with everything that a check between fields has found; none where it found nothing."""
+    if message := "; ".join(findings):
+        raise ValueError(message)
 
 
 def _refuse_other_numbers(value: Any) -> Any:

@@ -37,14 +37,14 @@ class Sizes:
     """Where training runs: the device's memory, or that of the host."""
     artifact_bytes: int
     state_bytes: int
-    host_bytes: int
+    save_buffer_bytes: int
     """Host memory of one worker beside what trains: its share of the state, copied there to be written beside training,
     and what it keeps whole (the best policy so far), which the first worker copies there, too."""
 
     @property
     def cpu_worker_bytes(self) -> int:
         """Host memory of one worker that trains on CPUs."""
-        return self.memory_per_worker_bytes + self.host_bytes
+        return self.memory_per_worker_bytes + self.save_buffer_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -240,7 +240,7 @@ def predict_sizes(
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes if stored else 1 << 20,
         state_bytes=masters + best,
-        host_bytes=-(-masters // workers) + 2 * best,
+        save_buffer_bytes=-(-masters // workers) + 2 * best,
     )
 
 

@@ -130,7 +130,7 @@ def predict_picture_sizes(
         memory_per_worker_bytes=memory,
         artifact_bytes=(trainable + frozen) * weight_bytes,
         state_bytes=masters + averaged,
-        host_bytes=-(-masters // workers) + averaged,
+        save_buffer_bytes=-(-masters // workers) + averaged,
     )
 
 
@@ -171,7 +171,7 @@ def predict_tuning_sizes(
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes,
         state_bytes=masters + best,
-        host_bytes=-(-masters // workers) + 2 * best,
+        save_buffer_bytes=-(-masters // workers) + 2 * best,
     )
 
 

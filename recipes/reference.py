@@ -3,6 +3,7 @@
 `python -m recipes.reference docs/recipe-reference.md` writes the page; a test fails when it is out of date.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,8 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
   errors.
 - Inputs name a stage (`chat`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a
   local folder in the Hugging Face layout (`./model`) or the hub (`hf://ORG/NAME@REVISION`).
-- Relative paths start at the folder of the recipe that is run.
+- Relative paths start at the folder of the recipe that is run, those too that it takes over by `extends`: a recipe in
+  another folder has to write them again. `extends` itself starts at the folder of the file that it stands in.
 """
 
 _SECTIONS = (
@@ -162,4 +164,6 @@ def _link(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(markdown_reference(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path, help="Markdown file to write")
+    parser.parse_args().page.write_text(markdown_reference(), encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
-from trainers.store.objects import MAX_HEADER_BYTES
+from trainers.store.headers import MAX_HEADER_BYTES, no_duplicates, parse_header
 
 WEIGHTS = "model.safetensors"
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".npz")
@@ -16,10 +16,6 @@ _FILE_KEYS = ("transformers_weights", "configuration_files")
 """Of config.json: transformers opens what they name instead of the files that were checked."""
 _MODULE_KEYS = ("megatron_config",)
 """Of adapter_config.json: with it, peft imports the module that `megatron_core` names."""
-_DTYPE_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-}  # fmt: skip
 
 
 def read_safetensors_header(path: Path, place: Path | None = None) -> dict[str, Any]:
@@ -36,35 +32,9 @@ def read_safetensors_header(path: Path, place: Path | None = None) -> dict[str, 
             raise RequestError(f"{place} is not a safetensors file: header of {length} bytes in a file of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{place} is not a safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise RequestError(f"{place} is not a safetensors file: its header is no object")
-    header.pop("__metadata__", None)
-    spans = []
-    for name, entry in header.items():
-        try:
-            begin, end = entry["data_offsets"]
-            shape, bits = entry["shape"], _DTYPE_BITS[entry["dtype"]]
-            count = 1
-            for side in shape:
-                if type(side) is not int or side < 0:
-                    raise ValueError("shape")
-                count *= side
-            if type(begin) is not int or type(end) is not int or (end - begin) * 8 != count * bits:
-                raise ValueError("offsets")
-        except (KeyError, TypeError, ValueError):
-            raise RequestError(f"{place}: tensor {name!r} has an entry that does not hold together") from None
-        spans.append((begin, end))
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise RequestError(f"{place}: data of its tensors overlaps or leaves a gap at byte {min(begin, position)}")
-        position = end
-    if 8 + length + position != size:
-        raise RequestError(f"{place} has {size} bytes; its header accounts for {8 + length + position}")
-    return header
+        return parse_header(text, size)
+    except ValueError as error:
+        raise RequestError(f"{place} {error}") from None
 
 
 Find = Callable[[Path, str], Path]
@@ -148,20 +118,13 @@ def read_json(folder: Path, name: str, find: Find) -> dict[str, Any]:
 def parse_json(data: bytes, place: Path) -> Any:
     """Parse strict JSON; raises RequestError naming the place."""
     try:
-        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{place}: {error}") from None
 
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def refuse_code(folder: Path, value: Any, file: str = "config.json") -> None:

@@ -13,6 +13,7 @@ from launch.store_commands import find_artifact
 from recipes.errors import RequestError
 from recipes.seq2seq import SENTINEL
 from trainers.store.manifest import ArtifactManifest
+from trainers.store.stock import open_adapter, open_model
 from trainers.store.store import Store
 
 if TYPE_CHECKING:
@@ -45,13 +46,9 @@ class Sampler:
             from trainers.data.picture_processor import load_picture_processor
 
             self.pictures = load_picture_processor(model_folder)
-        model: Any = getattr(transformers, f"AutoModel{self.kind}").from_pretrained(
-            model_folder, local_files_only=True, dtype=torch.float32
-        )
+        model = open_model(getattr(transformers, f"AutoModel{self.kind}"), model_folder, dtype=torch.float32)
         if model_folder is not folder:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+            model = open_adapter(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens = sys.maxsize if longest is None else int(longest)

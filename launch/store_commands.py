@@ -90,9 +90,13 @@ def list_artifacts(store: StoreUri = None, as_json: AsJson = False) -> None:
 @store_app.command()
 def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False) -> None:
     """Show one artifact's manifest."""
-    manifest = find_artifact(_open(store), artifact)
+    from trainers.store.origins import origins
+
+    opened = _open(store)
+    manifest = find_artifact(opened, artifact)
+    imports = origins(opened.files, manifest.fingerprint)
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json({**manifest.model_dump(mode="json"), "imports": [vars(origin) for origin in imports]})
         return
     typer.echo(f"fingerprint  {manifest.fingerprint}\ndigest       {manifest.digest}")
     typer.echo(f"kind         {manifest.kind}, made by stage {manifest.stage}")
@@ -108,6 +112,8 @@ def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False
         typer.echo(f"exactness    {manifest.exactness}")
     for change in manifest.changes:
         typer.echo(f"changed      {json.dumps(change)}")
+    for origin in imports:
+        typer.echo(f"imported     from {origin}")
     for path, parent in manifest.parents.items():
         typer.echo(f"from         {path}: {parent.fingerprint[:16]}")
     for name, digest in manifest.data.items():
@@ -155,8 +161,12 @@ def verify(
 @store_app.command()
 def lineage(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False) -> None:
     """Show what an artifact was made from and what was made from it."""
+    from trainers.store.origins import origins
+
     opened = _open(store)
     found = opened.lineage(find_artifact(opened, artifact).fingerprint)
+    known = [*found.ancestors, found.artifact, *found.descendants]
+    imports = {item.fingerprint: origins(opened.files, item.fingerprint) for item in known}
     if as_json:
         print_json(
             {
@@ -164,12 +174,15 @@ def lineage(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fa
                 "ancestors": [artifact_json(manifest) for manifest in found.ancestors],
                 "descendants": [artifact_json(manifest) for manifest in found.descendants],
                 "missing": found.missing,
+                "imports": {item: [vars(origin) for origin in made] for item, made in imports.items() if made},
             }
         )
         return
     for title, manifests in (("made from", found.ancestors), ("is", [found.artifact]), ("used in", found.descendants)):
         for manifest in manifests:
             typer.echo(f"{title:<10} {_line(manifest, [])}")
+            for origin in imports[manifest.fingerprint]:
+                typer.echo(f"{'':<10} imported from {origin}")
     for fingerprint in found.missing:
         typer.echo(f"gone       {fingerprint}")
 
@@ -198,6 +211,12 @@ def import_model(
     digest: Annotated[
         str | None, typer.Option("--digest", help="Of a bundle: refuse it unless an artifact has this digest.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", help="Where it came from, to be recorded; left out, the folder's name (never its path)."
+        ),
+    ] = None,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
@@ -209,11 +228,11 @@ def import_model(
     if name is not None:
         opened.check_name(name)
     if is_bundle(folder):
-        taken = read_bundle(opened, folder, digest)
+        taken = read_bundle(opened, folder, digest, source=source)
     elif digest is not None:
         raise RequestError(f"--digest: {folder} is not a bundle (it has no bundle.json)")
     else:
-        taken = [import_folder(opened, folder)]
+        taken = [import_folder(opened, folder, source=source)]
     if not taken:
         raise RequestError(f"{folder} holds no artifacts")
     if name is not None:

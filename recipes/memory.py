@@ -38,7 +38,8 @@ class Sizes:
     artifact_bytes: int
     state_bytes: int
     save_buffer_bytes: int
-    """Host memory of one worker: its share of the state, copied there to be written beside training."""
+    """Host memory of one worker beside what trains: its share of the state, copied there to be written beside training,
+    and what it keeps whole (the best policy so far), which the first worker copies there, too."""
 
     @property
     def cpu_worker_bytes(self) -> int:
@@ -229,13 +230,17 @@ def predict_sizes(
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
         memory += 3 * vocab_size * width * FP32_BYTES
     memory += _activation_bytes(stage, architecture, vocab_size, micro_batch)
+    best = 0
+    if isinstance(stage, PpoStage) and stage.ppo.kl_limit is not None:
+        best = trainable * weight_bytes  # of the best iteration so far
+    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     return Sizes(
         parameters=full,
         trainable_parameters=trainable,
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes if stored else 1 << 20,
-        state_bytes=trainable * (FP32_BYTES + MOMENT_BYTES),
-        save_buffer_bytes=-(-trainable * (FP32_BYTES + MOMENT_BYTES) // workers),
+        state_bytes=masters + best,
+        save_buffer_bytes=-(-masters // workers) + 2 * best,
     )
 
 

@@ -123,14 +123,14 @@ def predict_picture_sizes(
         averaged = FP32_BYTES * trainable
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
     weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
-    state = trainable * (FP32_BYTES + MOMENT_BYTES) + averaged
+    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     return Sizes(
         parameters=trainable + frozen,
         trainable_parameters=trainable,
         memory_per_worker_bytes=memory,
         artifact_bytes=(trainable + frozen) * weight_bytes,
-        state_bytes=state,
-        save_buffer_bytes=-(-state // workers),
+        state_bytes=masters + averaged,
+        save_buffer_bytes=-(-masters // workers) + averaged,
     )
 
 
@@ -163,16 +163,15 @@ def predict_tuning_sizes(
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * pictures * kept
     memory += FP32_BYTES * 2 * rollout.pictures_per_iteration * trajectory  # of all workers, and their own part
     weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
-    state = trainable * (FP32_BYTES + MOMENT_BYTES)
-    if stage.ppo.kl_limit is not None:
-        state += trainable * weight_bytes  # the best state so far
+    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
+    best = trainable * weight_bytes if stage.ppo.kl_limit is not None else 0  # of the best iteration so far
     return Sizes(
         parameters=trainable + frozen,
         trainable_parameters=trainable,
         memory_per_worker_bytes=memory,
         artifact_bytes=stored * weight_bytes,
-        state_bytes=state,
-        save_buffer_bytes=-(-state // workers),
+        state_bytes=masters + best,
+        save_buffer_bytes=-(-masters // workers) + 2 * best,
     )
 
 

@@ -18,6 +18,7 @@ from trainers.architectures.load import ModelKind, load_model, stock_class
 from trainers.architectures.vision_language import demand_fitting, probe_pixels
 from trainers.data.picture_processor import load_picture_processor
 from trainers.precision import exact_matmul
+from trainers.store.stock import open_adapter
 
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
@@ -190,10 +191,10 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
 
 def with_adapter(model: Any, adapter: Path) -> Any:
     """Put a peft adapter on a model; raises StageError unless its file holds exactly the adapter's tensors."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    wrapped = PeftModel.from_pretrained(model, str(adapter))
+    wrapped = open_adapter(model, adapter)
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))

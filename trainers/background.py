@@ -14,7 +14,7 @@ from trainers.store.state import Piece
 
 ALIGNMENT = 64
 BACKGROUND_NICENESS = 15
-"""Against a busy thread of ordinary priority: about 3 % of a core; all of it while training waits."""
+"""Against a busy thread of ordinary priority weight 36 to 1,024 (Linux's sched_prio_to_weight); alone, a whole core."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from trainers import distributed
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
 from trainers.architectures.lora import add_adapter
 from trainers.architectures.token_losses import TokenLosses
+from trainers.background import HostBuffer
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import TokenBatch
 from trainers.engine import config
@@ -175,8 +176,8 @@ class NoCheckpoint:
 
 
 def make_engine(case: Mapping[str, Any], device: torch.device) -> Engine:
-    """Build the small model of a case under its engine; ZeRO 3 really shards all of it."""
-    config.PERSISTENCE_THRESHOLD = 0
+    """Build the small model of a case under its engine; ZeRO 3 really shards all of it, unless told otherwise."""
+    config.PERSISTENCE_THRESHOLD = case.get("persistence_threshold", 0)
     name = case.get("architecture", "llama")
     facts = TokenizerFacts(VOCAB, 0, 1)
     model: Any = build_decoder({"type": name, **ARCHITECTURES[name]}, facts, seed=7, device=device)
@@ -333,6 +334,42 @@ def do_gathered(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]
         losses.append(distributed.all_sum([total])[0] / weight)
     engine.close()
     return {"quiet": observed.losses, "disturbed": losses}
+
+
+def do_partition(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Give every rank its part of a state back, and count what it reads and what its save holds."""
+    engine = make_engine(case, device)
+    objective = LanguageModelObjective()
+    for batch in Rows(1).micro_batches(0):
+        engine.backward(objective.loss(engine.module, batch).loss_sum / 100)
+    engine.step({"model": 1e-2})
+    wanted = digest_of(engine)
+    buffer = HostBuffer()
+    held = {(piece.group, piece.name): (piece.start, piece.values.clone()) for piece in buffer.copy(engine.state_out())}
+    engine.state_in(lambda group, name, start, stop: torch.zeros(stop - start), steps_applied=0)
+    emptied = digest_of(engine)
+    num_read = 0
+
+    def read(group: str, name: str, start: int, stop: int) -> torch.Tensor:
+        nonlocal num_read
+        num_read += stop - start
+        first, values = held[group, name]
+        return values[start - first : stop - first]
+
+    engine.state_in(read, steps_applied=1)
+    found = digest_of(engine)
+    sizes = [tensor.numel() for _, tensor in engine.full_parameters()]
+    engine.close()
+    return {
+        "read": distributed.gather_json(num_read),
+        "held": distributed.gather_json(sum(values.numel() for _, values in held.values())),
+        "buffer": distributed.gather_json(buffer.num_bytes),
+        "tensors": 3 * len(sizes),
+        "elements": 3 * sum(sizes),
+        "emptied": emptied,
+        "wanted": wanted,
+        "found": found,
+    }
 
 
 def open_checkpoint(case: Mapping[str, Any], device: torch.device, *, take: bool = True) -> StoreCheckpoint:

@@ -11,6 +11,7 @@ from torch import nn
 from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.attention import attention_name
+from trainers.store.stock import open_model
 
 ModelKind = Literal[
     "language_model",
@@ -63,13 +64,12 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         if new_head_seed is not None:
             torch.manual_seed(new_head_seed)
-        model, info = model_class.from_pretrained(
+        model, info = open_model(
+            model_class,
             folder,
             config=config,
             dtype=dtype,
             attn_implementation=_attention(model_type, device),
-            local_files_only=True,
-            use_safetensors=True,
             output_loading_info=True,
         )
     if new_head_seed is not None and kind != "text_classifier":

@@ -162,7 +162,7 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
-        """Fill this rank's partition, then every rank's working parameters."""
+        """Fill this rank's partition, then the working parameters; under ZeRO-3 a rank reads its partition alone."""
         self.steps_applied = steps_applied
         if self._flat is not None:
             load_replicated_state(self._flat, read, steps_applied)
@@ -175,14 +175,21 @@ class DeepSpeedEngine:
                     values.copy_(read(group, name, start, start + values.numel()))
         for flat in self._flat_masters():
             self._torch_optimizer.state[flat]["step"].fill_(steps_applied)
+        if self._zero == 3:
+            self._refresh_partitions()
+            return
         for name, parameter in self._parameters.items():
             shape = self._shapes[name]
-            whole = read("param", name, 0, _size(shape)).view(shape)
-            if self._zero == 3:
-                with GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(whole)
-            else:
-                parameter.data.copy_(whole)
+            parameter.data.copy_(read("param", name, 0, _size(shape)).view(shape))
+
+    def _refresh_partitions(self) -> None:
+        """Make ZeRO-3's working partitions from the masters as DeepSpeed does at the end of its step; collective."""
+        optimizer = self._engine.optimizer
+        optimizer._partition_all_parameters()
+        for number in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        if optimizer.persistent_parameters:  # these stay whole on every rank
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     def _owned(self, parameter: nn.Parameter, group: StateGroup) -> tuple[int, Tensor] | None:
         """Return where this rank's fragment of a parameter starts, and the fragment as a flat view."""

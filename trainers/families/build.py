@@ -17,6 +17,7 @@ from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from trainers.artifacts import Probe, with_adapter, write_json
 from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
+from trainers.store.stock import open_model
 
 if TYPE_CHECKING:
     from trainers.families.text_encoder import TextEncoder
@@ -198,7 +199,7 @@ def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:
     import diffusers
 
     config = json.loads((folder / "config.json").read_bytes())
-    model = getattr(diffusers, config["_class_name"]).from_pretrained(folder, local_files_only=True)
+    model = open_model(getattr(diffusers, config["_class_name"]), folder, weights=part.weights)
     theirs = dict(model.named_parameters())
     ours = part.frozen or {
         name.removeprefix(part.prefix): parameter

@@ -20,6 +20,7 @@ from trainers.architectures.load import longest_input
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.image_sets import CaptionTokens, ImageDataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.store.stock import open_model
 
 FAMILIES = ("encoder", "decoder")
 """Families of language models that read captions."""
@@ -137,10 +138,8 @@ def _open_backbone(folder: Path) -> Any:
         raise RequestError(f"text_encoder: a model of type {model_type!r} reads no captions; {known} does")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    options = {"add_pooling_layer": False} if model_type == "bert" else {}
-    model, info = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
+    options: dict[str, Any] = {"add_pooling_layer": False} if model_type == "bert" else {}
+    model, info = open_model(AutoModel, folder, dtype=torch.float32, output_loading_info=True, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise StageError(f"{folder}: the text encoder's files lack {', '.join(wrong[:8])}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.files import hash_file
-from trainers.store.imports import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
+from trainers.store.foreign import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
 from trainers.store.local_files import LocalFiles
 from trainers.store.manifest import (
     FORMAT,
@@ -29,6 +29,7 @@ from trainers.store.manifest import (
     sha256_hex,
 )
 from trainers.store.objects import ObjectStore, object_path
+from trainers.store.origins import note_origin
 from trainers.store.store import Store
 
 INDEX = "bundle.json"
@@ -63,15 +64,19 @@ def is_bundle(folder: Path) -> bool:
     return (folder / INDEX).exists() or (folder / INDEX).is_symlink()
 
 
-def read_bundle(store: Store, folder: Path, digest: str | None = None) -> list[ArtifactManifest]:
+def read_bundle(
+    store: Store, folder: Path, digest: str | None = None, *, source: str | None = None
+) -> list[ArtifactManifest]:
     """Check a bundle whole, then commit its artifacts, parents first; returns what the store holds of them.
 
-    With `digest` one of the artifacts must have it. Raises RequestError for what is refused, StoreDamaged for bytes
-    that are not those that their name promises.
+    With `digest` one of the artifacts must have it. `source` is where it came from and is recorded of each, with the
+    hash of the bundle's index; without it the folder's own name. Raises RequestError for what is refused,
+    StoreDamaged for bytes that are not those that their name promises.
     """
     folder = folder.absolute()
     names = _names(folder)
     manifests = _manifests(folder, names)
+    index = sha256_hex((folder / INDEX).read_bytes())
     if digest is not None and digest not in {manifest.digest for manifest in manifests}:
         found = ", ".join(f"{manifest.stage} {manifest.digest}" for manifest in manifests)
         raise RequestError(f"{folder} holds no artifact of digest {digest}; it holds {found}")
@@ -92,6 +97,7 @@ def read_bundle(store: Store, folder: Path, digest: str | None = None) -> list[A
                 f"store {store.uri} holds {manifest.stage} {manifest.fingerprint[:16]} with digest {held.digest[:16]}; "
                 f"the bundle's has {manifest.digest[:16]} and was not taken"
             )
+        note_origin(store.files, held.fingerprint, source or folder.name, index)
         committed.append(held)
     return committed
 

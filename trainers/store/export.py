@@ -5,9 +5,11 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 from recipes.errors import RequestError
 from trainers.store.manifest import ArtifactManifest
+from trainers.store.stock import open_adapter, open_model
 from trainers.store.store import Store
 from trainers.store.views import files_under
 
@@ -97,15 +99,14 @@ def _name_base(adapter: Path, base: Path) -> None:
 
 def _merge(store: Store, manifest: ArtifactManifest, base: ArtifactManifest, base_part: str, target: Path) -> None:
     """Write the base with the adapter added to its weights."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
 
     stock = AutoModelForSequenceClassification if manifest.kind == "reward_model" else AutoModelForCausalLM
     if (manifest.architecture or {}).get("model_type") == "llava":
         stock = AutoModelForImageTextToText
-    options = {"num_labels": 1} if manifest.kind == "reward_model" else {}
-    model = stock.from_pretrained(store.folder(base, base_part), dtype="auto", **options)
-    merged = PeftModel.from_pretrained(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)
+    options: dict[str, Any] = {"num_labels": 1} if manifest.kind == "reward_model" else {}
+    model = open_model(stock, store.folder(base, base_part), dtype="auto", **options)
+    merged = open_adapter(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)
     _copy(store, base, base_part, target)
     for path in target.glob("model*.safetensors*"):
         path.unlink()

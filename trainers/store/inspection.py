@@ -14,7 +14,7 @@ from trainers.store.refs import QUARANTINE, RefLog
 if TYPE_CHECKING:
     from trainers.store.store import Store
 
-REF_FOLDERS = ("refs/artifacts", "refs/datasets", "refs/names", "refs/pins", "refs/states")
+REF_FOLDERS = ("refs/artifacts", "refs/datasets", "refs/imports", "refs/names", "refs/pins", "refs/states")
 
 
 @dataclass(frozen=True)

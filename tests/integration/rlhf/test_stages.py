@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from recipes.architecture import Llama
 from recipes.data import JsonLines, TrainTokenizer
 from recipes.errors import StageError
-from recipes.stages import Evaluate, PpoStage, Reward
+from recipes.lora import Lora
+from recipes.memory import predict_sizes
+from recipes.stages import Evaluate, Finetune, PpoStage, Reward
+from recipes.train import Train
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.ppo_stage import reward_source, run_ppo
 from rlhf.reading import same_tokens
@@ -22,6 +26,7 @@ from trainers.architectures.load import load_model
 from trainers.artifacts import write_model
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.distributed import Ranks
+from trainers.language_stage import run_language_model
 from trainers.stage import Draft, StageContext, model_folder, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
@@ -97,6 +102,11 @@ class Workshop:
         return difference
 
 
+def sizes_of(width: int) -> dict[str, int]:
+    """A decoder's sizes."""
+    return {"num_hidden_layers": 2, "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2}
+
+
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -104,7 +114,11 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tiny chat model, preferences and prompts; then a reward model and a policy with adapters, and without."""
-    folder = tmp_path_factory.mktemp("workshop")
+    return open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
+
+
+def open_workshop(folder: Path, width: int) -> Workshop:
+    """A chat model of a width and 320 tokens, preferences and prompts."""
     texts = [f"{a} the {b} of {c}." for a in WORDS for b in WORDS for c in WORDS[:3]]
     prompts = [f"What does {a}_{b} do?" for a in WORDS for b in WORDS[:5]]
     answers = [(f"{a} the {b}.", f"{b} {b} {b} {b}") for a in WORDS for b in WORDS[:5]]
@@ -117,7 +131,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     (folder / "text.txt").write_text("\n\n".join(texts[:40]))
     tokenization = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=320), texts + prompts)
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    sizes = sizes_of(width)
     model = build_decoder({"type": "llama", "max_position_embeddings": 128, **sizes}, facts, seed=0, device=CPU)
     store = Store.open(str(folder / "store"))
     write_model(
@@ -298,3 +312,33 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
         with torch.no_grad():
             score = judge(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
         assert line["score"] == pytest.approx(score, abs=1e-4), text
+
+
+def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
+    """Wide enough that the files' headers are little: predicted bytes are within 2 % of all objects of a state."""
+    workshop = open_workshop(tmp_path, width=64)
+    answers = [{"prompt": f"What does {a}_{b} do?", "completion": f"{a}s the {b}."} for a in WORDS for b in WORDS[:5]]
+    jsonl(tmp_path / "answers.jsonl", answers)
+    few = Train.model_validate({"steps": 1, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}})
+    rows = {"source": "jsonl", "files": ["answers.jsonl"], "hold_out": 0.2}
+    chat = {"kind": "finetune", "init_from": "chat", "data": rows, "train": few, "shard": PLAIN}
+    architecture = Llama.model_validate({"family": "decoder", "type": "llama", **sizes_of(64)})
+    for name, lora in (("full", None), ("lora", Lora(r=32))):
+        stages: dict[str, tuple[Any, Any, dict[str, str]]] = {
+            "chat": (Finetune.model_validate(chat), run_language_model, {"init_from": "chat"}),
+            "judge": (reward_spec(False).model_copy(update={"train": few}), run_reward, {"init_from": "chat"}),
+            "policy": (
+                ppo_spec(False, iterations=1, kl_limit=10.0),
+                run_ppo,
+                {"actor": "chat", "reward": f"judge-{name}"},
+            ),
+        }
+        for kind, (plain, run, given) in stages.items():
+            spec, stage = plain.model_copy(update={"lora": lora}), f"{kind}-{name}"
+            workshop.keep(stage, run(spec, workshop.context(stage, given)), given)
+            state = workshop.store.latest_state("run", stage)
+            assert state is not None
+            tensors = [tensor for group in state.tensors.values() for tensor in group]
+            stored = {piece.object.sha256: piece.object.bytes for tensor in tensors for piece in tensor.slices}
+            predicted = predict_sizes(spec, architecture, workshop.tokenization.vocab_size, 1, 4).state_bytes
+            assert sum(stored.values()) == pytest.approx(predicted, rel=0.02), stage

@@ -104,7 +104,8 @@ def test_stores(forms: Callable[..., Any], bench: Any) -> None:
     known = documented()
     assert keys_of(forms("store", "import", "{model}", "--store", "{folder}/other")) == known["store import"]
     assert keys_of(forms("store", "ls")) == known["store ls"]
-    assert forms("store", "show", "{run}/chat")["type"] == "artifact"
+    shown = forms("store", "show", "{run}/chat")
+    assert (shown["type"], shown["imports"]) == ("artifact", [])
     assert keys_of(forms("store", "lineage", "{run}/chat")) == known["store lineage"]
     assert keys_of(forms("store", "export", "{run}/chat", "{folder}/b", "--bundle")) == known["store export"]
     assert keys_of(forms("store", "pin", "{run}/chat")) == known["store pin"]

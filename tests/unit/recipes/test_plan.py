@@ -96,7 +96,9 @@ def test_the_quickstart_plan() -> None:
             assert stage.micro_batch * stage.accumulation * 2 == stage_batch(planned)
         assert stage.sizes is not None
         assert stage.sizes.disk_bytes > 0
-        assert stage.sizes.save_buffer_bytes == -(-12 * stage.sizes.trainable_parameters // stage.workers)
+        best = 4 * stage.sizes.trainable_parameters if stage.name == "policy" else 0  # its kl_limit keeps the best one
+        assert stage.sizes.state_bytes == 12 * stage.sizes.trainable_parameters + best
+        assert stage.sizes.save_buffer_bytes == -(-12 * stage.sizes.trainable_parameters // stage.workers) + 2 * best
         assert stage.sizes.cpu_worker_bytes - stage.sizes.memory_per_worker_bytes == stage.sizes.save_buffer_bytes
     inputs = {stage.name: stage.inputs for stage in plan.stages}
     assert inputs["policy"]["reward"].fingerprint == plan.stages[2].fingerprint

@@ -1,5 +1,6 @@
 """Bundles carry artifacts to another store; a bundle that was tampered with is refused by name, whatever the trick."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from launch.store_commands import store_app
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.bundle import is_bundle, read_bundle, write_bundle
 from trainers.store.manifest import (
@@ -67,6 +70,25 @@ def test_what_is_carried_arrives(store: Store, other: Store, bundle: Path) -> No
     assert other.verify().damage == []
     assert [item.stage for item in other.lineage(taken[1].fingerprint).ancestors] == ["base"]
     assert read_bundle(other, bundle) == taken
+
+
+def test_a_bundle_is_recorded_as_the_origin(other: Store, bundle: Path) -> None:
+    """By the hash of its index, and by what is said of it, through the command line; shown by `show` and `lineage`."""
+    at = ["--store", other.uri]
+    index = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    for said in ([], ["--source", "the other team"], []):
+        assert CliRunner().invoke(store_app, ["import", str(bundle), "--name", "taken", *said, *at]).exit_code == 0
+    shown = json.loads(CliRunner().invoke(store_app, ["show", "taken", "--json", *at]).stdout)["imports"]
+    assert [(origin["source"], origin["bundle"]) for origin in shown] == [
+        ("bundle", index),
+        ("the other team", index),
+    ]
+    base, chat = other.list_artifacts()
+    made = json.loads(CliRunner().invoke(store_app, ["lineage", "taken", "--json", *at]).stdout)
+    assert made["imports"] == {base.fingerprint: shown, chat.fingerprint: shown}
+    words = CliRunner().invoke(store_app, ["show", "taken", *at]).stdout
+    assert f"imported     from the other team, bundle {index[:16]}" in words
+    assert "imported from bundle" in CliRunner().invoke(store_app, ["lineage", "taken", *at]).stdout
 
 
 def test_one_artifact_alone_names_its_missing_parents(store: Store, other: Store, bundle: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
-from trainers.store.imports import import_folder, import_tokenizer, read_safetensors_header
+from trainers.store.foreign import read_safetensors_header
+from trainers.store.imports import import_folder, import_tokenizer
+from trainers.store.origins import origins
 from trainers.store.store import Store
 
 
@@ -65,6 +67,26 @@ def test_a_whole_folder_becomes_an_artifact(store: Store, folder: Path, tmp_path
     assert import_folder(store, folder) == manifest
     write_json(folder / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
     assert import_folder(store, folder).fingerprint != manifest.fingerprint
+
+
+def test_every_origin_of_the_same_files_is_recorded(store: Store, folder: Path, tmp_path: Path) -> None:
+    """The first import's manifest stays; what the second one knew is not lost, and no path is written."""
+    first = import_folder(store, folder)
+    for _ in range(2):
+        assert import_folder(store, folder, source="hf://org/name@abc") == first
+    assert first.source is None
+    found = origins(store.files, first.fingerprint)
+    assert [(origin.source, origin.bundle) for origin in found] == [("model", None), ("hf://org/name@abc", None)]
+    assert all(origin.version for origin in found)
+    tokenizer = import_tokenizer(store, folder, source="from a friend")
+    assert [origin.source for origin in origins(store.files, tokenizer.fingerprint)] == ["from a friend"]
+    records = sorted((tmp_path / "store" / "refs" / "imports").rglob("00000*"))
+    assert len(records) == 3
+    assert not any(str(tmp_path) in path.read_text() for path in records)
+    assert store.verify().damage == []
+    records[0].chmod(0o644)
+    records[0].write_text("cut off")
+    assert [item.path for item in store.verify().damage] == [records[0].relative_to(tmp_path / "store").as_posix()]
 
 
 def test_shards_come_with_their_index(store: Store, folder: Path) -> None:

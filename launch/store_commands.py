@@ -75,7 +75,7 @@ def _line(manifest: "ArtifactManifest", names: list[str]) -> str:
 @store_app.command("ls")
 def list_artifacts(store: StoreUri = None, as_json: AsJson = False) -> None:
     """List every artifact, parents before what was made from them."""
-    opened = _open(store)
+    opened = _open(store, makes=True)  # where no run was yet, there are none, as `status` says
     artifacts = opened.list_artifacts()
     if as_json:
         print_json([artifact_json(manifest) for manifest in artifacts])

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,6 +12,7 @@ from recipes.errors import StoreDamaged
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
+    Kind,
     Outcome,
     StoreFormat,
     canonical_json,
@@ -105,3 +109,9 @@ def test_errors_survive_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(Fenced("lease 1 was superseded by lease 2")))  # a test of picklability only
     assert isinstance(error, Fenced)
     assert (str(error), error.exit_code) == ("lease 1 was superseded by lease 2", 4)
+
+
+def test_the_page_of_the_store_lists_every_kind() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
+    (cell,) = re.findall(r"^\| `kind` \| (.*) \|$", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", cell)) == set(get_args(Kind))

@@ -75,6 +75,7 @@ KEPT = JsonLines(source="jsonl", files=["a"], hold_out=0.1)
         (LINES, DOCS, (DOCS, False)),
         (KEPT, None, (KEPT, True)),
         (KEPT, DOCS, (DOCS, False)),
+        (LINES, KEPT, (KEPT, True)),
     ],
 )
 def test_a_stage_is_never_evaluated_on_rows_that_it_learns_from(

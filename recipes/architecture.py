@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from recipes.encoders import Bert
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, meaning, require_divides
 from recipes.recurrent import Rnn
 from recipes.seq2seq import T5, Bart
 
@@ -63,15 +63,6 @@ class RopeParameters(Strict):
         return self
 
 
-def _check_heads(width: int, heads: int, kv_heads: int, head_dim: int | None, keys: tuple[str, str, str]) -> None:
-    """Raise ValueError when attention heads do not divide what they must divide."""
-    width_key, heads_key, kv_key = keys
-    if head_dim is None and width % heads:
-        raise ValueError(f"{heads_key} ({heads}) must divide {width_key} ({width}); remainder {width % heads}")
-    if kv_heads > heads or heads % kv_heads:
-        raise ValueError(f"{kv_key} ({kv_heads}) must divide {heads_key} ({heads})")
-
-
 class _Rotary(Strict):
     """Keys that the llama and qwen3 types share."""
 
@@ -99,13 +90,11 @@ class _Rotary(Strict):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "_Rotary":
-        _check_heads(
-            self.hidden_size,
-            self.num_attention_heads,
-            self.num_key_value_heads or self.num_attention_heads,
-            self.head_dim,
-            ("hidden_size", "num_attention_heads", "num_key_value_heads"),
-        )
+        if self.head_dim is None:
+            require_divides(self, "num_attention_heads", "hidden_size")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if kv_heads is not None and heads % kv_heads:
+            raise ValueError(f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})")
         if self.head_dim is None and (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"hidden_size / num_attention_heads ({self.hidden_size} / {self.num_attention_heads}) must be even "
@@ -124,10 +113,7 @@ class Llama(_Rotary):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "Llama":
         """transformers asks for it in this type even where `head_dim` is given."""
-        heads = self.num_attention_heads
-        _check_heads(
-            self.hidden_size, heads, heads, None, ("hidden_size", "num_attention_heads", "num_key_value_heads")
-        )
+        require_divides(self, "num_attention_heads", "hidden_size")
         return self
 
 
@@ -168,7 +154,7 @@ class Gpt2(Strict):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Gpt2":
-        _check_heads(self.n_embd, self.n_head, self.n_head, None, ("n_embd", "n_head", "n_head"))
+        require_divides(self, "n_head", "n_embd")
         return self
 
 

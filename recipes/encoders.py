@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, meaning, require_divides
 
 
 class Bert(Strict):
@@ -29,11 +29,7 @@ class Bert(Strict):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Bert":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size}); "
-                f"remainder {self.hidden_size % self.num_attention_heads}"
-            )
+        require_divides(self, "num_attention_heads", "hidden_size")
         return self
 
 

@@ -77,6 +77,13 @@ def raise_all(findings: Iterable[str]) -> None:
         raise ValueError(message)
 
 
+def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
+    """Raise ValueError unless the number in one field divides that in another."""
+    divisor, number = getattr(model, divisor_key), getattr(model, key)
+    if number % divisor:
+        raise ValueError(f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}")
+
+
 def _refuse_other_numbers(value: Any) -> Any:
     """Refuse true and 2.0 where a Literal of whole numbers would take them for 1 and 2."""
     if isinstance(value, bool | float):

@@ -3,6 +3,7 @@
 `python -m recipes.reference docs/recipe-reference.md` writes the page; a test fails when it is out of date.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,4 +164,6 @@ def _link(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(markdown_reference(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path, help="Markdown file to write")
+    parser.parse_args().page.write_text(markdown_reference(), encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, meaning, require_divides
 
 SENTINEL = "<extra_id_{}>"
 """T5's name of the token that stands for the n-th hidden span."""
@@ -81,11 +81,8 @@ class Bart(Strict):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Bart":
-        for key in ("encoder_attention_heads", "decoder_attention_heads"):
-            heads = getattr(self, key)
-            if self.d_model % heads:
-                remainder = self.d_model % heads
-                raise ValueError(f"{key} ({heads}) must divide d_model ({self.d_model}); remainder {remainder}")
+        require_divides(self, "encoder_attention_heads", "d_model")
+        require_divides(self, "decoder_attention_heads", "d_model")
         return self
 
 

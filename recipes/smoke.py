@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from recipes.architecture import Architecture, Gpt2
+from recipes.architecture import Architecture, Gpt2, Llama, Qwen3
 from recipes.chain import origin
 from recipes.data import Source, Tokenizer, TrainTokenizer
 from recipes.ddpo import Ddpo, PictureRollout
@@ -122,66 +122,64 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
 
 
 def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:
-    if architecture is None:
-        return None
-    if isinstance(architecture, Rnn):
-        return _with(
-            architecture,
-            num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
-            hidden_size=min(architecture.hidden_size, WIDTH),
-            embedding_size=None if architecture.embedding_size is None else min(architecture.embedding_size, WIDTH),
-        )
-    if isinstance(architecture, Gpt2):
-        return _with(
-            architecture,
-            n_layer=min(architecture.n_layer, LAYERS),
-            n_embd=WIDTH,
-            n_head=HEADS,
-            n_inner=None if architecture.n_inner is None else INTERMEDIATE,
-            n_positions=POSITIONS,
-        )
-    if isinstance(architecture, Bert):
-        return _with(
-            architecture,
-            num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
-            hidden_size=WIDTH,
-            intermediate_size=INTERMEDIATE,
-            num_attention_heads=HEADS,
-            max_position_embeddings=POSITIONS,
-        )
-    if isinstance(architecture, T5):
-        return _with(
-            architecture,
-            num_layers=1,
-            num_decoder_layers=1,
-            d_model=WIDTH,
-            d_kv=WIDTH // HEADS,
-            d_ff=INTERMEDIATE,
-            num_heads=HEADS,
-        )
-    if isinstance(architecture, Bart):
-        return _with(
-            architecture,
-            encoder_layers=1,
-            decoder_layers=1,
-            d_model=WIDTH,
-            encoder_ffn_dim=INTERMEDIATE,
-            decoder_ffn_dim=INTERMEDIATE,
-            encoder_attention_heads=HEADS,
-            decoder_attention_heads=HEADS,
-            max_position_embeddings=POSITIONS,
-        )
-    grouped = architecture.num_key_value_heads not in (None, architecture.num_attention_heads)
-    return _with(
-        architecture,
-        num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
-        hidden_size=WIDTH,
-        intermediate_size=INTERMEDIATE,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // 2 if grouped else None,
-        head_dim=None if architecture.head_dim is None else WIDTH // HEADS,
-        max_position_embeddings=POSITIONS,
-    )
+    match architecture:
+        case None:
+            return None
+        case Rnn(embedding_size=embedding):
+            return _with(
+                architecture,
+                num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+                hidden_size=min(architecture.hidden_size, WIDTH),
+                embedding_size=None if embedding is None else min(embedding, WIDTH),
+            )
+        case Gpt2():
+            return _with(
+                architecture,
+                n_layer=min(architecture.n_layer, LAYERS),
+                n_embd=WIDTH,
+                n_head=HEADS,
+                n_inner=None if architecture.n_inner is None else INTERMEDIATE,
+                n_positions=POSITIONS,
+            )
+        case T5():
+            return _with(
+                architecture,
+                num_layers=1,
+                num_decoder_layers=1,
+                d_model=WIDTH,
+                d_kv=WIDTH // HEADS,
+                d_ff=INTERMEDIATE,
+                num_heads=HEADS,
+            )
+        case Bart():
+            return _with(
+                architecture,
+                encoder_layers=1,
+                decoder_layers=1,
+                d_model=WIDTH,
+                encoder_ffn_dim=INTERMEDIATE,
+                decoder_ffn_dim=INTERMEDIATE,
+                encoder_attention_heads=HEADS,
+                decoder_attention_heads=HEADS,
+                max_position_embeddings=POSITIONS,
+            )
+        case Bert() | Llama() | Qwen3():
+            small = _with(
+                architecture,
+                num_hidden_layers=min(architecture.num_hidden_layers, LAYERS),
+                hidden_size=WIDTH,
+                intermediate_size=INTERMEDIATE,
+                num_attention_heads=HEADS,
+                max_position_embeddings=POSITIONS,
+            )
+            if isinstance(architecture, Bert):
+                return small
+            grouped = architecture.num_key_value_heads not in (None, architecture.num_attention_heads)
+            return _with(
+                small,
+                num_key_value_heads=HEADS // 2 if grouped else None,
+                head_dim=None if architecture.head_dim is None else WIDTH // HEADS,
+            )
 
 
 def _shrink_pictures(architecture: ImageArchitecture) -> ImageArchitecture:
@@ -232,35 +230,29 @@ def _limit(source: S, rows: int) -> S:
     return _with(source, limit=rows if source.limit is None else min(source.limit, rows))
 
 
-def _shrink_train(train: Train) -> Train:
+V = TypeVar("V", Train, ImageTrain)
+
+
+def _shrink_course(train: V, batch: int) -> V:
     steps = min(train.steps or STEPS, STEPS)
     return _with(
         train,
         steps=steps,
-        tokens=None,
         epochs=None,
-        global_batch=min(train.global_batch, BATCH),
-        sequence_length=min(train.sequence_length, SEQUENCE),
+        global_batch=min(train.global_batch, batch),
         schedule=_with(train.schedule, warmup_steps=min(train.schedule.warmup_steps, steps // 4)),
         save_every=min(train.save_every, 4),
         evaluate_every=min(train.evaluate_every, 4),
         evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
     )
+
+
+def _shrink_train(train: Train) -> Train:
+    return _with(_shrink_course(train, BATCH), tokens=None, sequence_length=min(train.sequence_length, SEQUENCE))
 
 
 def _shrink_image_train(train: ImageTrain) -> ImageTrain:
-    steps = min(train.steps or STEPS, STEPS)
-    return _with(
-        train,
-        steps=steps,
-        epochs=None,
-        global_batch=min(train.global_batch, 2 * BATCH),
-        schedule=_with(train.schedule, warmup_steps=min(train.schedule.warmup_steps, steps // 4)),
-        save_every=min(train.save_every, 4),
-        evaluate_every=min(train.evaluate_every, 4),
-        evaluation_rows=min(train.evaluation_rows, HELD_OUT_ROWS),
-        grid=min(train.grid, VENDI_PICTURES),
-    )
+    return _with(_shrink_course(train, 2 * BATCH), grid=min(train.grid, VENDI_PICTURES))
 
 
 def _shrink_sampling(sampling: Sampling) -> Sampling:

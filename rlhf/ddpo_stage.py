@@ -1,6 +1,5 @@
 """The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,17 +14,15 @@ from rlhf.invariants import UNTOUCHED_TOLERANCE
 from rlhf.iterations import PpoSource, gate_reasons, kept_iterations, run_iterations, stage_metrics
 from rlhf.picture_models import PictureModels
 from rlhf.picture_rewards import PictureScorer, classifier_scorer, rule_scorer
-from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.build import build_engine, parameter_group
-from trainers.engine.protocol import Engine
-from trainers.families.build import Blueprint, open_family, probe_family, write_family
+from trainers.families.build import Blueprint, open_family
 from trainers.families.classifier import ClassifierFamily
 from trainers.families.ddpm import DdpmFamily
-from trainers.loop import Outcome
+from trainers.image_draft import write_image_draft
 from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.stage import Check, Draft, StageContext, draft_folder, model_folder, put_probe
+from trainers.stage import Draft, StageContext, model_folder
 from trainers.steps import one_group, stage_layout
 from trainers.store.manifest import Layout
 
@@ -85,7 +82,15 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     if start["score_std"] > 0:
         metrics["score_gain_sd"] = (final.score_mean - start["score_mean"]) / start["score_std"]
     reasons = gate_reasons(start, final)
-    draft = _write_draft(spec, context, engine, blueprint, outcome, metrics, reasons, checkpoint)
+    weights: dict[str, Tensor] = {
+        f"net.{name.removeprefix(ACTOR)}": tensor.clone()
+        for name, tensor in engine.full_parameters()
+        if name.startswith(ACTOR)
+    }
+    dtype = dtype_of(spec.shard.precision)
+    draft = write_image_draft(
+        blueprint, weights, context, checkpoint, outcome, dtype=dtype, metrics=metrics, gate_reasons=reasons
+    )
     engine.close()
     return draft
 
@@ -170,40 +175,3 @@ def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> S
             writer.flush()
 
     return show
-
-
-def _write_draft(
-    spec: PpoImages,
-    context: StageContext,
-    engine: Engine,
-    blueprint: Blueprint,
-    outcome: Outcome,
-    metrics: Mapping[str, Any],
-    reasons: tuple[str, ...],
-    checkpoint: StoreCheckpoint,
-) -> Draft | None:
-    """Write, probe and upload the tuned model; the draft comes from rank 0. Collective."""
-    weights: dict[str, Tensor] = {
-        f"net.{name.removeprefix(ACTOR)}": tensor.clone()
-        for name, tensor in engine.full_parameters()
-        if name.startswith(ACTOR)
-    }
-    if context.ranks.rank != 0:
-        return None
-    dtype = dtype_of(spec.shard.precision)
-    family = blueprint.with_weights(weights, dtype)
-    probe = put_probe(context.store, probe_family(family, dtype))
-    with draft_folder() as folder:
-        write_family(folder / "model", family, blueprint, weights, dtype)
-        files = context.store.objects.put_folder(folder)
-    return Draft(
-        kind="ddpm",
-        files=files,
-        checks=(Check("image", "model", probe),),
-        outcome=outcome.ending(),
-        metrics=dict(metrics),
-        gate_reasons=reasons,
-        architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
-    )

@@ -1,6 +1,5 @@
 """Fine-tuning of an encoder to a classifier of texts, full or with adapters, maybe beside rows without a label."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,33 +14,21 @@ from recipes.references import find_source, get_source
 from recipes.stages import Finetune
 from trainers import distributed
 from trainers.architectures.load import CLASSIFIER_PARTS, load_model
-from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
-from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint
+from trainers.architectures.lora import add_adapter, learn_heads
 from trainers.class_metrics import Predictions
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.labelled_batches import LabelledBatches, labelled_evaluation_batches, split_by_label
-from trainers.loop import Outcome, train
+from trainers.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
+from trainers.loop import train
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.stage import (
-    Check,
-    Draft,
-    StageContext,
-    data_request,
-    draft_folder,
-    model_folder,
-    model_part,
-    open_dataset,
-    put_probe,
-)
-from trainers.steps import GROUP, cadence_of, one_group, stage_layout
-from trainers.store.manifest import FileEntry, Layout
+from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
+from trainers.steps import PlannedBatches, cadence_of, one_group, stage_layout, training_engine
+from trainers.store.manifest import Layout
+from trainers.text_draft import TrainedText, write_text_draft
 
 WRAPPER = "model."
 """Prefix that `ClassLosses` gives to the model's parameter names."""
@@ -52,8 +39,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
-    folder = model_folder(context, "init_from")
-    tokenization = load_tokenization(folder)
+    tokenization = load_tokenization(model_folder(context, "init_from"))
     dataset = _open(spec, context, tokenization, "data")
     assert dataset is not None
     evaluation_set = _open(spec, context, tokenization, "evaluation")
@@ -62,49 +48,31 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     labelled, unlabelled = split_by_label(dataset, spec.labelled_share)
 
     observer.phase("model")
-    model = load_model(
-        folder,
-        "text_classifier",
-        device=ranks.device,
-        new_head_seed=stream_seed(context.seed, "head"),
-        classes=dataset.classes,
-    )
-    peft_config = None
-    if spec.lora is not None:
-        excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
-        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
-        for part in CLASSIFIER_PARTS:
-            model.get_submodule(part).requires_grad_(True)
-    wrapped = ClassLosses(model, spec.pseudo_labels)
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    model, peft_config = _build_model(spec, context, dataset.classes)
+    engine = training_engine(ClassLosses(model, spec.pseudo_labels), spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(labelled))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    masker = None
-    if spec.pseudo_labels is not None:
-        masker = Masker(Corruption(share=spec.pseudo_labels.hidden_share), tokenization, context.seed)
-    source = LabelledBatches(
+    pseudo = spec.pseudo_labels
+    plan = LabelledPlan(
         dataset,
         labelled,
         unlabelled,
-        spec.pseudo_labels,
-        masker,
+        pseudo,
+        None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, context.seed),
         seed=context.seed,
         global_batch=spec.train.global_batch,
         workers=layout.workers,
         rank=ranks.rank,
         micro_batch=layout.micro_batch,
-        steps_planned=steps,
     )
     checkpoint = context.checkpoint(layout)
     found: list[Predictions] = []
     outcome = train(
         engine,
-        ClassificationObjective(spec.pseudo_labels),
-        source,
+        ClassificationObjective(pseudo),
+        PlannedBatches(plan, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
@@ -113,10 +81,23 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         seed=context.seed,
     )
     observer.phase("write")
-    counts = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
     predictions = found[-1] if found else None
-    draft = _write_draft(
-        spec, context, engine, model, peft_config, tokenization, outcome, dataset, counts, predictions, checkpoint
+    tables = {} if predictions is None else predictions.tables()
+    dtype = dtype_of(shard.precision)
+    draft = write_text_draft(
+        TrainedText("text_classifier", model, WRAPPER, tokenization, dtype, peft_config, CLASSIFIER_PARTS),
+        context,
+        engine,
+        checkpoint,
+        outcome,
+        artifact="text_classifier",
+        metrics={
+            **outcome.amounts(),
+            "evaluation": outcome.finite_evaluation() | tables,
+            "rows": {"labelled": len(labelled), "unlabelled": len(unlabelled)},
+            "data": dataset.report.to_json(),
+        },
+        gate_reasons=_gate_reasons(predictions),
     )
     engine.close()
     return draft
@@ -128,6 +109,23 @@ def _open(spec: Finetune, context: StageContext, tokenization: Tokenization, fie
         return None
     request = data_request(context, use, tokenization, spec.train.sequence_length)
     return open_dataset(context, replace(request, role="labels"))
+
+
+def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the encoder with a head for the classes, and peft's configuration where an adapter learns beside it."""
+    model = load_model(
+        model_folder(context, "init_from"),
+        "text_classifier",
+        device=context.ranks.device,
+        new_head_seed=stream_seed(context.seed, "head"),
+        classes=classes,
+    )
+    if spec.lora is None:
+        return model, None
+    excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
+    peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
+    learn_heads(model, CLASSIFIER_PARTS)
+    return model, peft_config
 
 
 def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
@@ -171,67 +169,6 @@ def _evaluation(
         return found[-1].scalars()
 
     return run
-
-
-def _write_draft(
-    spec: Finetune,
-    context: StageContext,
-    engine: Engine,
-    model: Any,
-    peft_config: Any,
-    tokenization: Tokenization,
-    outcome: Outcome,
-    dataset: Dataset,
-    counts: dict[str, int],
-    predictions: Predictions | None,
-    checkpoint: StoreCheckpoint,
-) -> Draft | None:
-    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
-    dtype = dtype_of(spec.shard.precision)
-    with engine.gathered():
-        found = probe(model, "text_classifier", tokenization.vocab_size) if context.ranks.rank == 0 else None
-    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in engine.full_parameters()}
-    if found is None:
-        return None
-    probe_entry = put_probe(context.store, found)
-    base = context.inputs["init_from"].digest if peft_config is not None else None
-    checks = [Check("text_classifier", "model", probe_entry)]
-    with draft_folder() as folder:
-        if base is not None:
-            heads = {
-                f"base_model.model.{key}": tensor
-                for key, tensor in tensors.items()
-                if any(key.startswith(f"{part}.") for part in CLASSIFIER_PARTS)
-            }
-            config = copy.copy(peft_config)
-            config.task_type = "SEQ_CLS"
-            config.modules_to_save = [part.rsplit(".", 1)[-1] for part in CLASSIFIER_PARTS]
-            adapter = {**adapter_tensors(tensors), **heads}
-            write_adapter(folder / "adapter", config, adapter.items(), base_digest=base, dtype=dtype)
-            part = model_part(context.inputs["init_from"], "init_from")
-            checks.append(Check("text_classifier", part, probe_entry, adapter="adapter", base="init_from"))
-        whole = tensors if base is None else merged_tensors(model, tensors)
-        write_model(folder / "model", "text_classifier", model.config, whole.items(), tokenization.files(), dtype=dtype)
-        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
-    tables = {} if predictions is None else predictions.tables()
-    return Draft(
-        kind="text_classifier",
-        files=files,
-        checks=tuple(checks),
-        outcome=outcome.ending(),
-        metrics={
-            **outcome.amounts(),
-            "evaluation": outcome.finite_evaluation() | tables,
-            "rows": counts,
-            "data": dataset.report.to_json(),
-        },
-        gate_reasons=_gate_reasons(predictions),
-        contract=tokenization.contract_hash,
-        base=base,
-        architecture=model_config(model.config, "text_classifier", dtype),
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
-    )
 
 
 def _gate_reasons(predictions: Predictions | None) -> tuple[str, ...]:

@@ -15,25 +15,23 @@ from recipes.references import find_source
 from recipes.stages import FinetuneImages, PretrainImages
 from trainers import distributed
 from trainers.architectures.lora import adapter_tensors, merged_tensors
-from trainers.artifacts import write_adapter
-from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.image_sets import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
-from trainers.families.build import Blueprint, probe_family, write_family
+from trainers.families.build import Blueprint
 from trainers.families.protocol import Drawing, PhaseModule
+from trainers.image_draft import write_image_draft
 from trainers.image_metrics import vendi_score
 from trainers.image_start import ImageStart, show_form, start_training, with_caption_tokens
-from trainers.loop import Outcome, Phase, SourceState, train
+from trainers.loop import Phase, SourceState, train
 from trainers.objectives.images import ImageObjective
 from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.stage import Check, Draft, StageContext, draft_folder, open_images, put_probe
-from trainers.steps import GROUP, cadence_of, one_group, stage_layout
+from trainers.stage import Draft, StageContext, open_images
+from trainers.steps import cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 
 NETWORK = "net."
@@ -76,7 +74,19 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
         further=further,
     )
     observer.phase("write")
-    draft = _write_draft(spec, context, start, source, outcome, checkpoint)
+    evaluation = outcome.finite_evaluation()
+    draft = write_image_draft(
+        blueprint,
+        source.weights(),
+        context,
+        checkpoint,
+        outcome,
+        dtype=dtype_of(shard.precision),
+        metrics={**outcome.amounts(), "evaluation": evaluation, "data": dataset.report.to_json()},
+        gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
+        peft_config=start.peft_config,
+        adapter=None if start.peft_config is None else source.adapter_weights(),
+    )
     for engine in engines:
         engine.close()
     return draft
@@ -84,10 +94,7 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
 
 def _phase(part: PhaseModule, spec: ImageSpec, context: StageContext, steps: int) -> Phase:
     """Put a phase's module under its engine."""
-    group = parameter_group(GROUP, part.module, spec.train.optimizer)
-    clip, device = spec.train.gradient_clipping, context.ranks.device
-    engine = build_engine(part.module, [group], spec.shard, clip=clip, device=device)
-    engine.module.train()
+    engine = training_engine(part.module, spec.train, spec.shard, context.ranks.device)
     rates = one_group(spec.train.optimizer.lr * part.lr_ratio, spec.train.schedule, steps)
     return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
 
@@ -241,43 +248,3 @@ def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
     if needs_labels and not held_out.classes:
         raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
     return with_caption_tokens(held_out.with_classes(training.classes), start.blueprint.text)
-
-
-def _write_draft(
-    spec: ImageSpec,
-    context: StageContext,
-    start: ImageStart,
-    source: ImageBatches,
-    outcome: Outcome,
-    checkpoint: StoreCheckpoint,
-) -> Draft | None:
-    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
-    weights = source.weights()
-    adapter = source.adapter_weights() if start.peft_config is not None else None
-    if context.ranks.rank != 0:
-        return None
-    blueprint, dtype = start.blueprint, dtype_of(spec.shard.precision)
-    base: str | None = None
-    family = blueprint.with_weights(weights, dtype)
-    probe = put_probe(context.store, probe_family(family, dtype))
-    checks = [Check("image", "model", probe)]
-    with draft_folder() as folder:
-        if adapter is not None:
-            base = context.inputs["init_from"].digest
-            write_adapter(folder / "adapter", start.peft_config, adapter.items(), base_digest=base, dtype=dtype)
-            checks.append(Check("image", "model", probe, adapter="adapter", base="init_from"))
-        write_family(folder / "model", family, blueprint, weights, dtype)
-        files = context.store.objects.put_folder(folder)
-    evaluation = outcome.finite_evaluation()
-    return Draft(
-        kind=blueprint.architecture.family,
-        files=files,
-        checks=tuple(checks),
-        base=base,
-        outcome=outcome.ending(),
-        metrics={**outcome.amounts(), "evaluation": evaluation, "data": start.dataset.report.to_json()},
-        gate_reasons=tuple(family.gate_reasons(evaluation, start.dataset)),
-        architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
-    )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.derive import planned_steps
@@ -16,22 +16,19 @@ from trainers import distributed
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.load import ModelKind, load_model, model_family
-from trainers.architectures.lora import adapter_tensors, add_adapter, merged_tensors
+from trainers.architectures.lora import add_adapter
 from trainers.architectures.vision_language import (
     demand_fitting,
     excluded_modules,
     freeze,
     learning_parts,
 )
-from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint
 from trainers.classification_stage import run_classification
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.picture_processor import PictureProcessor, load_picture_processor
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
@@ -41,19 +38,11 @@ from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.stage import (
-    Check,
-    Draft,
-    StageContext,
-    data_request,
-    draft_folder,
-    model_folder,
-    open_dataset,
-    put_probe,
-)
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, cadence_of, one_group, stage_layout
-from trainers.store.manifest import FileEntry, Layout
+from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
+from trainers.steps import EVALUATION, PlannedBatches, cadence_of, one_group, stage_layout, training_engine
+from trainers.store.manifest import Layout
 from trainers.streams import LaneStates, StreamBatches
+from trainers.text_draft import TrainedText, write_text_draft
 from trainers.translation import Translations, translate
 
 WRAPPER = "model."
@@ -74,9 +63,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
-    is_carried = isinstance(spec, Pretrain) and family == "rnn"
     request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
-    dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    dataset = open_dataset(context, replace(request, is_stream=isinstance(spec, Pretrain) and family == "rnn"))
     held_out = find_source(spec, "evaluation")
     evaluation_set = None
     if held_out is not None:
@@ -87,27 +75,17 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     model = build_stage_model(spec, context, tokenization)
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
-    wrapped = learning.module
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    engine = training_engine(learning.module, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    source: BatchSource
-    if is_carried:
-        source = stream_batches(spec, context, model, dataset, layout, steps)
-    else:
-        share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
-        source = PlannedBatches(plan, steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
     translations: list[Translations] = []
     outcome = train(
         engine,
         learning.objective,
-        source,
+        batch_source(spec, family, context, model, learning, dataset, layout, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
@@ -118,29 +96,51 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         seed=context.seed,
     )
     observer.phase("write")
-    draft = write_draft(
-        spec,
+    trained = TrainedText(
+        learning.kind,
+        model,
+        WRAPPER,
+        tokenization,
+        dtype_of(shard.precision),
+        peft_config,
+        merge=not isinstance(spec, Finetune) or spec.merge,
+        further_files={} if pictures is None else pictures.files,
+    )
+    metrics = stage_metrics(outcome, dataset)
+    if isinstance(spec, Finetune):
+        responses = held_out_responses(spec, context, engine, trained, evaluation_set)
+        metrics |= {} if responses is None else {"responses": responses}
+    if translations:
+        metrics["translations"] = translations[-1].report()
+    draft = write_text_draft(
+        trained,
         context,
         engine,
-        model,
-        learning.kind,
-        peft_config,
-        tokenization,
-        outcome,
-        dataset,
         checkpoint,
-        translations,
-        pictures,
-        evaluation_set,
+        outcome,
+        artifact="model" if peft_config is None else "adapter",
+        metrics=metrics,
+        gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
     )
     engine.close()
     return draft
 
 
-def stream_batches(
-    spec: Pretrain | Finetune, context: StageContext, model: Any, dataset: Dataset, layout: Layout, steps: int
-) -> StreamBatches:
-    """Return the batches of a recurrent model, whose lanes carry their states on its device."""
+def batch_source(
+    spec: Pretrain | Finetune,
+    family: str,
+    context: StageContext,
+    model: Any,
+    learning: Learning,
+    dataset: Dataset,
+    layout: Layout,
+    steps: int,
+) -> BatchSource:
+    """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
+    if dataset.form != "stream":
+        share = (spec.train.global_batch, layout.workers, context.ranks.rank, layout.micro_batch)
+        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, steps, learning.prepare)
     zero = model.base_model.zero_state(spec.train.global_batch).detach()
     return StreamBatches(
         dataset,
@@ -172,10 +172,7 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
         return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
     assert isinstance(spec.tokenizer, TrainTokenizer)
     arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
-    if context.ranks.rank == 0:
-        build_tokenization(*arguments)
-    distributed.barrier()
-    return build_tokenization(*arguments)
+    return distributed.first_rank_first(lambda: build_tokenization(*arguments))
 
 
 def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:
@@ -267,83 +264,30 @@ def held_out_loss(
 
 
 def held_out_responses(
-    spec: Finetune, context: StageContext, model: nn.Module, tokenization: Tokenization
+    spec: Finetune, context: StageContext, engine: Engine, trained: TrainedText, evaluation_set: Dataset | None
 ) -> dict[str, Any] | None:
-    """Report how a causal model answers held-out prompts; None where there are none. Rank 0 alone."""
+    """Report how a tuned model answers held-out prompts, on rank 0; None where there are none. Collective."""
+    with engine.gathered():
+        if context.ranks.rank != 0:
+            return None
+        if trained.kind == "language_model":
+            return _text_responses(spec, context, trained)
+        if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
+            return pictured_response_report(trained.model, evaluation_set, stop_id=trained.tokenization.eos_id)
+    return None
+
+
+def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText) -> dict[str, Any] | None:
     held_out = find_source(spec, "evaluation")
     if held_out is None:
         return None
     half = spec.train.sequence_length // 2
-    request = data_request(context, replace(held_out, role="prompts"), tokenization, half)
+    request = data_request(context, replace(held_out, role="prompts"), trained.tokenization, half)
     prompts = open_prompts(request, context.store)
     if prompts is None:
         return None
     new_tokens = min(half, MAX_NEW_TOKENS)
-    return response_report(model, prompts, stop_id=tokenization.eos_id, max_new_tokens=new_tokens)
-
-
-def write_draft(
-    spec: Pretrain | Finetune,
-    context: StageContext,
-    engine: Engine,
-    model: Any,
-    kind: ModelKind,
-    peft_config: Any,
-    tokenization: Tokenization,
-    outcome: Outcome,
-    dataset: Dataset,
-    checkpoint: StoreCheckpoint,
-    translations: list[Translations],
-    pictures: PictureProcessor | None = None,
-    evaluation_set: Dataset | None = None,
-) -> Draft | None:
-    """Write, probe and upload what the stage made; the draft comes from rank 0. Collective."""
-    dtype = dtype_of(spec.shard.precision)
-    responses = None
-    with engine.gathered():
-        found = probe(model, kind, tokenization.vocab_size) if context.ranks.rank == 0 else None
-        if isinstance(spec, Finetune) and context.ranks.rank == 0:
-            if kind == "language_model":
-                responses = held_out_responses(spec, context, model, tokenization)
-            elif pictures is not None and evaluation_set is not None and spec.loss_on == "responses":
-                responses = pictured_response_report(model, evaluation_set, stop_id=tokenization.eos_id)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in engine.full_parameters():
-        if context.ranks.rank == 0:
-            tensors[name.removeprefix(WRAPPER)] = tensor
-    if found is None:
-        return None
-    probe_entry = put_probe(context.store, found)
-    base = context.inputs["init_from"].digest if peft_config is not None else None
-    checks: list[Check] = []
-    with draft_folder() as folder:
-        if peft_config is not None:
-            assert base is not None
-            write_adapter(
-                folder / "adapter", peft_config, adapter_tensors(tensors).items(), base_digest=base, dtype=dtype
-            )
-            checks.append(Check(kind, "model", probe_entry, adapter="adapter", base="init_from"))
-        if peft_config is None or (isinstance(spec, Finetune) and spec.merge):
-            whole = tensors if peft_config is None else merged_tensors(model, tensors)
-            further = tokenization.files() | ({} if pictures is None else pictures.files)
-            write_model(folder / "model", kind, model.config, whole.items(), further, dtype=dtype)
-            checks.append(Check(kind, "model", probe_entry))
-        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
-    return Draft(
-        kind="model" if peft_config is None else "adapter",
-        files=files,
-        checks=tuple(checks),
-        outcome=outcome.ending(),
-        metrics=stage_metrics(outcome, dataset)
-        | ({} if responses is None else {"responses": responses})
-        | ({} if not translations else {"translations": translations[-1].report()}),
-        gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
-        contract=tokenization.contract_hash,
-        base=base,
-        architecture=model_config(model.config, kind, dtype),
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
-    )
+    return response_report(trained.model, prompts, stop_id=trained.tokenization.eos_id, max_new_tokens=new_tokens)
 
 
 def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 peft's own switches flip `requires_grad`, which sharded engines do not survive; the switches here leave it alone.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,9 +132,32 @@ def folded_adapter(model: nn.Module, name: str, layers: Mapping[str, Any]) -> It
                 layer.base_layer.weight.data = own[path]
 
 
-def adapter_tensors(tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
-    """Pick an adapter's tensors out of a model's and name them as peft's files do."""
-    return {_file_key(key, name): tensor for key, tensor in tensors.items() if is_adapter_key(key, name)}
+def learn_heads(model: nn.Module, heads: Sequence[str]) -> None:
+    """Let modules learn whole beside the adapters of a frozen model."""
+    for head in heads:
+        model.get_submodule(head).requires_grad_(True)
+
+
+def adapter_tensors(
+    tensors: Mapping[str, Tensor], name: str = DEFAULT, *, heads: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Pick an adapter's tensors, and those of modules that learned beside it, and name them as peft's files do."""
+    starts = tuple(f"{head}." for head in heads)
+    return {
+        _file_key(key, name): tensor
+        for key, tensor in tensors.items()
+        if is_adapter_key(key, name) or key.startswith(starts)
+    }
+
+
+def config_with_heads(peft_config: Any, heads: Sequence[str]) -> Any:
+    """Return the configuration of a classifier's adapter whose files hold these modules too; as it is for none."""
+    if not heads:
+        return peft_config
+    config = copy.copy(peft_config)
+    config.task_type = "SEQ_CLS"
+    config.modules_to_save = [head.rsplit(".", 1)[-1] for head in heads]
+    return config
 
 
 def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

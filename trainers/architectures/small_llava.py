@@ -3,7 +3,7 @@
 Usage: python -m trainers.architectures.small_llava FOLDER
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,6 @@ def _processor(config: Any, image_size: int, patch_size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    write_small_llava(Path(sys.argv[1]), DIGIT_TEXTS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder to write")
+    write_small_llava(parser.parse_args().folder, DIGIT_TEXTS)

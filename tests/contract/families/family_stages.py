@@ -60,29 +60,20 @@ VISION_LANGUAGE: dict[str, Any] = {
 }
 """Starts from a model that the kit writes; no recipe builds one."""
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 STAGES: dict[str, dict[str, Any]] = {
-    "decoder": text_stage(
-        family="decoder",
-        type="llama",
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
+    "decoder": text_stage(family="decoder", type="llama", **SIZES),
     "rnn": text_stage(
         16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
     ),
     "encoder": text_stage(
-        family="encoder",
-        type="bert",
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        family="encoder", type="bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZES
     ),
     "encoder_decoder": text_stage(
         family="encoder_decoder",

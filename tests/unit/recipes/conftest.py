@@ -7,6 +7,7 @@ import pytest
 
 from recipes.errors import RecipeError
 from recipes.load import load_recipe
+from recipes.recipe import Recipe
 
 CHAIN = """\
 name: chain
@@ -104,14 +105,24 @@ def edited(text: str, edits: Iterable[tuple[str, str]]) -> str:
 
 
 @pytest.fixture
-def problems_of(tmp_path: Path) -> Callable[..., str]:
-    """Load a recipe's text after edits, from recipe.yaml; returns what is wrong, nothing where it is right."""
+def recipe_of(tmp_path: Path) -> Callable[..., Recipe]:
+    """Load a recipe's text after edits, from recipe.yaml; raises RecipeError where it is wrong."""
 
-    def load(text: str, *edits: tuple[str, str]) -> str:
+    def load(text: str, *edits: tuple[str, str], smoke: bool = False) -> Recipe:
         path = tmp_path / "recipe.yaml"
         path.write_text(edited(text, edits))
+        return load_recipe(path, smoke=smoke).recipe
+
+    return load
+
+
+@pytest.fixture
+def problems_of(recipe_of: Callable[..., Recipe]) -> Callable[..., str]:
+    """Load a recipe's text after edits; returns what is wrong, nothing where it is right."""
+
+    def load(text: str, *edits: tuple[str, str]) -> str:
         try:
-            load_recipe(path)
+            recipe_of(text, *edits)
         except RecipeError as error:
             return str(error)
         return ""

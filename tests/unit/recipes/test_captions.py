@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.load import load_recipe
 from recipes.picture_facts import PictureFacts
 from recipes.plan import build_plan
+from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts
 from recipes.stages import Finetune, FinetuneImages
 
@@ -60,10 +60,8 @@ stages:
 """
 
 
-def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str], tmp_path: Path) -> None:
-    assert problems_of(TEXT) == ""
-    loaded = load_recipe(tmp_path / "recipe.yaml")
-    stages = loaded.recipe.stages
+def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
+    stages = recipe_of(TEXT).stages
     assert isinstance(stages["tuned"], FinetuneImages)
     assert isinstance(stages["chat"], Finetune)
     assert [(item.field_path, item.wants) for item in stage_inputs(stages["drawing"])] == [
@@ -73,11 +71,8 @@ def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str
     assert stage_parts(stages["tuned"]) == {"model": "ddpm", "adapter": "adapter"}
 
 
-def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
-    problems_of: Callable[..., str], tmp_path: Path
-) -> None:
-    assert problems_of(TEXT) == ""
-    recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(TEXT)
     pictures = {name: PictureFacts(1, 8, 8) for name in ("drawing", "tuned", "judge")}
     data = {name: {"data": "0" * 64} for name in recipe.stages}
     sizes = {stage.name: stage.sizes for stage in build_plan(recipe, workers=2, data=data, pictures=pictures).stages}
@@ -105,11 +100,6 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
         ("guidance: 3.0", "guidance: 3.0, class_conditional: true", "give text_encoder or class_conditional: true"),
         ("    text_encoder: words\n", "", "guidance needs class_conditional: true, or a text_encoder"),
         ("guidance: 3.0", "guidance: 3.0, label_dropout: 0", "trained without their condition"),
-        (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: idx, files: [a.gz]}",
-            "stages.drawing.data.source: these pictures have no captions, which text_encoder reads",
-        ),
         (
             "    data: {source: digits}\n    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}\n  judge",
             "    data: {source: datasets, path: org/x, revision: a}\n"
@@ -149,43 +139,41 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(
             "images: {source: digits, size: 9, hold_out: 0.3}",
             "stages.exam.features: its pictures are 8x8 with 1 channel; those of images are 9x9",
         ),
+    ],
+)
+def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    assert said in problems_of(TEXT, (old, new))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
         (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: image-folder, path: pictures, captions: beside}",
+            "{source: idx, files: [a.gz]}",
+            "stages.drawing.data.source: these pictures have no captions, which text_encoder reads",
+        ),
+        (
+            "{source: image-folder, path: pictures, captions: beside}",
             "a.png has no text file beside it (found 'beside'); write a.txt",
         ),
         (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: arrays, files: [tiles.npz], images: tiles, caption_files: [recipe.yaml]}",
+            "{source: arrays, files: [tiles.npz], images: tiles, caption_files: [recipe.yaml]}",
             "tiles.npz: no array 'tiles' (found 'tiles.npz'); arrays there: images",
         ),
+        ("{source: image-folder, path: empty, captions: metadata}", "the folder holds no pictures"),
         (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: image-folder, path: empty, captions: metadata}",
-            "the folder holds no pictures",
-        ),
-        (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml, recipe.yaml]}",
+            "{source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml, recipe.yaml]}",
             "one file for each of the 1 in files",
         ),
-        (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml]}",
-            "recipe.yaml: no column 'caption'",
-        ),
-        (
-            "data: {source: digits, hold_out: 0.2}",
-            "data: {source: jsonl, files: [recipe.yaml], caption: text}",
-            "recipe.yaml:1: not JSON",
-        ),
+        ("{source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml]}", "recipe.yaml: no column 'caption'"),
+        ("{source: jsonl, files: [recipe.yaml], caption: text}", "recipe.yaml:1: not JSON"),
     ],
 )
-def test_what_does_not_fit_is_said(
-    problems_of: Callable[..., str], tmp_path: Path, old: str, new: str, said: str
+def test_what_a_source_of_captions_lacks_is_said(
+    problems_of: Callable[..., str], tmp_path: Path, source: str, said: str
 ) -> None:
     for name in ("pictures", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"")
     np.savez(tmp_path / "tiles.npz", images=np.zeros((2, 8, 8), np.uint8))
-    assert said in problems_of(TEXT, (old, new))
+    assert said in problems_of(TEXT, ("{source: digits, hold_out: 0.2}", source))

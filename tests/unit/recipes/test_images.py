@@ -7,6 +7,7 @@ import pytest
 
 from recipes.families import FAMILIES
 from recipes.load import check_file, load_recipe
+from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
 
 TEXT = """\
@@ -45,9 +46,8 @@ stages:
 """
 
 
-def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str], tmp_path: Path) -> None:
-    assert problems_of(TEXT) == ""
-    stages = load_recipe(tmp_path / "recipe.yaml").recipe.stages
+def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
+    stages = recipe_of(TEXT).stages
     assert [item.wants for item in stage_inputs(stages["latent"])] == [("vae",)]
     assert [(item.field_path, item.wants[-1]) for item in stage_inputs(stages["exam"])] == [
         ("of.0", "ddpm"),

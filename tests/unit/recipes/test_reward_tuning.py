@@ -9,6 +9,7 @@ from recipes.derive import samples_divide, stage_batch, stage_steps
 from recipes.load import load_recipe
 from recipes.picture_facts import PictureFacts
 from recipes.plan import build_plan, fit_workers
+from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts
 from recipes.smoke import shrink
 from recipes.stages import PpoImages, PpoStage
@@ -48,9 +49,8 @@ stages:
 """
 
 
-def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str], tmp_path: Path) -> None:
-    assert problems_of(TEXT) == ""
-    stages = load_recipe(tmp_path / "recipe.yaml").recipe.stages
+def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
+    stages = recipe_of(TEXT).stages
     policy = stages["policy"]
     assert isinstance(policy, PpoImages)
     assert [(item.field_path, item.text, item.wants) for item in stage_inputs(policy)] == [
@@ -64,7 +64,7 @@ def test_the_recipe_is_right_and_names_its_inputs(problems_of: Callable[..., str
     assert [samples_divide(policy, workers) for workers in (1, 3, 5)] == [True, False, True]
 
 
-def test_an_estimator_says_what_kind_of_stage_it_is(problems_of: Callable[..., str], tmp_path: Path) -> None:
+def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
     shipped = Path(__file__).parents[3] / "recipes"
     assert isinstance(load_recipe(shipped / "quickstart.yaml").recipe.stages["policy"], PpoStage)
     assert isinstance(load_recipe(shipped / "image" / "ddpo.yaml").recipe.stages["policy"], PpoImages)
@@ -165,9 +165,8 @@ def test_activations_are_kept(problems_of: Callable[..., str]) -> None:
     assert "stages.policy.shard.gradient_checkpointing: models of pictures keep" in problems_of(TEXT, edit)
 
 
-def test_the_smoke_form_and_the_prediction(problems_of: Callable[..., str], tmp_path: Path) -> None:
-    assert problems_of(TEXT) == ""
-    recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+def test_the_smoke_form_and_the_prediction(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(TEXT)
     small = shrink(recipe).stages["policy"]
     assert isinstance(small, PpoImages)
     assert (small.ppo.iterations, small.rollout.pictures_per_iteration, small.rollout.steps) == (2, 16, 5)

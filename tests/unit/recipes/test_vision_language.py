@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from recipes.load import load_recipe
 from recipes.local_models import read_folder
+from recipes.recipe import Recipe
 
 TEXT = """\
 name: eyes
@@ -79,9 +80,8 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
     assert problems_of(TEXT) == ""
 
 
-def test_the_smoke_form_keeps_room_for_pictures(problems_of: Callable[..., str], tmp_path: Path) -> None:
-    assert problems_of(TEXT.replace("64", "120")) == ""
-    stages = load_recipe(tmp_path / "recipe.yaml", smoke=True).recipe.stages
+def test_the_smoke_form_keeps_room_for_pictures(recipe_of: Callable[..., Recipe]) -> None:
+    stages = recipe_of(TEXT.replace("64", "120"), smoke=True).stages
     assert [stage.train.sequence_length for stage in stages.values()] == [120, 32]  # type: ignore[union-attr]
 
 
@@ -118,6 +118,19 @@ def test_a_missing_column_of_pictures_is_told_once(problems_of: Callable[..., st
     found = problems_of(TEXT, ("files: [rows.jsonl]", "files: [rows.jsonl], columns: {images: pic}"))
     assert found.count("rows.jsonl:1") == 1
     assert "no column 'pic' (mapped to images)" in found
+
+
+def test_what_cannot_be_read_is_told_once(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    rows = pyarrow.table({"image": ["a.png"] * 1000, "prompt": ["Which?"] * 1000, "completion": ["Two."] * 1000})
+    pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet", use_dictionary=False, compression="gzip")
+    edit = ("{source: jsonl, files: [rows.jsonl]}", "{source: parquet, files: [rows.parquet]}")
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    assert problems_of(TEXT, edit) == ""
+    (tmp_path / "rows.parquet").write_bytes(whole[:4] + b"\0" * 100 + whole[104:])
+    assert problems_of(TEXT, edit).count("rows.parquet: the first rows cannot be read") == 1
+    (tmp_path / "rows.parquet").write_bytes(whole[:-20])
+    assert problems_of(TEXT, edit).count("rows.parquet is not a Parquet file") == 1
+    assert problems_of(TEXT, ("[rows.jsonl]", '["**.jsonl"]')).count("not a usable pattern") == 1
 
 
 def test_a_source_without_pictures_is_told_once(problems_of: Callable[..., str]) -> None:

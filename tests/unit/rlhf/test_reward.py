@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from recipes.lora import Lora
-from rlhf.heads import adapter_with_head, learn_head, peft_task
 from rlhf.reward import RewardObjective, ScoreModel, evaluate_pairs, failed_gates, summarise_pairs
 from trainers.architectures.load import stock_class
-from trainers.architectures.lora import add_adapter
+from trainers.architectures.lora import adapter_tensors, add_adapter, config_with_heads, learn_heads
 from trainers.data.batches import PairBatch, SequenceBatch
 
 PAD = EOS = 0
@@ -90,13 +89,13 @@ def test_an_adapter_travels_with_its_head() -> None:
     network: nn.Module = score_model().network
     config = add_adapter(network, Lora(r=2), seed=0)
     assert not network.get_submodule("score").weight.requires_grad
-    learn_head(network)
+    learn_heads(network, ["score"])
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
     assert "score.weight" in learning
     assert all("lora_" in name or name == "score.weight" for name in learning)
-    files = adapter_with_head(dict(network.named_parameters()), "score")
+    files = adapter_tensors(dict(network.named_parameters()), heads=["score"])
     assert "base_model.model.score.weight" in files
     assert all(name.startswith("base_model.model.") and "default" not in name for name in files)
-    stored = peft_task(config, "score_model", "score")
+    stored = config_with_heads(config, ["score"])
     assert (stored.task_type, stored.modules_to_save) == ("SEQ_CLS", ["score"])
     assert config.task_type == "CAUSAL_LM"

@@ -71,17 +71,17 @@ def _parse_steps(value: Any) -> Any:
     return value
 
 
-def raise_all(findings: Iterable[str]) -> None:
-    """Raise one ValueError with everything that a check between fields has found; none where it found nothing."""
-    if message := "; ".join(findings):
-        raise ValueError(message)
-
-
 def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
     """Raise ValueError unless the number in one field divides that in another."""
     divisor, number = getattr(model, divisor_key), getattr(model, key)
     if number % divisor:
         raise ValueError(f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}")
+
+
+def raise_all(findings: Iterable[str]) -> None:
+    """Raise one ValueError with everything that a check between fields has found; none where it found nothing."""
+    if message := "; ".join(findings):
+        raise ValueError(message)
 
 
 def _refuse_other_numbers(value: Any) -> Any:

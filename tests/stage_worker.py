@@ -23,7 +23,7 @@ from trainers.stage import Draft, StageContext, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
-CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl")
+CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl", "pseudo_share")
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,15 @@ class _Prompt:
 
 
 def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
-    """Tokenize plain texts, with a label or not, with an end token; every token counts as response."""
+    """Tokenize plain texts, with a label or not, with an end token; every token counts as response.
+
+    A text without words has no tokens, also where the tokenizer puts marks around every text.
+    """
+    (marks,) = _encode_plain([""], tokenization)
     for chunk in _chunks(rows):
         texts = [row.columns["text"] for row in chunk]
-        yield from zip(chunk, _encode_plain(texts, tokenization), strict=True)
+        for row, encoded in zip(chunk, _encode_plain(texts, tokenization), strict=True):
+            yield row, encoded if len(encoded) > len(marks) else Encoded(encoded.ids[:0], encoded.response[:0])
 
 
 def encode_instructions(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:

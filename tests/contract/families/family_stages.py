@@ -96,7 +96,23 @@ STAGES: dict[str, dict[str, Any]] = {
         ema_decay=0.9,
     ),
 }
+KINDS: dict[str, Any] = {
+    "kind": "finetune",
+    "init_from": "encoder",
+    "data": {"source": "csv", "files": ["labelled.csv"], "hold_out": 0.2},
+    "train": {**TRAIN, "sequence_length": 32},
+}
 CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "classified": (KINDS, {"init_from": "encoder"}),
+    "classified-few": (
+        {
+            **KINDS,
+            "lora": {"r": 2},
+            "labelled_share": 0.5,
+            "pseudo_labels": {"threshold": 0.5, "ratio": 2, "warmup_steps": 1},
+        },
+        {"init_from": "encoder"},
+    ),
     "captioned": (
         {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
         {"text_encoder": "encoder"},

@@ -3,15 +3,21 @@
 import base64
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig
 
 from recipes.errors import RequestError
 from recipes.families import FAMILIES as BUILT
+from trainers.architectures.vision_language import probe_pixels
+from trainers.artifacts import Probe
+from trainers.precision import exact_matmul
 from trainers.store.export import export
 from trainers.store.store import Store
 
@@ -43,6 +49,7 @@ FAMILIES = (*BUILT, "vision_language")
 CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = SMALL.CROSSINGS
 KIT = [*FAMILIES, *CROSSINGS]
 """Every family, and the stages that build on several."""
+CLASSIFIED = [name for name in CROSSINGS if name.startswith("classified")]
 
 
 def _zero(family: str, zero: int) -> int:
@@ -86,6 +93,11 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
+    rows = [
+        (f"The number {n} comes before {n + 1}.", "" if n % 6 == 0 else "early" if n < 60 else "late")
+        for n in range(120)
+    ]
+    (folder / "labelled.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     _write_pictures(folder)
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
@@ -131,11 +143,18 @@ def test_the_kit_knows_every_family() -> None:
     assert set(STAGES) == {*BUILT, "vision_language"}
 
 
+def _kind(name: str) -> str:
+    """Kind of the artifact that a stage of the kit makes."""
+    if name in CLASSIFIED:
+        return "text_classifier"
+    return "model" if name in LANGUAGE else "ddpm" if name in CROSSINGS else name
+
+
 @pytest.mark.parametrize("family", KIT)
 def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
     found = result(finished, "straight", family)
     assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
-    assert found["kind"] == ("model" if family in LANGUAGE else "ddpm" if family in CROSSINGS else family)
+    assert found["kind"] == _kind(family)
     assert found["difference"] < LIMIT
     assert list(found["curves"]["eval/loss"]) == ["4", "6"]
     assert found["metrics"]["evaluation"]["loss"] == found["curves"]["eval/loss"]["6"]
@@ -212,38 +231,106 @@ def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished:
     assert opened.sample([1, 2], [1, 8]).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_model_opens_with_stock_classes(finished: Path, tmp_path: Path, family: str) -> None:
-    store = Store.open(str(finished / "store"))
-    folder = export(store, store.resolve(family), tmp_path / "model")
-    if family in LANGUAGE:
-        from transformers import (
-            AutoModelForCausalLM,
-            AutoModelForImageTextToText,
-            AutoModelForMaskedLM,
-            AutoModelForSeq2SeqLM,
-        )
+def _stock_kind(name: str) -> str | None:
+    """What the libraries open a model of the kit as; None for modules of this project."""
+    kinds = {
+        "encoder": "masked_model",
+        "encoder_decoder": "seq2seq_model",
+        "vision_language": "vision_language_model",
+        "rnn": "rnn",
+    }
+    match _kind(name):
+        case "model":
+            return kinds.get(name, "language_model")
+        case "text_classifier" | "ddpm":
+            return _kind(name)
+    return None
 
-        import trainers.architectures.recurrent  # noqa: F401 - makes its type known to transformers
 
-        stocks = {
-            "encoder": AutoModelForMaskedLM,
-            "encoder_decoder": AutoModelForSeq2SeqLM,
-            "vision_language": AutoModelForImageTextToText,
-        }
-        stocks.get(family, AutoModelForCausalLM).from_pretrained(folder, local_files_only=True)
-        return
+STOCK = [name for name in KIT if _stock_kind(name) is not None]
+
+
+def _case_of_export(finished: Path, folder: Path, name: str) -> tuple[dict[str, str], np.ndarray]:
+    """Export a model of the kit; returns what to ask of the stock classes, and what must come out."""
     from trainers.families.build import open_family
 
+    store = Store.open(str(finished / "store"))
+    manifest = store.resolve(name)
+    exported = export(store, manifest, folder / name)
+    assert (exported / "adapter_config.json").is_file() == ("lora" in CROSSINGS.get(name, ({},))[0])
+    if _stock_kind(name) == "ddpm":
+        opened: Any = open_family(store.folder(manifest, "model"))
+        rng = np.random.default_rng(0)
+        given = {"sample": rng.standard_normal((2, 1, 8, 8), dtype=np.float32), "timestep": np.array([3, 40])}
+        if opened.is_captioned:
+            given["encoder_hidden_states"] = rng.standard_normal((2, 5, 32), dtype=np.float32)
+        else:
+            given["class_labels"] = np.array([1, 10])
+        with torch.no_grad():
+            wanted = opened.net(**{key: torch.from_numpy(value) for key, value in given.items()}).sample.numpy()
+    else:
+        live = result(finished, "straight", name)["checks"][0]["probe"]
+        probe = Probe.from_bytes(store.objects.get_bytes(live["sha256"]))
+        given, wanted = _inputs(exported, name, probe), probe.outputs
+    np.savez(folder / f"{name}.npz", **given)
+    asked = {"folder": str(exported), "what": str(_stock_kind(name))}
+    return {**asked, "given": str(folder / f"{name}.npz"), "output": str(folder / f"{name}.npy")}, wanted
+
+
+def _inputs(folder: Path, name: str, probe: Probe) -> dict[str, np.ndarray]:
+    """What the live model was run on before its draft was written."""
+    ids = np.array([probe.token_ids])
+    if name == "rnn":
+        return {"input_ids": ids}
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    if name == "encoder_decoder":
+        given["decoder_input_ids"] = ids
+    if name == "vision_language":
+        given["pixel_values"] = probe_pixels(AutoConfig.from_pretrained(folder, local_files_only=True)).numpy()
+    return given
+
+
+def _demand_equal(name: str, output: str, wanted: np.ndarray) -> None:
+    """Compare the outputs of stock classes with the live model's: all of them, or the logits of the last positions."""
+    found = np.load(output)
+    if _stock_kind(name) == "text_classifier":
+        found = found.reshape(-1, 1)
+    elif _stock_kind(name) != "ddpm":
+        found = found[0, -len(wanted) :]
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=LIMIT * max(1.0, float(np.abs(wanted).max())), rtol=0)
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_stock_classes_open_an_export_and_give_the_same_outputs(finished: Path, tmp_path: Path, family: str) -> None:
+    asked, wanted = _case_of_export(finished, tmp_path, family)
+    with exact_matmul():
+        load_module(HERE / "stock_outputs.py").answer(asked)
+    _demand_equal(family, asked["output"], wanted)
+
+
+@pytest.mark.long
+def test_stock_classes_in_a_clean_process_give_the_same_outputs(finished: Path, tmp_path: Path) -> None:
+    cases = {name: _case_of_export(finished, tmp_path, name) for name in STOCK}
+    (tmp_path / "request.json").write_text(json.dumps([asked for asked, _ in cases.values()]))
+    command = [sys.executable, "-I", str(HERE / "stock_outputs.py"), str(tmp_path / "request.json")]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, (asked, wanted) in cases.items():
+        _demand_equal(name, asked["output"], wanted)
+
+
+@pytest.mark.parametrize("family", PICTURES)
+def test_an_exported_model_of_pictures_opens(finished: Path, tmp_path: Path, family: str) -> None:
+    from trainers.families.build import open_family, verify_family
+
+    store = Store.open(str(finished / "store"))
+    folder = export(store, store.resolve(family), tmp_path / "model")
     opened = open_family(folder)
     assert opened.facts.shape == (1, 8, 8)
     assert opened.facts.classes == tuple("0123456789")
-    if family == "ddpm":
-        from diffusers import DDPMScheduler, UNet2DModel
-
-        stock = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
-        assert stock.config.num_class_embeds == 11
-        assert DDPMScheduler.from_pretrained(folder / "scheduler").config.num_train_timesteps == 50
+    live = result(finished, "straight", family)["checks"][0]["probe"]
+    assert verify_family(folder, Probe.from_bytes(store.objects.get_bytes(live["sha256"]))) < LIMIT
 
 
 @pytest.mark.parametrize("family", DRAWING)
@@ -275,6 +362,30 @@ def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> Non
     first, same, other = (sample_texts(f"store://{family}", [prompt], seed=seed, **options) for seed in (3, 3, 4))
     assert first == same
     assert first != other
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_a_classifier_of_texts_names_the_class(finished: Path, name: str) -> None:
+    from launch.sampler import sample_texts
+
+    prompts, store = ["The number 3 comes before 4."], str(finished / "store")
+    (found,) = sample_texts(f"store://{name}", prompts, store=store)
+    shares = dict(part.split(" ") for part in found["response"].split(", "))
+    assert set(shares) == {"early", "late"}
+    assert sum(map(float, shares.values())) == pytest.approx(1, abs=2e-3)
+    assert sample_texts(f"store://{name}", prompts, store=store, seed=5) == [found]
+
+
+def test_pseudo_labels_teach_after_their_warm_up_and_after_a_resume(finished: Path) -> None:
+    straight, resumed = (result(finished, run, "classified-few") for run in ("straight", "stopped"))
+    assert set(straight["curves"]["pseudo_share"]) == {"2", "3", "4", "5", "6"}
+    assert min(straight["curves"]["pseudo_share"].values()) > 0
+    assert resumed["curves"]["pseudo_share"] == {
+        step: share for step, share in straight["curves"]["pseudo_share"].items() if int(step) > 3
+    }
+    rows = straight["metrics"]["rows"]
+    assert 0 < rows["labelled"] < rows["unlabelled"]
+    assert result(finished, "straight", "classified")["curves"]["pseudo_share"] == {}
 
 
 @pytest.mark.parametrize("family", DRAWING)
@@ -326,6 +437,42 @@ def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | 
     np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 8)), labels=np.ones(8, dtype=np.int64))
     with pytest.raises(RequestError, match=f"at least two classes; the data has {said}"):
         _run_here(tmp_path, family, {"source": "arrays", "files": ["one.npz"], "labels": labels})
+
+
+def _bad_text(folder: Path, name: str, what: str) -> tuple[dict[str, Any], str]:
+    """Write rows with a fault for a stage that reads words; returns the source and what the error must say."""
+    kind = "jsonl" if name in CLASSIFIED or name == "vision_language" else "text"
+    row: dict[str, Any] = {"text": "A number.", "label": "odd"}
+    if name == "vision_language":
+        row = {"images": [], "prompt": "A number is ", "completion": "odd"}
+    lines = [json.dumps(row) if kind == "jsonl" else row["text"]] * 8
+    said = {
+        "no words": "nothing to learn from in 1 rows .*: empty: bad.txt" if kind == "text" else "no rows",
+        "not UTF-8": r"bad.txt: (row 8: )?not (UTF-8|JSON)",
+        "a broken row": r"bad.txt:(4| row 4): not JSON",
+    }
+    if what == "a broken row":
+        lines[3] = lines[3][:-4]
+    content = "" if what == "no words" else "\n".join(lines)
+    (folder / "bad.txt").write_bytes(content.encode() + (b" \xff" if what == "not UTF-8" else b""))
+    return {"source": kind, "files": ["bad.txt"]}, said[what]
+
+
+BAD_TEXTS = [(name, what) for name in [*LANGUAGE, *CLASSIFIED] for what in ("no words", "not UTF-8")]
+BAD_TEXTS += [(name, "a broken row") for name in ["vision_language", *CLASSIFIED]]
+
+
+@pytest.mark.parametrize(("name", "what"), BAD_TEXTS)
+def test_bad_texts_are_named(finished: Path, name: str, what: str) -> None:
+    source, said = _bad_text(finished, name, what)
+    with pytest.raises(RequestError, match=said):
+        _run_here(finished, name, source)
+
+
+def test_texts_of_one_class_are_refused(finished: Path) -> None:
+    (finished / "one.csv").write_text("text,label\n" + "A number.,odd\nA word.,odd\n" * 8)
+    with pytest.raises(RequestError, match="at least two classes; the labels that are used have odd"):
+        _run_here(finished, "classified", {"source": "csv", "files": ["one.csv"]})
 
 
 def _run_here(folder: Path, family: str, source: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
                     message = "distances need 2 held-out pictures and 2 others"
                     yield loaded.problem(f"{place}.images.limit", stage.images.limit, message, "at least 4")
-                if "perplexity" in stage.suites:
+                if "perplexity" in stage.suites or "targets" in stage.suites:
                     yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
                 if "generation" in stage.suites or "comparison" in stage.suites:
                     yield from _check_sampling(loaded, f"{place}.sampling", stage.sampling, facts)

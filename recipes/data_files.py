@@ -70,8 +70,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield loaded.problem(f"stages.{name}.data", "", message, suggestion)
         for use in uses:
             place = f"stages.{name}.{use.field_path}"
-            if use.held_out:
-                continue
+            if use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None:
+                continue  # rows of the stage's `data`
             if use.role == "instructions":
                 use = replace(use, role=_BY_FAMILY.get(model_facts(loaded, stage).family, use.role))
             for problem in _check_source(loaded, place, use):

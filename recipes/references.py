@@ -237,9 +237,11 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             default = PythonDocs(source="python-docs", split="test")
             uses = []
             if "perplexity" in stage.suites:
-                uses.append(SourceUse("text", stage.text or default, "text"))
+                uses.append(_held_out_use("text", stage.text or default, "text"))
             if "generation" in stage.suites or "comparison" in stage.suites:
-                uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+                uses.append(_held_out_use("prompts", stage.prompts or default, "prompts"))
+            if "targets" in stage.suites:
+                uses.append(_held_out_use("prompts", stage.prompts or default, "seq2seq"))
             if stage.images is not None:
                 uses.append(SourceUse("images", stage.images, "images"))
             return uses
@@ -257,13 +259,18 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
     return found
 
 
+def _held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
+    """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
+    return SourceUse(field_path, source, role, held_out=not isinstance(source, PythonDocs) and source.hold_out > 0)
+
+
 def _training_sources(
     data: Source | ImageSource, evaluation: Source | ImageSource | None, role: Role
 ) -> list[SourceUse]:
     """The training rows, and those to evaluate on: the recipe's own, python-docs' next split, or what is held out."""
     training = SourceUse("data", data, role)
     if evaluation is not None:
-        return [training, SourceUse("evaluation", evaluation, role)]
+        return [training, _held_out_use("evaluation", evaluation, role)]
     if isinstance(data, PythonDocs):
         if data.split == "test":
             return [training]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rlhf.heads import learn_head
 
 from recipes.errors import StageError
 from recipes.image_models import Gan
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
-from rlhf.heads import learn_head
 from rlhf.reward import RewardObjective, ScoreModel
 from trainers import checkpoint as checkpoint_module
 from trainers.architectures.build import build_language_model

@@ -63,6 +63,9 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_critic_warmup(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
             case Evaluate():
+                if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
+                    message = "distances need 2 held-out pictures and 2 others"
+                    yield loaded.problem(f"{place}.images.limit", stage.images.limit, message, "at least 4")
                 if "perplexity" in stage.suites or "targets" in stage.suites:
                     yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
                 if "generation" in stage.suites or "comparison" in stage.suites:

@@ -51,6 +51,11 @@ def measure_pictures(
         )
         for held_out in (False, True)
     )
+    if min(len(training), len(real)) < 2:
+        raise RequestError(
+            f"images: {len(real)} pictures are held out and {len(training)} are not; distances need 2 of each: "
+            "take more pictures, or another hold_out"
+        )
     if context.ranks.rank != 0:
         return {}, []
     judge = open_family(model_folder(context, "features"))

@@ -215,6 +215,11 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ),
         ("suites: [images]", "suites: [images, perplexity]", "it stands alone"),
         ("    features: judge\n", "", "needs `features` (a classifier) and `images`"),
+        (
+            "images: {source: digits,",
+            "images: {source: digits, limit: 3,",
+            "exam.images.limit: distances need 2",
+        ),
         ("metric: gan.coverage", "metric: gan.win_rate", "has no such metric"),
         ("depth: 2, latent: 4}", "depth: 5, latent: 4}", "5 levels halve the size 4 times, but the pictures are 8x8"),
         (

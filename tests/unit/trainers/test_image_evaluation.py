@@ -1,0 +1,30 @@
+"""What an examination of pictures refuses before it measures."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import trainers.image_evaluation
+from recipes.errors import RequestError
+from recipes.image_data import Digits
+from recipes.stages import Evaluate
+
+
+@pytest.mark.parametrize(("held_out", "others"), [(1, 9), (9, 1)])
+def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: int, others: int) -> None:
+    def opened(context: Any, request: Any) -> list[int]:
+        return [0] * (held_out if request.held_out else others)
+
+    monkeypatch.setattr(trainers.image_evaluation, "open_images", opened)
+    spec = Evaluate(
+        kind="evaluate",
+        of=["gan"],
+        suites=["images"],
+        features="judge",
+        images=Digits(source="digits", hold_out=0.2, limit=10),
+    )
+    context: Any = SimpleNamespace(data={}, base_dir=Path(), seed=0, ranks=SimpleNamespace(rank=0))
+    with pytest.raises(RequestError, match=f"{held_out} pictures are held out and {others} are not; distances need 2"):
+        trainers.image_evaluation.measure_pictures(spec, context, ["gan"])

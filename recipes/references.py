@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from recipes.data import ExistingTokenizer, PythonDocs, Source
+from recipes.data import ExistingTokenizer, PythonDocs, PythonSummaries, Source
 from recipes.ddpo import ClassReward
 from recipes.image_data import ImageSource
 from recipes.stages import (
@@ -257,9 +257,9 @@ def _training_sources(
     training = SourceUse("data", data, role)
     if evaluation is not None:
         return [training, SourceUse("evaluation", evaluation, role)]
-    if isinstance(data, PythonDocs):
+    if isinstance(data, PythonDocs | PythonSummaries):
         if data.split == "test":
             return [training]
-        next_split = PythonDocs(source="python-docs", split="validation" if data.split == "train" else "test")
-        return [training, SourceUse("evaluation", next_split, role)]
+        whole = {"source": data.source, "split": "validation" if data.split == "train" else "test"}
+        return [training, SourceUse("evaluation", type(data).model_validate(whole), role)]
     return [training, SourceUse("evaluation", data, role, held_out=True)] if data.hold_out > 0 else [training]

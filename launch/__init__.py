@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.api import check, plan, report, resume, run, sample, status, stop, submit
+    from launch.api import check, draw, plan, report, resume, run, sample, score, status, stop, submit
 
-__all__ = ["check", "plan", "report", "resume", "run", "sample", "status", "stop", "submit"]
+__all__ = ["check", "draw", "plan", "report", "resume", "run", "sample", "score", "status", "stop", "submit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,10 @@ from recipes.plan import Plan
 from recipes.yaml_text import parse_yaml
 from trainers.store.store import Store
 
-__all__ = ["CheckResult", "RunResult", "check", "plan", "report", "resume", "run", "sample", "status", "stop", "submit"]
+__all__ = [
+    "CheckResult", "RunResult", "check", "draw", "plan", "report", "resume", "run", "sample", "score", "status", "stop",
+    "submit",
+]  # fmt: skip
 
 STOP_WAIT_S = 120.0
 
@@ -332,3 +335,17 @@ def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str
     from launch.sampler import sample_texts
 
     return sample_texts(model, prompts, **settings)
+
+
+def draw(model: str, output: str | Path, **settings: Any) -> dict[str, Any]:
+    """Draw a grid of a model's pictures (RUN/STAGE, store address or folder) into a PNG; see `pictures.draw_grid`."""
+    from launch.pictures import draw_grid
+
+    return draw_grid(model, Path(output), **settings)
+
+
+def score(model: str, path: str | Path, **settings: Any) -> list[dict[str, Any]]:
+    """Rank a path's pictures by a VAE's bound or a classifier's confidence; see `launch.pictures.score`."""
+    from launch.pictures import score as score_pictures
+
+    return score_pictures(model, os.fspath(path), **settings)

@@ -72,8 +72,12 @@ def draw_grid(
         if prompts:
             if not isinstance(family, Captioned) or not family.is_captioned:
                 raise RequestError(f"{model} reads no captions; leave --prompt out")
-            columns = None if len(prompts) == 1 else -(-num_samples // len(prompts))
-            captions = [prompts[number // (columns or num_samples)] for number in range(num_samples)]
+            per_prompt = -(-num_samples // len(prompts))
+            captions = [prompts[number // per_prompt] for number in range(num_samples)]
+            if len(prompts) * per_prompt - num_samples >= per_prompt:
+                message = f"{num_samples} pictures, {per_prompt} of each prompt, leave none for {prompts[-1]!r}"
+                raise RequestError(f"{message}; set --num-samples to a multiple of {len(prompts)}")
+            columns = None if len(prompts) == 1 else per_prompt
             pictures = family.sample(seeds, captions=captions)
         else:
             pictures = family.sample(seeds, labels)

@@ -6,12 +6,13 @@ a hub or a folder. Data files are looked at again, and a difference is refused.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from recipes.architecture import MODEL_TYPES
 from recipes.chain import picture_stage_of, start_of
+from recipes.check import check_static
 from recipes.data import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.fingerprint import ParentId, stage_meaning
@@ -32,6 +33,7 @@ from recipes.recipe import Recipe
 from recipes.references import (
     FolderRef,
     HubRef,
+    Reference,
     StageRef,
     StoreRef,
     parse_reference,
@@ -55,6 +57,7 @@ KINDS = {
     "critic": ("actor_critic",),
     "adapter": ("adapter", "actor_critic"),
     "report": ("report",),
+    "text_classifier": ("text_classifier",),
     "classifier": ("classifier",),
     "vae": ("vae",),
     "gan": ("gan",),
@@ -293,6 +296,7 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
     """Fix every input; raises RecipeError with all that cannot be resolved."""
     problems: list[Problem] = []
     external: dict[str, dict[str, ArtifactManifest]] = {}
+    configs: dict[Reference, Mapping[str, Any]] = {}
     for name, stage in loaded.recipe.stages.items():
         for item in stage_inputs(stage):
             try:
@@ -302,8 +306,11 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
                 continue
             if artifact is not None:
                 external.setdefault(name, {})[item.field_path] = artifact
+                configs[parse_reference(item.text)] = artifact.architecture or {}
+    problems += check_static(replace(loaded, configs=configs)) if configs else []
+    reported = {problem.field for problem in problems}
     digests, wrong = data_digests(loaded.recipe, loaded.base_dir, external)
-    problems += [loaded.problem(path, found, message) for path, found, message in wrong]
+    problems += [loaded.problem(path, found, message) for path, found, message in wrong if path not in reported]
     if problems:
         raise RecipeError(problems)
     cluster = loaded.recipe.cluster.model_copy(update={"workers": workers, "gpus_per_worker": gpus_per_worker})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.options import AsJson, StoreUri, print_json
-from recipes.errors import RequestError, StoreDamaged
+from recipes.errors import CapacityError, RequestError, StoreDamaged
 
 if TYPE_CHECKING:
     from trainers.store.manifest import ArtifactManifest
@@ -75,7 +75,7 @@ def _line(manifest: "ArtifactManifest", names: list[str]) -> str:
 @store_app.command("ls")
 def list_artifacts(store: StoreUri = None, as_json: AsJson = False) -> None:
     """List every artifact, parents before what was made from them."""
-    opened = _open(store)
+    opened = _open(store, makes=True)  # where no run was yet, there are none, as `status` says
     artifacts = opened.list_artifacts()
     if as_json:
         print_json([artifact_json(manifest) for manifest in artifacts])
@@ -129,23 +129,27 @@ def verify(
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything back and compare it with its hash; exit 5 when something is damaged."""
+    """Read all back and compare it with its hash; exit 5 for damage, 3 for what a later version wrote."""
     opened = _open(store)
     found = opened.verify(share, set_aside=quarantine)
     if as_json:
         damage = [{"path": item.path, "problem": item.problem, "refs": item.refs} for item in found.damage]
         report = {"refs": found.refs, "objects": found.objects, "bytes": found.bytes, "damage": damage}
-        print_json({**report, "aside": found.aside})
+        print_json({**report, "aside": found.aside, "later": found.later})
     else:
         typer.echo(f"{found.refs} refs, {found.objects} objects, {found.bytes / 2**20:.1f} MiB read")
         for item in found.damage:
             typer.echo(f"damaged: {item.path}: {item.problem}; needed by {', '.join(item.refs[:4])}", err=True)
         for ref in found.aside:
             typer.echo(f"set aside: {ref}, see quarantine/{ref}", err=True)
-        if not found.damage:
+        for ref in found.later:
+            typer.echo(f"not read: {ref} is of a later format than this version reads", err=True)
+        if not found.damage and not found.later:
             typer.echo("whole")
     if found.damage:
         raise typer.Exit(StoreDamaged.exit_code)
+    if found.later:
+        raise typer.Exit(CapacityError.exit_code)
 
 
 @store_app.command()

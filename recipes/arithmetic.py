@@ -1,5 +1,6 @@
 """Numbers of a recipe that must fit each other: batches, steps, lengths, workers."""
 
+import math
 from collections.abc import Iterator
 
 from recipes.data import TrainTokenizer
@@ -37,10 +38,11 @@ from recipes.yaml_text import Path
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings at odds."""
     yield from _check_workers(loaded)
+    for name, stage in loaded.stages_with("train", "rollout", "ppo", "text", "shard", "lora"):
+        yield from _check_shard(loaded, f"stages.{name}", stage)
+        yield from _check_batch(loaded, f"stages.{name}", stage)
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
-        yield from _check_shard(loaded, place, stage)
-        yield from _check_batch(loaded, place, stage)
         facts = model_facts(loaded, stage)
         match stage:
             case Pretrain() | Finetune() | Reward():
@@ -105,23 +107,23 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
     batch = stage_batch(stage)
     key, found = _batch_field(stage)
     field = f"{place}.{key}"
+    shares = 1 if workers == "auto" else workers
+    fitting = _near_multiple(found, _batch_unit(stage, shares))
     if isinstance(stage, PpoStage):
         rollout, mini_batches = stage.rollout, stage.ppo.mini_batches
         responses = rollout.prompts_per_iteration * rollout.samples_per_prompt
+        if rollout.prompts_per_iteration % shares:
+            message = f"the prompts of an iteration cannot be divided among {workers} workers"
+            yield loaded.problem(field, found, message, fitting)
+            return
         if responses % mini_batches:
             message = (
                 f"prompts_per_iteration x samples_per_prompt ({rollout.prompts_per_iteration} x "
                 f"{rollout.samples_per_prompt} = {responses}) must divide into mini_batches ({mini_batches}); "
                 f"remainder {responses % mini_batches}"
             )
-            yield loaded.problem(
-                f"{place}.ppo.mini_batches", mini_batches, message, _near_divisor(responses, mini_batches)
-            )
-            return
-        if workers != "auto" and rollout.prompts_per_iteration % workers:
-            message = f"the prompts of an iteration cannot be divided among {workers} workers"
-            suggestion = _near_multiple(rollout.prompts_per_iteration, workers)
-            yield loaded.problem(field, rollout.prompts_per_iteration, message, suggestion)
+            suggestion = _near_divisor(responses // shares, mini_batches)
+            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, suggestion)
             return
         if workers != "auto" and stage.text is not None and stage.ppo.text_batch % workers:
             message = f"the text of a step cannot be divided among {workers} workers"
@@ -130,17 +132,18 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
             return
     if isinstance(stage, PpoImages):
         mini_batches = stage.ppo.mini_batches
+        if found % shares:
+            message = f"the pictures of an iteration cannot be divided among {workers} workers"
+            yield loaded.problem(field, found, message, fitting)
+            return
         if found % mini_batches:
             message = f"pictures_per_iteration ({found}) must divide into mini_batches ({mini_batches})"
-            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, _near_divisor(found, mini_batches))
-            return
-        if workers != "auto" and found % workers:
-            message = f"the pictures of an iteration cannot be divided among {workers} workers"
-            yield loaded.problem(field, found, message, _near_multiple(found, workers))
+            suggestion = _near_divisor(found // shares, mini_batches)
+            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, suggestion)
             return
     if workers != "auto" and batch % workers:
         message = f"the batch ({batch}) cannot be divided among {workers} workers; remainder {batch % workers}"
-        yield loaded.problem(field, found, message, _near_multiple(batch, workers))
+        yield loaded.problem(field, found, message, fitting)
         return
     least = loaded.recipe.cluster.min_workers if workers == "auto" else workers
     if workers == "auto" and not any(_can_divide(stage, count) for count in range(least, batch + 1)):
@@ -164,6 +167,18 @@ def _batch_field(stage: Stage) -> tuple[str, int]:
             return "rollout.pictures_per_iteration", stage.rollout.pictures_per_iteration
         case _:
             return "train.global_batch", stage_batch(stage)
+
+
+def _batch_unit(stage: Stage, workers: int) -> int:
+    """What the batch field must be a multiple of, for even shares of an iteration and of each of its steps."""
+    match stage:
+        case PpoStage():
+            shares = stage.ppo.mini_batches * workers
+            return math.lcm(workers, shares // math.gcd(shares, stage.rollout.samples_per_prompt))
+        case PpoImages():
+            return stage.ppo.mini_batches * workers
+        case _:
+            return workers
 
 
 def _can_divide(stage: Stage, workers: int) -> bool:

@@ -10,6 +10,7 @@ from recipes.loaded import LoadedRecipe
 from recipes.locate import nearest
 from recipes.recipe import Recipe
 from recipes.references import (
+    INPUT_FIELDS,
     Input,
     PartKind,
     Reference,
@@ -38,6 +39,7 @@ NOUNS: dict[PartKind, str] = {
     "critic": "a critic",
     "report": "a report",
     "tokenizer": "a tokenizer",
+    "text_classifier": "a text classifier",
     "classifier": "an image classifier",
     "vae": "a variational autoencoder",
     "gan": "generative adversarial networks",
@@ -89,7 +91,7 @@ def start_of(stage: Stage) -> str | None:
         case PpoStage():
             return stage.actor
         case Evaluate():
-            return stage.of[0]
+            return None if "images" in stage.suites else stage.of[0]
 
 
 def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:
@@ -135,9 +137,10 @@ def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImage
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
     """References that cannot be read, name nothing, fit no need, or go round in a circle."""
     stages = loaded.recipe.stages
-    for name, stage in stages.items():
+    for name, stage in loaded.stages_with(*INPUT_FIELDS):
         for item in stage_inputs(stage):
             yield from _check_input(loaded, name, item)
+    for name, stage in stages.items():
         if isinstance(stage, Evaluate):
             yield from _check_distinct(loaded, name, stage)
             yield from _check_scorers(loaded, name, stage)

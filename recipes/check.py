@@ -5,6 +5,7 @@ from recipes.captions import check_captions
 from recipes.chain import check_chain
 from recipes.data_files import check_data
 from recipes.errors import Problem
+from recipes.labels import check_labels
 from recipes.loaded import LoadedRecipe
 from recipes.models import check_models
 from recipes.picture_forms import check_picture_forms
@@ -19,6 +20,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_arithmetic(loaded),
         *check_models(loaded),
         *check_captions(loaded),
+        *check_labels(loaded),
         *check_picture_forms(loaded),
         *check_data(loaded),
         *check_pictures(loaded),

@@ -37,18 +37,22 @@ from recipes.picture_files import (
     read_numpy,
     read_picture_lines,
 )
-from recipes.references import Role, SourceUse, stage_sources
+from recipes.references import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse, stage_sources
 from recipes.stages import Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),
     "instructions": (("messages",), ("prompt", "completion"), ("text",)),
+    "labels": (("text",),),
     "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
     "prompts": (("prompt",), ("messages",)),
     "images": (),
 }
 """Standard columns of each role: one of the alternatives must be there."""
+
+_BY_FAMILY: dict[str | None, Role] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
+"""What the rows of a fine-tuning are for, where they are no instructions."""
 
 MAX_FILES = 10_000
 HEADER_FILES = 32
@@ -58,7 +62,7 @@ HEADER_ROWS = 20
 def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Everything wrong with the local files that the stages read."""
     seen: set[tuple[str, str]] = set()
-    for name, stage in loaded.recipe.stages.items():
+    for name, stage in loaded.stages_with(*SOURCE_FIELDS, *INPUT_FIELDS):
         uses = stage_sources(stage)
         if isinstance(stage, Reward) and not any(use.field_path == "evaluation" for use in uses):
             message = "there are no held-out pairs, and the gate needs their accuracy"
@@ -68,8 +72,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             place = f"stages.{name}.{use.field_path}"
             if use.held_out:
                 continue
-            if use.role == "instructions" and model_facts(loaded, stage).family == "encoder_decoder":
-                use = replace(use, role="seq2seq")
+            if use.role == "instructions":
+                use = replace(use, role=_BY_FAMILY.get(model_facts(loaded, stage).family, use.role))
             for problem in _check_source(loaded, place, use):
                 if (problem.field, problem.message) not in seen:
                     seen.add((problem.field, problem.message))

@@ -1,6 +1,7 @@
 """How a recipe field is declared: its role in the fingerprint, its sentence, its bounds, and quantities with units."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -75,6 +76,12 @@ def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
     divisor, number = getattr(model, divisor_key), getattr(model, key)
     if number % divisor:
         raise ValueError(f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}")
+
+
+def raise_all(findings: Iterable[str]) -> None:
+    """Raise one ValueError with everything that a check between fields has found; none where it found nothing."""
+    if message := "; ".join(findings):
+        raise ValueError(message)
 
 
 def _refuse_other_numbers(value: Any) -> Any:

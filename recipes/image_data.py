@@ -122,6 +122,21 @@ def known_classes(source: ImageSource) -> list[str] | None:
     return [str(digit) for digit in range(10)] if isinstance(source, Digits) else None
 
 
+def label_key(source: ImageSource) -> str | None:
+    """The key that has to be set for the source's pictures to have labels; None: they have."""
+    match source:
+        case Digits():
+            return None
+        case Idx():
+            return None if source.label_files else "label_files"
+        case ImageFolder():
+            return "labels" if source.labels == "none" else None
+        case ImageArrays():
+            return "labels" if source.labels is None else None
+        case _:
+            return "label" if source.label is None else None
+
+
 def caption_key(source: ImageSource) -> str | None:
     """The key that has to be set for the source's pictures to have captions; None: they have, '': they cannot."""
     match source:

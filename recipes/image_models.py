@@ -1,10 +1,11 @@
 """Families of picture models: one configuration each, network and objective together."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, meaning, raise_all
 
 VENDI_PICTURES = 16
 """Fewest drawn pictures whose diversity says something."""
@@ -115,21 +116,21 @@ class Ddpm(Strict):
 
     @model_validator(mode="after")
     def _fitting(self) -> "Ddpm":
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels ({channels})"
-                )
-        for level in self.attention_levels:
-            if level >= len(self.block_out_channels):
-                raise ValueError(
-                    f"attention_levels: no level {level}; there are 0 to {len(self.block_out_channels) - 1}"
-                )
-        if self.sampling_steps > self.timesteps:
-            raise ValueError(f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})")
-        if self.guidance != 1 and self.label_dropout == 0:
-            raise ValueError("guidance needs samples trained without their condition: set label_dropout above 0")
+        raise_all(self._misfits())
         return self
+
+    def _misfits(self) -> Iterator[str]:
+        odd = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
+        if odd:
+            yield f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels ({odd[0]})"
+        levels = len(self.block_out_channels)
+        for level in self.attention_levels:
+            if level >= levels:
+                yield f"attention_levels: no level {level}; there are 0 to {levels - 1}"
+        if self.sampling_steps > self.timesteps:
+            yield f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})"
+        if self.guidance != 1 and self.label_dropout == 0:
+            yield "guidance needs samples trained without their condition: set label_dropout above 0"
 
     @property
     def is_guidable(self) -> bool:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,8 +13,8 @@ from recipes.check import check_static
 from recipes.errors import Problem, RecipeError
 from recipes.explain import located_problems, schema_problems
 from recipes.loaded import LoadedRecipe as LoadedRecipe
-from recipes.loaded import parse_path, value_at
-from recipes.locate import nearest, path_of, slot_at
+from recipes.loaded import UnsoundStage, parse_path, value_at
+from recipes.locate import model_keys, nearest, path_of, slot_at
 from recipes.recipe import Cluster, Recipe
 from recipes.smoke import shrink
 from recipes.stages import Stage
@@ -217,7 +217,8 @@ def _validate(document: Document, path: FilePath) -> tuple[LoadedRecipe | None, 
     try:
         recipe = Recipe.model_validate_json(json.dumps(raw), strict=True, by_alias=True, by_name=False)
         return LoadedRecipe(recipe, path, document.marks, raw), problems
-    except ValidationError as error:
+    except ValidationError as invalid:
+        error = invalid
         found = schema_problems(error, document, path)
         found += _hidden_problems(error, document, path)
     problems += _further(problems, found)
@@ -229,7 +230,7 @@ def _validate(document: Document, path: FilePath) -> tuple[LoadedRecipe | None, 
     partial = Recipe.model_construct(
         name="partial", seed=seed if isinstance(seed, int) else 0, cluster=_sound_cluster(raw), stages=sound
     )
-    unsound = frozenset(name for name in stages if name not in sound)
+    unsound = {name: _unsound_stage(name, raw, error) for name in stages if name not in sound}
     return LoadedRecipe(partial, path, document.marks, raw, unsound=unsound), problems
 
 
@@ -241,6 +242,25 @@ def _sound_stage(value: Any) -> Stage | None:
         return _STAGE.validate_json(json.dumps(value), strict=True, by_alias=True, by_name=False)
     except ValidationError:
         return None
+
+
+def _unsound_stage(name: str, raw: dict[str, Any], error: ValidationError) -> UnsoundStage:
+    """What of a stage can still be checked: the fields in which no error lies."""
+    place = ("stages", name)
+    slot, value = slot_at(place, raw), value_at(raw, place)
+    model = slot.model_for(value) if slot is not None else None
+    if model is None:
+        return UnsoundStage(None)
+    found = [path_of(detail["loc"]) for detail in error.errors(include_url=False)]
+    wrong = {str(path[2]) for path in found if path[:2] == place and len(path) > 2}
+    fields: dict[str, Any] = {}
+    for key, info in model_keys(model).items():
+        if key in value and key not in wrong:
+            form: Any = Annotated[info.annotation, info]
+            text = json.dumps(value[key])
+            fields[key] = TypeAdapter(form).validate_json(text, strict=True, by_alias=True, by_name=False)
+    stage = cast(Stage, model.model_construct(**fields))
+    return UnsoundStage(stage, frozenset(wrong))
 
 
 def _sound_cluster(raw: dict[str, Any]) -> Cluster:

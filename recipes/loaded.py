@@ -1,13 +1,26 @@
 """A recipe with what is needed to talk about it: the place of every value, and problems that name it."""
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from recipes.errors import Problem
 from recipes.recipe import Recipe
+from recipes.references import Reference
+from recipes.stages import Stage
 from recipes.yaml_text import Mark, Path, path_text, shorten
+
+
+@dataclass(frozen=True)
+class UnsoundStage:
+    """A stage that has errors of its own, with those of its fields that have none."""
+
+    stage: Stage | None
+    """Without its other fields; None where not even its kind is known."""
+    wrong: frozenset[str] = frozenset()
+    """Names of the fields that it lacks."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +32,22 @@ class LoadedRecipe:
     sources: dict[Path, Mark]
     raw: dict[str, Any]
     smoke: bool = False
-    unsound: frozenset[str] = field(default_factory=frozenset)
-    """Stages that have errors of their own (only while errors are being collected)."""
+    unsound: Mapping[str, UnsoundStage] = field(default_factory=dict)
+    """Stages that have errors of their own, by name (only while errors are being collected)."""
+    configs: Mapping[Reference, Mapping[str, Any]] = field(default_factory=dict)
+    """`config.json` of the models of the store and the hub, by reference (only once they have been looked up)."""
 
     @property
     def base_dir(self) -> FilePath:
         """The folder at which the recipe's relative paths start."""
         return self.path.parent
+
+    def stages_with(self, *fields: str) -> Iterator[tuple[str, Stage]]:
+        """Every stage of whose given fields none is wrong; the others of its fields may not be there."""
+        yield from self.recipe.stages.items()
+        for name, unsound in self.unsound.items():
+            if unsound.stage is not None and unsound.wrong.isdisjoint(fields):
+                yield name, unsound.stage
 
     def problem(self, path: str | Path, found: Any, message: str, suggestion: str = "") -> Problem:
         """A problem at a field path, with the file and line of that field or of the nearest one around it."""

@@ -91,11 +91,17 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     if config is not None and kind == "llava":
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
-        config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
-    positions = None
-    if config and kind != "t5":  # whose n_positions bounds nothing: its positions are relative
-        positions = next((config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
+    positions = None if config is None else config_positions(config)
     return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer, vision=vision)
+
+
+def config_positions(config: Mapping[str, Any]) -> int | None:
+    """Most tokens that the model of a `config.json` is made for; None where it says nothing."""
+    if config.get("model_type") == "t5":  # whose n_positions bounds nothing: its positions are relative
+        return None
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    return next((part[key] for key in POSITION_KEYS if isinstance(part.get(key), int)), None)
 
 
 def _labels(config: dict[str, Any]) -> int:

@@ -10,9 +10,9 @@ from recipes.chain import origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
-from recipes.local_models import FolderFacts, TokenizerFacts, find_pad_token, read_folder
+from recipes.local_models import FolderFacts, TokenizerFacts, config_positions, find_pad_token, read_folder
 from recipes.locate import nearest
-from recipes.references import FolderRef, StageRef, parse_reference, stage_inputs
+from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 from recipes.vision_folders import VisionFacts
 
@@ -28,7 +28,7 @@ _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a stage's model before it exists; None: not known here (it comes from the store or the hub)."""
+    """What is known of a stage's model before it exists; None: not known (of the store and the hub: yet)."""
 
     type: str | None = None
     family: str | None = None
@@ -56,7 +56,22 @@ def reference_facts(loaded: LoadedRecipe, text: str) -> ModelFacts:
         family = None if facts.type is None else MODEL_TYPES[facts.type]
         length_at = f"{source.path}/config.json's length"
         return ModelFacts(facts.type, family, facts.positions, length_at, facts.tokenizer, facts.vision)
+    if isinstance(source, StoreRef | HubRef) and source in loaded.configs:
+        config = loaded.configs[source]
+        kind = config.get("model_type")
+        if kind in MODEL_TYPES:
+            return ModelFacts(kind, MODEL_TYPES[kind], config_positions(config), "its config.json's length")
     return ModelFacts()
+
+
+def is_text_classifier(loaded: LoadedRecipe, text: str) -> bool:
+    """Whether a reference means a stage of the recipe that makes a text classifier."""
+    try:
+        reference = parse_reference(text)
+    except ValueError:
+        return False
+    made = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    return isinstance(made, Finetune) and model_facts(loaded, made).family == "encoder"
 
 
 def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -244,12 +259,10 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
             if getattr(stage, key) not in (None, 1.0):
                 message = f"labels belong to encoders; this model is of family {facts.family}"
                 yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
-    if isinstance(stage, Finetune) and facts.family == "encoder":
-        start = parse_reference(stage.init_from)
-        made = loaded.recipe.stages.get(start.stage) if isinstance(start, StageRef) else None
-        if isinstance(made, Finetune):
-            message = "is a classifier already; a classifier starts from a pretrained encoder"
-            yield loaded.problem(f"{place}.init_from", stage.init_from, message)
+    if isinstance(stage, Pretrain | Finetune) and stage.init_from and is_text_classifier(loaded, stage.init_from):
+        kind = "a classifier" if isinstance(stage, Finetune) else "pretraining"
+        message = f"is a classifier already; {kind} starts from a pretrained encoder"
+        yield loaded.problem(f"{place}.init_from", stage.init_from, message)
     if isinstance(stage, Finetune):
         yield from _check_targets(loaded, place, stage, facts)
     if isinstance(stage, Pretrain):

@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.data import Csv, Datasets, JsonLines, Parquet, Source
 from recipes.data_files import HEADER_FILES, HEADER_ROWS, csv_dialect, match_files
-from recipes.errors import Problem
+from recipes.errors import Problem, RequestError
 from recipes.loaded import LoadedRecipe
 from recipes.models import ModelFacts, model_facts
 from recipes.picture_files import MAX_LINE_BYTES, open_file
@@ -64,10 +64,11 @@ def check_pictures(loaded: LoadedRecipe) -> Iterator[Problem]:
         for use in stage_sources(stage):
             if not use.held_out and not (use.field_path == "evaluation" and stage.evaluation is None):
                 place = f"stages.{name}.{use.field_path}"
-                if facts.family == "vision_language":
-                    yield from _check_source(loaded, place, use.rows, facts)
-                else:
-                    yield from _refuse_pictures(loaded, place, use.rows, facts)
+                check = _check_source if facts.family == "vision_language" else _refuse_pictures
+                try:
+                    yield from check(loaded, place, use.rows, facts)
+                except RequestError as error:
+                    yield loaded.problem(place, use.rows.source, str(error))
         yield from _check_room(loaded, f"stages.{name}", stage, facts)
 
 
@@ -99,7 +100,8 @@ def _check_source(loaded: LoadedRecipe, place: str, source: Source, facts: Model
     for where, row, folder in _first_rows(source, loaded.base_dir):
         pictures = find_pictures(row, source.columns)
         finding = None
-        if pictures is None:
+        mapped = {source.columns[name] for name in ("images", "image") if name in source.columns}
+        if pictures is None and mapped <= row.keys():
             there = ", ".join(map(repr, list(row)[:8]))
             finding = (
                 f"{where}: no column 'images' or 'image'; the row has {there}",
@@ -150,7 +152,11 @@ def unusable(picture: Any, folder: Path) -> str | None:
 def _first_rows(
     source: Source, base_dir: Path, *, only_pictures: bool = False
 ) -> Iterator[tuple[str, dict[str, Any], Path]]:
-    """Place, row, and folder of the first rows of each file; what cannot be read is left to the check of files."""
+    """Place, row, and folder of the first rows of each file.
+
+    What the check of files refuses is passed over; it reads no more of a Parquet file than the footer, so that rows
+    below a good one raise RequestError.
+    """
     if not isinstance(source, JsonLines | Csv | Parquet):
         return
     for pattern in source.files:
@@ -192,15 +198,19 @@ def _parquet_rows(source: Parquet, file: Path, only_pictures: bool) -> Iterator[
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            names = None
-            if only_pictures:
-                own = {source.columns.get("images", "images"), source.columns.get("image", "image")}
-                names = sorted(own & set(opened.schema_arrow.names))
-            if names == [] or opened.metadata.num_rows == 0:
-                return
-            batch = next(opened.iter_batches(batch_size=HEADER_ROWS, columns=names))
-            for number, row in enumerate(batch.to_pylist(), start=1):
-                yield f"{file}: row {number}", row
+        opened = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowException:
         return
+    with opened:
+        names = None
+        if only_pictures:
+            own = {source.columns.get("images", "images"), source.columns.get("image", "image")}
+            names = sorted(own & set(opened.schema_arrow.names))
+        if names == [] or opened.metadata.num_rows == 0:
+            return
+        try:
+            rows = next(opened.iter_batches(batch_size=HEADER_ROWS, columns=names)).to_pylist()
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise RequestError(f"{file}: the first rows cannot be read ({str(error)[:100]})") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{file}: row {number}", row

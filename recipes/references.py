@@ -20,7 +20,17 @@ from recipes.stages import (
 )
 
 PartKind = Literal[
-    "model", "adapter", "reward_model", "critic", "report", "tokenizer", "classifier", "vae", "gan", "ddpm"
+    "model",
+    "adapter",
+    "reward_model",
+    "critic",
+    "report",
+    "tokenizer",
+    "text_classifier",
+    "classifier",
+    "vae",
+    "gan",
+    "ddpm",
 ]
 
 DRAWING_KINDS: tuple[PartKind, ...] = ("vae", "gan", "ddpm")
@@ -107,6 +117,13 @@ def parse_reference(text: str) -> Reference:
     return StageRef(match.group(1), match.group(2))
 
 
+INPUT_FIELDS = (
+    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "suites", "of", "features",
+    "second_scorer",
+)  # fmt: skip
+"""Fields that `stage_inputs` and `start_of` read, of any kind of stage."""
+
+
 def stage_inputs(stage: Stage) -> list[Input]:
     """Every input in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
     match stage:
@@ -118,7 +135,7 @@ def stage_inputs(stage: Stage) -> list[Input]:
         case PretrainImages():
             inputs = [] if stage.autoencoder is None else [Input("autoencoder", stage.autoencoder, ("vae",))]
             if stage.text_encoder is not None:
-                inputs.append(Input("text_encoder", stage.text_encoder, ("model",)))
+                inputs.append(Input("text_encoder", stage.text_encoder, ("model", "text_classifier")))
             return inputs
         case FinetuneImages():
             return [Input("init_from", stage.init_from, ("ddpm",))]
@@ -170,21 +187,7 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"report": "report"}
 
 
-DEFAULT_PARTS: dict[str, str] = {
-    "model": "model",
-    "adapter": "adapter",
-    "reward_model": "model",
-    "actor_critic": "actor",
-    "report": "report",
-    "classifier": "model",
-    "vae": "model",
-    "gan": "model",
-    "ddpm": "model",
-}
-"""What a bare reference to an artifact of each kind means; a folder or a hub id is a `model`."""
-
-
-Role = Literal["text", "instructions", "seq2seq", "preferences", "prompts", "images"]
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,10 @@ class SourceUse:
         """The source of a use of pictures."""
         assert self.role == "images", f"{self.field_path} is no source of pictures"
         return cast(ImageSource, self.source)
+
+
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites")
+"""Fields that `stage_sources` reads, of any kind of stage."""
 
 
 def stage_sources(stage: Stage) -> list[SourceUse]:

@@ -56,9 +56,15 @@ def report_metrics(stage: Evaluate) -> set[str]:
     return names
 
 
+def _is_known(loaded: LoadedRecipe, text: str) -> bool:
+    """Whether a reference, if to a stage at all, means one of the recipe's, so that its metrics have the right name."""
+    reference = parse_reference(text)
+    return not isinstance(reference, StageRef) or reference.stage in {*loaded.recipe.stages, *loaded.unsound}
+
+
 def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Gates on metrics that the report will not have, and bounds that nothing can meet."""
-    for name, stage in loaded.recipe.stages.items():
+    for name, stage in loaded.stages_with("of", "suites", "second_scorer", "gates"):
         if not isinstance(stage, Evaluate) or not stage.gates:
             continue
         try:
@@ -67,7 +73,7 @@ def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
             continue
         for index, gate in enumerate(stage.gates):
             place = f"stages.{name}.gates.{index}"
-            if gate.metric not in known:
+            if gate.metric not in known and all(_is_known(loaded, text) for text in stage.of):
                 guess = nearest(gate.metric, known)
                 suggestion = f"did you mean {guess}?" if guess else "there are: " + ", ".join(known)
                 message = f"the report of the suites {', '.join(stage.suites)} has no such metric"

@@ -1,5 +1,6 @@
 """The kinds of stage, one model each."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -8,7 +9,7 @@ from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
 from recipes.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.encoders import Corruption, PseudoLabels
-from recipes.fields import Strict, TagAt, meaning, placement
+from recipes.fields import Strict, TagAt, meaning, placement, raise_all
 from recipes.image_data import ImageSource
 from recipes.image_models import Ddpm, ImageArchitecture
 from recipes.lora import Lora
@@ -82,23 +83,21 @@ class PretrainImages(_Stage):
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     @model_validator(mode="after")
-    def _autoencoder_serves(self) -> "PretrainImages":
-        if self.autoencoder is not None and self.architecture.family != "ddpm":
-            raise ValueError(f"autoencoder serves family ddpm; the family here is {self.architecture.family}")
+    def _fitting(self) -> "PretrainImages":
+        raise_all(self._misfits())
         return self
 
-    @model_validator(mode="after")
-    def _one_condition(self) -> "PretrainImages":
+    def _misfits(self) -> Iterator[str]:
         if not isinstance(self.architecture, Ddpm):
-            if self.text_encoder is not None:
-                raise ValueError(f"text_encoder serves family ddpm; the family here is {self.architecture.family}")
-            return self
+            for key in ("autoencoder", "text_encoder"):
+                if getattr(self, key) is not None:
+                    yield f"{key} serves family ddpm; the family here is {self.architecture.family}"
+            return
         if self.architecture.class_conditional and self.text_encoder is not None:
-            raise ValueError("give text_encoder or class_conditional: true, not both: the caption names the class")
+            yield "give text_encoder or class_conditional: true, not both: the caption names the class"
         has_condition = self.architecture.class_conditional or self.text_encoder is not None
         if self.architecture.guidance != 1 and not has_condition:
-            raise ValueError("guidance needs class_conditional: true, or a text_encoder")
-        return self
+            yield "guidance needs class_conditional: true, or a text_encoder"
 
 
 class Finetune(_Stage):
@@ -268,21 +267,20 @@ class Evaluate(_Stage):
     )
 
     @model_validator(mode="after")
-    def _comparison_needs(self) -> "Evaluate":
-        if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
-            raise ValueError("suite 'comparison' needs `reward` and at least two models in `of`")
+    def _suites_have_what_they_need(self) -> "Evaluate":
+        raise_all(self._misfits())
         return self
 
-    @model_validator(mode="after")
-    def _images_need(self) -> "Evaluate":
+    def _misfits(self) -> Iterator[str]:
+        if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
+            yield "suite 'comparison' needs `reward` and at least two models in `of`"
         if "images" in self.suites:
             if len(self.suites) > 1:
-                raise ValueError("suite 'images' measures models of pictures; it stands alone")
+                yield "suite 'images' measures models of pictures; it stands alone"
             if self.features is None or self.images is None or self.images.hold_out == 0:
-                raise ValueError("suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0")
+                yield "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0"
         elif self.features is not None or self.images is not None:
-            raise ValueError("features and images say something only with suites: [images]")
-        return self
+            yield "features and images say something only with suites: [images]"
 
 
 PretrainFamily = Annotated[

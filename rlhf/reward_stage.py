@@ -11,13 +11,12 @@ from trainers.architectures.lora import add_adapter, learn_heads
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.loop import train
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import GROUP, PlannedBatches, cadence_of, one_group, stage_layout
+from trainers.steps import PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -51,9 +50,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
         peft_config = add_adapter(network, spec.lora, seed=stream_seed(context.seed, "adapter"))
         learn_heads(network, heads)
     wrapped = ScoreModel(network, *heads)
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    engine = training_engine(wrapped, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None

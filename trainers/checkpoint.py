@@ -2,8 +2,8 @@
 
 A save copies the state into a host buffer and returns; a thread writes and commits while training goes on. At most one
 save is under way. Its error is raised at the next step, and `flush` waits for it: before the stage's end, and before a
-preempted rank leaves. The first save of an attempt is waited for and tried out: what is read back is put into the
-engine, which must not change by a bit.
+preempted rank leaves. The first save of an attempt is waited for and tried out before it is committed: what is read
+back is put into the engine, which must not change by a bit. Every later save must hold the same items.
 """
 
 import hashlib
@@ -22,15 +22,18 @@ from trainers.background import BackgroundTask, HeldPiece, HostBuffer
 from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
 from trainers.exactness import describe_exactness, differences
 from trainers.loop import LoopState, SourceState
-from trainers.saved_state import find_state
+from trainers.saved_state import check_state, find_state
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
-from trainers.store.state import TensorReader, write_tensors
+from trainers.store.state import DTYPES, TensorReader, write_tensors
 from trainers.store.store import Store
 
 log = logging.getLogger("trainwright.checkpoint")
 
 SOURCE_GROUP = "source"
 EXACTNESS, CHANGES = "exactness", "changes"
+
+Items = dict[tuple[str, str], tuple[list[int], str]]
+"""Shape and dtype of each tensor of a state, by group and name."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class StoreCheckpoint:
     _buffer: HostBuffer = field(default_factory=HostBuffer, init=False, repr=False)
     _differing: list[str] = field(default_factory=list, init=False, repr=False)
     _changed: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
-    _is_tried: bool = field(default=False, init=False, repr=False)
+    _tried: Items | None = field(default=None, init=False, repr=False)
+    """What the engine gave and took at the save that was tried out; None: there was none yet."""
 
     @property
     def exactness(self) -> str:
@@ -109,11 +113,16 @@ class StoreCheckpoint:
             layout=self.layout,
         )
         exchange = distributed.side_exchange()
-        self._task.start(lambda: self._commit(manifest, held, exchange))
-        if not self._is_tried:
-            self._task.wait()
-            self._try_out(engine, source)
-            self._is_tried = True
+        of_source: Items = {
+            (SOURCE_GROUP, name): (list(tensor.shape), DTYPES[tensor.dtype]) for name, tensor in source.tensors.items()
+        }
+        if self._tried is None:
+            parts = self._write(manifest, held, exchange)
+            self._tried = self._try_out(_merged(manifest, parts), engine, source)
+            self._publish(manifest, parts, {**self._tried, **of_source}, exchange)
+        else:
+            wanted = {**self._tried, **of_source}
+            self._task.start(lambda: self._publish(manifest, self._write(manifest, held, exchange), wanted, exchange))
 
     def check(self) -> None:
         """Raise the error of a save that has failed; never waits."""
@@ -155,8 +164,10 @@ class StoreCheckpoint:
         if distributed.rank() == 0:
             print(f"{self.stage} goes on after {manifest.step} steps: {self.exactness}", flush=True)
 
-    def _commit(self, manifest: StateManifest, held: Sequence[HeldPiece], exchange: distributed.Exchange) -> None:
-        """Write this rank's pieces, and on rank 0 commit when all have written; in the thread.
+    def _write(
+        self, manifest: StateManifest, held: Sequence[HeldPiece], exchange: distributed.Exchange
+    ) -> list[dict[str, Any]]:
+        """Write this rank's pieces and read them back; returns what each rank has written. Collective.
 
         Every rank hears of every other's failure: none waits for a rank that gave up.
         """
@@ -168,19 +179,20 @@ class StoreCheckpoint:
             self._read_back(written)
         except Exception as error:  # told to the other ranks, then raised
             failure = error
-        parts = exchange(
-            {
-                "error": None if failure is None else f"rank {distributed.rank()}: {failure}",
-                "tensors": {
-                    group: [item.model_dump(mode="json") for item in items] for group, items in written.items()
-                },
-            }
-        )
+        tensors = {group: [item.model_dump(mode="json") for item in items] for group, items in written.items()}
+        parts = exchange({"error": _told(failure), "tensors": tensors})
         _raise_any(failure, [part["error"] for part in parts])
+        return [part["tensors"] for part in parts]
+
+    def _publish(
+        self, manifest: StateManifest, parts: Sequence[dict[str, Any]], wanted: Items, exchange: distributed.Exchange
+    ) -> None:
+        """Commit on rank 0 what all ranks have written, if nothing is missing; every rank hears how it went."""
+        failure: Exception | None = None
         if distributed.rank() == 0:
             try:
-                merged = merge_entries(_entries(part["tensors"]) for part in parts)
-                whole = StateManifest.model_validate({**dict(manifest), "tensors": merged})
+                whole = _merged(manifest, parts)
+                _demand_items(whole, wanted)
                 self.store.commit_state(whole, self.lease)
                 self.store.keep_states(self.run, self.stage, self.keep, is_read_back=True)
             except Exception as error:  # told to the other ranks, then raised
@@ -188,16 +200,16 @@ class StoreCheckpoint:
         _raise_any(failure, exchange(_told(failure)))
 
     def _read_back(self, written: Mapping[str, Sequence[TensorEntry]]) -> None:
-        """Hash what this rank has written: only then may an older state be dropped."""
+        """Hash what this rank has written: only then may an older state be dropped. An object store has done so."""
+        if self.store.objects.is_remote:
+            return
         objects = {part.object for entries in written.values() for entry in entries for part in entry.slices}
         for entry in sorted(objects, key=lambda entry: entry.sha256):
             self.store.objects.check(entry)
 
-    def _try_out(self, engine: StatefulEngine, source: SourceState) -> None:
-        """Put the state that was just committed into the engine: nothing may change. Collective."""
-        manifest = find_state(self.store, self.run, self.stage, self.fingerprint)
-        if manifest is None:
-            raise StageError(f"{self.stage}: the state that was just saved is not in the store")
+    def _try_out(self, manifest: StateManifest, engine: StatefulEngine, source: SourceState) -> Items:
+        """Put a state that was written into the engine: nothing may change. Returns its items. Collective."""
+        check_state(self.store, manifest)
         wrong = []
         before = _hashes(engine)
         with TensorReader(self.store, manifest) as reader:
@@ -211,11 +223,11 @@ class StoreCheckpoint:
             wrong.append("values of the source")
         found = sorted({name for part in distributed.gather_json(wrong) for name in part})
         if found:
-            shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             raise StageError(
-                f"{self.stage}: a resume would not be exact: read back after the save of step {manifest.step}, "
-                f"{len(found)} items differ from those in training: {shown}"
+                f"{self.stage}: a resume would not be exact: read back of what step {manifest.step} would save, "
+                f"{len(found)} items differ from those in training: {_some(found)}"
             )
+        return {item: kind for item, kind in _items(manifest).items() if item[0] != SOURCE_GROUP}
 
 
 def conditions(engine: StatefulEngine) -> dict[str, str]:
@@ -263,6 +275,34 @@ def _hashes(engine: StatefulEngine) -> dict[str, str]:
         if tensor.numel()
     }
     return {**found, "steps applied": str(engine.steps_applied)}
+
+
+def _items(manifest: StateManifest) -> Items:
+    return {
+        (group, entry.name): (entry.shape, entry.dtype)
+        for group, entries in manifest.tensors.items()
+        for entry in entries
+    }
+
+
+def _demand_items(manifest: StateManifest, wanted: Items) -> None:
+    """Raise StageError for a state that lacks an item: it would be the newest one, and a resume could not load it."""
+    found = _items(manifest)
+    wrong = [f"{group}:{name}" for (group, name), kind in wanted.items() if found.get((group, name)) != kind]
+    if wrong:
+        raise StageError(
+            f"{manifest.stage}: the state of step {manifest.step} was not saved: of what a resume reads, {len(wrong)} "
+            f"items are missing or of another shape or type: {_some(wrong)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _merged(manifest: StateManifest, parts: Sequence[Mapping[str, Any]]) -> StateManifest:
+    """Return the manifest with the tensors that the ranks have written."""
+    return StateManifest.model_validate({**dict(manifest), "tensors": merge_entries(_entries(part) for part in parts)})
 
 
 def _told(failure: Exception | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,15 @@ from trainers.architectures.lora import add_adapter, learn_heads
 from trainers.class_metrics import Predictions
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.labelled_batches import LabelledBatches, labelled_evaluation_batches, split_by_label
+from trainers.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
 from trainers.loop import train
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import GROUP, cadence_of, one_group, stage_layout
+from trainers.steps import PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -39,8 +39,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     ranks, observer, shard = context.ranks, context.observer, spec.shard
     observer.phase("data")
     use_fast_matmul(ranks.device)
-    folder = model_folder(context, "init_from")
-    tokenization = load_tokenization(folder)
+    tokenization = load_tokenization(model_folder(context, "init_from"))
     dataset = _open(spec, context, tokenization, "data")
     assert dataset is not None
     evaluation_set = _open(spec, context, tokenization, "evaluation")
@@ -49,48 +48,31 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     labelled, unlabelled = split_by_label(dataset, spec.labelled_share)
 
     observer.phase("model")
-    model = load_model(
-        folder,
-        "text_classifier",
-        device=ranks.device,
-        new_head_seed=stream_seed(context.seed, "head"),
-        classes=dataset.classes,
-    )
-    peft_config = None
-    if spec.lora is not None:
-        excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
-        peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
-        learn_heads(model, CLASSIFIER_PARTS)
-    wrapped = ClassLosses(model, spec.pseudo_labels)
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    model, peft_config = _build_model(spec, context, dataset.classes)
+    engine = training_engine(ClassLosses(model, spec.pseudo_labels), spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(labelled))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    masker = None
-    if spec.pseudo_labels is not None:
-        masker = Masker(Corruption(share=spec.pseudo_labels.hidden_share), tokenization, context.seed)
-    source = LabelledBatches(
+    pseudo = spec.pseudo_labels
+    plan = LabelledPlan(
         dataset,
         labelled,
         unlabelled,
-        spec.pseudo_labels,
-        masker,
+        pseudo,
+        None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, context.seed),
         seed=context.seed,
         global_batch=spec.train.global_batch,
         workers=layout.workers,
         rank=ranks.rank,
         micro_batch=layout.micro_batch,
-        steps_planned=steps,
     )
     checkpoint = context.checkpoint(layout)
     found: list[Predictions] = []
     outcome = train(
         engine,
-        ClassificationObjective(spec.pseudo_labels),
-        source,
+        ClassificationObjective(pseudo),
+        PlannedBatches(plan, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
@@ -127,6 +109,23 @@ def _open(spec: Finetune, context: StageContext, tokenization: Tokenization, fie
         return None
     request = data_request(context, use, tokenization, spec.train.sequence_length)
     return open_dataset(context, replace(request, role="labels"))
+
+
+def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the encoder with a head for the classes, and peft's configuration where an adapter learns beside it."""
+    model = load_model(
+        model_folder(context, "init_from"),
+        "text_classifier",
+        device=context.ranks.device,
+        new_head_seed=stream_seed(context.seed, "head"),
+        classes=classes,
+    )
+    if spec.lora is None:
+        return model, None
+    excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
+    peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
+    learn_heads(model, CLASSIFIER_PARTS)
+    return model, peft_config
 
 
 def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:

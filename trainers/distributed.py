@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,13 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def first_rank_first(make: Callable[[], T]) -> T:
+    """Make something on rank 0, then on the others, which find what it left in the store; collective."""
+    made = [make()] if rank() == 0 else []
+    barrier()
+    return made[0] if made else make()
 
 
 def _encode(value: Any) -> Tensor:

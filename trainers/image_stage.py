@@ -18,7 +18,6 @@ from trainers.architectures.lora import adapter_tensors, merged_tensors
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.image_sets import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
 from trainers.families.build import Blueprint
@@ -32,7 +31,7 @@ from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, open_images
-from trainers.steps import GROUP, cadence_of, one_group, stage_layout
+from trainers.steps import cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 
 NETWORK = "net."
@@ -95,10 +94,7 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
 
 def _phase(part: PhaseModule, spec: ImageSpec, context: StageContext, steps: int) -> Phase:
     """Put a phase's module under its engine."""
-    group = parameter_group(GROUP, part.module, spec.train.optimizer)
-    clip, device = spec.train.gradient_clipping, context.ranks.device
-    engine = build_engine(part.module, [group], spec.shard, clip=clip, device=device)
-    engine.module.train()
+    engine = training_engine(part.module, spec.train, spec.shard, context.ranks.device)
     rates = one_group(spec.train.optimizer.lr * part.lr_ratio, spec.train.schedule, steps)
     return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
 

@@ -4,7 +4,7 @@ B labelled rows, U rows without a label, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from recipes.errors import RequestError
 from trainers.data.batches import FILLER, Texts, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.order import global_sample
-from trainers.loop import SourceState
 from trainers.masking import Masker
 from trainers.randomness import stream_seed
 
@@ -79,8 +78,8 @@ def labelled_evaluation_batches(
         yield build_labelled_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
 
 
-class LabelledBatches:
-    """Batch source over labelled rows, with rows of unknown class beside them; every step can be resumed from."""
+class LabelledPlan:
+    """Which labelled rows a rank takes at a step, and which rows of unknown class beside them."""
 
     def __init__(
         self,
@@ -95,7 +94,6 @@ class LabelledBatches:
         workers: int,
         rank: int,
         micro_batch: int,
-        steps_planned: int,
     ) -> None:
         """Raise RequestError where pseudo-labels are asked for and every row has a label."""
         if pseudo_labels is not None and len(unlabelled) == 0:
@@ -104,26 +102,10 @@ class LabelledBatches:
         self._pseudo_labels, self._masker, self._seed, self._global_batch = pseudo_labels, masker, seed, global_batch
         starts = range(rank * micro_batch, global_batch, workers * micro_batch)
         self._runs = [range(start, start + micro_batch) for start in starts]
-        self.steps_planned = steps_planned
 
     def micro_batches(self, step: int) -> list[LabelledBatch]:
         """Return this rank's share of the step's rows."""
         return [self._batch(step, run) for run in self._runs]
-
-    def can_save(self, steps_done: int) -> bool:
-        """Always: rows are a pure function of the step."""
-        return True
-
-    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
-        """Never stops early."""
-        return None
-
-    def state(self) -> SourceState:
-        """Nothing."""
-        return SourceState()
-
-    def load_state(self, state: SourceState) -> None:
-        """Nothing."""
 
     def _batch(self, step: int, run: range) -> LabelledBatch:
         dataset, first = self._dataset, step * self._global_batch

@@ -29,7 +29,6 @@ from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.picture_processor import PictureProcessor, load_picture_processor
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
@@ -40,7 +39,7 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import EVALUATION, GROUP, PlannedBatches, cadence_of, one_group, stage_layout
+from trainers.steps import EVALUATION, PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
 from trainers.streams import LaneStates, StreamBatches
 from trainers.text_draft import TrainedText, write_text_draft
@@ -64,9 +63,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     use_fast_matmul(ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
-    is_carried = isinstance(spec, Pretrain) and family == "rnn"
     request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
-    dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    dataset = open_dataset(context, replace(request, is_stream=isinstance(spec, Pretrain) and family == "rnn"))
     held_out = find_source(spec, "evaluation")
     evaluation_set = None
     if held_out is not None:
@@ -77,27 +75,17 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     model = build_stage_model(spec, context, tokenization)
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
-    wrapped = learning.module
-    group = parameter_group(GROUP, wrapped, spec.train.optimizer)
-    engine = build_engine(wrapped, [group], shard, clip=spec.train.gradient_clipping, device=ranks.device)
-    engine.module.train()
+    engine = training_engine(learning.module, spec.train, shard, ranks.device)
 
     steps = planned_steps(spec.train, len(dataset))
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    source: BatchSource
-    if is_carried:
-        source = stream_batches(spec, context, model, dataset, layout, steps)
-    else:
-        share = (spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
-        source = PlannedBatches(plan, steps, learning.prepare)
     checkpoint = context.checkpoint(layout)
     translations: list[Translations] = []
     outcome = train(
         engine,
         learning.objective,
-        source,
+        batch_source(spec, family, context, model, learning, dataset, layout, steps),
         learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
         cadence=cadence_of(spec.train),
         checkpoint=checkpoint,
@@ -138,10 +126,21 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     return draft
 
 
-def stream_batches(
-    spec: Pretrain | Finetune, context: StageContext, model: Any, dataset: Dataset, layout: Layout, steps: int
-) -> StreamBatches:
-    """Return the batches of a recurrent model, whose lanes carry their states on its device."""
+def batch_source(
+    spec: Pretrain | Finetune,
+    family: str,
+    context: StageContext,
+    model: Any,
+    learning: Learning,
+    dataset: Dataset,
+    layout: Layout,
+    steps: int,
+) -> BatchSource:
+    """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
+    if dataset.form != "stream":
+        share = (spec.train.global_batch, layout.workers, context.ranks.rank, layout.micro_batch)
+        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, steps, learning.prepare)
     zero = model.base_model.zero_state(spec.train.global_batch).detach()
     return StreamBatches(
         dataset,
@@ -173,10 +172,7 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
         return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
     assert isinstance(spec.tokenizer, TrainTokenizer)
     arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
-    if context.ranks.rank == 0:
-        build_tokenization(*arguments)
-    distributed.barrier()
-    return build_tokenization(*arguments)
+    return distributed.first_rank_first(lambda: build_tokenization(*arguments))
 
 
 def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:

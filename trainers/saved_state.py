@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +36,33 @@ def find_state(
     return manifest
 
 
+def check_state(store: Store, manifest: StateManifest) -> None:
+    """Hash a state's objects, each rank a share; raises on every rank what any of them met. Collective."""
+    _raise_told(_verify_together(store, manifest))
+
+
 def _newest_whole(store: Store, run: str, stage: str) -> StateManifest | None:
     """Rank 0 looks and proposes; all ranks check what it proposes, until it says which one it is."""
     if distributed.rank() != 0:
         while "candidate" in (told := distributed.broadcast_json(None)):
             _verify_together(store, StateManifest.model_validate(told["candidate"]))
-        if told["problem"] is not None:
-            raise StoreDamaged(told["problem"])
+        _raise_told(told["problem"])
         return None if told["found"] is None else StateManifest.model_validate(told["found"])
 
     def check(manifest: StateManifest) -> None:
         distributed.broadcast_json({"candidate": manifest.model_dump(mode="json")})
-        problem = _verify_together(store, manifest)
-        if problem is not None:
-            raise StoreDamaged(problem)
+        _raise_told(_verify_together(store, manifest))
 
     try:
         found = store.latest_state(run, stage, check=check)
-    except StoreDamaged as error:
-        distributed.broadcast_json({"found": None, "problem": str(error)})
+    except Exception as error:  # told to the other ranks, which wait for a word, then raised
+        distributed.broadcast_json({"found": None, "problem": _told(error)})
         raise
     distributed.broadcast_json({"found": None if found is None else found.model_dump(mode="json"), "problem": None})
     return found
 
 
-def _verify_together(store: Store, manifest: StateManifest) -> str | None:
+def _verify_together(store: Store, manifest: StateManifest) -> dict[str, Any] | None:
     """Hash this rank's share of a state's objects; returns the first problem that any rank met. Collective."""
     problem, marks = None, {}
     node = _node()
@@ -68,13 +70,26 @@ def _verify_together(store: Store, manifest: StateManifest) -> str | None:
     threads = max(1, len(os.sched_getaffinity(0)) // nodes.count(node))
     try:
         marks = store.objects.verify_all(_share(list(manifest.objects()), nodes), threads)
-    except StoreDamaged as error:
-        problem = str(error)
+    except Exception as error:  # told to all ranks, which raise it together
+        problem = _told(error)
     parts: list[dict[str, Any]] = distributed.gather_json({"problem": problem, "marks": marks})
     for part, where in zip(parts, nodes, strict=True):
         if where == node:
             store.objects.trust({sha256: tuple(mark) for sha256, mark in part["marks"].items()})
-    return next((part["problem"] for part in parts if part["problem"] is not None), None)
+    problems = [part["problem"] for part in parts if part["problem"] is not None]
+    # Damage is answered by an older state; what is none comes first and ends the search.
+    return min(problems, key=lambda one: bool(one["is_damage"]), default=None)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    is_damage = isinstance(error, StoreDamaged)
+    where = "" if is_damage else f"rank {distributed.rank()}: {type(error).__name__}: "
+    return {"text": f"{where}{error}", "is_damage": is_damage}
+
+
+def _raise_told(problem: Mapping[str, Any] | None) -> None:
+    if problem is not None:
+        raise (StoreDamaged if problem["is_damage"] else StageError)(problem["text"])
 
 
 def _share(entries: Sequence[FileEntry], nodes: Sequence[str]) -> list[str]:

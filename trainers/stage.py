@@ -201,17 +201,9 @@ def data_request(
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
     """Materialise on rank 0 first; the others open what it committed; collective."""
-    dataset: Dataset | None = None
-    if context.ranks.rank == 0:
-        dataset = materialise(request, context.store)
-    distributed.barrier()
-    return dataset or materialise(request, context.store)
+    return distributed.first_rank_first(lambda: materialise(request, context.store))
 
 
 def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
     """Materialise pictures on rank 0 first; the others open what it committed; collective."""
-    dataset: ImageDataset | None = None
-    if context.ranks.rank == 0:
-        dataset = materialise_images(request, context.store)
-    distributed.barrier()
-    return dataset or materialise_images(request, context.store)
+    return distributed.first_rank_first(lambda: materialise_images(request, context.store))

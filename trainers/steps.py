@@ -1,13 +1,18 @@
 """What training stages share: batches that follow from the step, learning rates, cadence, how a batch is divided."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import nn
 
 from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches
 from recipes.optim import Schedule
+from recipes.sharding import Shard
 from recipes.train import ImageTrain, Train
-from trainers.data.batches import BatchPlan
+from trainers.engine.build import build_engine, parameter_group
+from trainers.engine.protocol import Engine
 from trainers.loop import Cadence, LearningRates, SourceState
 from trainers.schedule import learning_rate_factor
 from trainers.stage import StageContext
@@ -23,11 +28,18 @@ def unchanged(batch: Any, step: int) -> Any:
     return batch
 
 
+class Plan(Protocol):
+    """Which rows a rank takes: a pure function of the step."""
+
+    def micro_batches(self, step: int) -> Sequence[Any]:
+        """Return this rank's share of the step's rows."""
+
+
 @dataclass(frozen=True)
 class PlannedBatches:
     """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
 
-    plan: BatchPlan
+    plan: Plan
     steps_planned: int
     prepare: Callable[[Any, int], Any] = unchanged
     """What the objective reads of a batch at a step."""
@@ -50,6 +62,14 @@ class PlannedBatches:
 
     def load_state(self, state: SourceState) -> None:
         """Nothing."""
+
+
+def training_engine(module: nn.Module, train: Train | ImageTrain, shard: Shard, device: torch.device) -> Engine:
+    """Put a module under an engine that trains it as one parameter group, in training mode."""
+    group = parameter_group(GROUP, module, train.optimizer)
+    engine = build_engine(module, [group], shard, clip=train.gradient_clipping, device=device)
+    engine.module.train()
+    return engine
 
 
 def one_group(lr: float, schedule: Schedule, steps_planned: int, name: str = GROUP) -> LearningRates:

@@ -14,11 +14,13 @@ import pytest
 
 from recipes.load import check_file, dump_recipe, load_recipe
 from recipes.locate import field_at
+from recipes.references import StageRef, parse_reference, stage_inputs
 
 pytestmark = pytest.mark.serial
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-ROUNDS = {"quickstart.yaml": 6, "llm/files.yaml": 2, "llm/gpt2.yaml": 1, "llm/qwen3.yaml": 1}
+ROUNDS = {"quickstart.yaml": 6, "llm/files.yaml": 2}
+"""Runs of a recipe, each with other changes; 1 where it is not named."""
 CHANGES_PER_STAGE = 2
 LOCAL = ("cluster.workers=2", "cluster.gpus_per_worker=0")
 PLACES = (
@@ -36,6 +38,9 @@ PLACES = (
     "from",
 )
 """Fields that say where or what, not how: another value is another recipe."""
+
+ROWS_TELL = ("which no training row has",)
+"""Refusals for what no check without the rows can know."""
 
 FieldPath = tuple[str | int, ...]
 
@@ -96,8 +101,23 @@ def draw(recipe: Path, seed: int) -> list[str]:
     return taken
 
 
+def rounds() -> list[tuple[str, int]]:
+    """Each shipped recipe whose models are all its own, with a seed for each of its runs."""
+    names = [str(path.relative_to(RECIPES)) for path in [*RECIPES.glob("*.yaml"), *sorted(RECIPES.glob("*/*.yaml"))]]
+    own = [
+        name
+        for name in names
+        if all(
+            isinstance(parse_reference(item.text), StageRef)
+            for stage in load_recipe(RECIPES / name).recipe.stages.values()
+            for item in stage_inputs(stage)
+        )
+    ]
+    return [(name, seed) for name in own for seed in range(ROUNDS.get(name, 1))]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, rounds in ROUNDS.items() for seed in range(rounds)])
+@pytest.mark.parametrize(("name", "seed"), rounds())
 def test_what_the_check_accepts_runs(
     make_shell: Callable[..., Any], say: Callable[[str], None], name: str, seed: int
 ) -> None:
@@ -106,6 +126,9 @@ def test_what_the_check_accepts_runs(
     say(f"{name}: {'; '.join(changes)}")
     arguments = [part for change in (*LOCAL, *changes) for part in ("--set", change)]
     done = make_shell()("run", str(RECIPES / name), "--smoke", *arguments)
+    if done.code == 2 and any(reason in done.err for reason in ROWS_TELL):
+        say(f"{name}: {done.err.strip()}")
+        return
     assert done.code == 0, f"{' '.join(changes)}\n{done.out}{done.err}"
 
 

@@ -35,13 +35,7 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Copy to a device."""
-        return TokenBatch(
-            self.input_ids_BT.to(device),
-            self.segment_ids_BT.to(device),
-            self.position_ids_BT.to(device),
-            self.loss_mask_BT.to(device),
-            self.sample_ids_B.to(device),
-        )
+        return TokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -56,9 +50,7 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """Copy to a device."""
-        return SequenceBatch(
-            self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.response_mask_BT.to(device)
-        )
+        return SequenceBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -102,9 +94,7 @@ class PromptBatch:
 
     def to(self, device: torch.device | str) -> "PromptBatch":
         """Copy to a device."""
-        return PromptBatch(
-            self.input_ids_BP.to(device), self.attention_mask_BP.to(device), self.sample_ids_B.to(device)
-        )
+        return PromptBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What a commit may name: a ref only its own folder's manifest, a training state only the objects written for it.
 
+What a state's manifest says of its objects is compared with their headers.
+
 The header of each object of a training state carries its owner's mark, `run/stage/lease/step`. So a state shares no
 object with another commit, and retention deletes a dropped state's objects without asking who else names them.
 """
@@ -11,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from recipes.errors import StoreDamaged
+from trainers.store.headers import parse_header
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
     FileEntry,
     Manifest,
+    Slice,
     StateManifest,
+    StoreFormat,
     objects_of,
     read_manifest,
 )
@@ -32,14 +37,7 @@ def owner_mark(run: str, stage: str, lease: int, step: int) -> str:
 
 def find_owner(objects: ObjectStore, sha256: str) -> str | None:
     """Return the owner's mark in an object's header; None when it has none."""
-    header = objects.read_header(sha256)
-    if header is None:
-        return None
-    try:
-        mark = json.loads(header)["__metadata__"]["owner"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return mark if isinstance(mark, str) and _MARK.fullmatch(mark) else None
+    return _owner(objects.read_header(sha256))
 
 
 def ref_folder(manifest: Manifest) -> str:
@@ -54,37 +52,82 @@ def ref_folder(manifest: Manifest) -> str:
 
 
 def named_manifest(objects: ObjectStore, folder: str, record: dict[str, Any]) -> Manifest:
-    """Return the manifest that a ref of a folder names; raises StoreDamaged when it is not whole or another's."""
+    """Return the manifest that a ref of a folder names.
+
+    Raises StoreDamaged when it is not whole or another's, StoreFormat when a later version wrote it.
+    """
     sha256 = str(record["manifest"])
     data = objects.get_bytes(sha256)
     if record.get("bytes") != len(data):
         raise StoreDamaged(f"names {record.get('bytes')!r} bytes of {object_path(sha256)}, which has {len(data)}")
-    manifest = read_manifest(data)
+    try:
+        manifest = read_manifest(data)
+    except StoreFormat as error:
+        raise StoreFormat(f"{folder}: {object_path(sha256)}: {error}") from None
     if ref_folder(manifest) != folder:
         raise StoreDamaged(f"names a manifest of {ref_folder(manifest)}, not of {folder}")
     return manifest
 
 
-def foreign_objects(objects: ObjectStore, manifest: Manifest, entries: Iterable[FileEntry] | None = None) -> list[str]:
-    """Say which objects a manifest may not name: of a state those that another owns, else those of training states.
+def wrong_objects(objects: ObjectStore, manifest: Manifest, entries: Iterable[FileEntry] | None = None) -> list[str]:
+    """Say which objects a manifest may not name, or does not describe as they are.
 
-    `entries`: look at these only.
+    It may not name, being a state's, those that another owns, else those of training states. Of a state's objects the
+    headers must bear out every slice: nothing is allocated for what is not there. `entries`: look at these only.
     """
     own: str | None = None
+    slices: dict[str, list[tuple[str, Slice]]] = {}
     if isinstance(manifest, StateManifest):
         own = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
-    wanted = sorted({entry.sha256 for entry in (objects_of(manifest) if entries is None else entries)})
+        for tensor in (tensor for group in manifest.tensors.values() for tensor in group):
+            for piece in tensor.slices:
+                slices.setdefault(piece.object.sha256, []).append((tensor.dtype, piece))
+
+    def look(entry: FileEntry) -> str | None:
+        path = object_path(entry.sha256)
+        try:
+            text = objects.read_header(entry.sha256)
+        except StoreDamaged as error:
+            return str(error)
+        owner = _owner(text)
+        if owner != own:
+            return f"{path} belongs to {f'the training state {owner}' if owner else 'no training state'}"
+        problem = None if text is None or own is None else _misdescribed(text, entry.bytes, slices[entry.sha256])
+        return None if problem is None else f"{path} {problem}"
+
+    wanted = {entry.sha256: entry for entry in (objects_of(manifest) if entries is None else entries)}
     with ThreadPoolExecutor(max_workers=16 if objects.is_remote else 1) as pool:
-        owners = list(pool.map(lambda sha256: find_owner(objects, sha256), wanted))
-    return [
-        f"{object_path(sha256)} belongs to {f'the training state {owner}' if owner else 'no training state'}"
-        for sha256, owner in zip(wanted, owners, strict=True)
-        if owner != own
-    ]
+        problems = list(pool.map(look, [wanted[sha256] for sha256 in sorted(wanted)]))
+    return [problem for problem in problems if problem is not None]
 
 
 def check_belongings(objects: ObjectStore, manifest: Manifest) -> None:
-    """Raise StoreDamaged when a manifest names an object that it may not."""
-    foreign = foreign_objects(objects, manifest)
-    if foreign:
-        raise StoreDamaged(f"{ref_folder(manifest)} may not name {len(foreign)} of its objects: {foreign[0]}")
+    """Raise StoreDamaged when a manifest names an object that it may not, or not as it is."""
+    wrong = wrong_objects(objects, manifest)
+    if wrong:
+        raise StoreDamaged(f"{ref_folder(manifest)} is wrong about {len(wrong)} of its objects: {wrong[0]}")
+
+
+def _owner(header: bytes | None) -> str | None:
+    if header is None:
+        return None
+    try:
+        mark = json.loads(header)["__metadata__"]["owner"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return mark if isinstance(mark, str) and _MARK.fullmatch(mark) else None
+
+
+def _misdescribed(header: bytes, size: int, slices: Iterable[tuple[str, Slice]]) -> str | None:
+    """Say which slice an object of `size` bytes does not hold; None when it holds all, each once."""
+    try:
+        tensors = parse_header(header, size)
+    except ValueError as error:
+        return str(error)
+    for dtype, piece in slices:
+        found = tensors.pop(piece.key, None)
+        if found is None:
+            return f"has no tensor {piece.key[:100]!r}, or it is named twice"
+        if (found["dtype"], found["shape"]) != (dtype, piece.shape):
+            return f"holds {piece.key[:100]!r} as {found['dtype']} {found['shape']}, not {dtype} {piece.shape}"
+    return None

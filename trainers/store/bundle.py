@@ -22,6 +22,7 @@ from trainers.store.local_files import LocalFiles
 from trainers.store.manifest import (
     FORMAT,
     ArtifactManifest,
+    StoreFormat,
     canonical_json,
     manifest_bytes,
     read_manifest,
@@ -168,7 +169,7 @@ def _manifest(folder: Path, names: set[str], fingerprint: str, sha: str) -> Arti
         raise StoreDamaged(f"{path}: not the bytes that its name promises")
     try:
         manifest = read_manifest(data)
-    except StoreDamaged as error:
+    except (StoreDamaged, StoreFormat) as error:
         raise RequestError(f"{path}: {error}") from None
     if not isinstance(manifest, ArtifactManifest) or manifest.fingerprint != fingerprint:
         raise RequestError(f"{path} is not the manifest of artifact {fingerprint[:16]}")

@@ -73,8 +73,8 @@ def collect(
 ) -> Collected:
     """Run one pass. Without `keep` every artifact and every run is kept, and only what no ref names goes.
 
-    `finished_states` gives up the training states of stages whose artifact is there. Raises StoreDamaged, before
-    anything is deleted, when a ref cannot be read: what it names is not known.
+    `finished_states` gives up the training states of stages whose artifact is there. Raises StoreDamaged or
+    StoreFormat, before anything is deleted, when a ref cannot be read: what it names is not known.
     """
     if grace_s < 0:
         raise ValueError(f"grace is {grace_s} s")
@@ -189,7 +189,11 @@ def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:
 
 def _is_leased(store: Store, sha256: str) -> bool:
     """Whether an object that no ref names was written under the newest lease of its stage, and may yet be committed."""
-    owner = find_owner(store.objects, sha256)
+    try:
+        owner = find_owner(store.objects, sha256)
+    except StoreDamaged as error:
+        log.warning("%s; whose it is is not known, and it stays", error)
+        return True
     parts = (owner or "").split("/")
     if len(parts) != 4 or not parts[2].isdigit():
         return False

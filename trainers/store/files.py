@@ -4,6 +4,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ CHUNK_BYTES = 1 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that pass when somebody makes room."""
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ESTALE)
+"""Errors of a disk that has a file and cannot give its bytes."""
 FIRST_WAIT_S, LAST_WAIT_S = 0.2, 5.0
 
 Place = Callable[[str], str]
@@ -52,7 +55,8 @@ class Files(Protocol):
     """Files by relative path. Whatever a call has returned survives a power cut; no reader sees half a file.
 
     Writes raise CapacityError when the place cannot take them (StoreFull for want of room), reads raise
-    FileNotFoundError, both StoreUntrusted for what others may have written.
+    FileNotFoundError, and StoreDamaged for what the disk cannot give, both StoreUntrusted for what others may have
+    written.
     """
 
     uri: str
@@ -68,6 +72,8 @@ class Files(Protocol):
 
     def put(self, chunks: Iterable[Any], place: Place, size: int | None = None) -> FileEntry:
         """Write an object under the name that its hash gives; a whole one that is there already is renewed.
+
+        On an object store it is read back and hashed: nothing else says that the bytes arrived as they were sent.
 
         `size` is for the message when there is no room. An iterator can be read once and so is not tried again.
         """
@@ -142,6 +148,17 @@ def open_files(uri: str) -> Files:
     from trainers.store.remote_files import RemoteFiles
 
     return RemoteFiles(uri)
+
+
+@contextmanager
+def unreadable_is_damage(what: str) -> Iterator[None]:
+    """Raise StoreDamaged naming a stored file that the disk cannot give: an older one may be whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise StoreDamaged(f"{what} cannot be read: {error.strerror}") from error
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 from recipes.errors import RequestError
 from recipes.vision_folders import PROCESSOR_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
+from trainers.store.headers import MAX_HEADER_BYTES, no_duplicates, parse_header
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
@@ -17,7 +18,6 @@ from trainers.store.manifest import (
     files_digest,
     sha256_hex,
 )
-from trainers.store.objects import MAX_HEADER_BYTES
 from trainers.store.store import Store
 
 log = logging.getLogger("trainwright.store")
@@ -35,10 +35,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".npz")
 MAX_TEXT_BYTES = 256 << 20
-_DTYPE_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-}  # fmt: skip
 
 
 def import_folder(
@@ -130,35 +126,9 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
             raise RequestError(f"{path} is not a safetensors file: header of {length} bytes in a file of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not a safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise RequestError(f"{path} is not a safetensors file: its header is no object")
-    header.pop("__metadata__", None)
-    spans = []
-    for name, entry in header.items():
-        try:
-            begin, end = entry["data_offsets"]
-            shape, bits = entry["shape"], _DTYPE_BITS[entry["dtype"]]
-            count = 1
-            for side in shape:
-                if type(side) is not int or side < 0:
-                    raise ValueError("shape")
-                count *= side
-            if type(begin) is not int or type(end) is not int or (end - begin) * 8 != count * bits:
-                raise ValueError("offsets")
-        except (KeyError, TypeError, ValueError):
-            raise RequestError(f"{path}: tensor {name!r} has an entry that does not hold together") from None
-        spans.append((begin, end))
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise RequestError(f"{path}: data of its tensors overlaps or leaves a gap at byte {min(begin, position)}")
-        position = end
-    if 8 + length + position != size:
-        raise RequestError(f"{path} has {size} bytes; its header accounts for {8 + length + position}")
-    return header
+        return parse_header(text, size)
+    except ValueError as error:
+        raise RequestError(f"{path} {error}") from None
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -225,20 +195,13 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 def parse_json(data: bytes, place: Path) -> Any:
     """Parse strict JSON; raises RequestError naming the place."""
     try:
-        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{place}: {error}") from None
 
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def refuse_code(folder: Path, value: Any, file: str = "config.json") -> None:

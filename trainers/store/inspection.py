@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.belonging import foreign_objects
-from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, objects_of
+from trainers.store.belonging import wrong_objects
+from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, StoreFormat, objects_of
 from trainers.store.objects import object_path
 from trainers.store.refs import QUARANTINE, RefLog
 
@@ -28,13 +28,17 @@ class Damage:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a verification read and what it found; `aside` are the refs that were set aside, now or before."""
+    """What a verification read and what it found.
+
+    `aside` are the refs that were set aside, now or before; `later` those that only a later version reads.
+    """
 
     refs: int
     objects: int
     bytes: int
     damage: list[Damage] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
     aside = refs_aside(store)
     manifests: list[tuple[str, Manifest]] = []
     num_refs = 0
+    later: list[str] = []
     for ref in all_refs(store):
         if ref in aside:
             continue
@@ -79,6 +84,9 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
             manifest = store.read_ref(folder, record)
         except FileNotFoundError:
             continue
+        except StoreFormat:
+            later.append(ref)
+            continue
         except StoreDamaged as error:
             problems[ref] = (str(error), [ref])
             continue
@@ -89,9 +97,9 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
     checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
     looked_at = {entry for entry, _ in checked}
     for ref, manifest in manifests:
-        foreign = foreign_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
-        if foreign:
-            problems[ref] = (f"may not name {len(foreign)} of its objects: {foreign[0]}", [ref])
+        wrong = wrong_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
+        if wrong:
+            problems[ref] = (f"is wrong about {len(wrong)} of its objects: {wrong[0]}", [ref])
     for entry, refs in checked:
         try:
             store.objects.check(entry)
@@ -103,7 +111,7 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
             folder, _, number = ref.rpartition("/")
             RefLog(store.files, folder).set_aside(int(number), item.problem)
             aside.add(ref)
-    return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside))
+    return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside), later)
 
 
 def lineage(store: "Store", fingerprint: str) -> Lineage:

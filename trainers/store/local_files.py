@@ -9,12 +9,12 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recipes.errors import CapacityError
-from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file
+from recipes.errors import CapacityError, StoreDamaged
+from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file, unreadable_is_damage
 from trainers.store.manifest import FileEntry
 from trainers.store.trust import StoreUntrusted, check_path
 from trainers.store.watch import Watch
@@ -62,7 +62,7 @@ class LocalFiles:
             try:
                 return self._link(temporary, final, durable)
             finally:
-                os.unlink(temporary)
+                _unlink(temporary)
 
         return self._writing(path, len(data), write)
 
@@ -81,8 +81,7 @@ class LocalFiles:
                     else:
                         self._quarantine(final)
             finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
+                _unlink(temporary)
             return entry
 
         return self._writing("an object", size, write, once=isinstance(chunks, Iterator))
@@ -91,18 +90,18 @@ class LocalFiles:
         return self.put(_FileChunks(source), place, source.stat().st_size)
 
     def local(self, path: str) -> Path:
-        with self._watch(f"look at {path}"):
+        with self._reading("look at", path):
             check_path(self.root, path)
         return self.root / path
 
     def read(self, path: str) -> bytes:
         place = self.local(path)
-        with self._watch(f"read {path}"):
+        with self._reading("read", path):
             return place.read_bytes()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         place = self.local(path)
-        with self._watch(f"read {path}"), place.open("rb") as file:
+        with self._reading("read", path), place.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
@@ -115,12 +114,14 @@ class LocalFiles:
         return None if found is None else found.st_mtime
 
     def fetch(self, path: str, target: Path) -> None:
-        shutil.copyfile(self.local(path), target)
+        place = self.local(path)
+        with self._reading("read", path):
+            shutil.copyfile(place, target)
 
     def names(self, path: str) -> list[str]:
         try:
             place = self.local(path)
-            with self._watch(f"list {path}"):
+            with self._reading("list", path):
                 return sorted(os.listdir(place))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -137,8 +138,8 @@ class LocalFiles:
         final = self.local(path)
 
         def unlink() -> None:
+            _unlink(final)
             with suppress(FileNotFoundError):
-                os.unlink(final)
                 self._sync_folder((self.root / path).parent)
 
         self._writing(path, 0, unlink)
@@ -158,7 +159,7 @@ class LocalFiles:
             if os.stat(aside).st_mtime != modified_at:
                 self._restore(aside, final)
                 return False
-            os.unlink(aside)
+            _unlink(aside)
             return True
 
         return self._writing(path, 0, move)
@@ -195,7 +196,9 @@ class LocalFiles:
 
     def _stat(self, path: str) -> os.stat_result | None:
         try:
-            found = os.stat(self.local(path))
+            place = self.local(path)
+            with self._reading("look at", path):
+                found = os.stat(place)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found if stat.S_ISREG(found.st_mode) else None
@@ -223,27 +226,34 @@ class LocalFiles:
                 with self._watch("fsync in tmp"):
                     os.fsync(descriptor)
         except BaseException:
-            os.unlink(temporary)
+            _unlink(temporary)
             raise
         finally:
             os.close(descriptor)
         return temporary, FileEntry(sha256=digest.hexdigest(), bytes=size)
 
     def _link(self, temporary: Path, final: Path, durable: bool) -> bool:
+        """Link a file under its final name; False when the name was taken."""
         self._make_folder(final.parent, durable)
         try:
-            os.link(temporary, final)
-        except FileExistsError:
-            return False
+            is_ours = self._takes_name(temporary, final)
         except FileNotFoundError:  # the folder was removed since this process made it
             self._durable_folders.clear()
             self._make_folder(final.parent, durable)
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                return False
-        if durable:
+            is_ours = self._takes_name(temporary, final)
+        if is_ours and durable:
             self._sync_folder(final.parent)
+        return is_ours
+
+    def _takes_name(self, temporary: Path, final: Path) -> bool:
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            # NFS: a request whose answer got lost is made again, and finds what the first one has made.
+            try:
+                return os.path.samestat(os.stat(temporary), os.lstat(final))
+            except FileNotFoundError:
+                return False
         return True
 
     def _renew(self, temporary: Path, final: Path) -> bool:
@@ -261,7 +271,7 @@ class LocalFiles:
         with suppress(FileExistsError):
             os.link(aside, final, follow_symlinks=False)
         self._sync_folder(final.parent)
-        os.unlink(aside)
+        _unlink(aside)
 
     def _make_folder(self, folder: Path, durable: bool) -> None:
         """Make a folder; a durable one is known to its parent on disk, whoever made it."""
@@ -288,12 +298,18 @@ class LocalFiles:
         tell = log.warning if self.patience is None else self.patience.tell
         return Watch(f"store {self.uri}: waiting for the file system to {what}", tell)
 
+    @contextmanager
+    def _reading(self, verb: str, path: str) -> Iterator[None]:
+        with unreadable_is_damage(f"store {self.uri}: {path}"), self._watch(f"{verb} {path}"):
+            yield
+
     def _is_whole(self, path: str, entry: FileEntry) -> bool:
         """Tell whether an object is there and right; one that others may have written is not."""
         try:
             found = self.local(path)
-            return found.stat().st_size == entry.bytes and hash_file(found) == entry
-        except (FileNotFoundError, StoreUntrusted):
+            with unreadable_is_damage(path):
+                return found.stat().st_size == entry.bytes and hash_file(found) == entry
+        except (FileNotFoundError, StoreUntrusted, StoreDamaged):
             return False
 
     def _quarantine(self, path: Path) -> None:
@@ -326,3 +342,9 @@ class LocalFiles:
         with suppress(OSError):
             details.append(f"free {self.free_bytes()} bytes")
         return StoreFull(f"{text} ({', '.join(details)})")
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file; one that is gone is no error (NFS: a request whose answer got lost is made again)."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -9,10 +9,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from recipes.errors import StoreDamaged
+from recipes.errors import CapacityError, StoreDamaged
 
 FORMAT = 1
 """The format that this version writes; others are refused by number."""
+
+
+class StoreFormat(CapacityError):  # noqa: N818
+    """A later version wrote this. It is no damage: it is never passed over, set aside, replaced or collected."""
+
+
+def check_format(record: Mapping[str, Any], what: str) -> None:
+    """Raise StoreFormat for a record of a later format, StoreDamaged for one that no version has written."""
+    found = record.get("format")
+    if type(found) is not int or found < FORMAT:
+        raise StoreDamaged(f"{what} is of format {found!r}; this version reads format {FORMAT}")
+    if found > FORMAT:
+        raise StoreFormat(f"{what} is of format {found}; this version reads format {FORMAT}: take the later version")
+
 
 Kind = Literal[
     "model",
@@ -149,14 +163,19 @@ class ArtifactManifest(_Record):
         return sum(entry.bytes for entry in self.files.values())
 
 
+Dtype = Literal["F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+"""safetensors' names of the types that a training state may have."""
+Sides = list[Annotated[int, Field(ge=0)]]
+
+
 class Slice(_Record):
     """A piece of a tensor: tensor `key` of a safetensors object.
 
     `start` and `shape` have the tensor's rank (a box), or rank 1 (a range of the flattened tensor, row-major).
     """
 
-    start: list[int]
-    shape: list[int]
+    start: Sides
+    shape: Sides
     object: FileEntry
     key: str
 
@@ -165,8 +184,8 @@ class TensorEntry(_Record):
     """A logical tensor and the pieces that it is stored in; dtype by safetensors' name (F32, BF16, ...)."""
 
     name: str
-    shape: list[int]
-    dtype: str
+    shape: Sides
+    dtype: Dtype
     slices: list[Slice]
 
 
@@ -294,17 +313,16 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """Parse a stored manifest; raises StoreDamaged when it is not one of this version's."""
+    """Parse a stored manifest; raises StoreDamaged when it is none, StoreFormat when it is a later version's."""
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise StoreDamaged(f"not a manifest: {error}") from None
-    if not isinstance(raw, dict) or raw.get("type") not in _MODELS:
+    if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
         raise StoreDamaged(f"not a manifest: type {raw.get('type') if isinstance(raw, dict) else type(raw).__name__!r}")
-    if raw.get("format") != FORMAT:
-        raise StoreDamaged(
-            f"{raw['type']} manifest of format {raw.get('format')!r}; this version reads format {FORMAT}"
-        )
+    check_format(raw, f"{raw['type'][:40]} manifest")
+    if raw["type"] not in _MODELS:
+        raise StoreDamaged(f"not a manifest: type {raw['type'][:40]!r}")
     try:
         return _MODELS[raw["type"]].model_validate(raw)
     except ValidationError as error:

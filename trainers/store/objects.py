@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import StoreDamaged
-from trainers.store.files import Files, check_entry, hash_file
+from trainers.store.files import Files, check_entry, hash_file, unreadable_is_damage
+from trainers.store.headers import MAX_HEADER_BYTES
 from trainers.store.manifest import FileEntry, sha256_hex
 
-MAX_HEADER_BYTES = 100_000_000
-"""Longest header that the safetensors format allows."""
 START_BYTES = 4096
 """Read at once of an object whose header is wanted: most headers are shorter."""
 
@@ -110,7 +109,7 @@ class ObjectStore:
         path = object_path(sha256)
         own = self._files.local(path)
         if own is not None:
-            if not own.exists():
+            if self._files.size(path) is None:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing")
             self._verify_local(sha256, own, path)
             return own
@@ -157,7 +156,8 @@ class ObjectStore:
             found = FileEntry(sha256=entry.sha256, bytes=len(data))
         else:
             try:
-                found = hash_file(local)
+                with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+                    found = hash_file(local)
             except FileNotFoundError:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         check_entry(entry, found, f"store {self._files.uri}: {path}")
@@ -187,6 +187,10 @@ class ObjectStore:
             (self.cache / object_path(sha256)).unlink(missing_ok=True)
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:
+        with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+            self._hash_local(sha256, local, path)
+
+    def _hash_local(self, sha256: str, local: Path, path: str) -> None:
         found = local.stat()
         mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         if self._verified.get(sha256) == mark:

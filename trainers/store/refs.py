@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.errors import StoreDamaged
 from trainers.store.files import Files
-from trainers.store.manifest import FORMAT, canonical_json
+from trainers.store.manifest import FORMAT, canonical_json, check_format
 
 QUARANTINE = "quarantine"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +30,10 @@ class RefLog:
 
     def exists(self, number: int) -> bool:
         """Tell whether a number is there."""
-        return self._files.size(self.path(number)) is not None
+        try:
+            return self._files.size(self.path(number)) is not None
+        except StoreDamaged:  # there, and not readable
+            return True
 
     def path(self, number: int) -> str:
         """Return where a number lies in the store."""
@@ -49,15 +52,19 @@ class RefLog:
         return number
 
     def read(self, number: int) -> dict[str, Any]:
-        """Return what a number says; raises StoreDamaged when it is unreadable, FileNotFoundError when it is gone."""
+        """Return what a number says.
+
+        Raises StoreDamaged when it is unreadable, StoreFormat when a later version wrote it, FileNotFoundError when it
+        is gone.
+        """
         data = self._files.read(self.path(number))
         try:
             record = json.loads(data)
         except (ValueError, RecursionError):
             raise StoreDamaged(f"{self.path(number)}: not JSON ({len(data)} bytes)") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise StoreDamaged(f"{self.path(number)}: ref of format {found!r}; this version reads format {FORMAT}")
+        if not isinstance(record, dict):
+            raise StoreDamaged(f"{self.path(number)}: not a ref but JSON of type {type(record).__name__}")
+        check_format(record, f"{self.path(number)}: ref")
         for key in ("manifest", "fingerprint"):
             if key in record and not (isinstance(record[key], str) and _SHA256.fullmatch(record[key])):
                 raise StoreDamaged(f"{self.path(number)}: {key} is {str(record[key])[:100]!r}, which is not a SHA-256")
@@ -70,7 +77,7 @@ class RefLog:
         """
         try:
             text = self._files.read(self.path(number)).decode(errors="replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreDamaged):
             text = None
         note = f"{QUARANTINE}/{self.path(number)}"
         self._files.create(note, canonical_json({"format": FORMAT, "problem": problem, "ref": text}))

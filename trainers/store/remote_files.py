@@ -117,7 +117,7 @@ class RemoteFiles:
     def put_file(self, source: Path, place: Place) -> FileEntry:
         entry = hash_file(source)
         path = place(entry.sha256)
-        if self._is_whole(path, entry) and self._is_young(path):
+        if self._is_young(path) and self._is_whole(path, entry):
             return entry
 
         def upload() -> None:
@@ -129,9 +129,11 @@ class RemoteFiles:
                     raise
 
         self._ask("upload", path, upload)
-        stored = self.size(path)
-        if stored != entry.bytes:
-            raise CapacityError(f"store {self.uri}: {path} has {stored} bytes after writing {entry.bytes}")
+        if not self._is_whole(path, entry):
+            stored = self.size(path)
+            raise CapacityError(
+                f"store {self.uri}: {path} is altered after writing {entry.bytes} bytes; it has {stored}"
+            )
         return entry
 
     def local(self, path: str) -> Path | None:

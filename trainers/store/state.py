@@ -13,18 +13,19 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recipes.errors import StoreDamaged
 from trainers.store.belonging import owner_mark
-from trainers.store.manifest import Slice, StateManifest, TensorEntry, merge_entries
+from trainers.store.manifest import Dtype, Slice, StateManifest, TensorEntry, merge_entries
+from trainers.store.objects import object_path
 from trainers.store.store import Store
 
 OBJECT_BYTES = 256 << 20
 """Pieces are gathered into objects of about this size."""
 
-DTYPES = {
+DTYPES: dict[torch.dtype, Dtype] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -142,12 +143,19 @@ class TensorReader:
         found = self._open.get(piece.object.sha256)
         if found is None:
             path: Path = self._store.objects.local_path(piece.object.sha256)
-            found = self._stack.enter_context(safe_open(path, framework="pt"))
+            try:
+                found = self._stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise StoreDamaged(f"{path}, which holds {entry.name}, is not a safetensors file: {error}") from None
             self._open[piece.object.sha256] = found
-        view = found.get_slice(piece.key)
+        try:
+            view = found.get_slice(piece.key)
+        except SafetensorError as error:
+            raise StoreDamaged(f"{object_path(piece.object.sha256)} does not hold {entry.name}: {error}") from None
         if view.get_shape() != list(piece.shape) or view.get_dtype() != entry.dtype:
             raise StoreDamaged(
-                f"{entry.name}: the object holds {view.get_dtype()} {view.get_shape()}, not {piece.shape}"
+                f"{object_path(piece.object.sha256)} holds {entry.name} as {view.get_dtype()} {view.get_shape()}, "
+                f"not {entry.dtype} {piece.shape}"
             )
         return view
 

@@ -81,16 +81,19 @@ class StateLog:
         has_changed = False
         for number in reversed(self._refs.numbers()):
             manifest: StateManifest | None = None
+            step: int | None = None
             try:
                 if number in aside:
                     raise StoreDamaged(f"set aside, see {QUARANTINE}/{self._refs.path(number)}")
-                manifest = self.manifest(number)
+                record = self._refs.read(number)
+                step = _step(record)
+                manifest = self._named(record)
                 if manifest is not None:
                     check(manifest)
                     check_belongings(self._objects, manifest)
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 if self._refs.exists(number):
-                    damaged.append(_Damaged(number, None if manifest is None else manifest.step, str(error)))
+                    damaged.append(_Damaged(number, step if manifest is None else manifest.step, str(error)))
                 else:
                     has_changed = True
                 continue
@@ -152,9 +155,17 @@ class StateLog:
             self._objects.remove(manifest_hash)
             mark = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
             for entry in manifest.objects():
-                if entry.sha256 not in needed and find_owner(self._objects, entry.sha256) == mark:
+                if entry.sha256 not in needed and self._is_owned(entry.sha256, mark):
                     self._objects.remove(entry.sha256)
         return len(dropped)
+
+    def _is_owned(self, sha256: str, mark: str) -> bool:
+        """Tell whether an object carries an owner's mark; one that cannot be read stays for a later collection."""
+        try:
+            return find_owner(self._objects, sha256) == mark
+        except StoreDamaged as error:
+            log.warning("%s; it is not removed", error)
+            return False
 
     def _names_manifest(self, number: int, sha256: str) -> bool:
         try:
@@ -164,7 +175,9 @@ class StateLog:
 
     def manifest(self, number: int) -> StateManifest | None:
         """Return the manifest of a number, whether or not its objects are there; None for a barrier."""
-        record = self._refs.read(number)
+        return self._named(self._refs.read(number))
+
+    def _named(self, record: dict[str, Any]) -> StateManifest | None:
         if "lease" in record:
             return None
         manifest = named_manifest(self._objects, self._refs.folder, record)
@@ -177,3 +190,9 @@ class StateLog:
         if manifest is not None:
             self.check_sizes(manifest)
         return manifest
+
+
+def _step(record: dict[str, Any]) -> int | None:
+    """Return the step that a ref tells, in case its manifest cannot; refs of earlier versions tell none."""
+    step = record.get("step")
+    return step if type(step) is int and step >= 0 else None

@@ -18,6 +18,7 @@ from trainers.store.manifest import (
     DatasetManifest,
     Manifest,
     StateManifest,
+    StoreFormat,
     manifest_bytes,
     objects_of,
 )
@@ -81,18 +82,18 @@ class Store:
     def find_artifact(self, fingerprint: str) -> ArtifactManifest | None:
         """Return the newest whole artifact of a fingerprint; a damaged one is passed over with a warning.
 
-        Raises StoreDamaged when there are commits and none is whole.
+        Raises StoreDamaged when there are commits and none is whole, StoreFormat when a later version made one.
         """
         return self._newest_whole(self._artifact_refs(fingerprint), ArtifactManifest)
 
     def list_artifacts(self) -> list[ArtifactManifest]:
-        """Return every whole artifact, parents before what was made from them."""
+        """Return every whole artifact, parents before what was made from them; a warning names the others."""
         found: dict[str, ArtifactManifest] = {}
         for fingerprint in self._files.names("refs/artifacts"):
             if _FINGERPRINT.fullmatch(fingerprint):
                 try:
                     manifest = self.find_artifact(fingerprint)
-                except StoreDamaged as error:
+                except (StoreDamaged, StoreFormat) as error:
                     log.warning("%s", error)
                     continue
                 if manifest is not None:
@@ -200,7 +201,7 @@ class Store:
         states = self.states(manifest.run, manifest.stage)
         self.check_lease(manifest.run, manifest.stage, lease)
         self._demand_objects(manifest)
-        content = self._put_manifest(manifest)
+        content = {**self._put_manifest(manifest), "step": manifest.step}
         return states.publish(content, lambda: self.check_lease(manifest.run, manifest.stage, lease))
 
     def latest_state(
@@ -210,7 +211,7 @@ class Store:
 
         Reads and hashes every byte of it, or with `hashed=False` the manifest alone and compares sizes; a caller that
         spreads the hashing gives a `check` that raises StoreDamaged. Raises StoreDamaged when there are states and
-        none is whole.
+        none is whole, StoreFormat when a later version wrote the newest.
         """
         states = self.states(run, stage)
         return states.latest(check or (self._check_hashes if hashed else states.check_sizes))

@@ -282,6 +282,10 @@ def test_prompts_become_rows_of_a_grid(made: Made, tmp_path: Path) -> None:
     draw_grid("store://drawing", tmp_path / "c.png", **{**options, "prompts": []})
     with pytest.raises(RequestError, match=r"prompt 'a{60}': the caption has \d+ tokens; the text encoder reads at mo"):
         draw_grid("store://drawing", tmp_path / "d.png", **{**options, "prompts": ["a" * 99]})
+    with pytest.raises(
+        RequestError, match="4 pictures, 2 of each prompt, leave none for 'c'; set --num-samples to a mu"
+    ):
+        draw_grid("store://drawing", tmp_path / "d.png", store=store, num_samples=4, prompts=["a", "b", "c"])
     with pytest.raises(RequestError, match="reads no captions; leave --prompt out"):
         draw_grid("store://vae", tmp_path / "d.png", **options)
 

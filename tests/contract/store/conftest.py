@@ -1,6 +1,10 @@
 """Empty stores in every kind of place (a folder, memory, S3 by moto), and what the suite puts into them."""
 
+import errno
+import fcntl
+import io
 import logging
+import os
 import secrets
 import socket
 import threading
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from trainers.store import local_files
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest, files_digest
 from trainers.store.store import Store
 
@@ -67,7 +72,8 @@ class S3Server:
     """moto behind a server that answers one request at a time, as its preconditions need, and can be made to fail.
 
     `fault` looks at a request (method, path, query) and says what happens to it: an HTTP status instead of an answer;
-    `reset`, the connection is cut before it takes effect; `lost`, after; `silent`, nothing comes back.
+    `reset`, the connection is cut before it takes effect; `lost`, after; `silent`, nothing comes back; `altered`, bytes
+    of it change on the way to a server that keeps no checksums.
     """
 
     def __init__(self, app: Callable[..., Any]) -> None:
@@ -90,6 +96,14 @@ class S3Server:
             return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
         if fault == "silent":
             self._ending.wait(60)
+        if fault == "altered":
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body.replace(b"weights", b"weighty"))
+            for name in [
+                name for name in environ if name.startswith(("HTTP_X_AMZ_CHECKSUM", "HTTP_X_AMZ_SDK_CHECKSUM"))
+            ]:
+                del environ[name]
+            fault = None
         if fault in (None, "lost"):
             with self._lock:
                 answer = list(self._app(environ, start_response if fault is None else lambda *_: None))
@@ -137,7 +151,55 @@ def s3_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{bucket}/prefix"
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+class NfsLikeSystem:
+    """The calls of a file system on a server: answers get lost, so that what was done is done again and fails.
+
+    Nobody but the owner may set times, here: nobody at all.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _is_lost(self, call: str) -> bool:
+        self._count += 1
+        return self._count % 3 == 0
+
+    def link(self, *paths: Any, **options: Any) -> None:
+        os.link(*paths, **options)
+        if self._is_lost("link"):
+            raise FileExistsError(errno.EEXIST, "File exists")
+
+    def unlink(self, path: Any) -> None:
+        os.unlink(path)
+        if self._is_lost("unlink"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    def utime(self, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+class LocklessSystem:
+    """A mount without a lock daemon."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(fcntl, name)
+
+    def flock(self, *arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.fixture
+def nfs_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder on what behaves like an NFS mount as far as one machine sees it."""
+    monkeypatch.setattr(local_files, "os", NfsLikeSystem())
+    monkeypatch.setattr(local_files, "fcntl", LocklessSystem())
+    return str(tmp_path / "store")
+
+
+@pytest.fixture(params=["folder", "nfs-like", "memory", "s3"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
     """Opens the same empty store anew at each call."""
     monkeypatch.setenv("TRAINWRIGHT_CACHE", str(tmp_path / "cache"))
@@ -147,7 +209,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         case "memory":
             uri = f"memory://{secrets.token_hex(8)}/store"
             return lambda: Store.open(uri)
-    address = request.getfixturevalue("s3_uri")
+    address = request.getfixturevalue({"nfs-like": "nfs_uri", "s3": "s3_uri"}[request.param])
     return lambda: Store.open(address)
 
 

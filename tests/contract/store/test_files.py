@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
+from trainers.store import local_files
 from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -68,6 +69,52 @@ def test_an_answer_that_got_lost_is_no_lost_race(s3_uri: str, monkeypatch: pytes
     assert not store._files.create("refs/x/000001", b"two")
     monkeypatch.undo()
     assert store._files.read("refs/x/000001") == b"one"
+
+
+@pytest.mark.parametrize("lost", ["link", "unlink"])
+def test_a_folders_answer_that_got_lost_is_no_lost_race(
+    nfs_uri: str, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Every answer is lost: a run id is taken once, a line written once, and the name of another stays another's."""
+    monkeypatch.setattr(local_files.os, "_is_lost", lambda call: call == lost)
+    store = Store.open(nfs_uri)
+    run = store.new_run("recipe")
+    assert store.runs() == [run.id]
+    writer = run.writer("journal")
+    writer.append({"n": 1})
+    writer.flush()
+    assert list(run.read_lines("journal")) == [{"n": 1}]
+    assert store.files.create("refs/x/000001", b"one")
+    assert not store.files.create("refs/x/000001", b"two")
+    assert store.files.read("refs/x/000001") == b"one"
+    assert [store.take_lease("run", "base") for _ in range(2)] == [1, 2]
+    assert store.objects.put_bytes(b"x") == store.objects.put_bytes(b"x")
+    assert list(store.files.walk("tmp")) == []
+
+
+def test_an_upload_that_is_altered_on_the_way_is_not_acknowledged(s3_server: Any, s3_uri: str, tmp_path: Path) -> None:
+    """Of the same size, and accepted by the server."""
+    store = Store.open(s3_uri)
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(b"weights")
+    s3_server.fault = lambda method, path, query: "altered" if method == "PUT" else None
+    with pytest.raises(CapacityError, match=r"objects/.* is altered after writing"):
+        store.objects.put_file(source)
+    s3_server.fault = lambda method, path, query: None
+    assert store.verify().damage == []
+    entry = store.objects.put_file(source)
+    assert Store.open(s3_uri).objects.local_path(entry.sha256).read_bytes() == source.read_bytes()
+
+
+def test_an_upload_is_read_back_once(s3_server: Any, s3_uri: str) -> None:
+    store = Store.open(s3_uri)
+    asked: list[str] = []
+    s3_server.fault = lambda method, path, query: asked.append("list" if "list-type" in query else method)
+    store.objects.put_bytes(b"weights")
+    assert (asked.count("PUT"), asked.count("GET")) == (1, 1)
+    asked.clear()
+    store.objects.put_bytes(b"weights")
+    assert (asked.count("PUT"), asked.count("GET")) == (0, 1), "young, so it is not written again"
 
 
 def test_an_altered_object_is_mended_by_putting_it_again(things: Any, open_store: Callable[[], Store]) -> None:

@@ -64,6 +64,8 @@ def live(store: Store, acknowledge: Acknowledge) -> None:
     store.objects.put_bytes(b"never committed")
     for _ in range(3):
         collect(store, grace_s=0, keep=Keep(set(), {"run"}))
+        acknowledge("collected", int(time.time()))
+    acknowledge("unpinning", kept)
     store.unpin(kept)
     acknowledge("unpinned", kept)
     acknowledge("done", int(time.time()))

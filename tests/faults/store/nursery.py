@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import Any
 
-from trainers.store import collection, store  # noqa: F401
+from trainers.store import collection, local_files, store  # noqa: F401
 from trainers.store.store import Store
 
 if __name__ == "__main__":

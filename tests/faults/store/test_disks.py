@@ -1,6 +1,7 @@
 """Real disks: a power cut on a loop-mounted ext4, a tmpfs that is full; both need root and are skipped without."""
 
 import contextlib
+import filecmp
 import os
 import random
 import shutil
@@ -53,6 +54,18 @@ def lost(store: Store, acknowledged: list[list[str]], number: int) -> list[str]:
     return wrong
 
 
+def copy_moment(image: Path, copy: Path) -> None:
+    """Copy a disk's image as it is at one moment, like a power cut; the kernel may write while the copy is made.
+
+    A copy that equals the image after it was made holds what the image held at that moment.
+    """
+    for _ in range(50):
+        command("cp", "--sparse=always", str(image), str(copy))
+        if filecmp.cmp(image, copy, shallow=False):
+            return
+    raise AssertionError("the disk never stood still for as long as a copy takes")
+
+
 def cut_power(
     nursery: Any, mount: Callable[..., Path], tmp_path: Path, num_cuts: int, no_sync: bool
 ) -> tuple[int, list[str]]:
@@ -71,11 +84,10 @@ def cut_power(
         writer = nursery.start("write", disk / "store", number=number, seed=number, no_sync=no_sync)
         writer.wait_acknowledged(chooser.randint(2, 8))
         time.sleep(chooser.uniform(0, 0.01))
-        # A copy takes a while and a power cut none: nothing may be written meanwhile.
         os.kill(writer.pid, signal.SIGSTOP)
         acknowledged = writer.acknowledged()
         copy = tmp_path / "copy.img"
-        command("cp", "--sparse=always", str(image), str(copy))
+        copy_moment(image, copy)
         writer.kill()
         left = mount("-o", "loop", str(copy), name=f"left-{number}")
         wrong += [f"cut {number}: {item}" for item in lost(Store.open(str(left / "store")), acknowledged, number)]

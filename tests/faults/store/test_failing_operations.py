@@ -1,9 +1,10 @@
 """Whichever operation of the file system fails or is the last: no half commit is seen, no acknowledged one is lost."""
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,58 @@ class FailingOs:
             return None if name == "fsync" else real(*args, **options)
 
         return call
+
+
+class FailingSyncs:
+    """The os module whose n-th fsync fails; notes what happens to a file that could not be synced."""
+
+    def __init__(self, fail_at: int, error: int) -> None:
+        self.fail_at = fail_at
+        self.error = error
+        self.count = 0
+        self.failed = 0
+        self.given_up: str | None = None
+        self.wrong: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fsync(self, descriptor: int) -> None:
+        self.count += 1
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path == self.given_up:
+            self.wrong.append(f"{path} is synced again")
+        if self.count == self.fail_at:
+            self.given_up = None if os.path.isdir(path) else path  # a folder is synced again by the next commit
+            self.failed += 1
+            raise OSError(self.error, os.strerror(self.error))
+
+    def link(self, source: Any, target: Any, **options: Any) -> None:
+        if str(source) == self.given_up:
+            self.wrong.append(f"{source} becomes {target}")
+        os.link(source, target, **options)
+
+    def replace(self, source: Any, target: Any) -> None:
+        if str(source) == self.given_up:
+            self.wrong.append(f"{source} becomes {target}")
+        os.replace(source, target)
+
+
+class ShortWrites:
+    """The os module whose writes take half of what they are given, as a disk may."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, descriptor: int, data: Any) -> int:
+        self.count += 1
+        return os.write(descriptor, bytes(data)[: -(-len(data) // 2)])
+
+    def fsync(self, descriptor: int) -> None:
+        pass
 
 
 class Work:
@@ -108,7 +161,7 @@ def put(store: Store, data: bytes) -> FileEntry:
     return FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data))
 
 
-def run_with_fault(root: Path, steps: list[str], fail_at: int, error: int | None) -> tuple[Work, FailingOs]:
+def run_with_fault(root: Path, steps: Sequence[str], fail_at: int, error: int | None) -> tuple[Work, FailingOs]:
     """Do the steps with one fault; a refused step is passed over, a kill ends the work."""
     work = Work(root)
     failing = FailingOs(fail_at, error)
@@ -126,7 +179,7 @@ def run_with_fault(root: Path, steps: list[str], fail_at: int, error: int | None
 
 
 @contextmanager
-def patched(failing: FailingOs) -> Iterator[None]:
+def patched(failing: FailingOs | FailingSyncs | ShortWrites) -> Iterator[None]:
     """Let the store work through another os module."""
     files_module.os = failing  # type: ignore[assignment]
     try:
@@ -135,25 +188,76 @@ def patched(failing: FailingOs) -> Iterator[None]:
         files_module.os = os
 
 
+LIFE = ("lease", "artifact", "state", "state", "keep", "lines")
+
+
 @pytest.mark.parametrize("error", [None, 5, 28, 30], ids=["kill", "EIO", "ENOSPC", "EROFS"])
 def test_every_operation_of_a_short_life_fails_once(tmp_path: Path, error: int | None) -> None:
-    steps = ["lease", "artifact", "state", "state", "keep", "lines"]
     number, points = 1, 0
     while True:
         root = tmp_path / str(number)
-        work, failing = run_with_fault(root, steps, number, error)
+        work, failing = run_with_fault(root, LIFE, number, error)
         work.check()
         if failing.count < number:
             break
         if number % 4 == 0:
             with patched(FailingOs(0, None)):
-                for step in steps:
+                for step in LIFE:
                     work.do(step)
             work.check()
         shutil.rmtree(root)
         number, points = number + 1, points + 1
     print(f"{points} points")
     assert points > 100
+
+
+def test_whatever_could_not_be_synced_is_given_up(tmp_path: Path) -> None:
+    """Each fsync of a short life fails once: that call is refused, its file gets no name and is not synced again."""
+    number = 1
+    while True:
+        work, failing = Work(tmp_path / str(number)), FailingSyncs(number, errno.EIO)
+        refused: list[str] = []
+        with patched(failing):
+            for step in LIFE:
+                try:
+                    work.do(step)
+                except CapacityError as refusal:
+                    refused.append(str(refusal))
+        if not failing.failed:
+            break
+        assert len(refused) == 1, f"fsync {number} of {failing.given_up}: {refused}"
+        assert f"store {work.root}: cannot write" in refused[0]
+        assert "Input/output error" in refused[0]
+        assert failing.wrong == []
+        assert list((work.root / "tmp").iterdir()) == []
+        work.check()
+        number += 1
+    assert number > 40
+
+
+def test_a_writer_with_patience_syncs_another_file(tmp_path: Path) -> None:
+    """No room at an fsync: the bytes are written anew; the file that could not be synced is never trusted."""
+    store = Store.open(str(tmp_path / "store"))
+    said: list[str] = []
+    store.wait_for_room(60, said.append)
+    failing = FailingSyncs(1, errno.ENOSPC)
+    with patched(failing):
+        sha = store.objects.put_bytes(b"weights")
+    assert failing.given_up is not None
+    assert "/tmp/" in failing.given_up
+    assert failing.wrong == []
+    assert "there is room again" in said[-1]
+    assert Store.open(store.uri).objects.get_bytes(sha) == b"weights"
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path) -> None:
+    work, short = Work(tmp_path), ShortWrites()
+    with patched(short):
+        for step in LIFE:
+            work.do(step)
+    work.check()
+    assert (len(work.artifacts), len(work.steps), work.lines) == (1, 2, 1)
+    assert short.count > 50
 
 
 @settings(max_examples=60, deadline=None)

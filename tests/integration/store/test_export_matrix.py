@@ -19,7 +19,7 @@ LIMIT = 1e-5
 STEPS = 2
 ALL = list(itertools.product((0, 1, 2, 3), (True, False), (True, False), ("chat", "judge")))
 COVERING = [(0, True, True, "judge"), (1, False, False, "chat"), (2, True, False, "judge"), (3, False, True, "chat")]
-"""Every value of every axis, at a price that the default tier can pay."""
+"""Every value of every axis, at an eighth of the price."""
 
 Cell = tuple[int, bool, bool, str]
 

@@ -1,6 +1,7 @@
 """A run without training: stages that only write a file, in this process."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import WorkerFailed
+from launch import cli
 from launch.crew import GroupCrew
 from launch.drive import CrewRequest, Driven, drive
 from launch.progress import SilentView
@@ -153,3 +155,20 @@ class Bench:
 @pytest.fixture
 def bench(store: Store, recipe: Path, stages: Stages) -> Bench:
     return Bench(store, recipe, stages)
+
+
+def trainwright(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command in this process; returns (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["trainwright", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    return ended.value.code or 0, shown.out, shown.err
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("TRAINWRIGHT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: trainwright(*arguments, capsys=capsys, monkeypatch=monkeypatch)

@@ -8,25 +8,6 @@ from typing import Any
 
 import pytest
 
-from launch import cli
-
-
-def trainwright(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a command in this process; returns (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["trainwright", *arguments])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    shown = capsys.readouterr()
-    return ended.value.code or 0, shown.out, shown.err
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.setenv("TRAINWRIGHT_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: trainwright(*arguments, capsys=capsys, monkeypatch=monkeypatch)
-
 
 def test_check_of_a_right_recipe(call: Any, recipe: Path) -> None:
     assert call("check", str(recipe)) == (0, f"{recipe}: the recipe is right\n", "")
@@ -134,6 +115,14 @@ def test_store_ls_json(call: Any, bench: Any) -> None:
     assert set(listed["base"]) >= {"fingerprint", "kind", "stage", "files", "bytes", "parents"}
     assert len(listed["base"]["files"]["model/weights.bin"]) == 64
     assert listed["base"]["bytes"] > 0
+
+
+def test_a_store_that_is_not_there_holds_nothing(call: Any, tmp_path: Path) -> None:
+    assert call("store", "ls", "--json") == (0, "[]\n", "")
+    code, out, _ = call("store", "ls")
+    assert (code, out) == (0, f"{tmp_path / 'store'} holds no artifacts\n")
+    assert call("store", "show", "deadbeef99")[0] == 2
+    assert not (tmp_path / "store").exists()
 
 
 def test_store_show_lineage_and_verify(call: Any, bench: Any) -> None:

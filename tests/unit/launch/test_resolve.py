@@ -1,17 +1,21 @@
 """From a recipe to fixed inputs: folders that become artifacts, and a number of workers."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, models
 
 from cluster.topology import Node
 from launch.capacity import Workers, check_memory, settle_workers
 from launch.resolve import resolve
-from recipes.errors import CapacityError
+from recipes.errors import CapacityError, RecipeError
 from recipes.load import load_recipe
 from trainers.data.tokenizer import load_tokenization
+from trainers.store.manifest import ArtifactManifest, Kind, canonical_json, files_digest, sha256_hex
 from trainers.store.store import Store
 
 
@@ -26,6 +30,62 @@ def test_a_folder_with_nothing_but_a_tokenizer_gives_one(recipe: Path, store: St
     artifact = resolve(loaded, store, workers=1, gpus_per_worker=0).external["base"]["tokenizer.from"]
     assert artifact.kind == "tokenizer"
     assert load_tokenization(store.folder(artifact, "")).eos_token == "<eos>"
+
+
+def put_model(store: Store, name: str, config: dict[str, Any], kind: Kind = "model") -> None:
+    """Name an artifact without files, of which only its configuration matters."""
+    manifest = ArtifactManifest(
+        fingerprint=sha256_hex(canonical_json([name])),
+        digest=files_digest({}),
+        kind=kind,
+        stage="import",
+        files={},
+        architecture=config,
+    )
+    store.name_artifact(name, store.put_artifact(manifest).manifest.fingerprint)
+
+
+TRAIN = "train: {steps: 4, global_batch: 4, sequence_length: 16, optimizer: {lr: 1e-3}}"
+PAIRS = "data: {source: python-docs}"
+DRAWING = "data: {source: digits}, architecture: {family: ddpm}, train: {steps: 4, global_batch: 4, optimizer: {lr: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.chat.init_from=store://eyes", None),
+        ("stages.chat.init_from=store://clone", "chat.train.sequence_length: longer than the model: its config.json"),
+        ("stages.chat.init_from=store://kinds", "is of kind text_classifier; a model is needed here"),
+        ("stages.base={kind: pretrain, init_from: store://eyes, data: {source: python-docs}, " + TRAIN + "}",
+         "a pretrain stage takes no vision-language model"),
+        ("stages.exam.of=[store://words]", "an encoder predicts no next token"),
+        ("stages.judge={kind: reward, init_from: store://eyes, " + PAIRS + ", " + TRAIN + "}",
+         "stages.judge.init_from: a reward stage needs a decoder; this model is of family vision_language"),
+        ("stages.policy={kind: ppo, actor: store://words, reward: store://score, prompts: {source: python-docs},"
+         " ppo: {iterations: 1, optimizer: {lr: 1}}}", "a ppo stage needs a decoder; this model is of family encoder"),
+        ("stages.drawing={kind: pretrain, text_encoder: store://eyes, " + DRAWING + "}",
+         "stages.drawing.text_encoder: a model of family vision_language reads no captions"),
+        ("stages.drawing={kind: pretrain, text_encoder: store://words, " + DRAWING + "}", None),
+        ("stages.drawing={kind: pretrain, text_encoder: store://kinds, " + DRAWING + "}", None),
+    ],
+)  # fmt: skip
+def test_models_of_the_store_must_be_of_a_family_that_serves(
+    recipe: Path, store: Store, override: str, said: str | None
+) -> None:
+    put_model(store, "eyes", {"model_type": "llava", "text_config": {"max_position_embeddings": 64}})
+    put_model(store, "words", {"model_type": "bert", "max_position_embeddings": 64})
+    put_model(store, "clone", {"model_type": "gpt2", "n_positions": 8})
+    put_model(store, "kinds", {"model_type": "bert", "max_position_embeddings": 64}, "text_classifier")
+    put_model(store, "score", {"model_type": "gpt2"}, "reward_model")
+    (recipe.parent / "rows.jsonl").write_text('{"text": "What?", "image": "a.png"}\n' * 20)
+    Image.new("L", (8, 8)).save(recipe.parent / "a.png")
+    rows = "stages.chat.data={source: jsonl, files: [rows.jsonl]}"
+    loaded = load_recipe(recipe, [override, *([rows] if "eyes" in override and "chat" in override else [])])
+    if said is None:
+        resolve(loaded, store, workers=1, gpus_per_worker=0)
+        return
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        resolve(loaded, store, workers=1, gpus_per_worker=0)
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(8, 2), (2, 2), (1, None)])

@@ -96,6 +96,9 @@ BROKEN = [
     Broken("batch", "mini_batches: 2", "mini_batches: 3", "stages.policy.ppo.mini_batches", "remainder 2"),
     Broken("batch", "{prompts_per_iteration: 8,", "{prompts_per_iteration: 7, samples_per_prompt: 2,", "stages.policy.rollout.prompts_per_iteration", "among 2 workers"),
     Broken("batch", "mini_batches: 2", "mini_batches: 8", "stages.policy.rollout.prompts_per_iteration", "the batch (1)", "prompts_per_iteration"),
+    Broken("batch", "mini_batches: 2", "mini_batches: 8", "stages.policy.rollout.prompts_per_iteration", "for example 16", "prompts_per_iteration"),
+    Broken("batch", "{prompts_per_iteration: 8,", "{prompts_per_iteration: 7, samples_per_prompt: 4,", "stages.policy.rollout.prompts_per_iteration", "for example 6 or 8"),
+    Broken("batch", "mini_batches: 2", "mini_batches: 6", "stages.policy.ppo.mini_batches", "for example 4"),
     # longer than the model
     Broken("length", "      sequence_length: 64", "      sequence_length: 256", "stages.base.train.sequence_length", "max_position_embeddings is 128"),
     Broken("length", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 99}\n    ppo", "stages.policy.rollout.max_new_tokens", "64 + 99 = 163"),

@@ -64,7 +64,9 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
     stages = recipe_of(TEXT).stages
     assert isinstance(stages["tuned"], FinetuneImages)
     assert isinstance(stages["chat"], Finetune)
-    assert [(item.field_path, item.wants) for item in stage_inputs(stages["drawing"])] == [("text_encoder", ("model",))]
+    assert [(item.field_path, item.wants) for item in stage_inputs(stages["drawing"])] == [
+        ("text_encoder", ("model", "text_classifier"))
+    ]
     assert [(item.field_path, item.wants) for item in stage_inputs(stages["tuned"])] == [("init_from", ("ddpm",))]
     assert stage_parts(stages["tuned"]) == {"model": "ddpm", "adapter": "adapter"}
 
@@ -90,7 +92,7 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: C
         (
             "text_encoder: words",
             "text_encoder: judge",
-            "needs a language model, but judge (pretrain) is an image",
+            "needs a language model or a text classifier, but judge (pretrain) is an image",
         ),
         ("text_encoder: words", "text_encoder: drawing", "a stage cannot take its own output"),
         ("text_encoder: words", "text_encoder: wordz", "did you mean words?"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.families import FAMILIES
-from recipes.load import load_recipe
+from recipes.load import check_file, load_recipe
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
 
@@ -60,6 +60,69 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
         ("evaluation", True),
     ]
     assert [use.role for use in stage_sources(stages["exam"])] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("edits", "fields"),
+    [
+        (
+            [("{family: ddpm, ", "{family: ddpm, norm_num_groups: 7, attention_levels: [3], sampling_steps: 5000, ")],
+            {"stages.latent.architecture"},
+        ),
+        (
+            [
+                ("depth: 2, latent: 4}", "likelihood: gauss}"),
+                ("data: {source: digits, hold_out: 0.2}", "data: {source: idx, files: [no.gz]}"),
+                ("global_batch: 8", "global_batch: 9"),
+            ],
+            {"stages.vae.architecture.likelihood", "stages.vae.data.files.0", "stages.vae.train.global_batch"},
+        ),
+        (
+            [
+                ("of: [latent, gan]", "of: [latent, gann]"),
+                ("images: {source: digits, hold_out: 0.2}", "images: {source: idx, files: [no.gz]}"),
+            ],
+            {"stages.exam", "stages.exam.of.1", "stages.exam.images.files.0"},
+        ),
+        (
+            [("gan.coverage", "gan.coverag"), ("images: {source: digits, hold_out: 0.2}", "images: {source: digits}")],
+            {"stages.exam", "stages.exam.gates.0.metric"},
+        ),
+        (
+            [("steps: 20", "steps: many"), ("autoencoder: vae", "autoencoder: vea"), ("family: gan}", "type: gan}")],
+            {"stages.vae.train.steps", "stages.latent.autoencoder", "stages.gan.architecture.family"},
+        ),
+    ],
+)
+def test_a_stage_with_an_error_is_checked_on(
+    problems_of: Callable[..., str], tmp_path: Path, edits: list[tuple[str, str]], fields: set[str]
+) -> None:
+    said = problems_of(TEXT, *edits)
+    _, problems = check_file(tmp_path / "recipe.yaml")
+    assert {problem.field for problem in problems} == fields
+    if "norm_num_groups" in said:
+        assert "must divide block_out_channels (32); attention_levels: no level 3; there are 0 to 1; sampling" in said
+
+
+def test_an_unknown_stage_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("of: [latent, gan]", "of: [latent, gann]"))
+    assert found.splitlines() == [found]
+    assert "stages.exam.of.1: the recipe has no such stage (found 'gann'); did you mean gan?" in found
+
+
+def test_a_language_model_in_an_examination_of_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    words = """\
+  words:
+    kind: pretrain
+    architecture: {family: encoder, type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 4,
+                   intermediate_size: 64}
+    tokenizer: {train: bpe, vocab_size: 400, cls_token: "<|cls|>", mask_token: "<|mask|>"}
+    data: {source: python-docs}
+    train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
+"""
+    found = problems_of(TEXT + words, ("of: [latent, gan]", "of: [words, gan]"))
+    assert found.splitlines() == [found]
+    assert "stages.exam.of.0: needs a variational autoencoder or" in found
 
 
 def test_every_family_has_a_shipped_recipe() -> None:
@@ -122,6 +185,33 @@ def test_every_family_has_a_shipped_recipe() -> None:
             "data: {source: digits}",
             "data: {source: arrays, files: [recipe.yaml]}",
             "is neither a .npy nor an .npz file",
+        ),
+        (
+            "{family: classifier}\n    data: {source: digits,",
+            "{family: classifier}\n    data: {source: datasets, path: org/x, revision: a,",
+            "stages.judge.data.label: these pictures have no labels, which a classifier reads; set label",
+        ),
+        (
+            "guidance: 2.0}\n    data: {source: digits, hold_out: 0.2}",
+            "guidance: 2.0}\n    data: {source: idx, files: [no.gz]}",
+            "stages.latent.data.label_files: these pictures have no labels, which class_conditional reads",
+        ),
+        (
+            "{family: gan}\n    data: {source: digits}",
+            "{family: gan, class_conditional: true}\n    data: {source: image-folder, path: ., labels: none}",
+            "stages.gan.data.labels: these pictures have no labels, which class_conditional reads",
+        ),
+        (
+            "{family: classifier}\n",
+            "{family: classifier}\n    evaluation: {source: arrays, files: [x.npz]}\n",
+            "stages.judge.evaluation.labels: these pictures have no labels",
+        ),
+        (
+            "  judge:\n",
+            "  tuned:\n    kind: finetune\n    family: ddpm\n    init_from: latent\n"
+            "    data: {source: jsonl, files: [x.jsonl]}\n"
+            "    train: {steps: 9, global_batch: 8, optimizer: {lr: 1e-3}}\n  judge:\n",
+            "stages.tuned.data.label: these pictures have no labels, which latent reads",
         ),
         ("suites: [images]", "suites: [images, perplexity]", "it stands alone"),
         ("    features: judge\n", "", "needs `features` (a classifier) and `images`"),

@@ -66,6 +66,18 @@ def test_a_problem_names_the_file_that_holds_the_value(write_recipe: Write, tmp_
     )
 
 
+def test_paths_of_an_extended_recipe_start_at_the_extending_file(write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe(name="parent.yaml")
+    folder = tmp_path / "below"
+    folder.mkdir()
+    child = folder / "child.yaml"
+    child.write_text("extends: ../parent.yaml\nname: child\n")
+    _, problems = check_file(child)
+    assert {problem.field for problem in problems} == {"stages.chat.data.files.0", "stages.judge.data.files.0"}
+    (tmp_path / "rows").rename(folder / "rows")
+    assert check_file(child)[1] == []
+
+
 @pytest.mark.parametrize(
     ("extends", "says"),
     [

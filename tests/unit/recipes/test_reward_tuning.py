@@ -98,6 +98,12 @@ def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
         ("estimator: ddpo, iterations: 5, mini", "estimator: ddpo, mini", "stages.policy.ppo.iterations: the key is"),
         ("mini_batches: 4", "mini_batches: 3", "pictures_per_iteration (40) must divide into mini_batches (3)"),
         ("mini_batches: 4", "mini_batches: 4, gamma: 0.9", "stages.policy.ppo.gamma: unknown key"),
+        (
+            "pictures_per_iteration: 40, classes",
+            "pictures_per_iteration: 81, classes",
+            "cannot be divided among 2 workers (found 81); for example 80 or 88",
+        ),
+        ("mini_batches: 4", "mini_batches: 16", "into mini_batches (16) (found 16); for example 20"),
         ("{workers: 2}", "{workers: 3}", "the pictures of an iteration cannot be divided among 3 workers"),
         ("mini_batches: 4", "mini_batches: 8", "stages.policy.rollout.pictures_per_iteration: the batch (5) cannot"),
         ("classes: [", "steps: 200, classes: [", "the actor's noising process has 100 steps (found 200)"),

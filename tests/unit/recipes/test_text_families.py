@@ -107,6 +107,27 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("{epochs: 2, global_batch: 8,", "{tokens: 9999, global_batch: 8,", "counts rows, not tokens"),
         ("{epochs: 2,", "{epochs: 2, packing: true,", "never packed"),
         ("num_beams: 4", "loss_on: all", "writes targets alone"),
+        (
+            "pseudo_labels: {threshold: 0.9}\n    data: {source: python-docs}",
+            "data: {source: text, files: [pairs.txt]}",
+            "stages.kinds.data.source: plain text has no labels, which a classifier learns",
+        ),
+        (
+            "pseudo_labels: {threshold: 0.9}\n    data: {source: python-docs}",
+            'data: {source: csv, files: [pairs.txt], delimiter: ";", header: [prompt, completion]}',
+            "stages.kinds.data.files.0: ",
+        ),
+        (
+            "labelled_share: 0.5",
+            "labelled_share: 1.0",
+            "stages.kinds.pseudo_labels: every row of python-docs has a label that is used",
+        ),
+        (
+            "threshold: 0.9",
+            "warmup_steps: 20",
+            "stages.kinds.pseudo_labels.warmup_steps: the rows without a label would never be learnt from; the stage "
+            "has 20 steps (found 20); below 20",
+        ),
         ("    init_from: words\n", "    init_from: words\n    num_beams: 2\n", "beams search the answers of"),
         ("[q, v]", "[q_proj, v]", "t5 has no linear module of this name"),
         ('delimiter: ";"', 'delimiter: ","', "1 cells, but `header` names 2"),
@@ -133,7 +154,13 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
             "  exam:\n",
             "  again:\n    kind: finetune\n    init_from: kinds\n    data: {source: python-docs}\n"
             "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
-            "is a classifier already",
+            "is a classifier already; a classifier starts from",
+        ),
+        (
+            "  exam:\n",
+            "  again:\n    kind: pretrain\n    init_from: kinds\n    data: {source: python-docs}\n"
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "stages.again.init_from: is a classifier already; pretraining starts from a pretrained encoder",
         ),
         (
             "  exam:\n",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -111,6 +112,25 @@ def test_rows_of_files_with_other_cells(problems_of: Callable[..., str], tmp_pat
     assert "rows.csv:2: picture 'b.png' does not exist" in found
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     assert problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv)) == ""
+
+
+def test_what_cannot_be_read_is_told_once(problems_of: Callable[..., str], tmp_path: Path) -> None:
+    rows = pyarrow.table({"image": ["a.png"] * 1000, "prompt": ["Which?"] * 1000, "completion": ["Two."] * 1000})
+    pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet", use_dictionary=False, compression="gzip")
+    edit = ("{source: jsonl, files: [rows.jsonl]}", "{source: parquet, files: [rows.parquet]}")
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    assert problems_of(TEXT, edit) == ""
+    (tmp_path / "rows.parquet").write_bytes(whole[:4] + b"\0" * 100 + whole[104:])
+    assert problems_of(TEXT, edit).count("rows.parquet: the first rows cannot be read") == 1
+    (tmp_path / "rows.parquet").write_bytes(whole[:-20])
+    assert problems_of(TEXT, edit).count("rows.parquet is not a Parquet file") == 1
+    assert problems_of(TEXT, ("[rows.jsonl]", '["**.jsonl"]')).count("not a usable pattern") == 1
+
+
+def test_a_missing_column_of_pictures_is_told_once(problems_of: Callable[..., str]) -> None:
+    found = problems_of(TEXT, ("files: [rows.jsonl]", "files: [rows.jsonl], columns: {images: pic}"))
+    assert found.count("rows.jsonl:1") == 1
+    assert "no column 'pic' (mapped to images)" in found
 
 
 def test_a_source_without_pictures_is_told_once(problems_of: Callable[..., str]) -> None:

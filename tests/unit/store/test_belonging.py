@@ -124,7 +124,7 @@ def test_a_state_names_only_its_own_objects(open_store: Callable[[], Store]) -> 
     }
     for owner, blob in blobs.items():
         forged = state_of(blob, lease, 2)
-        with pytest.raises(StoreDamaged, match=f"may not name 1 of its objects: objects/.* belongs to {owner}"):
+        with pytest.raises(StoreDamaged, match=f"is wrong about 1 of its objects: objects/.* belongs to {owner}"):
             store.commit_state(forged, lease)
         store.states("run", "base")._refs.append(store._put_manifest(forged))
         assert open_store().latest_state("run", "base") == good

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,7 +12,9 @@ from recipes.errors import StoreDamaged
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
+    Kind,
     Outcome,
+    StoreFormat,
     canonical_json,
     files_digest,
     manifest_bytes,
@@ -60,8 +65,10 @@ def test_names_that_leave_the_folder_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2; this version reads format 1"),
-        ({"format": None}, "format None"),
+        ({"format": None}, "format None; this version reads format 1"),
+        ({"format": 0}, "format 0"),
+        ({"format": True}, "format True"),
+        ({"format": "2"}, "format '2'"),
         ({"type": "thing"}, "type 'thing'"),
         ({"surprise": 1}, "surprise"),
         ({"kind": "spaceship"}, "kind"),
@@ -73,6 +80,14 @@ def test_a_manifest_that_is_not_ours_is_refused_by_name(change: dict[str, object
     raw = {**json.loads(manifest_bytes(make())), **change}
     with pytest.raises(StoreDamaged, match=message):
         read_manifest(json.dumps(raw).encode())
+
+
+@pytest.mark.parametrize("change", [{}, {"type": "thing"}, {"files": 5, "surprise": 1}])
+def test_a_manifest_of_a_later_format_is_no_damage(change: dict[str, object]) -> None:
+    raw = {**json.loads(manifest_bytes(make())), **change, "format": 2}
+    with pytest.raises(StoreFormat, match="format 2; this version reads format 1"):
+        read_manifest(json.dumps(raw).encode())
+    assert not issubclass(StoreFormat, StoreDamaged)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"null", b"{}", b"{" * 1000, b"[" * 100_000])
@@ -94,3 +109,9 @@ def test_errors_survive_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(Fenced("lease 1 was superseded by lease 2")))  # a test of picklability only
     assert isinstance(error, Fenced)
     assert (str(error), error.exit_code) == ("lease 1 was superseded by lease 2", 4)
+
+
+def test_the_page_of_the_store_lists_every_kind() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
+    (cell,) = re.findall(r"^\| `kind` \| (.*) \|$", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", cell)) == set(get_args(Kind))

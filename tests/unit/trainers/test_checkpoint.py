@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from recipes.errors import StageError, StoreDamaged
+from trainers import checkpoint as checkpoint_module
 from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import StateSlice
 from trainers.loop import LoopState, SourceState
+from trainers.store.store import Store
 
 STEPS = 8
 
@@ -84,6 +86,52 @@ def test_an_engine_that_forgets_is_noticed_at_the_first_save(tiny: Any, uri: str
         engine.step({"model": 0.1})
     with pytest.raises((StageError, StoreDamaged), match=r"a resume would not be exact|has no tensor"):
         tiny.open_checkpoint(uri).save(engine, LoopState(steps_done=2), SourceState())
+
+    assert Store.open(uri).latest_state("run", "base") is None, "what cannot be loaded is not committed"
+
+
+@pytest.mark.parametrize("group", ["param", "exp_avg", "exp_avg_sq"])
+def test_an_engine_that_forgets_at_a_later_save_is_refused_and_the_states_before_stay(
+    tiny: Any, uri: str, group: str
+) -> None:
+    checkpoint = tiny.open_checkpoint(uri)
+    whole = tiny.make_engine()
+    for step in (1, 2):
+        checkpoint.save(whole, LoopState(steps_done=step), SourceState())
+    checkpoint.save(Forgets(whole, f"out {group}"), LoopState(steps_done=3), SourceState())
+    with pytest.raises(StageError, match=rf"step 3 was not saved: .* 1 items are missing .*: {group}:layers\.0"):
+        checkpoint.flush()
+    assert Store.open(uri).states("run", "base")._refs.numbers()[-2:] == [2, 3], "after the lease, two states"
+    found = tiny.open_checkpoint(uri).restore(tiny.make_engine())
+    assert found is not None
+    assert found[0].steps_done == 2
+
+
+def test_a_first_save_after_a_resume_that_forgets_covers_no_good_state(tiny: Any, uri: str) -> None:
+    tiny.run(tiny.open_checkpoint(uri), save_every=1, stop_at=2)
+    checkpoint = tiny.open_checkpoint(uri)
+    engine: Any = Forgets(tiny.make_engine(), "out exp_avg")
+    checkpoint.restore(engine)
+    with pytest.raises(StoreDamaged, match="has no tensor exp_avg"):
+        checkpoint.save(engine, LoopState(steps_done=4), SourceState())
+    latest = Store.open(uri).latest_state("run", "base")
+    assert latest is not None
+    assert latest.step == 3
+
+
+def test_a_tensor_of_the_source_that_is_not_written_is_noticed(
+    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny.open_checkpoint(uri)
+    checkpoint.save(tiny.make_engine(), LoopState(steps_done=1), SourceState())
+    real = checkpoint_module.write_tensors
+    monkeypatch.setattr(
+        checkpoint_module, "write_tensors",
+        lambda store, pieces, **place: real(store, [p for p in pieces if p.group != "source"], **place),
+    )  # fmt: skip
+    checkpoint.save(tiny.make_engine(), LoopState(steps_done=2), SourceState(tensors={"best": torch.ones(3)}))
+    with pytest.raises(StageError, match="1 items are missing or of another shape or type: source:best"):
+        checkpoint.flush()
 
 
 def test_a_source_whose_values_do_not_come_back_is_noticed(tiny: Any, uri: str) -> None:

@@ -18,7 +18,7 @@ from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
-from trainers.labelled_batches import LabelledBatch, LabelledBatches, split_by_label
+from trainers.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
 from trainers.masking import MaskedTokenLosses, Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 
@@ -128,12 +128,10 @@ def labelled_set(count: int = 60) -> Dataset:
     return Dataset("d", "labelled", report, arrays, 0, classes=("bad", "good"))
 
 
-def batches(
-    pseudo: PseudoLabels | None, tokenization: Tokenization, rank: int = 0, workers: int = 1
-) -> LabelledBatches:
+def batches(pseudo: PseudoLabels | None, tokenization: Tokenization, rank: int = 0, workers: int = 1) -> LabelledPlan:
     dataset = labelled_set()
     masker = Masker(Corruption(share=0.5), tokenization, seed=0)
-    return LabelledBatches(
+    return LabelledPlan(
         dataset,
         *split_by_label(dataset, 0.5),
         pseudo,
@@ -143,7 +141,6 @@ def batches(
         workers=workers,
         rank=rank,
         micro_batch=2,
-        steps_planned=3,
     )
 
 

@@ -26,7 +26,20 @@ import life
 
 sys.path.pop(0)
 
-CALLS = ("openat", "write", "fsync", "link", "linkat", "unlink", "rename", "mkdir", "fchmod", "utimensat", "flock", "close")
+CALLS = (
+    "openat",
+    "write",
+    "fsync",
+    "link",
+    "linkat",
+    "unlink",
+    "rename",
+    "mkdir",
+    "fchmod",
+    "utimensat",
+    "flock",
+    "close",
+)
 FAULTS = {
     "kill": "signal=KILL",
     "EIO": "error=EIO",

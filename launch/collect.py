@@ -118,6 +118,8 @@ HEADLINES = {
     "score_gain_sd": "score gain in deviations of the start",
     "perplexity": "held-out perplexity",
     "ngram_perplexity": "that of a counted 5-gram model",
+    "chrf": "chrF of held-out targets",
+    "bleu": "BLEU of held-out targets",
     "fid": "FID by the classifier's features",
     "coverage": "coverage of real pictures",
     "kl": "KL to the start, nats per response",

@@ -32,6 +32,7 @@ ACTIVITIES = {
     "verify": "verifying the result",
     "commit": "committing",
     "answer": "answering prompts",
+    "targets": "writing held-out targets",
 }
 """What a phase means to people; another phase stands under its own name."""
 

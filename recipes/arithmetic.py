@@ -63,7 +63,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_critic_warmup(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
             case Evaluate():
-                if "perplexity" in stage.suites:
+                if "perplexity" in stage.suites or "targets" in stage.suites:
                     yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
                 if "generation" in stage.suites or "comparison" in stage.suites:
                     yield from _check_sampling(loaded, f"{place}.sampling", stage.sampling, facts)

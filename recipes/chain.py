@@ -223,7 +223,8 @@ def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator
     if stage.second_scorer is not None and stage.second_scorer == stage.reward:
         message = "the second scorer must be another reward model than `reward`"
         yield loaded.problem(f"stages.{name}.second_scorer", stage.second_scorer, message)
-    for index, text in enumerate(stage.of[1:], start=1):
+    others = [] if "targets" in stage.suites else stage.of[1:]  # targets are compared as text
+    for index, text in enumerate(others, start=1):
         yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
 
 

@@ -9,8 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 Role = Literal["meaning", "placement"]
 
-STEP_UNITS = ("step", "steps")
-
 
 class Strict(BaseModel):
     """A closed, immutable part of a recipe: unknown keys are errors."""
@@ -63,10 +61,19 @@ def _read(value: Any, key: str) -> Any:
 
 def _parse_steps(value: Any) -> Any:
     """Accept `50` and `"50 steps"`."""
+    return _parse_count(value, "step")
+
+
+def _parse_iterations(value: Any) -> Any:
+    """Accept `5` and `"5 iterations"`; an iteration is several steps, so steps are refused."""
+    return _parse_count(value, "iteration")
+
+
+def _parse_count(value: Any, unit: str) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9][0-9_]*)\s+([a-z]+)\s*", value)
-        if match is None or match.group(2) not in STEP_UNITS:
-            raise ValueError("expected a whole number of steps, for example 50 or '50 steps'")
+        if match is None or match.group(2) not in (unit, f"{unit}s"):
+            raise ValueError(f"expected a whole number of {unit}s, for example 50 or '50 {unit}s'")
         return int(match.group(1))
     return value
 
@@ -94,7 +101,10 @@ def _refuse_other_numbers(value: Any) -> Any:
 Whole = BeforeValidator(_refuse_other_numbers)
 """Marks a Literal of whole numbers."""
 
-_WrittenSteps = (
-    Annotated[int, Field(ge=1, le=10**9)] | Annotated[str, StringConstraints(pattern=r"^\s*[0-9][0-9_]*\s+steps?\s*$")]
-)
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_WrittenSteps = _Count | Annotated[str, StringConstraints(pattern=r"^\s*[0-9][0-9_]*\s+steps?\s*$")]
+_WrittenIterations = _Count | Annotated[str, StringConstraints(pattern=r"^\s*[0-9][0-9_]*\s+iterations?\s*$")]
 Steps = Annotated[int, BeforeValidator(_parse_steps, json_schema_input_type=_WrittenSteps), Field(ge=1, le=10**9)]
+Iterations = Annotated[
+    int, BeforeValidator(_parse_iterations, json_schema_input_type=_WrittenIterations), Field(ge=1, le=10**9)
+]

@@ -265,6 +265,8 @@ def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_si
     match stage:
         case PpoStage():
             length, copies = stage.rollout.max_prompt_tokens + stage.rollout.max_new_tokens, 2
+        case Evaluate() if "targets" in stage.suites:
+            length, copies = 2 * stage.sequence_length, stage.num_beams
         case Evaluate():
             length, copies = stage.sampling.max_prompt_tokens + stage.sampling.max_new_tokens, 1
         case Reward():

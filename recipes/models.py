@@ -13,16 +13,12 @@ from recipes.loaded import LoadedRecipe
 from recipes.local_models import FolderFacts, TokenizerFacts, config_positions, find_pad_token, read_folder
 from recipes.locate import nearest
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
+from recipes.report import unmeasured
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 from recipes.vision_folders import VisionFacts
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
-EVALUATED_BY_THEMSELVES = {
-    "encoder": "an encoder predicts no next token: its own stage reports how it classifies",
-    "encoder_decoder": "an encoder-decoder writes targets of sources: its own finetune reports loss, BLEU and chrF",
-}
-"""Families that an `evaluate` stage does not measure, and why."""
 _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 
@@ -241,11 +237,12 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
         yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
         return
-    if isinstance(stage, Pretrain | Evaluate) and facts.family == "vision_language":
-        field, found = ("init_from", stage.init_from) if isinstance(stage, Pretrain) else ("of", stage.of[0])
-        kind = "a pretrain" if isinstance(stage, Pretrain) else "an evaluate"
-        message = f"{kind} stage takes no vision-language model; finetune does, and reports how it answers"
-        yield loaded.problem(f"{place}.{field}", found or "", message)
+    if isinstance(stage, Evaluate):
+        yield from _check_suites(loaded, place, stage)
+        return
+    if isinstance(stage, Pretrain) and facts.family == "vision_language":
+        message = "a pretrain stage takes no vision-language model; finetune does, and reports how it answers"
+        yield loaded.problem(f"{place}.init_from", stage.init_from or "", message)
         return
     if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):
         message = f"a model of family {facts.family} has one part"
@@ -282,8 +279,16 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
                 if getattr(stage.tokenizer, key) is None:
                     message = "an encoder needs this token"
                     yield loaded.problem(f"{place}.tokenizer.{key}", "", message, f'for example "<|{key[:-6]}|>"')
-    if isinstance(stage, Evaluate) and facts.family in EVALUATED_BY_THEMSELVES:
-        yield loaded.problem(f"{place}.of", stage.of[0], EVALUATED_BY_THEMSELVES[facts.family])
+
+
+def _check_suites(loaded: LoadedRecipe, place: str, stage: Evaluate) -> Iterator[Problem]:
+    """Models of text that the suites do not measure."""
+    if "images" in stage.suites:
+        return
+    for index, text in enumerate(stage.of):
+        found = unmeasured(reference_facts(loaded, text).family, stage.suites)
+        if found is not None:
+            yield loaded.problem(f"{place}.of.{index}", text, *found)
 
 
 def _check_targets(loaded: LoadedRecipe, place: str, stage: Finetune, facts: ModelFacts) -> Iterator[Problem]:

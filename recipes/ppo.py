@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recipes.fields import Steps, Strict, meaning, placement
+from recipes.fields import Iterations, Strict, meaning, placement
 from recipes.optim import AdamW, Schedule
 
 
@@ -79,7 +79,11 @@ class Updates(Strict):
     )
     gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
     max_skipped_steps: int = meaning(3, ge=0, le=10**6, description="Skipped non-finite steps before the stage fails.")
-    save_every: Steps = placement(10, description="Iterations between two commits of resumable state.")
+    save_every: Iterations = placement(
+        10,
+        description="Iterations (a rollout and its epochs x mini_batches steps) between two commits of resumable "
+        "state; the last one is always saved.",
+    )
 
 
 class Ppo(Updates):

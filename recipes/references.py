@@ -237,9 +237,11 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             default = PythonDocs(source="python-docs", split="test")
             uses = []
             if "perplexity" in stage.suites:
-                uses.append(SourceUse("text", stage.text or default, "text"))
+                uses.append(_held_out_use("text", stage.text or default, "text"))
             if "generation" in stage.suites or "comparison" in stage.suites:
-                uses.append(SourceUse("prompts", stage.prompts or default, "prompts"))
+                uses.append(_held_out_use("prompts", stage.prompts or default, "prompts"))
+            if "targets" in stage.suites:
+                uses.append(_held_out_use("prompts", stage.prompts or default, "seq2seq"))
             if stage.images is not None:
                 uses.append(SourceUse("images", stage.images, "images"))
             return uses
@@ -255,6 +257,11 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
     found = find_source(stage, field_path)
     assert found is not None, f"a {stage.kind} stage reads nothing as {field_path}"
     return found
+
+
+def _held_out_use(field_path: str, source: Source, role: Role) -> SourceUse:
+    """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
+    return SourceUse(field_path, source, role, held_out=not isinstance(source, PythonDocs) and source.hold_out > 0)
 
 
 def _training_sources(

@@ -1,4 +1,4 @@
-"""Names of the metrics in an evaluation's report, and gates on metrics that it will not have."""
+"""Names of the metrics in an evaluation's report, gates on ones that it will not have, and models that it refuses."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +11,8 @@ from recipes.stages import Evaluate
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
 GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
+TARGETS = ("loss", "perplexity", "bleu", "chrf", "eos_rate", "length_mean", "rows_left_out")
+"""Of encoder-decoders: the loss of a target's token in nats, then what was written against the targets."""
 SCORES = ("score_mean", "score_sd")
 PICTURES = (
     "fid", "fid_low", "fid_high", "fid_real", "fid_real_low", "fid_real_high", "fid_ratio", "kid", "kid_low",
@@ -51,6 +53,8 @@ def report_metrics(stage: Evaluate) -> set[str]:
         scores = SCORES if stage.second_scorer is None else (*SCORES, "second_score_mean")
         names |= {f"{label}.{name}" for label in labels for name in scores}
         names |= {f"{label}.{name}" for label in labels[1:] for name in AGAINST_START}
+    if "targets" in stage.suites:
+        names |= {f"{label}.{name}" for label in labels for name in TARGETS} | {"prompts"}
     if "images" in stage.suites:
         names |= {f"{label}.{name}" for label in labels for name in PICTURES} | {"pictures", "draws"}
     return names
@@ -60,6 +64,23 @@ def _is_known(loaded: LoadedRecipe, text: str) -> bool:
     """Whether a reference, if to a stage at all, means one of the recipe's, so that its metrics have the right name."""
     reference = parse_reference(text)
     return not isinstance(reference, StageRef) or reference.stage in {*loaded.recipe.stages, *loaded.unsound}
+
+
+def unmeasured(family: str | None, suites: Sequence[str]) -> tuple[str, str] | None:
+    """Why an evaluation's suites of text do not measure a family, and what would be right; None: they do."""
+    match family:
+        case "encoder":
+            return "an encoder predicts no next token; its own finetune reports how it classifies", "remove it"
+        case "vision_language":
+            return "an evaluate stage takes no vision-language model", "its own finetune reports how it answers"
+        case "encoder_decoder" if "targets" not in suites:
+            return "an encoder-decoder writes targets of sources", "suites: [targets]"
+        case "decoder" | "rnn" if "targets" in suites:
+            return (
+                f"suite 'targets' measures encoder-decoders; this model is of family {family}",
+                "suites: [perplexity]",
+            )
+    return None
 
 
 def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -223,7 +223,9 @@ class Bound(Strict):
 
 
 class Evaluate(_Stage):
-    """Measure models: perplexity, answers, with a reward model scores and win rate; or models of pictures."""
+    """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
+    models of pictures.
+    """
 
     kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
     of: list[str] = meaning(
@@ -236,14 +238,23 @@ class Evaluate(_Stage):
         None, description="A second reward model, trained on other data, that judges comparisons."
     )
     features: str | None = meaning(None, description="images: the classifier whose features measure pictures.")
-    suites: list[Literal["perplexity", "generation", "comparison", "images"]] = meaning(
+    suites: list[Literal["perplexity", "generation", "comparison", "targets", "images"]] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
         description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
-        "scores and win rate; images, alone: distances of drawn pictures to real ones, classes, copies.",
+        "scores and win rate; targets, alone, for encoder-decoders: loss, BLEU and chrF of held-out targets; "
+        "images, alone: distances of drawn pictures to real ones, classes, copies.",
     )
-    text: Source | None = meaning(None, description="Held-out text for perplexity; None: python-docs' test split.")
-    prompts: Source | None = meaning(None, description="Held-out prompts; None: python-docs' test split.")
+    text: Source | None = meaning(
+        None,
+        description="Held-out text for perplexity; with hold_out the rows that it keeps away from training. None: "
+        "python-docs' test split.",
+    )
+    prompts: Source | None = meaning(
+        None,
+        description="Held-out prompts, for targets with their completions; with hold_out the rows that it keeps away "
+        "from training. None: python-docs' test split.",
+    )
     images: ImageSource | None = meaning(
         None,
         description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
@@ -255,9 +266,24 @@ class Evaluate(_Stage):
     num_draws: int = meaning(
         5, ge=2, le=10, description="images: independent draws of each model; intervals are those of their means."
     )
-    num_prompts: int = meaning(200, ge=1, le=10**6, description="Prompts to answer, drawn by the seed.")
+    num_prompts: int = meaning(
+        200,
+        ge=1,
+        le=10**6,
+        description="At most this many prompts to answer, drawn by the seed; targets: the rows that a finetune's "
+        "evaluation takes.",
+    )
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
-    sequence_length: int = meaning(256, ge=8, le=10**7, description="Tokens per sequence of the perplexity text.")
+    sequence_length: int = meaning(
+        256,
+        ge=8,
+        le=10**7,
+        description="Tokens per sequence of the perplexity text, which recurrent models read on in; targets: the most "
+        "that a source, a target and what is written may have, longer rows are left out and counted.",
+    )
+    num_beams: int = meaning(
+        1, ge=1, le=64, description="targets: beams of the search that BLEU and chrF are measured by; 1: greedily."
+    )
     sampling: Sampling = meaning(default_factory=Sampling, description="How responses are drawn.")
     gates: list[Bound] = meaning(
         default_factory=list, description="Bounds that the report must meet for its gate to pass."
@@ -274,6 +300,13 @@ class Evaluate(_Stage):
     def _misfits(self) -> Iterator[str]:
         if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
             yield "suite 'comparison' needs `reward` and at least two models in `of`"
+        if "targets" in self.suites:
+            if len(self.suites) > 1:
+                yield "suite 'targets' measures encoder-decoders; it stands alone"
+            if self.reward is not None or self.second_scorer is not None:
+                yield "reward models score answers; suite 'targets' takes no reward and no second_scorer"
+        elif self.num_beams > 1:
+            yield f"num_beams ({self.num_beams}) says something only with suites: [targets]"
         if "images" in self.suites:
             if len(self.suites) > 1:
                 yield "suite 'images' measures models of pictures; it stands alone"
@@ -310,5 +343,5 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 2, "finetune": 2, "reward": 1, "ppo": 1, "evaluate": 1}
+SEMANTICS = {"pretrain": 2, "finetune": 2, "reward": 1, "ppo": 1, "evaluate": 2}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -1,4 +1,5 @@
-"""The evaluate stage: held-out perplexity, answers to held-out prompts, and their comparison by reward models.
+"""The evaluate stage: held-out perplexity, answers to held-out prompts, and their comparison by reward models; what
+encoder-decoders write of held-out targets, and what models of pictures draw.
 
 Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 """
@@ -6,13 +7,15 @@ Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from recipes.errors import RequestError
 from recipes.references import get_source
-from recipes.report import report_labels
+from recipes.report import report_labels, unmeasured
 from recipes.stages import Evaluate
 from rlhf.exam import (
     Answer,
@@ -21,6 +24,7 @@ from rlhf.exam import (
     failed_bounds,
     generation_metrics,
     side_by_side,
+    written_side_by_side,
 )
 from rlhf.experience import Responses
 from rlhf.kl import k1, k3
@@ -30,8 +34,8 @@ from rlhf.reading import Reading
 from rlhf.reward import ScoreModel
 from rlhf.rollout import answer, response_uniforms
 from trainers import distributed
-from trainers.architectures.load import ModelKind, head_name, load_model
-from trainers.architectures.token_losses import TokenLosses
+from trainers.architectures.load import ModelKind, head_name, load_model, model_family
+from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import find_dataset
@@ -40,11 +44,14 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation import evaluate, perplexity
 from trainers.generation import SamplingSettings
 from trainers.ngram import ngram_perplexity
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
+from trainers.streams import HeldOutStream
+from trainers.target_evaluation import measure_targets
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -55,6 +62,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     """Measure models; the draft of the report comes from rank 0. Collective."""
     use_fast_matmul(context.ranks.device)
     labels = report_labels(spec.of)
+    _demand_measured(spec, context)
     metrics: dict[str, float] = {}
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
@@ -68,6 +76,9 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
         if "comparison" in spec.suites:
             metrics |= comparison_metrics(answers)
         metrics["prompts"] = float(len(answers[0].answers))
+    if "targets" in spec.suites:
+        metrics, written = measure_targets(spec, context, labels)
+        samples = written_side_by_side(written, spec.num_samples)
     if "images" in spec.suites:
         from trainers.image_evaluation import measure_pictures
 
@@ -75,6 +86,16 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
     return _write_draft(spec, context, metrics, samples)
+
+
+def _demand_measured(spec: Evaluate, context: StageContext) -> None:
+    """Raise RequestError for a model of text that the suites do not measure."""
+    if "images" in spec.suites:
+        return
+    for index in range(len(spec.of)):
+        found = unmeasured(model_family(model_folder(context, f"of.{index}")), spec.suites)
+        if found is not None:
+            raise RequestError(f"of.{index} {spec.of[index]}: {found[0]}; {found[1]}")
 
 
 def _num_parts(spec: Evaluate) -> int:
@@ -85,16 +106,23 @@ def _num_parts(spec: Evaluate) -> int:
 
 def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, float]:
     """Perplexity of one model on the held-out text, and that of its counted baseline; collective."""
-    tokenization = load_tokenization(model_folder(context, f"of.{index}"))
-    dataset = open_dataset(context, data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length))
-    model = TokenLosses(_load(spec, context, f"of.{index}", "language_model"))
-    ranks = context.ranks
-    batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
-    found = {"perplexity": perplexity(evaluate(model, LanguageModelObjective(), batches, ranks.device)["loss"])}
+    folder, ranks = model_folder(context, f"of.{index}"), context.ranks
+    tokenization = load_tokenization(folder)
+    is_carried = model_family(folder) == "rnn"
+    request = data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length)
+    dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    model: Any = _load(spec, context, f"of.{index}", "language_model")
+    if is_carried:
+        share = {"length": spec.sequence_length, "workers": ranks.world_size, "rank": ranks.rank}
+        stream = HeldOutStream(dataset, model.base_model.zero_state, **share)
+        means = evaluate(CarriedTokenLosses(model), CarriedLanguageModelObjective(), stream, ranks.device)
+    else:
+        batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
+        means = evaluate(TokenLosses(model), LanguageModelObjective(), batches, ranks.device)
+    found = {"perplexity": perplexity(means["loss"])}
     training_sets = chain_training_sets(context.inputs[f"of.{index}"], context.store)
     if training_sets:
-        counted = ngram_perplexity(training_sets, dataset, len(dataset), tokenization.vocab_size)
-        found["ngram_perplexity"] = counted
+        found["ngram_perplexity"] = ngram_perplexity(training_sets, dataset, None, tokenization.vocab_size)
     return found
 
 

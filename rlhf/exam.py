@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.stages import Bound
 from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
+from trainers.translation import Translations
 
 REFERENCE = "reference"
 """Under this name the data's own answer stands among the samples."""
@@ -116,6 +117,23 @@ def side_by_side(
                     **{name: value for name, value in scores.items() if value is not None},
                 }
             )
+    return lines
+
+
+def written_side_by_side(found: Mapping[str, Translations], num_samples: int) -> list[dict[str, Any]]:
+    """Lines {prompt, model, response} for some rows of the first model's; the data's own target stands first.
+
+    A row that another model left out has no line of it.
+    """
+    lines: list[dict[str, Any]] = []
+    written = {label: {(one.source, one.target): one for one in each.written} for label, each in found.items()}
+    for row in list(next(iter(written.values())))[:num_samples]:
+        source, target = row
+        lines.append({"prompt": source, "model": REFERENCE, "response": target})
+        for label, rows in written.items():
+            if row in rows:
+                one = rows[row]
+                lines.append({"prompt": source, "model": label, "response": one.written, "ended": one.ended})
     return lines
 
 

@@ -1,7 +1,7 @@
 """Pretraining and fine-tuning: the same objective, engine and loop on other data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
 from trainers.steps import EVALUATION, PlannedBatches, cadence_of, one_group, stage_layout, training_engine
 from trainers.store.manifest import Layout
-from trainers.streams import LaneStates, StreamBatches
+from trainers.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.text_draft import TrainedText, write_text_draft
 from trainers.translation import Translations, translate
 
@@ -64,12 +64,13 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
     request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
-    dataset = open_dataset(context, replace(request, is_stream=isinstance(spec, Pretrain) and family == "rnn"))
+    is_carried = isinstance(spec, Pretrain) and family == "rnn"
+    dataset = open_dataset(context, replace(request, is_stream=is_carried))
     held_out = find_source(spec, "evaluation")
     evaluation_set = None
     if held_out is not None:
         request = training_request(spec, family, held_out, context, tokenization, pictures)
-        evaluation_set = open_dataset(context, request)
+        evaluation_set = open_dataset(context, replace(request, is_stream=is_carried))
 
     observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
@@ -241,14 +242,26 @@ def held_out_loss(
 
     What a fine-tuned encoder-decoder wrote is scored, and left in `translations`.
     """
-    rows = spec.train.evaluation_rows
+    rows, length = spec.train.evaluation_rows, spec.train.sequence_length
     baseline: list[float] = []
+    is_stream = dataset.form == "stream"
+    if is_stream:
+        dataset = beginning(dataset, rows, length)
 
     def run() -> dict[str, float]:
         if not baseline and learning.predicts_next:
-            baseline.append(ngram_perplexity([training_set], dataset, rows, tokenization.vocab_size))
+            counted_rows = None if is_stream else rows
+            baseline.append(ngram_perplexity([training_set], dataset, counted_rows, tokenization.vocab_size))
         share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
-        prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
+        prepared: Iterable[Any]
+        if is_stream:
+            model: Any = learning.module
+            zero_state = model.model.base_model.zero_state
+            prepared = HeldOutStream(
+                dataset, zero_state, length=length, workers=layout.workers, rank=distributed.rank()
+            )
+        else:
+            prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         means = evaluate(engine.module, learning.objective, prepared, engine.device)
         if dataset.form == "seq2seq" and isinstance(spec, Finetune):
             search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}

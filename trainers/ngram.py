@@ -107,20 +107,31 @@ def negative_log_likelihood(model: KneserNey, batches: Iterable[TokenBatch]) -> 
     return total, count
 
 
-def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: int, vocab_size: int) -> float:
-    """Return the perplexity of a model counted on some sets on the targets of as many rows as a model is measured on.
+def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: int | None, vocab_size: int) -> float:
+    """Return the perplexity of a model counted on some sets on the targets that a model is measured on.
 
-    Rank 0 counts; collective.
+    Those are of at most `rows` rows as `evaluation_batches` takes them, or of the whole set. Rank 0 counts; collective.
     """
     found: float | None = None
     if distributed.rank() == 0:
         model = KneserNey(_joined([count_documents(dataset) for dataset in training_sets]), vocab_size)
-        batches = evaluation_batches(held_out, rows, 1, 0, ROWS_AT_ONCE)
-        texts = (batch.tokens if isinstance(batch, PicturedBatch) else cast(TokenBatch, batch) for batch in batches)
-        total, count = negative_log_likelihood(model, texts)
+        if held_out.form == "stream":
+            assert rows is None, "a stream has no rows"
+            total, count = _of_stream(model, held_out)
+        else:
+            batches = evaluation_batches(held_out, len(held_out) if rows is None else rows, 1, 0, ROWS_AT_ONCE)
+            texts = (batch.tokens if isinstance(batch, PicturedBatch) else cast(TokenBatch, batch) for batch in batches)
+            total, count = negative_log_likelihood(model, texts)
         found = math.exp(total / count) if count else math.inf
     shared: float = distributed.broadcast_json(found)
     return shared
+
+
+def _of_stream(model: KneserNey, held_out: Dataset) -> tuple[float, int]:
+    """Return the same as `negative_log_likelihood`; every token but a document's first is a target."""
+    documents = Documents(np.asarray(held_out.arrays["tokens"]), np.asarray(held_out.arrays["is_first"]))
+    logs = model.log_probabilities(documents)[~documents.is_first_S]
+    return -float(logs.sum()), len(logs)
 
 
 def _joined(parts: Sequence[Documents]) -> Documents:

@@ -4,9 +4,11 @@ The stream is cut into as many lanes as a global batch has rows; step by step ea
 tokens, and its state with it: truncated backpropagation through time (Williams & Peng 1990). When the lanes end, an
 epoch does: the stream is turned by a keyed amount, and every state starts from zero. B lanes of a micro-batch, T
 tokens; a state has the shape [S, L, B, H] of `trainers.architectures.recurrent`.
+
+Held-out text is read the same way, once: `HeldOutStream`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +22,10 @@ from trainers.loop import SourceState
 from trainers.randomness import stream_seed
 
 CARRIED = "carried"
+HELD_OUT_LANES = 16
+"""Most lanes of a held-out stream."""
+LEAST_LANE = 512
+"""Fewest targets of a lane of a held-out stream that has several: each lane starts from nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,3 +157,51 @@ class StreamBatches:
             sample_ids_B=torch.from_numpy(places[:, 0] // self._length),
             states=self._states,
         )
+
+
+def beginning(dataset: Dataset, sequences: int, length: int) -> Dataset:
+    """Return a stream's first `sequences` of `length` tokens, and the target after them."""
+    kept = sequences * length + 1
+    return replace(dataset, arrays={name: array[:kept] for name, array in dataset.arrays.items()})
+
+
+class HeldOutStream:
+    """The batches in which a stream of N tokens is read once, from its first to its last, with the state carried on.
+
+    Its N - 1 targets are cut into min(16, (N - 1) // 512) lanes of neighbours (one at least), equal but for the last;
+    every lane starts from a zero state and goes on by `length` tokens a batch. So the loss depends on the text alone,
+    not on the workers, nor (but for rounding) on `length`. Rank r of W takes the r-th run of lanes; lanes past the last
+    one are empty and keep the ranks in step.
+    """
+
+    def __init__(
+        self, dataset: Dataset, zero_state: Callable[[int], Tensor], *, length: int, workers: int, rank: int
+    ) -> None:
+        """`zero_state` gives the state of so many rows, on the model's device."""
+        self._tokens = np.asarray(dataset.arrays["tokens"])
+        self._is_first = np.asarray(dataset.arrays["is_first"])
+        self._length, self._zero_state = length, zero_state
+        targets = len(self._tokens) - 1
+        lanes = max(1, min(HELD_OUT_LANES, targets // LEAST_LANE))
+        self._lane = -(-targets // lanes)
+        share = -(-lanes // workers)
+        self._starts = np.arange(rank * share, (rank + 1) * share) * self._lane
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        """Yield this rank's batches; each is to be run before the next is taken, which goes on from its state."""
+        rows = len(self._starts)
+        states = LaneStates(self._zero_state(rows))
+        last = len(self._tokens) - 1
+        for done in range(0, self._lane, self._length):
+            offsets = np.arange(done, min(done + self._length, self._lane))
+            places = self._starts[:, None] + offsets
+            is_read = places < last
+            places = np.minimum(places, last - 1)
+            yield StreamBatch(
+                input_ids_BT=torch.from_numpy(self._tokens[places].astype(np.int64)),
+                target_ids_BT=torch.from_numpy(self._tokens[places + 1].astype(np.int64)),
+                loss_mask_BT=torch.from_numpy(is_read & ~self._is_first[places + 1]),
+                lanes_B=torch.arange(rows),
+                sample_ids_B=torch.from_numpy(places[:, 0] // self._length),
+                states=states,
+            )

@@ -14,6 +14,7 @@ from trainers import distributed
 from trainers.architectures.encoder_decoder import start_token
 from trainers.data.batches import FILLER
 from trainers.data.dataset import Dataset
+from trainers.data.packing import scattered
 from trainers.data.tokenizer import Tokenization
 from trainers.generation import SamplingSettings, generate
 
@@ -24,6 +25,8 @@ NUM_EXAMPLES = 8
 class Written:
     """One target as the model wrote it."""
 
+    row: int
+    """Of the data set."""
     source: str
     target: str
     """As the data has it."""
@@ -36,7 +39,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Translations:
-    """What a model wrote of held-out targets at one point of its training."""
+    """What a model wrote of held-out targets at one point of its training, in an order that follows from the rows."""
 
     written: list[Written]
     num_beams: int
@@ -132,6 +135,7 @@ def translate(
         for place, tokens in zip(kept, written, strict=True):
             found.append(
                 Written(
+                    row=rows[place],
                     source=tokenization.decode(dataset.side_ids("source", rows[place]).tolist()),
                     target=dataset.target_text(rows[place]),
                     written=tokenization.decode(tokens).strip(),
@@ -141,6 +145,7 @@ def translate(
             )
     model.train(was_training)
     lines = [line for part in distributed.gather_json([asdict(one) for one in found]) for line in part]
+    lines.sort(key=lambda line: scattered(line["row"]))
     return Translations([Written(**line) for line in lines], num_beams, max_new_tokens)
 
 

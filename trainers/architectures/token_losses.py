@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from recipes.memory import CHUNK_ELEMENTS
 from trainers.architectures.attention import packed_attention_bias
-from trainers.data.batches import TokenBatch
 from trainers.streams import StreamBatch
 
 
@@ -29,17 +28,14 @@ class TokenLosses(nn.Module):
 
 
 class CarriedTokenLosses(nn.Module):
-    """A recurrent language model whose forward goes on from a carried state, or reads packed rows without one."""
+    """A recurrent language model whose forward goes on from a carried state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: TokenBatch | StreamBatch, state_SLBH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: StreamBatch, state_SLBH: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed negative log-likelihood of the targets, and the state to carry on without its gradient."""
-        if isinstance(batch, TokenBatch):
-            fields = (batch.input_ids_BT, batch.segment_ids_BT, batch.position_ids_BT, batch.loss_mask_BT)
-            return token_losses(self.model, *fields), torch.empty(0)
         model: Any = self.model
         hidden_BTD, after_SLBH = model.base_model.run(batch.input_ids_BT, state_SLBH)
         mask = batch.loss_mask_BT

@@ -141,7 +141,7 @@ def stream(encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormS
         row_ids=[kept[number][0].id for number in order],
         tokens=len(tokens),
         supervised_tokens=len(tokens) - len(kept),
-        sequences=len(tokens) // settings.sequence_length,
+        sequences=max(len(tokens) // settings.sequence_length, min(len(kept), 1)),
         positions=len(tokens),
     )
 

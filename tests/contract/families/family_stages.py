@@ -27,7 +27,7 @@ def gan_stage() -> dict[str, Any]:
     return {**stage, "train": {**stage["train"], "optimizer": {"lr": 1e-3}}}
 
 
-def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
+def text_stage(length: int = 32, evaluation_rows: int = 16, **architecture: Any) -> dict[str, Any]:
     """Give a small stage on the folder's text."""
     marks: dict[str, Any] = {
         "encoder": {"cls_token": "<|cls|>", "mask_token": "<|mask|>"},
@@ -38,7 +38,7 @@ def text_stage(length: int = 32, **architecture: Any) -> dict[str, Any]:
         "architecture": architecture,
         "tokenizer": {"train": "bpe", "vocab_size": 320, **marks},
         "data": {"source": "text", "files": ["text.txt"], "documents": "paragraph", "hold_out": 0.2},
-        "train": {**TRAIN, "sequence_length": length},
+        "train": {**TRAIN, "sequence_length": length, "evaluation_rows": evaluation_rows},
     }
 
 
@@ -70,7 +70,7 @@ SIZES = {
 STAGES: dict[str, dict[str, Any]] = {
     "decoder": text_stage(family="decoder", type="llama", **SIZES),
     "rnn": text_stage(
-        16, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
+        16, 999, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
     ),
     "encoder": text_stage(
         family="encoder", type="bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZES

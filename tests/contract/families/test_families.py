@@ -388,6 +388,16 @@ def test_pseudo_labels_teach_after_their_warm_up_and_after_a_resume(finished: Pa
     assert result(finished, "straight", "classified")["curves"]["pseudo_share"] == {}
 
 
+def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
+    source = STAGES["rnn"]["data"]
+    exam = {"kind": "evaluate", "of": ["rnn"], "suites": ["perplexity"], "text": source, "sequence_length": 24}
+    _run_case_here(finished, {"run": "here", "stage": "exam", "spec": exam, "inputs": {"of.0": "rnn"}})
+    found = result(finished, "here", "exam")["metrics"]
+    own = result(finished, "straight", "rnn")["metrics"]["evaluation"]
+    for name in ("perplexity", "ngram_perplexity"):
+        assert found[f"rnn.{name}"] == pytest.approx(own[name], rel=1e-5)
+
+
 @pytest.mark.parametrize("family", DRAWING)
 def test_grids_over_training_are_drawn_at_fixed_seeds(finished: Path, family: str) -> None:
     straight = result(finished, "straight", family)["grids"]
@@ -477,10 +487,13 @@ def test_texts_of_one_class_are_refused(finished: Path) -> None:
 
 def _run_here(folder: Path, family: str, source: dict[str, Any]) -> None:
     """Run a family's stage in this process on another source."""
+    _run_case_here(folder, _case(family, "here", PLAIN, {"data": source}))
+
+
+def _run_case_here(folder: Path, case: dict[str, Any]) -> None:
     import torch
 
     from trainers.distributed import Ranks
 
     worker = load_module(WORKER)
-    case = worker.Case(**_case(family, "here", PLAIN, {"data": source}))
-    worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), case)
+    worker.run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), worker.Case(**case))

@@ -1,4 +1,7 @@
-"""The metric names that a recipe's gates may use are those that an evaluation reports."""
+"""The metric names that a recipe's gates may use are those that an evaluation reports.
+
+Those of the suite `targets` are compared in tests/integration/training/test_seq2seq_stage.py, where it runs.
+"""
 
 from recipes.report import PERPLEXITY, report_metrics
 from recipes.stages import Evaluate

@@ -1,4 +1,4 @@
-"""An encoder-decoder on two workers, as whole stages: spans, then targets of sources, full and by adapters."""
+"""An encoder-decoder on two workers, as whole stages: spans, then targets of sources, full and by adapters; an exam."""
 
 import json
 import math
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from recipes.errors import RequestError
 
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
 TRAIN: dict[str, Any] = {
@@ -65,6 +67,16 @@ STAGES: dict[str, dict[str, Any]] = {
         "shard": {"zero": 1, "precision": "bf16"},
     },
 }
+EXAM: dict[str, Any] = {
+    "kind": "evaluate",
+    "of": ["full", "adapted"],
+    "suites": ["targets"],
+    "prompts": DATA,
+    "num_prompts": 10,
+    "num_samples": 2,
+    "num_beams": 3,
+    "sequence_length": 24,
+}
 
 
 def _run(run_ranks: Any, folder: Path, cases: list[dict[str, Any]]) -> None:
@@ -81,6 +93,8 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, spec in STAGES.items():
         inputs = {} if stage == "spans" else {"init_from": "spans"}
         cases.append({"stage": stage, "spec": spec, "inputs": inputs, "run": "straight", "is_kept": True})
+    inputs = {"of.0": "full", "of.1": "adapted"}
+    cases.append({"stage": "exam", "spec": EXAM, "inputs": inputs, "run": "straight"})
     _run(run_ranks, folder, cases)
     return folder
 
@@ -123,6 +137,52 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
         assert report["num_beams"] == beams
         assert report["examples"][0]["source"].startswith('the "number" ')
         assert report["examples"][0]["target"].startswith('el "número" ')
+
+
+def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
+    from recipes.report import report_metrics
+    from recipes.stages import Evaluate
+
+    exam = result(finished, "straight-exam")
+    found, own = exam["metrics"], result(finished, "straight-full")["metrics"]
+    assert exam["kind"] == "report"
+    assert found.keys() == report_metrics(Evaluate.model_validate(EXAM))
+    assert found["prompts"] == own["translations"]["rows"] == 10
+    for name in ("loss", "bleu", "chrf"):
+        assert found[f"full.{name}"] == pytest.approx(own["evaluation"][name], rel=1e-5)
+    assert found["full.perplexity"] == pytest.approx(math.exp(found["full.loss"]))
+    assert found["full.loss"] != found["adapted.loss"]
+    assert found["full.eos_rate"] == own["translations"]["eos_rate"]
+
+
+def test_an_exam_shows_targets_beside_what_was_written(finished: Path) -> None:
+    from trainers.store.store import Store
+
+    files = result(finished, "straight-exam")["files"]
+    store = Store.open(str(finished / "store"))
+    lines = json.loads(store.objects.get_bytes(files["samples.json"]["sha256"]))
+    assert [line["model"] for line in lines] == ["reference", "full", "adapted"] * 2
+    own = result(finished, "straight-full")["metrics"]["translations"]["examples"]
+    assert [line["response"] for line in lines[:2]] == [own[0]["target"], own[0]["written"]]
+    assert all(line["prompt"] == own[0]["source"] for line in lines[:3])
+
+
+def test_a_suite_for_other_models_is_refused_before_it_runs(finished: Path) -> None:
+    import torch
+
+    from launch.stages import compute
+    from recipes.load import parse_recipe
+    from trainers.distributed import Ranks
+    from trainers.stage import StageContext
+    from trainers.store.store import Store
+
+    stage = {"kind": "evaluate", "of": ["full"], "suites": ["perplexity"]}
+    spec = parse_recipe({"name": "small", "stages": {"exam": stage}}).stages["exam"]
+    store, ranks = Store.open(str(finished / "store")), Ranks(0, 1, 0, torch.device("cpu"))
+    inputs: Any = {"of.0": store.resolve("full")}
+    context = StageContext(store, "wrong", "exam", "f" * 64, 1, 0, finished, inputs, {}, None, ranks)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"of\.0 full: an encoder-decoder writes targets of sources; suites: \[targ"):
+        compute(spec, context)
 
 
 @pytest.mark.long

@@ -109,6 +109,8 @@ BROKEN = [
     Broken("steps", "warmup_steps: 5", "warmup_steps: 500", "stages.base.train.schedule.warmup_steps", "below the stage's 196 steps"),
     Broken("steps", "kl_coef: 0.05", "critic_warmup: 4", "stages.policy.ppo.critic_warmup", "the actor never learns"),
     Broken("steps", "kl_coef: 0.05", "schedule: {warmup_steps: 16}", "stages.policy.ppo.schedule.warmup_steps", "below the stage's 16 steps"),
+    Broken("steps", "kl_coef: 0.05", "save_every: 5 steps", "stages.policy.ppo.save_every", "expected a whole number of iterations, for example 50 or '50 iterations'"),
+    Broken("steps", "global_batch: 8\n      sequence_length: 64", "global_batch: 8\n      save_every: 5 iterations\n      sequence_length: 64", "stages.base.train.save_every", "expected a whole number of steps, for example 50 or '50 steps'"),
     Broken("steps", "      tokens: 100_000\n", "", "stages.base.train", "found none of them", "    train:\n"),
     # architecture that does not fit together
     Broken("architecture", "num_attention_heads: 4", "num_attention_heads: 6", "stages.base.architecture", "num_attention_heads (6) must divide hidden_size (64)", "architecture:"),

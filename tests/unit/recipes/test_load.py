@@ -7,7 +7,7 @@ import pytest
 
 from recipes.errors import Problem, RecipeError
 from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
-from recipes.stages import Evaluate, Finetune, Pretrain, Reward
+from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Write = Callable[..., Path]
 
@@ -105,6 +105,9 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     assert isinstance(exam, Evaluate)
     assert exam.of == ["chat", "base"]
     assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
+    policy = load_recipe(path, ["stages.policy.ppo.save_every=7 iterations"]).recipe.stages["policy"]
+    assert isinstance(policy, PpoStage)
+    assert policy.ppo.save_every == 7
     assert _base(path, "stages.base.train={steps: 3, global_batch: 2, sequence_length: 8, optimizer: {lr: 1}}").train
     reward = load_recipe(path, ["stages.judge.lora={r: 2}", "stages.judge.lora.alpha=4"]).recipe.stages["judge"]
     assert isinstance(reward, Reward)

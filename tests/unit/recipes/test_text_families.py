@@ -53,6 +53,15 @@ stages:
     kind: evaluate
     of: [rnn, chat]
     gates: [{metric: rnn.ngram_perplexity, max: 1000}]
+  targets:
+    kind: evaluate
+    of: [spanish, spans]
+    suites: [targets]
+    prompts: {source: csv, files: [pairs.txt], delimiter: ";", header: [en, es], columns: {prompt: en, completion: es},
+              hold_out: 0.1}
+    num_beams: 4
+    sequence_length: 64
+    gates: [{metric: spanish.chrf, min: 1}]
 """
 
 
@@ -88,7 +97,13 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("[query, value]", "[query, values]", "did you mean value?"),
         ("init_from: words", "init_from: rnn", "labels belong to encoders; this model is of family rnn"),
         ("of: [rnn, chat]", "of: [words]", "predicts no next token"),
-        ("of: [rnn, chat]", "of: [spanish]", "its own finetune reports loss, BLEU and chrF"),
+        ("of: [rnn, chat]", "of: [rnn, spanish]", "exam.of.1: an encoder-decoder writes targets of sources (found"),
+        ("of: [spanish, spans]", "of: [spanish, chat]", "targets.of.1: suite 'targets' measures encoder-decoders"),
+        ("suites: [targets]", "suites: [targets, perplexity]", "suite 'targets' measures encoder-decoders; it stands"),
+        ("suites: [targets]", "suites: [targets]\n    reward: ./judge", "suite 'targets' takes no reward"),
+        ("suites: [targets]", "suites: [generation]", "num_beams (4) says something only with suites: [targets]"),
+        ("spanish.chrf", "spanish.ngram_perplexity", "the report of the suites targets has no such metric"),
+        ("prompts: {source: csv, files: [pairs.txt]", "prompts: {source: csv, files: [gone.txt]", "gone.txt"),
         (
             "num_sentinels: 4",
             "num_sentinels: 3",

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_said(problems_of: Callable[..., str], old: str, ne
 
 def test_an_evaluation_and_ppo_take_none(problems_of: Callable[..., str]) -> None:
     exam = "  exam: {kind: evaluate, of: [see]}\n"
-    assert "stages.exam.of: an evaluate stage takes no vision-language model" in problems_of(TEXT + exam)
+    assert "stages.exam.of.0: an evaluate stage takes no vision-language model" in problems_of(TEXT + exam)
     ppo = """\
   policy:
     kind: ppo

@@ -190,5 +190,5 @@ def test_scores_by_hand() -> None:
     # One character n-gram order counts (texts of one letter): precision 1, recall 1/2, beta 2: 5 P R / (4 P + R).
     other = corpus_scores(["a"], ["ab"])
     assert other["chrf"] == pytest.approx(100 * (5 * 1.0 * 0.5) / (4 * 1.0 + 0.5), abs=0.01)
-    report = Translations([Written("s", "t", "w", 3, True), Written("s", "t", "w", 5, False)], 4, 9).report()
+    report = Translations([Written(0, "s", "t", "w", 3, True), Written(1, "s", "t", "w", 5, False)], 4, 9).report()
     assert (report["eos_rate"], report["mean_length"], report["num_beams"]) == (0.5, 4.0, 4)

@@ -12,13 +12,12 @@ from recipes.errors import RequestError
 from recipes.memory import num_parameters
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.token_losses import CarriedTokenLosses
-from trainers.data.batches import TokenBatch
+from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.generation import SamplingSettings, generate
 from trainers.loop import SourceState
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.streams import CARRIED, LaneStates, StreamBatches
+from trainers.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
 
 V, EOS = 29, 1
 KEYS: dict[str, dict[str, Any]] = {
@@ -117,6 +116,53 @@ def test_two_ranks_read_the_lanes_of_one() -> None:
     assert torch.equal(shared[1][1].input_ids_BT, alone[3].input_ids_BT)
 
 
+def held_out(tokens: np.ndarray) -> Dataset:
+    """Give a stream whose documents have ten tokens."""
+    arrays = {"tokens": tokens, "is_first": np.arange(len(tokens)) % 10 == 0}
+    return Dataset("d", "stream", BuildReport(1, 1, 0, 0, {}, {}, 1, len(tokens), len(tokens), 1.0), arrays, 0)
+
+
+def held_out_sums(model: Any, dataset: Dataset, length: int, workers: int) -> tuple[float, int, int]:
+    """Give the loss of all ranks' targets, their number, and the number of batches, which is that of every rank."""
+    total, targets, batches = 0.0, 0, set()
+    for rank in range(workers):
+        stream = HeldOutStream(dataset, model.base_model.zero_state, length=length, workers=workers, rank=rank)
+        count = 0
+        for batch in stream:
+            output = CarriedLanguageModelObjective().loss(CarriedTokenLosses(model), batch)
+            total += float(output.loss_sum)
+            targets += int(batch.loss_mask_BT.sum())
+            count += 1
+        batches.add(count)
+    assert len(batches) == 1
+    return total, targets, batches.pop()
+
+
+@pytest.mark.parametrize("name", list(KEYS))
+@pytest.mark.parametrize("num_tokens", [46, 1600])
+def test_held_out_text_is_read_once_with_the_state_carried_on(name: str, num_tokens: int) -> None:
+    model, tokens = build(name), np.random.default_rng(3).integers(2, V, num_tokens)
+    lanes = {46: 1, 1600: 3}[num_tokens]
+    lane = -(-(num_tokens - 1) // lanes)
+    wanted = 0.0
+    with torch.no_grad():
+        for start in range(0, num_tokens - 1, lane):
+            ids = torch.from_numpy(tokens[start : min(start + lane, num_tokens - 1) + 1])[None]
+            hidden, _ = model.base_model.run(ids[:, :-1], model.base_model.zero_state(1))
+            logs = torch.log_softmax(model.lm_head(hidden), dim=-1).gather(2, ids[:, 1:, None])[0, :, 0]
+            wanted -= float(logs[(start + 1 + torch.arange(len(logs))) % 10 != 0].sum())
+        found = [held_out_sums(model, held_out(tokens), *share) for share in ((7, 1), (7, 2), (50, 1), (7, 5))]
+    assert {targets for _, targets, _ in found} == {num_tokens - -(-num_tokens // 10)}
+    assert [total for total, _, _ in found] == pytest.approx([wanted] * 4, rel=1e-5)
+    assert found[0][2] == -(-lane // 7)
+
+
+def test_a_part_of_a_held_out_stream_is_its_beginning() -> None:
+    tokens = np.arange(50)
+    assert beginning(held_out(tokens), 3, 8).arrays["tokens"].tolist() == list(range(25))
+    assert len(beginning(held_out(tokens), 9, 8).arrays["is_first"]) == 50
+
+
 def test_a_text_shorter_than_a_step_is_refused() -> None:
     with pytest.raises(RequestError, match="20 tokens, fewer than global_batch x sequence_length"):
         source(build("gru"), np.arange(20), lanes=4, length=5)
@@ -130,10 +176,9 @@ def test_packed_documents_do_not_see_each_other(name: str) -> None:
     mask = segments > 0
     mask[:, 1:] &= segments[:, 1:] == segments[:, :-1]
     mask[:, 0] = False
-    batch = TokenBatch(ids, segments, torch.zeros_like(ids), mask, torch.arange(2))
     wanted = 0.0
     with torch.no_grad():
-        found, _ = CarriedTokenLosses(model)(batch)
+        found = TokenLosses(model)(ids, segments, torch.zeros_like(ids), mask)
         for row, start, stop in ((0, 0, 3), (0, 3, 7), (1, 1, 4), (1, 4, 9)):
             document = ids[row, start:stop]
             logs = torch.log_softmax(model(document[None]).logits[0, :-1], dim=-1)

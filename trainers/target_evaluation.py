@@ -1,0 +1,55 @@
+"""Measures encoder-decoders on held-out rows of source and target: the loss of the targets, and what is written."""
+
+from collections.abc import Sequence
+
+from recipes.references import get_source
+from recipes.stages import Evaluate
+from trainers.architectures.encoder_decoder import TargetLosses
+from trainers.architectures.load import load_model
+from trainers.data.batches import evaluation_batches
+from trainers.data.tokenizer import load_tokenization
+from trainers.evaluation import evaluate, perplexity
+from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.precision import dtype_of
+from trainers.stage import StageContext, data_request, model_folder, open_dataset
+from trainers.translation import Translations, translate
+
+ROWS_AT_ONCE = 16
+
+
+def measure_targets(
+    spec: Evaluate, context: StageContext, labels: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Translations]]:
+    """Return metrics by `model.metric`, and what each model wrote; equal on all ranks. Collective.
+
+    The rows are those that a fine-tuning's own evaluation takes of the same data: the numbers agree with its own.
+    """
+    metrics: dict[str, float] = {}
+    found: dict[str, Translations] = {}
+    ranks = context.ranks
+    for index, label in enumerate(labels):
+        context.observer.phase("targets", step=index, steps_planned=len(labels))
+        folder = model_folder(context, f"of.{index}")
+        tokenization = load_tokenization(folder)
+        use = get_source(spec, "prompts")
+        dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length))
+        loaded = load_model(folder, "seq2seq_model", device=ranks.device, dtype=dtype_of(spec.shard.precision))
+        model = loaded.to(ranks.device).eval().requires_grad_(False)
+        share = (dataset, spec.num_prompts, ranks.world_size, ranks.rank, ROWS_AT_ONCE)
+        means = evaluate(TargetLosses(model), Seq2SeqObjective(), evaluation_batches(*share), ranks.device)
+        search = {"num_beams": spec.num_beams, "max_new_tokens": spec.sequence_length}
+        written = translate(model, dataset, evaluation_batches(*share), tokenization, **search)
+        report = written.report()
+        values = {
+            "loss": means["loss"],
+            "perplexity": perplexity(means["loss"]),
+            **written.scores(),
+            "eos_rate": report["eos_rate"],
+            "length_mean": report["mean_length"],
+            "rows_left_out": float(sum(dataset.report.dropped.values())),
+        }
+        metrics |= {f"{label}.{name}": value for name, value in values.items()}
+        if index == 0:
+            metrics["prompts"] = float(len(written.written))
+        found[label] = written
+    return metrics, found

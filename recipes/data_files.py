@@ -38,7 +38,7 @@ from recipes.picture_files import (
     read_picture_lines,
 )
 from recipes.references import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse, stage_sources
-from recipes.stages import Evaluate, Reward
+from recipes.stages import Reward
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),
@@ -70,8 +70,8 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield loaded.problem(f"stages.{name}.data", "", message, suggestion)
         for use in uses:
             place = f"stages.{name}.{use.field_path}"
-            if use.held_out and not isinstance(stage, Evaluate):
-                continue  # it is the stage's `data`
+            if use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None:
+                continue  # rows of the stage's `data`
             if use.role == "instructions":
                 use = replace(use, role=_BY_FAMILY.get(model_facts(loaded, stage).family, use.role))
             for problem in _check_source(loaded, place, use):

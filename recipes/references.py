@@ -259,9 +259,10 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
     return found
 
 
-def _held_out_use(field_path: str, source: Source, role: Role) -> SourceUse:
+def _held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
     """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
-    return SourceUse(field_path, source, role, held_out=not isinstance(source, PythonDocs) and source.hold_out > 0)
+    held_out = not isinstance(source, PythonDocs | PythonSummaries) and source.hold_out > 0
+    return SourceUse(field_path, source, role, held_out=held_out)
 
 
 def _training_sources(
@@ -270,7 +271,7 @@ def _training_sources(
     """The training rows, and those to evaluate on: the recipe's own, python-docs' next split, or what is held out."""
     training = SourceUse("data", data, role)
     if evaluation is not None:
-        return [training, SourceUse("evaluation", evaluation, role)]
+        return [training, _held_out_use("evaluation", evaluation, role)]
     if isinstance(data, PythonDocs | PythonSummaries):
         if data.split == "test":
             return [training]

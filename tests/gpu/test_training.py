@@ -4,6 +4,7 @@ Runs the cases of tests/numerics on CUDA with NCCL; skipped where there is no GP
 """
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ pytestmark = [
 
 WORKER = Path(__file__).parents[1] / "numerics" / "training_worker.py"
 ZERO = (0, 1, 2, 3)
+OFFLOADED = (1, 2, 3)
 
 
 def deepspeed(zero: int, **more: Any) -> dict[str, Any]:
@@ -40,6 +42,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cases += [{"name": f"skip-zero{zero}", "do": "skip", **deepspeed(zero, precision="bf16")} for zero in ZERO]
     cases.append({"name": "lora", "do": "curve", "lora": True, **deepspeed(3)})
     cases.append({"name": "offload", "do": "curve", **deepspeed(2, offload="cpu")})
+    for zero in OFFLOADED:
+        offloaded = deepspeed(zero, offload="cpu")
+        cases.append({"name": f"resume-offload{zero}", "do": "resume", "store": store, **offloaded})
+        cases.append({"name": f"saved-offload{zero}", "do": "save", "store": store, **offloaded})
+        cases.append({"name": f"saved-device{zero}", "do": "save", "store": store, **deepspeed(zero)})
+        moved = {"do": "continue", "store": store}
+        cases.append({"name": f"to-device{zero}", "stage": f"saved-offload{zero}", **moved, **deepspeed(zero)})
+        cases.append({"name": f"to-offload{zero}", "stage": f"saved-device{zero}", **moved, **offloaded})
     job, result = folder / "job.json", folder / "result.json"
     job.write_text(json.dumps({"cases": cases}))
     with socket.socket() as probe:
@@ -69,7 +79,9 @@ def checked(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 def difference(found: list[float], wanted: list[float]) -> float:
     """Return the largest relative difference of two curves."""
-    return max(abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True))
+    differences = [abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True)]
+    assert all(map(math.isfinite, differences)), differences  # max() passes over a nan
+    return max(differences)
 
 
 @pytest.mark.parametrize("name", [*(f"zero{zero}" for zero in ZERO), "offload"])
@@ -89,6 +101,22 @@ def test_resumed_equals_straight_to_the_bit(found: dict[str, Any], zero: int) ->
     outcome = checked(found, f"resume-zero{zero}")
     assert outcome["found"] == outcome["wanted"]
     assert outcome["resumed"] == outcome["straight"][3:]
+
+
+@pytest.mark.parametrize("zero", OFFLOADED)
+def test_an_offloaded_optimiser_is_resumed_to_the_bit(found: dict[str, Any], zero: int) -> None:
+    outcome = checked(found, f"resume-offload{zero}")
+    assert outcome["found"] == outcome["wanted"]
+    assert outcome["resumed"] == outcome["straight"][3:]
+
+
+@pytest.mark.parametrize("zero", OFFLOADED)
+@pytest.mark.parametrize(("moved", "saved"), [("to-device", "saved-offload"), ("to-offload", "saved-device")])
+def test_a_state_moves_between_host_and_device(found: dict[str, Any], moved: str, saved: str, zero: int) -> None:
+    straight = checked(found, f"{saved}{zero}")["losses"]
+    outcome = checked(found, f"{moved}{zero}")
+    assert outcome["steps"][0] == 6
+    assert difference(outcome["losses"], straight[5:]) < 1e-5
 
 
 @pytest.mark.parametrize("zero", ZERO)

@@ -1,8 +1,10 @@
 """A store that does not answer is named within a deadline; one that fails now and then is asked again until it does."""
 
+import importlib.util
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
 
+TINY = Path(__file__).parents[2] / "unit" / "trainers" / "conftest.py"
 Fault = Callable[[str, str, str], int | str | None]
 
 
@@ -69,6 +72,54 @@ def test_a_writer_with_patience_waits_until_the_store_answers_again(s3_server: A
     assert Store.open(s3_uri).objects.get_bytes(sha) == b"weights"
     assert any("waiting for an answer, at most 60 s" in text for text in said)
     assert "answers again after" in said[-1]
+
+
+def load_tiny() -> Any:
+    """The module that builds a tiny training."""
+    spec = importlib.util.spec_from_file_location("tiny_training", TINY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_training"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "way", ["reset", pytest.param(503, marks=pytest.mark.long), pytest.param("lost", marks=pytest.mark.long)]
+)
+def test_training_goes_on_beside_a_store_that_goes_away_and_skips_no_save(
+    s3_server: Any, s3_uri: str, soon: None, tmp_path: Path, way: int | str
+) -> None:
+    """Steps are made until the next save, which waits; when the store is back every state is in it, in order."""
+    tiny = load_tiny()
+    straight = tiny.run(tiny.open_checkpoint(str(tmp_path / "straight"))).digest
+    checkpoint = tiny.open_checkpoint(s3_uri)
+    said: list[str] = []
+    checkpoint.store.wait_for_room(120, said.append)
+    away: list[float] = []
+    heard: list[tuple[int, float]] = []
+
+    def hear(step: int) -> None:
+        heard.append((step, time.monotonic()))
+        if step == 3:
+            away.append(time.monotonic() + 3)
+            s3_server.fault = lambda method, path, query: way if time.monotonic() < away[0] else None
+
+    ran = tiny.run(checkpoint, save_every=1, on_step=hear)
+    assert ran.outcome is not None
+    assert ran.outcome.steps_done == tiny.STEPS
+    assert ran.digest == straight
+    meanwhile = [step for step, at in heard if step > 3 and at < away[0]]
+    assert meanwhile in ([], [4], [4, 5]), "one save is under way and the next one waits"
+    assert any("waiting for an answer, at most 120 s" in text for text in said)
+    assert any("answers again after" in text for text in said)
+    states = Store.open(s3_uri).states("run", "base")
+    assert states._refs.numbers()[-1] == 1 + tiny.STEPS, "the lease's barrier and a state after every step"
+    latest = Store.open(s3_uri).latest_state("run", "base")
+    assert latest is not None
+    assert latest.step == tiny.STEPS
+    assert tiny.run(tiny.open_checkpoint(s3_uri)).digest == straight
 
 
 def commit_in_a_storm(things: Any, server: Any, uri: str, chance: float, seed: int, count: int) -> None:

@@ -1,5 +1,6 @@
 """Writers that can be killed, traced and frozen, and what they acknowledged."""
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ class Child:
     """A process that the nursery forked, and its files."""
 
     pid: int
+    nursery: int
     number: int
     acks: Path
     errors: Path
@@ -33,16 +35,19 @@ class Child:
         return [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def is_alive(self) -> bool:
-        """Whether it still runs; the nursery reaps at once."""
-        return os.path.exists(f"/proc/{self.pid}")
+        """Whether it still runs; the nursery reaps at once, and its number may be another process's by now."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(stat.rpartition(")")[2].split()[1]) == self.nursery
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.wait(30)
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait(30)
 
     def wait(self, seconds: float) -> None:
         """Wait until it is gone."""
@@ -85,7 +90,7 @@ class Nursery:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        child = Child(int(self._process.stdout.readline()), number, **names)
+        child = Child(int(self._process.stdout.readline()), self._process.pid, number, **names)
         self.children.append(child)
         return child
 

@@ -106,9 +106,27 @@ def test_a_rank_killed_in_every_phase_changes_nothing(
     say(f"{stage}: rank {rank} killed in {', '.join(phases)}: same bytes, redone steps within the interval")
 
 
+def resume_three_times(run_job: RunJob, straight: dict[str, Any], stages: tuple[str, ...], runs: str) -> None:
+    """Each stage dies between its first two saves, between the next two, and when all is trained."""
+    wanted = []
+    for stage in stages:
+        first, second = {"policy": (6, 10)}.get(stage, (3, 5))
+        deaths = [{"rank": 0, "phase": "forward", "step": first}, {"rank": 1, "phase": "backward", "step": second}]
+        deaths.append({"rank": 0, "phase": "write", "step": 0})
+        wanted.append({"name": stage, "stage": stage, "run": f"{runs}-{stage}", "deaths": deaths})
+    found = run_job(wanted)
+    for stage in stages:
+        check(straight, stage, found[stage], "write")
+        interval = INTERVAL[stage]
+        assert found[stage]["firsts"] == [interval, 2 * interval, 3 * interval]
+        assert max(map(len, found[stage]["ids"].values())) == 2, "no step was done again"
+
+
 def test_a_resume_of_a_resume_of_a_resume(run_job: RunJob, straight: dict[str, Any]) -> None:
-    deaths = [{"rank": 0, "phase": "train", "step": 1}, {"rank": 1, "phase": "forward", "step": 3}]
-    deaths.append({"rank": 0, "phase": "backward", "step": 5})
-    found = run_job([{"name": "thrice", "stage": "chat", "run": "thrice", "deaths": deaths}])
-    check(straight, "chat", found["thrice"], "write")
-    assert len(found["thrice"]["firsts"]) == 2  # the first kill was before any save
+    resume_three_times(run_job, straight, ("chat", "policy"), "thrice")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_resume_of_a_resume_of_a_resume_of_every_stage(run_job: RunJob, straight: dict[str, Any]) -> None:
+    resume_three_times(run_job, straight, STAGES, "again")

@@ -1,129 +1,45 @@
-"""Negative controls: whichever item of a PPO's or a LoRA's state a resume leaves out, the result is another one."""
+"""A stop in any step of a PPO or a LoRA changes nothing; whichever item of their state is left out, it shows."""
 
 import contextlib
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from recipes.errors import Preempted, StageError
+from recipes.errors import StageError
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
 from trainers import checkpoint as checkpoint_module
 from trainers.architectures.lora import add_adapter
 from trainers.architectures.token_losses import TokenLosses
-from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import STATE_GROUPS
-from trainers.loop import Cadence, LoopState, Outcome, SourceState, train
+from trainers.loop import LoopState
 from trainers.objectives.language_model import LanguageModelObjective
-from trainers.objectives.protocol import ObjectiveOutput
 from trainers.steps import GROUP, PlannedBatches
-from trainers.store.manifest import Layout
 from trainers.store.store import Store
 
-SKIPPED_STEP = 1
+sys.path.insert(0, str(Path(__file__).parent))
+from state_items import LOOP, Fatal, Killed, Made, Part, items, leave_out, saved_step, train_once
+
+sys.path.pop(0)
+
 CPU = torch.device("cpu")
-Made = dict[str, Any]
-"""Hashes and counts of a finished training, by name."""
-
-
-@dataclass
-class Part:
-    """A training, ready to run once."""
-
-    engine: Any
-    source: Any
-    objective: Any
-    listener: Any
-
-
-class Poisoned:
-    """An objective of which one step's loss is not finite: the step is skipped, which is state, too."""
-
-    def __init__(self, objective: Any, listener: Any) -> None:
-        self._objective, self._listener = objective, listener
-        self.weight = objective.weight
-
-    def loss(self, module: Any, batch: Any) -> ObjectiveOutput:
-        found: ObjectiveOutput = self._objective.loss(module, batch)
-        is_bad = self._listener.steps_done == SKIPPED_STEP
-        return replace(found, loss_sum=found.loss_sum * float("nan")) if is_bad else found
-
-
-def train_once(part: Part, uri: str, rates: dict[str, float], save_every: int) -> Made:
-    """Go on from what is saved, to the end or to a stop; returns all that the stage's artifact is made of, hashed."""
-    store = Store.open(uri)
-    lease = store.take_lease("run", "stage")
-    layout = Layout(workers=1, micro_batch=4, accumulation=2)
-    outcome: Outcome | None = None
-    with contextlib.suppress(Preempted):
-        outcome = train(
-            part.engine, Poisoned(part.objective, part.listener), part.source, learning_rates=lambda step: rates,
-            cadence=Cadence(save_every, 10**6), checkpoint=StoreCheckpoint(
-                store, "run", "stage", "f" * 64, lease, layout, {}
-            ), evaluate=None, observer=part.listener, seed=3,
-        )  # fmt: skip
-    source = part.source.state()
-    found: dict[str, Any] = {
-        "outcome": outcome and (outcome.state, outcome.rule, outcome.steps_done),
-        "counts": outcome and (outcome.skipped_steps, outcome.samples, outcome.weight),
-        "steps applied": part.engine.steps_applied,
-        "values": dict(source.values),
-    }
-    pieces = [(f"{piece.group}:{piece.name}", piece.values) for piece in part.engine.state_out()]
-    best = [(f"source:{name}", tensor) for name, tensor in source.tensors.items()]
-    for name, tensor in [*pieces, *part.engine.full_parameters(), *best]:
-        found[name] = hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
-    return found
-
-
-def leave_out(monkeypatch: pytest.MonkeyPatch, item: str, start: SourceState) -> None:
-    """From now on restoring misses one item, which stays as a new stage has it."""
-    kind, _, name = item.partition(" ")
-    real = StoreCheckpoint.restore
-
-    def restore(self: StoreCheckpoint, engine: Any) -> tuple[LoopState, SourceState] | None:
-        before = {(piece.group, piece.name): piece.values.clone() for piece in engine.state_out()}
-        found = real(self, engine)
-        assert found is not None
-        loop, source = found
-        if kind == "loop":
-            assert getattr(loop, name) != getattr(LoopState(), name), (
-                f"{name} is as at the start: leaving it out is blind"
-            )
-            loop = replace(loop, **{name: getattr(LoopState(), name)})
-        elif kind == "source":
-            assert source.values[name] != start.values[name]
-            source = SourceState({**source.values, name: start.values[name]}, source.tensors)
-        elif kind == "tensors":
-            assert source.tensors
-            source = SourceState(source.values, start.tensors)
-        elif name == "steps_applied":
-            held = {(piece.group, piece.name): piece.values.clone().flatten() for piece in engine.state_out()}
-            engine.state_in(lambda group, key, a, b: held[group, key][a:b], steps_applied=0)
-        else:
-            missed = [piece for piece in engine.state_out() if piece.group == kind and name in piece.name]
-            assert missed
-            for piece in missed:
-                piece.values.copy_(before[piece.group, piece.name])
-        return loop, source
-
-    monkeypatch.setattr(StoreCheckpoint, "restore", restore)
-
 
 # PPO: actor and critic adapters on one network, a value head, an adaptive controller, the best policy so far
 
 PPO_VALUES = ("kl_coef", "start", "best_score", "best_iteration")
 PPO_PARTS = (".actor.", ".critic.", "value_head")
-LOOP = ("steps_done", "skipped_steps", "samples", "weight")
+PPO_ITERATION = 4
+"""Steps: two epochs of two mini-batches."""
+PPO_STEPS = 3 * PPO_ITERATION
 
 
 def ppo_part(build: Callable[..., Any], stop_at: int | None = None, **settings: Any) -> Part:
@@ -134,7 +50,7 @@ def ppo_part(build: Callable[..., Any], stop_at: int | None = None, **settings: 
 
 
 def run_ppo(part: Part, uri: Path) -> Made:
-    return train_once(part, str(uri), {"actor": 1e-2, "critic": 1e-2}, part.source.steps_per_iteration)
+    return train_once(part, uri, {"actor": 1e-2, "critic": 1e-2}, part.source.steps_per_iteration)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +83,26 @@ def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs
     assert run_ppo(ppo_part(tiny_ppo), store) == straight
 
 
-def items(parts: Iterable[str]) -> list[str]:
-    return [f"{group} {part}" for group in STATE_GROUPS for part in parts]
+@pytest.mark.parametrize("step", range(PPO_STEPS))
+def test_a_kill_in_any_step_of_a_ppo_changes_nothing(
+    tiny_ppo: Callable[..., Any], ppo_made: tuple[Made, Path], tmp_path: Path, step: int
+) -> None:
+    """In every mini-batch of every epoch of every iteration: that iteration is done again."""
+    killed = ppo_part(tiny_ppo)
+    killed.objective = Fatal(killed.objective, killed.listener, step, call=1)
+    with pytest.raises(Killed):
+        run_ppo(killed, tmp_path)
+    assert saved_step(tmp_path) == step // PPO_ITERATION * PPO_ITERATION
+    assert run_ppo(ppo_part(tiny_ppo), tmp_path) == ppo_made[0]
+
+
+@pytest.mark.parametrize("step", [0, 6, 11])
+def test_a_ppo_that_is_to_stop_saves_at_the_end_of_its_iteration(
+    tiny_ppo: Callable[..., Any], ppo_made: tuple[Made, Path], tmp_path: Path, step: int
+) -> None:
+    run_ppo(ppo_part(tiny_ppo, stop_at=step), tmp_path)
+    assert saved_step(tmp_path) == step // PPO_ITERATION * PPO_ITERATION + PPO_ITERATION
+    assert run_ppo(ppo_part(tiny_ppo), tmp_path) == ppo_made[0]
 
 
 BEST_ITEMS = ["source best_score", "source best_iteration", "tensors"]
@@ -237,7 +171,7 @@ def new_lora(tiny_language: Any, tiny_ppo: Callable[..., Any]) -> Callable[..., 
 
 
 def run_lora(part: Part, uri: Path) -> Made:
-    return train_once(part, str(uri), {GROUP: 1e-2}, 2)
+    return train_once(part, uri, {GROUP: 1e-2}, 2)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +196,22 @@ def test_the_items_of_a_lora_are_all_tried(new_lora: Callable[..., Part], lora_r
     for entry in manifest.tensors["param"]:
         assert sum(part in entry.name for part in LORA_PARTS) == 1, entry.name
     assert run_lora(new_lora(), store) == straight
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_stop_in_any_step_of_a_lora_changes_nothing(
+    new_lora: Callable[..., Part], lora_made: tuple[Made, Path], tmp_path: Path, step: int
+) -> None:
+    """Twelve rows in batches of eight: the stops lie in all four epochs. A kill comes with half of the gradients."""
+    run_lora(new_lora(stop_at=step), tmp_path / "stopped")
+    assert saved_step(tmp_path / "stopped") == step + 1
+    killed = new_lora()
+    killed.objective = Fatal(killed.objective, killed.listener, step, call=2)
+    with pytest.raises(Killed):
+        run_lora(killed, tmp_path / "killed")
+    assert saved_step(tmp_path / "killed") == step // 2 * 2
+    for way in ("stopped", "killed"):
+        assert run_lora(new_lora(), tmp_path / way) == lora_made[0], way
 
 
 @pytest.mark.parametrize("item", [*(f"loop {name}" for name in LOOP), *items(LORA_PARTS), "engine steps_applied"])

@@ -254,29 +254,3 @@ def test_nothing_is_dropped_before_the_newest_verifies(tmp_path: Path) -> None:
     assert Store.open(str(tmp_path)).keep_states("run", "base", keep=2) == 0
     latest = Store.open(str(tmp_path)).latest_state("run", "base")
     assert latest == states[1]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from(["save", "fail", "resume", "keep1", "keep2", "keep3"]), max_size=14))
-def test_retention_never_reduces_what_can_be_loaded_below_what_it_keeps(steps: list[str]) -> None:
-    store = Store.open(f"memory://{np.random.default_rng().integers(2**62)}")
-    lease, step, loadable = store.take_lease("run", "base"), 0, 0
-    for what in steps:
-        if what == "save":
-            step += 1
-            commit(store, step, lease, torch.full((3,), float(step)))
-            loadable += 1
-        elif what == "fail":
-            write_tensors(store, [whole("w", torch.ones(2))], run="run", stage="base", lease=lease, step=step + 1)
-        elif what == "resume":
-            lease = store.take_lease("run", "base")
-        else:
-            keep = int(what[4:])
-            store.keep_states("run", "base", keep=keep)
-            loadable = min(loadable, keep)
-        refs = store.states("run", "base")._refs
-        whole_states = [number for number in refs.numbers() if "manifest" in refs.read(number)]
-        assert len(whole_states) == loadable
-        assert store.verify().damage == []
-        latest = store.latest_state("run", "base")
-        assert (latest.step if latest else 0) == step

@@ -137,12 +137,15 @@ class Ran:
         return found.hexdigest()
 
 
-def run(checkpoint: StoreCheckpoint, *, save_every: int = 1, steps: int = STEPS, **listening: Any) -> Ran:
+def run(
+    checkpoint: StoreCheckpoint, *, save_every: int = 1, steps: int = STEPS, rates_behind: int = 0, **listening: Any
+) -> Ran:
+    """Train; with `rates_behind` the learning rates are those of so many steps before."""
     engine, source, listener = make_engine(), Source(steps), Listener(**listening)
     outcome = None
     with contextlib.suppress(Preempted):
         outcome = train(
-            engine, Squares(), source, learning_rates=lambda step: {"model": 0.05 / (1 + step)},
+            engine, Squares(), source, learning_rates=lambda step: {"model": 0.05 / (1 + step - rates_behind)},
             cadence=Cadence(save_every, 10**6), checkpoint=checkpoint, evaluate=None, observer=listener, seed=3,
         )  # fmt: skip
     return Ran(engine, source, listener, outcome)

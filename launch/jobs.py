@@ -22,7 +22,7 @@ from launch.capacity import check_memory, settle_workers
 from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
-from recipes.data import Datasets, PythonDocs
+from recipes.data import Datasets, PythonDocs, PythonSummaries
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError
 from recipes.image_data import Digits, ImageDatasets
 from recipes.load import LoadedRecipe, load_recipe
@@ -189,7 +189,7 @@ def refuse_local_files(loaded: LoadedRecipe) -> None:
     for name, stage in loaded.recipe.stages.items():
         for use in stage_sources(stage):
             source = use.source
-            if isinstance(source, PythonDocs | Digits):
+            if isinstance(source, PythonDocs | PythonSummaries | Digits):
                 continue
             if isinstance(source, Datasets | ImageDatasets) and source.revision is not None:
                 continue

@@ -48,6 +48,18 @@ class PythonDocs(Selection):
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
+class PythonSummaries(Selection):
+    """Summaries from the same documentation: a docstring without its first sentence, and that sentence.
+
+    Rows of `prompt` and `completion`. The modules are split as python-docs splits them.
+    """
+
+    source: Literal["python-docs-summaries"] = meaning(
+        description="Reads docstrings without their first sentence, to be summed up by it."
+    )
+    split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
+
+
 class Patterns(Strict):
     """Local files by their names."""
 
@@ -130,7 +142,9 @@ class Datasets(_Rows, DatasetsPlace):
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
 
 
-Source = Annotated[PythonDocs | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")]
+Source = Annotated[
+    PythonDocs | PythonSummaries | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")
+]
 
 
 class TrainTokenizer(Strict):

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, TextFiles
+from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, TextFiles
 from recipes.errors import Problem
 from recipes.image_data import (
     Digits,
@@ -85,6 +85,11 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
     match source:
         case PythonDocs() | Digits():
             return
+        case PythonSummaries():
+            if not any(set(form) <= {"prompt", "completion"} for form in FORMS[use.role]):
+                needed = " or ".join("+".join(form) for form in FORMS[use.role])
+                message = f"summaries have the columns prompt and completion; this needs {needed}"
+                yield loaded.problem(f"{place}.source", source.source, message, "use python-docs")
         case Idx():
             yield from _check_files(loaded, place, source.files, read_idx_header)
             yield from _check_files(loaded, place, source.label_files, read_idx_header, "label_files")

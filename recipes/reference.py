@@ -41,7 +41,7 @@ _SECTIONS = (
     ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "T5", "Bart", "RopeParameters")),
     ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
-    ("Data sources", ("PythonDocs", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
+    ("Data sources", ("PythonDocs", "PythonSummaries", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
     (
         "Sources of pictures",
         ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageJsonLines", "ImageParquet", "ImageDatasets"),

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from recipes.data import ExistingTokenizer, PythonDocs, Source
+from recipes.data import ExistingTokenizer, PythonDocs, PythonSummaries, Source
 from recipes.ddpo import ClassReward
 from recipes.image_data import ImageSource
 from recipes.stages import (
@@ -261,7 +261,8 @@ def get_source(stage: Stage, field_path: str) -> SourceUse:
 
 def _held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
     """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
-    return SourceUse(field_path, source, role, held_out=not isinstance(source, PythonDocs) and source.hold_out > 0)
+    held_out = not isinstance(source, PythonDocs | PythonSummaries) and source.hold_out > 0
+    return SourceUse(field_path, source, role, held_out=held_out)
 
 
 def _training_sources(
@@ -271,9 +272,9 @@ def _training_sources(
     training = SourceUse("data", data, role)
     if evaluation is not None:
         return [training, _held_out_use("evaluation", evaluation, role)]
-    if isinstance(data, PythonDocs):
+    if isinstance(data, PythonDocs | PythonSummaries):
         if data.split == "test":
             return [training]
-        next_split = PythonDocs(source="python-docs", split="validation" if data.split == "train" else "test")
-        return [training, SourceUse("evaluation", next_split, role)]
+        whole = {"source": data.source, "split": "validation" if data.split == "train" else "test"}
+        return [training, SourceUse("evaluation", type(data).model_validate(whole), role)]
     return [training, SourceUse("evaluation", data, role, held_out=True)] if data.hold_out > 0 else [training]

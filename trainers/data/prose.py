@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 SHINGLE_WORDS = 4
 """Texts are compared by their runs of this many words."""
@@ -46,15 +47,7 @@ def summary(doc: str, *, min_words: int = 3, max_words: int = 24) -> str | None:
 
     Leading lines that repeat the signature are passed over.
     """
-    blocks = [block for block in re.split(r"\n[ \t]*\n", doc) if block.strip()]
-    while blocks and (trimmed := _without_signatures(blocks[0])) != blocks[0]:
-        blocks = [trimmed, *blocks[1:]] if trimmed else blocks[1:]
-    if not blocks:
-        return None
-    text = plain(blocks[0])
-    if text in ("Internal function.", "Internal function") and len(blocks) > 1:
-        text = plain(blocks[1])
-    sentence = _first_sentence(_OWN_NAME.sub("", text)).rstrip(" :;,-")
+    sentence = _first_sentence(_opening(doc).text).rstrip(" :;,-")
     if not sentence or _CODE.search(sentence) or not sentence.isascii():
         return None
     words = sentence.split()
@@ -65,6 +58,31 @@ def summary(doc: str, *, min_words: int = 3, max_words: int = 24) -> str | None:
     if words[0].isalpha() and words[0].islower():
         sentence = sentence[0].upper() + sentence[1:]
     return sentence if sentence.endswith((".", "!", "?", '."', ".)")) else f"{sentence}."
+
+
+def body(doc: str) -> list[str]:
+    """Return what follows a docstring's first sentence, by paragraphs."""
+    opening = _opening(doc)
+    rest = opening.text[len(_first_sentence(opening.text)) :].strip()
+    return [*([rest] if rest else []), *paragraphs("\n\n".join(opening.further))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """The paragraph that a docstring begins with, on one line, and the ones after it."""
+
+    text: str
+    further: list[str]
+
+
+def _opening(doc: str) -> _Opening:
+    """Find where a docstring begins behind lines that repeat its signature or its name."""
+    blocks = [block for block in re.split(r"\n[ \t]*\n", doc) if block.strip()]
+    while blocks and (trimmed := _without_signatures(blocks[0])) != blocks[0]:
+        blocks = [trimmed, *blocks[1:]] if trimmed else blocks[1:]
+    if len(blocks) > 1 and plain(blocks[0]) in ("Internal function.", "Internal function"):
+        blocks = blocks[1:]
+    return _Opening(_OWN_NAME.sub("", plain(blocks[0])), blocks[1:]) if blocks else _Opening("", [])
 
 
 def _without_signatures(block: str) -> str:

@@ -4,18 +4,19 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data import Datasets, DatasetsPlace, PythonDocs, Source
+from recipes.data import Datasets, DatasetsPlace, PythonDocs, PythonSummaries, Source
 from recipes.errors import RequestError
 from trainers.data.columns import BadRow, RowRole, canonical
 from trainers.data.files import files_digest, find_files, read_file
 from trainers.data.python_docs import python_docs_digest, read_entries
 from trainers.data.python_docs_sets import build_sets
+from trainers.data.python_docs_summaries import build_summaries, summaries_digest
 from trainers.data.row_pictures import open_pictures, with_encoded_pictures
 from trainers.data.selection import select
 from trainers.store.manifest import DatasetManifest
@@ -55,6 +56,8 @@ def source_digest(source: Source, base_dir: Path) -> str:
     match source:
         case PythonDocs():
             return python_docs_digest()
+        case PythonSummaries():
+            return summaries_digest()
         case Datasets():
             return datasets_digest(source, base_dir)
         case _:
@@ -76,9 +79,16 @@ def read_rows(
 def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None) -> Iterator[Row]:
     match source:
         case PythonDocs():
-            for line in _python_docs_file(role, source.split, store).splitlines():
+            name = f"{'instructions' if role in ('labels', 'seq2seq') else role}.{source.split}.jsonl"
+            for line in _extracted(python_docs_digest(), name, _docs_files, store).splitlines():
                 row = json.loads(line)
                 yield Row(row.pop("id"), _of_instruction(row, role))
+        case PythonSummaries():
+            name = f"summaries.{source.split}.jsonl"
+            for line in _extracted(summaries_digest(), name, _summaries_files, store).splitlines():
+                row = json.loads(line)
+                name = row.pop("id")
+                yield _row(name, row, f"{source.source}: {name}", role, {}, base_dir)
         case Datasets():
             rows = open_datasets(source, base_dir)
             rows = with_encoded_pictures(rows) if role == "pictured" else rows
@@ -123,21 +133,27 @@ def _row(name: str, row: dict[str, Any], place: str, role: RowRole, columns: Map
 
 
 @lru_cache(maxsize=1)
-def _extracted_files(digest: str) -> dict[str, bytes]:
+def _docs_files(digest: str) -> dict[str, bytes]:
     """Extract python-docs; `digest` is that of the sources as they stand."""
     sets = build_sets(read_entries())
     return sets.files() | {"counts.json": json.dumps(sets.counts, sort_keys=True).encode()}
 
 
-def _python_docs_file(role: RowRole, split: str, store: Store | None) -> bytes:
-    """Return one set and split as JSON lines, from the store where it is there already."""
-    digest = python_docs_digest()
-    name = f"{'instructions' if role in ('labels', 'seq2seq') else role}.{split}.jsonl"
+@lru_cache(maxsize=1)
+def _summaries_files(digest: str) -> dict[str, bytes]:
+    """Extract the summaries of python-docs; `digest` is that of the sources as they stand."""
+    files = build_summaries(read_entries())
+    counts = {name.removesuffix(".jsonl"): content.count(b"\n") for name, content in files.items()}
+    return files | {"counts.json": json.dumps(counts, sort_keys=True).encode()}
+
+
+def _extracted(digest: str, name: str, extract: Callable[[str], dict[str, bytes]], store: Store | None) -> bytes:
+    """Return one of the files that the documentation gives, from the store where it is there already."""
     if store is None:
-        return _extracted_files(digest)[name]
+        return extract(digest)[name]
     manifest = store.find_dataset(digest)
     if manifest is None:
-        files = _extracted_files(digest)
+        files = extract(digest)
         with tempfile.TemporaryDirectory(prefix="trainwright-python-docs-") as folder:
             for file_name, content in files.items():
                 (Path(folder) / file_name).write_bytes(content)

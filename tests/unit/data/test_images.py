@@ -14,12 +14,14 @@ from pydantic import TypeAdapter
 
 from recipes.errors import RequestError
 from recipes.image_data import ImageSource
+from recipes.load import load_recipe
 from trainers.data.batches import AFTER_WARM_UP, BatchPlan, ImageBatch, evaluation_batches
 from trainers.data.digit_captions import NAMES, caption_of, measure
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.images import image_source_digest, read_pictures
 from trainers.store.store import Store
 
+IMAGE_RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "image"
 SOURCE: TypeAdapter[Any] = TypeAdapter(ImageSource)
 
 
@@ -113,6 +115,32 @@ def test_the_digits_are_scikit_learn_s() -> None:
     assert [picture.label for picture in read] == theirs.target.tolist()
     ours = np.stack([picture.pixels_HWC[:, :, 0] for picture in read])
     np.testing.assert_array_equal(ours, np.rint(theirs.images * 255 / 16).astype(np.uint8))
+
+
+def test_the_shipped_files_hold_the_pictures_that_they_are_said_to() -> None:
+    def read(recipe: str) -> dict[bytes, str]:
+        stage = next(iter(load_recipe(IMAGE_RECIPES / recipe).recipe.stages.values()))
+        return {
+            picture.key(): str(picture.label) for picture in read_pictures(_whole(stage.data), IMAGE_RECIPES, seed=0)
+        }
+
+    digits = {picture.key(): str(picture.label) for picture in read_pictures(source(source="digits"), Path(), seed=0)}
+    assert read("classifier_files.yaml") == digits
+    assert read("ddpm_files.yaml") == digits
+    shapes = read_pictures(
+        source(source="arrays", files=["files/shapes.npz"], caption_files=["files/shapes.csv"], size=16, channels=3),
+        IMAGE_RECIPES,
+        seed=0,
+    )
+    kinds = {picture.key(): str(picture.caption).split()[-1] for picture in shapes}
+    folder = read("gan_files.yaml")
+    assert len(folder) == 48
+    assert folder.items() <= kinds.items()
+
+
+def _whole(data: Any) -> Any:
+    """The source without what it holds out."""
+    return data.model_copy(update={"hold_out": 0.0})
 
 
 def test_hold_out_part_and_limit_are_disjoint_and_repeatable(tmp_path: Path) -> None:

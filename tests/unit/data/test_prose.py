@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.data.prose import CopyIndex, is_near_copy, paragraphs, shingles, summary
+from trainers.data.prose import CopyIndex, body, is_near_copy, paragraphs, shingles, summary
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,22 @@ from trainers.data.prose import CopyIndex, is_near_copy, paragraphs, shingles, s
 )
 def test_summaries(doc: str, expected: str) -> None:
     assert summary(doc) == expected
+
+
+@pytest.mark.parametrize(
+    ("doc", "rest"),
+    [
+        ("Open a file. Then read it.\n\nNever twice.", ["Then read it.", "Never twice."]),
+        ("Use e.g. a list of names.\n\n    >>> names(1)\n    2", [">>> names(1)\n2"]),
+        ("add(a, b) -> int\n\nReturn the sum of both.\nOr none.\n\nSlow.", ["Or none.", "Slow."]),
+        ("shutil.py - Copy files and folders.\nAnd links.", ["And links."]),
+        ("Internal function.\n\nRegister a new handler.  It stays.", ["It stays."]),
+        ("Return the sum.", []),
+        ("", []),
+    ],
+)
+def test_a_body_is_what_follows_the_first_sentence(doc: str, rest: list[str]) -> None:
+    assert body(doc) == rest
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Reading documentation without importing it, and the installation's own: split by module, no near copies."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainers.data.prose import is_near_copy, shingles, words
 from trainers.data.python_docs import Entry, python_docs_digest, read_entries, source_files
 from trainers.data.python_docs_sets import SPLITS, DocumentSets, build_sets, group, prompt, split_of
+from trainers.data.python_docs_summaries import MAX_WORDS, MIN_WORDS, build_summaries
 
 MODULE = '''
 """Tools for shapes."""
@@ -171,6 +174,41 @@ def test_no_training_prompt_is_a_held_out_one(sets: DocumentSets) -> None:
     prompts = {split: {row["prompt"][0]["content"] for row in sets.rows["prompts"][split]} for split in SPLITS}
     assert not prompts["train"] & (prompts["test"] | prompts["validation"])
     assert not prompts["validation"] & prompts["test"]
+
+
+@pytest.fixture(scope="module")
+def summaries(entries: list[Entry]) -> dict[str, list[dict[str, Any]]]:
+    files = build_summaries(entries)
+    return {split: [json.loads(line) for line in files[f"summaries.{split}.jsonl"].splitlines()] for split in SPLITS}
+
+
+def test_summaries_are_split_by_module_and_lack_their_target(
+    entries: list[Entry], summaries: dict[str, list[dict[str, Any]]]
+) -> None:
+    split_by_name = {entry.name: split_of(entry) for entry in entries}
+    assert len(summaries["train"]) >= 1500
+    assert len(summaries["validation"]) >= 80
+    for split, rows in summaries.items():
+        assert all(split_by_name[row["id"]] == split for row in rows)
+        for row in rows:
+            signature, _, text = row["prompt"].partition("\n\n")
+            assert signature.startswith(row["id"])
+            assert MIN_WORDS <= len(text.split()) <= MAX_WORDS
+            assert row["completion"] not in text, row["id"]
+
+
+def test_no_held_out_summary_or_text_of_one_stands_in_training(
+    sets: DocumentSets, summaries: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Neither in the training rows nor in what such a model is pretrained on; compared word by word."""
+    rows = summaries["train"]
+    texts = [*training_texts(sets), *(row["completion"] for row in rows)]
+    texts += [block for row in rows for block in row["prompt"].split("\n\n")[1:]]
+    whole = {words(text) for text in texts}
+    for split in ("validation", "test"):
+        for row in summaries[split]:
+            for text in (row["completion"], *row["prompt"].split("\n\n")[1:]):
+                assert words(text) not in whole, (row["id"], text)
 
 
 def test_answers_are_short_sentences(sets: DocumentSets) -> None:

@@ -227,11 +227,11 @@ def test_python_docs_rows_are_kept_in_the_store(store: Any, monkeypatch: pytest.
         ]
 
     monkeypatch.setattr(sources, "read_entries", fake)
-    sources._extracted_files.cache_clear()
+    sources._docs_files.cache_clear()
     first = [row.id for row in read_rows(PythonDocs(source="python-docs"), Path(), "prompts", 0, store=store)]
-    sources._extracted_files.cache_clear()
+    sources._docs_files.cache_clear()
     again = [row.id for row in read_rows(PythonDocs(source="python-docs"), Path(), "prompts", 0, store=store)]
-    sources._extracted_files.cache_clear()
+    sources._docs_files.cache_clear()
     assert first == again
     assert len(first) == 9
     assert calls == [1]

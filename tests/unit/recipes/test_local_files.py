@@ -56,6 +56,13 @@ def test_the_ecosystem_s_standard_rows_are_taken(row: dict[str, Any], write_reci
     assert check_file(path)[1] == []
 
 
+@pytest.mark.parametrize(("stage", "says"), [("judge", "this needs chosen+rejected"), ("chat", ""), ("base", "")])
+def test_summaries_are_for_stages_that_read_prompt_and_completion(stage: str, says: str, write_recipe: Write) -> None:
+    set_to = f"stages.{stage}.data={{source: python-docs-summaries}}"
+    assert says in (found := _messages(write_recipe(), f"stages.{stage}.data.source", set_to))
+    assert bool(found) is bool(says)
+
+
 def test_columns_are_mapped(write_recipe: Write) -> None:
     path = write_recipe(("files: [rows/chat.jsonl]", "columns: {prompt: q, completion: a}, files: [rows/chat.jsonl]"))
     (path.parent / "rows" / "chat.jsonl").write_text('{"q": "x", "a": "y"}\n')

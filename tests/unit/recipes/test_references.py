@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.data import JsonLines, PythonDocs, Source
+from recipes.data import JsonLines, PythonDocs, PythonSummaries, Source
 from recipes.optim import AdamW
 from recipes.references import (
     FolderRef,
@@ -61,6 +61,7 @@ def test_what_is_no_reference(text: str) -> None:
 
 VALIDATION, TEST = (PythonDocs(source="python-docs", split=split) for split in ("validation", "test"))
 DOCS = PythonDocs(source="python-docs", limit=3, part="1/2")
+SUMMARIES = PythonSummaries(source="python-docs-summaries")
 LINES = JsonLines(source="jsonl", files=["a"])
 KEPT = JsonLines(source="jsonl", files=["a"], hold_out=0.1)
 
@@ -69,6 +70,8 @@ KEPT = JsonLines(source="jsonl", files=["a"], hold_out=0.1)
     ("data", "evaluation", "expected"),
     [
         (DOCS, None, (VALIDATION, False)),
+        (SUMMARIES, None, (SUMMARIES.model_copy(update={"split": "validation"}), False)),
+        (LINES, SUMMARIES, (SUMMARIES, False)),
         (VALIDATION, None, (TEST, False)),
         (TEST, None, None),
         (LINES, None, None),

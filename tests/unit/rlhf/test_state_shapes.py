@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rlhf.heads import learn_head
 
 from recipes.errors import StageError
 from recipes.image_models import Gan

@@ -79,8 +79,8 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
     put_model(store, "score", {"model_type": "gpt2"}, "reward_model")
     (recipe.parent / "rows.jsonl").write_text('{"text": "What?", "image": "a.png"}\n' * 20)
     Image.new("L", (8, 8)).save(recipe.parent / "a.png")
-    rows = "stages.chat.data={source: jsonl, files: [rows.jsonl]}"
-    loaded = load_recipe(recipe, [override, *([rows] if "eyes" in override and "chat" in override else [])])
+    pictured = ["stages.chat.data={source: jsonl, files: [rows.jsonl]}", "stages.exam.of=[base]"]
+    loaded = load_recipe(recipe, [override, *(pictured if "eyes" in override and "chat" in override else [])])
     if said is None:
         resolve(loaded, store, workers=1, gpus_per_worker=0)
         return

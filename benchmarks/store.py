@@ -276,6 +276,8 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
         print(f"decoder of {count:,} parameters: step {normal:.2f} s, {len(beside)} steps beside a save", flush=True)
         if beside:
             print(f"step beside a save / normal      {statistics.median(beside) / normal:.3f}")
+            for name, seconds in (("beside a save", beside), ("without", plain[1:])):
+                print(f"steps {name:<26} {min(seconds):.2f} to {max(seconds):.2f} s")
         print(f"stall / 10 steps                 {statistics.median(stalls) / (10 * normal):.4f}", flush=True)
 
 
@@ -294,6 +296,8 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    if choice.folder is not None:
+        choice.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=choice.folder) as folder:
         common = {"WORLD_SIZE": choice.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = {**os.environ, **{name: str(value) for name, value in common.items()}, "DS_ACCELERATOR": "cpu"}

@@ -66,8 +66,7 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
         uses = stage_sources(stage)
         if isinstance(stage, Reward) and not any(use.field_path == "evaluation" for use in uses):
             message = "there are no held-out pairs, and the gate needs their accuracy"
-            suggestion = "give `evaluation`, or `hold_out` in `data`, for example 0.05"
-            yield loaded.problem(f"stages.{name}.data", "", message, suggestion)
+            yield loaded.problem(f"stages.{name}.data", "", message, "give `evaluation`, or `hold_out: 0.05` in `data`")
         for use in uses:
             place = f"stages.{name}.{use.field_path}"
             if use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None:

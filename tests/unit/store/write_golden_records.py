@@ -14,7 +14,7 @@ from trainers.store.origins import note_origin
 from trainers.store.refs import RefLog
 from trainers.store.store import Store
 
-RUN = "helper-20260102-030405-0a1b"
+RUN = "chain-20260102-030405-0a1b"
 BASE, BROKEN, DATA = (sha256_hex(name) for name in (b"base", b"broken", b"data"))
 ORPHAN = b"what nothing names"
 CHANGE = {"field": "train.steps", "before": 10, "after": 20, "run": RUN, "step": 5}

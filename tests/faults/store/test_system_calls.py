@@ -45,7 +45,7 @@ MUST_REFUSE = ("write", "fsync", "link", "linkat", "unlink", "rename", "fchmod",
 """A store never goes on after an error of one of these; an openat that makes a temporary file is another."""
 SHORT_POINTS = 20
 MOST_MISSED = 0.05
-"""Share of points that a life may end before: names are hashes of times too, so that it makes some folders more or fewer."""
+"""Share of points that a life may end before: names are hashes of times too, so it makes a folder more or less."""
 LIVED_AGAIN = 6
 """In the short form the life is lived again after one fault in so many."""
 DEADLINE_S = 60

@@ -144,7 +144,7 @@ class Course(Generic[S]):
 
 
 def plan_course(spec: S, context: StageContext, num_rows: int) -> Course[S]:
-    """Derive steps and layout from the recipe and the rows of the set, and find the stage's place for its state."""
+    """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
     steps = planned_steps(spec.train, num_rows)
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=largest_micro_batch(spec))

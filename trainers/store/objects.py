@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import StoreDamaged
-from trainers.store.files import Files, check_entry, hash_file, unreadable_is_damage
+from trainers.store.files import Files, check_entry, hash_file, reading, writing
 from trainers.store.headers import MAX_HEADER_BYTES
 from trainers.store.manifest import FileEntry, sha256_hex
 
@@ -57,7 +57,8 @@ class ObjectStore:
         local = self._files.local("cache")
         if local is None or not os.access(local.parent, os.W_OK):
             return cache_folder()
-        local.mkdir(0o770, exist_ok=True)
+        with writing(local):
+            local.mkdir(0o770, exist_ok=True)
         return local
 
     def put_bytes(self, data: bytes) -> str:
@@ -123,7 +124,8 @@ class ObjectStore:
                 local.unlink(missing_ok=True)
             else:
                 return local
-        local.parent.mkdir(parents=True, exist_ok=True)
+        with writing(local):
+            local.parent.mkdir(parents=True, exist_ok=True)
         temporary = local.with_name(f".{local.name}.{secrets.token_hex(6)}")
         try:
             self._files.fetch(path, temporary)
@@ -158,7 +160,7 @@ class ObjectStore:
             found = FileEntry(sha256=entry.sha256, bytes=len(data))
         else:
             try:
-                with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+                with reading(f"store {self._files.uri}: {path}"):
                     found = hash_file(local)
             except FileNotFoundError:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
@@ -216,7 +218,7 @@ class ObjectStore:
             (self.cache / object_path(sha256)).unlink(missing_ok=True)
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:
-        with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+        with reading(f"store {self._files.uri}: {path}"):
             self._hash_local(sha256, local, path)
 
     def _hash_local(self, sha256: str, local: Path, path: str) -> None:

@@ -111,3 +111,13 @@ def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     torch.distributed.all_reduce(total)
     torch.distributed.destroy_process_group()
     return {"sum": total.item()}
+
+
+def stage_where_unmounted(payload: dict[str, Any], worker: Any) -> Any:
+    """A stage on nodes of which the last rank's has an empty folder where the others have the store."""
+    from launch.stages import run_stage
+
+    job: dict[str, Any] = payload["job"]
+    if worker.rank == worker.world_size - 1:
+        job = {**job, "store": payload["mount_point"]}
+    return run_stage(job, worker)

@@ -13,8 +13,20 @@ from cluster import ray_group
 from cluster.protocol import WorkerFailed, WorkerSpec
 from cluster.session import Session, start
 from recipes.errors import CapacityError
+from recipes.load import dump_recipe, load_recipe
+from trainers.store.store import Store
 
 HERE = str(Path(__file__).resolve().parent)
+RECIPE = """\
+name: small
+stages:
+  base:
+    kind: pretrain
+    architecture: {family: decoder, type: gpt2, n_layer: 1, n_embd: 16, n_head: 1, n_positions: 32}
+    tokenizer: {train: bpe, vocab_size: 300}
+    data: {source: python-docs}
+    train: {steps: 2, global_batch: 3, sequence_length: 32, optimizer: {lr: 1e-3}}
+"""
 
 
 def spec(logs: Path, **fields: Any) -> WorkerSpec:
@@ -81,6 +93,32 @@ def shipped_logs(session: Session, logs: Path) -> dict[str, Any]:
     }
 
 
+def unmounted(session: Session, logs: Path) -> dict[str, Any]:
+    """A stage of three ranks on three nodes, of which one does not see the store."""
+    recipe = logs / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    store = Store.open(str(logs / "store"))
+    (logs / "mount point").mkdir()
+    job = {
+        "store": store.uri,
+        "run": store.new_run("small").id,
+        "stage": "base",
+        "fingerprint": "ab" * 32,
+        "recipe": dump_recipe(load_recipe(recipe).recipe),
+        "inputs": {},
+        "data": {},
+        "lease": 1,
+        "base_dir": str(logs),
+    }
+    payload = {"job": job, "mount_point": str(logs / "mount point")}
+    with session.group(spec(logs)) as group:
+        try:
+            group.run("cluster_targets:stage_where_unmounted", payload)
+        except WorkerFailed as failure:
+            return failure.verdict.to_json()
+    raise AssertionError("it ended")
+
+
 def too_large(session: Session, logs: Path) -> dict[str, Any]:
     """More than there is."""
     started = time.monotonic()
@@ -113,7 +151,10 @@ def free(session: Session, logs: Path) -> dict[str, Any]:
     return {"free": sum(node.free_cpus for node in session.nodes()), "waited_s": 20 - (deadline - time.monotonic())}
 
 
-SCENARIOS = {"spread": spread, "shipped_logs": shipped_logs, "too_large": too_large, "wait": wait, "free": free}
+SCENARIOS = {
+    "spread": spread, "shipped_logs": shipped_logs, "unmounted": unmounted, "too_large": too_large, "wait": wait,
+    "free": free,
+}  # fmt: skip
 
 if __name__ == "__main__":
     with start(sys.argv[2], name="test") as session:

@@ -114,10 +114,10 @@ def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
 
 
 def stage_where_unmounted(payload: dict[str, Any], worker: Any) -> Any:
-    """A stage on nodes of which the last rank's has an empty folder where the others have the store."""
-    from launch.stages import run_stage
-
-    job: dict[str, Any] = payload["job"]
+    """A stage of which the last rank's node has an empty folder in the store's place; the other ranks wait for it."""
     if worker.rank == worker.world_size - 1:
-        job = {**job, "store": payload["mount_point"]}
-    return run_stage(job, worker)
+        from launch.stages import run_stage
+
+        return run_stage(payload, worker)
+    while True:
+        time.sleep(0.1)

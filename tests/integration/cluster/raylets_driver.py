@@ -13,20 +13,9 @@ from cluster import ray_group
 from cluster.protocol import WorkerFailed, WorkerSpec
 from cluster.session import Session, start
 from recipes.errors import CapacityError
-from recipes.load import dump_recipe, load_recipe
 from trainers.store.store import Store
 
 HERE = str(Path(__file__).resolve().parent)
-RECIPE = """\
-name: small
-stages:
-  base:
-    kind: pretrain
-    architecture: {family: decoder, type: gpt2, n_layer: 1, n_embd: 16, n_head: 1, n_positions: 32}
-    tokenizer: {train: bpe, vocab_size: 300}
-    data: {source: python-docs}
-    train: {steps: 2, global_batch: 3, sequence_length: 32, optimizer: {lr: 1e-3}}
-"""
 
 
 def spec(logs: Path, **fields: Any) -> WorkerSpec:
@@ -94,26 +83,12 @@ def shipped_logs(session: Session, logs: Path) -> dict[str, Any]:
 
 
 def unmounted(session: Session, logs: Path) -> dict[str, Any]:
-    """A stage of three ranks on three nodes, of which one does not see the store."""
-    recipe = logs / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    store = Store.open(str(logs / "store"))
+    """A stage of three ranks on three nodes, of which one does not see the run in the store."""
+    run = Store.open(str(logs / "store")).new_run("small")
     (logs / "mount point").mkdir()
-    job = {
-        "store": store.uri,
-        "run": store.new_run("small").id,
-        "stage": "base",
-        "fingerprint": "ab" * 32,
-        "recipe": dump_recipe(load_recipe(recipe).recipe),
-        "inputs": {},
-        "data": {},
-        "lease": 1,
-        "base_dir": str(logs),
-    }
-    payload = {"job": job, "mount_point": str(logs / "mount point")}
     with session.group(spec(logs)) as group:
         try:
-            group.run("cluster_targets:stage_where_unmounted", payload)
+            group.run("cluster_targets:stage_where_unmounted", {"store": str(logs / "mount point"), "run": run.id})
         except WorkerFailed as failure:
             return failure.verdict.to_json()
     raise AssertionError("it ended")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
-from trainers.store.files import writing
+from trainers.store.files import demand_empty, writing
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.stock import open_adapter, open_model
 from trainers.store.store import Store
@@ -33,8 +33,7 @@ def export(
     neither model nor adapter (a report) is written whole.
     """
     target = directory.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} exists and is not an empty folder")
+    demand_empty(target)
     parts = parts_of(manifest)
     if part is not None and part not in parts:
         raise RequestError(f"{manifest.stage} has no part {part!r}; it has {', '.join(parts) or 'files only'}")

@@ -18,8 +18,8 @@ CHUNK_BYTES = 1 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that pass when somebody makes room."""
-UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ESTALE)
-"""Errors of a disk that has a file and cannot give its bytes."""
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ESTALE, errno.EISDIR)
+"""Errors of a disk that has a file and cannot give its bytes, or has a folder there."""
 _NO_RIGHT = "see whose it is, and whether you may enter the folders above it: ls -ld"
 _HANDLES = "raise the limit of open files: ulimit -n"
 ADVICE = {
@@ -154,7 +154,10 @@ def open_files(uri: str) -> Files:
         path = parts.path if parts.scheme else uri
         if not path or "\x00" in uri or (parts.scheme and parts.netloc):
             raise RequestError(f"store {uri!r} is not a folder or an address like s3://bucket/prefix")
-        root = Path(path).expanduser().absolute()
+        try:
+            root = Path(path).expanduser().absolute()
+        except RuntimeError:
+            raise RequestError(f"store {uri!r}: there is no such user's home; write the folder out") from None
         demand_answer(root)
         return LocalFiles(root)
     if parts.scheme not in REMOTE_PROTOCOLS:
@@ -187,6 +190,13 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CapacityError(f"{error.filename or place} cannot be written: {why(error)}") from error
+
+
+def demand_empty(folder: Path) -> None:
+    """Raise RequestError unless there is nothing at a place, or an empty folder; CapacityError where none can be."""
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RequestError(f"{folder} exists and is not an empty folder")
 
 
 def why(error: OSError) -> str:

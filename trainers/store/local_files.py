@@ -126,8 +126,13 @@ class LocalFiles:
             place = self.local(path)
             with self._reading("list", path):
                 return sorted(os.listdir(place))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            first = path.partition("/")[0]
+            if (self.root / first).is_file():
+                raise StoreDamaged(f"store {self.uri}: {first} is not a folder") from None
+            return []  # a stray file among folders
 
     def walk(self, path: str) -> Iterator[str]:
         for name in self.names(path):

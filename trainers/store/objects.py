@@ -85,7 +85,7 @@ class ObjectStore:
         path = object_path(sha256)
         try:
             data = self._files.read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         if sha256_hex(data) != sha256:
             raise StoreDamaged(f"store {self._files.uri}: {path} holds {len(data)} bytes of another hash")

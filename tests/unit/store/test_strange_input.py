@@ -1,5 +1,6 @@
 """What people give to the store's commands by mistake, and what else may lie in a store's folders."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.store_commands import store_app
-from recipes.errors import RequestError, StoreDamaged
+from recipes.errors import CapacityError, RequestError, StoreDamaged
+from trainers.store.bundle import write_bundle
+from trainers.store.collection import collect
+from trainers.store.export import export
 from trainers.store.origins import note_origin, origins
 from trainers.store.store import Store
 
@@ -54,3 +58,50 @@ def test_an_import_s_record_without_a_source_is_damage(commit_artifact: Any, sto
     record.write_text('{"format":1}')
     with pytest.raises(StoreDamaged, match=f"{made.fingerprint}/000001: the record of an import has no 'source'"):
         origins(store.files, made.fingerprint)
+
+
+def test_a_home_that_there_is_not_is_refused() -> None:
+    with pytest.raises(RequestError, match="'~nobody-of-that-name/store': there is no such user's home"):
+        Store.open("~nobody-of-that-name/store")
+
+
+def test_a_path_that_is_too_long_is_named(commit_artifact: Any, store: Store, tmp_path: Path) -> None:
+    made, place = commit_artifact(store, "base"), tmp_path / ("x" * 300)
+    for write in (lambda: write_bundle(store, [made], place), lambda: export(store, made, place)):
+        with pytest.raises(CapacityError, match=r"x cannot be written: File name too long \(use a shorter path\)"):
+            write()
+    found = CliRunner().invoke(store_app, ["import", str(place), "--store", store.uri])
+    assert isinstance(found.exception, RequestError)
+    assert "is not a folder" in str(found.exception)
+
+
+@pytest.mark.parametrize("what", ["refs", "objects"])
+def test_a_file_in_the_place_of_a_stores_folder_is_damage(
+    commit_artifact: Any, store: Store, tmp_path: Path, what: str
+) -> None:
+    """Nothing is taken for garbage, and no store for whole, because a folder cannot be listed."""
+    commit_artifact(store, "base")
+    folder = tmp_path / "store" / what
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    with pytest.raises(StoreDamaged, match=f"{what} is not a folder"):
+        collect(store, grace_s=0)
+    if what == "refs":
+        with pytest.raises(StoreDamaged, match="refs is not a folder"):
+            store.verify()
+    else:
+        assert [item.path.partition("/")[0] for item in store.verify().damage] == ["refs"]
+
+
+def test_nothing_is_collected_where_the_refs_are_missing(commit_artifact: Any, store: Store, tmp_path: Path) -> None:
+    """As where one of two mounts is missing."""
+    commit_artifact(store, "base")
+    (tmp_path / "store" / "refs").rename(tmp_path / "refs")
+    with pytest.raises(StoreDamaged, match="it has objects, and its folder refs/ is missing"):
+        collect(store, grace_s=0)
+
+
+def test_a_folder_in_the_place_of_a_ref_is_passed_over(commit_artifact: Any, store: Store, tmp_path: Path) -> None:
+    made = commit_artifact(store, "base")
+    (tmp_path / "store" / "refs" / "artifacts" / made.fingerprint / "000002").mkdir()
+    assert store.list_artifacts() == [made]

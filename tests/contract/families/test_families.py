@@ -48,6 +48,7 @@ SMALL = load_module(HERE / "family_stages.py")
 STAGES: dict[str, dict[str, Any]] = SMALL.STAGES | {"vision_language": SMALL.VISION_LANGUAGE}
 FAMILIES = (*BUILT, "vision_language")
 CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = SMALL.CROSSINGS
+TUNED: dict[str, tuple[dict[str, Any], dict[str, str]]] = SMALL.TUNED
 KIT = [*FAMILIES, *CROSSINGS]
 """Every family, and the stages that build on several."""
 CLASSIFIED = [name for name in CROSSINGS if name.startswith("classified")]
@@ -74,16 +75,17 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
         cases += [
             _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
         ]
-    cases += [_tuned("straight", TWO_WORKERS, is_kept=True), _tuned("stopped", TWO_WORKERS, stop_at=3)]
-    cases += [_tuned("stopped", TWO_WORKERS)]
-    cases += [_tuned(f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
+    for name in TUNED:
+        cases += [_tuned(name, "straight", TWO_WORKERS, is_kept=True), _tuned(name, "stopped", TWO_WORKERS, stop_at=3)]
+        cases += [_tuned(name, "stopped", TWO_WORKERS)]
+        cases += [_tuned(name, f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
     return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
 
 
-def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _tuned(name: str, run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A reward-tuned diffusion of the families' own stages."""
-    spec = SMALL.TUNED | {"shard": shard}
-    return {"run": run, "stage": "tuned", "spec": spec, "inputs": SMALL.TUNED_INPUTS, **more}
+    spec, inputs = TUNED[name]
+    return {"run": run, "stage": name, "spec": spec | {"shard": shard}, "inputs": inputs, **more}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def _run(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in KIT] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
-    plain.append(_tuned("plain", PLAIN))
+    plain += [_tuned(name, "plain", PLAIN) for name in TUNED]
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
 
@@ -203,8 +205,9 @@ def every_stage(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return _run(run_ranks, tmp_path_factory.mktemp("every_stage"), (0, 2, 3))
 
 
-def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path) -> None:
-    straight, resumed = result(finished, "straight", "tuned"), result(finished, "stopped", "tuned")
+@pytest.mark.parametrize("name", TUNED)
+def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path, name: str) -> None:
+    straight, resumed = result(finished, "straight", name), result(finished, "stopped", name)
     assert straight["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
     assert straight["kind"] == "ddpm"
     assert straight["difference"] < LIMIT
@@ -217,8 +220,9 @@ def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: P
 
 
 @pytest.mark.parametrize("run", ["zero3", "plain"])
-def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finished: Path, run: str) -> None:
-    wanted, found = result(finished, "straight", "tuned"), result(finished, run, "tuned")
+@pytest.mark.parametrize("name", TUNED)
+def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finished: Path, name: str, run: str) -> None:
+    wanted, found = result(finished, "straight", name), result(finished, run, name)
     assert found["curves"]["score_mean"]["0"] == pytest.approx(wanted["curves"]["score_mean"]["0"], rel=1e-5)
     for step in ("1", "2"):
         assert found["curves"]["loss"][step] == pytest.approx(wanted["curves"]["loss"][step], rel=2e-4, abs=2e-5)
@@ -232,6 +236,31 @@ def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished:
     opened: Any = open_family(export(store, store.resolve("tuned"), tmp_path / "model"))
     assert (opened.settings.sampler, opened.settings.sampling_steps, opened.settings.guidance) == ("ddpm", 5, 1.5)
     assert opened.sample([1, 2], [1, 8]).shape == (2, 1, 8, 8)
+
+
+def test_a_captioned_diffusion_is_tuned_by_an_adapter_that_is_bound_to_it(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from trainers.families.build import open_family
+
+    store = Store.open(str(finished / "store"))
+    start, tuned = store.resolve("captioned"), store.resolve("tuned-captions")
+    assert tuned.base == start.digest
+    assert [check["adapter"] for check in result(finished, "straight", "tuned-captions")["checks"]] == [None, "adapter"]
+    assert "adapter/adapter_model.safetensors" in tuned.files
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(store.folder(manifest, "model") / unet) for manifest in (start, tuned))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".to_" in name for name in moved)
+    assert tuned.files["model/text_encoder/model.safetensors"] == start.files["model/text_encoder/model.safetensors"]
+    opened: Any = open_family(store.folder(tuned, "model"))
+    assert (opened.settings.sampler, opened.settings.guidance, opened.is_captioned) == ("ddpm", 1.5, True)
+    assert opened.sample([1, 2], captions=["a seven", "a thin three"]).shape == (2, 1, 8, 8)
+    exported = export(store, tuned, tmp_path / "adapter")
+    assert json.loads((exported / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        exported / "base"
+    )
 
 
 def _stock_kind(name: str) -> str | None:

@@ -138,9 +138,10 @@ def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
         assert tuned.files[f"model/vae/{name}"] == start.files[f"model/vae/{name}"]
     unet = "model/unet/diffusion_pytorch_model.safetensors"
     assert tuned.files[unet] != start.files[unet]
-    assert tuned.metrics["steps_done"] == 4
     first: Any = tuned.metrics["start"]
+    last: Any = tuned.metrics["end"]
     assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert last["kl"] > 0
     assert first["vendi"] > 1
     opened: Any = open_family(store.folder(tuned, "model"))
     assert (opened.settings.sampler, opened.codec.shape) == ("ddpm", (2, 4, 4))

@@ -11,7 +11,7 @@ from recipes.locate import nearest
 from recipes.models import reference_facts
 from recipes.picture_memory import PROJECTIONS
 from recipes.references import StageRef, parse_reference, stage_sources
-from recipes.stages import Evaluate, FinetuneImages, PretrainImages, Stage
+from recipes.stages import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
 
 READERS = ("encoder", "decoder")
 """Families of language models that read captions."""
@@ -26,8 +26,9 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
             if family not in (None, *READERS):
                 message = f"a model of family {family} reads no captions"
                 yield loaded.problem(f"{place}.text_encoder", stage.text_encoder, message, "an encoder or a decoder")
-        if isinstance(stage, FinetuneImages) and stage.lora is not None and stage.lora.target_modules != "all-linear":
-            for index, target in enumerate(stage.lora.target_modules):
+        lora = stage.lora if isinstance(stage, FinetuneImages | PpoImages) else None
+        if lora is not None and lora.target_modules != "all-linear":
+            for index, target in enumerate(lora.target_modules):
                 if target not in PROJECTIONS:
                     guess = nearest(target, list(PROJECTIONS))
                     advice = f"did you mean {guess}?" if guess else "there are: " + ", ".join(PROJECTIONS)
@@ -45,9 +46,10 @@ def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:
     match stage:
         case PretrainImages() if stage.text_encoder is not None:
             return "text_encoder"
-        case FinetuneImages():
+        case FinetuneImages() | PpoImages():
             start = picture_stage_of(stage, stages)
-            return stage.init_from if start is not None and start.text_encoder is not None else None
+            name = stage.actor if isinstance(stage, PpoImages) else stage.init_from
+            return name if start is not None and start.text_encoder is not None else None
         case Evaluate() if stage.images is not None:
             for text in stage.of:
                 try:

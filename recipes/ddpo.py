@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, added_meaning, meaning, require_divides
 from recipes.ppo import Updates
 
 
@@ -12,6 +12,12 @@ class PictureRollout(Strict):
     """One iteration's experience: pictures, denoised step by step from noise by the ancestral sampler."""
 
     pictures_per_iteration: int = meaning(128, ge=2, le=10**6, description="Pictures per iteration over all workers.")
+    samples_per_prompt: int = added_meaning(
+        1,
+        ge=1,
+        le=1024,
+        description="Of an actor that draws from captions: pictures of each caption that an iteration draws.",
+    )
     steps: int | None = meaning(
         None,
         ge=2,
@@ -31,6 +37,11 @@ class PictureRollout(Strict):
     classes: list[str] = meaning(
         default_factory=list, description="Classes that are asked for in turn; none: all that the actor knows."
     )
+
+    @model_validator(mode="after")
+    def _whole_prompts(self) -> "PictureRollout":
+        require_divides(self, "samples_per_prompt", "pictures_per_iteration")
+        return self
 
 
 class ClassReward(Strict):
@@ -85,7 +96,8 @@ class Ddpo(Updates):
     )
     normalise: Literal["classes", "all"] = meaning(
         "classes",
-        description="Whose mean and deviation in the iteration a reward is normalised by: its class's, or all.",
+        description="Whose mean and deviation in the iteration a reward is normalised by: its class's (or caption's), "
+        "or all.",
     )
     advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
     grid: int = meaning(40, ge=0, le=1024, description="Pictures at fixed seeds shown in the report; 0: none.")

@@ -21,6 +21,16 @@ def meaning(default: Any = ..., *, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"role": "meaning"}, **bounds)
 
 
+def added_meaning(default: Any, *, description: str, **bounds: Any) -> Any:
+    """Declare a `meaning` field that joined a kind of stage: it enters the fingerprint where it is not its default.
+
+    The default is what the stage did without the field, so that what was made before keeps its fingerprint.
+    """
+    return Field(
+        default, description=description, json_schema_extra={"role": "meaning", "unless_default": True}, **bounds
+    )
+
+
 def placement(default: Any = ..., *, description: str, **bounds: Any) -> Any:
     """Declare a field that changes where or how often, not what, is computed; it stays out of the fingerprint."""
     return Field(default, description=description, json_schema_extra={"role": "placement"}, **bounds)

@@ -40,13 +40,19 @@ def field_role(info: FieldInfo) -> str:
     return str(role)
 
 
+def _is_left_out(info: FieldInfo, value: Any) -> bool:
+    """Whether a field that joined its kind of stage holds what the stage did without it."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and extra.get("unless_default") is True and bool(value == info.default)
+
+
 def meaning_of(value: Any) -> Any:
     """The part of a recipe value that enters the fingerprint, as JSON data."""
     if isinstance(value, BaseModel):
         return {
             info.alias or name: meaning_of(getattr(value, name))
             for name, info in type(value).model_fields.items()
-            if field_role(info) == "meaning"
+            if field_role(info) == "meaning" and not _is_left_out(info, getattr(value, name))
         }
     if isinstance(value, Mapping):
         return {str(key): meaning_of(item) for key, item in value.items()}

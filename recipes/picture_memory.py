@@ -112,7 +112,7 @@ def predict_picture_sizes(
     trainable, kept, frozen = net.parameters, net.kept, 0
     if lora is not None:
         trainable, frozen = num_lora_parameters(net, lora), net.parameters
-        kept += sum(outputs + lora.r for _, _, outputs in net.projections) * facts.height * facts.width
+        kept += _kept_by_adapters(net, lora, facts)
     if autoencoder is not None:
         encoding = tally(autoencoder, facts, None)
         frozen, kept = frozen + encoding.parameters, kept + encoding.kept
@@ -144,20 +144,40 @@ def num_lora_parameters(net: Tally, lora: Lora) -> int:
     )
 
 
+def _kept_by_adapters(net: Tally, lora: Lora, facts: PictureFacts) -> int:
+    return sum(outputs + lora.r for _, _, outputs in net.projections) * facts.height * facts.width
+
+
 def predict_tuning_sizes(
-    stage: PpoImages, actor: Ddpm, facts: PictureFacts, autoencoder: Vae | None, workers: int, micro_batch: int
+    stage: PpoImages,
+    actor: Ddpm,
+    facts: PictureFacts,
+    autoencoder: Vae | None,
+    text: TextSizes | None,
+    workers: int,
+    micro_batch: int,
 ) -> Sizes:
-    """The sizes of a reward-tuned diffusion: the network and its frozen start, all steps of a micro-batch."""
+    """The sizes of a reward-tuned diffusion: the network and its frozen start, all steps of a micro-batch.
+
+    With adapters the network without them is the start.
+    """
     rollout = stage.rollout
-    net = tally(actor, facts, autoencoder)
+    net = tally(actor, facts, autoencoder, text)
     trainable, kept = net.parameters, net.kept
     frozen = trainable
     stored = trainable
+    if stage.lora is not None:
+        trainable = num_lora_parameters(net, stage.lora)
+        kept += _kept_by_adapters(net, stage.lora, facts)
+        stored += trainable
     if autoencoder is not None:
         encoder = tally(autoencoder, facts, None).parameters
         frozen, stored = frozen + encoder, stored + encoder
     steps = rollout.steps or actor.sampling_steps
-    is_guided = actor.class_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
+    if text is not None:
+        frozen, stored = frozen + text.parameters, stored + text.parameters
+    is_conditional = actor.class_conditional or text is not None
+    is_guided = is_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
     trajectory = facts.channels * facts.height * facts.width * (steps + 1)
     pictures = micro_batch * (steps - 1) * (2 if is_guided else 1)
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * pictures * kept

@@ -195,7 +195,7 @@ def _picture_sizes(
         text = TextSizes(architecture_shape(architecture).width, num_parameters(architecture, vocab_size))
     if isinstance(stage, PpoImages):
         assert isinstance(start.architecture, Ddpm)
-        return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, workers, micro_batch)
+        return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
     return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 
 

@@ -167,7 +167,7 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             return {"model": "model"}
         case PretrainImages():
             return {"model": stage.architecture.family}
-        case FinetuneImages():
+        case FinetuneImages() | PpoImages():
             return {"model": "ddpm"} if stage.lora is None else {"model": "ddpm", "adapter": "adapter"}
         case Finetune():
             if stage.lora is None:
@@ -181,8 +181,6 @@ def stage_parts(stage: Stage) -> dict[str, PartKind]:
             if stage.merge:
                 return {"actor": "model", "critic": "critic", "adapter": "adapter"}
             return {"adapter": "adapter", "critic": "critic"}
-        case PpoImages():
-            return {"model": "ddpm"}
         case Evaluate():
             return {"report": "report"}
 
@@ -232,7 +230,7 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             text = [] if stage.text is None else [SourceUse("text", stage.text, "text")]
             return [SourceUse("prompts", stage.prompts, "prompts"), *text]
         case PpoImages():
-            return []
+            return [] if stage.prompts is None else [SourceUse("prompts", stage.prompts, "images")]
         case Evaluate():
             default = PythonDocs(source="python-docs", split="test")
             uses = []

@@ -86,7 +86,10 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
             )
         case PpoImages():
             return _with(
-                stage, rollout=_shrink_picture_rollout(stage.rollout), ppo=_with(_shrink_updates(stage.ppo), grid=10)
+                stage,
+                prompts=_limit(stage.prompts, ROWS),
+                rollout=_shrink_picture_rollout(stage.rollout),
+                ppo=_with(_shrink_updates(stage.ppo), grid=10),
             )
         case Evaluate():
             return _shrink_exam(stage)
@@ -267,9 +270,12 @@ def _shrink_rollout(rollout: Rollout) -> Rollout:
 
 
 def _shrink_picture_rollout(rollout: PictureRollout) -> PictureRollout:
+    pictures = min(rollout.pictures_per_iteration, max(2 * BATCH, 2 * len(rollout.classes)))
+    is_smaller = pictures < rollout.pictures_per_iteration
     return _with(
         rollout,
-        pictures_per_iteration=min(rollout.pictures_per_iteration, max(2 * BATCH, 2 * len(rollout.classes))),
+        pictures_per_iteration=pictures,
+        samples_per_prompt=min(rollout.samples_per_prompt, 2) if is_smaller else rollout.samples_per_prompt,
         steps=min(rollout.steps or DENOISING_STEPS, DENOISING_STEPS),
     )
 

@@ -9,7 +9,7 @@ from recipes.architecture import Architecture
 from recipes.data import Source, Tokenizer
 from recipes.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.encoders import Corruption, PseudoLabels
-from recipes.fields import Strict, TagAt, meaning, placement, raise_all
+from recipes.fields import Strict, TagAt, added_meaning, meaning, placement, raise_all
 from recipes.image_data import ImageSource
 from recipes.image_models import Ddpm, ImageArchitecture
 from recipes.lora import Lora
@@ -201,6 +201,14 @@ class PpoImages(_Stage):
     kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of pictures.")
     actor: str = meaning(description="The diffusion model to start from; also the reference.")
     reward: PictureReward = meaning(description="What a picture is rewarded for.")
+    lora: Lora | None = added_meaning(
+        None, description="Train adapters on the network's attention; None trains every parameter."
+    )
+    prompts: ImageSource | None = added_meaning(
+        None,
+        description="Of an actor that draws from captions: pictures whose captions are drawn from, by the seed; their "
+        "labels are the classes that a reward asks for.",
+    )
     rollout: PictureRollout = meaning(default_factory=PictureRollout, description="How experience is drawn.")
     ppo: Ddpo = meaning(description="The algorithm's settings.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")

@@ -24,6 +24,7 @@ from rlhf.iterations import Estimate, Update
 from rlhf.losses import policy_loss
 from rlhf.monitors import report_pictures
 from rlhf.picture_models import PictureModels, PictureOpinions, Trajectories
+from rlhf.picture_prompts import Asked, PicturePrompts
 from rlhf.picture_rewards import PictureScorer
 from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import ObjectiveOutput
@@ -48,7 +49,7 @@ class PictureRollouts(Protocol):
     def sync(self, iteration: int) -> WeightsVersion:
         """Take over the learner's weights and say which they are; collective."""
 
-    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
         """Draw this rank's pictures, one for each seed; collective."""
 
 
@@ -67,18 +68,19 @@ class ColocatedPictures:
         self._version = WeightsVersion(iteration, weights_digest(trained, self._base_digest))
         return self._version
 
-    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
         """Draw with every parameter in place."""
-        device = self._engine.device
-        labels_B, ids_B = (torch.tensor(list(values), device=device) for values in (labels, sample_ids))
+        asked = asked.to(self._engine.device)
+        ids_B = torch.tensor(list(sample_ids), device=self._engine.device)
         parts = []
         with self._engine.gathered() as module:
             assert isinstance(module, PictureModels)
             for start in range(0, len(seeds), DRAWING_BATCH):
                 rows = slice(start, start + DRAWING_BATCH)
-                parts.append(module.draw(seeds[rows], labels_B[rows]))
+                some = asked.rows(rows)
+                parts.append(module.draw(seeds[rows], some.labels_B, some.captions))
         states, pictures = (torch.cat([part[place] for part in parts]) for place in range(2))
-        return Drawn(Trajectories(states, labels_B, ids_B), pictures, self._version)
+        return Drawn(Trajectories(states, asked.labels_B, ids_B, asked.captions), pictures, self._version)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ Show = Callable[[int, PictureRollouts], None]
 
 
 class DdpoEstimator:
-    """Pictures of the asked classes in turn, rewarded as a whole, with one advantage for all of their actions."""
+    """Pictures of classes or captions, rewarded as a whole, with one advantage for all of their actions."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class DdpoEstimator:
         score: PictureScorer,
         settings: Ddpo,
         pictures: int,
-        labels: Sequence[int],
+        prompts: PicturePrompts,
         seed: int,
         rank: int,
         workers: int,
@@ -197,7 +199,7 @@ class DdpoEstimator:
         self._score = score
         self._settings = settings
         self._pictures = pictures
-        self._labels = tuple(labels)
+        self._prompts = prompts
         self._seed = seed
         self._rank = rank
         self._workers = workers
@@ -209,7 +211,8 @@ class DdpoEstimator:
         """Draw, score, penalise, estimate advantages: the upper half of the paper's algorithm box."""
         settings = self._settings
         version = self._rollouts.sync(iteration)
-        drawn = self._drawn(iteration)
+        asked = self._prompts.asked(iteration)
+        drawn = self._drawn(iteration, asked)
         require_version(drawn.version, version)
         scores_B = self._score(drawn.pictures_BCHW, drawn.trajectories.labels_B)
         logprobs_BA, reference_logprobs_BA, kl_BA = self._judged(drawn.trajectories)
@@ -223,8 +226,8 @@ class DdpoEstimator:
         if self._show is not None:
             self._show(iteration, self._rollouts)
         rewards_N = scores_N - kl_coef * kl_NA.sum(dim=1)
-        groups_N = trajectories.labels_B if settings.normalise == "classes" else torch.zeros_like(trajectories.labels_B)
-        advantages_N = grouped_advantages(rewards_N, groups_N, settings.advantage_clip)
+        groups_N = asked.groups_B if settings.normalise == "classes" else torch.zeros_like(asked.groups_B)
+        advantages_N = grouped_advantages(rewards_N, groups_N.to(rewards_N.device), settings.advantage_clip)
         return Estimate(PictureExperience(trajectories, logprobs_NA, advantages_N), len(scores_N), report)
 
     def micro_batches(self, experience: PictureExperience, rows: Sequence[int], update: Update) -> Sequence[DdpoBatch]:
@@ -232,13 +235,14 @@ class DdpoEstimator:
         own, size = rows[self._rank :: self._workers], self._micro_batch
         return [experience.batch(own[start : start + size], update) for start in range(0, len(own), size)]
 
-    def _drawn(self, iteration: int) -> Drawn:
-        """This rank's pictures: their number alone says which class and which noise."""
+    def _drawn(self, iteration: int, asked: Asked) -> Drawn:
+        """This rank's pictures: their number alone says what is asked for and which noise."""
         share = self._pictures // self._workers
         first = self._rank * share
-        labels = [self._labels[number % len(self._labels)] for number in range(first, first + share)]
+        own = slice(first, first + share)
         sample_ids = [iteration * self._pictures + number for number in range(first, first + share)]
-        return self._rollouts.draw([stream_seed(self._seed, "rollout", n) for n in sample_ids], labels, sample_ids)
+        seeds = [stream_seed(self._seed, "rollout", number) for number in sample_ids]
+        return self._rollouts.draw(seeds, asked.rows(own), sample_ids)
 
     @torch.no_grad()
     def _judged(self, trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRo
 from rlhf.invariants import UNTOUCHED_TOLERANCE
 from rlhf.iterations import PpoSource, kept_iterations, run_iterations
 from rlhf.picture_models import PictureModels
+from rlhf.picture_prompts import PicturePrompts, open_prompts
 from rlhf.picture_rewards import PictureScorer, classifier_scorer, rule_scorer
+from trainers.architectures.lora import adapter_tensors, merged_tensors
 from trainers.engine.build import build_engine, parameter_group
 from trainers.families.build import Blueprint, open_family
 from trainers.families.classifier import ClassifierFamily
 from trainers.families.ddpm import DdpmFamily
 from trainers.image_draft import write_image_draft
+from trainers.image_start import adapt
 from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
@@ -40,17 +44,10 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     observer.phase("model")
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
-    if actor.is_captioned:
-        raise RequestError("actor: it draws from captions; reward tuning asks for classes, or for nothing")
     blueprint = _policy_of(actor, rollout)
-    labels = asked_labels(actor, rollout)
-    if settings.normalise == "classes" and rollout.pictures_per_iteration <= len(labels):
-        raise RequestError(
-            f"rollout.pictures_per_iteration ({rollout.pictures_per_iteration}): none of the {len(labels)} classes is "
-            "drawn twice in an iteration, so that no reward is above another; draw more, or set normalise: all"
-        )
-    score = _scorer(spec, context, actor)
-    models = PictureModels(_copy(blueprint, actor), _copy(blueprint, actor), rollout.min_sd)
+    prompts = open_prompts(spec, context, actor)
+    score = _scorer(spec, context, actor, prompts)
+    models, peft_config = _models(spec, context, blueprint, actor)
     group = parameter_group(GROUP, models, settings.optimizer, prefix=ACTOR)
     engine = build_engine(models, [group], spec.shard, clip=settings.gradient_clipping, device=ranks.device)
     trained = [name for name, _ in group.parameters]
@@ -61,13 +58,13 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         score=score,
         settings=settings,
         pictures=rollout.pictures_per_iteration,
-        labels=labels,
+        prompts=prompts,
         seed=context.seed,
         rank=ranks.rank,
         workers=ranks.world_size,
         micro_batch=layout.micro_batch,
         tolerance=tolerance,
-        show=_grid_writer(spec, context, labels) if settings.grid else None,
+        show=_grid_writer(spec, context, prompts) if settings.grid else None,
     )
     source = PpoSource(
         estimator, engine=engine, settings=settings, trained=trained, seed=context.seed, observer=observer
@@ -79,15 +76,22 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     start, metrics = source.start(), dict(tuned.metrics)
     if start["score_std"] > 0:
         metrics["score_gain_sd"] = (tuned.final.score_mean - start["score_mean"]) / start["score_std"]
-    weights: dict[str, Tensor] = {
-        f"net.{name.removeprefix(ACTOR)}": tensor.clone()
-        for name, tensor in engine.full_parameters()
-        if name.startswith(ACTOR)
+    tensors: dict[str, Tensor] = {
+        name.removeprefix(ACTOR): tensor.clone() for name, tensor in engine.full_parameters() if name.startswith(ACTOR)
     }
-    dtype = dtype_of(spec.shard.precision)
-    reasons = tuned.gate_reasons
+    whole = tensors if peft_config is None else merged_tensors(models.networks["actor"], tensors)
     draft = write_image_draft(
-        blueprint, weights, context, checkpoint, tuned.outcome, dtype=dtype, metrics=metrics, gate_reasons=reasons
+        blueprint,
+        {f"net.{name}": tensor for name, tensor in whole.items()},
+        context,
+        checkpoint,
+        tuned.outcome,
+        dtype=dtype_of(spec.shard.precision),
+        metrics=metrics,
+        gate_reasons=tuned.gate_reasons,
+        peft_config=peft_config,
+        adapter=None if peft_config is None else adapter_tensors(tensors),
+        base_input="actor",
     )
     engine.close()
     return draft
@@ -101,11 +105,23 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
     if rollout.guidance is not None:
         changes["guidance"] = rollout.guidance
     settings = actor.settings.model_copy(update=changes)
-    if settings.guidance != 1 and not settings.is_guidable:
-        raise RequestError("rollout.guidance: the actor was never trained without its label, so it cannot be guided")
+    if settings.guidance != 1 and not actor.is_guidable:
+        what = "caption" if actor.is_captioned else "label"
+        raise RequestError(f"rollout.guidance: the actor was never trained without its {what}, so it cannot be guided")
     if not 2 <= settings.sampling_steps <= settings.timesteps:
         raise RequestError(f"rollout.steps is {settings.sampling_steps}; 2 to {settings.timesteps} are possible")
-    return Blueprint(settings, actor.facts, actor.codec)
+    return Blueprint(settings, actor.facts, actor.codec, actor.text)
+
+
+def _models(
+    spec: PpoImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily
+) -> tuple[PictureModels, Any]:
+    """Policy and frozen start; with LoRA one network, whose adapters have the configuration that is returned too."""
+    policy = _copy(blueprint, actor)
+    if spec.lora is None:
+        return PictureModels(policy, _copy(blueprint, actor), spec.rollout.min_sd), None
+    config = adapt(policy, spec.lora, stream_seed(context.seed, "adapter"))
+    return PictureModels(policy, None, spec.rollout.min_sd), config
 
 
 def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
@@ -116,30 +132,18 @@ def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     return family
 
 
-def asked_labels(actor: DdpmFamily, rollout: PictureRollout) -> list[int]:
-    """Places of the classes that are asked for in turn; [-1] where the actor knows none."""
-    known = actor.facts.classes
-    if not actor.is_conditional:
-        if rollout.classes:
-            raise RequestError("rollout.classes: the actor is not class-conditional; leave them out")
-        return [-1]
-    unknown = [name for name in rollout.classes if name not in known]
-    if unknown:
-        raise RequestError(f"rollout.classes: the actor knows no {unknown[0]!r}; it knows {', '.join(known[:32])}")
-    return [known.index(name) for name in rollout.classes or known]
-
-
-def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> PictureScorer:
+def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: PicturePrompts) -> PictureScorer:
     """What rewards the pictures; equal on every rank."""
     match spec.reward:
         case RuleReward() as rule:
             return rule_scorer(rule)
         case ClassReward() as reward:
-            if reward.label is None and not actor.is_conditional:
-                raise RequestError("reward.label: the actor is not class-conditional; say which class is rewarded")
+            if reward.label is None and not prompts.classes:
+                what = "captions' pictures have no labels" if actor.is_captioned else "actor is not class-conditional"
+                raise RequestError(f"reward.label: the {what}; say which class is rewarded")
             judge = open_family(model_folder(context, "reward.classifier"), device=context.ranks.device)
             assert isinstance(judge, ClassifierFamily)
-            return classifier_scorer(reward, judge, actor.facts)
+            return classifier_scorer(reward, judge, replace(actor.facts, classes=prompts.classes))
 
 
 def _layout(spec: PpoImages, context: StageContext) -> Layout:
@@ -153,12 +157,12 @@ def _layout(spec: PpoImages, context: StageContext) -> Layout:
     return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
 
 
-def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> Show:
+def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts) -> Show:
     """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
     steps, count = steps_per_iteration(spec.ppo), spec.ppo.grid
     kept = kept_iterations(spec.ppo.iterations)
     seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
-    asked = [labels[number % len(labels)] for number in range(count)]
+    asked = prompts.shown(count)
     writer = None
     if context.ranks.rank == 0:
         writer = context.samples()
@@ -168,8 +172,7 @@ def _grid_writer(spec: PpoImages, context: StageContext, labels: list[int]) -> S
             return
         pictures = rollouts.draw(seeds, asked, range(count)).pictures_BCHW
         if writer is not None:
-            columns = len(labels) if len(labels) > 1 else None
-            writer.append(grid_sample(pictures.cpu(), columns, iteration * steps))
+            writer.append(grid_sample(pictures.cpu(), prompts.columns, iteration * steps))
             writer.flush()
 
     return show

@@ -69,7 +69,7 @@ class PolicyModels(nn.Module):
         self.score_head = score_head
         self.temperature = temperature
         self._reading = reading
-        _switch_dropout_off(self)
+        switch_dropout_off(self)
         self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
 
     def forward(
@@ -180,7 +180,7 @@ def spread(values_N: Tensor, mask_BR: Tensor) -> Tensor:
     return torch.zeros(mask_BR.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BR, values_N)
 
 
-def _switch_dropout_off(module: nn.Module) -> None:
+def switch_dropout_off(module: nn.Module) -> None:
     """In either mode: the ratio of two forwards then shows the update alone."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):

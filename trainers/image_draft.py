@@ -25,10 +25,12 @@ def write_image_draft(
     gate_reasons: tuple[str, ...],
     peft_config: Any = None,
     adapter: Mapping[str, Tensor] | None = None,
+    base_input: str = "init_from",
 ) -> Draft | None:
     """Write, probe and upload a model; returns the draft on rank 0, None elsewhere.
 
-    `weights` are whole, by their names in the family's module; `adapter` is what they hold beyond `init_from`'s model.
+    `weights` are whole, by their names in the family's module; `adapter` is what they hold beyond the model of the
+    input `base_input`.
     """
     if context.ranks.rank != 0:
         return None
@@ -38,9 +40,9 @@ def write_image_draft(
     checks = [Check("image", "model", probe)]
     with draft_folder() as folder:
         if adapter is not None:
-            base = context.inputs["init_from"].digest
+            base = context.inputs[base_input].digest
             write_adapter(folder / "adapter", peft_config, adapter.items(), base_digest=base, dtype=dtype)
-            checks.append(Check("image", "model", probe, adapter="adapter", base="init_from"))
+            checks.append(Check("image", "model", probe, adapter="adapter", base=base_input))
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
     return Draft(

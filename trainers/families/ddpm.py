@@ -318,10 +318,25 @@ class DdpmFamily:
         """Channels, height and width of what is denoised: pixels, or latents."""
         return self._shape
 
-    def predicted_clean(self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None) -> Tensor:
-        """Return what the guided network takes for the clean picture; pixels are clipped, latents not."""
+    @property
+    def is_guidable(self) -> bool:
+        """Whether the network knows how to do without the label or caption."""
+        return self.settings.is_guidable or (self.is_captioned and self.settings.label_dropout > 0)
+
+    def condition(self, captions: Texts) -> TextStates:
+        """Return the states of captions, and under guidance after them those of as many empty ones."""
+        assert self.text is not None
+        return self.text.states(captions if self.settings.guidance == 1 else self.text.with_empty(captions))
+
+    def predicted_clean(
+        self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None, text: TextStates | None = None
+    ) -> Tensor:
+        """Return what the guided network takes for the clean picture; pixels are clipped, latents not.
+
+        `text` is `condition`'s, where captions condition.
+        """
         abar = self.scheduler.alphas_cumprod.to(noisy)[timesteps_B].view(-1, 1, 1, 1)
-        clean = clean_of(self.settings.prediction, self._guided(noisy, timesteps_B, classes_B), noisy, abar)
+        clean = clean_of(self.settings.prediction, self._guided(noisy, timesteps_B, classes_B, text), noisy, abar)
         return clean.clamp(-1, 1) if self.codec is None else clean
 
     def pictures_of(self, clean: Tensor) -> Tensor:

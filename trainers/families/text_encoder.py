@@ -38,6 +38,10 @@ class TextStates:
     mask_BT: Tensor
     """True at real tokens."""
 
+    def repeated(self, count: int) -> "TextStates":
+        """Every caption's states so many times, one after the other."""
+        return TextStates(self.hidden_BTD.repeat_interleave(count, 0), self.mask_BT.repeat_interleave(count, 0))
+
 
 class TextEncoder:
     """A language model without its head, and its tokenizer; on the CPU until it first reads on another device."""
@@ -85,6 +89,12 @@ class TextEncoder:
         is_token = torch.arange(ids.shape[1], device=ids.device) < len(empty)
         where = is_dropped_B[:, None]
         return Texts(torch.where(where, row, ids), torch.where(where, is_token, mask))
+
+    def with_empty(self, texts: Texts) -> Texts:
+        """Add as many empty captions after the captions."""
+        count = len(texts.input_ids_BT)
+        twice = Texts(texts.input_ids_BT.repeat(2, 1), texts.attention_mask_BT.repeat(2, 1))
+        return self.without(twice, torch.arange(2 * count, device=twice.input_ids_BT.device) >= count)
 
     @torch.no_grad()
     def states(self, texts: Texts) -> TextStates:

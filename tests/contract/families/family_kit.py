@@ -13,7 +13,7 @@ from trainers.distributed import Ranks
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from family_stages import CROSSINGS, KIT, STAGES, TUNED, TUNED_INPUTS
+from family_stages import CROSSINGS, KIT, STAGES, TUNED
 from stage_worker import Case, run_case
 
 sys.path.pop(0)
@@ -47,16 +47,17 @@ def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
         cases += [
             _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
         ]
-    cases += [_tuned("straight", TWO_WORKERS, is_kept=True), _tuned("stopped", TWO_WORKERS, stop_at=3)]
-    cases += [_tuned("stopped", TWO_WORKERS)]
-    cases += [_tuned(f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
+    for name in TUNED:
+        cases += [_tuned(name, "straight", TWO_WORKERS, is_kept=True), _tuned(name, "stopped", TWO_WORKERS, stop_at=3)]
+        cases += [_tuned(name, "stopped", TWO_WORKERS)]
+        cases += [_tuned(name, f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
     return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
 
 
-def _tuned(run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _tuned(name: str, run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A reward-tuned diffusion of the families' own stages."""
-    spec = TUNED | {"shard": shard}
-    return {"run": run, "stage": "tuned", "spec": spec, "inputs": TUNED_INPUTS, **more}
+    spec, inputs = TUNED[name]
+    return {"run": run, "stage": name, "spec": spec | {"shard": shard}, "inputs": inputs, **more}
 
 
 def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
@@ -71,7 +72,7 @@ def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> 
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in KIT] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
-    plain.append(_tuned("plain", PLAIN))
+    plain += [_tuned(name, "plain", PLAIN) for name in TUNED]
     run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
     return folder
 

@@ -134,11 +134,9 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 """Stages that take other stages' models, with their inputs by field path; each after those that it takes."""
 
-TUNED: dict[str, Any] = {
+DDPO: dict[str, Any] = {
     "kind": "ppo",
-    "actor": "ddpm",
     "reward": {"classifier": "classifier"},
-    "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]},
     "ppo": {
         "estimator": "ddpo",
         "iterations": 3,
@@ -151,8 +149,23 @@ TUNED: dict[str, Any] = {
         "grid": 4,
     },
 }
-"""Reward-tuned diffusion of the stages above: the small `ddpm`, rewarded by the small `classifier`."""
-TUNED_INPUTS = {"actor": "ddpm", "reward.classifier": "classifier"}
+TUNED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "tuned": (
+        {**DDPO, "actor": "ddpm", "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]}},
+        {"actor": "ddpm", "reward.classifier": "classifier"},
+    ),
+    "tuned-captions": (
+        {
+            **DDPO,
+            "actor": "captioned",
+            "lora": {"r": 2},
+            "prompts": DIGITS,
+            "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "samples_per_prompt": 2},
+        },
+        {"actor": "captioned", "reward.classifier": "classifier"},
+    ),
+}
+"""Reward-tuned diffusions of the stages above, rewarded by the small `classifier`, with their inputs by field path."""
 
 FAMILIES = (*BUILT, "vision_language")
 LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn", "vision_language")

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from launch.pictures import draw_grid, interpolate, reconstruct, score
+from launch.stages import compute
 from recipes.errors import RequestError
 from recipes.load import parse_recipe
-from rlhf.evaluate_stage import run_evaluate
 from trainers.distributed import Ranks
 from trainers.families.build import open_family
-from trainers.image_stage import run_image
 from trainers.stage import StageContext, verify_checks
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -39,6 +38,14 @@ STAGES: dict[str, Any] = {
         {"family": "vae", "type": "autoencoder_kl", "width": 8, "depth": 2, "latent": 2, "likelihood": "gaussian"}
     ),
     "latent": stage({**DDPM, "sampling_steps": 4}, autoencoder="vae"),
+    "tuned": {
+        "kind": "ppo",
+        "actor": "latent",
+        "reward": {"rule": "ink"},
+        "rollout": {"pictures_per_iteration": 8},
+        "ppo": {"estimator": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
+        "shard": SHARD,
+    },
     "pixel": stage({**DDPM, "sampler": "ddpm", "sampling_steps": 20}),
     "exam": {
         "kind": "evaluate",
@@ -75,14 +82,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Ar
     for number, (name, spec) in enumerate(recipe.stages.items()):
         inputs = {
             "latent": {"autoencoder": "vae"},
+            "tuned": {"actor": "latent"},
             "exam": {"of.0": "flat", "of.1": "latent", "features": "judge"},
         }.get(name, {})
         given = {path: made[source] for path, source in inputs.items()}
         lease = store.take_lease("run", name)
         ranks = Ranks(0, 1, 0, torch.device("cpu"))
         context = StageContext(store, "run", name, f"{number:064x}", lease, 0, folder, given, {}, Observer(), ranks)
-        run: Any = run_evaluate if name == "exam" else run_image
-        draft = run(spec, context)
+        draft: Any = compute(spec, context)
         assert verify_checks(store, draft.files, list(draft.checks), given, uri) < 1e-5
         made[name] = ArtifactManifest(
             fingerprint=f"{number:064x}",
@@ -119,6 +126,31 @@ def test_a_latent_diffusion_carries_its_autoencoder(chain: Chain, tmp_path: Path
     latents = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     theirs = ((stock.decode(latents / stock.config.scaling_factor).sample + 1) / 2).clamp(0, 1)
     np.testing.assert_allclose(opened.codec.decode(latents), theirs.detach(), atol=1e-5)
+
+
+def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
+    """An action is a step in the latents; the reward reads the pictures that the frozen autoencoder makes of them."""
+    from safetensors.torch import load_file
+
+    store, made = chain
+    start, tuned = made["latent"], made["tuned"]
+    for name in ("diffusion_pytorch_model.safetensors", "config.json"):
+        assert tuned.files[f"model/vae/{name}"] == start.files[f"model/vae/{name}"]
+    unet = "model/unet/diffusion_pytorch_model.safetensors"
+    assert tuned.files[unet] != start.files[unet]
+    first: Any = tuned.metrics["start"]
+    last: Any = tuned.metrics["end"]
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert last["kl"] > 0
+    assert first["vendi"] > 1
+    opened: Any = open_family(store.folder(tuned, "model"))
+    assert (opened.settings.sampler, opened.codec.shape) == ("ddpm", (2, 4, 4))
+    pictures = opened.sample([1, 2])
+    assert pictures.shape == (2, 1, 8, 8)
+    untuned: Any = open_family(store.folder(start, "model"))
+    before = load_file(store.folder(start, "model/unet") / "diffusion_pytorch_model.safetensors")
+    assert untuned.codec.scale == opened.codec.scale
+    assert {name for name, tensor in opened.net.named_parameters() if not torch.equal(tensor, before[name])}
 
 
 def test_scaled_latents_have_unit_variance(chain: Chain) -> None:

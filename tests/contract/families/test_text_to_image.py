@@ -321,3 +321,44 @@ def test_pictures_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path
     data = _arrays(tmp_path, ["a seven"] * 12, side=6)
     with pytest.raises(RequestError, match="drawing draws pictures of 8x8 with 1 channel; the data's are 6x6"):
         run(store, tmp_path, "bad-form", {**STAGES["tuned"][0], "data": data}, {"init_from": found["drawing"]})
+
+
+POLICY: dict[str, Any] = {
+    "kind": "ppo",
+    "actor": "drawing",
+    "reward": {"classifier": "judge"},
+    "prompts": DIGITS,
+    "rollout": {"pictures_per_iteration": 8, "samples_per_prompt": 2},
+    "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
+    "shard": SHARD,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "captions", "said"),
+    [
+        ({"prompts": None}, None, "prompts: the actor draws from captions: say whose"),
+        ({}, [], "prompts: the pictures have no captions"),
+        ({}, ["a seven"] * 12, "reward.label: the captions' pictures have no labels; say which class is rewarded"),
+        (
+            {},
+            ["a seven"] * 4 + ["z" * 50] * 8,
+            r"prompts: .*a.npz:4: the caption has 52 tokens; the text encoder reads",
+        ),
+        (
+            {"rollout": {"pictures_per_iteration": 8}},
+            None,
+            r"samples_per_prompt \(1\): one picture of a caption has no",
+        ),
+        ({"rollout": {"classes": ["1"]}}, None, "rollout.classes: the actor draws from captions"),
+    ],
+)
+def test_what_a_captioned_policy_cannot_be_asked_is_named(
+    made: Made, tmp_path: Path, changes: dict[str, Any], captions: list[str] | None, said: str
+) -> None:
+    """What `check` cannot see where the actor comes from the store."""
+    store, found, _ = made
+    given = {"actor": found["drawing"], "reward.classifier": found["judge"]}
+    source = {} if captions is None else {"prompts": _arrays(tmp_path, captions or None)}
+    with pytest.raises(RequestError, match=said):
+        run(store, tmp_path, "bad-policy", {**POLICY, **source, **changes}, given)

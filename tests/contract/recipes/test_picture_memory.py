@@ -114,7 +114,9 @@ def test_the_prediction_of_a_reward_tuned_picture_is_near(guidance: float) -> No
         }
     )
     facts = PictureFacts(3, 16, 16, 7)
-    one, two = (predict_tuning_sizes(stage, actor, facts, None, 1, micro).memory_per_worker_bytes for micro in (1, 2))
+    one, two = (
+        predict_tuning_sizes(stage, actor, facts, None, None, 1, micro).memory_per_worker_bytes for micro in (1, 2)
+    )
 
     families: list[Any] = [Blueprint(actor, ImageFacts(3, 16, 16, tuple("abcdefg"))).build(0) for _ in range(2)]
     models = PictureModels(families[0], families[1], 0.01)

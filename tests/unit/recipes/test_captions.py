@@ -115,7 +115,7 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: C
             "  exam:\n",
             "  policy: {kind: ppo, actor: tuned, reward: {rule: ink}, ppo: {estimator: ddpo, iterations: 1,\n"
             "    optimizer: {lr: 1e-3}}}\n  exam:\n",
-            "stages.policy.actor: the actor draws from captions",
+            "stages.policy.prompts: the actor draws from captions: say whose",
         ),
         ("init_from: drawing", "init_from: words", "needs a diffusion model, but words (pretrain) is a language model"),
         ("to_out.0]", "to_out]", "stages.tuned.lora.target_modules.1: adapters go on the linear modules"),

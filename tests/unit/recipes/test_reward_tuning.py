@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from recipes.derive import samples_divide, stage_batch, stage_steps
+from recipes.fingerprint import ParentId, fingerprint, meaning_of
 from recipes.load import load_recipe
 from recipes.picture_facts import PictureFacts
 from recipes.plan import build_plan, fit_workers
 from recipes.recipe import Recipe
-from recipes.references import stage_inputs, stage_parts
+from recipes.references import stage_inputs, stage_parts, stage_sources
 from recipes.smoke import shrink
 from recipes.stages import PpoImages, PpoStage
 
@@ -136,12 +137,114 @@ def test_guidance_needs_an_actor_that_can_do_without_a_label(problems_of: Callab
     assert "stages.policy.rollout.guidance: the actor was never trained without its label" in problems_of(TEXT, *edits)
 
 
-def test_an_actor_that_draws_from_captions_is_refused(problems_of: Callable[..., str]) -> None:
-    edits = (
-        ("class_conditional: true, ", ""),
-        ("    data: {source: digits}", "    text_encoder: store://words\n    data: {source: digits}"),
-    )
-    assert problems_of(TEXT, *edits).count("stages.policy.actor: the actor draws from captions") == 1
+CAPTIONED = """\
+name: captioned
+cluster: {workers: 2}
+stages:
+  words:
+    kind: pretrain
+    architecture: {family: decoder, type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}
+    tokenizer: {train: bpe, vocab_size: 512}
+    data: {source: python-docs, split: train}
+    train: {steps: 20, global_batch: 8, sequence_length: 32, optimizer: {lr: 1e-3}}
+  ddpm:
+    kind: pretrain
+    text_encoder: words
+    architecture: {family: ddpm, block_out_channels: [8], timesteps: 100, sampling_steps: 8, guidance: 1.5}
+    data: {source: digits}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  judge:
+    kind: pretrain
+    architecture: {family: classifier}
+    data: {source: digits}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+  policy:
+    kind: ppo
+    actor: ddpm
+    reward: {classifier: judge}
+    prompts: {source: digits}
+    lora: {r: 4, target_modules: [to_q, to_k]}
+    rollout: {pictures_per_iteration: 40, samples_per_prompt: 4}
+    ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+"""
+
+
+def test_captions_of_a_source_are_asked_for_and_adapters_are_a_part(recipe_of: Callable[..., Recipe]) -> None:
+    policy = recipe_of(CAPTIONED).stages["policy"]
+    assert [(use.field_path, use.role, use.held_out) for use in stage_sources(policy)] == [("prompts", "images", False)]
+    assert stage_parts(policy) == {"model": "ddpm", "adapter": "adapter"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("    prompts: {source: digits}\n", "", "stages.policy.prompts: the actor draws from captions: say whose"),
+        (
+            "prompts: {source: digits}",
+            "prompts: {source: idx, files: [a], label_files: [b]}",
+            "prompts.source: these pictures have no captions, which ddpm reads (found 'idx')",
+        ),
+        (
+            "prompts: {source: digits}",
+            "prompts: {source: arrays, files: [a.npy], caption_files: [a.csv]}",
+            "prompts.labels: these pictures have no labels, and the reward asks for the class of a caption's picture; "
+            "set labels, or reward.label",
+        ),
+        ("prompts: {source: digits}", "prompts: {source: csv, files: [a.csv]}", "must be digits, idx, image-folder"),
+        ("samples_per_prompt: 4", "samples_per_prompt: 3", "samples_per_prompt (3) must divide pictures_per_iteration"),
+        ("samples_per_prompt: 4", "samples_per_prompt: 1", "one picture of a caption has no deviation"),
+        ("samples_per_prompt: 4", "samples_per_prompt: 4, classes: ['3']", "draws from captions: no class can be"),
+        ("guidance: 1.5", "label_dropout: 0", ""),
+        ("[to_q, to_k]", "[to_q, to_y]", "lora.target_modules.1: adapters go on the linear modules"),
+    ],
+)
+def test_what_does_not_fit_captions_is_said(problems_of: Callable[..., str], old: str, new: str, said: str) -> None:
+    found = problems_of(CAPTIONED, (old, new))
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_captions_are_no_matter_for_an_actor_that_reads_none(problems_of: Callable[..., str]) -> None:
+    found = problems_of(CAPTIONED, ("text_encoder: words", "seed: 1"), (", guidance: 1.5", ", class_conditional: true"))
+    assert "stages.policy.prompts: the actor draws from no captions; remove the key" in found
+    assert "stages.policy.rollout.samples_per_prompt: the actor draws from no captions (found 4); remove" in found
+
+
+def test_captioned_guidance_needs_an_actor_that_can_do_without(problems_of: Callable[..., str]) -> None:
+    edits = (("guidance: 1.5", "label_dropout: 0"), ("samples_per_prompt: 4", "samples_per_prompt: 4, guidance: 2"))
+    assert "guidance: the actor was never trained without its caption" in problems_of(CAPTIONED, *edits)
+
+
+def test_adapters_and_captions_are_predicted_and_made_small(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(CAPTIONED)
+    small = shrink(recipe).stages["policy"]
+    assert isinstance(small, PpoImages)
+    assert (small.rollout.pictures_per_iteration, small.rollout.samples_per_prompt) == (16, 2)
+    assert small.prompts is not None
+    assert small.prompts.limit == 400
+    assert shrink(shrink(recipe)) == shrink(recipe)
+    facts = dict.fromkeys(recipe.stages, PictureFacts(1, 8, 8))
+    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, pictures=facts).stages}
+    start, tuned = planned["ddpm"].sizes, planned["policy"].sizes
+    assert start is not None
+    assert tuned is not None
+    assert tuned.trainable_parameters < start.trainable_parameters / 2
+    assert tuned.parameters == start.parameters + tuned.trainable_parameters  # the start is the same network
+
+
+def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable[..., Recipe]) -> None:
+    """A class-conditional stage as it was before captions and adapters; its meaning is written out."""
+    stage = recipe_of(TEXT).stages["policy"]
+    meaning = meaning_of(stage)
+    assert not {"lora", "prompts"} & set(meaning)
+    assert "samples_per_prompt" not in meaning["rollout"]
+    captioned = meaning_of(recipe_of(CAPTIONED).stages["policy"])
+    assert captioned["rollout"]["samples_per_prompt"] == 4
+    assert captioned["lora"]["r"] == 4
+    assert captioned["prompts"]["source"] == "digits"
+    parents = {item.field_path: ParentId(item.text, "digest") for item in stage_inputs(stage)}
+    known = "40b5da02669b3db69226a5426472b6c9b51f895fdd20146b691ef3143d079840"
+    assert fingerprint("policy", recipe_of(TEXT), parents, {}) == known
 
 
 @pytest.mark.parametrize(

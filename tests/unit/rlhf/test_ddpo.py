@@ -1,110 +1,29 @@
 """DDPO on the plain engine with a tiny network: invariants at the start, learning, stale policies, resume, limits."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from recipes.ddpo import Ddpo, RuleReward
 from recipes.errors import StageError
-from recipes.image_models import Ddpm
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, Drawn
-from rlhf.iterations import PpoSource, gate_reasons
+from rlhf.ddpo import Drawn
+from rlhf.iterations import gate_reasons
 from rlhf.monitors import PictureReport
-from rlhf.picture_models import PictureModels
-from rlhf.picture_rewards import rule_scorer
-from trainers.engine.build import build_engine, parameter_group
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
+from rlhf.picture_prompts import Asked
 
-CPU = torch.device("cpu")
+sys.path.insert(0, str(Path(__file__).parent))
+from small_ddpo import build
 
-
-@dataclass
-class Listener:
-    """Remembers what it hears."""
-
-    heard: list[dict[str, float]] = field(default_factory=list)
-
-    def phase(self, name: str, **progress: float) -> None: ...
-
-    def metrics(self, step: int, values: Any) -> None:
-        self.heard.append(dict(values))
-
-    def stop_requested(self) -> bool:
-        return False
+sys.path.pop(0)
 
 
-@dataclass
-class TinyDdpo:
-    """The parts of one DDPO, put together as its stage does."""
-
-    engine: Any
-    source: PpoSource[Any]
-    objective: DdpoObjective
-    estimator: DdpoEstimator
-    listener: Listener
-
-    def run(self, first: int = 0, last: int | None = None, sign: float = 1.0) -> int:
-        """Steps as the loop runs them; returns how many."""
-        for step in range(first, self.source.steps_planned if last is None else last):
-            batches = self.source.micro_batches(step)
-            total = sum(self.objective.weight(batch) for batch in batches)
-            for batch in batches:
-                self.engine.backward(sign * self.objective.loss(self.engine.module, batch).loss_sum / total)
-            self.engine.step({"actor": 3e-3})
-            if self.source.after_step(step + 1, {}) is not None:
-                return step + 1
-        return step + 1
-
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Copies of all parameters."""
-        return {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
-
-
-def build(
-    pictures: int = 12, micro_batch: int = 6, guidance: float = 1.0, direction: Any = "more", **settings: Any
-) -> TinyDdpo:
-    """A network of one level on pictures of 4x4 pixels and two classes; further arguments are settings of `ppo`."""
-    architecture = Ddpm(
-        family="ddpm",
-        block_out_channels=[8],
-        layers_per_block=1,
-        norm_num_groups=4,
-        timesteps=20,
-        sampling_steps=4,
-        class_conditional=True,
-        prediction="v",
-        betas="cosine",
-        guidance=guidance,
-    )
-    ppo = Ddpo(**{"estimator": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
-    actor, reference = (Blueprint(architecture, ImageFacts(1, 4, 4, ("a", "b"))).build(5) for _ in range(2))
-    models = PictureModels(actor, reference, 0.01)  # type: ignore[arg-type]
-    group = parameter_group("actor", models, ppo.optimizer)
-    engine = build_engine(models, [group], Shard(engine="plain"), clip=1.0, device=CPU)
-    trained = [name for name, _ in group.parameters]
-    assert all(name.startswith("networks.actor.") for name in trained)
-    listener = Listener()
-    estimator = DdpoEstimator(
-        engine=engine,
-        rollouts=ColocatedPictures(engine, trained, "base"),
-        score=rule_scorer(RuleReward(rule="ink", direction=direction)),
-        settings=ppo,
-        pictures=pictures,
-        labels=[0, 1],
-        seed=0,
-        rank=0,
-        workers=1,
-        micro_batch=micro_batch,
-        tolerance=1e-4,
-    )
-    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
-    return TinyDdpo(engine, source, DdpoObjective(ppo, 1e-4), estimator, listener)
+def asked_of(*labels: int) -> Asked:
+    """Pictures of these classes."""
+    return Asked(torch.tensor(labels), torch.tensor(labels))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -153,12 +72,12 @@ class Stale:
         self._version = self._version or found
         return found
 
-    def draw(self, seeds: Sequence[int], labels: Sequence[int], sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
         with self._inner._engine.gathered() as module, torch.no_grad():
             present = {name: p.detach().clone() for name, p in module.named_parameters()}
             for name, parameter in module.named_parameters():
                 parameter.copy_(self._old[name])
-            drawn: Drawn = self._inner.draw(seeds, labels, sample_ids)
+            drawn: Drawn = self._inner.draw(seeds, asked, sample_ids)
             for name, parameter in module.named_parameters():
                 parameter.copy_(present[name])
         return replace(drawn, version=self._version) if self._is_honest else drawn
@@ -220,10 +139,10 @@ def test_micro_batches_do_not_change_the_update() -> None:
 def test_a_picture_depends_on_its_seed_and_class_alone() -> None:
     rollouts = build().estimator._rollouts
     rollouts.sync(0)
-    four = rollouts.draw([1, 2, 3, 4], [0, 1, 0, 1], [0, 1, 2, 3]).pictures_BCHW
-    one = rollouts.draw([3], [0], [2]).pictures_BCHW
+    four = rollouts.draw([1, 2, 3, 4], asked_of(0, 1, 0, 1), [0, 1, 2, 3]).pictures_BCHW
+    one = rollouts.draw([3], asked_of(0), [2]).pictures_BCHW
     torch.testing.assert_close(four[2], one[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(rollouts.draw([9], [0], [2]).pictures_BCHW[0], one[0], atol=1e-2)
+    assert not torch.allclose(rollouts.draw([9], asked_of(0), [2]).pictures_BCHW[0], one[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("place", ["loss", "reward"])

@@ -1,0 +1,159 @@
+"""A tiny DDPO: a network of one level on pictures of 4x4 pixels and the plain engine, of two classes or of captions."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.ddpo import Ddpo, RuleReward
+from recipes.image_models import Ddpm
+from recipes.lora import Lora
+from recipes.optim import AdamW
+from recipes.sharding import Shard
+from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective
+from rlhf.iterations import PpoSource
+from rlhf.picture_models import PictureModels
+from rlhf.picture_prompts import CaptionPrompts, ClassPrompts, PicturePrompts
+from rlhf.picture_rewards import rule_scorer
+from trainers.data.batches import Texts
+from trainers.data.image_sets import ImageDataset, ImageReport
+from trainers.engine.build import build_engine, parameter_group
+from trainers.families.build import Blueprint
+from trainers.families.protocol import ImageFacts
+from trainers.families.text_encoder import TextEncoder, TextStates
+from trainers.image_start import adapt
+
+CPU = torch.device("cpu")
+CAPTIONS = ("thin", "a thick stroke", "", "thin", "a wide one", "thick and long")
+
+
+@dataclass
+class Listener:
+    """Remembers what it hears."""
+
+    heard: list[dict[str, float]] = field(default_factory=list)
+    stop_at: int | None = None
+    steps_done: int = 0
+
+    def phase(self, name: str, **progress: float) -> None:
+        self.steps_done = int(progress.get("step", self.steps_done))
+
+    def metrics(self, step: int, values: Any) -> None:
+        self.heard.append(dict(values))
+
+    def stop_requested(self) -> bool:
+        return self.stop_at is not None and self.steps_done >= self.stop_at
+
+
+class Words(TextEncoder):
+    """Stands for a text encoder: a letter is a token, and its state a row of a table."""
+
+    width, longest = 6, None
+
+    def __init__(self) -> None:
+        self.tokenization = SimpleNamespace(  # type: ignore[assignment]
+            eos_id=1, pad_id=0, encode_batch=lambda texts, special: [[ord(c) % 30 + 2 for c in text] for text in texts]
+        )
+        self._table = torch.randn(32, self.width, generator=torch.Generator().manual_seed(2))
+        self.reads = 0
+
+    def states(self, texts: Texts) -> TextStates:
+        self.reads += 1
+        return TextStates(self._table[texts.input_ids_BT], texts.attention_mask_BT)
+
+
+def captioned_set(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ImageDataset:
+    """Pictures of two classes with captions, one of them empty and one twice."""
+    count = len(captions)
+    (folder / "rows.txt").write_text("".join(f"row {number}\n" for number in range(count)))
+    images, labels = np.zeros((count, 1, 4, 4), dtype=np.uint8), np.arange(count, dtype=np.int64) % 2
+    report = ImageReport(count, 1, 4, 4, 2, len(set(captions)))
+    return ImageDataset("d" * 64, report, images, labels, ("a", "b"), folder / "rows.txt", captions)
+
+
+def caption_prompts(folder: Path, pictures: int = 12, samples: int = 3, seed: int = 0) -> CaptionPrompts:
+    """Prompts of the small set."""
+    return CaptionPrompts(captioned_set(folder), Words(), pictures=pictures, samples=samples, seed=seed)
+
+
+@dataclass
+class TinyDdpo:
+    """The parts of one DDPO, put together as its stage does."""
+
+    engine: Any
+    source: PpoSource[Any]
+    objective: DdpoObjective
+    estimator: DdpoEstimator
+    listener: Listener
+
+    def run(self, first: int = 0, last: int | None = None, sign: float = 1.0, rate: float = 3e-3) -> int:
+        """Steps as the loop runs them; returns how many."""
+        for step in range(first, self.source.steps_planned if last is None else last):
+            batches = self.source.micro_batches(step)
+            total = sum(self.objective.weight(batch) for batch in batches)
+            for batch in batches:
+                self.engine.backward(sign * self.objective.loss(self.engine.module, batch).loss_sum / total)
+            self.engine.step({"actor": rate})
+            if self.source.after_step(step + 1, {}) is not None:
+                return step + 1
+        return step + 1
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of all parameters."""
+        return {name: tensor.clone() for name, tensor in self.engine.full_parameters()}
+
+
+def build(
+    pictures: int = 12,
+    micro_batch: int = 6,
+    guidance: float = 1.0,
+    direction: Any = "more",
+    prompts: PicturePrompts | None = None,
+    lora: Lora | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> TinyDdpo:
+    """The network is of two classes, with `prompts` of captions; further arguments are settings of `ppo`."""
+    architecture = Ddpm(
+        family="ddpm",
+        block_out_channels=[8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        timesteps=20,
+        sampling_steps=4,
+        class_conditional=prompts is None,
+        prediction="v",
+        betas="cosine",
+        guidance=guidance,
+    )
+    ppo = Ddpo(**{"estimator": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
+    blueprint = Blueprint(architecture, ImageFacts(1, 4, 4, ("a", "b")), None, None if prompts is None else Words())
+    actor: Any
+    reference: Any
+    actor, reference = (blueprint.build(5) for _ in range(2))
+    if lora is not None:
+        adapt(actor, lora, seed=3)
+    models = PictureModels(actor, reference if lora is None else None, 0.01)
+    group = parameter_group("actor", models, ppo.optimizer)
+    engine = build_engine(models, [group], Shard(engine="plain"), clip=1.0, device=CPU)
+    trained = [name for name, _ in group.parameters]
+    assert all(name.startswith("networks.actor.") for name in trained)
+    listener = listener or Listener()
+    estimator = DdpoEstimator(
+        engine=engine,
+        rollouts=ColocatedPictures(engine, trained, "base"),
+        score=rule_scorer(RuleReward(rule="ink", direction=direction)),
+        settings=ppo,
+        pictures=pictures,
+        prompts=prompts or ClassPrompts([0, 1], ("a", "b"), pictures),
+        seed=0,
+        rank=0,
+        workers=1,
+        micro_batch=micro_batch,
+        tolerance=1e-4,
+    )
+    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
+    return TinyDdpo(engine, source, DdpoObjective(ppo, 1e-4), estimator, listener)

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator
 
+from recipes.chain import autoencoder_of
 from recipes.data import TrainTokenizer
 from recipes.derive import (
     largest_micro_batch,
@@ -281,21 +282,30 @@ def _check_activations(
 def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     """diffusers' networks halve the size by convolutions that need even numbers."""
     architecture, facts = stage.architecture, find_picture_facts(stage.data, loaded.base_dir)
-    if isinstance(architecture, Ddpm) and stage.autoencoder is None:
+    what, reduced = "pictures", 1
+    if isinstance(architecture, Ddpm):
         key, levels = "block_out_channels", len(architecture.block_out_channels)
+        if stage.autoencoder is not None:
+            autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+            if autoencoder is None or autoencoder.type != "autoencoder_kl":
+                return
+            what, reduced = f"latents of {stage.autoencoder}", autoencoder.reduction
     elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
         key, levels = "depth", architecture.depth
     else:
         return
-    factor = 2 ** (levels - 1)
-    if facts is not None and (facts.height % factor or facts.width % factor):
+    if facts is None or facts.height % reduced or facts.width % reduced:
+        return
+    height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
+    if height % factor or width % factor:
         message = (
-            f"{levels} levels halve the size {levels - 1} times, but the pictures are {facts.height}x{facts.width}, no "
-            f"multiple of {factor}"
+            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, no multiple of "
+            f"{factor}"
         )
-        yield loaded.problem(
-            f"{place}.architecture.{key}", getattr(architecture, key), message, "fewer levels, or set data.size"
+        suggestion = (
+            "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
         )
+        yield loaded.problem(f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion)
 
 
 def _written(loaded: LoadedRecipe, place: str) -> bool:

@@ -1,6 +1,7 @@
 """Foreign model folders in the Hugging Face layout become artifacts: safetensors and JSON only, never code."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def import_folder(
     folder's path never is.
     """
     folder = folder.absolute()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike is_dir, no error for a path that cannot be
         raise RequestError(f"{folder} is not a folder")
     config = read_json(folder, "config.json", file_inside)
     refuse_code(folder, config)
@@ -91,7 +92,7 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
     Its end and pad token may be missing: whoever takes it may name them.
     """
     folder = folder.absolute()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike is_dir, no error for a path that cannot be
         raise RequestError(f"{folder} is not a folder")
     if not (folder / "tokenizer.json").is_file():
         raise RequestError(f"{folder} has no tokenizer.json; only tokenizers of the `tokenizers` library are read")

@@ -96,8 +96,9 @@ def test_a_file_in_the_place_of_a_stores_folder_is_damage(
 def test_nothing_is_collected_where_the_refs_are_missing(commit_artifact: Any, store: Store, tmp_path: Path) -> None:
     """As where one of two mounts is missing."""
     commit_artifact(store, "base")
+    store.take_lease("run", "base")
     (tmp_path / "store" / "refs").rename(tmp_path / "refs")
-    with pytest.raises(StoreDamaged, match="it has objects, and its folder refs/ is missing"):
+    with pytest.raises(StoreDamaged, match="it has objects and leases, and refs/ is missing"):
         collect(store, grace_s=0)
 
 

@@ -1,6 +1,7 @@
 """Numbers of a recipe that must fit each other: batches, steps, lengths, workers."""
 
 import math
+import sys
 from collections.abc import Iterator
 
 from recipes.chain import autoencoder_of
@@ -16,7 +17,7 @@ from recipes.derive import (
 from recipes.errors import Problem
 from recipes.image_models import VENDI_PICTURES, Ddpm, Gan, Vae
 from recipes.loaded import LoadedRecipe
-from recipes.models import ModelFacts, model_facts
+from recipes.models import ModelFacts, model_facts, reference_facts
 from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
@@ -64,6 +65,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_critic_warmup(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
             case Evaluate():
+                facts = _shortest(loaded, stage)
                 if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
                     message = "distances need 2 held-out pictures and 2 others"
                     yield loaded.problem(f"{place}.images.limit", stage.images.limit, message, "at least 4")
@@ -330,6 +332,14 @@ def _check_critic_warmup(loaded: LoadedRecipe, place: str, stage: PpoStage) -> I
     if ppo.critic_warmup >= ppo.iterations:
         message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
         yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
+
+
+def _shortest(loaded: LoadedRecipe, stage: Evaluate) -> ModelFacts:
+    """The facts of the model that takes the shortest texts: all of them read the same ones."""
+    known = [] if "images" in stage.suites else [reference_facts(loaded, text) for text in stage.of]
+    return min(
+        known, key=lambda facts: sys.maxsize if facts.positions is None else facts.positions, default=ModelFacts()
+    )
 
 
 def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFacts) -> Iterator[Problem]:

@@ -165,8 +165,8 @@ def _check_files(
             try:
                 if file.is_dir():
                     yield loaded.problem(here, pattern, f"{file} is a folder", f"did you mean {pattern.rstrip('/')}/*?")
-                elif file.stat().st_size == 0:
-                    yield loaded.problem(here, pattern, f"{file} is empty")
+                elif not file.is_file() or file.stat().st_size == 0:
+                    yield loaded.problem(here, pattern, f"{file} is {'empty' if file.is_file() else 'no regular file'}")
                 else:
                     for message, suggestion in read(file):
                         yield loaded.problem(here, pattern, message, suggestion)

@@ -37,7 +37,7 @@ STAGES: dict[str, Any] = {
     "vae": stage(
         {"family": "vae", "type": "autoencoder_kl", "width": 8, "depth": 2, "latent": 2, "likelihood": "gaussian"}
     ),
-    "latent": stage({**DDPM, "sampling_steps": 4}, autoencoder="vae"),
+    "latent": stage({**DDPM, "prediction": "v", "sampling_steps": 4}, autoencoder="vae"),
     "tuned": {
         "kind": "ppo",
         "actor": "latent",

@@ -1,4 +1,4 @@
-"""The families' small diffusion, tuned to a reward by the small classifier."""
+"""The families' small diffusions, of classes and of captions, tuned to a reward by the small classifier."""
 
 import json
 import sys

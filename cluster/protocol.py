@@ -26,7 +26,6 @@ VerdictKind = Literal[
     "lost",  # the node, or Ray's worker that held the rank, went away
     "stall",  # no progress within the limit of its phase
     "preempted",  # the target stopped on request, or on SIGTERM, with saved state
-    "start",  # a worker could not be started: import error, version difference
     "stopped",  # killed by `stop` after its deadline
 ]
 

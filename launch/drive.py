@@ -122,15 +122,7 @@ def drive(
     num_stops = record.num_stops()
     plan = resolved.plan(record.store)
     view.plan(resolved.recipe.name, plan_rows(plan))
-    journal.write(
-        "run_started",
-        driver=this_driver(),
-        address=address,
-        workers=resolved.recipe.cluster.workers,
-        gpus_per_worker=resolved.recipe.cluster.gpus_per_worker,
-        version=version("trainwright"),
-        next_s=Heartbeat.FIRST_S,
-    )
+    _write_start(journal, resolved, address)
     try:
         with (
             _closing(record, journal, view, driven),
@@ -174,6 +166,20 @@ def drive(
         driven.report = _write_report(record, journal, view)
         view.close()
     return driven
+
+
+def _write_start(journal: Journal, resolved: Resolved, address: str | None) -> None:
+    """Write who drives the run, and where, as this driver's first event."""
+    cluster = resolved.recipe.cluster
+    journal.write(
+        "run_started",
+        driver=this_driver(),
+        address=address,
+        workers=cluster.workers,
+        gpus_per_worker=cluster.gpus_per_worker,
+        version=version("trainwright"),
+        next_s=Heartbeat.FIRST_S,
+    )
 
 
 @contextlib.contextmanager

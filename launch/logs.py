@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.records import RunRecord
 from recipes.errors import TrainwrightError
+from trainers.store.files import writing
 from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
 
@@ -51,7 +52,8 @@ def log_folder_of(record: RunRecord) -> Iterator[Path]:
     """
     if record.local_folder is not None:
         folder = record.local_folder / LOGS
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
     _send_left(record.store)

@@ -8,35 +8,48 @@ import typer
 from launch.options import AsJson, StoreUri, print_json
 from recipes.errors import RequestError
 
+Model = Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")]
+Prompts = Annotated[
+    list[str] | None, typer.Option("--prompt", help="Continue this text, with --grid draw it; may be given again.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="FILE", help="A vision-language model sees this picture; may be given again."),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")]
+Beams = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Search an encoder-decoder's likeliest answer with as many beams.")
+]
+NumSamples = Annotated[
+    int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or pictures (64).")
+]
+Grid = Annotated[Path | None, typer.Option("--grid", metavar="FILE", help="Draw pictures into this PNG.")]
+Label = Annotated[str | None, typer.Option(help="With --grid: only this class.")]
+Reconstruct = Annotated[
+    str | None, typer.Option(metavar="PATH", help="With --grid: these pictures, and below them a VAE's.")
+]
+Interpolate = Annotated[
+    tuple[str, str] | None, typer.Option(metavar="A B", help="With --grid: a row from one picture to another.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Answers and pictures follow from it.")]
+
 
 def sample(
-    model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="Continue this text, with --grid draw it; may be given again."),
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")] = False,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="A vision-language model sees this picture; may be given again."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.7,
-    beams: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Search an encoder-decoder's likeliest answer with as many beams.")
-    ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or pictures (64).")
-    ] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", metavar="FILE", help="Draw pictures into this PNG.")] = None,
-    label: Annotated[str | None, typer.Option(help="With --grid: only this class.")] = None,
-    reconstruct: Annotated[
-        str | None, typer.Option(metavar="PATH", help="With --grid: these pictures, and below them a VAE's.")
-    ] = None,
-    interpolate: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="With --grid: a row from one picture to another.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Answers and pictures follow from it.")] = 0,
+    model: Model,
+    prompt: Prompts = None,
+    chat: Chat = False,
+    image: Images = None,
+    max_new_tokens: MaxNewTokens = 96,
+    temperature: Temperature = 0.7,
+    beams: Beams = None,
+    num_samples: NumSamples = None,
+    grid: Grid = None,
+    label: Label = None,
+    reconstruct: Reconstruct = None,
+    interpolate: Interpolate = None,
+    seed: Seed = 0,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +121,7 @@ def _draw(
 
 
 def score(
-    model: Annotated[str, typer.Argument(metavar="INPUT", help="RUN/STAGE, a store address, or a folder.")],
+    model: Model,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A picture, a folder or file of pictures, or digits.")],
     seed: Annotated[int, typer.Option(min=0, help="A VAE's bound is a mean over draws that follow from it.")] = 0,
     store: StoreUri = None,

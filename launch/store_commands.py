@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 store_app = typer.Typer(help="Look into a store.", no_args_is_help=True, rich_markup_mode=None)
 
+HELD = ("objects", "refs", "runs", "leases")
+"""A folder that has something in one of these is a store."""
+
 ArtifactName = Annotated[
     str, typer.Argument(metavar="ARTIFACT", help="A name, a fingerprint (8 digits or more), store://... or RUN/STAGE.")
 ]
 
 
 def _open(uri: str | None, *, makes: bool = False) -> "Store":
-    """Open a store; a folder that is not there is refused unless the command `makes` one: a slip would look empty."""
+    """Open a store; a folder that is none is refused unless the command `makes` one: a slip would look empty."""
     from trainers.store.store import Store
 
     opened = Store.open(uri)
     root = opened.files.root
-    if root is not None and not makes and not root.is_dir():
+    if root is not None and not makes and not any(opened.files.names(folder) for folder in HELD):
         raise RequestError(f"there is no store at {root}; a run or `store import` makes one")
     return opened
 

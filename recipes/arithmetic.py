@@ -1,8 +1,10 @@
 """Numbers of a recipe that must fit each other: batches, steps, lengths, workers."""
 
 import math
+import sys
 from collections.abc import Iterator
 
+from recipes.chain import autoencoder_of
 from recipes.data import TrainTokenizer
 from recipes.derive import (
     largest_micro_batch,
@@ -15,7 +17,7 @@ from recipes.derive import (
 from recipes.errors import Problem
 from recipes.image_models import VENDI_PICTURES, Ddpm, Gan, Vae
 from recipes.loaded import LoadedRecipe
-from recipes.models import ModelFacts, model_facts
+from recipes.models import ModelFacts, model_facts, reference_facts
 from recipes.picture_facts import find_picture_facts
 from recipes.ppo import Sampling
 from recipes.recurrent import Rnn
@@ -63,6 +65,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield from _check_critic_warmup(loaded, place, stage)
                 yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
             case Evaluate():
+                facts = _shortest(loaded, stage)
                 if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
                     message = "distances need 2 held-out pictures and 2 others"
                     yield loaded.problem(f"{place}.images.limit", stage.images.limit, message, "at least 4")
@@ -279,21 +282,30 @@ def _check_activations(
 def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     """diffusers' networks halve the size by convolutions that need even numbers."""
     architecture, facts = stage.architecture, find_picture_facts(stage.data, loaded.base_dir)
-    if isinstance(architecture, Ddpm) and stage.autoencoder is None:
+    what, reduced = "pictures", 1
+    if isinstance(architecture, Ddpm):
         key, levels = "block_out_channels", len(architecture.block_out_channels)
+        if stage.autoencoder is not None:
+            autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+            if autoencoder is None or autoencoder.type != "autoencoder_kl":
+                return
+            what, reduced = f"latents of {stage.autoencoder}", autoencoder.reduction
     elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
         key, levels = "depth", architecture.depth
     else:
         return
-    factor = 2 ** (levels - 1)
-    if facts is not None and (facts.height % factor or facts.width % factor):
+    if facts is None or facts.height % reduced or facts.width % reduced:
+        return
+    height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
+    if height % factor or width % factor:
         message = (
-            f"{levels} levels halve the size {levels - 1} times, but the pictures are {facts.height}x{facts.width}, no "
-            f"multiple of {factor}"
+            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, no multiple of "
+            f"{factor}"
         )
-        yield loaded.problem(
-            f"{place}.architecture.{key}", getattr(architecture, key), message, "fewer levels, or set data.size"
+        suggestion = (
+            "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
         )
+        yield loaded.problem(f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion)
 
 
 def _written(loaded: LoadedRecipe, place: str) -> bool:
@@ -320,6 +332,14 @@ def _check_critic_warmup(loaded: LoadedRecipe, place: str, stage: PpoStage) -> I
     if ppo.critic_warmup >= ppo.iterations:
         message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
         yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
+
+
+def _shortest(loaded: LoadedRecipe, stage: Evaluate) -> ModelFacts:
+    """The facts of the model that takes the shortest texts: all of them read the same ones."""
+    known = [] if "images" in stage.suites else [reference_facts(loaded, text) for text in stage.of]
+    return min(
+        known, key=lambda facts: sys.maxsize if facts.positions is None else facts.positions, default=ModelFacts()
+    )
 
 
 def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFacts) -> Iterator[Problem]:

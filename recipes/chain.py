@@ -134,6 +134,13 @@ def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImage
     return stage if isinstance(stage, PretrainImages) else None
 
 
+def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | None:
+    """The autoencoder of this recipe in whose latents a diffusion runs; None: in pixels, or in those of another's."""
+    reference = None if stage.autoencoder is None else _parse(stage.autoencoder)
+    source = stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    return source.architecture if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae) else None
+
+
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
     """References that cannot be read, name nothing, fit no need, or go round in a circle."""
     stages = loaded.recipe.stages
@@ -144,8 +151,8 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, Evaluate):
             yield from _check_distinct(loaded, name, stage)
             yield from _check_scorers(loaded, name, stage)
-        if isinstance(stage, PretrainImages) and stage.autoencoder is not None:
-            yield from _check_autoencoder(loaded, name, stage.autoencoder)
+        if isinstance(stage, PretrainImages):
+            yield from _check_autoencoder(loaded, name, stage)
         if isinstance(stage, PpoStage) and stage.critic == "reward":
             advice = ", or set critic: actor"
             yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward, advice)
@@ -248,15 +255,14 @@ def _check_one_tokenizer(
     yield loaded.problem(place, other, message, f"build both on {names[id(first)]}{advice}")
 
 
-def _check_autoencoder(loaded: LoadedRecipe, name: str, text: str) -> Iterator[Problem]:
+def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:
     """The latents of an autoencoder of this recipe must keep a height and a width."""
-    reference = _parse(text)
-    source = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
-    if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae):
-        found = source.architecture.type
-        if found != "autoencoder_kl":
-            message = f"diffusion needs latents with a height and a width; {text} is of type {found}"
-            yield loaded.problem(f"stages.{name}.autoencoder", text, message, "type: autoencoder_kl there")
+    autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+    if autoencoder is not None and autoencoder.type != "autoencoder_kl":
+        message = (
+            f"diffusion needs latents with a height and a width; {stage.autoencoder} is of type {autoencoder.type}"
+        )
+        yield loaded.problem(f"stages.{name}.autoencoder", stage.autoencoder, message, "type: autoencoder_kl there")
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -122,6 +122,7 @@ def _check_source(loaded: LoadedRecipe, place: str, use: SourceUse) -> Iterator[
                     f"{place}.source", source.source, message, "use jsonl, csv, parquet or python-docs"
                 )
             yield from _check_files(loaded, place, source.files, _read_text)
+            yield from _check_divisible(loaded, place, source)
         case JsonLines():
             yield from _check_files(
                 loaded, place, source.files, partial(_read_jsonl, columns=source.columns, role=use.role)
@@ -164,8 +165,8 @@ def _check_files(
             try:
                 if file.is_dir():
                     yield loaded.problem(here, pattern, f"{file} is a folder", f"did you mean {pattern.rstrip('/')}/*?")
-                elif file.stat().st_size == 0:
-                    yield loaded.problem(here, pattern, f"{file} is empty")
+                elif not file.is_file() or file.stat().st_size == 0:
+                    yield loaded.problem(here, pattern, f"{file} is {'empty' if file.is_file() else 'no regular file'}")
                 else:
                     for message, suggestion in read(file):
                         yield loaded.problem(here, pattern, message, suggestion)
@@ -173,6 +174,19 @@ def _check_files(
                 yield loaded.problem(
                     here, pattern, f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
                 )
+
+
+def _check_divisible(loaded: LoadedRecipe, place: str, source: TextFiles) -> Iterator[Problem]:
+    """A single document is learnt from or held out, never divided."""
+    if source.documents != "file" or source.hold_out == 0:
+        return
+    try:
+        files = {file for pattern in source.files for file in match_files(pattern, loaded.base_dir)}
+    except (OSError, ValueError, NotImplementedError):
+        return  # said above
+    if len(files) == 1:
+        message = f"{files.pop()} is one document, which is learnt from or held out as a whole"
+        yield loaded.problem(f"{place}.hold_out", source.hold_out, message, "documents: paragraph, or more files")
 
 
 def match_files(pattern: str, base_dir: Path) -> list[Path]:

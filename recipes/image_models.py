@@ -68,6 +68,11 @@ class Vae(Strict):
             raise ValueError("binarize draws pixels of 0 and 1, which needs likelihood: bernoulli")
         return self
 
+    @property
+    def reduction(self) -> int:
+        """autoencoder_kl: how many pixels of a row one place of the latents stands for."""
+        return 1 << (self.depth - 1)
+
 
 class Ddpm(Strict):
     """Denoising diffusion (Ho et al. 2020) with diffusers' UNet2DModel (of captions: UNet2DConditionModel)."""

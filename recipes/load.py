@@ -84,7 +84,8 @@ def _read_layers(path: FilePath) -> Document:
         layers.append(document)
         if not isinstance(document.value, dict):
             problem = Problem(str(current), 1, "", shorten(document.value), "a recipe is a mapping of keys to values")
-            raise RecipeError([*document.problems, problem])
+            by = () if named_by is None else (replace(named_by, message=f"{current} is not a recipe"),)
+            raise RecipeError([*document.problems, problem, *by])
         if "extends" not in document.value:
             break
         parent = document.value.pop("extends")
@@ -106,7 +107,8 @@ def _read_layers(path: FilePath) -> Document:
 def _read_file(path: FilePath, named_by: Problem | None) -> Document:
     try:
         if not path.is_file():
-            message = "is a folder, not a recipe file" if path.is_dir() else "no such recipe file"
+            found = "a folder" if path.is_dir() else "no regular file"
+            message = f"is {found}, not a recipe file" if path.exists() else "no such recipe file"
             raise RecipeError([_file_problem(path, named_by, message)])
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from recipes.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
 from recipes.chain import origin, start_of
@@ -179,27 +178,24 @@ def _check_tokenizer(
 def _template_error(template: str | None) -> str | None:
     """What is wrong with a Jinja template, found by rendering it once in the sandbox."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    try:
-        _render(ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True), template or "")
-    except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        return f"not a usable Jinja template: {error}" + (f" (its line {line})" if line else "")
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        return f"the template fails on a conversation: {error}"
-    return None
-
-
-def _render(environment: Any, template: str) -> str:
-    messages = [{"role": role, "content": "text"} for role in ROLES]
+    from recipes.template_sandbox import TEMPLATE_ERRORS, TemplateSandbox, try_template
 
     def refuse(message: str) -> None:
         """Templates call this for turns that they do not take, here the system's."""
 
+    messages = [{"role": role, "content": "text"} for role in ROLES]
+    tokens = {"eos_token": "", "bos_token": "", "pad_token": ""}
+    environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
-    compiled = environment.from_string(template)
-    return str(compiled.render(messages=messages, eos_token="", bos_token="", pad_token="", add_generation_prompt=True))
+    try:
+        try_template(environment.from_string(template or ""), messages=messages, add_generation_prompt=True, **tokens)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        return f"not a usable Jinja template: {error}" + (f" (its line {line})" if line else "")
+    except TEMPLATE_ERRORS as error:
+        return f"the template fails on a conversation: {error or type(error).__name__}"
+    return None
 
 
 def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:

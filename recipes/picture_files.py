@@ -1,6 +1,7 @@
 """Files of pictures and captions as far as their headers tell: readable, with the columns that a source reads."""
 
 import csv
+import errno
 import gzip
 import json
 import zipfile
@@ -24,7 +25,9 @@ Note = tuple[str, str]
 
 
 def open_file(file: Path) -> IO[bytes]:
-    """Open a file, unpacked where its name ends in .gz."""
+    """Open a file, unpacked where its name ends in .gz; raises OSError for a pipe, which nobody may ever write to."""
+    if not file.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(file))
     return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 

@@ -196,7 +196,7 @@ def tally(
             return _gan(architecture, facts)
         case Ddpm():
             if autoencoder is not None:
-                factor = 2 ** (autoencoder.depth - 1)
+                factor = autoencoder.reduction
                 facts = PictureFacts(autoencoder.latent, facts.height // factor, facts.width // factor, facts.classes)
             _unet(net, architecture, facts, text)
     return net

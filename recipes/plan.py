@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recipes.architecture import Architecture, architecture_shape
-from recipes.chain import order, origin, picture_stage_of, start_of
+from recipes.chain import autoencoder_of, order, origin, picture_stage_of, start_of
 from recipes.data import TrainTokenizer
 from recipes.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
-from recipes.image_models import Ddpm, Vae
+from recipes.image_models import Ddpm
 from recipes.memory import Sizes, num_parameters, predict_sizes
 from recipes.picture_facts import PictureFacts
 from recipes.picture_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
@@ -183,13 +183,9 @@ def _picture_sizes(
     start = picture_stage_of(stage, recipe.stages)
     if start is None or facts is None:
         return None
-    autoencoder: Vae | None = None
-    if start.autoencoder is not None:
-        reference = parse_reference(start.autoencoder)
-        source = recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
-        if not isinstance(source, PretrainImages) or not isinstance(source.architecture, Vae):
-            return None
-        autoencoder = source.architecture
+    autoencoder = autoencoder_of(start, recipe.stages)
+    if start.autoencoder is not None and autoencoder is None:
+        return None
     text: TextSizes | None = None
     if start.text_encoder is not None:
         language = origin(start.text_encoder, recipe.stages)

@@ -51,48 +51,31 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
     match stage:
         case Pretrain():
             return _with(
-                stage,
+                _fewer_rows(stage),
                 architecture=_shrink_architecture(stage.architecture),
                 tokenizer=_shrink_tokenizer(stage.tokenizer),
-                data=_limit(stage.data, ROWS),
-                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_train(stage.train),
             )
         case PretrainImages():
             return _with(
-                stage,
+                _fewer_rows(stage),
                 architecture=_shrink_pictures(stage.architecture),
-                data=_limit(stage.data, ROWS),
-                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_shrink_image_train(stage.train),
             )
         case FinetuneImages():
-            return _with(
-                stage,
-                data=_limit(stage.data, ROWS),
-                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
-                train=_shrink_image_train(stage.train),
-            )
+            return _with(_fewer_rows(stage), train=_shrink_image_train(stage.train))
         case Finetune():
             # A model from outside the recipe keeps its size, and the length that its rows and pictures need.
             is_built_here = isinstance(origin(stage.init_from, recipe.stages), Pretrain)
             train = _shrink_train(stage.train)
             length = train.sequence_length if is_built_here else stage.train.sequence_length
             return _with(
-                stage,
+                _fewer_rows(stage),
                 pseudo_labels=_shrink_pseudo_labels(stage.pseudo_labels),
-                data=_limit(stage.data, ROWS),
-                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
                 train=_with(train, sequence_length=length),
             )
         case Reward():
-            return _with(
-                stage,
-                data=_limit(stage.data, ROWS),
-                evaluation=_limit(stage.evaluation, HELD_OUT_ROWS),
-                train=_shrink_train(stage.train),
-                min_accuracy=0.0,
-            )
+            return _with(_fewer_rows(stage), train=_shrink_train(stage.train), min_accuracy=0.0)
         case PpoStage():
             return _with(
                 stage,
@@ -106,19 +89,30 @@ def _shrink_stage(stage: Stage, recipe: Recipe) -> Stage:
                 stage, rollout=_shrink_picture_rollout(stage.rollout), ppo=_with(_shrink_updates(stage.ppo), grid=10)
             )
         case Evaluate():
-            return _with(
-                stage,
-                text=_limit(stage.text, HELD_OUT_ROWS),
-                prompts=_limit(stage.prompts, ROWS),
-                num_prompts=min(stage.num_prompts, EXAM_PROMPTS),
-                num_samples=min(stage.num_samples, 2),
-                images=_limit(stage.images, ROWS),
-                num_images=min(stage.num_images, EXAM_PROMPTS),
-                num_draws=2,
-                sequence_length=min(stage.sequence_length, SEQUENCE),
-                sampling=_shrink_sampling(stage.sampling),
-                gates=[],
-            )
+            return _shrink_exam(stage)
+
+
+L = TypeVar("L", Pretrain, PretrainImages, Finetune, FinetuneImages, Reward)
+
+
+def _fewer_rows(stage: L) -> L:
+    return _with(stage, data=_limit(stage.data, ROWS), evaluation=_limit(stage.evaluation, HELD_OUT_ROWS))
+
+
+def _shrink_exam(exam: Evaluate) -> Evaluate:
+    return _with(
+        exam,
+        text=_limit(exam.text, HELD_OUT_ROWS),
+        prompts=_limit(exam.prompts, ROWS),
+        num_prompts=min(exam.num_prompts, EXAM_PROMPTS),
+        num_samples=min(exam.num_samples, 2),
+        images=_limit(exam.images, ROWS),
+        num_images=min(exam.num_images, EXAM_PROMPTS),
+        num_draws=2,
+        sequence_length=min(exam.sequence_length, SEQUENCE),
+        sampling=_shrink_sampling(exam.sampling),
+        gates=[],
+    )
 
 
 def _shrink_architecture(architecture: Architecture | None) -> Architecture | None:

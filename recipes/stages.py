@@ -229,6 +229,10 @@ class Bound(Strict):
         return self
 
 
+ALONE = {"targets": "encoder-decoders", "images": "models of pictures"}
+"""Suites that measure what no other suite does."""
+
+
 class Evaluate(_Stage):
     """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
     models of pictures.
@@ -307,16 +311,15 @@ class Evaluate(_Stage):
     def _misfits(self) -> Iterator[str]:
         if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
             yield "suite 'comparison' needs `reward` and at least two models in `of`"
+        for suite, measured in ALONE.items():
+            if suite in self.suites and len(self.suites) > 1:
+                yield f"suite {suite!r} measures {measured}; it stands alone"
         if "targets" in self.suites:
-            if len(self.suites) > 1:
-                yield "suite 'targets' measures encoder-decoders; it stands alone"
             if self.reward is not None or self.second_scorer is not None:
                 yield "reward models score answers; suite 'targets' takes no reward and no second_scorer"
         elif self.num_beams > 1:
             yield f"num_beams ({self.num_beams}) says something only with suites: [targets]"
         if "images" in self.suites:
-            if len(self.suites) > 1:
-                yield "suite 'images' measures models of pictures; it stands alone"
             if self.features is None or self.images is None or self.images.hold_out == 0:
                 yield "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0"
         elif self.features is not None or self.images is not None:

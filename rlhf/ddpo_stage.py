@@ -11,7 +11,7 @@ from recipes.errors import RequestError, StageError
 from recipes.stages import PpoImages
 from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
 from rlhf.invariants import UNTOUCHED_TOLERANCE
-from rlhf.iterations import PpoSource, gate_reasons, kept_iterations, run_iterations, stage_metrics
+from rlhf.iterations import PpoSource, kept_iterations, run_iterations
 from rlhf.picture_models import PictureModels
 from rlhf.picture_rewards import PictureScorer, classifier_scorer, rule_scorer
 from trainers.engine.build import build_engine, parameter_group
@@ -75,21 +75,19 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     checkpoint = context.checkpoint(layout)
     objective = DdpoObjective(settings, tolerance)
     rates = one_group(settings.optimizer.lr, settings.schedule, source.steps_planned, GROUP)
-    outcome, final = run_iterations(objective, source, context, checkpoint, rates)
-    observer.phase("write")
-    metrics = stage_metrics(outcome, source, final)
-    start = source.start()
+    tuned = run_iterations(objective, source, context, checkpoint, rates)
+    start, metrics = source.start(), dict(tuned.metrics)
     if start["score_std"] > 0:
-        metrics["score_gain_sd"] = (final.score_mean - start["score_mean"]) / start["score_std"]
-    reasons = gate_reasons(start, final)
+        metrics["score_gain_sd"] = (tuned.final.score_mean - start["score_mean"]) / start["score_std"]
     weights: dict[str, Tensor] = {
         f"net.{name.removeprefix(ACTOR)}": tensor.clone()
         for name, tensor in engine.full_parameters()
         if name.startswith(ACTOR)
     }
     dtype = dtype_of(spec.shard.precision)
+    reasons = tuned.gate_reasons
     draft = write_image_draft(
-        blueprint, weights, context, checkpoint, outcome, dtype=dtype, metrics=metrics, gate_reasons=reasons
+        blueprint, weights, context, checkpoint, tuned.outcome, dtype=dtype, metrics=metrics, gate_reasons=reasons
     )
     engine.close()
     return draft

@@ -234,14 +234,25 @@ def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> li
     return [int(row) for row in generator.permutation(num_samples)]
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """How the iterations ended, and what the policy then does."""
+
+    outcome: Outcome
+    final: Report
+    metrics: Mapping[str, Any]
+    """The stage's standard report."""
+    gate_reasons: tuple[str, ...]
+
+
 def run_iterations(
     objective: Objective,
     source: PpoSource[Any],
     context: StageContext,
     checkpoint: StoreCheckpoint,
     learning_rates: LearningRates,
-) -> tuple[Outcome, Report]:
-    """Run every iteration through the one loop; returns how it ended and what the policy then does.
+) -> Tuned:
+    """Run every iteration through the one loop, and turn to the writing.
 
     Where a rule stopped it the engine holds the best policy afterwards. Collective.
     """
@@ -262,7 +273,8 @@ def run_iterations(
     final = source.report(outcome.steps_done)
     if outcome.state == "stopped_by":
         source.return_to_best()
-    return outcome, final
+    context.observer.phase("write")
+    return Tuned(outcome, final, stage_metrics(outcome, source, final), gate_reasons(source.start(), final))
 
 
 def kept_iterations(iterations: int) -> frozenset[int]:

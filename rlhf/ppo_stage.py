@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
+from recipes.ppo import Rollout
 from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
 from rlhf.experience import Responses
 from rlhf.invariants import UNTOUCHED_TOLERANCE
-from rlhf.iterations import PpoSource, gate_reasons, kept_iterations, run_iterations, stage_metrics
+from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
 from rlhf.models import PolicyModels
 from rlhf.ppo import GaeEstimator, PpoObjective, Show
 from rlhf.reading import Reading, reading_of
@@ -24,8 +25,8 @@ from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
 from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from trainers.architectures.load import head_name, longest_input, stock_class
-from trainers.architectures.lora import adapter_tensors, merged_tensors
-from trainers.artifacts import model_config, probe, write_adapter, write_model
+from trainers.architectures.lora import merged_tensors
+from trainers.artifacts import model_config, probe, write_model
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
@@ -33,7 +34,6 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings
-from trainers.loop import Outcome
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
 from trainers.stage import (
@@ -43,12 +43,12 @@ from trainers.stage import (
     data_request,
     draft_folder,
     model_folder,
-    model_part,
     open_dataset,
     put_probe,
 )
 from trainers.steps import stage_layout
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
+from trainers.text_draft import TrainedText, write_trained
 
 KEPT_SAMPLES = 4
 
@@ -64,10 +64,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     prompts = open_dataset(
         context, data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens)
     )
-    mixed_in = find_source(spec, "text")
-    text = None
-    if mixed_in is not None:
-        text = open_dataset(context, data_request(context, mixed_in, tokenization, settings.text_length))
+    text = _text_plan(spec, context, tokenization)
     layout = _layout(spec, context)
 
     observer.phase("model")
@@ -84,12 +81,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     engine = build_engine(
         shared.models, _groups(spec, shared), spec.shard, clip=settings.gradient_clipping, device=ranks.device
     )
-    sampling = SamplingSettings(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in rollout.stop_tokens)),
-        pad_id=tokenization.pad_id,
-    )
+    sampling = _sampling(rollout, tokenization)
     tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
     per_iteration = rollout.prompts_per_iteration
     estimator = GaeEstimator(
@@ -104,7 +96,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         seed=context.seed,
         micro_batch=layout.micro_batch,
         tolerance=tolerance,
-        text=None if text is None else _text_plan(text, spec, context),
+        text=text,
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )
     source = PpoSource(
@@ -113,12 +105,8 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     checkpoint = context.checkpoint(layout)
     objective = PpoObjective(settings, rollout.max_new_tokens, tolerance)
     rates = partial(_learning_rates, spec, source)
-    outcome, final = run_iterations(objective, source, context, checkpoint, rates)
-    observer.phase("write")
-    metrics = stage_metrics(outcome, source, final)
-    metrics |= {"response_tokens": int(outcome.weight), "data": prompts.report.to_json()}
-    reasons = gate_reasons(source.start(), final)
-    draft = _write_draft(spec, context, engine, shared, tokenization, outcome, metrics, reasons, checkpoint)
+    tuned = run_iterations(objective, source, context, checkpoint, rates)
+    draft = _write_draft(spec, context, engine, shared, tokenization, tuned, prompts, checkpoint)
     engine.close()
     return draft
 
@@ -160,8 +148,22 @@ def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
     return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
 
 
-def _text_plan(text: Dataset, spec: PpoStage, context: StageContext) -> BatchPlan:
-    """The text of every step; a rank's share is one micro-batch."""
+def _sampling(rollout: Rollout, tokenization: Tokenization) -> SamplingSettings:
+    """How responses are drawn, and what ends them."""
+    return SamplingSettings(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in rollout.stop_tokens)),
+        pad_id=tokenization.pad_id,
+    )
+
+
+def _text_plan(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> BatchPlan | None:
+    """The text that is mixed into every step, a rank's share one micro-batch; None: there is none. Collective."""
+    mixed_in = find_source(spec, "text")
+    if mixed_in is None:
+        return None
+    text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
     workers, rows = context.ranks.world_size, spec.ppo.text_batch
     if rows % workers:
         raise StageError(f"ppo.text_batch ({rows}) cannot be divided among {workers} workers")
@@ -224,9 +226,8 @@ def _write_draft(
     engine: Engine,
     shared: SharedModels,
     tokenization: Tokenization,
-    outcome: Outcome,
-    metrics: Mapping[str, Any],
-    gate_reasons: tuple[str, ...],
+    tuned: Tuned,
+    prompts: Dataset,
     checkpoint: StoreCheckpoint,
 ) -> Draft | None:
     """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
@@ -243,34 +244,39 @@ def _write_draft(
     tensors = dict(engine.full_parameters())
     if actor_probe is None or critic_probe is None:
         return None
-    models, config = shared.models, shared.models.networks[POLICY].config
-    base = context.inputs["actor"].digest if spec.lora is not None else None
+    models = shared.models
+    actor_model = TrainedText(
+        "language_model",
+        models.networks[POLICY],
+        f"networks.{POLICY}.",
+        tokenization,
+        dtype,
+        shared.peft_config,
+        merge=spec.merge,
+        start="actor",
+        part="actor",
+        adapter=ACTOR,
+    )
     actor_entry, critic_entry = put_probe(context.store, actor_probe), put_probe(context.store, critic_probe)
-    checks = [Check("value_model", "critic", critic_entry)]
-    policy = network_tensors(tensors, POLICY)
     with draft_folder() as folder:
-        if base is not None:
-            adapter = adapter_tensors(policy, ACTOR)
-            write_adapter(folder / "adapter", shared.peft_config, adapter.items(), base_digest=base, dtype=dtype)
-            part = model_part(context.inputs["actor"], "actor")
-            checks.append(Check("language_model", part, actor_entry, adapter="adapter", base="actor"))
-        if base is None or spec.merge:
-            whole = policy if base is None else merged_tensors(models.networks[POLICY], policy, ACTOR)
-            files_of = tokenization.files()
-            write_model(folder / "actor", "language_model", config, whole.items(), files_of, dtype=dtype)
-            checks.append(Check("language_model", "actor", actor_entry))
+        policy = network_tensors(tensors, POLICY)
+        checks = write_trained(folder, actor_model, policy, context, actor_entry)
         _write_critic(folder / "critic", models, tensors, tokenization, dtype)
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     return Draft(
         kind="actor_critic",
         files=files,
-        checks=tuple(checks),
-        outcome=outcome.ending(),
-        metrics=dict(metrics),
-        gate_reasons=gate_reasons,
+        checks=(Check("value_model", "critic", critic_entry), *checks),
+        outcome=tuned.outcome.ending(),
+        metrics={
+            **tuned.metrics,
+            "response_tokens": int(tuned.outcome.weight),
+            "data": prompts.report.to_json(),
+        },
+        gate_reasons=tuned.gate_reasons,
         contract=tokenization.contract_hash,
-        base=base,
-        architecture=model_config(config, "language_model", dtype),
+        base=actor_model.base(context),
+        architecture=model_config(models.networks[POLICY].config, "language_model", dtype),
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),
     )

@@ -67,53 +67,75 @@ def build_models(
     model, and a critic that starts from it, are adapters too. Without LoRA there are four networks.
     """
     policy: Any = load_model(actor, "language_model", device=device)
-    networks: dict[str, nn.Module] = {POLICY: policy}
-    routes: dict[Role, Route] = {}
-    peft_config = None
     if spec.lora is None:
-        networks[REFERENCE] = copy.deepcopy(policy).requires_grad_(False)
-        judge, score_head = _load_judge(reward.folder, device)
-        networks[JUDGE] = judge
-        networks[CRITIC] = copy.deepcopy(judge if spec.critic == "reward" else policy.base_model).requires_grad_(True)
-        routes = {
-            "actor": Route(POLICY),
-            "reference": Route(REFERENCE),
-            "critic": Route(CRITIC),
-            "reward": Route(JUDGE),
-        }
+        wiring = _separate_networks(policy, reward, spec.critic, device)
     else:
-        shares_base = reward.adapter is not None and reward.base == actor_digest
-        if shares_base:
-            assert reward.adapter is not None
-            saved = load_file(reward.adapter / "adapter_model.safetensors")
-            score_head = _saved_head(saved)
-            reward_lora = _saved_lora(reward.adapter)
-            _put_adapter(policy, reward_lora, saved, REWARD)
-            routes["reward"] = Route(POLICY, (REWARD,))
-        else:
-            networks[JUDGE], score_head = _load_judge(reward.folder, device)
-            routes["reward"] = Route(JUDGE)
-        peft_config = add_adapter(policy, spec.lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
-        routes |= {"actor": Route(POLICY, (ACTOR,)), "reference": Route(POLICY)}
-        if spec.critic == "reward" and shares_base:
-            _put_adapter(policy, reward_lora, saved, CRITIC)
-            routes["critic"] = Route(POLICY, (CRITIC,))
-        else:
-            place = JUDGE if spec.critic == "reward" else POLICY
-            add_adapter(networks[place], spec.lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
-            routes["critic"] = Route(place, (CRITIC,))
-        for network in networks.values():
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
-    score_head.requires_grad_(False)
+        wiring = _adapters(policy, actor_digest, reward, spec.lora, spec.critic, seed, device)
+    wiring.score_head.requires_grad_(False)
     if spec.critic == "reward":
-        value_head = _normalised_head(score_head, reward.statistics)
+        value_head = _normalised_head(wiring.score_head, reward.statistics)
     else:
         value_head = _zero_head(policy.config.hidden_size)
-    models = PolicyModels(networks, routes, value_head, score_head, spec.rollout.temperature, reading)
+    temperature = spec.rollout.temperature
+    models = PolicyModels(wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading)
     learning = [(name, parameter) for name, parameter in models.named_parameters() if parameter.requires_grad]
     critic = tuple(pair for pair in learning if _is_critics(pair[0]))
-    return SharedModels(models, tuple(pair for pair in learning if pair not in critic), critic, peft_config)
+    return SharedModels(models, tuple(pair for pair in learning if pair not in critic), critic, wiring.peft_config)
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """The networks, and which network and adapters play each role."""
+
+    networks: dict[str, nn.Module]
+    routes: dict[Role, Route]
+    score_head: nn.Linear
+    peft_config: Any = None
+    """Of the actor's adapter."""
+
+
+def _separate_networks(policy: Any, reward: RewardSource, critic: str, device: torch.device) -> _Wiring:
+    """Four networks: two that learn, and the frozen reference and reward model."""
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    judge, score_head = _load_judge(reward.folder, device)
+    learner = copy.deepcopy(judge if critic == "reward" else policy.base_model).requires_grad_(True)
+    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge, CRITIC: learner}
+    routes: dict[Role, Route] = {
+        "actor": Route(POLICY),
+        "reference": Route(REFERENCE),
+        "critic": Route(CRITIC),
+        "reward": Route(JUDGE),
+    }
+    return _Wiring(networks, routes, score_head)
+
+
+def _adapters(
+    policy: Any, actor_digest: str, reward: RewardSource, lora: Lora, critic: str, seed: int, device: torch.device
+) -> _Wiring:
+    """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network."""
+    networks: dict[str, nn.Module] = {POLICY: policy}
+    saved = None
+    if reward.adapter is not None and reward.base == actor_digest:
+        saved, saved_lora = load_file(reward.adapter / "adapter_model.safetensors"), _saved_lora(reward.adapter)
+        score_head = _saved_head(saved)
+        _put_adapter(policy, saved_lora, saved, REWARD)
+        routes: dict[Role, Route] = {"reward": Route(POLICY, (REWARD,))}
+    else:
+        networks[JUDGE], score_head = _load_judge(reward.folder, device)
+        routes = {"reward": Route(JUDGE)}
+    peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
+    routes |= {"actor": Route(POLICY, (ACTOR,)), "reference": Route(POLICY)}
+    if critic == "reward" and saved is not None:
+        _put_adapter(policy, saved_lora, saved, CRITIC)
+        routes["critic"] = Route(POLICY, (CRITIC,))
+    else:
+        place = JUDGE if critic == "reward" else POLICY
+        add_adapter(networks[place], lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
+        routes["critic"] = Route(place, (CRITIC,))
+    for network in networks.values():
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
+    return _Wiring(networks, routes, score_head, peft_config)
 
 
 def network_tensors(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:

@@ -7,26 +7,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.derive import planned_steps
 from recipes.encoders import Corruption
 from recipes.errors import RequestError
-from recipes.references import find_source, get_source
+from recipes.references import SourceUse
 from recipes.stages import Finetune
 from trainers import distributed
 from trainers.architectures.load import CLASSIFIER_PARTS, load_model
-from trainers.architectures.lora import add_adapter, learn_heads
+from trainers.architectures.lora import add_adapter
 from trainers.class_metrics import Predictions
 from trainers.data.dataset import Dataset
-from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.data.materialise import DataRequest
+from trainers.data.tokenizer import load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
-from trainers.loop import train
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
-from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import PlannedBatches, cadence_of, one_group, stage_layout, training_engine
+from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.steps import PlannedBatches, plan_course
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -36,59 +35,39 @@ WRAPPER = "model."
 
 def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     """Train a classifier; the draft comes from rank 0. Collective."""
-    ranks, observer, shard = context.ranks, context.observer, spec.shard
-    observer.phase("data")
-    use_fast_matmul(ranks.device)
+    context.observer.phase("data")
+    use_fast_matmul(context.ranks.device)
     tokenization = load_tokenization(model_folder(context, "init_from"))
-    dataset = _open(spec, context, tokenization, "data")
-    assert dataset is not None
-    evaluation_set = _open(spec, context, tokenization, "evaluation")
+
+    def request(use: SourceUse) -> DataRequest:
+        return replace(data_request(context, use, tokenization, spec.train.sequence_length), role="labels")
+
+    dataset, evaluation_set = open_sets(spec, context, request)
     if evaluation_set is not None:
         evaluation_set = _with_classes(evaluation_set, dataset.classes)
     labelled, unlabelled = split_by_label(dataset, spec.labelled_share)
 
-    observer.phase("model")
+    context.observer.phase("model")
     model, peft_config = _build_model(spec, context, dataset.classes)
-    engine = training_engine(ClassLosses(model, spec.pseudo_labels), spec.train, shard, ranks.device)
-
-    steps = planned_steps(spec.train, len(labelled))
-    assert steps is not None
-    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    pseudo = spec.pseudo_labels
-    plan = LabelledPlan(
-        dataset,
-        labelled,
-        unlabelled,
-        pseudo,
-        None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, context.seed),
-        seed=context.seed,
-        global_batch=spec.train.global_batch,
-        workers=layout.workers,
-        rank=ranks.rank,
-        micro_batch=layout.micro_batch,
-    )
-    checkpoint = context.checkpoint(layout)
+    course = plan_course(spec, context, len(labelled))
+    phase = course.phase(ClassLosses(model, spec.pseudo_labels), ClassificationObjective(spec.pseudo_labels))
+    pseudo, seed = spec.pseudo_labels, context.seed
+    masker = None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, seed)
+    plan = LabelledPlan(dataset, labelled, unlabelled, pseudo, masker, seed=seed, **course.share)
     found: list[Predictions] = []
-    outcome = train(
-        engine,
-        ClassificationObjective(pseudo),
-        PlannedBatches(plan, steps),
-        learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
-        cadence=cadence_of(spec.train),
-        checkpoint=checkpoint,
-        evaluate=None if evaluation_set is None else _evaluation(engine, evaluation_set, spec, layout, found),
-        observer=observer,
-        seed=context.seed,
+    outcome = course.run(
+        [phase],
+        PlannedBatches(plan, course.steps),
+        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, course.layout, found),
     )
-    observer.phase("write")
     predictions = found[-1] if found else None
     tables = {} if predictions is None else predictions.tables()
-    dtype = dtype_of(shard.precision)
+    dtype = dtype_of(spec.shard.precision)
     draft = write_text_draft(
         TrainedText("text_classifier", model, WRAPPER, tokenization, dtype, peft_config, CLASSIFIER_PARTS),
         context,
-        engine,
-        checkpoint,
+        phase.engine,
+        course.checkpoint,
         outcome,
         artifact="text_classifier",
         metrics={
@@ -99,16 +78,8 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         },
         gate_reasons=_gate_reasons(predictions),
     )
-    engine.close()
+    phase.engine.close()
     return draft
-
-
-def _open(spec: Finetune, context: StageContext, tokenization: Tokenization, field_path: str) -> Dataset | None:
-    use = find_source(spec, field_path) if field_path != "data" else get_source(spec, field_path)
-    if use is None:
-        return None
-    request = data_request(context, use, tokenization, spec.train.sequence_length)
-    return open_dataset(context, replace(request, role="labels"))
 
 
 def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]) -> tuple[Any, Any]:
@@ -124,9 +95,8 @@ def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]
     if spec.lora is None:
         return model, None
     excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
-    peft_config = add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=excluded)
-    learn_heads(model, CLASSIFIER_PARTS)
-    return model, peft_config
+    seed = stream_seed(context.seed, "adapter")
+    return model, add_adapter(model, spec.lora, seed=seed, exclude=excluded, heads=CLASSIFIER_PARTS)
 
 
 def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:

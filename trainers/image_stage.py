@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.derive import largest_micro_batch, planned_steps
 from recipes.errors import RequestError
 from recipes.image_models import VENDI_PICTURES
 from recipes.references import find_source
@@ -21,17 +20,17 @@ from trainers.data.order import drawn_rows
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate
 from trainers.families.build import Blueprint
-from trainers.families.protocol import Drawing, PhaseModule
+from trainers.families.protocol import Drawing
 from trainers.image_draft import write_image_draft
 from trainers.image_metrics import vendi_score
 from trainers.image_start import ImageStart, show_form, start_training, with_caption_tokens
-from trainers.loop import Phase, SourceState, train
+from trainers.loop import SourceState
 from trainers.objectives.images import ImageObjective
 from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, open_images
-from trainers.steps import cadence_of, one_group, stage_layout, training_engine
+from trainers.steps import plan_course
 from trainers.store.manifest import Layout
 
 NETWORK = "net."
@@ -41,47 +40,36 @@ ImageSpec = PretrainImages | FinetuneImages
 
 def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
     """Train a model of pictures, or go on with one; the draft comes from rank 0. Collective."""
-    ranks, observer, shard = context.ranks, context.observer, spec.shard
-    observer.phase("data")
-    use_fast_matmul(ranks.device)
+    context.observer.phase("data")
+    use_fast_matmul(context.ranks.device)
     dataset = open_images(context, _request(spec, context))
     held_out = _held_out_set(spec, context)
 
-    observer.phase("model")
+    context.observer.phase("model")
     start = start_training(spec, context, dataset)
     blueprint, family, dataset = start.blueprint, start.family, start.dataset
     if held_out is not None:
         held_out = _fitted(held_out, start)
-    steps = planned_steps(spec.train, len(dataset))
-    assert steps is not None
-    first, *further = [_phase(part, spec, context, steps) for part in family.phases()]
-    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch, at_most=largest_micro_batch(spec))
-    plan = BatchPlan(dataset, context.seed, spec.train.global_batch, layout.workers, ranks.rank, layout.micro_batch)
-    engines = [phase.engine for phase in (first, *further)]
+    course = plan_course(spec, context, len(dataset))
+    phases = [
+        course.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+        for part in family.phases()
+    ]
+    engines = [phase.engine for phase in phases]
+    plan = BatchPlan(dataset, context.seed, **course.share)
     adapted = None if start.peft_config is None else family.module
-    source = ImageBatches(plan, steps, engines, start.ema_decay, family.averaged, adapted)
-    checkpoint = context.checkpoint(layout)
-    outcome = train(
-        first.engine,
-        first.objective,
-        source,
-        learning_rates=first.learning_rates,
-        cadence=cadence_of(spec.train),
-        checkpoint=checkpoint,
-        evaluate=Evaluation(spec, context, blueprint, first.engine, source, dataset, held_out, layout),
-        observer=observer,
-        seed=context.seed,
-        further=further,
+    source = ImageBatches(plan, course.steps, engines, start.ema_decay, family.averaged, adapted)
+    outcome = course.run(
+        phases, source, Evaluation(spec, context, blueprint, engines[0], source, dataset, held_out, course.layout)
     )
-    observer.phase("write")
     evaluation = outcome.finite_evaluation()
     draft = write_image_draft(
         blueprint,
         source.weights(),
         context,
-        checkpoint,
+        course.checkpoint,
         outcome,
-        dtype=dtype_of(shard.precision),
+        dtype=dtype_of(spec.shard.precision),
         metrics={**outcome.amounts(), "evaluation": evaluation, "data": dataset.report.to_json()},
         gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
         peft_config=start.peft_config,
@@ -90,13 +78,6 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
     for engine in engines:
         engine.close()
     return draft
-
-
-def _phase(part: PhaseModule, spec: ImageSpec, context: StageContext, steps: int) -> Phase:
-    """Put a phase's module under its engine."""
-    engine = training_engine(part.module, spec.train, spec.shard, context.ranks.device)
-    rates = one_group(spec.train.optimizer.lr * part.lr_ratio, spec.train.schedule, steps)
-    return Phase(part.name, engine, ImageObjective(part.loss_name), rates)
 
 
 @dataclass

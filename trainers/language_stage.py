@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
-from recipes.derive import planned_steps
 from recipes.errors import RequestError
-from recipes.references import SourceUse, find_source, get_source
+from recipes.references import SourceUse, find_source
 from recipes.stages import Finetune, Pretrain
 from trainers import distributed
 from trainers.architectures.build import build_language_model
@@ -32,14 +31,14 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
-from trainers.loop import BatchSource, Outcome, train
+from trainers.loop import BatchSource, Outcome
 from trainers.ngram import ngram_perplexity
 from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.stage import Draft, StageContext, data_request, model_folder, open_dataset
-from trainers.steps import EVALUATION, PlannedBatches, cadence_of, one_group, stage_layout, training_engine
+from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.steps import EVALUATION, Course, PlannedBatches, plan_course
 from trainers.store.manifest import Layout
 from trainers.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.text_draft import TrainedText, write_text_draft
@@ -60,51 +59,34 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         return run_classification(spec, context)
     if isinstance(spec, Pretrain) and family == "vision_language":
         raise RequestError("a pretrain stage takes no vision-language model; finetune does")
-    ranks, observer, shard = context.ranks, context.observer, spec.shard
-    observer.phase("data")
-    use_fast_matmul(ranks.device)
+    context.observer.phase("data")
+    use_fast_matmul(context.ranks.device)
     tokenization = build_stage_tokenization(spec, context)
     pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
-    request = training_request(spec, family, get_source(spec, "data"), context, tokenization, pictures)
-    is_carried = isinstance(spec, Pretrain) and family == "rnn"
-    dataset = open_dataset(context, replace(request, is_stream=is_carried))
-    held_out = find_source(spec, "evaluation")
-    evaluation_set = None
-    if held_out is not None:
-        request = training_request(spec, family, held_out, context, tokenization, pictures)
-        evaluation_set = open_dataset(context, replace(request, is_stream=is_carried))
+    dataset, evaluation_set = open_sets(
+        spec, context, lambda use: training_request(spec, family, use, context, tokenization, pictures)
+    )
 
-    observer.phase("model")
+    context.observer.phase("model")
     model = build_stage_model(spec, context, tokenization)
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
-    engine = training_engine(learning.module, spec.train, shard, ranks.device)
-
-    steps = planned_steps(spec.train, len(dataset))
-    assert steps is not None
-    layout = stage_layout(context, spec.train.global_batch, shard.micro_batch)
-    checkpoint = context.checkpoint(layout)
+    course = plan_course(spec, context, len(dataset))
+    phase = course.phase(learning.module, learning.objective)
+    engine = phase.engine
     translations: list[Translations] = []
-    outcome = train(
-        engine,
-        learning.objective,
-        batch_source(spec, family, context, model, learning, dataset, layout, steps),
-        learning_rates=one_group(spec.train.optimizer.lr, spec.train.schedule, steps),
-        cadence=cadence_of(spec.train),
-        checkpoint=checkpoint,
-        evaluate=None
-        if evaluation_set is None
-        else held_out_loss(engine, learning, dataset, evaluation_set, spec, layout, tokenization, translations),
-        observer=observer,
-        seed=context.seed,
-    )
-    observer.phase("write")
+    evaluate_held_out = None
+    if evaluation_set is not None:
+        evaluate_held_out = held_out_loss(
+            engine, learning, dataset, evaluation_set, spec, course.layout, tokenization, translations
+        )
+    outcome = course.run([phase], batch_source(course, family, model, learning, dataset), evaluate_held_out)
     trained = TrainedText(
         learning.kind,
         model,
         WRAPPER,
         tokenization,
-        dtype_of(shard.precision),
+        dtype_of(spec.shard.precision),
         peft_config,
         merge=not isinstance(spec, Finetune) or spec.merge,
         further_files={} if pictures is None else pictures.files,
@@ -119,7 +101,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         trained,
         context,
         engine,
-        checkpoint,
+        course.checkpoint,
         outcome,
         artifact="model" if peft_config is None else "adapter",
         metrics=metrics,
@@ -130,31 +112,20 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
 
 
 def batch_source(
-    spec: Pretrain | Finetune,
-    family: str,
-    context: StageContext,
-    model: Any,
-    learning: Learning,
-    dataset: Dataset,
-    layout: Layout,
-    steps: int,
+    course: Course[Pretrain | Finetune], family: str, model: Any, learning: Learning, dataset: Dataset
 ) -> BatchSource:
     """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
+    settings, seed = course.spec.train, course.context.seed
     if dataset.form != "stream":
-        share = (spec.train.global_batch, layout.workers, context.ranks.rank, layout.micro_batch)
-        plan = BatchPlan(dataset, context.seed, *share, by_length=family == "encoder_decoder")
-        return PlannedBatches(plan, steps, learning.prepare)
-    zero = model.base_model.zero_state(spec.train.global_batch).detach()
+        plan = BatchPlan(dataset, seed, **course.share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, course.steps, learning.prepare)
     return StreamBatches(
         dataset,
-        LaneStates(zero),
-        seed=context.seed,
-        sequence_length=spec.train.sequence_length,
-        global_batch=spec.train.global_batch,
-        workers=layout.workers,
-        rank=context.ranks.rank,
-        micro_batch=layout.micro_batch,
-        steps_planned=steps,
+        LaneStates(model.base_model.zero_state(settings.global_batch).detach()),
+        seed=seed,
+        sequence_length=settings.sequence_length,
+        steps_planned=course.steps,
+        **course.share,
     )
 
 
@@ -226,6 +197,7 @@ def training_request(
         request,
         packing=spec.train.packing and family != "encoder_decoder",
         loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
+        is_stream=isinstance(spec, Pretrain) and family == "rnn",
     )
     return request if pictures is None else replace(request, role="pictured", processor=pictures)
 

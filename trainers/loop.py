@@ -213,6 +213,10 @@ def train(
     if evaluate is not None and evaluated_at != loop.steps_done:
         evaluation = _evaluate(evaluate, observer, loop, planned)
     checkpoint.flush()
+    return _outcome(loop, planned, evaluation, metrics)
+
+
+def _outcome(loop: LoopState, planned: int, evaluation: dict[str, float], metrics: dict[str, float]) -> Outcome:
     return Outcome(
         state="completed" if loop.rule is None else "stopped_by",
         rule=loop.rule,

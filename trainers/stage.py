@@ -1,14 +1,15 @@
 """What every training stage is given, what it hands back, and how that is verified before it is committed."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from recipes.errors import RequestError, StageError
-from recipes.references import SourceUse
+from recipes.references import SourceUse, find_source, get_source
+from recipes.stages import Stage
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import Probe, tolerance, verify_folder
@@ -202,6 +203,15 @@ def data_request(
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
     """Materialise on rank 0 first; the others open what it committed; collective."""
     return distributed.first_rank_first(lambda: materialise(request, context.store))
+
+
+def open_sets(
+    spec: Stage, context: StageContext, request: Callable[[SourceUse], DataRequest]
+) -> tuple[Dataset, Dataset | None]:
+    """Open a stage's training rows, and its held-out ones where it has any, as requested of each source; collective."""
+    dataset = open_dataset(context, request(get_source(spec, "data")))
+    held_out = find_source(spec, "evaluation")
+    return dataset, None if held_out is None else open_dataset(context, request(held_out))
 
 
 def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:

@@ -1,23 +1,24 @@
-"""What training stages share: batches that follow from the step, learning rates, cadence, how a batch is divided."""
+"""What training stages share: batches that follow from the step, a batch's division, their way through the loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
-import torch
 from torch import nn
 
-from recipes.derive import MAX_AUTO_MICRO_BATCH, micro_batches
+from recipes.derive import MAX_AUTO_MICRO_BATCH, largest_micro_batch, micro_batches, planned_steps
 from recipes.optim import Schedule
-from recipes.sharding import Shard
-from recipes.train import ImageTrain, Train
+from recipes.stages import Finetune, FinetuneImages, Pretrain, PretrainImages, Reward
+from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.build import build_engine, parameter_group
-from trainers.engine.protocol import Engine
-from trainers.loop import Cadence, LearningRates, SourceState
+from trainers.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, SourceState, train
+from trainers.objectives.protocol import Objective
 from trainers.schedule import learning_rate_factor
 from trainers.stage import StageContext
 from trainers.store.manifest import Layout
 
+S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)
+"""A stage with a `train` section."""
 GROUP = "model"
 EVALUATION = -1
 """Stands for the step in evaluations, so that they hide the same tokens every time."""
@@ -64,22 +65,9 @@ class PlannedBatches:
         """Nothing."""
 
 
-def training_engine(module: nn.Module, train: Train | ImageTrain, shard: Shard, device: torch.device) -> Engine:
-    """Put a module under an engine that trains it as one parameter group, in training mode."""
-    group = parameter_group(GROUP, module, train.optimizer)
-    engine = build_engine(module, [group], shard, clip=train.gradient_clipping, device=device)
-    engine.module.train()
-    return engine
-
-
 def one_group(lr: float, schedule: Schedule, steps_planned: int, name: str = GROUP) -> LearningRates:
     """Return the learning rates of a stage with one parameter group."""
     return lambda step: {name: lr * learning_rate_factor(schedule, step, steps_planned)}
-
-
-def cadence_of(train: Train | ImageTrain) -> Cadence:
-    """Return how often a stage saves and evaluates."""
-    return Cadence(train.save_every, train.evaluate_every, train.max_skipped_steps)
 
 
 def stage_layout(
@@ -92,3 +80,72 @@ def stage_layout(
         return saved.layout
     micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
     return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)
+
+
+class Share(TypedDict):
+    """Which rows of a step a rank takes, as plans of batches are told it."""
+
+    global_batch: int
+    workers: int
+    rank: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class Course(Generic[S]):
+    """A stage's way through the loop, as its sections `train` and `shard` lay it down."""
+
+    spec: S
+    context: StageContext
+    steps: int
+    layout: Layout
+    checkpoint: StoreCheckpoint
+
+    @property
+    def share(self) -> Share:
+        """What this rank takes of every step's rows."""
+        return Share(
+            global_batch=self.spec.train.global_batch,
+            workers=self.layout.workers,
+            rank=self.context.ranks.rank,
+            micro_batch=self.layout.micro_batch,
+        )
+
+    def phase(self, module: nn.Module, objective: Objective, *, name: str = "", lr_ratio: float = 1.0) -> Phase:
+        """Put a module under an engine that trains it as one parameter group, in training mode; collective."""
+        settings = self.spec.train
+        group = parameter_group(GROUP, module, settings.optimizer)
+        engine = build_engine(
+            module, [group], self.spec.shard, clip=settings.gradient_clipping, device=self.context.ranks.device
+        )
+        engine.module.train()
+        return Phase(
+            name, engine, objective, one_group(settings.optimizer.lr * lr_ratio, settings.schedule, self.steps)
+        )
+
+    def run(self, phases: Sequence[Phase], source: BatchSource, evaluate: Evaluate | None) -> Outcome:
+        """Train to the end or to a stop rule, each step through all phases, and turn to the writing; collective."""
+        first, *further = phases
+        settings, observer = self.spec.train, self.context.observer
+        outcome = train(
+            first.engine,
+            first.objective,
+            source,
+            learning_rates=first.learning_rates,
+            cadence=Cadence(settings.save_every, settings.evaluate_every, settings.max_skipped_steps),
+            checkpoint=self.checkpoint,
+            evaluate=evaluate,
+            observer=observer,
+            seed=self.context.seed,
+            further=further,
+        )
+        observer.phase("write")
+        return outcome
+
+
+def plan_course(spec: S, context: StageContext, num_rows: int) -> Course[S]:
+    """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
+    steps = planned_steps(spec.train, num_rows)
+    assert steps is not None
+    layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+    return Course(spec, context, steps, layout, context.checkpoint(layout))

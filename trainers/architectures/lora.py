@@ -27,12 +27,13 @@ def add_adapter(
     name: str = DEFAULT,
     exclude: Sequence[str] | str = (),
     targets: Sequence[str] | None = None,
+    heads: Sequence[str] = (),
 ) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
     Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are those of a
-    model that is no language model.
+    model that is no language model. The modules `heads` learn whole beside the adapter.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -56,6 +57,8 @@ def add_adapter(
     kept = set(trainable)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in kept or is_adapter_key(key, name))
+    for head in heads:
+        model.get_submodule(head).requires_grad_(True)
     return config
 
 
@@ -130,12 +133,6 @@ def folded_adapter(model: nn.Module, name: str, layers: Mapping[str, Any]) -> It
         finally:
             for path, layer in layers.items():
                 layer.base_layer.weight.data = own[path]
-
-
-def learn_heads(model: nn.Module, heads: Sequence[str]) -> None:
-    """Let modules learn whole beside the adapters of a frozen model."""
-    for head in heads:
-        model.get_submodule(head).requires_grad_(True)
 
 
 def adapter_tensors(

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja in transformers' convention, in the same sandbox, and where responses stand in the text."""
+"""Chat templates: Jinja in transformers' convention, in a sandbox, and where responses stand in the text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from recipes.errors import RequestError
+from recipes.template_sandbox import TEMPLATE_ERRORS, TemplateSandbox
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -46,16 +46,14 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 @lru_cache(maxsize=32)
 def _compile(template: str, mark: bool) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["_mark"] = mark
     try:
         return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise RequestError(f"chat template: {error}") from None
+    except TEMPLATE_ERRORS as error:
+        raise RequestError(f"chat template: {error or type(error).__name__}") from None
 
 
 def render(
@@ -74,8 +72,8 @@ def render(
         return _compile(template, mark).render(
             messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
         )
-    except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
-        raise RequestError(f"chat template: {error}") from None
+    except TEMPLATE_ERRORS as error:
+        raise RequestError(f"chat template: {error or type(error).__name__}") from None
 
 
 def response_spans(template: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> tuple[str, list[Span]]:

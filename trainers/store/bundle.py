@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.files import hash_file
+from trainers.store.files import demand_empty, hash_file
 from trainers.store.foreign import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
 from trainers.store.local_files import LocalFiles
 from trainers.store.manifest import (
@@ -41,8 +41,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 def write_bundle(store: Store, manifests: Iterable[ArtifactManifest], folder: Path) -> list[ArtifactManifest]:
     """Write artifacts, parents first, to a new or empty folder; returns what was written."""
     target = folder.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} exists and is not an empty folder")
+    demand_empty(target)
     files = LocalFiles(target)
     objects = ObjectStore(files)
     written: dict[str, ArtifactManifest] = {}
@@ -61,7 +60,7 @@ def write_bundle(store: Store, manifests: Iterable[ArtifactManifest], folder: Pa
 
 def is_bundle(folder: Path) -> bool:
     """Tell whether a folder looks like a bundle."""
-    return (folder / INDEX).exists() or (folder / INDEX).is_symlink()
+    return os.path.lexists(folder / INDEX)
 
 
 def read_bundle(

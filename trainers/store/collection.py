@@ -82,6 +82,8 @@ def collect(
         store.files.recover()
         store.files.sweep()
     paths = {_sha(path): path for path in store.files.walk("objects")}
+    if paths and store.files.root is not None and not store.files.names("refs"):
+        raise StoreDamaged(f"store {store.uri}: nothing was collected: it has objects, and its folder refs/ is missing")
     marked = _mark(store, keep, finished_states)
     if dry_run:
         orphans = _orphans(store, paths, marked.needed(marked.unneeded_refs))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
+from trainers.store.files import demand_empty, writing
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.stock import open_adapter, open_model
 from trainers.store.store import Store
@@ -32,31 +33,36 @@ def export(
     neither model nor adapter (a report) is written whole.
     """
     target = directory.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} exists and is not an empty folder")
+    demand_empty(target)
     parts = parts_of(manifest)
     if part is not None and part not in parts:
         raise RequestError(f"{manifest.stage} has no part {part!r}; it has {', '.join(parts) or 'files only'}")
     chosen = part if part is not None else _main_part(parts, merge)
     building = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    building.mkdir(parents=True)
-    try:
-        if chosen == "adapter":
-            base, base_part = _find_base(store, manifest)
-            if merge:
-                _merge(store, manifest, base, base_part, building)
-            else:
-                _copy(store, manifest, "adapter", building)
-                _copy(store, base, base_part, building / "base")
-                _name_base(building, target / "base")
-        else:
-            _copy(store, manifest, chosen, building)
-        if target.exists():
-            target.rmdir()
-        os.rename(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with writing(target):
+        building.mkdir(parents=True)
+        try:
+            _write(store, manifest, chosen, merge, building, target)
+            if target.exists():
+                target.rmdir()
+            os.rename(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _write(store: Store, manifest: ArtifactManifest, chosen: str, merge: bool, building: Path, target: Path) -> None:
+    """Write what was chosen of an artifact to `building`, which becomes `target`."""
+    if chosen != "adapter":
+        _copy(store, manifest, chosen, building)
+        return
+    base, base_part = _find_base(store, manifest)
+    if merge:
+        _merge(store, manifest, base, base_part, building)
+        return
+    _copy(store, manifest, "adapter", building)
+    _copy(store, base, base_part, building / "base")
+    _name_base(building, target / "base")
 
 
 def _main_part(parts: list[str], merge: bool) -> str:

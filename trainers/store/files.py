@@ -18,8 +18,23 @@ CHUNK_BYTES = 1 << 20
 REMOTE_PROTOCOLS = ("s3", "gs", "memory")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that pass when somebody makes room."""
-UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ESTALE)
-"""Errors of a disk that has a file and cannot give its bytes."""
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ESTALE, errno.EISDIR)
+"""Errors of a disk that has a file and cannot give its bytes, or has a folder there."""
+_NO_RIGHT = "see whose it is, and whether you may enter the folders above it: ls -ld"
+_HANDLES = "raise the limit of open files: ulimit -n"
+ADVICE = {
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: "it is mounted read-only: mount it otherwise, or use another folder",
+    errno.ENOSPC: "make room, or use a folder on another disk: df -h; df -i",
+    errno.EDQUOT: "make room, or have the quota raised: quota",
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+    errno.EIO: "the disk fails: see dmesg",
+    errno.ESTALE: "the server of this mount has changed: mount it again",
+    errno.ENAMETOOLONG: "use a shorter path",
+}
+"""What to do about an error of the system."""
 FIRST_WAIT_S, LAST_WAIT_S = 0.2, 5.0
 
 Place = Callable[[str], str]
@@ -139,7 +154,10 @@ def open_files(uri: str) -> Files:
         path = parts.path if parts.scheme else uri
         if not path or "\x00" in uri or (parts.scheme and parts.netloc):
             raise RequestError(f"store {uri!r} is not a folder or an address like s3://bucket/prefix")
-        root = Path(path).expanduser().absolute()
+        try:
+            root = Path(path).expanduser().absolute()
+        except RuntimeError:
+            raise RequestError(f"store {uri!r}: there is no such user's home; write the folder out") from None
         demand_answer(root)
         return LocalFiles(root)
     if parts.scheme not in REMOTE_PROTOCOLS:
@@ -151,14 +169,40 @@ def open_files(uri: str) -> Files:
 
 
 @contextmanager
-def unreadable_is_damage(what: str) -> Iterator[None]:
-    """Raise StoreDamaged naming a stored file that the disk cannot give: an older one may be whole."""
+def reading(what: str) -> Iterator[None]:
+    """Raise StoreDamaged naming a stored file that the disk cannot give: an older one may be whole.
+
+    Any other error of the system becomes a CapacityError that says what to do, but that there is no such file.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        kind = StoreDamaged if error.errno in UNREADABLE else CapacityError
+        raise kind(f"{what} cannot be read: {why(error)}") from error
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise CapacityError naming a place outside the store's own folders that cannot be written, and what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNREADABLE:
-            raise
-        raise StoreDamaged(f"{what} cannot be read: {error.strerror}") from error
+        raise CapacityError(f"{error.filename or place} cannot be written: {why(error)}") from error
+
+
+def demand_empty(folder: Path) -> None:
+    """Raise RequestError unless there is nothing at a place, or an empty folder; CapacityError where none can be."""
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RequestError(f"{folder} exists and is not an empty folder")
+
+
+def why(error: OSError) -> str:
+    """Say what the system answered, and what to do about it."""
+    advice = ADVICE.get(error.errno or 0)
+    return f"{error.strerror or error}{f' ({advice})' if advice else ''}"
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """Files of others: what could be code, or is not what it says it is, is refused by name."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ Find = Callable[[Path, str], Path]
 
 def file_inside(folder: Path, name: str) -> Path:
     """Return the file's real path; a link may only lead to a place inside the folder (or a hub cache's own blobs)."""
-    real = (folder / name).resolve()
+    real = _real(folder / name)
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":
         allowed.append(folder.parent.parent.resolve() / "blobs")
@@ -54,10 +55,15 @@ def file_inside(folder: Path, name: str) -> Path:
 
 def linked_file(folder: Path, name: str) -> Path:
     """Return the file's real path, wherever a link leads."""
-    real = (folder / name).resolve()
+    real = _real(folder / name)
     if not real.is_file():
         raise RequestError(f"{folder / name} is not a file")
     return real
+
+
+def _real(path: Path) -> Path:
+    """Return where a path's links lead; one in a circle leads nowhere, and is no error as it is with `resolve`."""
+    return Path(os.path.realpath(path))
 
 
 def weight_files(folder: Path, find: Find, weights: str = WEIGHTS) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from recipes.errors import RequestError, StoreDamaged
 from trainers.store.belonging import wrong_objects
 from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, StoreFormat, objects_of
 from trainers.store.objects import object_path
-from trainers.store.refs import QUARANTINE, RefLog
+from trainers.store.refs import NUMBER, QUARANTINE, RefLog
 
 if TYPE_CHECKING:
     from trainers.store.store import Store
@@ -55,7 +55,7 @@ def all_refs(store: "Store") -> Iterator[str]:
     """Give the path of every numbered ref, of whatever sort."""
     for folder in REF_FOLDERS:
         for path in store.files.walk(folder):
-            if path.rpartition("/")[2].isdigit():
+            if NUMBER.fullmatch(path.rpartition("/")[2]):
                 yield path
 
 

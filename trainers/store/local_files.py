@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, StoreDamaged
-from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file, unreadable_is_damage
+from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file, reading, why
 from trainers.store.manifest import FileEntry
 from trainers.store.trust import StoreUntrusted, check_path
 from trainers.store.watch import Watch
@@ -37,7 +37,8 @@ class _FileChunks:
         self._path = path
 
     def __iter__(self) -> Iterator[bytes]:
-        return file_chunks(self._path)
+        with reading(str(self._path)):
+            yield from file_chunks(self._path)
 
 
 class LocalFiles:
@@ -87,7 +88,9 @@ class LocalFiles:
         return self._writing("an object", size, write, once=isinstance(chunks, Iterator))
 
     def put_file(self, source: Path, place: Place) -> FileEntry:
-        return self.put(_FileChunks(source), place, source.stat().st_size)
+        with reading(str(source)):
+            size = source.stat().st_size
+        return self.put(_FileChunks(source), place, size)
 
     def local(self, path: str) -> Path:
         with self._reading("look at", path):
@@ -123,13 +126,21 @@ class LocalFiles:
             place = self.local(path)
             with self._reading("list", path):
                 return sorted(os.listdir(place))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            first = path.partition("/")[0]
+            if (self.root / first).is_file():
+                raise StoreDamaged(f"store {self.uri}: {first} is not a folder") from None
+            return []  # a stray file among folders
 
     def walk(self, path: str) -> Iterator[str]:
         for name in self.names(path):
             child = f"{path}/{name}"
-            if self.local(child).is_dir():
+            place = self.local(child)
+            with self._reading("look at", child):
+                is_folder = place.is_dir()
+            if is_folder:
                 yield from self.walk(child)
             else:
                 yield child
@@ -175,15 +186,19 @@ class LocalFiles:
         self._writing(path, 0, lambda: self._sync_folder((self.root / path).parent))
 
     def free_bytes(self) -> int | None:
-        place = self.root
-        while not place.exists():
-            place = place.parent
-        found = os.statvfs(place)
+        found = self._file_system()
         return found.f_bavail * found.f_frsize
+
+    def _file_system(self) -> os.statvfs_result:
+        with self._reading("look at", "its folder"):
+            place = self.root
+            while not place.exists():
+                place = place.parent
+            return os.statvfs(place)
 
     def sweep(self) -> None:
         for name in self.names("tmp"):
-            with suppress(OSError, StoreUntrusted):
+            with suppress(OSError, CapacityError, StoreDamaged):
                 path = self.local(f"tmp/{name}")
                 if time.time() - path.stat().st_mtime < STALE_SECONDS:
                     continue
@@ -300,14 +315,14 @@ class LocalFiles:
 
     @contextmanager
     def _reading(self, verb: str, path: str) -> Iterator[None]:
-        with unreadable_is_damage(f"store {self.uri}: {path}"), self._watch(f"{verb} {path}"):
+        with reading(f"store {self.uri}: {path}"), self._watch(f"{verb} {path}"):
             yield
 
     def _is_whole(self, path: str, entry: FileEntry) -> bool:
         """Tell whether an object is there and right; one that others may have written is not."""
         try:
             found = self.local(path)
-            with unreadable_is_damage(path):
+            with reading(path):
                 return found.stat().st_size == entry.bytes and hash_file(found) == entry
         except (FileNotFoundError, StoreUntrusted, StoreDamaged):
             return False
@@ -335,12 +350,15 @@ class LocalFiles:
                 return result
 
     def _refusal(self, path: str, size: int | None, error: OSError) -> CapacityError:
-        text = f"store {self.uri}: cannot write {path}: {error.strerror or error}"
+        text = f"store {self.uri}: cannot write {path}: "
         if error.errno not in FULL:
-            return CapacityError(text)
+            return CapacityError(text + why(error))
+        text += str(error.strerror)
         details = [] if size is None else [f"needed {size} bytes"]
-        with suppress(OSError):
+        with suppress(CapacityError, StoreDamaged):
             details.append(f"free {self.free_bytes()} bytes")
+            if self._file_system().f_favail == 0 < self._file_system().f_files:
+                details.append("free 0 inodes, see df -i")
         return StoreFull(f"{text} ({', '.join(details)})")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import StoreDamaged
-from trainers.store.files import Files, check_entry, hash_file, unreadable_is_damage
+from trainers.store.files import Files, check_entry, hash_file, reading, writing
 from trainers.store.headers import MAX_HEADER_BYTES
 from trainers.store.manifest import FileEntry, sha256_hex
 
@@ -43,6 +43,8 @@ class ObjectStore:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._verified: dict[str, Mark] = {}
+        self._seen_whole: dict[str, tuple[int | None, float | None]] = {}
+        """Of objects in an object store: size and age of those that were whole."""
 
     @property
     def is_remote(self) -> bool:
@@ -55,7 +57,8 @@ class ObjectStore:
         local = self._files.local("cache")
         if local is None or not os.access(local.parent, os.W_OK):
             return cache_folder()
-        local.mkdir(0o770, exist_ok=True)
+        with writing(local):
+            local.mkdir(0o770, exist_ok=True)
         return local
 
     def put_bytes(self, data: bytes) -> str:
@@ -82,7 +85,7 @@ class ObjectStore:
         path = object_path(sha256)
         try:
             data = self._files.read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         if sha256_hex(data) != sha256:
             raise StoreDamaged(f"store {self._files.uri}: {path} holds {len(data)} bytes of another hash")
@@ -121,7 +124,8 @@ class ObjectStore:
                 local.unlink(missing_ok=True)
             else:
                 return local
-        local.parent.mkdir(parents=True, exist_ok=True)
+        with writing(local):
+            local.parent.mkdir(parents=True, exist_ok=True)
         temporary = local.with_name(f".{local.name}.{secrets.token_hex(6)}")
         try:
             self._files.fetch(path, temporary)
@@ -156,11 +160,37 @@ class ObjectStore:
             found = FileEntry(sha256=entry.sha256, bytes=len(data))
         else:
             try:
-                with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+                with reading(f"store {self._files.uri}: {path}"):
                     found = hash_file(local)
             except FileNotFoundError:
                 raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         check_entry(entry, found, f"store {self._files.uri}: {path}")
+
+    def demand_whole(self, entry: FileEntry) -> None:
+        """Read an object whole, unless this process knows that it was and it is the same file as then.
+
+        Raises StoreDamaged when it is missing or not what the entry says.
+        """
+        if not self.is_remote:
+            self.local_path(entry.sha256)
+            return
+        seen = self._look(entry.sha256)
+        if self._seen_whole.get(entry.sha256) != seen:
+            self.check(entry)
+            self._seen_whole[entry.sha256] = seen
+
+    def note_whole(self, entries: Iterable[FileEntry]) -> None:
+        """Believe that objects are whole as they lie there: whoever wrote them has just read them back."""
+        for entry in entries:
+            local = self._files.local(object_path(entry.sha256))
+            if local is None:
+                self._seen_whole[entry.sha256] = self._look(entry.sha256)
+            else:
+                self._verified[entry.sha256] = _mark(local.stat())
+
+    def _look(self, sha256: str) -> tuple[int | None, float | None]:
+        path = object_path(sha256)
+        return self._files.size(path), self._files.modified_at(path)
 
     def read_header(self, sha256: str) -> bytes | None:
         """Return the JSON header of a safetensors object without reading the rest; None when it is no such object."""
@@ -183,18 +213,23 @@ class ObjectStore:
     def forget(self, sha256: str) -> None:
         """Drop what this process and the cache know of an object that is gone."""
         self._verified.pop(sha256, None)
+        self._seen_whole.pop(sha256, None)
         if self._files.root is None:
             (self.cache / object_path(sha256)).unlink(missing_ok=True)
 
     def _verify_local(self, sha256: str, local: Path, path: str) -> None:
-        with unreadable_is_damage(f"store {self._files.uri}: {path}"):
+        with reading(f"store {self._files.uri}: {path}"):
             self._hash_local(sha256, local, path)
 
     def _hash_local(self, sha256: str, local: Path, path: str) -> None:
         found = local.stat()
-        mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        mark = _mark(found)
         if self._verified.get(sha256) == mark:
             return
         if hash_file(local).sha256 != sha256:
             raise StoreDamaged(f"store {self._files.uri}: {path} holds {found.st_size} bytes of another hash")
         self._verified[sha256] = mark
+
+
+def _mark(found: os.stat_result) -> Mark:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

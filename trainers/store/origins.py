@@ -6,6 +6,7 @@ The artifact's manifest is that of the first import; what later ones said of the
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
+from recipes.errors import StoreDamaged
 from trainers.store.files import Files
 from trainers.store.refs import RefLog
 
@@ -38,5 +39,14 @@ def note_origin(files: Files, fingerprint: str, source: str, bundle: str | None 
 def origins(files: Files, fingerprint: str) -> list[Origin]:
     """Return where an artifact came from, the first import first; raises StoreDamaged for an unreadable record."""
     refs = RefLog(files, f"{FOLDER}/{fingerprint}")
-    records = [refs.read(number) for number in refs.numbers() if number not in refs.aside()]
-    return [Origin(str(record["source"]), record["bundle"], str(record["version"])) for record in records]
+    aside = refs.aside()
+    found = []
+    for number in refs.numbers():
+        if number in aside:
+            continue
+        record = refs.read(number)
+        try:
+            found.append(Origin(str(record["source"]), record["bundle"], str(record["version"])))
+        except KeyError as error:
+            raise StoreDamaged(f"{refs.path(number)}: the record of an import has no {error}") from None
+    return found

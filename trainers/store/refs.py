@@ -10,6 +10,8 @@ from trainers.store.files import Files
 from trainers.store.manifest import FORMAT, canonical_json, check_format
 
 QUARANTINE = "quarantine"
+NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
+"""The name of a ref's file; what else lies in a folder of refs is none."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -22,7 +24,7 @@ class RefLog:
 
     def numbers(self) -> list[int]:
         """Return the numbers that are there, ascending."""
-        return sorted(int(name) for name in self._files.names(self.folder) if name.isascii() and name.isdigit())
+        return sorted(int(name) for name in self._files.names(self.folder) if NUMBER.fullmatch(name))
 
     def highest(self) -> int:
         """Return the highest number; 0 when there is none."""
@@ -86,7 +88,7 @@ class RefLog:
     def aside(self) -> set[int]:
         """Return the numbers that were set aside."""
         names = self._files.names(f"{QUARANTINE}/{self.folder}")
-        return {int(name) for name in names if name.isascii() and name.isdigit()}
+        return {int(name) for name in names if NUMBER.fullmatch(name)}
 
     def settle(self, number: int) -> None:
         """Make a number durable, whoever wrote it."""

@@ -7,14 +7,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from recipes.errors import CapacityError, RequestError
-from trainers.store.files import Patience, Place, hash_file
+from trainers.store.files import Patience, Place, hash_file, writing
 from trainers.store.manifest import FileEntry
 from trainers.store.watch import Watch
 
@@ -107,14 +107,18 @@ class RemoteFiles:
         return self._ask("write", path, write)
 
     def put(self, chunks: Iterable[Any], place: Place, size: int | None = None) -> FileEntry:
-        with tempfile.TemporaryDirectory(prefix="trainwright-") as folder:
-            spool = Path(folder) / "object"
-            with spool.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
+        with ExitStack() as stack:
+            with writing(Path(tempfile.gettempdir())):
+                spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trainwright-"))) / "object"
+                with spool.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
             return self.put_file(spool, place)
 
     def put_file(self, source: Path, place: Place) -> FileEntry:
+        """Upload without a condition: whoever else writes this name writes these bytes, an altered object is replaced,
+        and a whole one becomes young. Below 100 MB it is one request with the bytes as its body; the hash is that of
+        what the store gives back, which says more than a checksum that it was sent."""
         entry = hash_file(source)
         path = place(entry.sha256)
         if self._is_young(path) and self._is_whole(path, entry):

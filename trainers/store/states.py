@@ -111,24 +111,50 @@ class StateLog:
     def _fall_back(self, bad: "_Damaged", used: int, step: int) -> None:
         known = "step unknown" if bad.step is None else f"step {bad.step}"
         lost = "steps lost: unknown" if bad.step is None else f"{bad.step - step} steps lost"
-        try:
-            kept = f"; it is kept and noted in {self._refs.set_aside(bad.number, bad.problem)}"
-        except CapacityError as error:
-            kept = f"; it could not be noted as damaged: {error}"
         log.warning(
-            "store %s: damaged, %s (step %d) is used instead of %s (%s), %s: %s%s",
-            self._uri, self._refs.path(used), step, self._refs.path(bad.number), known, lost, bad.problem, kept,
+            "store %s: damaged, %s (step %d) is used instead of %s (%s), %s: %s; %s",
+            self._uri, self._refs.path(used), step, self._refs.path(bad.number), known, lost, bad.problem,
+            self._noted(bad.number, bad.problem),
         )  # fmt: skip
 
     def keep(self, keep: int, is_read_back: bool) -> int:
-        """Drop all but the newest `keep` whole states; nothing when the newest is not whole.
+        """Drop all but the newest `keep` states that are whole; nothing when the newest is not (StoreDamaged).
 
-        `is_read_back`: its writers have hashed what they wrote as it lies in the store; here it is not read again.
+        Every byte of those that stay was read: once by this process, as long as the files are the same. A damaged one
+        is set aside; an older whole one stays in its place. `is_read_back`: the newest one's writers have hashed what
+        they wrote as it lies in the store; here it is not read again.
         """
         if keep < 1:
             raise ValueError(f"keep at least one state, not {keep}")
-        kept: list[StateManifest] = []
-        dropped: list[tuple[int, StateManifest]] = []
+        candidates = self._candidates()
+        if not candidates:
+            return 0
+        _, newest = candidates.pop(0)
+        if is_read_back:
+            self._objects.note_whole(newest.objects())
+        if len(candidates) < keep:
+            return 0
+        for entry in newest.objects() if not is_read_back else ():
+            self._objects.check(entry)
+        kept = [newest]
+        while candidates and len(kept) < keep:
+            number, manifest = candidates.pop(0)
+            if self._is_whole(number, manifest):
+                kept.append(manifest)
+        needed = {entry.sha256 for manifest in kept for entry in manifest.objects()}
+        for number, manifest in reversed(candidates):
+            manifest_hash = str(self._refs.read(number)["manifest"])
+            self._refs.remove(number)
+            self._objects.remove(manifest_hash)
+            mark = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
+            for entry in manifest.objects():
+                if entry.sha256 not in needed and self._is_owned(entry.sha256, mark):
+                    self._objects.remove(entry.sha256)
+        return len(candidates)
+
+    def _candidates(self) -> list[tuple[int, StateManifest]]:
+        """Return the states whose manifests and sizes are right, newest first; a warning names the others."""
+        found: list[tuple[int, StateManifest]] = []
         aside = self._refs.aside()
         for number in reversed(self._refs.numbers()):
             if number in aside:
@@ -138,26 +164,29 @@ class StateLog:
             except (StoreDamaged, FileNotFoundError, KeyError) as error:
                 log.warning("store %s: %s is damaged and stays: %s", self._uri, self._refs.path(number), error)
                 continue
-            if manifest is None:
-                continue
-            if len(kept) < keep:
-                kept.append(manifest)
-            else:
-                dropped.append((number, manifest))
-        if not dropped:
-            return 0
-        for entry in kept[0].objects() if not is_read_back else ():
-            self._objects.check(entry)
-        needed = {entry.sha256 for manifest in kept for entry in manifest.objects()}
-        for number, manifest in reversed(dropped):
-            manifest_hash = str(self._refs.read(number)["manifest"])
-            self._refs.remove(number)
-            self._objects.remove(manifest_hash)
-            mark = owner_mark(manifest.run, manifest.stage, manifest.lease, manifest.step)
+            if manifest is not None:
+                found.append((number, manifest))
+        return found
+
+    def _is_whole(self, number: int, manifest: StateManifest) -> bool:
+        """Tell whether every object of a state is right; a state that is damaged is set aside."""
+        try:
             for entry in manifest.objects():
-                if entry.sha256 not in needed and self._is_owned(entry.sha256, mark):
-                    self._objects.remove(entry.sha256)
-        return len(dropped)
+                self._objects.demand_whole(entry)
+        except StoreDamaged as error:
+            log.warning(
+                "store %s: %s (step %d) is damaged, an older one stays in its place: %s; %s",
+                self._uri, self._refs.path(number), manifest.step, error, self._noted(number, str(error)),
+            )  # fmt: skip
+            return False
+        return True
+
+    def _noted(self, number: int, problem: str) -> str:
+        """Note that a state is damaged, where the store can be written; says what became of it."""
+        try:
+            return f"it is kept and noted in {self._refs.set_aside(number, problem)}"
+        except CapacityError as error:
+            return f"it could not be noted as damaged: {error}"
 
     def _is_owned(self, sha256: str, mark: str) -> bool:
         """Tell whether an object carries an owner's mark; one that cannot be read stays for a later collection."""

@@ -217,9 +217,9 @@ class Store:
         return states.latest(check or (self._check_hashes if hashed else states.check_sizes))
 
     def keep_states(self, run: str, stage: str, keep: int = 2, *, is_read_back: bool = False) -> int:
-        """Drop all but the newest `keep` whole states, once the newest was read back whole; returns how many went.
+        """Drop all but the newest `keep` whole states, once these were read back; returns how many went.
 
-        `is_read_back` says that its writers have done so, each its share.
+        `is_read_back` says that the newest one's writers have done so, each its share.
         Objects go with the states that own them; what was put by anything else stays for a later collection.
         """
         return self.states(run, stage).keep(keep, is_read_back)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recipes.errors import RequestError
+from trainers.store.files import writing
 from trainers.store.manifest import FileEntry, files_digest, sha256_hex
 from trainers.store.objects import ObjectStore
 
@@ -33,22 +34,29 @@ def folder(
         target = into.absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise RequestError(f"{target} exists and is not empty")
+    with writing(target):
+        _build(target, sources, is_copy=into is not None)
+    return target
+
+
+def _build(target: Path, sources: Mapping[str, Path], *, is_copy: bool) -> None:
+    """Make the folder beside its place and move it there whole."""
     building = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         for name, source in sources.items():
             place = building / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if into is None:
-                place.symlink_to(source)
-            else:
+            if is_copy:
                 shutil.copyfile(source, place)
+            else:
+                place.symlink_to(source)
         try:
-            if into is not None and target.exists():
+            if is_copy and target.exists():
                 target.rmdir()
             os.rename(building, target)
         except OSError:
             # Another process put the same folder there; one that points elsewhere is replaced.
-            if into is not None:
+            if is_copy:
                 raise
             if not all(_points_at(target / name, source) for name, source in sources.items()):
                 os.rename(target, building.with_name(f"{building.name}.old"))
@@ -56,7 +64,6 @@ def folder(
                 shutil.rmtree(building.with_name(f"{building.name}.old"), ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return target
 
 
 def _points_at(link: Path, source: Path) -> bool:

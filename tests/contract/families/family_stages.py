@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from recipes.families import FAMILIES as BUILT
+
 STEPS = 6
 TRAIN: dict[str, Any] = {
     "steps": STEPS,
@@ -68,6 +70,7 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 STAGES: dict[str, dict[str, Any]] = {
+    "vision_language": VISION_LANGUAGE,
     "decoder": text_stage(family="decoder", type="llama", **SIZES),
     "rnn": text_stage(
         16, 999, family="rnn", type="lstm", hidden_size=32, embedding_size=24, num_hidden_layers=2, dropout=0.0
@@ -150,3 +153,18 @@ TUNED: dict[str, Any] = {
 }
 """Reward-tuned diffusion of the stages above: the small `ddpm`, rewarded by the small `classifier`."""
 TUNED_INPUTS = {"actor": "ddpm", "reward.classifier": "classifier"}
+
+FAMILIES = (*BUILT, "vision_language")
+LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn", "vision_language")
+PICTURES = sorted(set(BUILT) - set(LANGUAGE))
+DRAWING = [family for family in PICTURES if family != "classifier"]
+CLASSIFIED = [name for name in CROSSINGS if name.startswith("classified")]
+KIT = [*FAMILIES, *CROSSINGS]
+"""Every family, and the stages that build on several."""
+
+
+def artifact_kind(name: str) -> str:
+    """Return the kind of the artifact that a stage of the kit makes."""
+    if name in CLASSIFIED:
+        return "text_classifier"
+    return "model" if name in LANGUAGE else "ddpm" if name in CROSSINGS else name

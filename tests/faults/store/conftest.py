@@ -81,7 +81,7 @@ class Nursery:
         )  # fmt: skip
 
     def start(self, do: str, store: Path, *, number: int = 0, seed: int = 0, waits: bool = False, **more: Any) -> Child:
-        """Fork a child that begins at once; with `waits` one whose own files are open, and that begins when `go` is made."""
+        """Fork a child that begins at once; with `waits` its own files are open, and it begins when `go` is made."""
         self._count += 1
         names = {name: self._folder / f"{name}-{self._count}" for name in ("acks", "errors", "go")}
         order = {"do": do, "store": str(store), "number": number, "seed": seed, **more}

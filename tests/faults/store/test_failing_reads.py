@@ -11,10 +11,12 @@ import pytest
 
 from recipes.errors import TrainwrightError
 from trainers.store import local_files
+from trainers.store.collection import collect
+from trainers.store.files import ADVICE
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
-from life import live
+from life import artifact, live, state
 
 sys.path.pop(0)
 
@@ -97,3 +99,82 @@ def test_a_read_that_fails_loses_nothing(
     say(f"{os.strerror(error)}: {len(chosen)} of {len(points)} reads, {refused} refused: ACK-LOSS 0")
     assert len(points) > 100
     assert refused > len(chosen) // 2
+
+
+class Refusing:
+    """The os module, of which one call answers with an error."""
+
+    def __init__(self, call: str, error: int) -> None:
+        self.refused = 0
+        self._call = call
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return self.refuse if name == self._call else getattr(os, name)
+
+    def refuse(self, *arguments: Any, **options: Any) -> Any:
+        self.refused += 1
+        raise OSError(self._error, os.strerror(self._error), str(arguments[0]))
+
+
+CALLS: dict[str, Callable[[Store], Any]] = {
+    "list": Store.list_artifacts,
+    "names": Store.names,
+    "pins": Store.pins,
+    "runs": Store.runs,
+    "verify": Store.verify,
+    "latest": lambda store: store.latest_state("run", "base"),
+    "keep": lambda store: store.keep_states("run", "base"),
+    "lease": lambda store: store.take_lease("new", "base"),
+    "artifact": lambda store: artifact(store, "ef" * 32),
+    "state": lambda store: state(store, "run", "base", 1, 9, b"content"),
+    "run": lambda store: store.new_run("recipe"),
+    "probe": Store.probe_writable,
+    "room": Store.free_bytes,
+    "collect": lambda store: collect(store, grace_s=0),
+    "folder": lambda store: store.folder(store.resolve("ab" * 32)),
+}
+
+
+TELLING = ("list", "names", "pins", "verify", "keep")
+"""These report or warn of what is damaged, and go on."""
+
+
+def refusal_of(do: Callable[[], Any]) -> str | None:
+    """What a call is refused with."""
+    try:
+        do()
+    except TrainwrightError as refusal:
+        return str(refusal)
+    return None
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOSPC, errno.EIO, errno.EMFILE], ids=os.strerror)
+@pytest.mark.parametrize("call", ["listdir", "mkdir", "stat", "statvfs", "is_dir"])
+def test_every_call_of_a_store_says_path_and_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
+    """Listing, making and looking at folders: no bare error of the system leaves the store."""
+    root = tmp_path / "store"
+    made = Store.open(str(root))
+    artifact(made, "ab" * 32)
+    lease = made.take_lease("run", "base")
+    for step in (1, 2, 3):
+        state(made, "run", "base", lease, step, b"content")
+    said: list[str] = []
+    for name, do in CALLS.items():
+        store, refusing = Store.open(str(root)), Refusing(call, error)
+        with monkeypatch.context() as patch:
+            patch.setattr(local_files, "os", refusing)
+            if call in ("mkdir", "is_dir"):
+                patch.setattr(Path, call, lambda path, *_, refuse=refusing.refuse, **__: refuse(path))
+            problem = refusal_of(lambda store=store, do=do: do(store))  # type: ignore[misc]
+        if problem is None:
+            assert not refusing.refused or name in TELLING, name
+            continue
+        said.append(problem)
+        assert str(root) in problem, f"{name}: {problem}"
+        assert os.strerror(error) in problem
+        is_full = error == errno.ENOSPC and "bytes)" in problem  # of writes: needed and free
+        assert is_full or ADVICE[error] in problem, f"{name}: {problem}"
+    assert said, f"nothing calls {call}"

@@ -13,6 +13,7 @@ from cluster import ray_group
 from cluster.protocol import WorkerFailed, WorkerSpec
 from cluster.session import Session, start
 from recipes.errors import CapacityError
+from trainers.store.store import Store
 
 HERE = str(Path(__file__).resolve().parent)
 
@@ -81,6 +82,18 @@ def shipped_logs(session: Session, logs: Path) -> dict[str, Any]:
     }
 
 
+def unmounted(session: Session, logs: Path) -> dict[str, Any]:
+    """A stage of three ranks on three nodes, of which one does not see the run in the store."""
+    run = Store.open(str(logs / "store")).new_run("small")
+    (logs / "mount point").mkdir()
+    with session.group(spec(logs)) as group:
+        try:
+            group.run("cluster_targets:stage_where_unmounted", {"store": str(logs / "mount point"), "run": run.id})
+        except WorkerFailed as failure:
+            return failure.verdict.to_json()
+    raise AssertionError("it ended")
+
+
 def too_large(session: Session, logs: Path) -> dict[str, Any]:
     """More than there is."""
     started = time.monotonic()
@@ -113,7 +126,10 @@ def free(session: Session, logs: Path) -> dict[str, Any]:
     return {"free": sum(node.free_cpus for node in session.nodes()), "waited_s": 20 - (deadline - time.monotonic())}
 
 
-SCENARIOS = {"spread": spread, "shipped_logs": shipped_logs, "too_large": too_large, "wait": wait, "free": free}
+SCENARIOS = {
+    "spread": spread, "shipped_logs": shipped_logs, "unmounted": unmounted, "too_large": too_large, "wait": wait,
+    "free": free,
+}  # fmt: skip
 
 if __name__ == "__main__":
     with start(sys.argv[2], name="test") as session:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,16 @@ def test_logs_come_from_nodes_with_other_files(environment: dict[str, str], tmp_
     assert "signal 9 (SIGKILL): rank 1 on node" in found["message"]
     assert "last words of the rank" in found["tail"]
     assert found["litter"] == []
+
+
+@pytest.mark.usefixtures("raylets")
+def test_a_node_that_does_not_see_the_store_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    """The other ranks, which wait for it, end with it; nobody tries again, and the empty mount point stays empty."""
+    verdict = answer(drive("unmounted", environment, tmp_path))
+    assert f"store {tmp_path / 'mount point'} holds no run small-" in verdict["message"]
+    assert f"as seen from {socket.gethostname()}: every node needs the same folder there" in verdict["message"]
+    assert (verdict["rank"], verdict["kind"], verdict["infrastructure"]) == (2, "exception", False)
+    assert list((tmp_path / "mount point").iterdir()) == []
 
 
 @pytest.mark.usefixtures("raylets")

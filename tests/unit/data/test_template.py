@@ -1,5 +1,7 @@
 """Where responses stand in a rendered conversation."""
 
+from typing import Any
+
 import pytest
 
 from recipes.data import DEFAULT_CHAT_TEMPLATE
@@ -58,6 +60,19 @@ def test_a_template_error_is_the_users_error() -> None:
         render("{% for %}", TALK, TOKENS)
 
 
-def test_templates_run_in_a_sandbox() -> None:
-    with pytest.raises(RequestError, match="unsafe"):
-        render("{{ ''.__class__.__mro__[1].__subclasses__() }}", TALK, TOKENS)
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('touch canary') }}", "unsafe"),
+        ("{{ 9 ** 9 ** 9 }}", r"may not use \*\*"),
+        ("{{ 'x' * 10000000000 }}", "repeat a text up to"),
+        ("{{ 10000000000 * messages }}", "repeat a text up to"),
+        ("{% for i in range(10000000000) %}x{% endfor %}", "Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_templates_run_in_a_sandbox(refused: Any, template: str, says: str) -> None:
+    with refused(RequestError, says, "chat template"):
+        render(template, TALK, TOKENS)
+    assert render("{{ 'ab' * 3 }}{{ 2 * 3 }}", TALK, TOKENS) == "ababab6"

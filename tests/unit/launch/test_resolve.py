@@ -59,6 +59,8 @@ DRAWING = "data: {source: digits}, architecture: {family: ddpm}, train: {steps: 
         ("stages.base={kind: pretrain, init_from: store://eyes, data: {source: python-docs}, " + TRAIN + "}",
          "a pretrain stage takes no vision-language model"),
         ("stages.exam.of=[store://words]", "an encoder predicts no next token"),
+        ("stages.exam.of=[base, store://words]", "stages.exam.of.1: an encoder predicts no next token"),
+        ("stages.exam.of=[base, store://clone]", "stages.exam.sequence_length: longer than the model: its config.json"),
         ("stages.judge={kind: reward, init_from: store://eyes, " + PAIRS + ", " + TRAIN + "}",
          "stages.judge.init_from: a reward stage needs a decoder; this model is of family vision_language"),
         ("stages.policy={kind: ppo, actor: store://words, reward: store://score, prompts: {source: python-docs},"

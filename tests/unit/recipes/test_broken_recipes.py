@@ -3,12 +3,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from recipes.errors import Problem
-from recipes.load import check_file
+from recipes.errors import Problem, RecipeError
+from recipes.load import check_file, load_recipe
 
 
 class Broken(NamedTuple):
@@ -159,10 +159,12 @@ def _line(text: str, old_text: str, case: Broken) -> int:
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: f"{case.kind}: {case.new.strip()[:50]}")
-def test_it_is_refused_with_its_place(case: Broken, write_recipe: Callable[..., Path]) -> None:
+def test_it_is_refused_with_its_place(case: Broken, write_recipe: Callable[..., Path], refused: Any) -> None:
     original = write_recipe().read_text()
     path = write_recipe((case.old, case.new))
-    _, problems = check_file(path)
+    with refused(RecipeError, None, path) as refusal:
+        load_recipe(path)
+    problems = refusal.value.problems
     matching = [problem for problem in problems if problem.field == case.field]
     assert matching, f"nothing names {case.field}: {[str(problem) for problem in problems]}"
     assert case.says in " | ".join(f"{problem.message}; {problem.suggestion}" for problem in matching)

@@ -223,6 +223,11 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ("metric: gan.coverage", "metric: gan.win_rate", "has no such metric"),
         ("depth: 2, latent: 4}", "depth: 5, latent: 4}", "5 levels halve the size 4 times, but the pictures are 8x8"),
         (
+            "depth: 2, latent: 4}",
+            "depth: 4, latent: 4}",
+            "2 levels halve the size 1 times, but the latents of vae are 1x1",
+        ),
+        (
             "    autoencoder: vae\n    architecture: {family: ddpm, ",
             "    architecture: {family: ddpm, block_out_channels: [8, 8, 8, 8, 8], ",
             "stages.latent.architecture.block_out_channels: 5 levels halve the size 4 times",

@@ -56,6 +56,13 @@ def test_the_ecosystem_s_standard_rows_are_taken(row: dict[str, Any], write_reci
     assert check_file(path)[1] == []
 
 
+def test_a_single_document_is_not_divided(write_recipe: Write) -> None:
+    one = "stages.base.data={source: text, files: [rows/text.txt], hold_out: 0.1}"
+    assert "is one document" in _messages(write_recipe(), "stages.base.data.hold_out", one)
+    for more in ("documents=paragraph", 'files=["rows/*.txt", "rows/chat.jsonl"]', "hold_out=0"):
+        assert _messages(write_recipe(), "stages.base.data.hold_out", one, f"stages.base.data.{more}") == ""
+
+
 @pytest.mark.parametrize(("stage", "says"), [("judge", "this needs chosen+rejected"), ("chat", ""), ("base", "")])
 def test_summaries_are_for_stages_that_read_prompt_and_completion(stage: str, says: str, write_recipe: Write) -> None:
     set_to = f"stages.{stage}.data={{source: python-docs-summaries}}"

@@ -7,7 +7,7 @@ from torch import nn
 from recipes.lora import Lora
 from rlhf.reward import RewardObjective, ScoreModel, evaluate_pairs, failed_gates, summarise_pairs
 from trainers.architectures.load import stock_class
-from trainers.architectures.lora import adapter_tensors, add_adapter, config_with_heads, learn_heads
+from trainers.architectures.lora import adapter_tensors, add_adapter, config_with_heads
 from trainers.data.batches import PairBatch, SequenceBatch
 
 PAD = EOS = 0
@@ -89,7 +89,8 @@ def test_an_adapter_travels_with_its_head() -> None:
     network: nn.Module = score_model().network
     config = add_adapter(network, Lora(r=2), seed=0)
     assert not network.get_submodule("score").weight.requires_grad
-    learn_heads(network, ["score"])
+    network = score_model().network
+    add_adapter(network, Lora(r=2), seed=0, heads=["score"])
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
     assert "score.weight" in learning
     assert all("lora_" in name or name == "score.weight" for name in learning)

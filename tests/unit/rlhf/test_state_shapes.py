@@ -24,7 +24,7 @@ from trainers import checkpoint as checkpoint_module
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.load import stock_class
-from trainers.architectures.lora import add_adapter, learn_heads
+from trainers.architectures.lora import add_adapter
 from trainers.architectures.token_losses import CarriedTokenLosses
 from trainers.data.batches import ImageBatch, PairBatch, SequenceBatch
 from trainers.data.dataset import BuildReport, Dataset
@@ -78,8 +78,7 @@ def reward_part(listener: Any) -> Part:
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     torch.manual_seed(0)
     network = model_class(model_class.config_class(vocab_size=24, num_labels=1, pad_token_id=0, **sizes))
-    add_adapter(network, Lora(r=2, dropout=0.2), seed=3)
-    learn_heads(network, ["score"])
+    add_adapter(network, Lora(r=2, dropout=0.2), seed=3, heads=["score"])
     source = PlannedBatches(Drawn(pair_batch), STEPS)  # type: ignore[arg-type]
     return Part(plain_engine(ScoreModel(network)), source, RewardObjective(0.0), listener)
 

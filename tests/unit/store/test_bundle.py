@@ -7,7 +7,6 @@ import pickle
 import shutil
 import socket
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,20 +330,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_bundle_is_refused_by_name(
-    other: Store, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_a_hostile_bundle_is_refused_by_name(other: Store, bundle: Path, refused: Any, case: str) -> None:
     change, message = HOSTILE[case]
     change(bundle)
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    started = time.process_time()
-    with pytest.raises((RequestError, StoreDamaged), match=message) as refused:
+    with refused((RequestError, StoreDamaged), message, bundle):
         read_bundle(other, bundle)
-    assert time.process_time() - started < 1.0
-    assert str(bundle) in str(refused.value)
     assert other.list_artifacts() == []
-    assert list((tmp_path / "cwd").iterdir()) == []
 
 
 def test_there_are_enough_tricks() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,41 @@ def edit(name: str, change: dict[str, Any]) -> Callable[[Path], None]:
     return apply
 
 
+class Payload:
+    """Leaves a file where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
 def only_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+
+
+def with_code(name: str, change: dict[str, Any]) -> Callable[[Path], None]:
+    """Settings that name a module, which is there."""
+
+    def apply(folder: Path) -> None:
+        edit(name, change)(folder)
+        (folder / "code.py").write_text("open('canary', 'w').close()\n")
+
+    return apply
+
+
+def made(what: Callable[[Path], None], name: str = "model.safetensors") -> Callable[[Path], None]:
+    """Something else in the place of a file."""
+
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        what(folder / name)
+
+    return apply
+
+
+def index_is_a_pipe(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors.index.json")
 
 
 def link_out(name: str) -> Callable[[Path], None]:
@@ -154,9 +188,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config is deep": (lambda f: (f / "config.json").write_text("[" * 100_000) and None, r"config\.json"),
     "no model type": (lambda f: (f / "config.json").write_text("{}") and None, "no model_type"),
     "unknown class": (edit("config.json", {"architectures": ["T5Model"]}), "T5Model is neither"),
-    "code in config": (edit("config.json", {"auto_map": {"AutoModel": "code.Model"}}), r"config\.json has auto_map"),
-    "code deep in config": (edit("config.json", {"text_config": [{"auto_map": {}}]}), r"config\.json has auto_map"),
-    "code in tokenizer": (edit("tokenizer_config.json", {"auto_map": {}}), r"tokenizer_config\.json has auto_map"),
+    "code in config": (with_code("config.json", {"auto_map": {"AutoModel": "code.M"}}), r"config\.json has auto_map"),
+    "code deep in config": (
+        with_code("config.json", {"text_config": [{"auto_map": {"AutoModel": "code.Model"}}]}),
+        r"config\.json has auto_map",
+    ),
+    "code in tokenizer": (
+        with_code("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.Words"]}}),
+        r"tokenizer_config\.json has auto_map",
+    ),
     "kernel of a hub": (edit("config.json", {"_attn_implementation": "evil/kernel"}), "code from a hub"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer\.json"),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}") and None, r"tokenizer\.json"),
@@ -168,20 +208,47 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokenizer links out": (link_out("tokenizer.json"), r"tokenizer\.json is a link that leads out"),
     "weights are a device": (folder_link, r"model\.safetensors is a link that leads out"),
     "pickle named safetensors": (
-        lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'id'\ntR.") and None,
+        lambda f: (f / "model.safetensors").write_bytes(pickle.dumps(Payload())) and None,
         r"model\.safetensors is not a safetensors file",
     ),
-}
+    "tokenizer is a pickle": (
+        lambda f: (f / "tokenizer.json").write_bytes(pickle.dumps(Payload())) and None, r"tokenizer\.json",
+    ),
+    "code in generation": (
+        with_code("generation_config.json", {"custom_pipelines": {"x": {"impl": "code.Pipe"}}}),
+        r"generation_config\.json has custom_pipelines",
+    ),
+    "config opens a file": (edit("config.json", {"transformers_weights": "/etc/passwd"}), "has transformers_weights"),
+    "weights are a pipe": (made(os.mkfifo), r"model\.safetensors is not a file"),
+    "weights are a folder": (made(os.mkdir), r"model\.safetensors is not a file"),
+    "weights link to themselves": (made(lambda p: p.symlink_to(p)), r"model\.safetensors"),
+    "config is a pipe": (made(os.mkfifo, "config.json"), r"config\.json is not a file"),
+    "tokenizer is a pipe": (made(os.mkfifo, "tokenizer.json"), r"tokenizer\.json"),
+    "template is a pipe": (lambda f: os.mkfifo(f / "chat_template.jinja"), r"chat_template\.jinja is not a file"),
+    "index is a pipe": (index_is_a_pipe, r"index\.json is not a file"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_is_wrong_is_named(store: Store, folder: Path, case: str) -> None:
+def test_what_is_wrong_is_named(store: Store, folder: Path, refused: Any, case: str) -> None:
     damage, message = HOSTILE[case]
     damage(folder)
-    with pytest.raises(RequestError, match=message) as refusal:
+    with refused(RequestError, message, folder):
         import_folder(store, folder)
-    assert "model" in str(refusal.value)
     assert store.list_artifacts() == []
+
+
+def test_the_watch_sees_what_runs(folder: Path, refused: Any) -> None:
+    """Negative control: a refusal that opens the file the usual way is caught, by the canary and by what it calls."""
+    only_pickle(folder)
+
+    def open_it() -> None:
+        pickle.loads((folder / "pytorch_model.bin").read_bytes())
+        raise RequestError(str(folder))
+
+    with pytest.raises(AssertionError, match=r"pickle\.find_class"), refused(RequestError, None, folder):
+        open_it()
+    assert Path("canary").exists()
 
 
 def test_a_hub_caches_own_links_are_followed(store: Store, folder: Path, tmp_path: Path) -> None:
@@ -223,10 +290,10 @@ def entry(begin: int, end: int, shape: list[Any], dtype: str = "F32") -> dict[st
         (safetensors_bytes({"w": 2}, w=entry(-8, 0, [2])), "overlaps or leaves a gap"),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_header_that_lies_is_refused(tmp_path: Path, refused: Any, data: bytes, message: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    with pytest.raises(RequestError, match=message):
+    with refused(RequestError, message, path):
         read_safetensors_header(path)
 
 

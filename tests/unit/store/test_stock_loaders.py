@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,16 +169,13 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_folder_that_could_run_code_is_refused_by_file(
-    folder: Path, tmp_path: Path, unpickled: list[str], case: str
+    folder: Path, unpickled: list[str], refused: Any, case: str
 ) -> None:
     damage, part, message = HOSTILE[case]
-    canary = tmp_path / "canary"
+    canary = Path("canary").absolute()
     damage(folder, canary)
-    started = time.perf_counter()
-    with pytest.raises(RequestError, match=message) as refusal:
+    with refused(RequestError, message, folder):
         sample_texts(str(folder / part), ["a"], max_new_tokens=1)
-    assert time.perf_counter() - started < 1.0
-    assert str(folder) in str(refusal.value)
     assert not canary.exists()
     assert unpickled == []
 

@@ -1,0 +1,58 @@
+"""Every family of the union by name runs to a verified draft, and to the same bytes after a preemption."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.families import FAMILIES as BUILT
+
+sys.path.insert(0, str(Path(__file__).parent))
+from family_kit import LIMIT, result, run_case_here
+from family_stages import KIT, STAGES, artifact_kind
+
+sys.path.pop(0)
+
+
+def test_the_kit_knows_every_family() -> None:
+    assert set(STAGES) == {*BUILT, "vision_language"}
+
+
+@pytest.mark.parametrize("family", KIT)
+def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
+    found = result(finished, "straight", family)
+    assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
+    assert found["kind"] == artifact_kind(family)
+    assert found["difference"] < LIMIT
+    assert list(found["curves"]["eval/loss"]) == ["4", "6"]
+    assert found["metrics"]["evaluation"]["loss"] == found["curves"]["eval/loss"]["6"]
+
+
+@pytest.mark.parametrize("family", KIT)
+def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -> None:
+    straight, resumed = result(finished, "straight", family), result(finished, "stopped", family)
+    assert resumed["steps"] == [4, 5, 6]
+    assert resumed["digest"] == straight["digest"]
+    assert resumed["metrics"] == straight["metrics"]
+
+
+def test_pseudo_labels_teach_after_their_warm_up_and_after_a_resume(finished: Path) -> None:
+    straight, resumed = (result(finished, run, "classified-few") for run in ("straight", "stopped"))
+    assert set(straight["curves"]["pseudo_share"]) == {"2", "3", "4", "5", "6"}
+    assert min(straight["curves"]["pseudo_share"].values()) > 0
+    assert resumed["curves"]["pseudo_share"] == {
+        step: share for step, share in straight["curves"]["pseudo_share"].items() if int(step) > 3
+    }
+    rows = straight["metrics"]["rows"]
+    assert 0 < rows["labelled"] < rows["unlabelled"]
+    assert result(finished, "straight", "classified")["curves"]["pseudo_share"] == {}
+
+
+def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
+    source = STAGES["rnn"]["data"]
+    exam = {"kind": "evaluate", "of": ["rnn"], "suites": ["perplexity"], "text": source, "sequence_length": 24}
+    run_case_here(finished, {"run": "here", "stage": "exam", "spec": exam, "inputs": {"of.0": "rnn"}})
+    found = result(finished, "here", "exam")["metrics"]
+    own = result(finished, "straight", "rnn")["metrics"]["evaluation"]
+    for name in ("perplexity", "ngram_perplexity"):
+        assert found[f"rnn.{name}"] == pytest.approx(own[name], rel=1e-5)

@@ -1,0 +1,144 @@
+"""Captions of pictures: measured on the digits, read from every kind of source, and what is said of bad ones."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recipes.errors import RequestError
+from trainers.data.digit_captions import NAMES, caption_of, measure
+from trainers.data.image_sets import ImageRequest, materialise_images
+from trainers.data.images import image_source_digest, read_pictures
+from trainers.store.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))
+from picture_files import array_file, parquet_file, picture_folder, picture_key, source
+
+sys.path.pop(0)
+
+
+def test_a_digit_s_caption_is_measured_on_its_pixels() -> None:
+    bar = np.zeros((8, 8), dtype=np.uint8)
+    bar[:, 3:5] = 255
+    assert caption_of(bar, 1) == "a thick narrow one"
+    slope = np.zeros((8, 8), dtype=np.uint8)
+    slope[range(8), range(7, -1, -1)] = 255
+    assert caption_of(slope, 8) == "a thin wide eight leaning right"
+    assert caption_of(slope[:, ::-1], 8) == "a thin wide eight leaning left"
+    # 2 x 16 pixels of ink; the outline is 2 x 8 down, 2 across, and one corner that counts sqrt(2) for its 2 sides.
+    assert measure(bar)[0] == pytest.approx(2 * 16 / (8 + 8 + 2 + 2 - 2 + 2**0.5))
+    assert measure(np.zeros((8, 8), dtype=np.uint8)) == (0.0, 0.0, 0.0)
+
+
+def test_the_digits_captions_name_their_labels_and_differ() -> None:
+    read = list(read_pictures(source(source="digits"), Path(), seed=0))
+    assert all(NAMES[int(str(picture.label))] in str(picture.caption).split() for picture in read)
+    words = [word for picture in read for word in str(picture.caption).split()]
+    shares = {word: words.count(word) / len(read) for word in ("thin", "thick", "narrow", "wide", "left", "right")}
+    assert all(0.15 < share < 0.45 for share in shares.values()), shares
+    assert read[0].caption == next(iter(read_pictures(source(source="digits", size=16), Path(), seed=0))).caption
+
+
+def _captioned_folder(folder: Path) -> dict[str, Any]:
+    keys = picture_folder(folder)
+    for path in (folder / "pictures").rglob("*.png"):
+        path.with_suffix(".txt").write_text(f" picture  {path.stem}\n")
+    return {**keys, "captions": "beside"}
+
+
+def _captioned_metadata(folder: Path) -> dict[str, Any]:
+    keys = picture_folder(folder)
+    names = [path.relative_to(folder / "pictures").as_posix() for path in (folder / "pictures").rglob("*.png")]
+    rows = [{"file_name": name, "text": f"picture {Path(name).stem}"} for name in names]
+    (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {**keys, "captions": "metadata"}
+
+
+def _captioned_arrays(folder: Path) -> dict[str, Any]:
+    (folder / "a.csv").write_text("number,words\n" + "".join(f'{n},"picture {n}"\n' for n in range(9)))
+    return {**array_file(folder), "caption_files": ["a.csv"], "caption": "words"}
+
+
+def _captioned_lines(folder: Path) -> dict[str, Any]:
+    picture_folder(folder)
+    rows = [{"image": f"pictures/{n % 3}/{n}.png", "label": n % 3, "words": f"picture {n}"} for n in range(9)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": "jsonl", "files": ["a.jsonl"], "label": "label", "caption": "words"}
+
+
+def _captioned_parquet(folder: Path) -> dict[str, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    keys = parquet_file(folder)
+    table = pyarrow.parquet.read_table(folder / "a.parquet")
+    table = table.append_column("words", [[f"picture {n}" for n in range(9)]])
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    return {**keys, "caption": "words"}
+
+
+CAPTIONED = [_captioned_folder, _captioned_metadata, _captioned_arrays, _captioned_lines, _captioned_parquet]
+
+
+@pytest.mark.parametrize("write", CAPTIONED, ids=lambda write: write.__name__[11:])
+def test_every_source_gives_the_same_captions(tmp_path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    keys = source(**write(tmp_path))
+    read = list(read_pictures(keys, tmp_path, seed=0))
+    found = {picture.key(): picture.caption for picture in read}
+    assert found == {picture_key(n): f"picture {n}" for n in range(9)}
+    before = image_source_digest(keys, tmp_path)
+    named = next(path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".txt", ".jsonl", ".csv", ".parquet"))
+    if named.suffix != ".parquet":
+        named.write_text(named.read_text().replace("picture ", "drawing "))
+        assert image_source_digest(keys, tmp_path) != before
+    dataset = materialise_images(ImageRequest(keys, tmp_path, 0), Store.open(str(tmp_path / "store")))
+    assert len(dataset.captions) == 9
+    assert dataset.report.captions == 9
+
+
+def _no_text_beside(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _captioned_folder(folder)
+    (folder / "pictures" / "1" / "4.txt").unlink()
+    return keys, "4.txt: no such file; captions: beside needs one for each picture"
+
+
+def _no_metadata_row(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _captioned_metadata(folder)
+    path = folder / "pictures" / "metadata.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-2]))
+    return keys, r"metadata.jsonl has no caption for .*png \(2 of 9 pictures\)"
+
+
+def _no_caption_column(folder: Path) -> tuple[dict[str, Any], str]:
+    return {**_captioned_arrays(folder), "caption": "text"}, "a.csv: no column 'text'; it has number, words"
+
+
+def _fewer_captions(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _captioned_arrays(folder)
+    (folder / "a.csv").write_text("words\none\n")
+    return keys, "a.csv has 1 captions, .*a.npz 9 pictures"
+
+
+def _no_such_picture(folder: Path) -> tuple[dict[str, Any], str]:
+    keys = _captioned_lines(folder)
+    (folder / "pictures" / "1" / "4.png").unlink()
+    return keys, "a.jsonl:5: .*4.png: No such file"
+
+
+def _no_caption_text(folder: Path) -> tuple[dict[str, Any], str]:
+    return {**_captioned_lines(folder), "caption": "label"}, "a.jsonl:1: caption 0 is no text"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_no_text_beside, _no_metadata_row, _no_caption_column, _fewer_captions, _no_such_picture, _no_caption_text],
+    ids=lambda f: f.__name__,
+)
+def test_bad_captions_are_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
+    keys, said = spoil(tmp_path)
+    with pytest.raises(RequestError, match=said):
+        materialise_images(ImageRequest(source(**keys), tmp_path, 0), Store.open(str(tmp_path / "store")))

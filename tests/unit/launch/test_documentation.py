@@ -1,0 +1,83 @@
+"""What the Markdown pages name is there: files, links, commands with their options; and every file is named."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from launch.cli import app
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("recipes", "cluster", "trainers", "rlhf", "launch", "benchmarks")
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "tests/*.md", *(f"{package}/**/*.md" for package in PACKAGES))
+    for page in ROOT.glob(pattern)
+)
+PATH = re.compile(r"[\w*-]+(?:/[\w.*-]+)*\.(?:py|ya?ml|md|css|png|toml|txt)")
+COMMAND = re.compile(r"`((?:trainwright )[^`]+)`|^((?:trainwright )[^#\n]+)", re.MULTILINE)
+MADE_UP = {"my.yaml", "a.txt", "b.txt"}
+"""Names of a reader's own files."""
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _readme_of(module: Path) -> Path:
+    """The nearest README above a module."""
+    return next(folder / "README.md" for folder in module.parents if (folder / "README.md").is_file())
+
+
+MODULES = sorted(
+    module
+    for package in PACKAGES
+    for module in (ROOT / package).rglob("*.py")
+    if module.name != "__init__.py" and "files" not in module.parts
+)
+
+
+def test_every_module_is_named_in_the_readme_above_it() -> None:
+    readmes = {module: _readme_of(module) for module in MODULES}
+    missing = [_name(module) for module in MODULES if f"`{module.name}`" not in readmes[module].read_text("utf-8")]
+    assert MODULES
+    assert not missing
+
+
+def _is_there(name: str, page: Path) -> bool:
+    places = (ROOT, page.parent, *(ROOT / package for package in PACKAGES), ROOT / "recipes" / "image", ROOT / "docs")
+    found = any(next(place.glob(name), None) is not None for place in places)
+    return found or ("/" not in name and next(ROOT.glob(f"*/**/{name}"), None) is not None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_files_and_links_that_a_page_names_are_there(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = [name for name in re.findall(r"`([^`\n]+)`", text) if PATH.fullmatch(name)]
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    missing = [name for name in named if name not in MADE_UP and not _is_there(name, page)]
+    missing += [link for link in links if link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """Commands of a page, as words; what a table has to escape is put back."""
+    for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
+        yield shlex.split((match.group(1) or match.group(2)).replace(r"\|", "|"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_commands_that_a_page_shows_have_these_options(page: Path) -> None:
+    for words in _commands(page):
+        command: Any = typer.main.get_command(app)
+        rest = words[1:]
+        while rest and hasattr(command, "commands") and rest[0] not in ("...", "--help"):
+            assert rest[0] in command.commands, shlex.join(words)
+            command, rest = command.commands[rest[0]], rest[1:]
+        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in known]
+        assert not unknown, shlex.join(words)

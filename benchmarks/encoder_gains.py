@@ -10,12 +10,15 @@ Each seed has a pretraining of its own. Compared:
 
     scratch      all labels, from random weights (the architecture and tokenizer of `words`, not trained)
     pretrained   all labels, from `words`
-    few          a share of the labels, from `words`
+    few_scratch  a share of the labels, from random weights
+    few          the same labels, from `words`
     semi         the same labels, and the other rows by pseudo-labels
 
-`scratch` and `few` may train for another number of epochs or at another rate than the recipe's, so that neither side is
-held back by settings that suit the other. With `--keep` an interrupted comparison goes on where it was. Differences are
-paired by seed: their mean, and a 95 % interval by Student's t.
+Beside them stands what counting gives from the same rows: naive Bayes over which tokens a text has.
+
+`scratch` and the arms of few labels may train for another number of epochs or at another rate than the recipe's, so
+that neither side is held back by settings that suit the other. With `--keep` an interrupted comparison goes on where it
+was. Differences are paired by seed: their mean, and a 95 % interval by Student's t.
 """
 
 import argparse
@@ -25,15 +28,21 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recipes.load import dump_recipe, load_recipe, parse_recipe
 from trainers import distributed
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest, materialise
+from trainers.data.tokenizer import load_tokenization
 from trainers.image_metrics import interval
+from trainers.labelled_batches import split_by_label
 from trainers.language_stage import run_language_model
 from trainers.stage import StageContext
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -42,10 +51,10 @@ from trainers.store.store import Store
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
 UNTRAINED_LR = 1e-12
 """One step at this rate leaves random weights."""
-ARMS = ("scratch", "pretrained", "few", "semi")
+ARMS = ("scratch", "pretrained", "few_scratch", "few", "semi")
 SCRATCH_EPOCHS, SCRATCH_LR, FEW_EPOCHS = 6.0, 1e-3, 12.0
 PSEUDO_LABELS = '{"threshold": 0.9, "ratio": 3, "warmup_steps": 60}'
-PAIRS = (("pretrained", "scratch"), ("semi", "few"))
+PAIRS = (("pretrained", "scratch"), ("few", "few_scratch"), ("semi", "few"))
 
 
 class Silent:
@@ -87,6 +96,40 @@ def run_stage(store: Store, folder: Path, name: str, stage: Any, seed: int, star
     return dict(made.metrics)
 
 
+def naive_bayes_accuracy(training_set: Dataset, held_out: Dataset, vocab_size: int, rows: np.ndarray) -> float:
+    """Accuracy of multinomial naive Bayes over which tokens a text has, counts smoothed by one (Metsis et al. 2006).
+
+    It counts these rows of the training set; the held-out set's labels are numbered as the training set's are.
+    """
+    counts_CV = np.ones((len(training_set.classes), vocab_size))
+    shares_C = np.zeros(len(training_set.classes))
+    for row in rows:
+        label = training_set.arrays["labels"][row]
+        counts_CV[label, np.unique(training_set.text_ids(row))] += 1
+        shares_C[label] += 1
+    scores_CV = np.log(counts_CV / counts_CV.sum(axis=1, keepdims=True))
+    prior_C = np.log(shares_C / shares_C.sum())
+    guesses = [
+        int((prior_C + scores_CV[:, np.unique(held_out.text_ids(row))].sum(axis=1)).argmax())
+        for row in range(len(held_out))
+    ]
+    return float(np.mean(np.array(guesses) == np.asarray(held_out.arrays["labels"])))
+
+
+def counted_accuracies(
+    store: Store, folder: Path, stage: Any, start: str, shares: Sequence[float]
+) -> dict[float, float]:
+    """Accuracy of naive Bayes from each share of the stage's labels, over the tokens of the model `start`."""
+    tokenization = load_tokenization(store.folder(store.resolve(start), "model"))
+    seen = DataRequest(stage.data, folder, "labels", tokenization, stage.train.sequence_length, seed=0)
+    training_set, held_out = materialise(seen, store), materialise(replace(seen, held_out=True), store)
+    if held_out.classes != training_set.classes:
+        raise SystemExit("training and held-out rows have other classes")
+    labelled = [split_by_label(training_set, share)[0] for share in shares]
+    given = (training_set, held_out, tokenization.vocab_size)
+    return {share: naive_bayes_accuracy(*given, rows) for share, rows in zip(shares, labelled, strict=True)}
+
+
 def dump_json(stage: Any) -> Any:
     """The stage as JSON data."""
     return stage.model_dump(mode="json", by_alias=True)
@@ -118,7 +161,8 @@ def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     scratch_train = tuned["train"] | {"steps": None, "epochs": arguments.scratch_epochs}
     scratch_train["optimizer"] = tuned["train"]["optimizer"] | {"lr": arguments.scratch_lr}
     scratch = {**tuned, "init_from": "blank", "train": scratch_train}
-    return {"words": words, "blank": blank, "scratch": scratch, "pretrained": tuned, "few": few, "semi": semi}
+    trained = {"scratch": scratch, "pretrained": tuned, "few_scratch": {**few, "init_from": "blank"}, "few": few}
+    return {"words": words, "blank": blank, **trained, "semi": semi}
 
 
 def main() -> None:
@@ -144,7 +188,7 @@ def main() -> None:
         parser.error("--seeds: an interval takes two seeds or more")
     torch.set_num_threads(1)
     found: dict[str, list[float]] = {arm: [] for arm in arguments.arms}
-    needed = {"scratch": "blank"}
+    needed = {"scratch": "blank", "few_scratch": "blank"}
     with contextlib.ExitStack() as stack:
         folder = Path(arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,13 +201,20 @@ def main() -> None:
                     began = time.process_time()
                     metrics = run_stage(store, folder, stage, recipe.stages[stage], seed, given)
                     values = metrics["evaluation"]
-                    shown = {key: values[key] for key in ("loss", "masked_accuracy", "accuracy") if key in values}
+                    shown = {
+                        key: values[key]
+                        for key in ("loss", "masked_accuracy", "accuracy", "calibration_error")
+                        if key in values
+                    }
                     told = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
                     print(f"seed {seed}  {stage:<10} {time.process_time() - began:5.0f} CPU s  {told}", flush=True)
                 found[arm].append(100 * values["accuracy"])
+        counted = counted_accuracies(store, folder, recipe.stages[arm], f"{start}-{seed}", (1.0, arguments.share))
     print("\n| arm | accuracy, mean of the seeds | each |\n| --- | --- | --- |")
     for arm, accuracies in found.items():
         print(f"| {arm} | {statistics.fmean(accuracies):.1f} | {', '.join(f'{value:.1f}' for value in accuracies)} |")
+    shown = ", ".join(f"{100 * value:.1f} from {share:.0%} of the labels" for share, value in counted.items())
+    print(f"naive Bayes: {shown}")
     for more, less in PAIRS:
         if more in found and less in found:
             pairs = zip(found[more], found[less], strict=True)

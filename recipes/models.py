@@ -252,6 +252,9 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
             if getattr(stage, key) not in (None, 1.0):
                 message = f"labels belong to encoders; this model is of family {facts.family}"
                 yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
+        if stage.dropout is not None:
+            message = f"serves encoders, which learn labels; this model is of family {facts.family}"
+            yield loaded.problem(f"{place}.dropout", stage.dropout, message, "remove the key")
     if isinstance(stage, Pretrain | Finetune) and stage.init_from and is_text_classifier(loaded, stage.init_from):
         kind = "a classifier" if isinstance(stage, Finetune) else "pretraining"
         message = f"is a classifier already; {kind} starts from a pretrained encoder"

@@ -121,6 +121,13 @@ class Finetune(_Stage):
     pseudo_labels: PseudoLabels | None = meaning(
         None, description="encoder: learn from the rows without a label too; None leaves them out."
     )
+    dropout: float | None = meaning(
+        None,
+        ge=0,
+        lt=1,
+        description="encoder: dropout on embeddings, residual branches and the input of the head while labels are "
+        "learnt; None: the model's own.",
+    )
     num_beams: int = meaning(
         1, ge=1, le=64, description="encoder_decoder: beams of the search that held-out BLEU and chrF are measured by."
     )

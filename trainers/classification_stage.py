@@ -90,6 +90,7 @@ def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]
         device=context.ranks.device,
         new_head_seed=stream_seed(context.seed, "head"),
         classes=classes,
+        dropout=spec.dropout,
     )
     if spec.lora is None:
         return model, None

@@ -53,6 +53,8 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     family = stage_family(spec, context)
     if isinstance(spec, Finetune) and spec.parts is not None and family != "vision_language":
         raise RequestError(f"parts: a model of family {family} has one part; remove the key")
+    if isinstance(spec, Finetune) and spec.dropout is not None and family != "encoder":
+        raise RequestError(f"dropout: serves encoders, which learn labels; the model is of family {family}")
     if isinstance(spec, Finetune) and family == "encoder":
         return run_classification(spec, context)
     if isinstance(spec, Pretrain) and family == "vision_language":

@@ -43,12 +43,13 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     new_head_seed: int | None = None,
     classes: Sequence[str] = (),
+    dropout: float | None = None,
 ) -> nn.Module:
     """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
 
     With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
-    head may be missing or left over; `classes` names what a new classifier tells apart. Raises StageError naming the
-    keys otherwise.
+    head may be missing or left over; `classes` names what a new classifier tells apart. `dropout` takes the place of an
+    encoder's own, but for its attention's. Raises StageError naming the keys otherwise.
     """
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     model_class = stock_class(model_type, kind)
@@ -60,6 +61,8 @@ def load_model(
         config.label2id = {name: number for number, name in enumerate(classes)}
     if kind == "value_model":
         config.classifier_dropout = 0.0
+    if dropout is not None:
+        config.hidden_dropout_prob = config.classifier_dropout = dropout
     _quieten()
     with torch.random.fork_rng(devices=[]):
         if new_head_seed is not None:

@@ -82,6 +82,8 @@ def test_the_recipe_is_right(problems_of: Callable[..., str]) -> None:
         ("type: gru, hidden_size: 32", "type: gru, hidden_size: 32, n_head: 4", "unknown key"),
         ("    init_from: rnn\n", "    init_from: rnn\n    lora: {r: 4}\n", "no linear modules that an adapter goes on"),
         ("    init_from: rnn\n", "    init_from: rnn\n    labelled_share: 0.1\n", "labels belong to encoders"),
+        ("    init_from: rnn\n", "    init_from: rnn\n    dropout: 0.1\n", "dropout: serves encoders, which learn"),
+        ("labelled_share: 0.5", "dropout: 1.0", "stages.kinds.dropout"),
         ("optimizer: {lr: 1e-3}}\n", "optimizer: {lr: 1e-3}, packing: false}\n", "reads its text as one stream"),
         (
             "optimizer: {lr: 1e-3}}\n",

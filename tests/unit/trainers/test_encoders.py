@@ -1,5 +1,6 @@
 """Encoders: which tokens are hidden, classes of texts, pseudo-labels, and how sure a classifier may be."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recipes.errors import RequestError
 from recipes.memory import num_parameters
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
+from trainers.architectures.load import load_model
 from trainers.class_metrics import Predictions, calibration_error
 from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
@@ -116,6 +118,22 @@ def test_the_masked_loss_is_transformers_own_and_segments_are_apart(tokenization
             mask, targets = batch.hidden_mask_BT[0, start:stop], ids[0, start:stop]
             wanted += float(nn.functional.cross_entropy(logits[mask], targets[mask], reduction="sum"))
     assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_dropout_of_a_classifier_takes_the_place_of_the_encoders_own(
+    tokenization: Tokenization, tmp_path: Path
+) -> None:
+    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
+    keys = {**KEYS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.05}
+    model: Any = build_language_model({"family": "encoder", **keys}, facts, seed=0, device=torch.device("cpu"))
+    model.save_pretrained(tmp_path)
+    start: dict[str, Any] = {"device": torch.device("cpu"), "new_head_seed": 1, "classes": ("bad", "good")}
+    kept = load_model(tmp_path, "text_classifier", **start)
+    changed = load_model(tmp_path, "text_classifier", dropout=0.4, **start)
+    assert {part.p for part in kept.modules() if isinstance(part, nn.Dropout)} <= {0.0, 0.05}
+    assert {part.p for part in changed.modules() if isinstance(part, nn.Dropout)} == {0.4, 0.05}
+    for one, other in zip(kept.parameters(), changed.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def labelled_set(count: int = 60) -> Dataset:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from recipes.columns import FORMS, check_columns, check_row
 from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, TextFiles
 from recipes.errors import Problem
 from recipes.image_data import (
@@ -39,17 +40,6 @@ from recipes.picture_files import (
 )
 from recipes.references import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse, stage_sources
 from recipes.stages import Reward
-
-FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
-    "text": (("text",), ("prompt", "completion")),
-    "instructions": (("messages",), ("prompt", "completion"), ("text",)),
-    "labels": (("text",),),
-    "seq2seq": (("messages",), ("prompt", "completion")),
-    "preferences": (("chosen", "rejected"),),
-    "prompts": (("prompt",), ("messages",)),
-    "images": (),
-}
-"""Standard columns of each role: one of the alternatives must be there."""
 
 _BY_FAMILY: dict[str | None, Role] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
 """What the rows of a fine-tuning are for, where they are no instructions."""
@@ -240,7 +230,7 @@ def _read_jsonl(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[
             if not isinstance(row, dict):
                 yield f"{file}:{number}: not a JSON object but {type(row).__name__}", "one JSON object a line"
                 return
-            finding = next(_check_row(f"{file}:{number}", row, columns, role), None)
+            finding = next(check_row(f"{file}:{number}", row, columns, role), None)
             if finding is not None:
                 yield finding
                 return
@@ -272,7 +262,7 @@ def _read_csv(file: Path, source: Csv, role: Role) -> Iterator[Note]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         yield f"{file}:1: the header names {repeated[0]!r} twice", ""
-    yield from _check_columns(str(file), header, source.columns, role)
+    yield from check_columns(str(file), header, source.columns, role)
     if not rows:
         yield f"{file} has a header but no rows", ""
 
@@ -312,7 +302,7 @@ def _read_picture_parquet(file: Path, wanted: list[str]) -> Iterator[Note]:
 def _read_parquet(file: Path, columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
     for note in _parquet_names(file):
         if isinstance(note, list):
-            yield from _check_columns(str(file), note, columns, role)
+            yield from check_columns(str(file), note, columns, role)
         else:
             yield note
 
@@ -337,54 +327,6 @@ def _parquet_names(file: Path) -> Iterator[Note | list[str]]:
     if metadata.num_rows == 0:
         yield f"{file} holds no rows", ""
     yield metadata.schema.to_arrow_schema().names
-
-
-def _check_columns(file: str, names: list[str], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
-    """The mapped columns are there, and one of the role's forms is whole."""
-    is_whole = True
-    for standard, own in columns.items():
-        if own not in names:
-            is_whole = False
-            guess = nearest(own, names)
-            suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
-            yield f"{file}: no column {own!r} (mapped to {standard})", suggestion
-    standard_names = {standard for standard in FORMS_ALL if columns.get(standard, standard) in names}
-    if "conversations" in names:
-        standard_names.add("messages")
-    if is_whole and not any(set(form) <= standard_names for form in FORMS[role]):
-        needed = " or ".join(" and ".join(form) for form in FORMS[role])
-        there = "columns there: " + ", ".join(names[:12])
-        yield f"{file}: needs {needed}", f"{there}; map them with `columns`"
-
-
-FORMS_ALL = frozenset(column for forms in FORMS.values() for form in forms for column in form)
-
-
-def _check_row(place: str, row: dict[str, Any], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
-    yield from _check_columns(place, list(row), columns, role)
-    for form in FORMS[role]:
-        if all(columns.get(column, column) in row for column in form):
-            for column in form:
-                own = columns.get(column, column)
-                if not _fits(row[own], column):
-                    expected = "text" if column == "text" else "a list of messages with role and content"
-                    expected = expected if column in ("text", "messages") else f"text or {expected}"
-                    yield f"{place}: {own} must be {expected}, not {json.dumps(row[own])[:60]}", ""
-            return
-
-
-def _fits(value: Any, column: str) -> bool:
-    if isinstance(value, str):
-        return column != "messages"
-    if column == "text" or not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(turn, dict) and _is_message(turn) for turn in value)
-
-
-def _is_message(turn: dict[str, Any]) -> bool:
-    """A role (`from` in ShareGPT's form) and content, or something in its place, such as tool calls."""
-    role = turn.get("role", turn.get("from"))
-    return isinstance(role, str) and any(value for key, value in turn.items() if key not in ("role", "from"))
 
 
 def _check_datasets(loaded: LoadedRecipe, place: str, source: Datasets | ImageDatasets) -> Iterator[Problem]:

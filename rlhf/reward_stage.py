@@ -14,7 +14,7 @@ from trainers.engine.protocol import Engine
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.steps import PlannedBatches, plan_course
+from trainers.steps import PlannedBatches, plan_training
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -33,16 +33,16 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
 
     context.observer.phase("model")
     network, head, peft_config = _build_network(spec, context)
-    course = plan_course(spec, context, len(dataset))
-    phase = course.phase(ScoreModel(network, head), RewardObjective(spec.center_coefficient))
+    training = plan_training(spec, context, len(dataset))
+    phase = training.phase(ScoreModel(network, head), RewardObjective(spec.center_coefficient))
     evaluations: list[RewardEvaluation] = []
 
     def evaluate() -> dict[str, float]:
-        evaluations.append(_evaluation(phase.engine, evaluation_set, spec, course.layout, context.ranks.rank))
+        evaluations.append(_evaluation(phase.engine, evaluation_set, spec, training.layout, context.ranks.rank))
         return evaluations[-1].metrics()
 
-    plan = BatchPlan(dataset, context.seed, **course.share)
-    outcome = course.run([phase], PlannedBatches(plan, course.steps), evaluate)
+    plan = BatchPlan(dataset, context.seed, **training.share)
+    outcome = training.run([phase], PlannedBatches(plan, training.steps), evaluate)
     evaluation = evaluations[-1]
     measured = {name: value for name, value in evaluation.metrics().items() if math.isfinite(value)}
     dtype = dtype_of(spec.shard.precision)
@@ -50,7 +50,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
         TrainedText("score_model", network, WRAPPER, tokenization, dtype, peft_config, (head,)),
         context,
         phase.engine,
-        course.checkpoint,
+        training.checkpoint,
         outcome,
         artifact="reward_model",
         metrics={

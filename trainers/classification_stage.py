@@ -25,7 +25,7 @@ from trainers.objectives.classification import ClassificationObjective, ClassLos
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.steps import PlannedBatches, plan_course
+from trainers.steps import PlannedBatches, plan_training
 from trainers.store.manifest import Layout
 from trainers.text_draft import TrainedText, write_text_draft
 
@@ -49,16 +49,16 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
 
     context.observer.phase("model")
     model, peft_config = _build_model(spec, context, dataset.classes)
-    course = plan_course(spec, context, len(labelled))
-    phase = course.phase(ClassLosses(model, spec.pseudo_labels), ClassificationObjective(spec.pseudo_labels))
+    training = plan_training(spec, context, len(labelled))
+    phase = training.phase(ClassLosses(model, spec.pseudo_labels), ClassificationObjective(spec.pseudo_labels))
     pseudo, seed = spec.pseudo_labels, context.seed
     masker = None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, seed)
-    plan = LabelledPlan(dataset, labelled, unlabelled, pseudo, masker, seed=seed, **course.share)
+    plan = LabelledPlan(dataset, labelled, unlabelled, pseudo, masker, seed=seed, **training.share)
     found: list[Predictions] = []
-    outcome = course.run(
+    outcome = training.run(
         [phase],
-        PlannedBatches(plan, course.steps),
-        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, course.layout, found),
+        PlannedBatches(plan, training.steps),
+        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, training.layout, found),
     )
     predictions = found[-1] if found else None
     tables = {} if predictions is None else predictions.tables()
@@ -67,7 +67,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
         TrainedText("text_classifier", model, WRAPPER, tokenization, dtype, peft_config, CLASSIFIER_PARTS),
         context,
         phase.engine,
-        course.checkpoint,
+        training.checkpoint,
         outcome,
         artifact="text_classifier",
         metrics={

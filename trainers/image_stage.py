@@ -30,7 +30,7 @@ from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, open_images
-from trainers.steps import plan_course
+from trainers.steps import plan_training
 from trainers.store.manifest import Layout
 
 NETWORK = "net."
@@ -50,24 +50,24 @@ def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
     blueprint, family, dataset = start.blueprint, start.family, start.dataset
     if held_out is not None:
         held_out = _fitted(held_out, start)
-    course = plan_course(spec, context, len(dataset))
+    training = plan_training(spec, context, len(dataset))
     phases = [
-        course.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+        training.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
         for part in family.phases()
     ]
     engines = [phase.engine for phase in phases]
-    plan = BatchPlan(dataset, context.seed, **course.share)
+    plan = BatchPlan(dataset, context.seed, **training.share)
     adapted = None if start.peft_config is None else family.module
-    source = ImageBatches(plan, course.steps, engines, start.ema_decay, family.averaged, adapted)
-    outcome = course.run(
-        phases, source, Evaluation(spec, context, blueprint, engines[0], source, dataset, held_out, course.layout)
+    source = ImageBatches(plan, training.steps, engines, start.ema_decay, family.averaged, adapted)
+    outcome = training.run(
+        phases, source, Evaluation(spec, context, blueprint, engines[0], source, dataset, held_out, training.layout)
     )
     evaluation = outcome.finite_evaluation()
     draft = write_image_draft(
         blueprint,
         source.weights(),
         context,
-        course.checkpoint,
+        training.checkpoint,
         outcome,
         dtype=dtype_of(spec.shard.precision),
         metrics={**outcome.amounts(), "evaluation": evaluation, "data": dataset.report.to_json()},

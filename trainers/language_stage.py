@@ -38,7 +38,7 @@ from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.steps import EVALUATION, Course, PlannedBatches, plan_course
+from trainers.steps import EVALUATION, PlannedBatches, TrainingPlan, plan_training
 from trainers.store.manifest import Layout
 from trainers.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.text_draft import TrainedText, write_text_draft
@@ -71,16 +71,16 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     model = build_stage_model(spec, context, tokenization)
     peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
-    course = plan_course(spec, context, len(dataset))
-    phase = course.phase(learning.module, learning.objective)
+    training = plan_training(spec, context, len(dataset))
+    phase = training.phase(learning.module, learning.objective)
     engine = phase.engine
     translations: list[Translations] = []
     evaluate_held_out = None
     if evaluation_set is not None:
         evaluate_held_out = held_out_loss(
-            engine, learning, dataset, evaluation_set, spec, course.layout, tokenization, translations
+            engine, learning, dataset, evaluation_set, spec, training.layout, tokenization, translations
         )
-    outcome = course.run([phase], batch_source(course, family, model, learning, dataset), evaluate_held_out)
+    outcome = training.run([phase], batch_source(training, family, model, learning, dataset), evaluate_held_out)
     trained = TrainedText(
         learning.kind,
         model,
@@ -101,7 +101,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         trained,
         context,
         engine,
-        course.checkpoint,
+        training.checkpoint,
         outcome,
         artifact="model" if peft_config is None else "adapter",
         metrics=metrics,
@@ -112,20 +112,20 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
 
 
 def batch_source(
-    course: Course[Pretrain | Finetune], family: str, model: Any, learning: Learning, dataset: Dataset
+    training: TrainingPlan[Pretrain | Finetune], family: str, model: Any, learning: Learning, dataset: Dataset
 ) -> BatchSource:
     """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
-    settings, seed = course.spec.train, course.context.seed
+    settings, seed = training.spec.train, training.context.seed
     if dataset.form != "stream":
-        plan = BatchPlan(dataset, seed, **course.share, by_length=family == "encoder_decoder")
-        return PlannedBatches(plan, course.steps, learning.prepare)
+        plan = BatchPlan(dataset, seed, **training.share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, training.steps, learning.prepare)
     return StreamBatches(
         dataset,
         LaneStates(model.base_model.zero_state(settings.global_batch).detach()),
         seed=seed,
         sequence_length=settings.sequence_length,
-        steps_planned=course.steps,
-        **course.share,
+        steps_planned=training.steps,
+        **training.share,
     )
 
 

@@ -92,7 +92,7 @@ class Share(TypedDict):
 
 
 @dataclass(frozen=True)
-class Course(Generic[S]):
+class TrainingPlan(Generic[S]):
     """A stage's way through the loop, as its sections `train` and `shard` lay it down."""
 
     spec: S
@@ -143,9 +143,9 @@ class Course(Generic[S]):
         return outcome
 
 
-def plan_course(spec: S, context: StageContext, num_rows: int) -> Course[S]:
+def plan_training(spec: S, context: StageContext, num_rows: int) -> TrainingPlan[S]:
     """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
     steps = planned_steps(spec.train, num_rows)
     assert steps is not None
     layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
-    return Course(spec, context, steps, layout, context.checkpoint(layout))
+    return TrainingPlan(spec, context, steps, layout, context.checkpoint(layout))

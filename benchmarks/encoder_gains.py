@@ -3,7 +3,8 @@
     python benchmarks/encoder_gains.py FILE [--text COLUMN] [--label COLUMN] [--more FILE]... [--unquoted] [--seeds 5]
         [--share 0.1] [--keep FOLDER] [--set K=V]...
 
-FILE is a CSV or TSV file (maybe .gz); further files of texts (`--more`) serve `words` alone. The stages are those of
+FILE is a CSV or TSV file (maybe .gz), further files of texts (`--more`) serve `words` alone; or it is `python-docs`:
+`words` reads its training split, and kinds of things are told apart on its test split. The stages are those of
 `recipes/text/polarity.yaml` through the product's own stage functions on one process: `words` restores hidden words of
 the training rows, without their labels; `polarity` learns from it. Texts held out from training are held out from both.
 Each seed has a pretraining of its own. Compared:
@@ -49,6 +50,7 @@ from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
+DOCS = "python-docs"
 UNTRAINED_LR = 1e-12
 """One step at this rate leaves random weights."""
 ARMS = ("scratch", "pretrained", "few_scratch", "few", "semi")
@@ -122,7 +124,8 @@ def counted_accuracies(
     """Accuracy of naive Bayes from each share of the stage's labels, over the tokens of the model `start`."""
     tokenization = load_tokenization(store.folder(store.resolve(start), "model"))
     seen = DataRequest(stage.data, folder, "labels", tokenization, stage.train.sequence_length, seed=0)
-    training_set, held_out = materialise(seen, store), materialise(replace(seen, held_out=True), store)
+    apart = replace(seen, held_out=True) if stage.evaluation is None else replace(seen, source=stage.evaluation)
+    training_set, held_out = materialise(seen, store), materialise(apart, store)
     if held_out.classes != training_set.classes:
         raise SystemExit("training and held-out rows have other classes")
     labelled = [split_by_label(training_set, share)[0] for share in shares]
@@ -135,10 +138,19 @@ def dump_json(stage: Any) -> Any:
     return stage.model_dump(mode="json", by_alias=True)
 
 
-def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The stages of all arms, as JSON data."""
+def docs_sources() -> list[str]:
+    """Both stages read the documentation of this Python; its test split is held out."""
+    return [
+        f"stages.{stage}.{key}={{source: {DOCS}, split: {split}}}"
+        for stage in ("words", "polarity")
+        for key, split in (("data", "train"), ("evaluation", "test"))
+    ]
+
+
+def file_sources(arguments: argparse.Namespace) -> list[str]:
+    """Both stages read the file, `words` without its labels and with the further ones; a share is held out."""
     labelled, texts = [arguments.file], [arguments.file, *arguments.more]
-    overrides = [
+    return [
         f"stages.{stage}.data.{key}={json.dumps(value)}"
         for stage, files, columns in (("words", texts, ("text",)), ("polarity", labelled, ("text", "label")))
         for key, value in {
@@ -147,6 +159,11 @@ def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "columns": {column: getattr(arguments, column) for column in columns},
         }.items()
     ]
+
+
+def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The stages of all arms, as JSON data."""
+    overrides = docs_sources() if arguments.file == DOCS else file_sources(arguments)
     loaded = load_recipe(RECIPE, [*overrides, *arguments.set])
     found = dump_recipe(loaded.recipe)["stages"]
     words, tuned = found["words"], found["polarity"]
@@ -168,7 +185,7 @@ def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file")
+    parser.add_argument("file", help=f"a CSV or TSV file, or {DOCS}")
     parser.add_argument("--text", default="text", help="column of the texts")
     parser.add_argument("--label", default="label", help="column of the classes")
     parser.add_argument("--more", action="append", default=[], metavar="FILE", help="more texts for `words`")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.store_commands import find_artifact
 from recipes.errors import RequestError
+from recipes.references import DRAWING_KINDS
 from recipes.seq2seq import SENTINEL
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.stock import open_adapter, open_model
@@ -195,6 +196,8 @@ def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
         return
     opened = Store.open(store)
     manifest = find_artifact(opened, text)
+    if manifest.kind in DRAWING_KINDS:
+        raise RequestError(f"{text} is of kind {manifest.kind}, which draws: add --grid FILE")
     for prefix in MODEL_FOLDERS:
         name = f"{prefix}/config.json".lstrip("/")
         if name in manifest.files:

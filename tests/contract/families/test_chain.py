@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from launch.pictures import draw_grid, interpolate, reconstruct, score
+from launch.sampler import sample_texts
 from launch.stages import compute
 from recipes.errors import RequestError
 from recipes.load import parse_recipe
@@ -234,6 +235,9 @@ def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -
         reconstruct("store://pixel", "digits", grid, store=store)
     with pytest.raises(RequestError, match="is of kind report"):
         draw_grid("store://exam", grid, store=store)
+    for name in ("flat", "latent", "tuned"):
+        with pytest.raises(RequestError, match="draws: add --grid FILE"):
+            sample_texts(f"store://{name}", ["three"], store=store)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(RequestError, match=r"bad\.png: not a readable picture"):
         score("store://flat", str(tmp_path / "bad.png"), store=store)

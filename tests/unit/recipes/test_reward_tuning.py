@@ -15,7 +15,15 @@ from recipes.references import stage_inputs, stage_parts, stage_sources
 from recipes.smoke import shrink
 from recipes.stages import PpoImages, PpoStage
 
-TEXT = """\
+JUDGE = """\
+  judge:
+    kind: pretrain
+    architecture: {family: classifier}
+    data: {source: digits}
+    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+"""
+TEXT = (
+    """\
 name: tuned
 cluster: {workers: 2}
 stages:
@@ -24,11 +32,9 @@ stages:
     architecture: {family: ddpm, block_out_channels: [8], class_conditional: true, timesteps: 100, sampling_steps: 8}
     data: {source: digits}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
-  judge:
-    kind: pretrain
-    architecture: {family: classifier}
-    data: {source: digits}
-    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+"""
+    + JUDGE
+    + """\
   policy:
     kind: ppo
     actor: ddpm
@@ -48,6 +54,7 @@ stages:
     features: judge
     images: {source: digits, hold_out: 0.2}
 """
+)
 
 
 def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
@@ -137,7 +144,8 @@ def test_guidance_needs_an_actor_that_can_do_without_a_label(problems_of: Callab
     assert "stages.policy.rollout.guidance: the actor was never trained without its label" in problems_of(TEXT, *edits)
 
 
-CAPTIONED = """\
+CAPTIONED = (
+    """\
 name: captioned
 cluster: {workers: 2}
 stages:
@@ -153,11 +161,9 @@ stages:
     architecture: {family: ddpm, block_out_channels: [8], timesteps: 100, sampling_steps: 8, guidance: 1.5}
     data: {source: digits}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
-  judge:
-    kind: pretrain
-    architecture: {family: classifier}
-    data: {source: digits}
-    train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
+"""
+    + JUDGE
+    + """\
   policy:
     kind: ppo
     actor: ddpm
@@ -167,6 +173,7 @@ stages:
     rollout: {pictures_per_iteration: 40, samples_per_prompt: 4}
     ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
 """
+)
 
 
 def test_captions_of_a_source_are_asked_for_and_adapters_are_a_part(recipe_of: Callable[..., Recipe]) -> None:

@@ -3,9 +3,10 @@
     python benchmarks/store.py [--folder DIR] [--parameters 50_000_000] [--ranks 2] [--rounds 3] [--steps 0]
 
 Each side saves the same AdamW state (fp32 parameters and two moments) of a model sharded over the ranks. `stall` is how
-long training stands still, `total` until everything is written; the slowest rank counts; medians over the rounds. Sides
-take turns. `durable`: fsynced and hashed when it returns. With `--steps N` also N steps of a decoder of that size at
-sequence 256 and batch 8 are timed, with and without a save on the way.
+long training stands still, `total` until everything is written, with us until the commit is durable. The slowest rank
+counts; medians over the rounds; sides take turns. Our save ends later, beside training: every rank has hashed what lies
+in the store, and the oldest state is dropped. With `--steps N` also N steps of a decoder of that size at sequence 256
+and batch 8 are timed, with and without a save on the way.
 """
 
 import argparse
@@ -62,7 +63,8 @@ class Bench:
         from trainers.engine.build import parameter_group
         from trainers.engine.deepspeed import DeepSpeedEngine
         from trainers.engine.plain import PlainEngine
-        from trainers.store.manifest import Layout
+        from trainers.store.files import open_files
+        from trainers.store.manifest import Layout, StateManifest
         from trainers.store.store import Store
 
         self.folder, self.rank, self.ranks = folder, distributed.rank(), distributed.world_size()
@@ -83,16 +85,28 @@ class Bench:
         self.sharded: Any = DeepSpeedEngine(
             sharded, groups, zero=1, precision="fp32", offload="none", clip=1.0, device=cpu
         )
-        self.store = Store.open(str(folder / "store"))
+        self.committed_at = 0.0
+
+        class TimedStore(Store):
+            """Tells when a state was committed."""
+
+            def commit_state(store, manifest: StateManifest, lease: int) -> int:  # noqa: N805
+                number = super().commit_state(manifest, lease)
+                self.committed_at = time.perf_counter()
+                return number
+
+        self.store = TimedStore(open_files(str(folder / "store")))
         lease = self.store.take_lease("run", "base") if self.rank == 0 else None
         lease = int(distributed.broadcast_json(lease))
         layout = Layout(workers=self.ranks, micro_batch=1, accumulation=1)
         self.checkpoint = StoreCheckpoint(self.store, "run", "base", "f" * 64, lease, layout, versions())
         self.step = 0
+        self.whole: list[float] = []
+        """Seconds of each of our saves to its very end."""
         self.ours()  # the first save of a run is waited for and tried out
 
-    def ours(self) -> float:
-        """A save as training does it."""
+    def ours(self) -> tuple[float, float]:
+        """A save as training does it; stall, and seconds until rank 0 has committed."""
         from trainers.loop import LoopState, SourceState
 
         self.step += 1
@@ -100,10 +114,11 @@ class Bench:
         self.checkpoint.save(self.engine, LoopState(steps_done=self.step), SourceState())
         stall = time.perf_counter() - began
         self.checkpoint.flush()
-        return stall
+        self.whole.append(time.perf_counter() - began)
+        return stall, self.committed_at - began if self.rank == 0 else stall
 
-    def save(self, side: str, target: Path) -> float | None:
-        """Save once; returns the stall where it is less than the whole."""
+    def save(self, side: str, target: Path) -> tuple[float, float] | None:
+        """Save once; returns stall and total where the call's own time is not both."""
         import torch
 
         own = target.with_name(f"{target.name}-{self.rank}")
@@ -124,7 +139,7 @@ class Bench:
                 future: Any = dcp.async_save(state, checkpoint_id=target)
                 stall = time.perf_counter() - began
                 future.result()
-                return stall
+                return stall, time.perf_counter() - began
             case "torch":
                 torch.save(self.own, own)
             case "safetensors":
@@ -135,27 +150,26 @@ class Bench:
                 self.sharded._engine.save_checkpoint(str(target))
         return None
 
-    def timed(self, action: Callable[[], float | None]) -> tuple[float, float]:
+    def timed(self, action: Callable[[], tuple[float, float] | None]) -> tuple[float, float]:
         """Stall and total of the slowest rank."""
         from trainers import distributed
 
         distributed.barrier()
         began = time.perf_counter()
-        stall = action()
-        total = time.perf_counter() - began
-        found = distributed.gather_json([total if stall is None else stall, total])
+        own = action()
+        whole = time.perf_counter() - began
+        found = distributed.gather_json(own or (whole, whole))
         return max(stall for stall, _ in found), max(total for _, total in found)
 
-    def load(self) -> float | None:
+    def load(self) -> None:
         """Read the newest state into the engine, from a store that this process has not looked into."""
         from dataclasses import replace
 
         from trainers.store.store import Store
 
         assert replace(self.checkpoint, store=Store.open(self.store.uri)).restore(self.engine) is not None
-        return None
 
-    def read_and_hash(self) -> float | None:
+    def read_and_hash(self) -> None:
         """The floor of loading: every byte of the state read and hashed once by each rank that needs it."""
         state = self.store.latest_state("run", "base", hashed=False)
         assert state is not None
@@ -165,7 +179,6 @@ class Bench:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
             assert digest.hexdigest() == entry.sha256
-        return None
 
     def stored_bytes(self) -> int:
         """Size of one state, its manifest included."""
@@ -208,6 +221,9 @@ def report(bench: Bench, seconds: dict[str, list[tuple[float, float]]]) -> None:
     print(f"{bench.num_parameters:,} parameters, AdamW state {size / 2**20:.0f} MiB, {bench.ranks} ranks")
     for side, what in SIDES.items():
         print(f"{side:12} stall {stall[side]:7.3f} s  total {total[side]:7.3f} s  {what}")
+    print(
+        f"{'':12} {'':13}  total {statistics.median(bench.whole[1:]):7.3f} s  ours, and read back, the oldest dropped"
+    )
     for side in ("read + sha256", "load"):
         print(f"{side:12} {total[side]:7.3f} s")
     print(f"commit / raw write + fsync       {total['ours'] / total['raw']:.2f}")
@@ -253,10 +269,9 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
     batch = TokenBatch(ids, ones, positions, positions > 0, torch.arange(rows))
     objective = LanguageModelObjective()
 
-    def step() -> float | None:
+    def step() -> None:
         engine.backward(objective.loss(engine.module, batch).loss_sum / 1000)
         engine.step({"model": 1e-4})
-        return None
 
     checkpoint.save(engine, LoopState(steps_done=1), SourceState())
     plain, beside, stalls = [], [], []

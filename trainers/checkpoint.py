@@ -9,7 +9,7 @@ back is put into the engine, which must not change by a bit. Every later save mu
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,7 +167,7 @@ class StoreCheckpoint:
     def _write(
         self, manifest: StateManifest, held: Sequence[HeldPiece], exchange: distributed.Exchange
     ) -> list[dict[str, Any]]:
-        """Write this rank's pieces and read them back; returns what each rank has written. Collective.
+        """Write this rank's pieces; returns what each rank has written. Collective.
 
         Every rank hears of every other's failure: none waits for a rank that gave up.
         """
@@ -176,7 +176,6 @@ class StoreCheckpoint:
         place: dict[str, Any] = {"run": self.run, "stage": self.stage, "lease": self.lease, "step": manifest.step}
         try:
             written = write_tensors(self.store, held, **place)
-            self._read_back(written)
         except Exception as error:  # told to the other ranks, then raised
             failure = error
         tensors = {group: [item.model_dump(mode="json") for item in items] for group, items in written.items()}
@@ -187,25 +186,31 @@ class StoreCheckpoint:
     def _publish(
         self, manifest: StateManifest, parts: Sequence[dict[str, Any]], wanted: Items, exchange: distributed.Exchange
     ) -> None:
-        """Commit on rank 0 what all ranks have written, if nothing is missing; every rank hears how it went."""
-        failure: Exception | None = None
-        if distributed.rank() == 0:
-            try:
-                whole = _merged(manifest, parts)
-                _demand_items(whole, wanted)
-                self.store.commit_state(whole, self.lease)
-                self.store.keep_states(self.run, self.stage, self.keep, is_read_back=True)
-            except Exception as error:  # told to the other ranks, then raised
-                failure = error
-        _raise_any(failure, exchange(_told(failure)))
+        """Commit what all ranks have written, if nothing is missing; then read it back, and drop what it makes too old.
 
-    def _read_back(self, written: Mapping[str, Sequence[TensorEntry]]) -> None:
+        The commit comes first: from then on a resume can use it. Every rank hears how each of these went.
+        """
+
+        def commit() -> None:
+            whole = _merged(manifest, parts)
+            _demand_items(whole, wanted)
+            self.store.commit_state(whole, self.lease)
+
+        is_first = distributed.rank() == 0
+        _together(exchange, commit if is_first else None)
+        _together(exchange, lambda: self._read_back(parts[distributed.rank()]))
+        _together(exchange, self._drop_older if is_first else None)
+
+    def _read_back(self, part: Mapping[str, Any]) -> None:
         """Hash what this rank has written: only then may an older state be dropped. An object store has done so."""
         if self.store.objects.is_remote:
             return
-        objects = {part.object for entries in written.values() for entry in entries for part in entry.slices}
+        objects = {piece.object for entries in _entries(part).values() for entry in entries for piece in entry.slices}
         for entry in sorted(objects, key=lambda entry: entry.sha256):
             self.store.objects.check(entry)
+
+    def _drop_older(self) -> None:
+        self.store.keep_states(self.run, self.stage, self.keep, is_read_back=True)
 
     def _try_out(self, manifest: StateManifest, engine: StatefulEngine, source: SourceState) -> Items:
         """Put a state that was written into the engine: nothing may change. Returns its items. Collective."""
@@ -309,12 +314,23 @@ def _told(failure: Exception | None) -> str | None:
     return None if failure is None else f"rank {distributed.rank()}: {failure}"
 
 
+def _together(exchange: distributed.Exchange, action: Callable[[], None] | None) -> None:
+    """Run an action on the ranks that have one; its failure is raised on every rank. Collective."""
+    failure: Exception | None = None
+    if action is not None:
+        try:
+            action()
+        except Exception as error:  # told to the other ranks, then raised
+            failure = error
+    _raise_any(failure, exchange(_told(failure)))
+
+
 def _raise_any(own: Exception | None, told: Sequence[str | None]) -> None:
     if own is not None:
         raise own
     others = [message for message in told if message is not None]
     if others:
-        raise StageError(f"the state was not saved: {'; '.join(others)}")
+        raise StageError(f"saving the state failed: {'; '.join(others)}")
 
 
 def _entries(part: Mapping[str, Any]) -> dict[str, list[TensorEntry]]:

@@ -51,7 +51,7 @@ class PlainEngine:
         yield from replicated_parameters(self.module, names)
 
     def state_out(self) -> Iterator[StateSlice]:
-        """Yield this rank's share: parameters are dealt out in turn."""
+        """Yield this rank's share of what all hold."""
         yield from replicated_state(self._optimizer)
 
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
@@ -77,12 +77,18 @@ def replicated_parameters(module: nn.Module, names: Iterable[str] | None) -> Ite
 
 
 def replicated_state(optimizer: FlatAdamW) -> Iterator[StateSlice]:
-    """Deal a replicated optimiser's tensors out to the ranks in turn."""
+    """Deal a replicated optimiser's elements out to the ranks: to each one run of every group, all of one length."""
     rank, size = distributed.rank(), distributed.world_size()
     for group in STATE_GROUPS:
-        for index, (name, shape, values) in enumerate(optimizer.slices(group)):
-            if index % size == rank:
-                yield StateSlice(group, name, tuple(shape), 0, values.detach())
+        tensors = list(optimizer.slices(group))
+        total = sum(values.numel() for _, _, values in tensors)
+        first, last = total * rank // size, total * (rank + 1) // size
+        offset = 0
+        for name, shape, values in tensors:
+            start, stop = max(0, first - offset), min(values.numel(), last - offset)
+            if start < stop:
+                yield StateSlice(group, name, tuple(shape), start, values[start:stop].detach())
+            offset += values.numel()
 
 
 @torch.no_grad()

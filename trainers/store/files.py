@@ -212,13 +212,37 @@ def file_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+class Hashing:
+    """Buffers on their way to somewhere; each is hashed as it passes."""
+
+    def __init__(self, chunks: Iterable[Any]) -> None:
+        self._chunks = chunks
+        self._digest, self._size = hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for chunk in self._chunks:
+            view = memoryview(chunk).cast("B")
+            self._digest.update(view)
+            self._size += len(view)
+            yield view
+
+    @property
+    def entry(self) -> FileEntry:
+        """Hash and size of what has passed."""
+        return FileEntry(sha256=self._digest.hexdigest(), bytes=self._size)
+
+
+def hash_buffers(chunks: Iterable[Any]) -> FileEntry:
+    """Return hash and size of the bytes of some buffers."""
+    passing = Hashing(chunks)
+    for _ in passing:
+        pass
+    return passing.entry
+
+
 def hash_file(path: Path) -> FileEntry:
     """Return a local file's hash and size."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in file_chunks(path):
-        digest.update(chunk)
-        size += len(chunk)
-    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+    return hash_buffers(file_chunks(path))
 
 
 def check_entry(entry: FileEntry, found: FileEntry, path: str) -> None:

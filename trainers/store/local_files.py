@@ -1,20 +1,32 @@
 """A store in a POSIX folder: temporary file, fsync, hard link under the final name, fsync of the folder."""
 
 import fcntl
-import hashlib
 import logging
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, StoreDamaged
-from trainers.store.files import FULL, Patience, Place, StoreFull, file_chunks, hash_file, reading, why
+from trainers.store.files import (
+    CHUNK_BYTES,
+    FULL,
+    Hashing,
+    Patience,
+    Place,
+    StoreFull,
+    file_chunks,
+    hash_buffers,
+    hash_file,
+    reading,
+    why,
+)
 from trainers.store.manifest import FileEntry
 from trainers.store.trust import StoreUntrusted, check_path
 from trainers.store.watch import Watch
@@ -226,26 +238,39 @@ class LocalFiles:
         try:
             with suppress(OSError):  # without locks nothing is swept
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            digest, size = hashlib.sha256(), 0
-            for chunk in chunks:
-                view = memoryview(chunk).cast("B")
-                digest.update(view)
-                size += len(view)
-                while view:
-                    with self._watch("write in tmp"):
-                        view = view[os.write(descriptor, view) :]
-            os.fchmod(descriptor, 0o444)
-            if os.fstat(descriptor).st_size != size:
-                raise OSError("short write")
-            if durable:
-                with self._watch("fsync in tmp"):
-                    os.fsync(descriptor)
+            entry = self._write_and_hash(descriptor, chunks, durable)
         except BaseException:
             _unlink(temporary)
             raise
         finally:
             os.close(descriptor)
-        return temporary, FileEntry(sha256=digest.hexdigest(), bytes=size)
+        return temporary, entry
+
+    def _write_and_hash(self, descriptor: int, chunks: Iterable[Any], durable: bool) -> FileEntry:
+        """Write buffers to a file and return their hash; those in memory are hashed while the disk takes them."""
+        passing = Hashing(chunks)
+        if not isinstance(chunks, Sequence) or sum(memoryview(chunk).nbytes for chunk in chunks) < CHUNK_BYTES:
+            self._write(descriptor, passing, durable)
+            return passing.entry
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            hashed = pool.submit(hash_buffers, chunks)
+            self._write(descriptor, chunks, durable)
+            return hashed.result()
+
+    def _write(self, descriptor: int, chunks: Iterable[Any], durable: bool) -> None:
+        size = 0
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            size += len(view)
+            while view:
+                with self._watch("write in tmp"):
+                    view = view[os.write(descriptor, view) :]
+        os.fchmod(descriptor, 0o444)
+        if os.fstat(descriptor).st_size != size:
+            raise OSError("short write")
+        if durable:
+            with self._watch("fsync in tmp"):
+                os.fsync(descriptor)
 
     def _link(self, temporary: Path, final: Path, durable: bool) -> bool:
         """Link a file under its final name; False when the name was taken."""

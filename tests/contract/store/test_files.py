@@ -10,7 +10,7 @@ import pytest
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store import local_files
-from trainers.store.manifest import sha256_hex
+from trainers.store.manifest import FileEntry, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
 
@@ -30,6 +30,16 @@ def test_create_only(store: Store) -> None:
     assert files.size("refs/x/000001") is None
     with pytest.raises(FileNotFoundError):
         files.read("refs/x/000001")
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_an_object_is_named_by_what_was_written(store: Store, kind: Callable[[Any], Any]) -> None:
+    """Buffers in memory are hashed beside the writing, a stream on its way: the same name, the same bytes."""
+    buffers = [b"a", memoryview(bytes(range(256)) * 8192), bytearray(3 << 20), b""]
+    whole = b"".join(buffers)
+    written = store.objects.put_chunks(kind(buffers), len(whole))
+    assert written == FileEntry(sha256=sha256_hex(whole), bytes=len(whole))
+    assert store.objects.get_bytes(written.sha256) == whole
 
 
 def test_racing_creators_have_one_winner(open_store: Callable[[], Store]) -> None:

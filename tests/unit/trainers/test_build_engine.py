@@ -1,10 +1,12 @@
-"""From a recipe's shard to an engine."""
+"""From a recipe's shard to an engine, and the share of its state that a rank saves."""
 
+import pytest
 import torch
 from torch import nn
 
 from recipes.optim import AdamW
 from recipes.sharding import Shard
+from trainers import distributed
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
 from trainers.engine.build import build_engine, parameter_group
 
@@ -27,3 +29,25 @@ def test_every_network_of_a_module_recomputes() -> None:
     shard = Shard(engine="plain", zero=0, gradient_checkpointing=True)
     build_engine(module, [group], shard, clip=1.0, device=device)
     assert [network.is_gradient_checkpointing for network in networks] == [True, True]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_every_rank_saves_as_much_of_what_all_hold(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large matrices and small biases in turn: what a rank saves is even in bytes, and all of it is saved once."""
+    module = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
+    group = parameter_group("model", module, AdamW(lr=1e-3))
+    shard = Shard(engine="plain", zero=0)
+    engine = build_engine(module, [group], shard, clip=1.0, device=torch.device("cpu"))
+    wanted = {name: value.detach().flatten() for name, value in module.named_parameters()}
+    sizes, found = [], {name: [] for name in wanted}
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+        pieces = list(engine.state_out())
+        sizes.append(sum(piece.values.numel() for piece in pieces))
+        for piece in pieces:
+            if piece.group == "param":
+                assert piece.start == sum(values.numel() for values in found[piece.name])
+                found[piece.name].append(piece.values)
+    assert max(sizes) - min(sizes) <= 3
+    assert all(torch.equal(torch.cat(found[name]), values) for name, values in wanted.items())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.errors import CapacityError
+from recipes.errors import CapacityError, StoreDamaged
 from recipes.optim import AdamW
 from trainers import checkpoint as checkpoint_module
 from trainers.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
@@ -24,6 +24,8 @@ from trainers.engine.protocol import StateSlice
 from trainers.loop import LoopState, SourceState
 from trainers.store import local_files
 from trainers.store.files import StoreFull
+from trainers.store.manifest import StateManifest
+from trainers.store.objects import object_path
 from trainers.store.store import Store
 
 STEPS = 8
@@ -84,6 +86,30 @@ def test_an_error_of_a_save_is_raised_at_the_next_step(tiny: Any, uri: str, monk
     latest = Store.open(uri).latest_state("run", "base")
     assert latest is not None
     assert latest.step == 2, "the last good state stays"
+
+
+def test_what_the_disk_did_not_keep_costs_no_older_state(
+    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that change between the write and the reading back end the stage; the state before is gone on from."""
+    real = Store.commit_state
+
+    def commit(store: Store, manifest: StateManifest, lease: int) -> int:
+        number = real(store, manifest, lease)
+        if manifest.step == 4:
+            largest = max(manifest.objects(), key=lambda entry: entry.bytes)
+            path = Path(uri) / object_path(largest.sha256)
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return number
+
+    monkeypatch.setattr(Store, "commit_state", commit)
+    with pytest.raises(StoreDamaged, match=r"objects/.* bytes of hash .*, expected "):
+        tiny.run(tiny.open_checkpoint(uri, keep=1), save_every=2)
+    latest = Store.open(uri).latest_state("run", "base")
+    assert latest is not None
+    assert latest.step == 2
+    assert "step 2) is used instead of" in caplog.text
 
 
 def test_the_last_save_is_waited_for(tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

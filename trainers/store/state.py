@@ -7,6 +7,7 @@ one and retention can delete a dropped state's objects without asking who else n
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,10 @@ from trainers.store.manifest import Dtype, Slice, StateManifest, TensorEntry, me
 from trainers.store.objects import object_path
 from trainers.store.store import Store
 
-OBJECT_BYTES = 256 << 20
+OBJECT_BYTES = 128 << 20
 """Pieces are gathered into objects of about this size."""
+OBJECTS_AT_ONCE = 2
+"""One is written and hashed while the disk syncs another."""
 
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float64: "F64",
@@ -71,8 +74,8 @@ def write_tensors(
 ) -> dict[str, list[TensorEntry]]:
     """Store pieces durably; returns their entries in the manifest. `merge_entries` joins those of all ranks."""
     owner = owner_mark(run, stage, lease, step)
-    parts = [_write_object(store, batch, owner) for batch in _batches(pieces)]
-    return merge_entries(parts)
+    with ThreadPoolExecutor(max_workers=OBJECTS_AT_ONCE) as pool:
+        return merge_entries(pool.map(lambda batch: _write_object(store, batch, owner), _batches(pieces)))
 
 
 class TensorReader:

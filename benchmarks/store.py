@@ -1,6 +1,6 @@
 """Saving and loading training state: ours beside DeepSpeed, torch DCP, torch.save, safetensors and a raw write.
 
-    python benchmarks/store.py [--folder DIR] [--parameters 50_000_000] [--ranks 2] [--rounds 3] [--steps 0]
+    python benchmarks/store.py [--folder DIR] [--parameters 50_000_000] [--ranks 2] [--rounds 15] [--steps 0]
 
 Each side saves the same AdamW state (fp32 parameters and two moments) of a model sharded over the ranks. `stall` is how
 long training stands still, `total` until everything is written, with us until the commit is durable. The slowest rank
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
     parser.add_argument("--parameters", type=int, default=50_000_000)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=0)
     choice = parser.parse_args()
     if "RANK" in os.environ:

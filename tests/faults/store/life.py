@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable
 
 from trainers.store.collection import Keep, collect
+from trainers.store.files import CHUNK_BYTES
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, Slice, StateManifest, TensorEntry, files_digest
 from trainers.store.manifest import sha256_hex as sha
 from trainers.store.store import Store
 
 Acknowledge = Callable[..., None]
+BESIDE = CHUNK_BYTES + 300
+"""Bytes of a state that is hashed in a thread beside the writing."""
 
 
 def state_object(store: Store, owner: str, content: bytes) -> FileEntry:
@@ -54,7 +57,7 @@ def live(store: Store, acknowledge: Acknowledge) -> None:
     store.pin(kept, "for ever")
     acknowledge("pin", kept)
     for step in (1, 2, 3):
-        state(store, "run", "base", lease, step, os.urandom(300))
+        state(store, "run", "base", lease, step, os.urandom(300 if step != 2 else BESIDE))
         acknowledge("state", step)
         store.keep_states("run", "base", keep=2)
     segments = store.run("run").writer("journal")

@@ -169,14 +169,19 @@ class StateLog:
         return found
 
     def _is_whole(self, number: int, manifest: StateManifest) -> bool:
-        """Tell whether every object of a state is right; a state that is damaged is set aside."""
+        """Tell whether every object of a state is right; a state that is damaged is set aside.
+
+        One that the disk does not give now may be whole: it stays, and does not count.
+        """
         try:
             for entry in manifest.objects():
                 self._objects.demand_whole(entry)
         except StoreDamaged as error:
+            is_unread = isinstance(error.__cause__, OSError)
             log.warning(
-                "store %s: %s (step %d) is damaged, an older one stays in its place: %s; %s",
-                self._uri, self._refs.path(number), manifest.step, error, self._noted(number, str(error)),
+                "store %s: %s (step %d) is %s, an older one stays in its place: %s%s",
+                self._uri, self._refs.path(number), manifest.step, "not to be read" if is_unread else "damaged", error,
+                "" if is_unread else f"; {self._noted(number, str(error))}",
             )  # fmt: skip
             return False
         return True

@@ -1,5 +1,7 @@
 """Whatever happens to a store, retention and collection leave the newest state that is whole, and what is pinned."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -240,6 +242,28 @@ def test_a_damaged_one_in_the_middle_costs_no_loadable_one(
     life.save()
     assert life.store.keep_states("run", "base", keep=2, is_read_back=is_read_back) == 1
     assert life.whole() == [3, 4]
+
+
+def test_one_that_the_disk_does_not_give_stays_and_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be whole: it does not count while it cannot be read, and does as soon as it can."""
+    life = Life(str(tmp_path / "store"))
+    for _ in range(3):
+        life.save()
+    life.store = Store.open(life.store.uri)
+
+    def stale(path: Path) -> FileEntry:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "hash_file", stale)
+        assert life.store.keep_states("run", "base", keep=2, is_read_back=True) == 0
+    assert "000003 (step 2) is not to be read, an older one stays in its place" in caplog.text
+    assert life.store.files.names("quarantine/refs/states/run/base") == []
+    assert life.whole() == [1, 2, 3]
+    assert life.store.keep_states("run", "base", keep=2, is_read_back=True) == 1
+    assert life.whole() == [2, 3]
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])

@@ -8,12 +8,12 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, StoreDamaged
+from trainers.store.beside import start_beside
 from trainers.store.files import (
     CHUNK_BYTES,
     FULL,
@@ -252,10 +252,9 @@ class LocalFiles:
         if not isinstance(chunks, Sequence) or sum(memoryview(chunk).nbytes for chunk in chunks) < CHUNK_BYTES:
             self._write(descriptor, passing, durable)
             return passing.entry
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            hashed = pool.submit(hash_buffers, chunks)
-            self._write(descriptor, chunks, durable)
-            return hashed.result()
+        hashed = start_beside(lambda: hash_buffers(chunks))
+        self._write(descriptor, chunks, durable)
+        return hashed.result()
 
     def _write(self, descriptor: int, chunks: Iterable[Any], durable: bool) -> None:
         size = 0

@@ -7,7 +7,6 @@ one and retention can delete a dropped state's objects without asking who else n
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from recipes.errors import StoreDamaged
 from trainers.store.belonging import owner_mark
+from trainers.store.beside import map_beside
 from trainers.store.manifest import Dtype, Slice, StateManifest, TensorEntry, merge_entries
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -74,8 +74,9 @@ def write_tensors(
 ) -> dict[str, list[TensorEntry]]:
     """Store pieces durably; returns their entries in the manifest. `merge_entries` joins those of all ranks."""
     owner = owner_mark(run, stage, lease, step)
-    with ThreadPoolExecutor(max_workers=OBJECTS_AT_ONCE) as pool:
-        return merge_entries(pool.map(lambda batch: _write_object(store, batch, owner), _batches(pieces)))
+    return merge_entries(
+        map_beside(lambda batch: _write_object(store, batch, owner), _batches(pieces), OBJECTS_AT_ONCE)
+    )
 
 
 class TensorReader:

@@ -86,13 +86,14 @@ class Bench:
             sharded, groups, zero=1, precision="fp32", offload="none", clip=1.0, device=cpu
         )
         self.committed_at = 0.0
+        bench = self
 
         class TimedStore(Store):
             """Tells when a state was committed."""
 
-            def commit_state(store, manifest: StateManifest, lease: int) -> int:  # noqa: N805
+            def commit_state(self, manifest: StateManifest, lease: int) -> int:
                 number = super().commit_state(manifest, lease)
-                self.committed_at = time.perf_counter()
+                bench.committed_at = time.perf_counter()
                 return number
 
         self.store = TimedStore(open_files(str(folder / "store")))
@@ -102,7 +103,7 @@ class Bench:
         self.checkpoint = StoreCheckpoint(self.store, "run", "base", "f" * 64, lease, layout, versions())
         self.step = 0
         self.whole: list[float] = []
-        """Seconds of each of our saves to its very end."""
+        """Seconds of each of our saves to its very end, which all ranks reach together."""
         self.ours()  # the first save of a run is waited for and tried out
 
     def ours(self) -> tuple[float, float]:
@@ -222,7 +223,7 @@ def report(bench: Bench, seconds: dict[str, list[tuple[float, float]]]) -> None:
     for side, what in SIDES.items():
         print(f"{side:12} stall {stall[side]:7.3f} s  total {total[side]:7.3f} s  {what}")
     print(
-        f"{'':12} {'':13}  total {statistics.median(bench.whole[1:]):7.3f} s  ours, and read back, the oldest dropped"
+        f"{'':12} {'':15}  total {statistics.median(bench.whole[1:]):7.3f} s  ours, and read back, the oldest dropped"
     )
     for side in ("read + sha256", "load"):
         print(f"{side:12} {total[side]:7.3f} s")

@@ -66,7 +66,7 @@ class HostBuffer:
 
 
 def yield_processor() -> None:
-    """Let this thread alone have little of a processor that others want: hashing and copying must not slow a step."""
+    """Let this thread, and those that it starts, have little of a processor that others want: a step must not slow."""
     if sys.platform == "linux":  # elsewhere a priority is the whole process's
         thread = threading.get_native_id()
         present = os.getpriority(os.PRIO_PROCESS, thread)

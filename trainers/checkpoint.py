@@ -129,7 +129,7 @@ class StoreCheckpoint:
         self._task.check()
 
     def flush(self) -> None:
-        """Wait until what was saved is committed; raises its error."""
+        """Wait until what was saved is committed and read back; raises its error."""
         self._task.wait()
 
     def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
@@ -191,15 +191,19 @@ class StoreCheckpoint:
         The commit comes first: from then on a resume can use it. Every rank hears how each of these went.
         """
 
+        whole = _merged(manifest, parts)
+
         def commit() -> None:
-            whole = _merged(manifest, parts)
             _demand_items(whole, wanted)
             self.store.commit_state(whole, self.lease)
+
+        def drop_older() -> None:
+            self.store.keep_states(self.run, self.stage, self.keep, read_back=whole)
 
         is_first = distributed.rank() == 0
         _together(exchange, commit if is_first else None)
         _together(exchange, lambda: self._read_back(parts[distributed.rank()]))
-        _together(exchange, self._drop_older if is_first else None)
+        _together(exchange, drop_older if is_first else None)
 
     def _read_back(self, part: Mapping[str, Any]) -> None:
         """Hash what this rank has written: only then may an older state be dropped. An object store has done so."""
@@ -208,9 +212,6 @@ class StoreCheckpoint:
         objects = {piece.object for entries in _entries(part).values() for entry in entries for piece in entry.slices}
         for entry in sorted(objects, key=lambda entry: entry.sha256):
             self.store.objects.check(entry)
-
-    def _drop_older(self) -> None:
-        self.store.keep_states(self.run, self.stage, self.keep, is_read_back=True)
 
     def _try_out(self, manifest: StateManifest, engine: StatefulEngine, source: SourceState) -> Items:
         """Put a state that was written into the engine: nothing may change. Returns its items. Collective."""

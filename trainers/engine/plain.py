@@ -86,7 +86,7 @@ def replicated_state(optimizer: FlatAdamW) -> Iterator[StateSlice]:
         offset = 0
         for name, shape, values in tensors:
             start, stop = max(0, first - offset), min(values.numel(), last - offset)
-            if start < stop:
+            if start < stop or (values.numel() == 0 and rank == 0):  # what has no elements is an item, too
                 yield StateSlice(group, name, tuple(shape), start, values[start:stop].detach())
             offset += values.numel()
 

@@ -9,10 +9,10 @@ object with another commit, and retention deletes a dropped state's objects with
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from recipes.errors import StoreDamaged
+from trainers.store.beside import map_beside
 from trainers.store.headers import parse_header
 from trainers.store.manifest import (
     ArtifactManifest,
@@ -96,8 +96,8 @@ def wrong_objects(objects: ObjectStore, manifest: Manifest, entries: Iterable[Fi
         return None if problem is None else f"{path} {problem}"
 
     wanted = {entry.sha256: entry for entry in (objects_of(manifest) if entries is None else entries)}
-    with ThreadPoolExecutor(max_workers=16 if objects.is_remote else 1) as pool:
-        problems = list(pool.map(look, [wanted[sha256] for sha256 in sorted(wanted)]))
+    chosen = [wanted[sha256] for sha256 in sorted(wanted)]
+    problems = map_beside(look, chosen, 16) if objects.is_remote else map(look, chosen)
     return [problem for problem in problems if problem is not None]
 
 

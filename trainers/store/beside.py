@@ -26,7 +26,7 @@ def start_beside(action: Callable[[], B]) -> "Future[B]":
 
 
 def map_beside(action: Callable[[A], B], items: Iterable[A], at_once: int) -> Iterator[B]:
-    """Give the results of an action in order, a few items at once; after an error, once none is under way."""
+    """Give the results of an action in order, a few items at once; its error once none is under way."""
     running: deque[Future[B]] = deque()
     try:
         for item in items:
@@ -35,5 +35,6 @@ def map_beside(action: Callable[[A], B], items: Iterable[A], at_once: int) -> It
             running.append(start_beside(partial(action, item)))
         while running:
             yield running.popleft().result()
-    finally:
+    except Exception:
         wait(running)
+        raise

@@ -4,11 +4,11 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from recipes.errors import StoreDamaged
+from trainers.store.beside import map_beside
 from trainers.store.files import Files, check_entry, hash_file, reading, writing
 from trainers.store.headers import MAX_HEADER_BYTES
 from trainers.store.manifest import FileEntry, sha256_hex
@@ -76,8 +76,7 @@ class ObjectStore:
     def put_folder(self, folder: Path) -> dict[str, FileEntry]:
         """Store every file under a folder; logical names are relative to it."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            entries = list(pool.map(self.put_file, paths))
+        entries = map_beside(self.put_file, paths, 4)
         return {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
 
     def get_bytes(self, sha256: str) -> bytes:
@@ -100,8 +99,7 @@ class ObjectStore:
         wanted = list({entry.sha256: entry for entry in entries}.values())
         if self._files.root is not None or len(wanted) < 2:
             return [entry for entry in wanted if not self.has(entry.sha256, entry.bytes)]
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            present = list(pool.map(lambda entry: self.has(entry.sha256, entry.bytes), wanted))
+        present = map_beside(lambda entry: self.has(entry.sha256, entry.bytes), wanted, 16)
         return [entry for entry, is_present in zip(wanted, present, strict=True) if not is_present]
 
     def local_path(self, sha256: str) -> Path:
@@ -143,8 +141,7 @@ class ObjectStore:
 
         Raises StoreDamaged for the first that is missing or altered.
         """
-        with ThreadPoolExecutor(max_workers=threads) as pool:
-            list(pool.map(self.local_path, hashes))
+        list(map_beside(self.local_path, hashes, threads))
         return {sha256: self._verified[sha256] for sha256 in hashes}
 
     def trust(self, marks: Mapping[str, Mark]) -> None:

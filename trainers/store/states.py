@@ -117,12 +117,12 @@ class StateLog:
             self._noted(bad.number, bad.problem),
         )  # fmt: skip
 
-    def keep(self, keep: int, is_read_back: bool) -> int:
+    def keep(self, keep: int, read_back: StateManifest | None) -> int:
         """Drop all but the newest `keep` states that are whole; nothing when the newest is not (StoreDamaged).
 
         Every byte of those that stay was read: once by this process, as long as the files are the same. A damaged one
-        is set aside; an older whole one stays in its place. `is_read_back`: the newest one's writers have hashed what
-        they wrote as it lies in the store; here it is not read again.
+        is set aside; an older whole one stays in its place. `read_back`: its writers have hashed what they wrote as it
+        lies in the store; if it is the newest one, that is not read again here.
         """
         if keep < 1:
             raise ValueError(f"keep at least one state, not {keep}")
@@ -130,6 +130,7 @@ class StateLog:
         if not candidates:
             return 0
         _, newest = candidates.pop(0)
+        is_read_back = read_back is not None and set(newest.objects()) == set(read_back.objects())
         if is_read_back:
             self._objects.note_whole(newest.objects())
         if len(candidates) < keep:
@@ -171,7 +172,7 @@ class StateLog:
     def _is_whole(self, number: int, manifest: StateManifest) -> bool:
         """Tell whether every object of a state is right; a state that is damaged is set aside.
 
-        One that the disk does not give now may be whole: it stays, and does not count.
+        One that the disk does not give now may be whole: it does not count, and is not set aside.
         """
         try:
             for entry in manifest.objects():

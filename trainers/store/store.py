@@ -216,13 +216,13 @@ class Store:
         states = self.states(run, stage)
         return states.latest(check or (self._check_hashes if hashed else states.check_sizes))
 
-    def keep_states(self, run: str, stage: str, keep: int = 2, *, is_read_back: bool = False) -> int:
+    def keep_states(self, run: str, stage: str, keep: int = 2, *, read_back: StateManifest | None = None) -> int:
         """Drop all but the newest `keep` whole states, once these were read back; returns how many went.
 
-        `is_read_back` says that the newest one's writers have done so, each its share.
+        `read_back` is a state whose writers have done so, each its share; another that is the newest is read here.
         Objects go with the states that own them; what was put by anything else stays for a later collection.
         """
-        return self.states(run, stage).keep(keep, is_read_back)
+        return self.states(run, stage).keep(keep, read_back)
 
     # Data sets
 

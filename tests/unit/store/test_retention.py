@@ -69,6 +69,10 @@ class Life:
         found = [log.manifest(number) for number in log._refs.numbers()]
         return [manifest for manifest in found if manifest is not None]
 
+    def newest(self) -> StateManifest:
+        """The state that was committed last."""
+        return self.states()[-1]
+
     def whole(self) -> list[int]:
         """The steps of the states whose every byte is right."""
 
@@ -232,16 +236,32 @@ def test_a_damaged_one_in_the_middle_costs_no_loadable_one(
     life = Life(str(tmp_path / "store") if kind == "folder" else None)
     for _ in range(2):
         life.save()
-        assert life.store.keep_states("run", "base", keep=2, is_read_back=is_read_back) == 0
+        assert life.store.keep_states("run", "base", keep=2, read_back=life.newest() if is_read_back else None) == 0
     life.damage(True, b"x")
     life.save()
-    assert life.store.keep_states("run", "base", keep=2, is_read_back=is_read_back) == 0
+    assert life.store.keep_states("run", "base", keep=2, read_back=life.newest() if is_read_back else None) == 0
     assert life.whole() == [1, 3]
     assert "000003 (step 2) is damaged, an older one stays in its place" in caplog.text
     assert life.store.files.names("quarantine/refs/states/run/base") == ["000003"]
     life.save()
-    assert life.store.keep_states("run", "base", keep=2, is_read_back=is_read_back) == 1
+    assert life.store.keep_states("run", "base", keep=2, read_back=life.newest() if is_read_back else None) == 1
     assert life.whole() == [3, 4]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_read_back_says_nothing_of_a_newer_one(tmp_path: Path, keep: int) -> None:
+    """A superseded writer is slow to read back; the newest state is another's, and damaged: nothing is dropped."""
+    life = Life(str(tmp_path / "store"))
+    life.save()
+    life.save()
+    old = life.newest()
+    life.lease = life.store.take_lease("run", "base")
+    life.save()
+    life.damage(True, b"x")
+    slow = Store.open(life.store.uri)
+    with pytest.raises(StoreDamaged, match="hash"):
+        slow.keep_states("run", "base", keep=keep, read_back=old)
+    assert life.whole() == [1, 2]
 
 
 def test_one_that_the_disk_does_not_give_stays_and_is_not_set_aside(
@@ -258,11 +278,11 @@ def test_one_that_the_disk_does_not_give_stays_and_is_not_set_aside(
 
     with monkeypatch.context() as patch:
         patch.setattr(objects, "hash_file", stale)
-        assert life.store.keep_states("run", "base", keep=2, is_read_back=True) == 0
+        assert life.store.keep_states("run", "base", keep=2, read_back=life.newest()) == 0
     assert "000003 (step 2) is not to be read, an older one stays in its place" in caplog.text
     assert life.store.files.names("quarantine/refs/states/run/base") == []
     assert life.whole() == [1, 2, 3]
-    assert life.store.keep_states("run", "base", keep=2, is_read_back=True) == 1
+    assert life.store.keep_states("run", "base", keep=2, read_back=life.newest()) == 1
     assert life.whole() == [2, 3]
 
 
@@ -281,5 +301,5 @@ def test_what_was_read_back_is_not_read_again(tmp_path: Path, kind: str, monkeyp
     for expected in (1, 0, 0):
         life.save()
         checked.clear()
-        assert life.store.keep_states("run", "base", keep=2, is_read_back=True) == 1
+        assert life.store.keep_states("run", "base", keep=2, read_back=life.newest()) == 1
         assert len({str(item) for item in checked}) == expected

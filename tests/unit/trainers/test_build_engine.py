@@ -35,6 +35,7 @@ def test_every_network_of_a_module_recomputes() -> None:
 def test_every_rank_saves_as_much_of_what_all_hold(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large matrices and small biases in turn: what a rank saves is even in bytes, and all of it is saved once."""
     module = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
+    module.register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
     group = parameter_group("model", module, AdamW(lr=1e-3))
     shard = Shard(engine="plain", zero=0)
     engine = build_engine(module, [group], shard, clip=1.0, device=torch.device("cpu"))
@@ -49,5 +50,6 @@ def test_every_rank_saves_as_much_of_what_all_hold(ranks: int, monkeypatch: pyte
             if piece.group == "param":
                 assert piece.start == sum(values.numel() for values in found[piece.name])
                 found[piece.name].append(piece.values)
+    assert all(found.values())
     assert max(sizes) - min(sizes) <= 3
     assert all(torch.equal(torch.cat(found[name]), values) for name, values in wanted.items())

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import logging
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -36,9 +35,6 @@ PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, None)
 YOUNG_S = 60.0
 """An object that is there already and older than this is written again, which makes it young."""
 
-_MEMORY_LOCK = threading.Lock()
-
-
 T = TypeVar("T")
 
 
@@ -61,23 +57,24 @@ class RemoteFiles:
     def __init__(self, uri: str) -> None:
         import fsspec
 
+        from trainers.store.memory import MemoryObjects
+
         self.root: Path | None = None
         self.uri = uri.rstrip("/")
         self.patience: Patience | None = None
         protocol = urlsplit(uri).scheme
-        options: dict[str, Any] = {} if protocol == "memory" else {"use_listings_cache": False}
-        if protocol == "s3":
+        self._is_memory, self._is_s3 = protocol == "memory", protocol == "s3"
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self._is_s3:
             times = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"total_max_attempts": 1}}
             options |= {"config_kwargs": times, "session": _s3_session()}
         try:
-            self._fs = fsspec.filesystem(protocol, **options)
+            self._fs = MemoryObjects() if self._is_memory else fsspec.filesystem(protocol, **options)
         except ImportError as error:
             raise RequestError(f"store {uri}: {error}; pip install 'trainwright[s3]' brings s3://") from None
         self._base = self._fs._strip_protocol(self.uri).rstrip("/")
-        self._is_memory = protocol == "memory"
         self._errors: tuple[type[Exception], ...] = (OSError,)
         self._silences: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
-        self._is_s3 = protocol == "s3"
         if self._is_s3:
             from botocore import exceptions  # type: ignore[import-untyped]
 
@@ -90,11 +87,7 @@ class RemoteFiles:
 
         def write() -> bool:
             try:
-                if self._is_memory:
-                    with _MEMORY_LOCK:
-                        self._fs.pipe_file(full, data, mode="create")
-                else:
-                    self._fs.pipe_file(full, data, mode="create")
+                self._fs.pipe_file(full, data, mode="create")
             except self._errors:
                 # A refusal, or the answer to a write that did arrive: what is there now decides.
                 try:

@@ -1,5 +1,6 @@
 # make demo   set up, then run recipes/quickstart.yaml: pretrain, LoRA, reward model, PPO, evaluation
 # make test   set up, then lint, type-check and test
+# make models set up, then download and convert the real models that some tests and recipes use
 # make setup  the virtual environment in .venv alone
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 JOBS ?= 2
 
-.PHONY: demo test test-long lint setup clean
+.PHONY: demo models test test-long lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/trainwright run recipes/quickstart.yaml
+
+models: setup
+	$(BIN)/python tests/real_models.py $(if $(OPTIONAL),--optional)
 
 lint: setup
 	$(BIN)/pre-commit validate-config

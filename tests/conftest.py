@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import settings
 
+from tests.real_models import MINILM, SMOLLM2, cache
+
 # A shell lets a job in the background ignore SIGINT, and all that it starts; the tests of Ctrl-C need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,6 +95,25 @@ def _run_ranks(script: Path, arguments: Sequence[object], folder: Path, workers:
         for process in processes:
             process.kill()
     assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct: llama, bf16, with a chat template."""
+    return _real_model(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of MiniLM: a stock BERT encoder without a head."""
+    return _real_model(MINILM)
+
+
+def _real_model(name: str) -> Path:
+    folder = cache() / name
+    if not folder.is_dir():
+        pytest.skip(f"no real model: {folder} is not there; `make models` makes it, from the package index")
+    return folder
 
 
 @pytest.fixture

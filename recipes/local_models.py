@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.architecture import MODEL_TYPES
+from recipes.model_classes import ModelClass, find_class
 from recipes.vision_folders import VisionFacts, read_vision
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
@@ -48,6 +49,7 @@ class FolderFacts:
     positions: int | None = None
     tokenizer: TokenizerFacts | None = None
     vision: VisionFacts | None = None
+    model_class: ModelClass | None = None
 
 
 def _byte_level(token: str) -> str:
@@ -68,7 +70,7 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     if wants == "tokenizer":
         return FolderFacts(problems, tokenizer=tokenizer)
     if tokenizer is not None and tokenizer.eos_token is None:
-        problems.append(f"{path}: the tokenizer names no eos_token")
+        problems.append(f"{path}: the tokenizer names neither an eos_token nor a sep_token")
     elif tokenizer is not None and tokenizer.pad_token is None:
         problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
     config = _read_json(path / "config.json", problems)
@@ -78,8 +80,12 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         kind = None
     if config is not None and "auto_map" in config:
         problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
-    if config is not None and wants == "reward_model" and _labels(config) != 1:
-        problems.append(f"{path / 'config.json'}: a reward model has one label; this has {_labels(config)}")
+    model_class = None
+    if config is not None and kind is not None:
+        try:
+            model_class = find_class(config)
+        except ValueError as error:
+            problems.append(f"{path / 'config.json'}: {error}")
     if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         found = [name for name in ("pytorch_model.bin", "adapter_model.safetensors") if (path / name).exists()]
         reason = {
@@ -92,7 +98,7 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
     positions = None if config is None else config_positions(config)
-    return FolderFacts(problems, type=kind, positions=positions, tokenizer=tokenizer, vision=vision)
+    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class)
 
 
 def config_positions(config: Mapping[str, Any]) -> int | None:
@@ -102,11 +108,6 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     part = text if isinstance(text, dict) else config
     return next((part[key] for key in POSITION_KEYS if isinstance(part.get(key), int)), None)
-
-
-def _labels(config: dict[str, Any]) -> int:
-    labels = config.get("id2label")
-    return len(labels) if isinstance(labels, dict) else int(config.get("num_labels", 2))
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -143,7 +144,7 @@ def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path / name).is_file():
             config |= _read_json(path / name, problems) or {}
-    eos_token, vocabulary = _token(config.get("eos_token")), tokenizer.get_vocab(with_added_tokens=True)
+    eos_token, vocabulary = find_end_token(config), tokenizer.get_vocab(with_added_tokens=True)
     special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     return TokenizerFacts(
         eos_token=eos_token,
@@ -152,6 +153,11 @@ def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
         special_tokens=special,
         vocabulary=vocabulary,
     )
+
+
+def find_end_token(config: Mapping[str, Any]) -> str | None:
+    """The token that ends a text: the tokenizer's eos_token, or where it names none (BERT) its sep_token."""
+    return _token(config.get("eos_token")) or _token(config.get("sep_token"))
 
 
 def find_pad_token(named: str | None, eos_token: str | None, vocabulary: Mapping[str, int]) -> str | None:
@@ -165,4 +171,4 @@ def _token(value: Any) -> str | None:
     """A special token as the configuration writes it: text, or a mapping with its content."""
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and value else None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from recipes.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
-from recipes.chain import origin, start_of
+from recipes.chain import NOUNS, origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
@@ -137,9 +137,16 @@ def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[P
             reference = parse_reference(item.text)
         except ValueError:
             continue
-        if isinstance(reference, FolderRef):
-            for message in _folder(loaded, reference.path, item.wants[0]).problems:
-                yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
+        if not isinstance(reference, FolderRef):
+            continue
+        facts = _folder(loaded, reference.path, item.wants[0])
+        found = facts.model_class
+        for message in facts.problems:
+            yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
+        if found is not None and found.kind not in item.wants and "tokenizer" not in item.wants:
+            needed = " or ".join(NOUNS[kind] for kind in item.wants)
+            message = f"needs {needed}, but the folder holds {NOUNS[found.kind]} ({found.name})"
+            yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
 
 
 def _check_tokenizer(

@@ -13,6 +13,7 @@ from safetensors.torch import save as save_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.load import ModelKind, load_model, stock_class
 from trainers.architectures.vision_language import demand_fitting, probe_pixels
@@ -222,7 +223,9 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
     if len(tokenizer) > config.vocab_size:
         raise StageError(f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}")
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if tokenizer.eos_token_id not in ends:
+    # A stock BERT's configuration names no end token; the tokenizer's sep_token is one.
+    names_none = config.eos_token_id is None and MODEL_TYPES.get(config.model_type) == "encoder"
+    if tokenizer.eos_token_id not in ends and not names_none:
         raise StageError(
             f"{folder}: eos is {tokenizer.eos_token_id} in the tokenizer, {config.eos_token_id} in the model"
         )

@@ -159,7 +159,8 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
             "vision_language": "vision_language_model",
         }
         kind = kinds.get(model_family(folder), "language_model")
-        return load_model(folder, kind, device=context.ranks.device)
+        head = stream_seed(context.seed, "head") if kind == "masked_model" else None
+        return load_model(folder, kind, device=context.ranks.device, new_head_seed=head)
     assert isinstance(spec, Pretrain)
     assert spec.architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)

@@ -10,6 +10,7 @@ from torch import nn
 
 from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
+from recipes.model_classes import find_class
 from trainers.architectures.attention import attention_name
 from trainers.store.stock import open_model
 
@@ -26,10 +27,11 @@ ModelKind = Literal[
 ...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
 LlavaForConditionalGeneration."""
 
-LEFT_BEHIND = ("cls",)
-"""The head of masked tokens, which a classifier does not take over."""
 CLASSIFIER_PARTS = ("classifier", "bert.pooler")
 """What a classifier has and a masked language model has not."""
+_ENCODER_EXTRAS = ("bert.pooler", "pooler", "cls.seq_relationship")
+"""What files of a BertModel and a BertForPreTraining hold beside a masked language model; a bare model's keys have no
+prefix."""
 
 HEAD_NAMES = ("lm_head", "score", "classifier")
 """Attributes under which stock classes hold their head; which one depends on class and kind."""
@@ -48,10 +50,12 @@ def load_model(
     """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
 
     With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
-    head may be missing or left over; `classes` names what a new classifier tells apart. `dropout` takes the place of an
-    encoder's own, but for its attention's. Raises StageError naming the keys otherwise.
+    head may be missing or left over; `classes` names what a new classifier tells apart. A masked model takes its head
+    from the folder where that has one. `dropout` takes the place of an encoder's own, but for its attention's. Raises
+    StageError naming the keys otherwise.
     """
-    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    raw = json.loads((folder / "config.json").read_text())
+    model_type = raw["model_type"]
     model_class = stock_class(model_type, kind)
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
     if kind in ("score_model", "value_model"):
@@ -75,9 +79,10 @@ def load_model(
             attn_implementation=_attention(model_type, device),
             output_loading_info=True,
         )
-    if new_head_seed is not None and kind != "text_classifier":
+    if new_head_seed is not None and kind in ("score_model", "value_model"):
         _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
-    _demand_exact(folder, kind, model, info, has_new_head=new_head_seed is not None)
+    made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
+    _demand_exact(folder, kind, model, info, made, left)
     model.train()
     loaded: nn.Module = model
     return loaded
@@ -178,14 +183,29 @@ def _make_head(head: nn.Linear, seed: int, deviation: float) -> None:
         head.bias.zero_()
 
 
-def _demand_exact(folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], *, has_new_head: bool) -> None:
-    made: tuple[str, ...] = CLASSIFIER_PARTS
-    left: tuple[str, ...] = LEFT_BEHIND
-    if kind != "text_classifier":
-        made, left = (head_name(model),) if has_new_head else (), HEAD_NAMES
+def _exceptions(
+    kind: ModelKind, model: Any, config: dict[str, Any], *, has_new_head: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that are made new where the folder lacks them, and those of the folder that are left out."""
+    if kind == "masked_model":
+        try:
+            written_by = find_class(config)
+        except ValueError as error:
+            raise StageError(f"config.json: {error}") from None
+        is_headless = has_new_head and written_by.is_headless
+        return (("cls",) if is_headless else ()), (_ENCODER_EXTRAS if written_by.has_extras else ())
+    if not has_new_head:
+        return (), ()
+    if kind == "text_classifier":
+        return CLASSIFIER_PARTS, ("cls",)
+    return (head_name(model),), HEAD_NAMES
 
+
+def _demand_exact(
+    folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], made: tuple[str, ...], left: tuple[str, ...]
+) -> None:
     def allowed(key: str, names: tuple[str, ...]) -> bool:
-        return has_new_head and any(key.startswith(f"{name}.") for name in names)
+        return any(key.startswith(f"{name}.") for name in names)
 
     wrong = {
         "missing": [key for key in info["missing_keys"] if not allowed(key, made)],

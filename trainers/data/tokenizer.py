@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.local_models import find_pad_token
+from recipes.local_models import find_end_token, find_pad_token
 from recipes.seq2seq import SENTINEL, count_sentinels
 from trainers.data.template import Message, Span, render, response_spans
 
@@ -217,7 +217,10 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
 
 
 def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingTokenizer | None = None) -> Tokenization:
-    """Read a tokenizer of the Hugging Face layout; raises RequestError without an end token and a pad token."""
+    """Read a tokenizer of the Hugging Face layout; raises RequestError without an end token and a pad token.
+
+    Where it names no eos_token (BERT) its sep_token ends a text.
+    """
     if "tokenizer.json" not in files:
         raise RequestError("no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     config = _read_json(files, "tokenizer_config.json")
@@ -225,9 +228,9 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else config.get("chat_template")
     if isinstance(template, list):
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    eos = (overrides and overrides.eos_token) or _token(tokens.get("eos_token"))
+    eos = (overrides and overrides.eos_token) or find_end_token(tokens)
     if eos is None:
-        raise RequestError("the tokenizer names no eos_token; set tokenizer.eos_token")
+        raise RequestError("the tokenizer names neither an eos_token nor a sep_token; set tokenizer.eos_token")
     dropped = {"eos_token", "pad_token", "bos_token", "chat_template", "added_tokens_decoder"}
     dropped |= {"name_or_path", "auto_map"}
     found = Tokenization(

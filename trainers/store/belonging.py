@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from recipes.errors import StoreDamaged
+from recipes.safetensors_headers import parse_header
 from trainers.store.beside import map_beside
-from trainers.store.headers import parse_header
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,

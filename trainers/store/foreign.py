@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
-from trainers.store.headers import MAX_HEADER_BYTES, no_duplicates, parse_header
+from recipes.safetensors_headers import MAX_HEADER_BYTES, no_duplicates, parse_header
 
 WEIGHTS = "model.safetensors"
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".npz")

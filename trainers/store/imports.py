@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
+from recipes.model_classes import find_class
 from recipes.vision_folders import PROCESSOR_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
 from trainers.store.foreign import MAX_TEXT_BYTES, file_inside, read_json, refuse_code, weight_files
@@ -64,14 +65,16 @@ def import_folder(
     except RequestError as error:
         raise RequestError(f"{folder}: {error}") from None
 
+    kind = _kind(folder, config)
+    part = "critic" if kind == "actor_critic" else "model"
     files: dict[str, FileEntry] = {
-        f"model/{file}": store.objects.put_file(path) for file, path in sorted(paths.items())
+        f"{part}/{file}": store.objects.put_file(path) for file, path in sorted(paths.items())
     }
     digest = files_digest(files)
     manifest = ArtifactManifest(
         fingerprint=sha256_hex(canonical_json({"import": digest})),
         digest=digest,
-        kind=_kind(folder, config),
+        kind=kind,
         stage="import",
         files=files,
         contract=tokenization.contract_hash,
@@ -118,17 +121,8 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
 
 def _kind(folder: Path, config: dict[str, Any]) -> Kind:
     """Tell what the model is by the class that wrote it."""
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    if not isinstance(config.get("model_type"), str):
-        raise RequestError(f"{folder}/config.json has no model_type")
-    if name.endswith("ForSequenceClassification"):
-        labels = config.get("num_labels", len(config.get("id2label") or {}) or 2)
-        if labels != 1:
-            raise RequestError(f"{folder}/config.json: a reward model has one label, this classifier has {labels}")
-        return "reward_model"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")) or name == "LlavaForConditionalGeneration":
-        return "model"
-    raise RequestError(
-        f"{folder}/config.json: {name or 'no architecture'} is neither a language model nor a reward model"
-    )
+    try:
+        found = find_class(config).kind
+    except ValueError as error:
+        raise RequestError(f"{folder}/config.json: {error}") from None
+    return "actor_critic" if found == "critic" else found

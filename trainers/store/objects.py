@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import StoreDamaged
+from recipes.safetensors_headers import MAX_HEADER_BYTES
 from trainers.store.beside import map_beside
 from trainers.store.files import Files, check_entry, hash_file, reading, writing
-from trainers.store.headers import MAX_HEADER_BYTES
 from trainers.store.manifest import FileEntry, sha256_hex
 
 START_BYTES = 4096

@@ -112,7 +112,7 @@ def test_a_vocabulary_without_a_pad_token_takes_byte_zero() -> None:
 @pytest.mark.parametrize(
     ("changes", "overrides", "complaint"),
     [
-        ({"eos_token": None}, {}, "names no eos_token"),
+        ({"eos_token": None}, {}, "names neither an eos_token nor a sep_token"),
         ({}, {"pad_token": "<|end|>"}, "no pad token that differs"),
         ({}, {"eos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
         ({"bos_token": "<s>"}, {}, "'<s>' is not in the vocabulary"),

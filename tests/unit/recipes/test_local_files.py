@@ -150,9 +150,14 @@ def _tokenizer(folder: Path, **config: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+CLASSES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM"}
+
+
 def _model(folder: Path, **config: Any) -> None:
     _tokenizer(folder, eos_token="<eos>", pad_token={"content": "<pad>"}, chat_template="x")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 128, **config}))
+    config = {"model_type": "llama", "max_position_embeddings": 128, **config}
+    config = {"architectures": [CLASSES[config["model_type"]]], **config}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"")
 
 
@@ -176,6 +181,8 @@ def test_a_model_folder(tmp_path: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "not readable as JSON"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "xlnet"}'), "model_type 'xlnet'"),
         (lambda folder: _model(folder, auto_map={"AutoModel": "x.y"}), "auto_map"),
+        (lambda folder: _model(folder, architectures=["T5Model"]), "T5Model is not taken in with model_type 'llama'"),
+        (lambda folder: _model(folder, architectures=None), "no class is not taken in"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not readable by tokenizers"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle"),
@@ -195,6 +202,31 @@ def test_a_folder_s_length_and_modules_are_checked(write_recipe: Write) -> None:
     read_folder.cache_clear()
     assert "longer than the model" in _messages(path, "stages.chat.train.sequence_length")
     assert "gpt2 has no linear module" in _messages(path, "stages.chat.lora.target_modules.0")
+
+
+def test_a_folder_of_another_kind_is_named(write_recipe: Write) -> None:
+    path = write_recipe(("init_from: base", "init_from: ./model"))
+    _model(path.parent / "model", architectures=["LlamaForSequenceClassification"], id2label={"0": "a"})
+    read_folder.cache_clear()
+    assert "needs a language model, but the folder holds a reward model" in _messages(path, "stages.chat.init_from")
+    _model(path.parent / "model", architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b"})
+    read_folder.cache_clear()
+    assert "a reward model has one label, this classifier has 2" in _messages(path, "stages.chat.init_from")
+
+
+def test_a_stock_bert_is_taken(tmp_path: Path) -> None:
+    """It names no end token, its sep token ends a text; a bare one has no head."""
+    folder = tmp_path / "model"
+    for name, is_headless in (("BertModel", True), ("BertForPreTraining", False), ("BertForMaskedLM", False)):
+        _model(folder, model_type="bert", architectures=[name])
+        _tokenizer(folder, sep_token="<eos>", pad_token="<pad>")
+        read_folder.cache_clear()
+        facts = read_folder(folder, "model")
+        assert facts.problems == []
+        assert facts.tokenizer is not None
+        assert facts.tokenizer.eos_token == "<eos>"
+        assert facts.model_class is not None
+        assert (facts.model_class.kind, facts.model_class.is_headless) == ("model", is_headless)
 
 
 def test_an_existing_tokenizer(write_recipe: Write) -> None:

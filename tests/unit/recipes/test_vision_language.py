@@ -34,6 +34,7 @@ QUESTION = {"prompt": "Which? ", "completion": "Two."}
 GOOD = {"images": ["a.png"], **QUESTION}
 CONFIG: dict[str, Any] = {
     "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
     "image_token_index": 2,
     "vision_feature_select_strategy": "default",
     "text_config": {"model_type": "llama", "max_position_embeddings": 128},

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
+from trainers.data.tokenizer import load_tokenization
 from trainers.store.foreign import read_safetensors_header
 from trainers.store.imports import import_folder, import_tokenizer
 from trainers.store.origins import origins
@@ -121,6 +122,35 @@ def test_a_reward_model_is_known_by_its_class(store: Store, folder: Path) -> Non
         import_folder(store, folder)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "kind"),
+    [
+        ("bert", "BertModel", "model"),
+        ("bert", "BertForPreTraining", "model"),
+        ("bert", "BertForMaskedLM", "model"),
+        ("bert", "BertForSequenceClassification", "text_classifier"),
+        ("t5", "T5ForConditionalGeneration", "model"),
+        ("bart", "BartForConditionalGeneration", "model"),
+        ("llama", "LlamaForTokenClassification", "actor_critic"),
+        ("mistral", "MistralForCausalLM", "model"),
+    ],
+)
+def test_a_folder_is_known_by_its_class(
+    store: Store, folder: Path, model_type: str, architecture: str, kind: str
+) -> None:
+    write_json(folder / "config.json", {"model_type": model_type, "architectures": [architecture]})
+    manifest = import_folder(store, folder)
+    part = "critic" if kind == "actor_critic" else "model"
+    assert manifest.kind == kind
+    assert all(name.startswith(f"{part}/") for name in manifest.files)
+
+
+def test_a_sep_token_ends_a_text_where_there_is_no_eos_token(store: Store, folder: Path) -> None:
+    write_json(folder / "tokenizer_config.json", {"sep_token": "<eos>", "pad_token": "<pad>"})
+    manifest = import_folder(store, folder)
+    assert load_tokenization(store.folder(manifest, "model")).eos_id == 1
+
+
 def edit(name: str, change: dict[str, Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         path = folder / name
@@ -187,7 +217,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config has NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}') and None, "NaN is not JSON"),
     "config is deep": (lambda f: (f / "config.json").write_text("[" * 100_000) and None, r"config\.json"),
     "no model type": (lambda f: (f / "config.json").write_text("{}") and None, "no model_type"),
-    "unknown class": (edit("config.json", {"architectures": ["T5Model"]}), "T5Model is neither"),
+    "unknown class": (
+        edit("config.json", {"architectures": ["T5Model"]}), "T5Model is not taken in with model_type 'llama'"
+    ),
     "code in config": (with_code("config.json", {"auto_map": {"AutoModel": "code.M"}}), r"config\.json has auto_map"),
     "code deep in config": (
         with_code("config.json", {"text_config": [{"auto_map": {"AutoModel": "code.Model"}}]}),

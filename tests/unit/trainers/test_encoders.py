@@ -10,7 +10,7 @@ from torch import nn
 
 from recipes.data import TrainTokenizer
 from recipes.encoders import Bert, Corruption, PseudoLabels
-from recipes.errors import RequestError
+from recipes.errors import RequestError, StageError
 from recipes.memory import num_parameters
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
@@ -134,6 +134,51 @@ def test_the_dropout_of_a_classifier_takes_the_place_of_the_encoders_own(
     assert {part.p for part in changed.modules() if isinstance(part, nn.Dropout)} == {0.4, 0.05}
     for one, other in zip(kept.parameters(), changed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForPreTraining"])
+def test_a_stock_encoder_is_a_start_of_both_stages(tmp_path: Path, name: str) -> None:
+    """A bare one gets a head that follows from the seed; what a masked language model has not is left out."""
+    import transformers
+
+    keys = {key: value for key, value in KEYS.items() if key != "type"}
+    torch.manual_seed(0)
+    stock = getattr(transformers, name)(transformers.BertConfig(**keys, vocab_size=40))
+    stock.save_pretrained(tmp_path)
+    options: dict[str, Any] = {"device": torch.device("cpu"), "new_head_seed": 7}
+    loaded = load_model(tmp_path, "masked_model", **options)
+    again = load_model(tmp_path, "masked_model", **options)
+    kept = {key.removeprefix("bert."): tensor for key, tensor in stock.state_dict().items()}
+    for key, tensor in loaded.state_dict().items():
+        if key.startswith("bert."):
+            assert torch.equal(tensor, kept[key.removeprefix("bert.")])
+        assert torch.equal(tensor, again.state_dict()[key])
+    head = loaded.state_dict()["cls.predictions.transform.dense.weight"]
+    other = load_model(tmp_path, "masked_model", device=torch.device("cpu"), new_head_seed=8)
+    is_new = not torch.equal(head, other.state_dict()["cls.predictions.transform.dense.weight"])
+    assert is_new == (name == "BertModel")
+    classifier = load_model(tmp_path, "text_classifier", classes=("bad", "good"), **options)
+    assert torch.equal(classifier.state_dict()["bert.pooler.dense.weight"], kept["pooler.dense.weight"])
+
+
+def test_a_damaged_stock_encoder_is_refused(tmp_path: Path) -> None:
+    """Only the head may be missing, and only where the class has none."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    keys = {key: value for key, value in KEYS.items() if key != "type"}
+    options: dict[str, Any] = {"device": torch.device("cpu"), "new_head_seed": 7}
+    for name, missing in (
+        ("BertModel", "encoder.layer.1.output.dense.weight"),
+        ("BertForMaskedLM", "cls.predictions.transform.dense.weight"),
+    ):
+        folder = tmp_path / name
+        getattr(transformers, name)(transformers.BertConfig(**keys, vocab_size=40)).save_pretrained(folder)
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[missing]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(StageError, match=f"missing: (bert.)?{missing}"):
+            load_model(folder, "masked_model", **options)
 
 
 def labelled_set(count: int = 60) -> Dataset:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -13,9 +13,9 @@ from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
-from launch.progress import COUNTED, SHOWN_METRICS, View, rows_lost
+from launch.progress import COUNTED, SHOWN_METRICS, View, merge_losses, rows_lost
 from launch.resolve import Resolved
-from recipes.errors import Preempted, StageError, TrainwrightError
+from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
 from recipes.plan import Plan, PlannedStage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
@@ -294,14 +294,36 @@ class Executor:
         if draft is None:
             raise StageError(f"{name}: the workers returned no artifact")
         self._phase(name, "verify", {})
-        checked = crew.verify({**job, **result}, f"{label}-verify")
+        verified = self._verified(crew, name, {**job, **result}, f"{label}-verify")
         self._phase(name, "commit", {})
-        manifest = ArtifactManifest.model_validate(
-            {**draft, "verification": {key: checked.get(key) for key in ("how", "max_logit_difference")}}
-        )
+        manifest = ArtifactManifest.model_validate({**draft, **verified})
         self._check_draft(manifest, planned, inputs)
         self.store.check_lease(self.run, name, lease)
         return self.store.put_artifact(manifest).manifest
+
+    def _verified(self, crew: Crew, name: str, job: Json, label: str) -> Json:
+        """The draft's verification and gate, as fields of its manifest.
+
+        Files that are not the live model are committed where the stage ignores gates, with a failed one; else the
+        trained state is kept, and `resume` writes and verifies the files again.
+        """
+        try:
+            return {"verification": crew.verify(job, label)}
+        except WorkerFailed as failure:
+            if failure.verdict.error not in (StageError.__name__, VerificationError.__name__):
+                raise
+            reason = f"verification: {failure.verdict.message}"
+            if self.resolved.recipe.stages[name].gate != "ignore":
+                told = (
+                    f"{reason}; the trained state is kept: `trainwright resume {self.run}` writes and verifies the "
+                    f"files again, and with `--set stages.{name}.gate=ignore` commits them with a failed gate"
+                )
+                raise WorkerFailed(replace(failure.verdict, message=told)) from failure
+            gate = job["draft"]["gate"]
+            return {
+                "verification": {"how": "failed"},
+                "gate": {"passed": False, "reasons": [*gate["reasons"], reason]},
+            }
 
     def _check_draft(
         self, manifest: ArtifactManifest, planned: PlannedStage, inputs: Mapping[str, ArtifactManifest]
@@ -350,7 +372,7 @@ class Executor:
         if not manifest.gate.passed:
             details.append("gate failed: " + "; ".join(manifest.gate.reasons))
         if not cached:
-            details += rows_lost(manifest.metrics)
+            details += rows_lost(manifest.metrics) + merge_losses(manifest)
         state, took_s = ("cached", None) if cached else ("committed", seconds)
         self.view.stage_finished(name, state, took_s, " · ".join(details))
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from launch.charts import Node, Series, line_chart, lineage_graph, number
+from trainers.store.manifest import Verification
 
 HELD_OUT = ("eval/", "held_out_", "eval_")
 FIRST_CURVES = (
@@ -349,9 +350,8 @@ def _stage_section(stage: StageReport) -> str:
     if stage.manifest:
         checked = stage.manifest.get("verification") or {}
         if checked.get("how"):
-            difference = checked.get("max_logit_difference")
-            shown = f", largest logit difference {number(difference)}" if isinstance(difference, int | float) else ""
-            parts.append(f'<p class="soft">verified before commit: {escape(str(checked["how"]))}{shown}</p>')
+            shown = Verification.model_validate(checked).text
+            parts.append(f'<p class="soft">verified before commit: {escape(shown)}</p>')
     return "".join(parts) if len(parts) > 1 else ""
 
 

@@ -11,6 +11,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from trainers.store.manifest import ArtifactManifest
+
 PLAIN_EVERY_S = 10.0
 LOST_SHARE = 0.1
 """A stage that cannot use more of its rows than this says so when it is committed."""
@@ -119,6 +121,14 @@ def rows_lost(metrics: Mapping[str, Any]) -> list[str]:
     if data.get("truncated", 0) > LOST_SHARE * rows:
         said.append(f"{data['truncated']:,} of {rows:,} rows truncated")
     return said
+
+
+def merge_losses(manifest: ArtifactManifest) -> list[str]:
+    """Say how much of an adapter the precision of the merged model swallows, where that is worth a look."""
+    checked = manifest.verification
+    if checked is None or checked.merge_lost is None or checked.merge_lost < LOST_SHARE:
+        return []
+    return [f"rounding the merged model swallowed {checked.merge_lost:.0%} of the adapter's update; see its adapter"]
 
 
 class Pace:

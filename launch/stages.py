@@ -269,6 +269,7 @@ def verify_draft(job: Json, worker: WorkerContext) -> Json:
     checks = [Check.from_json(raw) for raw in job["checks"]]
     inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
     if not checks:
-        return {"how": "files-only", "max_logit_difference": None}
-    difference = verify_checks(store, draft.files, checks, inputs, job["store"])
-    return {"how": "clean-process", "max_logit_difference": difference}
+        return {"how": "files-only"}
+    found = verify_checks(store, draft.files, checks, inputs, job["store"])
+    merge = {} if found.merge is None else {"merge_lost": found.merge.lost, "merge_unchanged": found.merge.unchanged}
+    return {"how": "clean-process", "max_logit_difference": found.difference, **merge}

@@ -108,9 +108,7 @@ def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False
     rule = f" by {outcome.rule}" if outcome.rule else ""
     typer.echo(f"outcome      {outcome.state}{rule}, {outcome.steps_done} of {outcome.steps_planned} steps")
     if manifest.verification:
-        difference = manifest.verification.max_logit_difference
-        shown = "" if difference is None else f", largest logit difference {difference:.2g}"
-        typer.echo(f"verified     {manifest.verification.how}{shown}")
+        typer.echo(f"verified     {manifest.verification.text}")
     if manifest.exactness:
         typer.echo(f"exactness    {manifest.exactness}")
     for change in manifest.changes:

@@ -5,6 +5,7 @@ TrainwrightError (1)
 ├── RequestError (2)    the command asks for something that does not exist or is refused
 ├── CapacityError (3)   the cluster or the store cannot take the work
 ├── StageError (4)      a stage failed or a gate refused
+│   └── VerificationError   files are not the live model that they were written from
 ├── StoreDamaged (5)    bytes in the store are not what their manifest says
 └── Preempted (75)      stopped early with resumable state
 """
@@ -74,6 +75,10 @@ class StageError(TrainwrightError):
     """A stage failed or a gate refused its input."""
 
     exit_code: ClassVar[int] = 4
+
+
+class VerificationError(StageError):
+    """A stage's files, opened in a clean process, are not the model that was trained."""
 
 
 class StoreDamaged(TrainwrightError):  # noqa: N818

@@ -25,7 +25,9 @@ Part = Literal["language", "projector", "vision"]
 class _Stage(Strict):
     seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; None takes the recipe's.")
     gate: Literal["enforce", "ignore"] = placement(
-        "enforce", description="Whether this stage refuses an input whose gate failed."
+        "enforce",
+        description="Whether this stage refuses an input whose gate failed, and withholds files that fail their "
+        "verification; ignore takes the input, and commits the files with a failed gate.",
     )
 
 

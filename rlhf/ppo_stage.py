@@ -1,32 +1,26 @@
 """The PPO stage: models, rollouts and experience around the one loop, and the draft of actor and critic."""
 
-import copy
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.derive import steps_per_iteration
 from recipes.errors import StageError
 from recipes.ppo import Rollout
 from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
+from rlhf.critic import Critic
 from rlhf.experience import Responses
 from rlhf.invariants import UNTOUCHED_TOLERANCE
 from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
-from rlhf.models import PolicyModels
 from rlhf.ppo import GaeEstimator, PpoObjective, Show
 from rlhf.reading import Reading, reading_of
 from rlhf.rollout import ColocatedRollouts
 from rlhf.scoring import ScoreStatistics
 from rlhf.sharing import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
-from trainers.architectures.load import head_name, longest_input, stock_class
-from trainers.architectures.lora import merged_tensors
-from trainers.artifacts import model_config, probe, write_model
+from trainers.architectures.load import longest_input
+from trainers.artifacts import model_config
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
@@ -232,20 +226,8 @@ def _write_draft(
 ) -> Draft | None:
     """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
-    is_first = context.ranks.rank == 0
-    actor_probe = critic_probe = None
-    with engine.gathered() as module:
-        assert isinstance(module, PolicyModels)
-        if is_first:
-            with module.playing("actor") as actor:
-                actor_probe = probe(actor, "language_model", tokenization.vocab_size)
-            with module.playing("critic") as critic:
-                critic_probe = probe(_ValueModel(critic, module.value_head), "value_model", tokenization.vocab_size)
-    tensors = dict(engine.full_parameters())
-    if actor_probe is None or critic_probe is None:
-        return None
-    models = shared.models
-    actor_model = TrainedText(
+    models, is_first = shared.models, context.ranks.rank == 0
+    trained = TrainedText(
         "language_model",
         models.networks[POLICY],
         f"networks.{POLICY}.",
@@ -257,12 +239,22 @@ def _write_draft(
         part="actor",
         adapter=ACTOR,
     )
-    actor_entry, critic_entry = put_probe(context.store, actor_probe), put_probe(context.store, critic_probe)
+    tensors = dict(engine.full_parameters())
+    policy = network_tensors(tensors, POLICY)
+    whole = trained.whole_tensors(policy) if is_first else {}
+    critic = Critic(models, tensors) if is_first else None
+    actor_probes = critic_probe = None
+    with engine.gathered():
+        if critic is not None:
+            actor_probes = trained.probes(whole)
+            critic_probe = critic.probe()
+    if critic is None or actor_probes is None or critic_probe is None:
+        return None
     with draft_folder() as folder:
-        policy = network_tensors(tensors, POLICY)
-        checks = write_trained(folder, actor_model, policy, context, actor_entry)
-        _write_critic(folder / "critic", models, tensors, tokenization, dtype)
+        checks = write_trained(folder, trained, policy, whole, context, actor_probes)
+        critic.write(folder / "critic", tokenization, dtype)
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
+    critic_entry = put_probe(context.store, critic_probe)
     return Draft(
         kind="actor_critic",
         files=files,
@@ -275,44 +267,8 @@ def _write_draft(
         },
         gate_reasons=tuned.gate_reasons,
         contract=tokenization.contract_hash,
-        base=actor_model.base(context),
+        base=trained.base(context),
         architecture=model_config(models.networks[POLICY].config, "language_model", dtype),
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),
     )
-
-
-class _ValueModel(nn.Module):
-    """A network and the value head in the form of the stock class, to be probed."""
-
-    def __init__(self, network: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.head = head
-        self.config = network.config
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
-        """One value per token."""
-        base: Any = self.network.base_model
-        states = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache).last_hidden_state
-        return SimpleNamespace(logits=self.head(states))
-
-
-def _write_critic(
-    folder: Path, models: PolicyModels, tensors: Mapping[str, Tensor], tokenization: Tokenization, dtype: torch.dtype
-) -> None:
-    """Write the critic as a token classification model with one label, its adapter merged."""
-    route = models.routes["critic"]
-    network: Any = models.networks[route.network]
-    own = network_tensors(tensors, route.network)
-    whole = merged_tensors(network, own, route.adapters[0]) if route.adapters else own
-    config = copy.deepcopy(network.config)
-    config.num_labels = 1
-    with torch.device("meta"):
-        stock = stock_class(config.model_type, "value_model")(config)
-    prefix = "" if network.base_model is not network else f"{network.base_model_prefix}."
-    wanted = set(stock.state_dict())
-    named = {f"{prefix}{name}": tensor for name, tensor in whole.items() if f"{prefix}{name}" in wanted}
-    head = head_name(stock)
-    named |= {f"{head}.{name}": tensors[f"value_head.{name}"] for name in ("weight", "bias")}
-    write_model(folder, "value_model", config, named.items(), tokenization.files(), dtype=dtype)

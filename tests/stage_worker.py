@@ -124,7 +124,7 @@ def run_case(folder: Path, ranks: distributed.Ranks, case: Case) -> None:
     store = Store.open(uri)
     result = {
         **draft.to_json(),
-        "difference": verify_checks(store, draft.files, list(draft.checks), made.inputs, uri),
+        "difference": verify_checks(store, draft.files, list(draft.checks), made.inputs, uri).difference,
         "digest": made.digest,
         "steps": observer.steps,
         "curves": observer.curves,

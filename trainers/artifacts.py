@@ -2,24 +2,31 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
 from trainers.architectures.load import ModelKind, load_model, stock_class
+from trainers.architectures.lora import base_tensors
 from trainers.architectures.vision_language import demand_fitting, probe_pixels
 from trainers.data.picture_processor import load_picture_processor
 from trainers.precision import exact_matmul
 from trainers.store.stock import open_adapter
+from trainers.verification import (
+    MergeLoss,
+    Probe,
+    compare_merge,
+    compare_outputs,
+    demand_same_weights,
+    in_fp32,
+    weight_digests,
+)
 
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16
@@ -28,28 +35,6 @@ TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2se
 """Kinds whose outputs are logits over the vocabulary at every position."""
 _VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
 """Configuration keys that name a version or a place; no artifact holds them."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Outputs of a live model on the fixed prompt, in fp32: logits of the last positions, scores or values."""
-
-    token_ids: list[int]
-    outputs: np.ndarray
-    dtype: torch.dtype = torch.float32
-    """Precision in which the live model ran, and in which the files are opened to compare."""
-
-    def to_bytes(self) -> bytes:
-        """Serialise as safetensors."""
-        ids = torch.tensor(self.token_ids, dtype=torch.int64)
-        none = torch.zeros(0, dtype=self.dtype)
-        return bytes(save_safetensors({"token_ids": ids, "outputs": torch.from_numpy(self.outputs), "dtype": none}))
-
-    @staticmethod
-    def from_bytes(data: bytes) -> "Probe":
-        """Read what `to_bytes` wrote."""
-        tensors = load_safetensors(data)
-        return Probe(tensors["token_ids"].tolist(), tensors["outputs"].numpy(), tensors["dtype"].dtype)
 
 
 def write_model(
@@ -102,26 +87,31 @@ def write_adapter(
     save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-@torch.no_grad()
-def probe(model: nn.Module, kind: ModelKind, vocab_size: int) -> Probe:
-    """Run the fixed prompt through a bare, whole model, with a picture before it where it takes any.
+def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor]]) -> Probe:
+    """Run the fixed prompt through a bare, whole model in fp32, with an image before it where it takes any.
 
-    Its mode is restored.
+    `weights` are its tensors by their names in the files. The model's mode is restored.
     """
     config: Any = model.config
     left_out = {config.get_text_config().pad_token_id}
     before: list[int] = []
     if kind == "vision_language_model":
         left_out.add(config.image_token_id)
-        before = [config.image_token_id] * _features_of_a_picture(model)
+        with torch.no_grad():
+            before = [config.image_token_id] * _features_of_a_picture(model)
     ids = [
         token
-        for token in ((7 * index * index + 3) % vocab_size for index in range(4 * PROBE_TOKENS))
+        for token in (
+            (7 * index * index + 3) % config.get_text_config().vocab_size for index in range(4 * PROBE_TOKENS)
+        )
         if token not in left_out
     ]
     ids = before + ids[:PROBE_TOKENS]
     dtype = next(iter(model.parameters())).dtype
-    return Probe(ids, _outputs(model, kind, ids), dtype)
+    digests = weight_digests(weights, dtype)
+    with in_fp32(model):
+        outputs = _outputs(model, kind, ids)
+    return Probe(ids, outputs, dtype, digests)
 
 
 def _features_of_a_picture(model: Any) -> int:
@@ -129,12 +119,15 @@ def _features_of_a_picture(model: Any) -> int:
     return len(model.base_model.get_image_features(pixels, return_dict=True).pooler_output[0])
 
 
-def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None) -> float:
-    """Open with stock classes; return the output difference.
+def verify_folder(
+    folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None, merged: Path | None = None
+) -> tuple[float, MergeLoss | None]:
+    """Open with stock classes; return the output difference over the outputs' spread, and what merging has lost.
 
-    Demands the exact key set, shapes, finite values and tied weights; raises StageError naming what is wrong. With
-    `adapter` the peft adapter, and the scalar head that it brings, is put on the model first. The difference is the
-    largest one, relative to the largest output where that is above 1.
+    Demands the exact key set, shapes, finite values, tied weights, and a tokenizer that fits; where a live model is
+    `expected`, its weights bit for bit and its outputs. With `adapter` the peft adapter, and the scalar head that it
+    brings, is put on the model first; `merged` is the folder that must hold the same model with the adapter merged.
+    Raises StageError naming what is wrong.
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
@@ -160,17 +153,27 @@ def verify_folder(folder: Path, kind: ModelKind, expected: Probe | None, *, adap
         model = with_adapter(model, adapter)
     model.eval()
     if expected is None:
-        return 0.0
-    outputs = _outputs(model, kind, expected.token_ids)
-    if outputs.shape != expected.outputs.shape or not np.isfinite(outputs).all():
-        raise StageError(f"{folder}: outputs have shape {outputs.shape}, expected finite {expected.outputs.shape}")
-    scale = max(1.0, float(np.abs(expected.outputs).max()))
-    return float(np.abs(outputs - expected.outputs).max()) / scale
+        return 0.0, None
+    where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
+    demand_same_weights(where, weight_digests(file_weights(model).items(), dtype), expected.weights)
+    difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
+    return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name)
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the largest output difference that a verification accepts."""
-    return 1e-5 if dtype == torch.float32 else 2e-2
+def file_weights(model: Any) -> dict[str, Tensor]:
+    """Return a stock model's weights by their names in files; of peft's model the base's and the adapter's."""
+    named = dict(model.named_parameters())
+    if not hasattr(model, "peft_config"):
+        return named
+    from peft import get_peft_model_state_dict
+
+    start = "base_model.model."
+    base = {
+        name.removeprefix(start): tensor
+        for name, tensor in base_tensors(named).items()
+        if not {"modules_to_save", "original_module"} & set(name.split("."))
+    }
+    return {**base, **get_peft_model_state_dict(model, save_embedding_layers=False)}
 
 
 def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:

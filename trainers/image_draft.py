@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.artifacts import write_adapter
 from trainers.checkpoint import StoreCheckpoint
-from trainers.families.build import Blueprint, probe_family, write_family
+from trainers.families.build import Blueprint, probe_adapter, probe_family, write_family
 from trainers.loop import Outcome
 from trainers.stage import Check, Draft, StageContext, draft_folder, put_probe
 
@@ -42,7 +42,8 @@ def write_image_draft(
         if adapter is not None:
             base = context.inputs[base_input].digest
             write_adapter(folder / "adapter", peft_config, adapter.items(), base_digest=base, dtype=dtype)
-            checks.append(Check("image", "model", probe, adapter="adapter", base=base_input))
+            own = put_probe(context.store, probe_adapter(adapter, dtype))
+            checks.append(Check("image", "model", own, adapter="adapter", base=base_input, merged="model"))
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
     return Draft(

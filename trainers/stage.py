@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.errors import RequestError, StageError
+from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source, get_source
 from recipes.stages import Stage
 from trainers import distributed
 from trainers.architectures.load import ModelKind
-from trainers.artifacts import Probe, tolerance, verify_folder
+from trainers.artifacts import verify_folder
 from trainers.checkpoint import StoreCheckpoint, versions
 from trainers.data.dataset import Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
@@ -25,6 +25,7 @@ from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateMa
 from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
 from trainers.store.views import folder as folder_of
+from trainers.verification import MergeLoss, Probe
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Check:
     """Folder of an adapter to put on the model."""
     base: str | None = None
     """Input (field path) whose files hold `model`."""
+    merged: str | None = None
+    """Folder of the draft that must hold the same model with the adapter merged."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the check as plain JSON."""
@@ -124,37 +127,42 @@ class Draft:
         }
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What the checks of a draft found."""
+
+    difference: float
+    """Largest output difference over the outputs' spread, both sides in fp32."""
+    merge: MergeLoss | None
+    """What merging the adapter has lost; None: nothing was merged."""
+
+
 def verify_checks(
     store: Store,
     files: Mapping[str, FileEntry],
     checks: list[Check],
     inputs: Mapping[str, ArtifactManifest],
     uri: str,
-) -> float:
-    """Run a draft's checks in this process, which never saw the live model; returns the largest output difference.
+) -> Verified:
+    """Run a draft's checks in this process, which never saw the live model.
 
-    Raises StageError when files do not open strictly or differ from the live model by more than the tolerance.
+    Raises StageError when files do not open strictly, VerificationError when they are not the live model.
     """
-    largest = 0.0
+    largest, loss = 0.0, None
     for check in checks:
         owned = files if check.base is None else inputs[check.base].files
         model = folder_of(store.objects, uri, owned, check.model)
         adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
+        merged = None if check.merged is None else folder_of(store.objects, uri, files, check.merged)
         expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
         if check.kind == "image":
             from trainers.families.build import verify_family
 
-            difference = verify_family(model, expected, adapter)
+            difference, found = verify_family(model, expected, adapter=adapter, merged=merged)
         else:
-            difference = verify_folder(model, check.kind, expected, adapter=adapter)
-        limit = tolerance(expected.dtype)
-        if not difference <= limit:
-            what = check.model if check.adapter is None else f"{check.model} with {check.adapter}"
-            raise StageError(
-                f"{what}: outputs of the files differ from the live model's by {difference:.2e} (limit {limit:.0e})"
-            )
-        largest = max(largest, difference)
-    return largest
+            difference, found = verify_folder(model, check.kind, expected, adapter=adapter, merged=merged)
+        largest, loss = max(largest, difference), found or loss
+    return Verified(largest, loss)
 
 
 @contextmanager

@@ -9,14 +9,31 @@ import torch
 from torch import Tensor
 
 from trainers.architectures.load import ModelKind
-from trainers.architectures.lora import DEFAULT, adapter_tensors, config_with_heads, merged_tensors
+from trainers.architectures.lora import (
+    DEFAULT,
+    active_adapters,
+    adapter_layers,
+    adapter_tensors,
+    base_tensors,
+    config_with_heads,
+    folded_adapter,
+    merged_tensors,
+)
 from trainers.artifacts import model_config, probe, write_adapter, write_model
 from trainers.checkpoint import StoreCheckpoint
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
 from trainers.loop import Outcome
 from trainers.stage import Check, Draft, StageContext, draft_folder, model_part, put_probe
-from trainers.store.manifest import FileEntry
+from trainers.verification import Probe
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What the live model gives: with its adapter on the base, and as the whole model that is written."""
+
+    adapter: Probe | None = None
+    whole: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,30 @@ class TrainedText:
     adapter: str = DEFAULT
     """Name of the adapter in the model."""
 
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole model's tensors by their names in files, an adapter merged in fp32; {} if it is not."""
+        if self.peft_config is None:
+            return dict(tensors)
+        return merged_tensors(self.model, tensors, self.adapter) if self.merge else {}
+
+    def probes(self, whole: Mapping[str, Tensor]) -> "Probes":
+        """Probe the live model, every parameter in place; `whole` is what `whole_tensors` gave."""
+        model = self.model
+        if self.peft_config is None:
+            return Probes(whole=probe(model, self.kind, model.named_parameters()))
+        layers = adapter_layers(model)
+        with active_adapters(model, [self.adapter], layers):
+            named = dict(model.named_parameters())
+            own = adapter_tensors(named, self.adapter, heads=self.heads)
+            heads = tuple(f"{head}." for head in self.heads)
+            base = {name: tensor for name, tensor in base_tensors(named).items() if not name.startswith(heads)}
+            adapted = probe(model, self.kind, [*base.items(), *own.items()])
+        if not self.merge:
+            return Probes(adapter=adapted)
+        with folded_adapter(model, self.adapter, layers, whole):
+            merged = probe(model, self.kind, base_tensors(dict(model.named_parameters())).items())
+        return Probes(adapter=adapted, whole=merged)
+
     def base(self, context: StageContext) -> str | None:
         """Return the digest of what the adapter belongs to; None: there is no adapter."""
         return None if self.peft_config is None else context.inputs[self.start].digest
@@ -62,18 +103,17 @@ def write_text_draft(
 ) -> Draft | None:
     """Write, probe and upload what the stage made, `artifact` its kind; the draft comes from rank 0. Collective."""
     kind, model, tokenization, dtype = trained.kind, trained.model, trained.tokenization, trained.dtype
-    is_first = context.ranks.rank == 0
-    with engine.gathered():
-        found = probe(model, kind, tokenization.vocab_size) if is_first else None
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
-        if is_first:
+        if context.ranks.rank == 0:
             tensors[name.removeprefix(trained.prefix)] = tensor
-    if found is None:
+    whole = trained.whole_tensors(tensors) if context.ranks.rank == 0 else {}
+    with engine.gathered():
+        probes = trained.probes(whole) if context.ranks.rank == 0 else None
+    if probes is None:
         return None
-    probe_entry = put_probe(context.store, found)
     with draft_folder() as folder:
-        checks = write_trained(folder, trained, tensors, context, probe_entry)
+        checks = write_trained(folder, trained, tensors, whole, context, probes)
         files = context.store.objects.put_folder(folder)
     return Draft(
         kind=artifact,
@@ -91,23 +131,35 @@ def write_text_draft(
 
 
 def write_trained(
-    folder: Path, trained: TrainedText, tensors: Mapping[str, Tensor], context: StageContext, probe_entry: FileEntry
+    folder: Path,
+    trained: TrainedText,
+    tensors: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    context: StageContext,
+    probes: Probes,
 ) -> list[Check]:
     """Write a model's adapter, and the model whole where there is none or it is merged; returns how to verify them.
 
-    `tensors` are its parameters by its own names, whole.
+    `tensors` are its parameters by its own names; `whole` what `whole_tensors` made of them.
     """
-    kind, model, dtype = trained.kind, trained.model, trained.dtype
-    base, checks = trained.base(context), []
-    if base is not None:
+    kind, dtype, base = trained.kind, trained.dtype, trained.base(context)
+    checks = []
+    if base is not None and probes.adapter is not None:
         config = config_with_heads(trained.peft_config, trained.heads)
         adapter = adapter_tensors(tensors, trained.adapter, heads=trained.heads)
         write_adapter(folder / "adapter", config, adapter.items(), base_digest=base, dtype=dtype)
-        base_part = model_part(context.inputs[trained.start], trained.start)
-        checks.append(Check(kind, base_part, probe_entry, adapter="adapter", base=trained.start))
-    if base is None or trained.merge:
-        whole = tensors if base is None else merged_tensors(model, tensors, trained.adapter)
+        checks.append(
+            Check(
+                kind,
+                model_part(context.inputs[trained.start], trained.start),
+                put_probe(context.store, probes.adapter),
+                adapter="adapter",
+                base=trained.start,
+                merged=trained.part if trained.merge else None,
+            )
+        )
+    if probes.whole is not None:
         beside = {**trained.tokenization.files(), **trained.further_files}
-        write_model(folder / trained.part, kind, model.config, whole.items(), beside, dtype=dtype)
-        checks.append(Check(kind, trained.part, probe_entry))
+        write_model(folder / trained.part, kind, trained.model.config, whole.items(), beside, dtype=dtype)
+        checks.append(Check(kind, trained.part, put_probe(context.store, probes.whole)))
     return checks

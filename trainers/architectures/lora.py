@@ -116,18 +116,25 @@ def active_adapters(model: nn.Module, names: Sequence[str], layers: Mapping[str,
 
 
 @contextmanager
-def folded_adapter(model: nn.Module, name: str, layers: Mapping[str, Any]) -> Iterator[None]:
+def folded_adapter(
+    model: nn.Module, name: str, layers: Mapping[str, Any], merged: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
     """Run forwards without gradients as under one adapter, at the cost of none: its update lies in the weights.
 
-    Every parameter is whole. Afterwards the base's own tensors are put back as they were, not computed back.
+    Every parameter is whole. `merged` is what `merged_tensors` gave; without it the weights are merged here. Afterwards
+    the base's own tensors are put back as they were, not computed back.
     """
     own = {path: layer.base_layer.weight.data for path, layer in layers.items()}
     with torch.no_grad(), active_adapters(model, (), layers):
         for path, layer in layers.items():
             if name not in layer.scaling:
                 continue
-            tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
-            layer.base_layer.weight.data = _merged_weight(layer, path, tensors, name).to(own[path].dtype)
+            if merged is None:
+                tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
+                weight = _merged_weight(layer, path, tensors, name)
+            else:
+                weight = merged[f"{path}.weight"]
+            layer.base_layer.weight.data = weight.to(own[path])
         try:
             yield
         finally:

@@ -14,10 +14,19 @@ from torch import Tensor
 
 from recipes.errors import RequestError, StageError
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
-from trainers.artifacts import Probe, with_adapter, write_json
+from trainers.artifacts import with_adapter, write_json
 from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
 from trainers.store.stock import open_model
+from trainers.verification import (
+    MergeLoss,
+    Probe,
+    compare_merge,
+    compare_outputs,
+    demand_same_weights,
+    in_fp32,
+    weight_digests,
+)
 
 if TYPE_CHECKING:
     from trainers.families.text_encoder import TextEncoder
@@ -171,27 +180,39 @@ def load_tensors(family: Family, tensors: Mapping[str, Tensor], where: str) -> N
 
 
 def probe_family(family: Family, dtype: torch.dtype) -> Probe:
-    """Run fixed pictures through a family."""
-    return Probe([], _probe_outputs(family), dtype)
+    """Run fixed images through a family in fp32."""
+    with in_fp32(family.module):
+        outputs = _probe_outputs(family)
+    return Probe([], outputs, dtype, weight_digests(family.module.named_parameters(), dtype))
 
 
-def verify_family(folder: Path, expected: Probe, adapter: Path | None = None) -> float:
-    """Open a model folder and return the largest output difference, relative to the largest output above 1.
+def probe_adapter(adapter: Mapping[str, Tensor], dtype: torch.dtype) -> Probe:
+    """Return what an adapter's files must hold; its outputs are those of the merged model, which has its own probe."""
+    return Probe([], np.zeros(0, dtype=np.float32), dtype, weight_digests(adapter.items(), dtype))
 
-    Parts that a stock class opens are opened by it; an adapter is put on the network by peft. Raises StageError naming
-    what is wrong.
+
+def verify_family(
+    folder: Path, expected: Probe, *, adapter: Path | None = None, merged: Path | None = None
+) -> tuple[float, MergeLoss | None]:
+    """Open a model folder and compare it with the live model; see `verify_folder`.
+
+    Parts that a stock class opens are opened by it. An adapter is put on the network by peft; `merged` must hold what
+    peft merges. Raises StageError naming what is wrong.
     """
     family: Any = open_family(folder, dtype=expected.dtype)
     if adapter is not None:
-        family.net = with_adapter(family.net, adapter).eval()
-    for part in family.parts() if adapter is None else ():
+        from peft import get_peft_model_state_dict
+
+        adapted = with_adapter(family.net, adapter).eval()
+        found = get_peft_model_state_dict(adapted)
+        demand_same_weights(adapter.name, weight_digests(found.items(), expected.dtype), expected.weights)
+        return 0.0, None if merged is None else compare_merge(adapted, merged, expected.dtype, merged.name)
+    for part in family.parts():
         if part.config is not None:
             _open_by_stock_class(folder / part.folder, part, family)
-    found = _probe_outputs(family)
-    if found.shape != expected.outputs.shape or not np.isfinite(found).all():
-        raise StageError(f"{folder}: outputs have shape {found.shape}, expected finite {expected.outputs.shape}")
-    scale = max(1.0, float(np.abs(expected.outputs).max()))
-    return float(np.abs(found - expected.outputs).max()) / scale
+    found = weight_digests(family.module.named_parameters(), expected.dtype)
+    demand_same_weights(folder.name, found, expected.weights)
+    return compare_outputs(folder.name, family.module, lambda: _probe_outputs(family), expected.outputs), None
 
 
 def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:

@@ -91,7 +91,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Ar
         ranks = Ranks(0, 1, 0, torch.device("cpu"))
         context = StageContext(store, "run", name, f"{number:064x}", lease, 0, folder, given, {}, Observer(), ranks)
         draft: Any = compute(spec, context)
-        assert verify_checks(store, draft.files, list(draft.checks), given, uri) < 1e-5
+        assert verify_checks(store, draft.files, list(draft.checks), given, uri).difference < 1e-5
         made[name] = ArtifactManifest(
             fingerprint=f"{number:064x}",
             digest=files_digest(draft.files),

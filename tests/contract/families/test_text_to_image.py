@@ -159,7 +159,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name, (spec, inputs) in STAGES.items():
         given = {path: found[source] for path, source in inputs.items()}
         draft = run(store, folder, name, spec, given)
-        assert verify_checks(store, draft.files, list(draft.checks), given, store.uri) < 1e-5
+        assert verify_checks(store, draft.files, list(draft.checks), given, store.uri).difference < 1e-5
         found[name] = ArtifactManifest(
             fingerprint=hashlib.sha256(name.encode()).hexdigest(),
             digest=files_digest(draft.files),

@@ -56,7 +56,7 @@ def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     context = StageContext(store, "run", "model", "a" * 64, lease, 0, base_dir, {}, {}, Observer(), ranks)
     draft: Any = run_image(spec, context)
-    assert verify_checks(store, draft.files, list(draft.checks), {}, store.uri) < 1e-5
+    assert verify_checks(store, draft.files, list(draft.checks), {}, store.uri).difference < 1e-5
     (line,) = store.run("run").read_lines("samples/model")
     return {**draft.to_json(), "grid": line["image"]}
 

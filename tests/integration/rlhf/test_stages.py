@@ -88,7 +88,7 @@ class Workshop:
         """Verify a draft as the driver does and remember it; returns the largest difference."""
         assert draft is not None
         given = {path: self.made[name] for path, name in inputs.items()}
-        difference = verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
+        difference = verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri).difference
         self.made[stage] = ArtifactManifest(
             fingerprint="e" * 64,
             digest=files_digest(draft.files),

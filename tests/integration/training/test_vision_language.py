@@ -71,7 +71,7 @@ def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple
     context = StageContext(store, "run", name, fingerprint, lease, 0, folder, inputs, {}, Observer(), ranks)
     draft = run_language_model(spec, context)  # type: ignore[arg-type]
     assert draft is not None
-    assert verify_checks(store, draft.files, list(draft.checks), inputs, uri) < 1e-5
+    assert verify_checks(store, draft.files, list(draft.checks), inputs, uri).difference < 1e-5
     made = ArtifactManifest(
         fingerprint=fingerprint,
         digest=files_digest(draft.files),

@@ -16,6 +16,7 @@ from launch.drive import CrewRequest, Driven, drive
 from launch.progress import SilentView
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
+from recipes.errors import VerificationError
 from recipes.load import load_recipe
 from trainers.store.manifest import ArtifactManifest, FileEntry, Gate, Outcome, Parent, files_digest
 from trainers.store.store import Store
@@ -59,6 +60,8 @@ class Stages:
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []
         self.verified: list[str] = []
+        self.refused: set[str] = set()
+        """Stages whose files are not the live model."""
         self.hook: Callable[[dict[str, Any], Any], dict[str, Any] | None] = lambda job, worker: None
 
     def run_stage(self, job: dict[str, Any], worker: Any) -> dict[str, Any]:
@@ -93,7 +96,9 @@ class Stages:
     def verify_draft(self, job: dict[str, Any], worker: Any) -> dict[str, Any]:
         self.verified.append(job["stage"])
         assert job["draft"]["stage"] == job["stage"]
-        return {"how": "clean process", "max_logit_difference": 0.0}
+        if job["stage"] in self.refused:
+            raise VerificationError("model: the weights of the files are not the live model's")
+        return {"how": "clean-process", "max_logit_difference": 0.0}
 
 
 @pytest.fixture

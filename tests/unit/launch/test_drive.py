@@ -26,7 +26,7 @@ def test_a_run_computes_every_stage_once_and_says_so(bench: Any) -> None:
     assert [result.cached for result in driven.results.values()] == [False] * 3
     assert kinds(record) == ["run_started", *["stage_started", "stage_committed"] * 3, "run_finished", "report_written"]
     assert record.summary().state == "completed"
-    assert {manifest.verification.how for manifest in bench.store.list_artifacts()} == {"clean process"}
+    assert {manifest.verification.how for manifest in bench.store.list_artifacts()} == {"clean-process"}
 
 
 def test_a_job_holds_what_a_stage_needs(bench: Any) -> None:
@@ -146,6 +146,25 @@ def test_a_failed_gate_refuses_the_next_stage(bench: Any) -> None:
         bench.drive(record=record)
     assert [job["stage"] for job in bench.stages.jobs] == ["base"]
     assert record.summary().exit_code == 4
+
+
+def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_them_again(bench: Any) -> None:
+    bench.stages.refused = {"base"}
+    with pytest.raises(StageError, match=r"not the live model's.*the trained state is kept: `trainwright resume"):
+        bench.drive()
+    assert bench.store.list_artifacts() == []
+    bench.stages.refused = set()
+    bench.drive()
+    assert {manifest.stage for manifest in bench.store.list_artifacts()} == {"base", "chat", "exam"}
+
+
+def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Any) -> None:
+    bench.stages.refused = {"base"}
+    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .*gate: verification: .*not the live model's"):
+        bench.drive("stages.base.gate=ignore")
+    (base,) = bench.store.list_artifacts()
+    assert base.verification.how == "failed"
+    assert not base.gate.passed
 
 
 def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Any) -> None:

@@ -128,7 +128,7 @@ def test_the_page_is_whole_escaped_and_self_contained() -> None:
             "metrics": {"held_out_loss": 2.0},
             "files": {"model/config.json": {"sha256": "0", "bytes": 2048}},
             "outcome": {"state": "stopped_by", "rule": "kl_limit", "steps_done": 3, "steps_planned": 10},
-            "verification": {"how": "clean process", "max_logit_difference": 1e-7},
+            "verification": {"how": "clean-process", "max_logit_difference": 1e-7},
         },
         builds={"data": {"rows_in": 10, "kept": 8, "dropped": {"empty": 2}}},
     )

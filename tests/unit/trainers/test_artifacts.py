@@ -7,12 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipes.errors import StageError
+from recipes.errors import StageError, VerificationError
 from recipes.lora import Lora
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
 from trainers.architectures.load import load_model
-from trainers.architectures.lora import active_adapters, adapter_tensors, add_adapter, is_adapter_key, merged_tensors
-from trainers.artifacts import Probe, probe, verify_folder, write_adapter, write_model
+from trainers.architectures.lora import (
+    active_adapters,
+    adapter_layers,
+    adapter_tensors,
+    add_adapter,
+    base_tensors,
+    folded_adapter,
+    is_adapter_key,
+    merged_tensors,
+)
+from trainers.artifacts import probe as probe_weights
+from trainers.artifacts import verify_folder, write_adapter, write_model
+from trainers.verification import Probe
 
 CPU = torch.device("cpu")
 VOCAB = 60
@@ -27,6 +38,10 @@ def build(kind: str = "llama") -> torch.nn.Module:
     return build_decoder({"type": kind, **SMALL[kind]}, TokenizerFacts(VOCAB, 0, 1), seed=3, device=CPU)
 
 
+def probe(model: torch.nn.Module, kind: str) -> Probe:
+    return probe_weights(model, kind, model.named_parameters())
+
+
 def write(model: torch.nn.Module, folder: Path, kind: str = "language_model", **changes: object) -> Path:
     tensors = changes.pop("tensors", None) or dict(model.named_parameters())
     write_model(folder, kind, model.config, tensors.items(), {}, dtype=torch.float32, **changes)
@@ -37,14 +52,14 @@ def write(model: torch.nn.Module, folder: Path, kind: str = "language_model", **
 def test_stock_classes_give_the_live_models_outputs(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     folder = write(model, tmp_path / "model")
-    found = Probe.from_bytes(probe(model, "language_model", VOCAB).to_bytes())
-    assert verify_folder(folder, "language_model", found) < 1e-6
+    found = Probe.from_bytes(probe(model, "language_model").to_bytes())
+    assert verify_folder(folder, "language_model", found)[0] < 1e-6
     scorer = load_model(folder, "score_model", device=CPU, new_head_seed=5)
     scores = write(scorer, tmp_path / "scores", "score_model")
-    assert verify_folder(scores, "score_model", probe(scorer, "score_model", VOCAB)) < 1e-6
+    assert verify_folder(scores, "score_model", probe(scorer, "score_model"))[0] < 1e-6
     critic = load_model(scores, "value_model", device=CPU, new_head_seed=6)
     values = write(critic, tmp_path / "values", "value_model")
-    assert verify_folder(values, "value_model", probe(critic, "value_model", VOCAB)) < 1e-6
+    assert verify_folder(values, "value_model", probe(critic, "value_model"))[0] < 1e-6
 
 
 def test_files_are_the_same_bytes_and_name_no_version_or_place(tmp_path: Path) -> None:
@@ -60,17 +75,18 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
     model = build()
     folder = write(model, tmp_path / "model", max_shard_bytes=10_000)
     assert len(list(folder.glob("model-*.safetensors"))) > 3
-    assert verify_folder(folder, "language_model", probe(model, "language_model", VOCAB)) < 1e-6
+    assert verify_folder(folder, "language_model", probe(model, "language_model"))[0] < 1e-6
 
 
 def test_other_weights_are_seen(tmp_path: Path) -> None:
     model = build()
     folder = write(model, tmp_path / "model")
-    expected = probe(model, "language_model", VOCAB)
+    expected = probe(model, "language_model")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] += 0.01
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert verify_folder(folder, "language_model", expected) > 1e-5
+    with pytest.raises(VerificationError, match=r"1 of \d+ tensors differ \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        verify_folder(folder, "language_model", expected)
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan"])
@@ -108,25 +124,33 @@ def test_adapter_and_merged_model_give_the_live_outputs(kind: str, dora: bool, t
     model = build(kind)
     base = write(model, tmp_path / "base")
     config = add_adapter(model, Lora(r=4, dora=dora, rank_stabilised=dora), seed=9)
-    before = probe(model, "language_model", VOCAB)
-    assert verify_folder(base, "language_model", before) < 1e-6
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             assert parameter.requires_grad == is_adapter_key(name)
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     tensors = dict(model.named_parameters())
-    expected = probe(model, "language_model", VOCAB)
+    layers = adapter_layers(model)
+    live = {**base_tensors(tensors), **adapter_tensors(tensors)}
+    expected = probe_weights(model, "language_model", live.items())
+    whole = merged_tensors(model, tensors)
+    with folded_adapter(model, "default", layers, whole):
+        folded = probe_weights(model, "language_model", base_tensors(dict(model.named_parameters())).items())
     adapter = tmp_path / "adapter"
     write_adapter(adapter, config, adapter_tensors(tensors).items(), base_digest="b" * 64, dtype=torch.float32)
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "b" * 64
-    assert verify_folder(base, "language_model", expected, adapter=adapter) < 1e-6
-    merged = write(model, tmp_path / "merged", tensors=merged_tensors(model, tensors))
-    assert verify_folder(merged, "language_model", expected) < 1e-6
-    assert verify_folder(base, "language_model", expected) > 1e-3
+    merged = write(model, tmp_path / "merged", tensors=whole)
+    difference, loss = verify_folder(base, "language_model", expected, adapter=adapter, merged=merged)
+    assert difference < 1e-6
+    assert loss is not None
+    assert loss.lost < 1e-4
+    assert verify_folder(merged, "language_model", folded)[0] < 1e-6
+    with pytest.raises(VerificationError, match="tensors differ"):
+        verify_folder(base, "language_model", folded)
     with active_adapters(model, []):
-        assert verify_folder(base, "language_model", probe(model, "language_model", VOCAB)) < 1e-6
+        alone = probe_weights(model, "language_model", base_tensors(tensors).items())
+    assert verify_folder(base, "language_model", alone)[0] < 1e-6
 
 
 def test_several_adapters_train_side_by_side_and_switch_without_touching_gradients() -> None:

@@ -1,7 +1,7 @@
 """What pretraining and unlabelled rows buy a classifier of texts: accuracy over seeds, with intervals.
 
     python benchmarks/encoder_gains.py FILE [--text COLUMN] [--label COLUMN] [--more FILE]... [--unquoted] [--seeds 5]
-        [--share 0.1] [--keep FOLDER] [--set K=V]...
+        [--share 0.1] [--outside FOLDER] [--keep FOLDER] [--set K=V]...
 
 FILE is a CSV or TSV file (maybe .gz), further files of texts (`--more`) serve `words` alone; or it is `python-docs`:
 `words` reads its training split, and kinds of things are told apart on its test split. The stages are those of
@@ -14,6 +14,7 @@ Each seed has a pretraining of its own. Compared:
     few_scratch  a share of the labels, from random weights
     few          the same labels, from `words`
     semi         the same labels, and the other rows by pseudo-labels
+    outside      all labels, from the encoder in the folder `--outside`, by `recipes/text/minilm_polarity.yaml`
 
 Beside them stands what counting gives from the same rows: naive Bayes over which tokens a text has.
 
@@ -46,17 +47,19 @@ from trainers.image_metrics import interval
 from trainers.labelled_batches import split_by_label
 from trainers.language_stage import run_language_model
 from trainers.stage import StageContext
+from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
+OUTSIDE_RECIPE = RECIPE.with_name("minilm_polarity.yaml")
 DOCS = "python-docs"
 UNTRAINED_LR = 1e-12
 """One step at this rate leaves random weights."""
 ARMS = ("scratch", "pretrained", "few_scratch", "few", "semi")
 SCRATCH_EPOCHS, SCRATCH_LR, FEW_EPOCHS = 6.0, 1e-3, 12.0
 PSEUDO_LABELS = '{"threshold": 0.9, "ratio": 3, "warmup_steps": 60}'
-PAIRS = (("pretrained", "scratch"), ("few", "few_scratch"), ("semi", "few"))
+PAIRS = (("pretrained", "scratch"), ("few", "few_scratch"), ("semi", "few"), ("outside", "scratch"))
 
 
 class Silent:
@@ -179,7 +182,20 @@ def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     scratch_train["optimizer"] = tuned["train"]["optimizer"] | {"lr": arguments.scratch_lr}
     scratch = {**tuned, "init_from": "blank", "train": scratch_train}
     trained = {"scratch": scratch, "pretrained": tuned, "few_scratch": {**few, "init_from": "blank"}, "few": few}
-    return {"words": words, "blank": blank, **trained, "semi": semi}
+    return {"words": words, "blank": blank, **trained, "semi": semi, **outside_stage(arguments, overrides, tuned)}
+
+
+def outside_stage(
+    arguments: argparse.Namespace, overrides: Sequence[str], tuned: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The stage that starts from a folder, on the rows of the others and measured as they are."""
+    if arguments.outside is None:
+        return {}
+    on_rows = [text for text in overrides if not text.startswith("stages.words.")]
+    start = f"stages.polarity.init_from={Path(arguments.outside).resolve()}"
+    stage = dump_recipe(load_recipe(OUTSIDE_RECIPE, [*on_rows, start]).recipe)["stages"]["polarity"]
+    measured = {key: tuned["train"][key] for key in ("save_every", "evaluate_every", "evaluation_rows")}
+    return {"outside": {**stage, "train": stage["train"] | measured, "shard": stage["shard"] | {"engine": "plain"}}}
 
 
 def main() -> None:
@@ -193,7 +209,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.1, help="labels that few and semi use")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--outside", metavar="FOLDER", help="a pretrained encoder that the arm `outside` starts from")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=(*ARMS, "outside"))
     parser.add_argument("--scratch-epochs", type=float, default=SCRATCH_EPOCHS)
     parser.add_argument("--scratch-lr", type=float, default=SCRATCH_LR)
     parser.add_argument("--few-epochs", type=float, default=FEW_EPOCHS)
@@ -203,6 +220,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds: an interval takes two seeds or more")
+    if "outside" in arguments.arms and arguments.outside is None:
+        parser.error("--arms outside: give its folder by --outside")
     torch.set_num_threads(1)
     found: dict[str, list[float]] = {arm: [] for arm in arguments.arms}
     needed = {"scratch": "blank", "few_scratch": "blank"}
@@ -211,10 +230,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = parse_recipe({"name": "gains", "stages": stages_of(arguments)})
         store = Store.open(f"{folder}/store")
+        if arguments.outside is not None:
+            brought = import_folder(store, Path(arguments.outside)).fingerprint
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             for arm in arguments.arms:
                 start = needed.get(arm, "words")
-                for stage, given in ((start, None), (arm, f"{start}-{seed}")):
+                chain = ((start, None), (arm, f"{start}-{seed}")) if arm != "outside" else ((arm, brought),)
+                for stage, given in chain:
                     began = time.process_time()
                     metrics = run_stage(store, folder, stage, recipe.stages[stage], seed, given)
                     values = metrics["evaluation"]
@@ -226,7 +248,7 @@ def main() -> None:
                     told = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
                     print(f"seed {seed}  {stage:<10} {time.process_time() - began:5.0f} CPU s  {told}", flush=True)
                 found[arm].append(100 * values["accuracy"])
-        counted = counted_accuracies(store, folder, recipe.stages[arm], f"{start}-{seed}", (1.0, arguments.share))
+        counted = counted_accuracies(store, folder, recipe.stages[arm], given, (1.0, arguments.share))
     print("\n| arm | accuracy, mean of the seeds | each |\n| --- | --- | --- |")
     for arm, accuracies in found.items():
         print(f"| {arm} | {statistics.fmean(accuracies):.1f} | {', '.join(f'{value:.1f}' for value in accuracies)} |")

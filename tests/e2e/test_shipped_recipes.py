@@ -12,16 +12,25 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALWAYS = ("llm/files.yaml",)
 """The others run in the long form; their architectures and engines have tests of their own."""
 SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.name != "quickstart.yaml")
+REAL = {"llm/smollm2.yaml": ("smollm2", "smollm2"), "text/minilm_polarity.yaml": ("minilm", "minilm")}
+"""Recipes that start from a real model: the fixture that has its folder, and its name in the store."""
 CASES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.long) for name in SHIPPED]
 
 
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_shipped_recipe_runs_in_its_smoke_size(
-    make_shell: Callable[..., Any], say: Callable[[str], None], tmp_path: Path, recipe: str
+    make_shell: Callable[..., Any],
+    say: Callable[[str], None],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    recipe: str,
 ) -> None:
     shell = make_shell()
     if recipe.startswith("image/vision_language"):
         _import_small_llava(shell, tmp_path / "eyes")
+    if recipe in REAL:
+        fixture, name = REAL[recipe]
+        assert shell("store", "import", str(request.getfixturevalue(fixture)), "--name", name).code == 0
     done = shell("run", str(RECIPES / recipe), "--smoke")
     assert done.code == 0, done.out + done.err
     say(f"{recipe} --smoke took {done.seconds:.0f} s")

@@ -124,6 +124,8 @@ class Store:
         manifest = None if fingerprint is None else self.find_artifact(fingerprint)
         if manifest is None:
             advice = "give RUN/STAGE, or 8 or more digits of a fingerprint that `store ls` lists"
+            if _NAME.fullmatch(name_or_fingerprint):
+                advice += f"; `store import FOLDER --name {name_or_fingerprint}` takes in a folder's model"
             raise RequestError(f"store {self.uri} has no artifact {name_or_fingerprint!r}; {advice}")
         return manifest
 

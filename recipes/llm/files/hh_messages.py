@@ -2,8 +2,8 @@
 
     python hh_messages.py OUT.jsonl helpful-base.jsonl.gz [MORE.jsonl.gz ...]
 
-Writes {"chosen": [messages], "rejected": [messages]}. Left out and counted: rows whose sides do not share all but the last
-turn, are equal, or have an empty turn.
+Writes {"chosen": [messages], "rejected": [messages]}. Left out and counted: rows whose sides do not share all but the
+last turn, are equal, or have an empty turn.
 """
 
 import gzip

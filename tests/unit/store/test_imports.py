@@ -65,7 +65,7 @@ def test_a_whole_folder_becomes_an_artifact(store: Store, folder: Path, tmp_path
     assert manifest.contract is not None
     assert manifest.architecture == json.loads((folder / "config.json").read_text())
     assert store.resolve("base") == manifest
-    with pytest.raises(RequestError, match="no artifact 'other'; .* `store import FOLDER --name other` takes in"):
+    with pytest.raises(RequestError, match=r"no artifact 'other'; .* `store import FOLDER --name other` takes in"):
         store.resolve("other")
     assert str(tmp_path) not in manifest.model_dump_json()
     assert import_folder(store, folder) == manifest

@@ -95,7 +95,7 @@ def _torchrun_environment() -> dict[str, str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ones = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {"RANK": "0", "LOCAL_RANK": "0", **ones}
+    return {"RANK": "0", "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo", **ones}
 
 
 def _verdict(error: Exception) -> Verdict:

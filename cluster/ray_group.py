@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import secrets
 import threading
 import time
 import uuid
@@ -235,6 +236,7 @@ class RayGroup:
             port = ray.get(first.actor.free_port.remote(), timeout=CALL_TIMEOUT_S)
         together = {rank.info["machine"] for rank in self._ranks} == {first.info["machine"]}
         local_sizes = Counter(rank.node_id for rank in self._ranks)
+        group_key = secrets.token_hex(16)
         calls: dict[Any, Rank] = {}
         for rank in self._ranks:
             interface = "lo" if together else rank.info["interface"]
@@ -245,6 +247,7 @@ class RayGroup:
                 "LOCAL_WORLD_SIZE": str(local_sizes[rank.node_id]),
                 "MASTER_ADDR": "127.0.0.1" if together else first.node,
                 "MASTER_PORT": str(port),
+                "TRAINWRIGHT_GROUP_KEY": group_key,
             }
             if interface:
                 environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
+
+from trainers.rendezvous import build_store, use_loopback
 
 T = TypeVar("T")
 
@@ -32,7 +35,9 @@ def join() -> Ranks:
     device = _device(local_rank)
     if "MASTER_ADDR" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method="env://", rank=rank_here, world_size=size)
+        use_loopback()
+        store = build_store(rank_here, size, default_pg_timeout)
+        dist.init_process_group(backend, store=store, rank=rank_here, world_size=size)
     elif size > 1 and not dist.is_initialized():
         raise RuntimeError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set")
     return Ranks(rank_here, size, local_rank, device)

@@ -113,6 +113,34 @@ def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     return {"sum": total.item()}
 
 
+def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """The process group that stages use: where this rank listens, and what a client without the key finds."""
+    import deepspeed
+    import psutil
+    import torch
+
+    from trainers import distributed
+
+    ranks = distributed.join()
+    distributed.barrier()
+    group = torch.distributed.group.WORLD
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    kept = torch.distributed.group.WORLD is group
+    total = distributed.all_sum([ranks.rank + 1.0])
+    distributed.side_exchange()("beside")
+    listening = [
+        entry.laddr.ip for entry in psutil.Process().net_connections("inet") if entry.status == psutil.CONN_LISTEN
+    ]
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    stranger = torch.distributed.TCPStore(address, port, None, False, wait_for_workers=False)
+    first = "0//cpu//0/0"  # gloo's address of rank 0
+    mine = torch.distributed.PrefixStore(os.environ["TRAINWRIGHT_GROUP_KEY"], stranger)
+    found = {"stranger": stranger.check([first]), "member": mine.check([first])}
+    distributed.barrier()
+    distributed.leave()
+    return {"listening": listening, "sum": total, "kept": kept, "key": os.environ["TRAINWRIGHT_GROUP_KEY"], **found}
+
+
 def stage_where_unmounted(payload: dict[str, Any], worker: Any) -> Any:
     """A stage of which the last rank's node has an empty folder in the store's place; the other ranks wait for it."""
     if worker.rank == worker.world_size - 1:

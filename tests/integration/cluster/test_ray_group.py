@@ -72,6 +72,20 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
     }
 
 
+def test_a_group_listens_on_its_own_address_alone_and_its_keys_begin_with_a_secret(group: WorkerGroup) -> None:
+    """Neither torch's store nor gloo listens on every interface; each run has another key; DeepSpeed keeps the group."""
+    first = group.run("cluster_targets:look_at_sockets", {})
+    second = group.run("cluster_targets:look_at_sockets", {})
+    for result in (*first, *second):
+        assert result is not None
+        assert set(result["listening"]) == {"127.0.0.1"}
+        assert (result["sum"], result["kept"]) == ([3.0], True)
+        assert (result["stranger"], result["member"]) == (False, True)
+    keys = [{result["key"] for result in run if result} for run in (first, second)]
+    assert [len(found) for found in keys] == [1, 1]
+    assert keys[0] != keys[1]
+
+
 def test_runs_share_the_imports_and_nothing_else(group: WorkerGroup) -> None:
     """Each run has processes of its own, in which the import stands as it was and what another run did is unknown."""
     first = group.run("cluster_targets:echo", {})

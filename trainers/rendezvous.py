@@ -1,0 +1,66 @@
+"""Where the ranks of a group find each other: a key-value store on rank 0 that listens on one address only.
+
+torch's own `env://` listens on every interface of the node, for anybody. The keys are the addresses to which ranks
+connect, so whoever writes one first could redirect a rank.
+"""
+
+import ipaddress
+import os
+import socket
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+KEY_VARIABLE = "TRAINWRIGHT_GROUP_KEY"
+"""Random text that the launcher gives to the ranks of one run: the prefix of their keys. Absent under torchrun."""
+
+
+def build_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Return the store of the group that torchrun's variables describe; rank 0 listens on MASTER_ADDR alone.
+
+    Raises RuntimeError where rank 0 cannot listen there, or where other nodes could not reach it there.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent listens, before any rank starts
+        store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    elif rank == 0:
+        listener = _listen(address, port)
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
+        )
+    else:
+        store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    key = os.environ.get(KEY_VARIABLE)
+    return dist.PrefixStore(key, store) if key else store
+
+
+def use_loopback() -> None:
+    """Keep gloo's sockets on the loopback interface where MASTER_ADDR says that all ranks share this machine."""
+    if is_loopback(os.environ["MASTER_ADDR"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether an address, or the word localhost, is this machine's own."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(address).is_loopback
+    return address == "localhost"
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise RuntimeError(f"MASTER_ADDR {address} is not known on rank 0's node: {error}") from error
+    has_other_nodes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) < int(os.environ["WORLD_SIZE"])
+    if has_other_nodes and is_loopback(str(place[0])):
+        raise RuntimeError(
+            f"MASTER_ADDR {address} is {place[0]} on rank 0's node, where other nodes cannot reach it: set it to the "
+            f"address of the node"
+        )
+    try:
+        return socket.create_server(place[:2], family=family, backlog=socket.SOMAXCONN)
+    except OSError as error:
+        raise RuntimeError(f"rank 0 cannot listen on MASTER_ADDR {address}, port {port}: {error}") from error

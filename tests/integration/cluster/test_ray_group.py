@@ -73,7 +73,7 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
 
 
 def test_a_group_listens_on_its_own_address_alone_and_its_keys_begin_with_a_secret(group: WorkerGroup) -> None:
-    """Neither torch's store nor gloo listens on every interface; each run has another key; DeepSpeed keeps the group."""
+    """Neither torch's store nor gloo listens everywhere; each run has another key; DeepSpeed keeps the group."""
     first = group.run("cluster_targets:look_at_sockets", {})
     second = group.run("cluster_targets:look_at_sockets", {})
     for result in (*first, *second):

@@ -1,7 +1,7 @@
 """Where a group's store listens, and whom it turns away."""
 
+import os
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -13,7 +13,7 @@ TIMEOUT = timedelta(seconds=10)
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
     """A free port, in torchrun's variables for one rank on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -22,7 +22,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.delenv(name, raising=False)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", found), ("WORLD_SIZE", 1)):
         monkeypatch.setenv(name, str(value))
-    yield found
+    return found
 
 
 def can_connect(address: str, port: int) -> bool:
@@ -82,8 +82,6 @@ def test_gloo_stays_on_the_machine_where_all_ranks_do(
     port: int, monkeypatch: pytest.MonkeyPatch, address: str, interface: str | None
 ) -> None:
     """Without the variable gloo listens where the host's name leads."""
-    import os
-
     monkeypatch.setenv("MASTER_ADDR", address)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")

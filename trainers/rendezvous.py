@@ -10,30 +10,28 @@ import socket
 from contextlib import suppress
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 KEY_VARIABLE = "TRAINWRIGHT_GROUP_KEY"
 """Random text that the launcher gives to the ranks of one run: the prefix of their keys. Absent under torchrun."""
 
 
-def build_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+def build_store(rank: int, world_size: int, timeout: timedelta) -> Store:
     """Return the store of the group that torchrun's variables describe; rank 0 listens on MASTER_ADDR alone.
 
     Raises RuntimeError where rank 0 cannot listen there, or where other nodes could not reach it there.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent listens, before any rank starts
-        store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+        store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
     elif rank == 0:
         listener = _listen(address, port)
         port = listener.getsockname()[1]
-        store = dist.TCPStore(
-            address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
-        )
+        store = TCPStore(address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
     else:
-        store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+        store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
     key = os.environ.get(KEY_VARIABLE)
-    return dist.PrefixStore(key, store) if key else store
+    return PrefixStore(key, store) if key else store
 
 
 def use_loopback() -> None:

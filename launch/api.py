@@ -147,19 +147,26 @@ def resume(
             if manifest is not None:
                 results[stage.name] = StageResult(stage.name, stage.kind, True, manifest, 0.0, 0)
         return RunResult(record.run, record.store.uri, results, summary.report)
-    from launch.jobs import is_job_server, submit_again
+    from launch.jobs import find_server, hand_over, is_job_server
 
-    if allow_change:
-        record.revise(_record_of(resolved))
-        for name, changes in resolved.changes.items():
-            for change in changes:
-                view.say(f"{name} goes on with {change['field']}: {change['before']} -> {change['after']}")
     address = address or record.summary().address
-    if is_job_server(address):
-        submit_again(record, resolved, str(address), view)
+    server = find_server(resolved, record.store, str(address)) if is_job_server(address) else None
+    if resolved != record.resolved():
+        record.revise(_record_of(resolved))
+    for name, changes in resolved.changes.items() if allow_change else ():
+        for change in changes:
+            view.say(f"{name} goes on with {change['field']}: {change['before']} -> {change['after']}")
+    if server is not None:
+        hand_over(record, server)
+        view.say(f"{record.run} is submitted again to {address} with {_workers_text(resolved)}")
         return RunResult(record.run, record.store.uri, {}, None)
-    view.say(f"resuming {record.run}")
+    view.say(f"resuming {record.run} with {_workers_text(resolved)}")
     return _finish(record, drive(record, resolved, address, view))
+
+
+def _workers_text(resolved: Resolved) -> str:
+    workers = resolved.recipe.cluster.workers
+    return f"{workers} worker{'' if workers == 1 else 's'}"
 
 
 def resumable(
@@ -183,7 +190,7 @@ def resumable(
         if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
             names, found = ", ".join(resolved.recipe.stages), ", ".join(wanted.recipe.stages)
             raise RequestError(f"{record.run} is not resumed: it has the stages {names}, not {found}")
-        resolved = wanted
+        resolved = _settled(wanted, address or summary.address)
     is_same = not changed_meaning(raw["meanings"], resolved.meanings(resolved.plan(None)))
     if summary.state == "completed" and is_same and not allowed:
         return None
@@ -241,6 +248,17 @@ def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Se
         if getattr(wanted.cluster, name) == "auto"
     }
     return replace(resolved, recipe=wanted.model_copy(update={"cluster": wanted.cluster.model_copy(update=settled)}))
+
+
+def _settled(resolved: Resolved, address: str | None) -> Resolved:
+    """Workers that are asked for as `auto` fitted to the place as it is at present."""
+    cluster = resolved.recipe.cluster
+    if "auto" not in (cluster.workers, cluster.gpus_per_worker):
+        return resolved
+    workers = settle_workers(resolved.recipe, nodes_of(address))
+    found = {"workers": workers.num_workers, "gpus_per_worker": workers.gpus_per_worker}
+    settled = cluster.model_copy(update=found)
+    return replace(resolved, recipe=resolved.recipe.model_copy(update={"cluster": settled}))
 
 
 def _set(data: Any, override: str) -> None:

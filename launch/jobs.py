@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from cluster.topology import Node
 from launch.capacity import check_memory, settle_workers
-from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
 from recipes.data import Datasets, PythonDocs, PythonSummaries
@@ -164,23 +163,24 @@ def submit(
 
     shake_hands(server)
     record = new_record(opened, resolved)
-    _hand_over(record, server)
+    hand_over(record, server)
     return record.run
 
 
-def _hand_over(record: RunRecord, server: JobServer) -> None:
+def hand_over(record: RunRecord, server: JobServer) -> None:
+    """Start a job that drives the run as its folder describes it."""
     arguments = ["-m", "launch.cli", "run", "--submitted", record.run, "--store", record.store.uri, "--address", "auto"]
     submission = server.start_job(arguments, {"trainwright": record.run})
     record.journal().write("run_submitted", address=server.address, submission=submission)
 
 
-def submit_again(record: RunRecord, resolved: Resolved, address: str, view: View) -> None:
-    """Hand a run over once more, to go on from its last saved state."""
+def find_server(resolved: Resolved, store: Store, address: str) -> JobServer:
+    """The job server of a cluster that can take the resolved recipe; raises CapacityError or RequestError."""
     server = JobServer(address)
-    settle_workers(resolved.recipe, server.nodes())
+    nodes = server.nodes()
+    check_memory(resolved.plan(store), settle_workers(resolved.recipe, nodes), nodes)
     shake_hands(server)
-    _hand_over(record, server)
-    view.say(f"{record.run} is submitted again to {address}")
+    return server
 
 
 def refuse_local_files(loaded: LoadedRecipe) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from launch.records import RunRecord
+from trainers.store.store import Store
+
 pytestmark = pytest.mark.serial
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -123,22 +126,36 @@ def test_a_submitted_smoke_makes_what_a_run_makes(
     assert "job: " in shell("logs", run).out
 
 
-def test_stop_and_resume_work_from_the_submitting_machine(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+def test_stop_and_resume_with_fewer_workers_work_from_the_submitting_machine(
+    raylets: Raylets, shell: Any, quickstart: Path
+) -> None:
     submitted = shell("submit", str(quickstart), "--smoke", *WORKERS, "--address", raylets.job_server)
     assert submitted.code == 0, submitted.err
     run = submitted.out.strip()
     deadline = time.monotonic() + 120
-    while (status := shell("status", run, "--json").json[0])["state"] == "submitted":
-        assert time.monotonic() < deadline, status
-        time.sleep(0.5)
+
+    def wait_for_workers(expected: int) -> None:
+        """Wait until the stage in progress was started with that many workers, and has come to a step."""
+        while True:
+            events = RunRecord.open(Store.open(str(shell.store)), run).events()
+            started = [event["workers"] for event in events if event["event"] == "stage_started"]
+            (status,) = shell("status", run, "--json").json
+            if status["state"] == "running" and started[-1:] == [expected]:
+                return
+            assert status["state"] in ("submitted", "running"), status
+            assert time.monotonic() < deadline, (status, started)
+            time.sleep(0.5)
+
+    wait_for_workers(2)
     stopped = shell("stop", run)
     assert stopped.code == 0, stopped.err
     assert stopped.out.strip() == f"{run}: stopped"
-    assert shell("resume", run).code == 0
-    while (status := shell("status", run, "--json").json[0])["state"] == "submitted":
-        assert time.monotonic() < deadline, status
-        time.sleep(0.5)
-    assert status["state"] == "running"
+    refused = shell("resume", run, "--set", "seed=7")
+    assert (refused.code, "seed: 0 in the run, 7 at present" in refused.err) == (2, True)
+    resumed = shell("resume", run, "--set", "cluster.workers=1")
+    assert resumed.code == 0, resumed.err
+    deadline = time.monotonic() + 120
+    wait_for_workers(1)
     assert shell("stop", run).code == 0
 
 

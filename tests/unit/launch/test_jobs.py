@@ -170,6 +170,39 @@ def test_a_job_that_ends_before_its_run_begins_is_lost_and_can_be_submitted_agai
     assert [event["event"] for event in RunRecord.open(store, run).events()] == ["run_submitted"] * 2
 
 
+def test_a_submitted_run_is_resumed_with_other_placement(cluster: Cluster, docs: Path, store: Store) -> None:
+    """The job reads the run's folder, so that is where the new number has to be."""
+    run = submit(docs, address=cluster.address, store=store.uri)
+    cluster.status = "FAILED"
+    api.resume(run, overrides=["cluster.workers=1", "stages.chat.train.save_every=3"], store=store.uri)
+    resolved = RunRecord.open(store, run).resolved()
+    assert resolved.recipe.cluster.workers == 1
+    assert resolved.recipe.stages["chat"].train.save_every == 3
+    assert len(cluster.jobs) == 4
+    api.resume(run, overrides=["cluster.workers=auto"], store=store.uri)
+    assert RunRecord.open(store, run).resolved().recipe.cluster.workers == 2
+
+
+def test_what_a_submitted_run_cannot_be_resumed_with_is_refused_before_anything_is_submitted(
+    cluster: Cluster, docs: Path, store: Store
+) -> None:
+    run = submit(docs, address=cluster.address, store=store.uri)
+    cluster.status = "FAILED"
+    for overrides, kind, message in [
+        (["stages.chat.train.steps=5"], RequestError, r"stages\.chat\.train\.steps: 4 in the run, 5 at present"),
+        (["cluster.wokers=1"], RequestError, r"the run's recipe has no cluster\.wokers"),
+        (["cluster.workers=3"], RecipeError, r"cluster\.workers"),
+        (["cluster.workers=many"], RecipeError, r"cluster\.workers"),
+        (["cluster.workers=8", *EIGHT], RequestError, r"train\.global_batch: 4 in the run, 8 at present"),
+        (["cluster.workers=4"], CapacityError, r"needs 4 CPU \(4 workers\); the cluster has 3 CPU on 1 nodes?"),
+    ]:
+        cluster.cpus = [3.0]
+        with pytest.raises(kind, match=message):
+            api.resume(run, overrides=overrides, store=store.uri)
+    assert len(cluster.jobs) == 2
+    assert RunRecord.open(store, run).folder.find("recipe-2.json") is None
+
+
 def test_without_the_token_a_submitted_run_stays_what_it_was(
     cluster: Cluster, docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,9 +23,11 @@ from launch.preflight import check as check
 from launch.progress import SilentView, View
 from launch.records import RunRecord, all_runs
 from launch.resolve import Change, Resolved, changed_meaning, data_digests, resolve
+from launch.upload import require_uploaded, with_uploaded
 from recipes.errors import Problem, RecipeError, RequestError
 from recipes.load import LoadedRecipe, load_recipe, parse_recipe
 from recipes.plan import Plan
+from recipes.recipe import Recipe
 from recipes.yaml_text import parse_yaml
 from trainers.store.store import Store
 
@@ -150,7 +152,7 @@ def resume(
     from launch.jobs import find_server, hand_over, is_job_server
 
     address = address or record.summary().address
-    server = find_server(resolved, record.store, str(address)) if is_job_server(address) else None
+    server = find_server(resolved, record.store, str(address), view.say) if is_job_server(address) else None
     if resolved != record.resolved():
         record.revise(_record_of(resolved))
     for name, changes in resolved.changes.items() if allow_change else ():
@@ -190,13 +192,13 @@ def resumable(
         if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
             names, found = ", ".join(resolved.recipe.stages), ", ".join(wanted.recipe.stages)
             raise RequestError(f"{record.run} is not resumed: it has the stages {names}, not {found}")
+        if resolved.uploaded:
+            require_uploaded(record.run, resolved, wanted)
         resolved = _settled(wanted, address or summary.address)
     is_same = not changed_meaning(raw["meanings"], resolved.meanings(resolved.plan(None)))
     if summary.state == "completed" and is_same and not allowed:
         return None
-    digests, wrong = data_digests(resolved.recipe, resolved.base_dir, resolved.external)
-    if wrong:
-        raise RecipeError([Problem(resolved.source, None, path, found, message) for path, found, message in wrong])
+    digests = resolved.data if resolved.uploaded else _present_digests(resolved.recipe, resolved.base_dir, resolved)
     present = replace(resolved, data=digests)
     changed = changed_meaning(raw["meanings"], present.meanings(present.plan(None)))
     refused = [change for change in changed if not any(_covers(name, change.field) for name in allowed)]
@@ -210,6 +212,13 @@ def resumable(
         if not any(_covers(name, change.field) for change in changed):
             raise RequestError(f"--allow-change {name}: nothing changed there")
     return _with_changes(record, present, changed) if changed else resolved
+
+
+def _present_digests(recipe: Recipe, base_dir: Path, run: Resolved) -> dict[str, dict[str, str]]:
+    digests, wrong = data_digests(recipe, base_dir, run.external)
+    if wrong:
+        raise RecipeError([Problem(run.source, None, path, found, message) for path, found, message in wrong])
+    return digests
 
 
 def _covers(allowed: str, field_path: str) -> bool:
@@ -241,7 +250,11 @@ def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Se
         for override in overrides:
             _set(data, override)
         return replace(resolved, recipe=parse_recipe(data))
-    wanted = load_recipe(Path(recipe), overrides, resolved.smoke).recipe
+    loaded = load_recipe(Path(recipe), overrides, resolved.smoke)
+    wanted = loaded.recipe
+    if resolved.uploaded:
+        data = _present_digests(wanted, loaded.base_dir, resolved)
+        wanted, resolved = with_uploaded(resolved, wanted, data), replace(resolved, data=data)
     settled = {
         name: getattr(resolved.recipe.cluster, name)
         for name in ("workers", "gpus_per_worker")
@@ -341,11 +354,12 @@ def submit(
     overrides: Sequence[str] = (),
     smoke: bool = False,
     store: str | None = None,
+    is_upload: bool = False,
 ) -> str:
-    """Hand a recipe to a cluster's job server; returns the run's id."""
+    """Hand a recipe to a cluster's job server, with `is_upload` its data files too; returns the run's id."""
     from launch.jobs import submit as submit_recipe
 
-    return submit_recipe(recipe, overrides=overrides, smoke=smoke, store=store, address=address)
+    return submit_recipe(recipe, overrides=overrides, smoke=smoke, store=store, address=address, is_upload=is_upload)
 
 
 def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str, Any]]:

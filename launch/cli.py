@@ -123,12 +123,24 @@ def submit(
     sets: Sets = None,
     smoke: Smoke = False,
     store: StoreUri = None,
+    upload: Annotated[
+        bool,
+        typer.Option("--upload", help="Put the recipe's data files into the store; else every node must see them."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hand a recipe to a cluster's job server and print the run's id; the store must be reachable from there too."""
     from launch.jobs import submit as submit_recipe
 
-    run_id = submit_recipe(recipe, overrides=sets or [], smoke=smoke, store=store, address=address)
+    run_id = submit_recipe(
+        recipe,
+        overrides=sets or [],
+        smoke=smoke,
+        store=store,
+        address=address,
+        is_upload=upload,
+        say=lambda text: typer.echo(text, err=True),
+    )
     if as_json:
         print_json({"run": run_id})
     else:

@@ -283,6 +283,7 @@ class Executor:
             "data": dict(self.resolved.data.get(name, {})),
             "workers": planned.workers,
             "base_dir": str(self.resolved.base_dir),
+            "uploaded": self.resolved.uploaded,
             "changes": self.resolved.changes.get(name, []),
             "accepts": self.resolved.accepts.get(name, []),
             "replaced": self.resolved.replaced.get(name, []),

@@ -1,7 +1,8 @@
 """Runs handed to a cluster through Ray's job server: the REST interface alone, so nothing of Ray is imported here.
 
 What travels is a command with the run's id and the store's address. The resolved recipe lies in the run's folder of
-the store; code is the package installed on the cluster, whose version has to be this one (asked first).
+the store; code is the package installed on the cluster, whose version has to be this one (asked first). Data files are
+found on every node under the recipe's paths, or lie in the store.
 """
 
 import json
@@ -10,7 +11,7 @@ import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +19,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.topology import Node
+from launch import shared_files
 from launch.capacity import check_memory, settle_workers
+from launch.data_files import LocalSource, local_sources
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
-from recipes.data import Datasets, PythonDocs, PythonSummaries
-from recipes.errors import CapacityError, Problem, RecipeError, RequestError
-from recipes.image_data import Digits, ImageDatasets
-from recipes.load import LoadedRecipe, load_recipe
-from recipes.references import stage_sources
+from launch.upload import note_upload, upload
+from recipes.errors import CapacityError, RequestError
+from recipes.load import load_recipe
 from trainers.store.store import Store
 
 REQUEST_TIMEOUT_S = 4.0
 HANDSHAKE_TIMEOUT_S = 60.0
+Say = Callable[[str], None]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 # The interpreter that Ray's own workers use, read from the raylet that is this shell's grandparent.
@@ -123,19 +125,40 @@ def find_token() -> str | None:
 def shake_hands(server: JobServer) -> None:
     """Refuse a cluster whose package is not this version; raises RequestError that names both."""
     mine = version("trainwright")
-    submission = server.start_job(["-c", _VERSION], {"trainwright": "handshake"})
-    deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
-    while server.job(submission)["status"] not in ENDED:
-        if time.monotonic() > deadline:
-            raise CapacityError(f"{server.address} did not start a job within {HANDSHAKE_TIMEOUT_S:.0f} s")
-        time.sleep(0.2)
-    lines = server.logs(submission).splitlines()
+    lines = ask_job(server, ["-c", _VERSION], "handshake", HANDSHAKE_TIMEOUT_S)
     theirs = next((line.partition("=")[2] for line in reversed(lines) if line.startswith("trainwright=")), None)
     if theirs is None:
         last = lines[-1] if lines else "no output"
         raise RequestError(f"the cluster at {server.address} has no trainwright (here {mine}): {last}")
     if theirs != mine:
         raise RequestError(f"versions differ: trainwright {mine} here, {theirs} on the cluster at {server.address}")
+
+
+def ask_job(server: JobServer, arguments: Sequence[str], purpose: str, timeout_s: float) -> list[str]:
+    """Run a short job to its end; returns the lines that it printed."""
+    submission = server.start_job(arguments, {"trainwright": purpose})
+    deadline = time.monotonic() + timeout_s
+    while server.job(submission)["status"] not in ENDED:
+        if time.monotonic() > deadline:
+            server.stop_job(submission)
+            raise CapacityError(f"{server.address} did not end the job '{purpose}' within {timeout_s:.0f} s")
+        time.sleep(0.2)
+    return server.logs(submission).splitlines()
+
+
+def require_shared(server: JobServer, resolved: Resolved, sources: Sequence[LocalSource], say: Say) -> None:
+    """Refuse data files that not every node has, or has otherwise; raises RecipeError naming node and path."""
+    if sources:
+        arguments = ["-m", "launch.shared_files", shared_files.question(resolved, sources)]
+        lines = ask_job(server, arguments, "files", shared_files.ANSWER_TIMEOUT_S)
+        num_nodes = shared_files.raise_differences(resolved, sources, lines)
+        say(f"{_count(sources)} found on {num_nodes} node{'' if num_nodes == 1 else 's'}")
+
+
+def _count(sources: Sequence[LocalSource]) -> str:
+    paths = {path for source in sources for path in source.found.files.values()}
+    size = sum(path.stat().st_size for path in paths)
+    return f"{len(paths)} data file{'' if len(paths) == 1 else 's'} ({size / 2**20:,.1f} MiB)"
 
 
 def submit(
@@ -145,8 +168,13 @@ def submit(
     overrides: Sequence[str] = (),
     smoke: bool = False,
     store: str | None = None,
+    is_upload: bool = False,
+    say: Say = lambda text: None,
 ) -> str:
-    """Check, resolve and hand over; returns the run's id. Nothing is written before the cluster is known to take it."""
+    """Check, resolve and hand over; returns the run's id. No run is written before the cluster is known to take it.
+
+    Data files have to lie where every node sees them, under the same path, or go into the store with `is_upload`.
+    """
     if not is_job_server(address):
         raise RequestError(f"--address {address}: the job server's address is needed, as in http://HEAD:8265")
     loaded = load_recipe(Path(recipe), overrides, smoke)
@@ -154,15 +182,21 @@ def submit(
     server.ray_version()
     nodes = server.nodes()
     workers = settle_workers(loaded.recipe, nodes)
-    refuse_local_files(loaded)
     opened = Store.open(store)
     opened.probe_writable()
     resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
     check_memory(resolved.plan(opened), workers, nodes)
     from launch.api import new_record
 
+    sources = local_sources(resolved)
     shake_hands(server)
+    if is_upload:
+        resolved = upload(resolved, sources, opened)
+        say(f"{_count(sources)} uploaded to {opened.uri}")
+    else:
+        require_shared(server, resolved, sources, say)
     record = new_record(opened, resolved)
+    note_upload(opened, record.run, resolved)
     hand_over(record, server)
     return record.run
 
@@ -174,32 +208,15 @@ def hand_over(record: RunRecord, server: JobServer) -> None:
     record.journal().write("run_submitted", address=server.address, submission=submission)
 
 
-def find_server(resolved: Resolved, store: Store, address: str) -> JobServer:
-    """The job server of a cluster that can take the resolved recipe; raises CapacityError or RequestError."""
+def find_server(resolved: Resolved, store: Store, address: str, say: Say) -> JobServer:
+    """The job server of a cluster that can take the resolved recipe; raises what says why it cannot."""
     server = JobServer(address)
     nodes = server.nodes()
     check_memory(resolved.plan(store), settle_workers(resolved.recipe, nodes), nodes)
     shake_hands(server)
+    if resolved.uploaded is None:
+        require_shared(server, resolved, local_sources(resolved), say)
     return server
-
-
-def refuse_local_files(loaded: LoadedRecipe) -> None:
-    """Data files of this machine do not travel; raises RecipeError naming each."""
-    problems: list[Problem] = []
-    for name, stage in loaded.recipe.stages.items():
-        for use in stage_sources(stage):
-            source = use.source
-            if isinstance(source, PythonDocs | PythonSummaries | Digits):
-                continue
-            if isinstance(source, Datasets | ImageDatasets) and source.revision is not None:
-                continue
-            place = f"stages.{name}.{use.field_path}"
-            found = ", ".join(getattr(source, "files", None) or [getattr(source, "path", "")])
-            message = "files of this machine do not travel with a submitted recipe"
-            advice = "run it on the cluster, or use a data set of the hub with its revision"
-            problems.append(loaded.problem(place, found, message, advice))
-    if problems:
-        raise RecipeError(problems)
 
 
 def job_end(address: str, submission: str) -> str | None:

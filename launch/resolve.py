@@ -5,7 +5,7 @@ a hub or a folder. Data files are looked at again, and a difference is refused.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from recipes.references import (
     FolderRef,
     HubRef,
     Reference,
+    SourceUse,
     StageRef,
     StoreRef,
     parse_reference,
@@ -85,6 +86,8 @@ class Resolved:
     """Stage -> its fingerprints before those changes: their training states are gone on from."""
     replaced: dict[str, list[str]] = field(default_factory=dict)
     """Stage -> its fingerprints before an input changed: their training states are of no use."""
+    uploaded: str | None = None
+    """Digest of the data files in the store that the recipe's sources read; None: they read files by their paths."""
 
     @property
     def recipe_json(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class Resolved:
             "changes": self.changes,
             "accepts": self.accepts,
             "replaced": self.replaced,
+            "uploaded": self.uploaded,
         }
 
     @classmethod
@@ -197,6 +201,7 @@ class Resolved:
             changes=raw.get("changes", {}),
             accepts=raw.get("accepts", {}),
             replaced=raw.get("replaced", {}),
+            uploaded=raw.get("uploaded"),
         )
 
 
@@ -208,20 +213,26 @@ def data_digests(
     Rows for a vision-language model count with the files of the pictures that they name.
     """
     known: dict[tuple[str, bool], str] = {}
-    digests: dict[str, dict[str, str]] = {}
+    digests: dict[str, dict[str, str]] = {name: {} for name in recipe.stages}
     wrong: list[tuple[str, str, str]] = []
-    for name, stage in recipe.stages.items():
-        digests[name] = {}
-        for use in stage_sources(stage):
-            sees = use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
-            key = (use.source.model_dump_json(), sees)
-            try:
-                if key not in known:
-                    known[key] = pictured_digest(use.rows, base_dir) if sees else digest_of(use.source, base_dir)
-                digests[name][use.field_path] = known[key]
-            except TrainwrightError as error:
-                wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
+    for name, use, names_pictures in source_uses(recipe, external):
+        key = (use.source.model_dump_json(), names_pictures)
+        try:
+            if key not in known:
+                known[key] = pictured_digest(use.rows, base_dir) if names_pictures else digest_of(use.source, base_dir)
+            digests[name][use.field_path] = known[key]
+        except TrainwrightError as error:
+            wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
     return digests, wrong
+
+
+def source_uses(
+    recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]
+) -> Iterator[tuple[str, SourceUse, bool]]:
+    """Every stage with each of its sources, and whether rows name pictures, as those for a vision-language model do."""
+    for name, stage in recipe.stages.items():
+        for use in stage_sources(stage):
+            yield name, use, use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
 
 
 def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]) -> str | None:

@@ -28,6 +28,7 @@ from recipes.stages import (
 )
 
 if TYPE_CHECKING:
+    from trainers.distributed import Ranks
     from trainers.stage import Draft, StageContext
     from trainers.store.store import Store
 
@@ -171,7 +172,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         fingerprint=job["fingerprint"],
         lease=job["lease"],
         seed=recipe.seed if spec.seed is None else spec.seed,
-        base_dir=Path(job["base_dir"]),
+        base_dir=_base_dir(job, spec, store, ranks),
         inputs={path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()},
         data=job["data"],
         observer=observer,
@@ -186,6 +187,20 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         observer.flush()
     distributed.leave()
     return None if draft is None else {"draft": manifest_of(draft, job), "checks": [c.to_json() for c in draft.checks]}
+
+
+def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
+    """Where the stage's data files lie; uploaded ones are fetched by one rank of each node. Collective."""
+    from launch.upload import uploaded_folder
+    from trainers import distributed
+
+    if job["uploaded"] is None:
+        return Path(job["base_dir"])
+    found = uploaded_folder(store, job["uploaded"], spec) if ranks.local_rank == 0 else None
+    distributed.barrier()
+    if ranks.local_rank:
+        found = uploaded_folder(store, job["uploaded"], spec)
+    return Path(job["base_dir"]) if found is None else found
 
 
 def _model_type(job: Json) -> str | None:

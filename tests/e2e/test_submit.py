@@ -1,5 +1,7 @@
 """A recipe handed to a cluster of three raylets on this machine, with token authentication."""
 
+import gzip
+import json
 import os
 import re
 import secrets
@@ -157,6 +159,77 @@ def test_stop_and_resume_with_fewer_workers_work_from_the_submitting_machine(
     deadline = time.monotonic() + 120
     wait_for_workers(1)
     assert shell("stop", run).code == 0
+
+
+OWN = """
+name: own
+cluster: {workers: 2, gpus_per_worker: 0}
+stages:
+  base:
+    kind: pretrain
+    architecture:
+      {family: decoder, type: llama, num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64,
+       num_attention_heads: 2}
+    tokenizer: {train: bpe, vocab_size: 320}
+    data: {source: jsonl, files: ["data/*.jsonl"], hold_out: 0.2}
+    train: {steps: 4, global_batch: 4, sequence_length: 32, optimizer: {lr: 1e-3}}
+  chat:
+    kind: finetune
+    init_from: base
+    data: {source: jsonl, files: [data/chats/chat.jsonl.gz]}
+    train: {steps: 4, global_batch: 4, sequence_length: 64, optimizer: {lr: 1e-3}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A recipe on one's own files."""
+    data = tmp_path / "project" / "data"
+    (data / "chats").mkdir(parents=True)
+    for name in ("one", "two"):
+        rows = [{"text": f"row {number} of file {name} has these words in it"} for number in range(40)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with gzip.open(data / "chats" / "chat.jsonl.gz", "wt") as file:
+        for number in range(40):
+            file.write(json.dumps({"prompt": f"what is {number}?", "completion": f"{number} is a number"}) + "\n")
+    (tmp_path / "project" / "own.yaml").write_text(OWN)
+    return tmp_path / "project" / "own.yaml"
+
+
+def wait_for_end(shell: Any, run: str) -> dict[str, Any]:
+    """A run's status once it has ended."""
+    deadline = time.monotonic() + 240
+    while True:
+        (status,) = shell("status", run, "--json").json
+        if status["state"] not in ("submitted", "running"):
+            return dict(status)
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+
+
+def test_ones_own_files_are_uploaded_and_what_was_made_of_them_is_found_again(
+    raylets: Raylets, shell: Any, own: Path
+) -> None:
+    """The cluster reads the files from the store; a run on the files themselves finds the same artifacts."""
+    submitted = shell("submit", str(own), "--upload", "--address", raylets.job_server)
+    assert submitted.code == 0, submitted.err
+    assert "3 data files (0.0 MiB) uploaded to" in submitted.err
+    away = own.parent.rename(own.parent.with_name("away"))
+    run = submitted.out.strip()
+    assert wait_for_end(shell, run)["state"] == "completed", shell("logs", run).out
+    away.rename(own.parent)
+    planned = shell("plan", str(own), "--json").json
+    assert [stage["cached"] for stage in planned["stages"]] == [True, True]
+
+
+def test_ones_own_files_are_found_on_every_node(raylets: Raylets, shell: Any, own: Path) -> None:
+    """All nodes are on this machine and see them."""
+    submitted = shell("submit", str(own), "--address", raylets.job_server)
+    assert submitted.code == 0, submitted.err
+    assert f"3 data files (0.0 MiB) found on {NUM_NODES} nodes" in submitted.err
+    run = submitted.out.strip()
+    assert wait_for_end(shell, run)["state"] == "completed", shell("logs", run).out
+    assert [stage["cached"] for stage in shell("plan", str(own), "--json").json["stages"]] == [True, True]
 
 
 def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: Any, quickstart: Path) -> None:

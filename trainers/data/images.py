@@ -61,7 +61,7 @@ def image_source_digest(source: ImageSource, base_dir: Path) -> str:
             images, labels = files_in_order(source.files, base_dir), files_in_order(source.label_files, base_dir)
             return hashlib.sha256(json.dumps([files_digest(images), files_digest(labels)]).encode()).hexdigest()
         case ImageFolder():
-            folder, paths = _folder_files(source, base_dir)
+            folder, paths = folder_files(source, base_dir)
             paths = [*paths, *folder_caption_files(source, folder, paths)]
             names = [path.relative_to(folder).as_posix() for path in paths]
             return hashlib.sha256(json.dumps([names, files_digest(paths)]).encode()).hexdigest()
@@ -274,7 +274,8 @@ def _idx_array(path: Path, dimensions: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _folder_files(source: ImageFolder, base_dir: Path) -> tuple[Path, list[Path]]:
+def folder_files(source: ImageFolder, base_dir: Path) -> tuple[Path, list[Path]]:
+    """Return a source's folder and its pictures, sorted; raises RequestError where there are none."""
     folder = base_dir / source.path
     if not folder.is_dir():
         raise RequestError(f"picture folder {source.path!r} does not exist (looked in {base_dir})")
@@ -285,7 +286,7 @@ def _folder_files(source: ImageFolder, base_dir: Path) -> tuple[Path, list[Path]
 
 
 def _read_folder(source: ImageFolder, base_dir: Path) -> Iterator[Picture]:
-    folder, paths = _folder_files(source, base_dir)
+    folder, paths = folder_files(source, base_dir)
     captions = folder_captions(source, folder, paths)
     for path in paths:
         name = path.relative_to(folder)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,54 @@ def pictured_digest(source: Source, base_dir: Path) -> str:
     return digest.hexdigest()
 
 
+def named_files(source: Source, path: Path) -> list[str]:
+    """Return the files of pictures that the rows of one file name, as they name them."""
+    return _file_names(source, _rows_of_file(source, path))
+
+
+def named_in_dataset(source: Datasets, base_dir: Path) -> list[str]:
+    """Return the files of pictures that the rows of a local data set name, as they name them."""
+    return _file_names(source, ((row, place) for row, _, place in _naming_rows(source, base_dir)))
+
+
+def _file_names(source: Source, rows: Iterable[tuple[dict[str, Any], str]]) -> list[str]:
+    found: dict[str, None] = {}
+    for row, place in rows:
+        for picture in find_pictures(row, getattr(source, "columns", {})) or ():
+            origin = find_origin(picture, Path(), place)
+            if isinstance(origin, Path):
+                found[str(origin)] = None
+    return list(found)
+
+
 def _naming_rows(source: Source, base_dir: Path) -> Iterator[tuple[dict[str, Any], Path, str]]:
     """Yield the rows that may name pictures, with the folder that paths start at."""
     match source:
-        case JsonLines():
-            keys = [json.dumps(name)[:-1].encode() for name in (*_NAMES, *source.columns.values())]
+        case JsonLines() | Csv() | Parquet():
             for path in find_files(source.files, base_dir):
-                with open_file(path) as lines:
-                    for number, line in enumerate(lines, start=1):
-                        if any(key in line for key in keys):
-                            place = f"{path}: row {number}"
-                            yield _json_row(line, place), path.parent, place
-        case Csv() | Parquet():
-            for path in find_files(source.files, base_dir):
-                for name, row in read_file(source, path):
-                    yield row, path.parent, f"{path}: row {name.rpartition(':')[2]}"
+                for row, place in _rows_of_file(source, path):
+                    yield row, path.parent, place
         case Datasets():
             rows = with_encoded_pictures(open_datasets(source, base_dir))
             for number, row in enumerate(rows, start=1):
                 yield row, base_dir / source.path, f"{source.path}: row {number}"
+        case _:
+            return
+
+
+def _rows_of_file(source: Source, path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of a file that may name pictures, with their place in words."""
+    match source:
+        case JsonLines():
+            keys = [json.dumps(name)[:-1].encode() for name in (*_NAMES, *source.columns.values())]
+            with open_file(path) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if any(key in line for key in keys):
+                        place = f"{path}: row {number}"
+                        yield _json_row(line, place), place
+        case Csv() | Parquet():
+            for name, row in read_file(source, path):
+                yield row, f"{path}: row {name.rpartition(':')[2]}"
         case _:
             return
 

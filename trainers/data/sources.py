@@ -165,13 +165,21 @@ def _extracted(digest: str, name: str, extract: Callable[[str], dict[str, bytes]
 
 def datasets_digest(source: DatasetsPlace, base_dir: Path) -> str:
     """Return 64 hex digits that change when the rows of a `datasets` data set can change."""
-    folder = _local_folder(source, base_dir)
-    if folder is None:
+    found = dataset_files(source, base_dir)
+    if found is None:
         identity: list[Any] = ["hub", source.path, source.revision]
     else:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-"))
+        folder, paths = found
         identity = ["folder", [path.relative_to(folder).as_posix() for path in paths], files_digest(paths)]
     return hashlib.sha256(json.dumps([*identity, source.name, source.split]).encode()).hexdigest()
+
+
+def dataset_files(source: DatasetsPlace, base_dir: Path) -> tuple[Path, list[Path]] | None:
+    """Return the folder of a local data set and its files, sorted; None for a data set of the hub."""
+    folder = _local_folder(source, base_dir)
+    if folder is None:
+        return None
+    return folder, sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-"))
 
 
 def _local_folder(source: DatasetsPlace, base_dir: Path) -> Path | None:

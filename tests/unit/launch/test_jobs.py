@@ -14,7 +14,11 @@ import pytest
 from launch import api
 from launch.jobs import find_token, is_job_server, submit
 from launch.records import RunRecord
+from launch.resolve import digest_of
+from launch.shared_files import ANSWER, look, read_question
+from launch.upload import uploaded_folder
 from recipes.errors import CapacityError, RecipeError, RequestError
+from trainers.store.collection import Keep, collect
 from trainers.store.store import Store
 
 TOKEN = "a-token"
@@ -30,6 +34,8 @@ class Cluster:
         self.stopped: list[str] = []
         self.status = "SUCCEEDED"
         self.address = ""
+        self.folders: dict[str, Path] = {}
+        """Node -> where it has what the submitting machine has elsewhere."""
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> Any:
         if path == "/api/version":
@@ -44,11 +50,21 @@ class Cluster:
             self.jobs.append(body)
             return {"submission_id": f"job_{len(self.jobs)}"}
         if path.endswith("/logs"):
+            command = self.jobs[int(path.split("/")[-2].removeprefix("job_")) - 1]["entrypoint"].split()
+            if "launch.shared_files" in command:
+                return {"logs": f"{ANSWER}{json.dumps(self.look(command[-1]))}\n"}
             return {"logs": f"some noise\ntrainwright={self.their_version}\n"}
         if path.endswith("/stop"):
             self.stopped.append(path.split("/")[-2])
             return {"stopped": True}
         return {"status": self.status, "message": "why"}
+
+    def look(self, text: str) -> dict[str, list[str]]:
+        """What its nodes find, each in its own folder."""
+        asked = read_question(text)
+        return {
+            node: look([{**item, "base_dir": str(folder)} for item in asked]) for node, folder in self.folders.items()
+        }
 
 
 @pytest.fixture
@@ -147,15 +163,100 @@ def test_a_cluster_address_is_no_job_server(docs: Path, store: Store) -> None:
         submit(docs, address="10.0.0.1:6379", store=store.uri)
 
 
-def test_local_files_do_not_travel(cluster: Cluster, recipe: Path, store: Store) -> None:
+def test_files_that_every_node_sees_stay_where_they_are(cluster: Cluster, recipe: Path, store: Store) -> None:
+    """Looked for once, before the run is written; the nodes' own copies may have other times of change."""
+    copy = recipe.parent / "copy"
+    copy.mkdir()
+    (copy / "text.txt").write_bytes((recipe.parent / "text.txt").read_bytes())
+    cluster.folders = {"10.0.0.1": recipe.parent, "10.0.0.2": copy}
+    said: list[str] = []
+    run = submit(recipe, address=cluster.address, store=store.uri, say=said.append)
+    assert said == ["1 data file (0.0 MiB) found on 2 nodes"]
+    assert [job["metadata"]["trainwright"] for job in cluster.jobs] == ["handshake", "files", run]
+    resolved = RunRecord.open(store, run).resolved()
+    assert resolved.uploaded is None
+    assert resolved.recipe.stages["base"].data.files == ["text.txt"]
+    cluster.status = "FAILED"
+    (copy / "text.txt").unlink()
+    with pytest.raises(RecipeError, match=r"node 10\.0\.0\.2: data file 'text\.txt' does not exist"):
+        api.resume(run, store=store.uri)
+
+
+def test_files_that_a_node_lacks_or_has_otherwise_are_named(cluster: Cluster, recipe: Path, store: Store) -> None:
+    other, empty = recipe.parent / "other", recipe.parent / "empty"
+    for folder in (other, empty):
+        folder.mkdir()
+    (other / "text.txt").write_text("other words\n")
+    cluster.folders = {"10.0.0.1": recipe.parent, "10.0.0.2": other, "10.0.0.3": empty}
     with pytest.raises(RecipeError) as refused:
         submit(recipe, address=cluster.address, store=store.uri)
-    assert {problem.field for problem in refused.value.problems} == {
-        "stages.base.data",
-        "stages.chat.data",
-        "stages.exam.text",
-    }
-    assert cluster.jobs == []
+    messages = [problem.message for problem in refused.value.problems]
+    assert messages == [
+        f"node 10.0.0.2: {other / 'text.txt'}: other content than on the submitting machine",
+        f"node 10.0.0.3: data file 'text.txt' does not exist (looked in {empty})",
+    ]
+    (problem, _) = refused.value.problems
+    assert (problem.field, problem.found) == ("stages.base.data", "text.txt")
+    assert "submit with --upload" in problem.suggestion
+    assert store.runs() == []
+
+
+def test_uploaded_files_are_read_from_the_store_and_change_no_fingerprint(
+    cluster: Cluster, recipe: Path, store: Store, bench: Any
+) -> None:
+    said: list[str] = []
+    run = submit(recipe, address=cluster.address, store=store.uri, is_upload=True, say=said.append)
+    assert said == [f"1 data file (0.0 MiB) uploaded to {store.uri}"]
+    record = RunRecord.open(store, run)
+    resolved, direct = record.resolved(), bench.resolve()
+    assert [s.fingerprint for s in resolved.plan(None).stages] == [s.fingerprint for s in direct.plan(None).stages]
+    text = (recipe.parent / "text.txt").read_bytes()
+    (recipe.parent / "text.txt").unlink()
+    for name, field in (("base", "data"), ("chat", "data"), ("exam", "text")):
+        stage = resolved.recipe.stages[name]
+        folder = uploaded_folder(store, resolved.uploaded, stage)
+        assert folder is not None
+        (place,) = getattr(stage, field).files
+        assert (folder / place).read_bytes() == text
+        assert digest_of(getattr(stage, field), folder) == direct.data[name][field]
+    kept = collect(store, grace_s=0, keep=Keep(artifacts=[], runs=[run]), dry_run=True)
+    assert kept.waiting_refs == []
+    dropped = collect(store, grace_s=0, keep=Keep(artifacts=[], runs=[]), dry_run=True)
+    assert [ref for ref in dropped.waiting_refs if resolved.uploaded in ref]
+
+
+def test_uploaded_files_come_out_of_an_object_store(
+    cluster: Cluster, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRAINWRIGHT_CACHE", str(tmp_path / "cache"))
+    run = submit(recipe, address=cluster.address, store="memory://uploads", is_upload=True)
+    store = Store.open("memory://uploads")
+    resolved = RunRecord.open(store, run).resolved()
+    assert resolved.uploaded is not None
+    folder = uploaded_folder(store, resolved.uploaded, resolved.recipe.stages["base"])
+    assert folder is not None
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert (folder / "0" / "0" / "text.txt").read_bytes() == (recipe.parent / "text.txt").read_bytes()
+
+
+def test_an_uploaded_run_is_resumed_without_its_files_and_refuses_others(
+    cluster: Cluster, recipe: Path, store: Store
+) -> None:
+    run = submit(recipe, address=cluster.address, store=store.uri, is_upload=True)
+    cluster.status = "FAILED"
+    stored = RunRecord.open(store, run).resolved()
+    api.resume(run, recipe=recipe, overrides=["cluster.workers=1"], store=store.uri)
+    resumed = RunRecord.open(store, run).resolved()
+    assert resumed.recipe.cluster.workers == 1
+    assert resumed.recipe.stages == stored.recipe.stages
+    (recipe.parent / "text.txt").write_text("other words\n" * 20)
+    with pytest.raises(RequestError, match=r"its data files were uploaded, and stages\.base\.data reads others: text"):
+        api.resume(run, recipe=recipe, store=store.uri)
+    with pytest.raises(RequestError, match=r"stages\.base\.data reads others: x\.txt; submit it as a new run"):
+        api.resume(run, overrides=["stages.base.data.files=[x.txt]"], store=store.uri)
+    (recipe.parent / "text.txt").unlink()
+    api.resume(run, store=store.uri)
+    assert [job["metadata"]["trainwright"] for job in cluster.jobs] == ["handshake", run] * 3
 
 
 def test_a_job_that_ends_before_its_run_begins_is_lost_and_can_be_submitted_again(

@@ -1,6 +1,7 @@
 """Three raylets with one CPU each on this machine; ends with its standard input. Prints the address."""
 
 import json
+import os
 import sys
 
 from ray.cluster_utils import Cluster
@@ -8,6 +9,8 @@ from ray.cluster_utils import Cluster
 
 def main(folder: str) -> None:
     """Starts, says where, waits, ends; a line with a number kills that raylet and reaps it."""
+    # Ray notes the cluster's address there without making the folder.
+    os.makedirs("/tmp/ray", exist_ok=True)
     head = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     others = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from cluster import ray_group
+from cluster.each_node import ask_each_node
 from cluster.protocol import WorkerFailed, WorkerSpec
 from cluster.session import Session, start
 from recipes.errors import CapacityError
@@ -94,6 +95,16 @@ def unmounted(session: Session, logs: Path) -> dict[str, Any]:
     raise AssertionError("it ended")
 
 
+def asked(session: Session, logs: Path) -> dict[str, Any]:
+    """One question to every node, and one that no node can answer."""
+    nodes = session.nodes()
+    return {
+        "answers": ask_each_node(nodes, "operator:neg", 5, 60.0),
+        "failures": ask_each_node(nodes, "operator:neg", {}, 60.0),
+        "late": ask_each_node(nodes, "time:sleep", 20, 0.5),
+    }
+
+
 def too_large(session: Session, logs: Path) -> dict[str, Any]:
     """More than there is."""
     started = time.monotonic()
@@ -128,6 +139,7 @@ def free(session: Session, logs: Path) -> dict[str, Any]:
 
 SCENARIOS = {
     "spread": spread, "shipped_logs": shipped_logs, "unmounted": unmounted, "too_large": too_large, "wait": wait,
+    "asked": asked,
     "free": free,
 }  # fmt: skip
 

@@ -108,6 +108,16 @@ def test_a_node_that_does_not_see_the_store_is_named(environment: dict[str, str]
 
 
 @pytest.mark.usefixtures("raylets")
+def test_every_node_answers_or_says_why_not(environment: dict[str, str], tmp_path: Path) -> None:
+    """By its address and, as all are on one machine here, the start of its id."""
+    found = answer(drive("asked", environment, tmp_path))
+    assert list(found["answers"].values()) == [-5, -5, -5]
+    assert len(found["failures"]) == 3
+    assert all("TypeError: bad operand type" in text for text in found["failures"].values())
+    assert set(found["late"].values()) == {"no answer within 0 s"}
+
+
+@pytest.mark.usefixtures("raylets")
 def test_too_large_is_refused_at_once(environment: dict[str, str], tmp_path: Path) -> None:
     """Saying what was asked and what is there."""
     found = answer(drive("too_large", environment, tmp_path))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
-from trainers.rendezvous import build_store, use_loopback
+from trainers.rendezvous import meet, use_loopback
 
 T = TypeVar("T")
 
@@ -36,8 +36,9 @@ def join() -> Ranks:
     if "MASTER_ADDR" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         use_loopback()
-        store = build_store(rank_here, size, default_pg_timeout)
-        dist.init_process_group(backend, store=store, rank=rank_here, world_size=size)
+        found = meet(rank_here, size, default_pg_timeout)
+        dist.init_process_group(backend, store=found.store, rank=rank_here, world_size=size)
+        found.complete(lets_others_in=device.type == "cuda")  # NCCL connects again for every further group
     elif size > 1 and not dist.is_initialized():
         raise RuntimeError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set")
     return Ranks(rank_here, size, local_rank, device)

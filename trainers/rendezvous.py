@@ -1,37 +1,64 @@
-"""Where the ranks of a group find each other: a key-value store on rank 0 that listens on one address only.
+"""Where the ranks of a group find each other: a key-value store on rank 0, on one address and for these ranks only.
 
-torch's own `env://` listens on every interface of the node, for anybody. The keys are the addresses to which ranks
-connect, so whoever writes one first could redirect a rank.
+torch's own `env://` listens on every interface of the node, for anybody, for as long as the group lives. The keys are
+the addresses to which ranks connect, so whoever writes one first could redirect a rank.
 """
 
+import ctypes
 import ipaddress
 import os
 import socket
+import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 KEY_VARIABLE = "TRAINWRIGHT_GROUP_KEY"
 """Random text that the launcher gives to the ranks of one run: the prefix of their keys. Absent under torchrun."""
+SO_ATTACH_FILTER = 26
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""A socket filter of one instruction, `ret 0`: keep no byte of any packet (Linux, networking/filter.rst)."""
 
 
-def build_store(rank: int, world_size: int, timeout: timedelta) -> Store:
-    """Return the store of the group that torchrun's variables describe; rank 0 listens on MASTER_ADDR alone.
+@dataclass(frozen=True)
+class Rendezvous:
+    """The store of a group and, on rank 0, the socket that it listens on."""
+
+    store: Store
+    listener: socket.socket | None
+
+    def complete(self, *, lets_others_in: bool) -> None:
+        """Give the socket up once the ranks are connected, as they are when the store is built.
+
+        Unless it lets others in, every further attempt to connect is dropped. (Closing the socket for good would leave
+        torch's thread turning on the error.) A kernel without filters changes nothing.
+        """
+        if self.listener is None:
+            return
+        code = ctypes.create_string_buffer(_DROP_ALL)
+        with self.listener, suppress(OSError):
+            if not lets_others_in:
+                program = struct.pack("HP", 1, ctypes.addressof(code))
+                self.listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def meet(rank: int, world_size: int, timeout: timedelta) -> Rendezvous:
+    """Build the store of the group that torchrun's variables describe; rank 0 listens on MASTER_ADDR alone.
 
     Raises RuntimeError where rank 0 cannot listen there, or where other nodes could not reach it there.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent listens, before any rank starts
+    listener = None
+    if rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent listens in rank 0's place
         store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    elif rank == 0:
-        listener = _listen(address, port)
-        port = listener.getsockname()[1]
-        store = TCPStore(address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
     else:
-        store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+        listener = _listen(address, port)
+        port, handle = listener.getsockname()[1], os.dup(listener.fileno())
+        store = TCPStore(address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=handle)
     key = os.environ.get(KEY_VARIABLE)
-    return PrefixStore(key, store) if key else store
+    return Rendezvous(PrefixStore(key, store) if key else store, listener)
 
 
 def use_loopback() -> None:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -114,7 +115,7 @@ def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
 
 
 def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
-    """The process group that stages use: where this rank listens, and what a client without the key finds."""
+    """The process group that stages use: where this rank listens, and whether a stranger gets in."""
     import deepspeed
     import psutil
     import torch
@@ -127,18 +128,26 @@ def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
     kept = torch.distributed.group.WORLD is group
     total = distributed.all_sum([ranks.rank + 1.0])
-    distributed.side_exchange()("beside")
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    try:
+        socket.create_connection(address, timeout=1.0).close()
+        stranger = "gets in"
+    except TimeoutError:
+        stranger = "gets no answer"
+    exchanged = distributed.side_exchange()(ranks.rank)
     listening = [
         entry.laddr.ip for entry in psutil.Process().net_connections("inet") if entry.status == psutil.CONN_LISTEN
     ]
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    stranger = torch.distributed.TCPStore(address, port, None, False, wait_for_workers=False)
-    first = "0//cpu//0/0"  # gloo's address of rank 0
-    mine = torch.distributed.PrefixStore(os.environ["TRAINWRIGHT_GROUP_KEY"], stranger)
-    found = {"stranger": stranger.check([first]), "member": mine.check([first])}
     distributed.barrier()
     distributed.leave()
-    return {"listening": listening, "sum": total, "kept": kept, "key": os.environ["TRAINWRIGHT_GROUP_KEY"], **found}
+    return {
+        "listening": listening,
+        "stranger": stranger,
+        "kept": kept,
+        "sum": total,
+        "exchanged": exchanged,
+        "key": os.environ["TRAINWRIGHT_GROUP_KEY"],
+    }
 
 
 def stage_where_unmounted(payload: dict[str, Any], worker: Any) -> Any:

@@ -79,8 +79,8 @@ def test_a_group_listens_on_its_own_address_alone_and_its_keys_begin_with_a_secr
     for result in (*first, *second):
         assert result is not None
         assert set(result["listening"]) == {"127.0.0.1"}
-        assert (result["sum"], result["kept"]) == ([3.0], True)
-        assert (result["stranger"], result["member"]) == (False, True)
+        assert (result["sum"], result["kept"], result["exchanged"]) == ([3.0], True, [0, 1])
+        assert result["stranger"] == "gets no answer"
     keys = [{result["key"] for result in run if result} for run in (first, second)]
     assert [len(found) for found in keys] == [1, 1]
     assert keys[0] != keys[1]

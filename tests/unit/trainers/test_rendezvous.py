@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from trainers.rendezvous import KEY_VARIABLE, build_store, use_loopback
+from trainers.rendezvous import KEY_VARIABLE, meet, use_loopback
 
 TIMEOUT = timedelta(seconds=10)
 
@@ -36,8 +36,9 @@ def can_connect(address: str, port: int) -> bool:
 
 def test_the_store_listens_on_the_given_address_alone(port: int) -> None:
     """Another address of the same machine reaches nobody, as it would if rank 0 listened everywhere."""
-    store = build_store(0, 1, TIMEOUT)
-    store.set("a", "1")
+    found = meet(0, 1, TIMEOUT)
+    found.complete(lets_others_in=True)
+    found.store.set("a", "1")
     assert can_connect("127.0.0.1", port)
     assert not can_connect("127.0.0.2", port)
 
@@ -45,12 +46,24 @@ def test_the_store_listens_on_the_given_address_alone(port: int) -> None:
 def test_a_client_without_the_key_reads_and_writes_other_keys(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is the prefix of all that the group writes."""
     monkeypatch.setenv(KEY_VARIABLE, "0123abcd")
-    store = build_store(0, 1, TIMEOUT)
-    store.set("default_pg/0", "here")
+    found = meet(0, 1, TIMEOUT)
+    found.complete(lets_others_in=True)
+    found.store.set("default_pg/0", "here")
     stranger = dist.TCPStore("127.0.0.1", port, None, False, TIMEOUT, wait_for_workers=False)
     assert not stranger.check(["default_pg/0"])
     stranger.set("default_pg/0", "elsewhere")
-    assert store.get("default_pg/0") == b"here"
+    assert found.store.get("default_pg/0") == b"here"
+
+
+def test_once_the_ranks_are_in_nobody_else_gets_in(port: int) -> None:
+    """A connection of before goes on to work, and more keys can be written over it."""
+    found = meet(0, 1, TIMEOUT)
+    member = dist.TCPStore("127.0.0.1", port, None, False, TIMEOUT, wait_for_workers=False)
+    found.complete(lets_others_in=False)
+    assert not can_connect("127.0.0.1", port)
+    found.store.set("a", "1")
+    assert member.get("a") == b"1"
+    assert sorted(member.list_keys()) == sorted(found.store.list_keys())
 
 
 def test_under_torchrun_the_agents_store_is_used(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +71,7 @@ def test_under_torchrun_the_agents_store_is_used(port: int, monkeypatch: pytest.
     agent = dist.TCPStore("127.0.0.1", port, 1, True, TIMEOUT)
     agent.set("from", "the agent")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert build_store(0, 1, TIMEOUT).get("from") == b"the agent"
+    assert meet(0, 1, TIMEOUT).store.get("from") == b"the agent"
 
 
 def test_an_address_that_other_nodes_cannot_reach_is_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,14 +80,14 @@ def test_an_address_that_other_nodes_cannot_reach_is_refused(port: int, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(RuntimeError, match=r"MASTER_ADDR localhost is 127.0.0.1 on rank 0's node"):
-        build_store(0, 2, TIMEOUT)
+        meet(0, 2, TIMEOUT)
 
 
 def test_an_address_of_another_machine_is_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 listens at its own address; 192.0.2.1 is nobody's (RFC 5737)."""
     monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")
     with pytest.raises(RuntimeError, match=f"rank 0 cannot listen on MASTER_ADDR 192.0.2.1, port {port}"):
-        build_store(0, 1, TIMEOUT)
+        meet(0, 1, TIMEOUT)
 
 
 @pytest.mark.parametrize(("address", "interface"), [("127.0.0.1", "lo"), ("localhost", "lo"), ("10.0.0.4", None)])

@@ -11,6 +11,7 @@ from recipes.models import check_models
 from recipes.picture_forms import check_picture_forms
 from recipes.picture_rows import check_pictures
 from recipes.report import check_gates
+from recipes.templates import check_templates
 
 
 def check_static(loaded: LoadedRecipe) -> list[Problem]:
@@ -19,6 +20,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_chain(loaded),
         *check_arithmetic(loaded),
         *check_models(loaded),
+        *check_templates(loaded),
         *check_captions(loaded),
         *check_labels(loaded),
         *check_picture_forms(loaded),

@@ -17,6 +17,7 @@ from recipes.stages import (
     PretrainImages,
     Reward,
     Stage,
+    Template,
 )
 
 PartKind = Literal[
@@ -243,6 +244,15 @@ def stage_sources(stage: Stage) -> list[SourceUse]:
             if stage.images is not None:
                 uses.append(SourceUse("images", stage.images, "images"))
             return uses
+
+
+CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "prompts")
+"""What rows of prompts and answers are for."""
+
+
+def default_template(role: Role, has_chat_template: bool) -> Template:
+    """How plain text of the role is put to a model where the recipe does not say."""
+    return "chat" if has_chat_template and role in CHAT_ROLES else "none"
 
 
 def find_source(stage: Stage, field_path: str) -> SourceUse | None:

@@ -1,7 +1,7 @@
 """The kinds of stage, one model each."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -20,6 +20,17 @@ from recipes.train import ImageTrain, Train
 
 Part = Literal["language", "projector", "vision"]
 """Parts of a vision-language model."""
+Template = Literal["chat", "none"]
+"""How rows of plain text are put to a model: as turns of its chat template, or as they are."""
+
+
+def _template(rows: str) -> Any:
+    return added_meaning(
+        None,
+        description=f"How {rows} of plain text are put to the model: chat, as the user's and the assistant's turns in "
+        "its chat template; none, as they are, one after the other. None: chat where a decoder or rnn has a template. "
+        "Rows of messages always take the template.",
+    )
 
 
 class _Stage(Strict):
@@ -112,6 +123,7 @@ class Finetune(_Stage):
     lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
+    template: Template | None = _template("a `prompt` and its `completion`")
     parts: list[Part] | None = meaning(
         None,
         min_length=1,
@@ -165,6 +177,7 @@ class Reward(_Stage):
     kind: Literal["reward"] = meaning(description="Reward modelling.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
+    template: Template | None = _template("a `prompt` and its answers")
     data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
     evaluation: Source | None = meaning(
         None, description="Held-out pairs; None: python-docs' validation split or hold_out."
@@ -189,6 +202,7 @@ class PpoStage(_Stage):
     )
     merge: bool = meaning(True, description="With lora: also commit the merged actor.")
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
+    template: Template | None = _template("prompts")
     text: Source | None = meaning(
         None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; None for none."
     )
@@ -294,6 +308,7 @@ class Evaluate(_Stage):
         description="At most this many prompts to answer, drawn by the seed; targets: the rows that a finetune's "
         "evaluation takes.",
     )
+    template: Template | None = _template("prompts")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(
         256,
@@ -363,5 +378,5 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 2, "finetune": 2, "reward": 1, "ppo": 1, "evaluate": 2}
+SEMANTICS = {"pretrain": 2, "finetune": 3, "reward": 2, "ppo": 2, "evaluate": 3}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -163,7 +163,9 @@ def _answers(
         tokenization = load_tokenization(model_folder(context, f"of.{index}"))
         prompts = open_dataset(
             context,
-            data_request(context, get_source(spec, "prompts"), tokenization, spec.sampling.max_prompt_tokens),
+            data_request(
+                context, get_source(spec, "prompts"), tokenization, spec.sampling.max_prompt_tokens, spec.template
+            ),
         )
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, tokenization)

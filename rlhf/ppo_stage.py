@@ -56,7 +56,8 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     if spec.critic == "reward":
         require_same_contract(context, tokenization)
     prompts = open_dataset(
-        context, data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens)
+        context,
+        data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
     )
     text = _text_plan(spec, context, tokenization)
     layout = _layout(spec, context)

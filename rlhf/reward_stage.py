@@ -28,7 +28,9 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     use_fast_matmul(context.ranks.device)
     tokenization = load_tokenization(model_folder(context, "init_from"))
     length = spec.train.sequence_length
-    dataset, held_out = open_sets(spec, context, lambda use: data_request(context, use, tokenization, length))
+    dataset, held_out = open_sets(
+        spec, context, lambda use: data_request(context, use, tokenization, length, spec.template)
+    )
     evaluation_set = dataset if held_out is None else held_out
 
     context.observer.phase("model")

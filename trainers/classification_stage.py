@@ -40,7 +40,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     tokenization = load_tokenization(model_folder(context, "init_from"))
 
     def request(use: SourceUse) -> DataRequest:
-        return replace(data_request(context, use, tokenization, spec.train.sequence_length), role="labels")
+        return data_request(context, replace(use, role="labels"), tokenization, spec.train.sequence_length)
 
     dataset, evaluation_set = open_sets(spec, context, request)
     if evaluation_set is not None:

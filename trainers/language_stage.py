@@ -191,9 +191,11 @@ def training_request(
     pictures: PictureProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
-    request = data_request(context, use, tokenization, spec.train.sequence_length)
+    chosen = spec.template if isinstance(spec, Finetune) else None
     if family == "encoder_decoder" and isinstance(spec, Finetune):
-        return replace(request, role="seq2seq")
+        use = replace(use, role="seq2seq")
+        return data_request(context, use, tokenization, spec.train.sequence_length, chosen)
+    request = data_request(context, use, tokenization, spec.train.sequence_length, chosen)
     request = replace(
         request,
         packing=spec.train.packing and family != "encoder_decoder",
@@ -270,7 +272,8 @@ def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText)
     if held_out is None:
         return None
     half = spec.train.sequence_length // 2
-    request = data_request(context, replace(held_out, role="prompts"), trained.tokenization, half)
+    asked = replace(held_out, role="prompts")
+    request = data_request(context, asked, trained.tokenization, half, spec.template)
     prompts = open_prompts(request, context.store)
     if prompts is None:
         return None

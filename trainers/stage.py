@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.errors import RequestError
-from recipes.references import SourceUse, find_source, get_source
-from recipes.stages import Stage
+from recipes.references import SourceUse, default_template, find_source, get_source
+from recipes.stages import Stage, Template
 from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import verify_folder
@@ -192,10 +192,20 @@ def model_part(manifest: ArtifactManifest, field_path: str) -> str:
 
 
 def data_request(
-    context: StageContext, use: SourceUse, tokenization: Tokenization, sequence_length: int
+    context: StageContext,
+    use: SourceUse,
+    tokenization: Tokenization,
+    sequence_length: int,
+    template: Template | None = None,
 ) -> DataRequest:
-    """Return the request for one of the stage's sources as it was when the run started."""
+    """Return the request for one of the stage's sources as it was when the run started.
+
+    `template` is what the recipe says; None: what `default_template` says. Raises RequestError for a chat template that
+    the tokenizer lacks.
+    """
     assert use.role != "images"
+    if template == "chat" and tokenization.chat_template is None:
+        raise RequestError(f"template: chat, but the model of {context.stage} has no chat template; set template: none")
     return DataRequest(
         source=use.rows,
         base_dir=context.base_dir,
@@ -205,6 +215,7 @@ def data_request(
         seed=context.seed,
         held_out=use.held_out,
         source_digest=context.data.get(use.field_path),
+        template=template or default_template(use.role, tokenization.chat_template is not None),
     )
 
 

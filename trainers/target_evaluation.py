@@ -32,7 +32,7 @@ def measure_targets(
         folder = model_folder(context, f"of.{index}")
         tokenization = load_tokenization(folder)
         use = get_source(spec, "prompts")
-        dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length))
+        dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length, spec.template))
         loaded = load_model(folder, "seq2seq_model", device=ranks.device, dtype=dtype_of(spec.shard.precision))
         model = loaded.to(ranks.device).eval().requires_grad_(False)
         share = (dataset, spec.num_prompts, ranks.world_size, ranks.rank, ROWS_AT_ONCE)

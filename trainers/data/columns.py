@@ -16,6 +16,9 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "use
 Text = str | list[dict[str, Any]]
 """Plain text, or messages."""
 
+SPLIT = "split"
+"""True in a pair of plain texts whose prompt is their common beginning, for lack of a column."""
+
 
 class BadRow(ValueError):  # noqa: N818
     """A row that does not have the form that its role needs; says what is wrong."""
@@ -29,7 +32,7 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     images} with every content a list of parts {type: text, text} and {type: image}, or {prompt, completion, images};
     images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
     turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
-    of both. prompts: {prompt, reference}. Raises BadRow.
+    of both, and `split` is True where they are plain text. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
     match role:
@@ -221,8 +224,9 @@ def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise BadRow("'chosen' and 'rejected' must both be text or both be messages")
     if "prompt" not in row:
-        prompt, chosen, rejected = extract_prompt(chosen, rejected)
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        prompt, answer, other = extract_prompt(chosen, rejected)
+        found = {"prompt": prompt, "chosen": answer, "rejected": other}
+        return {**found, SPLIT: True} if isinstance(chosen, str) else found
     prompt = _text(row, "prompt")
     return {
         "prompt": prompt,

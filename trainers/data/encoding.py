@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import RequestError
+from trainers.data.conversation import as_conversation
 from trainers.data.sources import Row
 from trainers.data.template import Span
 from trainers.data.tokenizer import Tokenization
@@ -44,6 +45,12 @@ class _Prompt:
 
     source: Any
     text: str
+
+
+def conversation_of(row: Row) -> Row:
+    """Return the row with its plain text as turns; see `as_conversation`."""
+    with _naming(row):
+        return Row(row.id, as_conversation(row.columns))
 
 
 def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
@@ -147,7 +154,8 @@ def _mark_answer(prompt: _Prompt, answer: Any, tokenization: Tokenization) -> _M
     messages = [*prompt.source, *answer]
     whole = tokenization.render(messages)
     if whole.startswith(prompt.text):
-        return _Marked(whole, [(len(prompt.text), len(whole))])
+        end = tokenization.turn_end(whole, len(prompt.text))
+        return _Marked(whole[:end], [(len(prompt.text), end)])
     text, spans = tokenization.response_spans(messages)
     return _Marked(text, spans[-1:])
 

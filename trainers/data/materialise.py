@@ -14,9 +14,11 @@ import numpy as np
 
 from recipes.data import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
+from recipes.stages import Template
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
 from trainers.data.encoding import (
+    conversation_of,
     encode_instructions,
     encode_pairs,
     encode_prompts,
@@ -35,7 +37,9 @@ from trainers.store.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | {"labelled": 2}
+FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | dict.fromkeys(
+    ("packed", "pictured", "labelled", "pairs"), 2
+)
 """Each form's is raised when the same request gives other arrays."""
 TOKENIZER_FORMAT = 1
 FORMS: dict[RowRole, Form] = {
@@ -68,6 +72,8 @@ class DataRequest:
     """Text only: one stream of tokens that recurrent models read on in, instead of sequences."""
     loss_on: Literal["responses", "all"] = "responses"
     """Instructions and pictured rows: which tokens are targets. Rows of plain text have targets everywhere."""
+    template: Template = "none"
+    """Prompts, completions and answers of plain text: chat makes them turns of the chat template."""
     held_out: bool = False
     """Read the rows that the source's `hold_out` keeps away from training, instead of the others."""
     source_digest: str | None = None
@@ -102,6 +108,8 @@ class DataRequest:
             identity |= {"form": "stream"}
         if self.role in ("instructions", "pictured"):
             identity |= {"loss_on": self.loss_on}
+        if self.template != "none":
+            identity |= {"template": self.template}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
@@ -256,7 +264,7 @@ def _counted(request: DataRequest, count: Count, store: Store) -> Iterator[Row]:
     source, seed = request.source, request.seed
     for row in read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store):
         count.rows_in += 1
-        yield row
+        yield conversation_of(row) if request.template == "chat" else row
 
 
 def _name(source: Source) -> str:

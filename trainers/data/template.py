@@ -76,16 +76,34 @@ def render(
         raise RequestError(f"chat template: {error or type(error).__name__}") from None
 
 
-def response_spans(template: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
+def response_spans(
+    template: str, messages: Sequence[Message], tokens: Mapping[str, str], special_tokens: Sequence[str] = ()
+) -> tuple[str, list[Span]]:
     """Return the rendered conversation and the character spans that the assistant wrote, end token included.
+
+    Blanks that the template writes after a turn's special token (ChatML's line break) are nobody's: they are in no
+    span, and a conversation that the assistant ends is cut there.
 
     With `{% generation %}` in the template these are its blocks. Otherwise a span runs from the end of the rendering
     up to a turn (with generation prompt) to the end of the rendering with it; a turn whose two renderings are
     no beginnings of the whole (templates that rewrite earlier turns) has no span.
     """
     if "generation" in template and "endgeneration" in template:
-        marked = render(template, messages, tokens, mark=True)
-        return _unmark(marked)
+        whole, spans = _unmark(render(template, messages, tokens, mark=True))
+    else:
+        whole, spans = _differences(template, messages, tokens)
+    ends_whole = bool(spans) and spans[-1][1] == len(whole)
+    spans = [(start, turn_end(whole, start, end, special_tokens)) for start, end in spans]
+    return whole[: spans[-1][1]] if ends_whole else whole, spans
+
+
+def turn_end(text: str, start: int, end: int, special_tokens: Sequence[str]) -> int:
+    """Return where a turn that stands at [start, end) ends: after its special token, before blanks that follow it."""
+    stripped = text[start:end].rstrip()
+    return start + len(stripped) if stripped.endswith(tuple(special_tokens)) else end
+
+
+def _differences(template: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
     whole = render(template, messages, tokens)
     spans: list[Span] = []
     for index, message in enumerate(messages):

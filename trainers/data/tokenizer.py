@@ -15,7 +15,7 @@ from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.local_models import find_end_token, find_pad_token
 from recipes.seq2seq import SENTINEL, count_sentinels
-from trainers.data.template import Message, Span, render, response_spans
+from trainers.data.template import Message, Span, render, response_spans, turn_end
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -89,6 +89,12 @@ class Tokenization:
         return found
 
     @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """All special tokens, in the order of their ids."""
+        decoder = self.tokenizer.get_added_tokens_decoder()
+        return tuple(token.content for _, token in sorted(decoder.items()) if token.special)
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of all special tokens."""
         return frozenset(number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
@@ -145,7 +151,11 @@ class Tokenization:
 
     def response_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the character spans of the assistant's turns."""
-        return response_spans(self._template(), messages, self._template_tokens())
+        return response_spans(self._template(), messages, self._template_tokens(), self.special_tokens)
+
+    def turn_end(self, text: str, start: int) -> int:
+        """Return where a rendered conversation ends whose last turn starts there; see `template.turn_end`."""
+        return turn_end(text, start, len(text), self.special_tokens)
 
     def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """Tokenize what a response follows: plain text as it is, messages by the template with generation prompt."""

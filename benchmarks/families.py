@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ class Quiet:
 
     def stop_requested(self) -> bool:
         return False
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save(self, engine: Any, loop: LoopState, source: SourceState) -> None: ...
 

@@ -5,6 +5,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,9 +30,15 @@ class LocalContext:
         self._on_beat = on_beat
         self._interval_s = beat_interval_s
         self._last: tuple[str, float] = ("", 0.0)
+        self._answers_stops = False
 
     def beat(self, phase: str, **progress: Any) -> None:
-        """Hands the beat to the caller of `run`, a phase's later ones at most every beat interval."""
+        """Hands the beat to the caller of `run`, a phase's later ones at most every beat interval.
+
+        A stop that the target does not answer ends it here.
+        """
+        if self._stop.is_set() and not self._answers_stops:
+            raise Preempted(f"stopped in {phase}")
         at = time.monotonic()
         if self._on_beat and (phase != self._last[0] or at - self._last[1] >= self._interval_s):
             self._last = (phase, at)
@@ -39,6 +47,15 @@ class LocalContext:
     def stop_requested(self) -> bool:
         """Whether `stop` was called."""
         return self._stop.is_set()
+
+    @contextmanager
+    def answers_stops(self) -> Iterator[None]:
+        """While it is open the target answers a stop by itself; elsewhere its next beat ends it."""
+        self._answers_stops = True
+        try:
+            yield
+        finally:
+            self._answers_stops = False
 
 
 class LocalGroup:

@@ -1,6 +1,7 @@
 """The seams of a worker group: what is asked for, what a stage sees, and the one verdict on a failure."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,10 @@ class WorkerContext(Protocol):
         """True once the driver asked to stop or this process got SIGTERM: save, then raise `Preempted`."""
         ...
 
+    def answers_stops(self) -> AbstractContextManager[None]:
+        """While it is open the target answers a stop by itself, and saves; elsewhere a stop ends the rank at once."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -145,7 +150,8 @@ class WorkerGroup(Protocol):
     def stop(self, grace_s: float | None = None) -> None:
         """From any thread or signal handler: makes `stop_requested()` true on every rank, kills after the grace.
 
-        It holds for the rest of the group's life: a later `run` raises `Preempted` at once.
+        A rank that does not answer stops (`answers_stops`) ends at once. It holds for the rest of the group's life: a
+        later `run` raises `Preempted` at once.
         """
         ...
 

@@ -19,9 +19,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from recipes.errors import Preempted
 
 PR_SET_PDEATHSIG = 1
 
@@ -61,6 +65,8 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self.orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stop = threading.Event()
+        self.answers_stops = False
+        """Whether the target answers a stop itself."""
         self._connection = connection
         self._lock = threading.Lock()
         self._beat: dict[str, Any] | None = None
@@ -76,7 +82,7 @@ class Link:
                     case "run":
                         self.orders.put(order)
                     case "stop":
-                        self.stop.set()
+                        self.ask_to_stop()
         os.killpg(0, signal.SIGKILL)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -106,12 +112,25 @@ class Link:
             time.sleep(0.25)
             self.flush_beat()
 
+    def ask_to_stop(self) -> None:
+        """Leaves the stop to a target that answers it; any other has nothing to save and is ended here and now."""
+        self.stop.set()
+        if not self.answers_stops:
+            self.leave()
+
+    def leave(self) -> None:
+        """Says that the run was stopped, and ends this process with all its children."""
+        print(f"stopped in {self._phase or 'start'}", flush=True)
+        self.send({"say": "error", **describe_error(Preempted(f"stopped in {self._phase or 'start'}"))})
+        os.killpg(0, signal.SIGKILL)
+
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
         """The first SIGTERM asks to stop, the second ends the process."""
         if self.stop.is_set():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        self.stop.set()
+        # The handler may interrupt code that holds the lock.
+        threading.Thread(target=self.ask_to_stop, name="stop", daemon=True).start()
 
 
 class Context:
@@ -131,6 +150,15 @@ class Context:
     def stop_requested(self) -> bool:
         """Whether the driver, or a SIGTERM, asked to stop."""
         return self._link.stop.is_set()
+
+    @contextmanager
+    def answers_stops(self) -> Iterator[None]:
+        """While it is open, a stop is left to the target; elsewhere it ends this process at once."""
+        self._link.answers_stops = True
+        yield
+        self._link.answers_stops = False
+        if self._link.stop.is_set():
+            self._link.leave()
 
 
 class LogFile(io.RawIOBase):

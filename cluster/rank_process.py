@@ -17,7 +17,9 @@ from pathlib import Path
 
 from cluster.fork_server import INTERPRETER
 from cluster.protocol import Json
+from cluster.rank import describe_error
 from cluster.supervise import RankEnd, classify
+from recipes.errors import Preempted
 
 EXIT_DEADLINE_S = 5.0
 TAIL_BYTES = 16_384
@@ -211,8 +213,11 @@ class RankProcess:
         return end
 
     def stop(self) -> None:
-        """Makes `stop_requested()` true in the target."""
+        """Asks the target to stop; a process that still waits for its imports is given up."""
         self._send({"do": "stop"})
+        if not self.pid and not self._is_unwanted:
+            self._is_unwanted = True
+            self._ends.put({"say": "error", **describe_error(Preempted("stopped before it started"))})
 
     def kill(self) -> None:
         """SIGKILL for the process and everything in its process group."""
@@ -222,8 +227,8 @@ class RankProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until the process is reaped."""
-        return self._dead.wait(timeout_s)
+        """Waits until the process is reaped; not for one that was given up before it started."""
+        return (not self.pid and self._is_unwanted) or self._dead.wait(timeout_s)
 
     def rss_bytes(self) -> int:
         """Resident memory, the last known if the process is gone."""
@@ -272,6 +277,8 @@ class RankProcess:
                 self._ends.put(message)
 
     def _finish(self) -> None:
+        if not self.pid and self._is_unwanted:
+            return  # it ends as soon as it starts
         if not self._dead.wait(EXIT_DEADLINE_S):
             self.kill()
             self._dead.wait(EXIT_DEADLINE_S)

@@ -54,6 +54,7 @@ class GroupCrew:
         self._on_close = on_close
         self._learners: WorkerGroup | None = None
         self._verifier: WorkerGroup | None = None
+        self._is_stopped = False
 
     def prepare(self, num_workers: int) -> None:
         """Start processes for the first stage; returns at once."""
@@ -82,9 +83,11 @@ class GroupCrew:
         return result
 
     def stop(self) -> None:
-        """Ask the learners to save and leave."""
-        if self._learners is not None:
-            self._learners.stop()
+        """Ask everyone to save and leave, also those who are made later."""
+        self._is_stopped = True
+        for group in (self._learners, self._verifier):
+            if group is not None:
+                group.stop()
 
     def close(self) -> None:
         """End every process and give back what they held."""
@@ -107,11 +110,17 @@ class GroupCrew:
                 gpus_per_worker=self._gpus_per_worker,
                 **self._common,
             )
-            self._learners = self._make_group(spec)
+            self._learners = self._made(spec)
         return self._learners
 
     def _verifier_group(self) -> WorkerGroup:
         if self._verifier is None:
             spec = WorkerSpec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True, **self._common)
-            self._verifier = self._make_group(spec)
+            self._verifier = self._made(spec)
         return self._verifier
+
+    def _made(self, spec: WorkerSpec) -> WorkerGroup:
+        group = self._make_group(spec)
+        if self._is_stopped:
+            group.stop()
+        return group

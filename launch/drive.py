@@ -128,7 +128,7 @@ def drive(
             _closing(record, journal, view, driven),
             stop_on_signals(stop) as install_handlers,
             log_folder_of(record) as log_folder,
-            Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops),
+            Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops) as heartbeat,
         ):
 
             def on_connected(give_up: Callable[[], None]) -> None:
@@ -153,6 +153,7 @@ def drive(
                 latest=latest,
                 results=driven.results,
             )
+            heartbeat.on_tick = executor.show_silence
             try:
                 executor.walk()
             except (StageError, StoreDamaged, CapacityError):

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -13,14 +13,14 @@ from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
 from launch.journal import Journal
-from launch.progress import COUNTED, SHOWN_METRICS, View, merge_losses, rows_lost
+from launch.progress import COUNTED, PLAIN_EVERY_S, SHOWN_METRICS, View, merge_losses, rows_lost
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
 from recipes.plan import Plan, PlannedStage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
-BEAT_KEYS = ("step", "steps", "unit", *SHOWN_METRICS, *(f"{counted}_per_s" for counted in COUNTED))
+BEAT_KEYS = ("step", "steps", "unit", "row", "rows", *SHOWN_METRICS, *(f"{counted}_per_s" for counted in COUNTED))
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,31 @@ class Latest:
     """The newest beat of rank 0, shared with the heartbeat thread."""
 
     stage: str | None = None
+    """None between two stages."""
     phase: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    at: float = 0.0
+    """Monotonic seconds of its arrival."""
 
 
 class Heartbeat:
-    """A thread that writes progress to the journal, ever more rarely, and looks for stop requests in the store."""
+    """A thread that writes progress to the journal, ever more rarely, and looks for stop requests in the store.
+
+    `on_tick` is called at every look.
+    """
 
     POLL_S = 1.0
     FIRST_S = 3.0
     LAST_S = 60.0
 
-    def __init__(self, journal: Journal, latest: Latest, stop: StopSignal, asked_to_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        latest: Latest,
+        stop: StopSignal,
+        asked_to_stop: Callable[[], bool],
+    ) -> None:
+        self.on_tick: Callable[[], None] | None = None
         self._journal = journal
         self._latest = latest
         self._stop = stop
@@ -135,6 +148,8 @@ class Heartbeat:
             next_s = min(self.LAST_S, max(self.FIRST_S, 0.02 * (now - started)))
             # A store that is full or away for a moment must not end the heartbeat.
             with contextlib.suppress(TrainwrightError, OSError):
+                if self.on_tick is not None:
+                    self.on_tick()
                 if not self._stop.is_set() and self._asked_to_stop():
                     self._stop.set()
                 if now - last >= next_s:
@@ -176,6 +191,8 @@ class Executor:
         self._crew: Crew | None = None
         self._stage_at = self._noted_at = 0.0
         self._sleep = sleep or stop.wait
+        self._notes: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
 
     def walk(self) -> dict[str, StageResult]:
         """Run every stage in the plan's order; raises the error of the first one that fails."""
@@ -269,8 +286,9 @@ class Executor:
             "stage_started", stage=name, attempt=lease, fingerprint=planned.fingerprint, workers=planned.workers
         )
         self.view.stage_started(name, lease)
-        self.latest.stage, self.latest.phase, self.latest.values = name, "start", {}
         self._stage_at, self._noted_at = time.monotonic(), 0.0
+        with self._lock:
+            self._set_latest(name, "start", {})
         job: Json = {
             "run": self.run,
             "stage": name,
@@ -288,6 +306,17 @@ class Executor:
             "accepts": self.resolved.accepts.get(name, []),
             "replaced": self.resolved.replaced.get(name, []),
         }
+        try:
+            return self._compute(planned, inputs, lease, job)
+        finally:
+            with self._lock:
+                self.latest.stage = None
+
+    def _compute(
+        self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int, job: Json
+    ) -> ArtifactManifest:
+        """Let the crew make a draft, verify and commit it."""
+        name = planned.name
         crew = self._ready_crew(planned.workers)
         label = f"{name}-{lease}"
         result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat))
@@ -346,16 +375,38 @@ class Executor:
         if rank == 0:
             self._phase(stage, phase, values)
 
+    def show_silence(self) -> None:
+        """Show the stage's line again while nothing is heard of it, with how long it has been silent."""
+        with self._lock:
+            latest, silent_s = self.latest, time.monotonic() - self.latest.at
+            if latest.stage is not None and latest.phase is not None and silent_s >= PLAIN_EVERY_S:
+                self.view.beat(latest.stage, latest.phase, {**latest.values, "silent_s": silent_s})
+
+    def _set_latest(self, stage: str, phase: str, values: dict[str, Any]) -> None:
+        self.latest.stage, self.latest.phase, self.latest.values = stage, phase, values
+        self.latest.at = time.monotonic()
+
     def _phase(self, stage: str, phase: str, values: Mapping[str, Any]) -> None:
         changed = phase != self.latest.phase
         now = time.monotonic()
-        self.latest.values = {**(self.latest.values if not changed else {}), **values}
-        self.latest.stage, self.latest.phase = stage, phase
+        self._tell_notes(stage, values.get("notes", ()))
+        heard = {key: value for key, value in values.items() if key != "notes"}
+        with self._lock:
+            self._set_latest(stage, phase, {**(self.latest.values if not changed else {}), **heard})
         # The longer a stage runs, the fewer of its phases are noted.
         if changed and now - self._noted_at > min(60.0, 0.01 * (now - self._stage_at)):
             self._noted_at = now
             self.journal.write("phase", stage=stage, phase=phase, step=values.get("step"), steps=values.get("steps"))
-        self.view.beat(stage, phase, self.latest.values)
+        with self._lock:
+            self.view.beat(stage, phase, self.latest.values)
+
+    def _tell_notes(self, stage: str, notes: Sequence[str]) -> None:
+        """Show what a stage has to say, and keep it in the journal; each text once."""
+        for text in notes:
+            if (stage, text) not in self._notes:
+                self._notes.add((stage, text))
+                self.journal.write("note", stage=stage, text=text)
+                self.view.say(f"{stage}: {text}")
 
     def _commit_event(self, name: str, manifest: ArtifactManifest, *, cached: bool, seconds: float) -> None:
         self.journal.write(

@@ -1,6 +1,6 @@
 """The journal of a run: one JSON line per event, and the summary that `status` makes of them.
 
-Events: run_submitted, run_started, stage_started, phase, progress, stage_committed, stage_failed, run_finished,
+Events: run_submitted, run_started, stage_started, phase, progress, note, stage_committed, stage_failed, run_finished,
 report_written. Every line carries `event` and `at` (seconds since the epoch); `progress` lines double as the driver's
 heartbeat and say, as `next_s`, when the next one is due at the latest.
 """

@@ -33,8 +33,13 @@ ACTIVITIES = {
     "write": "writing the result",
     "verify": "verifying the result",
     "commit": "committing",
+    "tokenizer": "training the tokenizer",
+    "ngram": "counting n-grams",
     "answer": "answering prompts",
+    "judge": "judging answers",
     "targets": "writing held-out targets",
+    "draw": "drawing",
+    "features": "comparing features",
 }
 """What a phase means to people; another phase stands under its own name."""
 
@@ -170,15 +175,33 @@ def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = 
         parts.append(f"{unit} {shown:,}/{steps:,}")
     if phase != "train" or step is None:
         parts.append(activity(phase))
+    parts += _describe_rows(values)
     for name in SHOWN_METRICS:
         if isinstance(values.get(name), int | float):
             parts.append(f"{name} {values[name]:.4g}")
     for counted in COUNTED:
         if values.get(f"{counted}_per_s"):
             parts.append(f"{rate(values[f'{counted}_per_s'])} {counted.replace('_', ' ')}/s")
-    if remaining_s is not None and (steps or 0) > (step or 0):
+    remaining_s = rows_remaining_s(values) if values.get("row") is not None and unit != "step" else remaining_s
+    if remaining_s is not None and (values.get("rows") or (steps or 0) > (step or 0)):
         parts.append(f"ETA {span(remaining_s)}")
+    if values.get("silent_s", 0.0) >= PLAIN_EVERY_S:
+        parts.append(f"for {span(values['silent_s'])}")
     return " · ".join(part for part in parts if part)
+
+
+def _describe_rows(values: Mapping[str, Any]) -> list[str]:
+    """Rows of a phase: how many are done, of how many, how many a second."""
+    row, rows, per_s = values.get("row"), values.get("rows"), values.get("row_rate")
+    if row is None:
+        return []
+    return [f"row {row:,}" + (f"/{rows:,}" if rows else ""), *([f"{rate(per_s)} rows/s"] if per_s else [])]
+
+
+def rows_remaining_s(values: Mapping[str, Any]) -> float | None:
+    """Seconds until the rows of a phase are done, or None while nothing is known."""
+    rows, per_s = values.get("rows"), values.get("row_rate")
+    return (rows - values["row"]) / per_s if rows and per_s else None
 
 
 def activity(phase: str) -> str:

@@ -6,6 +6,7 @@ Both functions are targets of a worker group; everything that crosses the proces
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,9 +95,12 @@ class StageObserver:
         self._flushed_at = time.monotonic()
         self._shown: dict[str, float] = {}
         self._iteration_at: float | None = None
+        self._phase = ("start", time.monotonic(), 0)
+        """What happens now, since when rows are counted, and from how many on."""
+        self._notes: list[str] = []
 
     def phase(self, name: str, **progress: float) -> None:
-        """Beat with what happens now; metrics are durable before a state is."""
+        """Beat with what happens now, and how far it is; metrics are durable before a state is."""
         if name in ("save", "write"):
             self.flush()
         place: dict[str, Any] = {}
@@ -104,7 +108,27 @@ class StageObserver:
             size = self._progress.steps_per_unit
             done, planned = int(progress["step"]) // size, int(progress["steps_planned"]) // size
             place = {"step": done, "steps": planned, "unit": self._progress.unit}
-        self._worker.beat(name, **self._shown, **place)
+        place |= self._rows(name, progress)
+        notes = {"notes": self._notes} if self._notes else {}
+        self._worker.beat(name, **self._shown, **place, **notes)
+
+    def _rows(self, name: str, progress: Mapping[str, float]) -> dict[str, Any]:
+        """How many rows of the phase are done, of how many where that is known, and how many a second."""
+        now, done = time.monotonic(), int(progress.get("rows", 0))
+        if name != self._phase[0] or ("rows" in progress and done <= self._phase[2]):
+            self._phase = (name, now, done)
+        if "rows" not in progress:
+            return {}
+        _, since, first = self._phase
+        found: dict[str, Any] = {"row": done, "rows": int(progress.get("rows_planned", 0)) or None}
+        return {**found, "row_rate": (done - first) / (now - since) if now > since else None}
+
+    def notify(self, text: str) -> None:
+        """Tell the people who watch; every later beat carries it, since beats may be passed over."""
+        if text not in self._notes:
+            print(text, flush=True)
+            self._notes.append(text)
+            self.phase(self._phase[0])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line of global metrics and keep what the driver shows."""
@@ -131,6 +155,10 @@ class StageObserver:
     def stop_requested(self) -> bool:
         """Whether this rank was asked to save and leave."""
         return self._worker.stop_requested()
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        """While it is open the stage answers a stop; elsewhere it has nothing to save and ends at once."""
+        return self._worker.answers_stops()
 
     def flush(self) -> None:
         """Publish the lines so far."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, meaning, placement
 from recipes.seq2seq import SENTINEL
 
 Split = Literal["train", "validation", "test"]
@@ -39,7 +39,19 @@ class Selection(Strict):
         return self
 
 
-class PythonDocs(Selection):
+class _TextSelection(Selection):
+    """What every source of rows of text can be asked for."""
+
+    max_dropped: float = placement(
+        0.9,
+        ge=0,
+        le=1,
+        description="Largest share of the rows that may be dropped (too long, empty, without a response); above it the "
+        "stage stops before it trains.",
+    )
+
+
+class PythonDocs(_TextSelection):
     """The documentation that the running Python installation carries; the stage's kind says which set is read."""
 
     source: Literal["python-docs"] = meaning(
@@ -48,7 +60,7 @@ class PythonDocs(Selection):
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
-class PythonSummaries(Selection):
+class PythonSummaries(_TextSelection):
     """Summaries from the same documentation: a docstring without its first sentence, and that sentence.
 
     Rows of `prompt` and `completion`. The modules are split as python-docs splits them.
@@ -79,7 +91,7 @@ class DatasetsPlace(Strict):
     split: str = meaning("train", description="Split of the data set.")
 
 
-class _Rows(Selection):
+class _Rows(_TextSelection):
     """What every source of rows with columns can be asked for."""
 
     columns: dict[Column, str] = meaning(

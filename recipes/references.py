@@ -283,6 +283,7 @@ def _training_sources(
     if isinstance(data, PythonDocs | PythonSummaries):
         if data.split == "test":
             return [training]
-        whole = {"source": data.source, "split": "validation" if data.split == "train" else "test"}
+        split = "validation" if data.split == "train" else "test"
+        whole = {"source": data.source, "split": split, "max_dropped": data.max_dropped}
         return [training, SourceUse("evaluation", type(data).model_validate(whole), role)]
     return [training, SourceUse("evaluation", data, role, held_out=True)] if data.hold_out > 0 else [training]

@@ -308,6 +308,12 @@ class Evaluate(_Stage):
         description="At most this many prompts to answer, drawn by the seed; targets: the rows that a finetune's "
         "evaluation takes.",
     )
+    num_sequences: int | None = added_meaning(
+        None,
+        ge=1,
+        le=10**9,
+        description="At most this many sequences of the perplexity text; None: as many as num_prompts.",
+    )
     template: Template | None = _template("prompts")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
     sequence_length: int = meaning(
@@ -336,6 +342,8 @@ class Evaluate(_Stage):
     def _misfits(self) -> Iterator[str]:
         if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
             yield "suite 'comparison' needs `reward` and at least two models in `of`"
+        if self.num_sequences is not None and "perplexity" not in self.suites:
+            yield f"num_sequences ({self.num_sequences}) has no effect without suite 'perplexity'"
         for suite, measured in ALONE.items():
             if suite in self.suites and len(self.suites) > 1:
                 yield f"suite {suite!r} measures {measured}; it stands alone"

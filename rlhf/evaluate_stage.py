@@ -6,7 +6,7 @@ Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,11 +46,12 @@ from trainers.generation import SamplingSettings
 from trainers.ngram import ngram_perplexity
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
+from trainers.observer import counted
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
-from trainers.streams import HeldOutStream
+from trainers.streams import HeldOutStream, beginning
 from trainers.target_evaluation import measure_targets
 
 FORWARD_BATCH = 16
@@ -66,7 +67,6 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
     metrics: dict[str, float] = {}
     if "perplexity" in spec.suites:
         for index, label in enumerate(labels):
-            context.observer.phase("perplexity", step=index, steps_planned=_num_parts(spec))
             metrics |= {f"{label}.{name}": value for name, value in _perplexity(spec, context, index).items()}
     samples: list[dict[str, Any]] = []
     if "generation" in spec.suites or "comparison" in spec.suites:
@@ -106,23 +106,30 @@ def _num_parts(spec: Evaluate) -> int:
 
 def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, float]:
     """Perplexity of one model on the held-out text, and that of its counted baseline; collective."""
-    folder, ranks = model_folder(context, f"of.{index}"), context.ranks
+    folder, ranks, observer = model_folder(context, f"of.{index}"), context.ranks, context.observer
+    place = {"step": index, "steps_planned": _num_parts(spec)}
     tokenization = load_tokenization(folder)
     is_carried = model_family(folder) == "rnn"
     request = data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    rows = min(spec.num_sequences or spec.num_prompts, len(dataset))
     model: Any = _load(spec, context, f"of.{index}", "language_model")
     if is_carried:
+        dataset = beginning(dataset, rows, spec.sequence_length)
         share = {"length": spec.sequence_length, "workers": ranks.world_size, "rank": ranks.rank}
         stream = HeldOutStream(dataset, model.base_model.zero_state, **share)
-        means = evaluate(CarriedTokenLosses(model), CarriedLanguageModelObjective(), stream, ranks.device)
+        batches = counted(stream, observer, "perplexity", rows, **place)
+        means = evaluate(CarriedTokenLosses(model), CarriedLanguageModelObjective(), batches, ranks.device)
     else:
-        batches = evaluation_batches(dataset, len(dataset), ranks.world_size, ranks.rank, FORWARD_BATCH)
-        means = evaluate(TokenLosses(model), LanguageModelObjective(), batches, ranks.device)
+        read = evaluation_batches(dataset, rows, ranks.world_size, ranks.rank, FORWARD_BATCH)
+        shown = counted(read, observer, "perplexity", rows, **place)
+        means = evaluate(TokenLosses(model), LanguageModelObjective(), shown, ranks.device)
     found = {"perplexity": perplexity(means["loss"])}
     training_sets = chain_training_sets(context.inputs[f"of.{index}"], context.store)
     if training_sets:
-        found["ngram_perplexity"] = ngram_perplexity(training_sets, dataset, None, tokenization.vocab_size)
+        observer.phase("ngram", **place)
+        counted_rows = None if is_carried else rows
+        found["ngram_perplexity"] = ngram_perplexity(training_sets, dataset, counted_rows, tokenization.vocab_size)
     return found
 
 
@@ -159,7 +166,7 @@ def _answers(
     texts: dict[str, list[str]] = {}
     for index, label in enumerate(labels):
         planned = _num_parts(spec)
-        context.observer.phase("answer", step=planned - len(labels) + index, steps_planned=planned)
+        place = {"step": planned - len(labels) + index, "steps_planned": planned}
         tokenization = load_tokenization(model_folder(context, f"of.{index}"))
         prompts = open_dataset(
             context,
@@ -168,10 +175,10 @@ def _answers(
             ),
         )
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")
-        responses = _respond(spec, context, model, prompts, tokenization)
+        responses = _respond(spec, context, model, prompts, tokenization, place)
         comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
         judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        own = _judged(spec, responses, model, comparable, judges)
+        own = _judged(spec, context, responses, model, comparable, judges, place)
         places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
@@ -185,12 +192,23 @@ def _answers(
 
 @torch.no_grad()
 def _respond(
-    spec: Evaluate, context: StageContext, model: nn.Module, prompts: Dataset, tokenization: Tokenization
+    spec: Evaluate,
+    context: StageContext,
+    model: nn.Module,
+    prompts: Dataset,
+    tokenization: Tokenization,
+    place: Mapping[str, float],
 ) -> Responses | None:
     """This rank's answers; every model draws with the same uniforms for the same prompt."""
-    rows = _drawn_rows(spec, context, prompts)[context.ranks.rank :: context.ranks.world_size]
+    drawn = _drawn_rows(spec, context, prompts)
+    rows = drawn[context.ranks.rank :: context.ranks.world_size]
     if not rows:
         return None
+
+    def watch(share: float) -> bool:
+        context.observer.phase("answer", rows=int(share * len(drawn)), rows_planned=len(drawn), **place)
+        return False
+
     batch = build_batch(prompts, rows)
     assert isinstance(batch, PromptBatch)
     settings = SamplingSettings(
@@ -201,22 +219,26 @@ def _respond(
     )
     keys = [(row, 0) for row in rows]
     uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
-    return answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH)
+    return answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH, watch)
 
 
 @torch.no_grad()
 def _judged(
     spec: Evaluate,
+    context: StageContext,
     responses: Responses | None,
     model: nn.Module,
     first: nn.Module | None,
     judges: Sequence[tuple[ScoreModel, Reading]],
+    place: Mapping[str, float],
 ) -> list[list[Any]]:
     """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
     if responses is None:
         return []
     lines: list[list[Any]] = []
-    for start in range(0, len(responses.sample_ids_B), FORWARD_BATCH):
+    count, workers = len(responses.sample_ids_B), context.ranks.world_size
+    for start in range(0, count, FORWARD_BATCH):
+        context.observer.phase("judge", rows=start * workers, rows_planned=count * workers, **place)
         part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
         kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
         kl_k3 = kl
@@ -226,10 +248,10 @@ def _judged(
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
         scores = [scorer(read(part)).tolist() for scorer, read in judges]
-        for place, tokens in enumerate(part.response_ids):
-            own_scores = [column[place] for column in scores]
-            row, ended = int(part.sample_ids_B[place]), bool(part.ended_B[place])
-            lines.append([row, tokens, ended, kl[place], kl_k3[place], *own_scores])
+        for at, tokens in enumerate(part.response_ids):
+            own_scores = [column[at] for column in scores]
+            row, ended = int(part.sample_ids_B[at]), bool(part.ended_B[at])
+            lines.append([row, tokens, ended, kl[at], kl_k3[at], *own_scores])
     return lines
 
 
@@ -242,6 +264,7 @@ def _drawn_rows(spec: Evaluate, context: StageContext, prompts: Dataset) -> list
 def _load(spec: Evaluate, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:
     """A whole model in evaluation mode on this rank's device."""
     folder, device = model_folder(context, field_path), context.ranks.device
+    context.observer.phase("model")
     model = load_model(folder, kind, device=device, dtype=dtype_of(spec.shard.precision))
     return model.to(device).eval().requires_grad_(False)
 

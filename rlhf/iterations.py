@@ -18,8 +18,9 @@ from rlhf.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
 from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import Engine
-from trainers.loop import Cadence, LearningRates, Observer, Outcome, SourceState, train
+from trainers.loop import Cadence, LearningRates, Outcome, SourceState, train
 from trainers.objectives.protocol import Objective
+from trainers.observer import Observer
 from trainers.stage import StageContext
 
 E = TypeVar("E")

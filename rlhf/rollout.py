@@ -16,7 +16,7 @@ from rlhf.invariants import WeightsVersion, weights_digest
 from rlhf.models import PolicyModels
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
-from trainers.generation import SamplingSettings, generate
+from trainers.generation import SamplingSettings, Watch, generate
 
 GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""
@@ -94,13 +94,15 @@ def answer(
     settings: SamplingSettings,
     uniforms_BR: np.ndarray,
     batch_size: int,
+    watch: Watch | None = None,
 ) -> Responses:
     """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters."""
-    parts = []
-    for start in range(0, len(uniforms_BR), batch_size):
+    parts, count = [], len(uniforms_BR)
+    for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
         ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
-        parts.append(generate(module, ids, mask, settings, uniforms_BR[rows]))
+        part = None if watch is None else _of_part(watch, start, len(ids), count)
+        parts.append(generate(module, ids, mask, settings, uniforms_BR[rows], watch=part))
     return join_responses(
         prompts.input_ids_BP,
         prompts.attention_mask_BP,
@@ -109,3 +111,8 @@ def answer(
         torch.cat([part.ended_B for part in parts]),
         prompts.sample_ids_B,
     )
+
+
+def _of_part(watch: Watch, start: int, size: int, count: int) -> Watch:
+    """Hears of rows [start, start + size) of `count` and tells of all of them."""
+    return lambda share: watch((start + share * size) / count)

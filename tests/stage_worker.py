@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ class Observer:
 
     def stop_requested(self) -> bool:
         return 0 < self.stop_at <= self.step and distributed.rank() == distributed.world_size() - 1
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Measures models of pictures: drawn against held-out real ones by a classifier's features, and against copying."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from trainers.image_metrics import (
     kid,
     precision_recall,
 )
+from trainers.observer import Observer
 from trainers.pictures import encode_grid
 from trainers.randomness import stream_seed
 from trainers.stage import StageContext, model_folder, open_images
@@ -58,6 +59,7 @@ def measure_pictures(
         )
     if context.ranks.rank != 0:
         return {}, []
+    context.observer.phase("features")
     judge = open_family(model_folder(context, "features"))
     assert isinstance(judge, ClassifierFamily)
     _require_shape("features", judge.facts.shape, real)
@@ -78,11 +80,10 @@ def measure_pictures(
             wanted = [int(label) for label in real.labels_N[np.asarray(rows)]] if real.classes else None
         drawn = []
         for draw in range(spec.num_draws):
-            context.observer.phase(
-                "draw", step=index * spec.num_draws + draw, steps_planned=len(labels) * spec.num_draws
-            )
+            place = {"step": index * spec.num_draws + draw, "steps_planned": len(labels) * spec.num_draws}
             seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
-            drawn.append(_draw(model, seeds, wanted, captions))
+            drawn.append(_draw(model, seeds, wanted, captions, context.observer, place))
+        context.observer.phase("features")
         classes = model.facts.classes if captions is None else real.classes
         found = compare(judge, real_features, drawn, _named(classes, judge, wanted), baseline)
         found |= copies(
@@ -142,12 +143,25 @@ def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features
     return interval(found)
 
 
-def _draw(model: Drawing, seeds: Sequence[int], wanted: Sequence[int] | None, captions: Sequence[str] | None) -> Tensor:
+def _draw(
+    model: Drawing,
+    seeds: Sequence[int],
+    wanted: Sequence[int] | None,
+    captions: Sequence[str] | None,
+    observer: Observer,
+    place: Mapping[str, float],
+) -> Tensor:
     """Draw by captions where the model reads them, else by classes or without any."""
-    if captions is None:
-        return model.sample(seeds, wanted)
-    assert isinstance(model, Captioned)
-    return model.sample(seeds, captions=captions)
+    parts = []
+    for start in range(0, len(seeds), BATCH):
+        observer.phase("draw", rows=start, rows_planned=len(seeds), **place)
+        part = slice(start, start + BATCH)
+        if captions is None:
+            parts.append(model.sample(seeds[part], wanted and wanted[part]))
+        else:
+            assert isinstance(model, Captioned)
+            parts.append(model.sample(seeds[part], captions=captions[part]))
+    return torch.cat(parts)
 
 
 def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:

@@ -145,8 +145,12 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
         prefix = "model" if any(name.startswith("model/") for name in manifest.files) else ""
         return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
     assert isinstance(spec.tokenizer, TrainTokenizer)
+    observer = context.observer
+    observer.phase("tokenizer")
     arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
-    return distributed.first_rank_first(lambda: build_tokenization(*arguments))
+    return distributed.first_rank_first(
+        lambda: build_tokenization(*arguments, lambda rows: observer.phase("tokenizer", rows=rows))
+    )
 
 
 def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ from trainers import distributed
 from trainers.engine.joint import JointState
 from trainers.engine.protocol import Engine, StatefulEngine
 from trainers.objectives.protocol import Objective
+from trainers.observer import Interrupted, Observer
 from trainers.randomness import seed_torch, stream_seed
+
+STOP_WAIT_S = 5.0
+"""How long a stop waits for the next state that can be saved."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,6 @@ class BatchSource(Protocol):
         """Take over a saved state."""
 
 
-class Observer(Protocol):
-    """Hears of progress on one rank; never collective."""
-
-    def phase(self, name: str, **progress: float) -> None:
-        """Hear what happens now: train, evaluate, save, ... with step and steps_planned."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Hear the global metrics after `step` steps; all values are finite."""
-
-    def stop_requested(self) -> bool:
-        """Tell whether this rank was asked to save and leave (SIGTERM, `stop`)."""
-
-
 @dataclass(frozen=True)
 class LoopState:
     """What the loop itself saves beside the engine and the source."""
@@ -74,6 +65,8 @@ class LoopState:
     samples: int = 0
     weight: float = 0.0
     rule: str | None = None
+    is_judged: bool = True
+    """False: the source has not been asked yet whether a rule ends the stage here."""
 
 
 class Checkpoint(Protocol):
@@ -173,47 +166,123 @@ def train(
     `further` phases follow in every step on the same batches; a phase whose update is skipped ends the step. Raises
     Preempted after saving when any rank was asked to stop, StageError past the limit of skipped steps.
     """
-    planned = source.steps_planned
-    loop = LoopState()
     phases = [Phase("", engine, objective, learning_rates), *further]
-    whole = engine if not further else JointState([phase.engine for phase in phases])
-    restored = checkpoint.restore(whole)
-    if restored is not None:
-        loop, source_state = restored
-        source.load_state(source_state)
-    saved_at = loop.steps_done
-    evaluation: dict[str, float] = {}
-    evaluated_at = -1
-    metrics: dict[str, float] = {}
-    gc.collect()
-    gc.freeze()
-    while loop.steps_done < planned and loop.rule is None:
-        observer.phase("train", step=loop.steps_done, steps_planned=planned)
-        checkpoint.check()
-        step = _run_step(phases, source, loop, observer, seed)
-        loop, metrics = step.loop, step.metrics
-        if loop.skipped_steps > cadence.max_skipped_steps:
-            raise StageError(_skip_message(loop, cadence, step.sample_ids))
-        rule = source.after_step(loop.steps_done, metrics)
-        loop = replace(loop, rule=rule)
-        observer.metrics(loop.steps_done, metrics)
-        at_end = loop.steps_done == planned or rule is not None
-        if source.can_save(loop.steps_done) and (
-            at_end or step.stop_requested or loop.steps_done - saved_at >= cadence.save_every
-        ):
-            observer.phase("save", step=loop.steps_done, steps_planned=planned)
-            checkpoint.save(whole, loop, source.state())
-            saved_at = loop.steps_done
-        if step.stop_requested and saved_at == loop.steps_done and not at_end:
-            checkpoint.flush()
-            raise Preempted(f"stopped after {loop.steps_done} of {planned} steps; the state is saved")
-        if evaluate is not None and not at_end and loop.steps_done % cadence.evaluate_every == 0:
-            evaluation = _evaluate(evaluate, observer, loop, planned)
-            evaluated_at = loop.steps_done
-    if evaluate is not None and evaluated_at != loop.steps_done:
-        evaluation = _evaluate(evaluate, observer, loop, planned)
-    checkpoint.flush()
-    return _outcome(loop, planned, evaluation, metrics)
+    training = _Training(phases, source, cadence, checkpoint, evaluate, observer, seed)
+    training.restore()
+    with observer.answers_stops():
+        return training.run()
+
+
+class _Training:
+    """A training under way: where it is, and what of it is saved."""
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        source: BatchSource,
+        cadence: Cadence,
+        checkpoint: Checkpoint,
+        evaluate: Evaluate | None,
+        observer: Observer,
+        seed: int,
+    ) -> None:
+        self._phases = phases
+        engines = [phase.engine for phase in phases]
+        self._whole: StatefulEngine = engines[0] if len(engines) == 1 else JointState(engines)
+        self._source = source
+        self._planned = source.steps_planned
+        self._cadence = cadence
+        self._checkpoint = checkpoint
+        self._evaluate_model = evaluate
+        self._observer = observer
+        self._seed = seed
+        self._loop = LoopState()
+        self._saved_at = 0
+        self._evaluation: dict[str, float] = {}
+        self._evaluated_at = -1
+        self._metrics: dict[str, float] = {}
+
+    def restore(self) -> None:
+        """Go back to the newest saved state, if there is one."""
+        restored = self._checkpoint.restore(self._whole)
+        if restored is not None:
+            self._loop, source_state = restored
+            self._source.load_state(source_state)
+        self._saved_at = self._loop.steps_done
+        gc.collect()
+        gc.freeze()
+
+    def run(self) -> Outcome:
+        """Train to the end, or to a stop, which waits for the running step alone."""
+        try:
+            if not self._loop.is_judged:
+                self._judge()
+            while not self._is_at_end:
+                self._step()
+            if self._evaluate_model is not None and self._evaluated_at != self._loop.steps_done:
+                self._evaluate()
+        except Interrupted:
+            self._leave()
+        self._checkpoint.flush()
+        return _outcome(self._loop, self._planned, self._evaluation, self._metrics)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self._loop.steps_done >= self._planned or self._loop.rule is not None
+
+    def _phase(self, name: str) -> None:
+        self._observer.phase(name, step=self._loop.steps_done, steps_planned=self._planned)
+
+    def _step(self) -> None:
+        self._phase("train")
+        self._checkpoint.check()
+        step = _run_step(self._phases, self._source, self._loop, self._observer, self._seed)
+        self._loop, self._metrics = replace(step.loop, is_judged=False), step.metrics
+        if self._loop.skipped_steps > self._cadence.max_skipped_steps:
+            raise StageError(_skip_message(self._loop, self._cadence, step.sample_ids))
+        self._observer.metrics(self._loop.steps_done, self._metrics)
+        self._judge()
+        done, can_save = self._loop.steps_done, self._source.can_save(self._loop.steps_done)
+        if can_save and (self._is_at_end or done - self._saved_at >= self._cadence.save_every):
+            self._save()
+        if step.stop_requested and not self._is_at_end and (can_save or self._is_far_from_saving()):
+            raise Interrupted
+        if self._evaluate_model is not None and not self._is_at_end and done % self._cadence.evaluate_every == 0:
+            self._evaluate()
+
+    def _judge(self) -> None:
+        """Ask the source whether a rule ends the stage, which may take rollouts."""
+        rule = self._source.after_step(self._loop.steps_done, self._metrics)
+        self._loop = replace(self._loop, rule=rule, is_judged=True)
+
+    def _is_far_from_saving(self) -> bool:
+        """Tell whether the steps to the next state that can be saved take longer than a stop waits; collective."""
+        done, planned = self._loop.steps_done, self._planned
+        steps = next(count for count in range(1, planned + 1) if self._source.can_save(done + count))
+        step_s = distributed.all_sum([self._metrics["step_s"]])[0] / distributed.world_size()
+        return steps * step_s > STOP_WAIT_S
+
+    def _evaluate(self) -> None:
+        assert self._evaluate_model is not None
+        self._phase("evaluate")
+        found = dict(self._evaluate_model())
+        named = {f"eval/{name}": value for name, value in found.items() if math.isfinite(value)}
+        self._observer.metrics(self._loop.steps_done, named)
+        self._evaluation, self._evaluated_at = found, self._loop.steps_done
+
+    def _save(self) -> None:
+        self._phase("save")
+        self._checkpoint.save(self._whole, self._loop, self._source.state())
+        self._saved_at = self._loop.steps_done
+
+    def _leave(self) -> NoReturn:
+        """Save what is not saved yet, and raise Preempted; between two states that can be saved the first one stays."""
+        done = self._loop.steps_done
+        if self._saved_at != done and self._source.can_save(done):
+            self._save()
+        self._checkpoint.flush()
+        kept = f"the state after {self._saved_at} is saved" if self._saved_at else "there is no state yet"
+        raise Preempted(f"stopped after {done} of {self._planned} steps; {kept}")
 
 
 def _outcome(loop: LoopState, planned: int, evaluation: dict[str, float], metrics: dict[str, float]) -> Outcome:
@@ -314,13 +383,6 @@ def _suspects(batches: Sequence[Any], losses: Sequence[Tensor]) -> list[int]:
     parts = distributed.gather_json([_ids(found), _ids(batches)])
     named = {row for suspects, _ in parts for row in suspects} or {row for _, rows in parts for row in rows}
     return sorted(named)
-
-
-def _evaluate(evaluate: Evaluate, observer: Observer, loop: LoopState, planned: int) -> dict[str, float]:
-    observer.phase("evaluate", step=loop.steps_done, steps_planned=planned)
-    found = dict(evaluate())
-    observer.metrics(loop.steps_done, {f"eval/{name}": value for name, value in found.items() if math.isfinite(value)})
-    return found
 
 
 def _ids(batches: Sequence[Any]) -> list[int]:

@@ -19,7 +19,7 @@ from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_ima
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.distributed import Ranks
-from trainers.loop import Observer
+from trainers.observer import Observer
 from trainers.saved_state import find_state
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.runs import SegmentWriter
@@ -68,6 +68,9 @@ class StageContext:
         """Return the training state that the stage goes on from; collective."""
         return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
+
+WARN_LOST = 0.1
+"""Share of the rows above which their loss is a warning."""
 
 CheckKind = ModelKind | Literal["image"]
 """`image`: a model of pictures of any family."""
@@ -208,6 +211,7 @@ def data_request(
         raise RequestError(f"template: chat, but the model of {context.stage} has no chat template; set template: none")
     return DataRequest(
         source=use.rows,
+        field_path=use.field_path,
         base_dir=context.base_dir,
         role=use.role,
         tokenization=tokenization,
@@ -220,8 +224,26 @@ def data_request(
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
-    """Materialise on rank 0 first; the others open what it committed; collective."""
-    return distributed.first_rank_first(lambda: materialise(request, context.store))
+    """Materialise on rank 0 first; the others open what it committed; collective.
+
+    Says which rows were lost; raises RequestError where they are more than the source's `max_dropped`.
+    """
+    observer = context.observer
+    observer.phase("data")
+    dataset = distributed.first_rank_first(
+        lambda: materialise(request, context.store, lambda rows: observer.phase("data", rows=rows))
+    )
+    report = dataset.report
+    dropped = sum(report.dropped.values()) / max(report.rows_in, 1)
+    for text in report.lost(request.sequence_length):
+        if dropped > request.source.max_dropped:
+            raise RequestError(
+                f"{request.field_path}: {text}; that is more than max_dropped ({request.source.max_dropped:g}): take a "
+                f"greater length or other rows, or set stages.{context.stage}.{request.field_path}.max_dropped: 1"
+            )
+        worth = max(dropped, report.truncated / max(report.rows_in, 1)) > WARN_LOST
+        observer.notify(f"{'warning: ' if worth else ''}{request.field_path}: {text}")
+    return dataset
 
 
 def open_sets(

@@ -10,6 +10,7 @@ from trainers.data.batches import evaluation_batches
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation import evaluate, perplexity
 from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.observer import counted
 from trainers.precision import dtype_of
 from trainers.stage import StageContext, data_request, model_folder, open_dataset
 from trainers.translation import Translations, translate
@@ -28,17 +29,21 @@ def measure_targets(
     found: dict[str, Translations] = {}
     ranks = context.ranks
     for index, label in enumerate(labels):
-        context.observer.phase("targets", step=index, steps_planned=len(labels))
+        observer, place = context.observer, {"step": index, "steps_planned": len(labels)}
         folder = model_folder(context, f"of.{index}")
         tokenization = load_tokenization(folder)
         use = get_source(spec, "prompts")
         dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length, spec.template))
+        observer.phase("model", **place)
         loaded = load_model(folder, "seq2seq_model", device=ranks.device, dtype=dtype_of(spec.shard.precision))
         model = loaded.to(ranks.device).eval().requires_grad_(False)
-        share = (dataset, spec.num_prompts, ranks.world_size, ranks.rank, ROWS_AT_ONCE)
-        means = evaluate(TargetLosses(model), Seq2SeqObjective(), evaluation_batches(*share), ranks.device)
+        rows = min(spec.num_prompts, len(dataset))
+        share = (dataset, rows, ranks.world_size, ranks.rank, ROWS_AT_ONCE)
+        measured = counted(evaluation_batches(*share), observer, "perplexity", rows, **place)
+        means = evaluate(TargetLosses(model), Seq2SeqObjective(), measured, ranks.device)
         search = {"num_beams": spec.num_beams, "max_new_tokens": spec.sequence_length}
-        written = translate(model, dataset, evaluation_batches(*share), tokenization, **search)
+        asked = counted(evaluation_batches(*share), observer, "targets", rows, **place)
+        written = translate(model, dataset, asked, tokenization, **search)
         report = written.report()
         values = {
             "loss": means["loss"],

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,6 +150,12 @@ class Record:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.now >= self.stop_at and distributed.rank() == 0
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class NoCheckpoint:

@@ -1,6 +1,6 @@
 """A materialised data set as it is read: memory-mapped arrays and what became of the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,33 @@ class BuildReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
         return asdict(self)
+
+    def lost(self, sequence_length: int) -> list[str]:
+        """Say which rows were dropped or truncated, why, and for example which; nothing where none were."""
+        said = []
+        dropped = sum(self.dropped.values())
+        if dropped:
+            reasons = [f"{count:,} {_reason(name, sequence_length)}" for name, count in self.dropped.items()]
+            said.append(f"{self._share(dropped)} dropped: {', '.join(reasons)}; {self._for_example(self.dropped)}")
+        if self.truncated:
+            example = self._for_example(["truncated"])
+            said.append(f"{self._share(self.truncated)} truncated to {sequence_length} tokens; {example}")
+        return said
+
+    def _share(self, count: int) -> str:
+        return f"{count:,} of {self.rows_in:,} rows ({count / max(self.rows_in, 1):.0%})"
+
+    def _for_example(self, reasons: Iterable[str]) -> str:
+        return "for example " + ", ".join([name for reason in reasons for name in self.examples.get(reason, [])][:3])
+
+
+def _reason(name: str, sequence_length: int) -> str:
+    return {
+        "empty": "empty",
+        "no_response": f"without a response in {sequence_length} tokens",
+        "equal_pair": "with equal answers",
+        "too_long": f"longer than {sequence_length} tokens",
+    }.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +42,11 @@ FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | dict.fromkeys(
 )
 """Each form's is raised when the same request gives other arrays."""
 TOKENIZER_FORMAT = 1
+NO_CONTENT = {"files", "path", "revision", "max_dropped"}
+"""Keys of a source that do not say which rows it has: their digest does."""
+ROWS_A_BEAT = 256
+OnRows = Callable[[int], None]
+"""Hears how many rows are read, every `ROWS_A_BEAT` of them."""
 FORMS: dict[RowRole, Form] = {
     "text": "packed",
     "labels": "labelled",
@@ -80,6 +85,8 @@ class DataRequest:
     """What `content_digest` gave when the run started; None computes it. Files that changed since then are an error."""
     processor: PictureProcessor | None = None
     """Pictured rows only: how the model takes pictures."""
+    field_path: str = "data"
+    """Where the stage names the source, for messages."""
 
     @property
     def form(self) -> Form:
@@ -88,7 +95,7 @@ class DataRequest:
 
     def digest(self) -> str:
         """Return the data set's identity: 64 hex digits over content, selection, tokenizer, lengths and FORMATS."""
-        selection = self.source.model_dump(mode="json", exclude={"files", "path", "revision"})
+        selection = self.source.model_dump(mode="json", exclude=NO_CONTENT)
         if selection["limit"] is not None:
             selection["seed"] = self.seed
         identity = {
@@ -119,7 +126,7 @@ def content_digest(request: DataRequest) -> str:
     return digest(request.source, request.base_dir)
 
 
-def materialise(request: DataRequest, store: Store) -> Dataset:
+def materialise(request: DataRequest, store: Store, on_rows: OnRows | None = None) -> Dataset:
     """Open the data set from the store, or build and commit it; of concurrent builders the first commit wins.
 
     Building holds the set in memory once. Raises RequestError for unreadable rows (naming file and row), for no rows,
@@ -128,7 +135,7 @@ def materialise(request: DataRequest, store: Store) -> Dataset:
     digest = request.digest()
     found = find_set(digest, store)
     if found is None:
-        found = _build(request, digest, store)
+        found = _build(request, digest, store, on_rows)
     return _open(found, store)
 
 
@@ -138,21 +145,30 @@ def find_dataset(digest: str, store: Store) -> Dataset | None:
     return None if found is None else _open(found, store)
 
 
-def build_tokenization(spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store) -> Tokenization:
+def build_tokenization(
+    spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store, on_rows: OnRows | None = None
+) -> Tokenization:
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
-    selection = source.model_dump(mode="json", exclude={"files", "path", "revision"})
+    selection = source.model_dump(mode="json", exclude=NO_CONTENT)
     content = source_digest(source, base_dir)
     identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, selection, seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     found = find_set(digest, store)
     if found is None:
         rows = read_rows(source, base_dir, "text", seed, store=store)
-        trained = train_tokenizer(spec, (row.columns["text"] for row in rows))
+        trained = train_tokenizer(spec, _texts(rows, on_rows))
         if trained.vocab_size < spec.vocab_size:
             log.warning("the text gives %d tokenizer entries, fewer than %d", trained.vocab_size, spec.vocab_size)
         entries = {name: _put(content, store) for name, content in trained.files().items()}
         found = store.put_dataset(DatasetManifest(digest=digest, files=entries))
     return tokenization_from_files({name: store.objects.get_bytes(entry.sha256) for name, entry in found.files.items()})
+
+
+def _texts(rows: Iterable[Row], on_rows: OnRows | None) -> Iterator[str]:
+    for number, row in enumerate(rows, start=1):
+        if on_rows is not None and number % ROWS_A_BEAT == 0:
+            on_rows(number)
+        yield row.columns["text"]
 
 
 def find_set(digest: str, store: Store) -> DatasetManifest | None:
@@ -187,7 +203,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
     )
 
 
-def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
+def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | None) -> DatasetManifest:
     if request.source_digest is not None and content_digest(request) != request.source_digest:
         raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
     count = Count()
@@ -198,7 +214,7 @@ def _build(request: DataRequest, digest: str, store: Store) -> DatasetManifest:
         packing=request.packing,
         loss_on_all=request.loss_on == "all",
     )
-    rows = _counted(request, count, store)
+    rows = _counted(request, count, store, on_rows)
     pictures: list[RowPicture] = []
     match request.role:
         case "text" if request.is_stream:
@@ -260,10 +276,12 @@ def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store
     return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(pictures, processor)))
 
 
-def _counted(request: DataRequest, count: Count, store: Store) -> Iterator[Row]:
+def _counted(request: DataRequest, count: Count, store: Store, on_rows: OnRows | None) -> Iterator[Row]:
     source, seed = request.source, request.seed
     for row in read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store):
         count.rows_in += 1
+        if on_rows is not None and count.rows_in % ROWS_A_BEAT == 0:
+            on_rows(count.rows_in)
         yield conversation_of(row) if request.template == "chat" else row
 
 

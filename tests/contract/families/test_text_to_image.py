@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,12 @@ class Observer:
 
     def stop_requested(self) -> bool:
         return False
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def run(store: Store, folder: Path, name: str, spec: dict[str, Any], given: dict[str, ArtifactManifest]) -> Any:

@@ -76,18 +76,26 @@ def fail_on(payload: dict[str, Any], worker: Any) -> None:
 
 def wait_for_stop(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     """A loop that saves and leaves when asked."""
-    worker.beat("train", step=1)
-    while not worker.stop_requested():
-        time.sleep(0.01)
-    if payload.get("finish"):
-        return {"stopped": True}
-    raise Preempted(f"saved at step 1 of rank {worker.rank}")
+    with worker.answers_stops():
+        worker.beat("train", step=1)
+        while not worker.stop_requested():
+            time.sleep(0.01)
+        if payload.get("finish"):
+            return {"stopped": True}
+        raise Preempted(f"saved at step 1 of rank {worker.rank}")
 
 
 def ignore_stop(payload: dict[str, Any], worker: Any) -> None:
-    """A loop that never looks."""
-    worker.beat("train", step=1)
-    time.sleep(600)
+    """A loop that would answer a stop, and never looks."""
+    with worker.answers_stops():
+        worker.beat("train", step=1)
+        time.sleep(600)
+
+
+def work_on(payload: dict[str, Any], worker: Any) -> None:
+    """Work with nothing to save, which leaves Python for long."""
+    worker.beat("data")
+    subprocess.run(["sleep", "600"], check=True)
 
 
 def leave_litter(payload: dict[str, Any], worker: Any) -> None:

@@ -249,6 +249,32 @@ def test_stop_kills_after_the_grace(session: Session, make_spec: MakeSpec) -> No
         assert failure.value.verdict.kind == "stopped"
 
 
+def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec: MakeSpec) -> None:
+    """Whatever it is doing, and whatever it has started."""
+    with session.group(make_spec(stop_grace_s=60.0)) as group:
+        stopped: list[float] = []
+
+        def stop(rank: int, phase: str, progress: dict[str, Any]) -> None:
+            if not stopped:
+                stopped.append(time.monotonic())
+                group.stop()
+
+        with pytest.raises(Preempted, match="stopped in data"):
+            group.run("cluster_targets:work_on", {}, stop)
+        assert time.monotonic() - stopped[0] < 5
+
+
+def test_a_stop_does_not_wait_for_imports(session: Session, make_spec: MakeSpec) -> None:
+    """A process that its server has not forked yet is given up, and ends when it is forked."""
+    with session.group(make_spec(stop_grace_s=60.0, preload="slow_import")) as group:
+        group.prepare()
+        threading.Timer(1.0, group.stop).start()
+        started = time.monotonic()
+        with pytest.raises(Preempted, match="stopped before it started"):
+            group.run("cluster_targets:echo", {})
+        assert time.monotonic() - started < 8
+
+
 def test_sigterm_of_one_rank_asks_it_to_stop(group: WorkerGroup) -> None:
     """As a cluster that takes a node back does."""
     sent: list[int] = []

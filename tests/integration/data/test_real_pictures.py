@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ class Observer:
 
     def stop_requested(self) -> bool:
         return False
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ class Listener:
     def stop_requested(self) -> bool:
         """Never."""
         return False
+
+    def notify(self, text: str) -> None:
+        """Nobody listens."""
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        """Stops are answered everywhere."""
+        return nullcontext()
 
 
 @dataclass

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ class Observer:
 
     def stop_requested(self) -> bool:
         return False
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def write_rows(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,13 @@ class Listener:
     def stop_requested(self) -> bool:
         """From the chosen step on."""
         return self.stop_at is not None and self.steps_done >= self.stop_at
+
+    def notify(self, text: str) -> None:
+        """Nobody listens."""
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        """Stops are answered everywhere."""
+        return nullcontext()
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A tiny DDPO: a network of one level on pictures of 4x4 pixels and the plain engine, of two classes or of captions."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,12 @@ class Listener:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.steps_done >= self.stop_at
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Words(TextEncoder):

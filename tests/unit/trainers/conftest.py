@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,12 @@ class Listener:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.now >= self.stop_at
+
+    def notify(self, text: str) -> None:
+        pass
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def make_engine() -> PlainEngine:

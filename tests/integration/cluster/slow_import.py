@@ -1,0 +1,5 @@
+"""What takes long to import."""
+
+import time
+
+time.sleep(30)

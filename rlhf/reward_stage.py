@@ -11,11 +11,11 @@ from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import load_tokenization
 from trainers.engine.protocol import Engine
+from trainers.observer import interruptible
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.steps import PlannedBatches, plan_training
-from trainers.store.manifest import Layout
+from trainers.steps import PlannedBatches, TrainingPlan, plan_training
 from trainers.text_draft import TrainedText, write_text_draft
 
 WRAPPER = "network."
@@ -40,7 +40,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     evaluations: list[RewardEvaluation] = []
 
     def evaluate() -> dict[str, float]:
-        evaluations.append(_evaluation(phase.engine, evaluation_set, spec, training.layout, context.ranks.rank))
+        evaluations.append(_evaluation(phase.engine, evaluation_set, training))
         return evaluations[-1].metrics()
 
     plan = BatchPlan(dataset, context.seed, **training.share)
@@ -81,10 +81,13 @@ def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any]:
     return network, head, add_adapter(network, spec.lora, seed=stream_seed(context.seed, "adapter"), heads=[head])
 
 
-def _evaluation(engine: Engine, dataset: Dataset, spec: Reward, layout: Layout, rank: int) -> RewardEvaluation:
+def _evaluation(engine: Engine, dataset: Dataset, training: TrainingPlan[Reward]) -> RewardEvaluation:
     """Rank held-out pairs; collective."""
     engine.module.eval()
-    batches = evaluation_batches(dataset, spec.train.evaluation_rows, layout.workers, rank, layout.micro_batch)
-    found = evaluate_pairs(engine.module, (batch for batch in batches if isinstance(batch, PairBatch)), engine.device)
+    rows, layout, context = training.spec.train.evaluation_rows, training.layout, training.context
+    batches = evaluation_batches(dataset, rows, layout.workers, context.ranks.rank, layout.micro_batch)
+    pairs = (batch for batch in batches if isinstance(batch, PairBatch))
+    shown = interruptible(pairs, context.observer, "evaluate", min(rows, len(dataset)))
+    found = evaluate_pairs(engine.module, shown, engine.device)
     engine.module.train()
     return found

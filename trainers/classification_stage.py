@@ -22,11 +22,11 @@ from trainers.engine.protocol import Engine
 from trainers.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
 from trainers.masking import Masker
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
+from trainers.observer import interruptible
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.steps import PlannedBatches, plan_training
-from trainers.store.manifest import Layout
+from trainers.steps import PlannedBatches, TrainingPlan, plan_training
 from trainers.text_draft import TrainedText, write_text_draft
 
 WRAPPER = "model."
@@ -58,7 +58,7 @@ def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
     outcome = training.run(
         [phase],
         PlannedBatches(plan, training.steps),
-        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, training.layout, found),
+        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, training, found),
     )
     predictions = found[-1] if found else None
     tables = {} if predictions is None else predictions.tables()
@@ -111,15 +111,14 @@ def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 
 def _evaluation(
-    engine: Engine, dataset: Dataset, spec: Finetune, layout: Layout, found: list[Predictions]
+    engine: Engine, dataset: Dataset, spec: Finetune, training: TrainingPlan[Finetune], found: list[Predictions]
 ) -> Callable[[], dict[str, float]]:
     """Return the evaluation of the stage, which leaves what it saw in `found`; collective."""
 
     def run() -> dict[str, float]:
-        rank = distributed.rank()
-        batches = labelled_evaluation_batches(
-            dataset, spec.train.evaluation_rows, layout.workers, rank, layout.micro_batch
-        )
+        rank, layout, rows_planned = distributed.rank(), training.layout, spec.train.evaluation_rows
+        read = labelled_evaluation_batches(dataset, rows_planned, layout.workers, rank, layout.micro_batch)
+        batches = interruptible(read, training.context.observer, "evaluate", min(rows_planned, len(dataset)))
         rows: list[list[float]] = []
         was_training = engine.module.training
         engine.module.eval()

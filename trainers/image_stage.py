@@ -26,6 +26,7 @@ from trainers.image_metrics import vendi_score
 from trainers.image_start import ImageStart, show_form, start_training, with_caption_tokens
 from trainers.loop import SourceState
 from trainers.objectives.images import ImageObjective
+from trainers.observer import interruptible
 from trainers.pictures import grid_sample
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
@@ -164,7 +165,8 @@ class Evaluation:
             batches = evaluation_batches(
                 self.held_out, rows, layout.workers, self.context.ranks.rank, layout.micro_batch
             )
-            found = evaluate(self.engine.module, ImageObjective(), batches, self.engine.device)
+            shown = interruptible(batches, self.context.observer, "evaluate", min(rows, len(self.held_out)))
+            found = evaluate(self.engine.module, ImageObjective(), shown, self.engine.device)
         if self.spec.train.grid:
             found |= distributed.broadcast_json(self._draw())
         return found

@@ -33,6 +33,7 @@ from trainers.evaluation import evaluate, perplexity
 from trainers.learning import Learning, build_learning
 from trainers.loop import BatchSource, Outcome
 from trainers.ngram import ngram_perplexity
+from trainers.observer import Observer, interruptible
 from trainers.pictured_responses import pictured_response_report
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.randomness import stream_seed
@@ -78,7 +79,15 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     evaluate_held_out = None
     if evaluation_set is not None:
         evaluate_held_out = held_out_loss(
-            engine, learning, dataset, evaluation_set, spec, training.layout, tokenization, translations
+            engine,
+            learning,
+            dataset,
+            evaluation_set,
+            spec,
+            training.layout,
+            tokenization,
+            translations,
+            context.observer,
         )
     outcome = training.run([phase], batch_source(training, family, model, learning, dataset), evaluate_held_out)
     trained = TrainedText(
@@ -218,21 +227,24 @@ def held_out_loss(
     layout: Layout,
     tokenization: Tokenization,
     translations: list[Translations],
+    observer: Observer,
 ) -> Callable[[], dict[str, float]]:
     """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's.
 
-    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`.
+    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`. Counts here. Collective.
     """
     rows, length = spec.train.evaluation_rows, spec.train.sequence_length
-    baseline: list[float] = []
     is_stream = dataset.form == "stream"
     if is_stream:
         dataset = beginning(dataset, rows, length)
+    baseline = math.nan
+    if learning.predicts_next:
+        observer.phase("ngram")
+        counted_rows = None if is_stream else rows
+        baseline = ngram_perplexity([training_set], dataset, counted_rows, tokenization.vocab_size)
+    count = min(rows, len(dataset))
 
     def run() -> dict[str, float]:
-        if not baseline and learning.predicts_next:
-            counted_rows = None if is_stream else rows
-            baseline.append(ngram_perplexity([training_set], dataset, counted_rows, tokenization.vocab_size))
         share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared: Iterable[Any]
         if is_stream:
@@ -243,16 +255,18 @@ def held_out_loss(
             )
         else:
             prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
-        means = evaluate(engine.module, learning.objective, prepared, engine.device)
+        shown = interruptible(prepared, observer, "evaluate", count)
+        means = evaluate(engine.module, learning.objective, shown, engine.device)
         if dataset.form == "seq2seq" and isinstance(spec, Finetune):
             search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
             with engine.gathered() as bare:
-                written = translate(bare.model, dataset, evaluation_batches(*share), tokenization, **search)
+                asked = interruptible(evaluation_batches(*share), observer, "targets", count)
+                written = translate(bare.model, dataset, asked, tokenization, **search)
             translations.append(written)
             return {**means, **written.scores()}
         if "loss" not in means or not learning.predicts_next:
             return means
-        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline[0]}
+        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline}
 
     return run
 

@@ -76,7 +76,7 @@ def test_the_items_of_a_ppo_are_all_tried(tiny_ppo: Callable[..., Any], ppo_runs
     manifest = Store.open(str(store)).latest_state("run", "stage")
     assert manifest is not None
     assert set(manifest.values["source"]) == set(PPO_VALUES)  # type: ignore[arg-type]
-    assert {field.name for field in fields(LoopState)} == {*LOOP, "rule"}
+    assert {field.name for field in fields(LoopState)} == {*LOOP, "rule", "is_judged"}
     assert set(manifest.tensors) == {*STATE_GROUPS, checkpoint_module.SOURCE_GROUP}
     for entry in manifest.tensors["param"]:
         assert sum(part in entry.name for part in PPO_PARTS) == 1, entry.name

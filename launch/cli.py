@@ -58,7 +58,14 @@ def check(
 
     found = run_check(recipe, sets or [], smoke=smoke, store=store, address=address)
     if as_json:
-        print_json({"ok": not found.exit_code, "problems": [problem.to_json() for problem in found.problems]})
+        print_json(
+            {
+                "ok": not found.exit_code,
+                "problems": [problem.to_json() for problem in found.problems],
+                "warnings": found.warnings,
+                "rows": [row.to_json() for row in found.rows],
+            }
+        )
     else:
         for problem in found.problems:
             typer.echo(str(problem), err=True)
@@ -66,6 +73,10 @@ def check(
             count = len(found.problems)
             typer.echo(f"{recipe}: {count} problem{'s' if count > 1 else ''}", err=True)
         else:
+            for row in found.rows:
+                typer.echo("\n".join(row.lines()))
+            for warning in found.warnings:
+                typer.echo(f"warning: {warning}", err=True)
             typer.echo(f"{recipe}: {found.summary}")
     raise typer.Exit(found.exit_code)
 

@@ -5,11 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.memory import KEPT_STATES
+
+if TYPE_CHECKING:
+    from launch.row_check import StageRow
 
 SPARE_BYTES = 64 << 20
 """Room for data sets, journal, metrics and logs beside what the stages commit."""
@@ -22,6 +25,9 @@ class CheckResult:
     problems: list[Problem] = field(default_factory=list)
     exit_code: int = 0
     summary: str = ""
+    warnings: list[str] = field(default_factory=list)
+    rows: list["StageRow"] = field(default_factory=list)
+    """One row of each source of text, as the stage's model gets it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,19 @@ def check(
     store: str | None = None,
     address: str | None = None,
 ) -> CheckResult:
-    """The static pass; with a store or an address also the environment pass."""
+    """The static pass and the first rows; with a store or an address also the environment pass."""
+    from launch.row_check import RowFindings, check_rows
+
     problems: list[Problem] = []
     loaded: LoadedRecipe | None = None
+    found_rows = RowFindings()
     try:
         loaded = load_recipe(Path(recipe), overrides, smoke)
     except RecipeError as error:
         problems += error.problems
+    else:
+        found_rows = check_rows(loaded)
+        problems += found_rows.problems
     exit_code = RecipeError.exit_code if problems else 0
     summary = "the recipe is right"
     if store is not None or address is not None:
@@ -59,7 +71,7 @@ def check(
         problems += found.problems
         exit_code = exit_code or found.exit_code
         summary = found.summary
-    return CheckResult(problems, exit_code, summary)
+    return CheckResult(problems, exit_code, summary, found_rows.warnings, found_rows.rows)
 
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
-from recipes.models import ModelFacts, model_facts, reference_facts
+from recipes.models import model_facts
 from recipes.references import StageRef, parse_reference
 from recipes.stages import Evaluate, Finetune, PpoStage, Reward, Stage, Template
 
@@ -24,7 +24,7 @@ def stage_template(loaded: LoadedRecipe, stage: Stage) -> Template | None:
     """What the stage does with prompts and answers of plain text; None: it reads none, or its model is not known."""
     if not isinstance(stage, Templated):
         return None
-    facts = _facts(loaded, stage)
+    facts = model_facts(loaded, stage)
     if facts.family in ("encoder", "encoder_decoder"):
         return None
     if stage.template is not None or facts.tokenizer is None:
@@ -32,14 +32,10 @@ def stage_template(loaded: LoadedRecipe, stage: Stage) -> Template | None:
     return "chat" if facts.tokenizer.has_chat_template else "none"
 
 
-def _facts(loaded: LoadedRecipe, stage: Templated) -> ModelFacts:
-    return reference_facts(loaded, stage.of[0]) if isinstance(stage, Evaluate) else model_facts(loaded, stage)
-
-
 def _check_own(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator[Problem]:
     if stage.template is None:
         return
-    facts, place = _facts(loaded, stage), f"stages.{name}.template"
+    facts, place = model_facts(loaded, stage), f"stages.{name}.template"
     if facts.family == "encoder":
         message = "an encoder reads texts and their labels; no template has an effect"
         yield loaded.problem(place, stage.template, message, "remove the key")

@@ -14,7 +14,7 @@ from trainers import distributed
 from trainers.architectures.load import ModelKind
 from trainers.artifacts import verify_folder
 from trainers.checkpoint import StoreCheckpoint, versions
-from trainers.data.dataset import Dataset
+from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization
@@ -68,9 +68,6 @@ class StageContext:
         """Return the training state that the stage goes on from; collective."""
         return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
-
-WARN_LOST = 0.1
-"""Share of the rows above which their loss is a warning."""
 
 CheckKind = ModelKind | Literal["image"]
 """`image`: a model of pictures of any family."""

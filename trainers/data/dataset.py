@@ -9,6 +9,9 @@ import numpy as np
 
 Form = Literal["packed", "pictured", "stream", "labelled", "seq2seq", "pairs", "prompts"]
 
+WARN_LOST = 0.1
+"""Share of the rows above which their loss is a warning."""
+
 
 @dataclass(frozen=True)
 class BuildReport:

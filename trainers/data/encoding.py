@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import RequestError
+from trainers.data.columns import RowRole
 from trainers.data.conversation import as_conversation
 from trainers.data.sources import Row
 from trainers.data.template import Span
@@ -108,6 +109,32 @@ def encode_prompts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[
             prompt = _render_prompt(row.columns["prompt"], tokenization)
             ids = tokenization.encode(prompt.text, special=isinstance(prompt.source, str))
             yield row, prompt.text, np.asarray(ids, dtype=np.int32)
+
+
+def mark_row(row: Row, role: RowRole, tokenization: Tokenization) -> tuple[str, list[Span]]:
+    """Return a row's text as it is encoded, end token included, with the character spans of its targets.
+
+    Of a pair it is the chosen answer; a source and its target stand one after the other, each with its end token.
+    """
+    end, columns = tokenization.eos_token, row.columns
+    with _naming(row):
+        match role:
+            case "text" | "labels":
+                marked = _Marked(columns["text"], [(0, len(columns["text"]))], ends=True)
+            case "instructions" | "pictured":
+                marked = _mark_instruction(row, tokenization)
+            case "seq2seq":
+                source = _render_prompt(columns["prompt"], tokenization).text + end
+                text = source + columns["completion"]
+                marked = _Marked(text, [(len(source), len(text))], ends=True)
+            case "preferences":
+                marked = _mark_answer(_render_prompt(columns["prompt"], tokenization), columns["chosen"], tokenization)
+            case "prompts":
+                marked = _Marked(_render_prompt(columns["prompt"], tokenization).text, [])
+    if not marked.ends or marked.text.endswith(end):
+        return marked.text, marked.spans
+    *spans, (start, _) = marked.spans
+    return marked.text + end, [*spans, (start, len(marked.text + end))]
 
 
 def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> Encoded:

@@ -15,6 +15,7 @@ from recipes.errors import RequestError
 
 FileSource = TextFiles | JsonLines | Csv | Parquet
 MAX_FIELD_CHARACTERS = 2**27
+HEAD_CHARACTERS = 2**16
 
 
 def find_files(patterns: list[str], base_dir: Path) -> list[Path]:
@@ -69,9 +70,19 @@ def _open(path: Path) -> TextIO:
     return open(path, encoding="utf-8-sig", newline="")
 
 
-def _read_text(path: Path, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_text_head(path: Path, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the documents of a text file's first characters, the last one cut."""
+    try:
+        yield from _read_text(path, documents, HEAD_CHARACTERS)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (OSError, EOFError) as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def _read_text(path: Path, documents: str, characters: int = -1) -> Iterator[tuple[str, dict[str, Any]]]:
     with _open(path) as file:
-        text = file.read().replace("\r\n", "\n")
+        text = file.read(characters).replace("\r\n", "\n")
     if documents == "file":
         yield path.name, {"text": text}
         return

@@ -25,7 +25,7 @@ from trainers.data.encoding import (
     encode_sources_and_targets,
     encode_texts,
 )
-from trainers.data.forms import Count, FormSettings, labelled, pack, pair, prompts, seq2seq, stream
+from trainers.data.forms import Count, FormSettings, Parts, labelled, pack, pair, prompts, seq2seq, stream
 from trainers.data.picture_processor import PictureProcessor
 from trainers.data.pictured import encode_pictured, pictured, pixel_chunks
 from trainers.data.pictured_digest import pictured_digest
@@ -207,46 +207,8 @@ def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | No
     if request.source_digest is not None and content_digest(request) != request.source_digest:
         raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
     count = Count()
-    settings = FormSettings(
-        sequence_length=request.sequence_length,
-        vocab_size=request.tokenization.vocab_size,
-        pad_id=request.tokenization.pad_id,
-        packing=request.packing,
-        loss_on_all=request.loss_on == "all",
-    )
-    rows = _counted(request, count, store, on_rows)
-    pictures: list[RowPicture] = []
-    match request.role:
-        case "text" if request.is_stream:
-            parts = stream(encode_texts(rows, request.tokenization), count, settings)
-        case "text":
-            parts = pack(encode_texts(rows, request.tokenization), count, settings)
-        case "labels":
-            parts = labelled(encode_texts(rows, request.tokenization), count, settings)
-        case "instructions":
-            parts = pack(encode_instructions(rows, request.tokenization), count, settings)
-        case "seq2seq":
-            parts = seq2seq(encode_sources_and_targets(rows, request.tokenization), count, settings)
-        case "pictured":
-            assert request.processor is not None
-            encoded = encode_pictured(rows, request.tokenization, request.processor)
-            parts, pictures = pictured(encoded, count, settings, request.processor)
-        case "preferences":
-            parts = pair(encode_pairs(rows, request.tokenization), count, settings)
-        case "prompts":
-            parts = prompts(encode_prompts(rows, request.tokenization), count, settings)
-    report = BuildReport(
-        rows_in=count.rows_in,
-        kept=count.kept,
-        truncated=count.truncated,
-        split=count.split,
-        dropped=dict(sorted(count.dropped.items())),
-        examples=dict(sorted(count.examples.items())),
-        sequences=parts.sequences,
-        tokens=parts.tokens,
-        supervised_tokens=parts.supervised_tokens,
-        fill=parts.tokens / max(parts.positions, 1),
-    )
+    parts, pictures = build_parts(request, _read(request, store, on_rows), count)
+    report = build_report(parts, count)
     _demand_something_to_learn(request, report)
     meta: dict[str, Any] = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
     if parts.classes:
@@ -264,6 +226,60 @@ def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | No
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
 
 
+def build_parts(request: DataRequest, rows: Iterable[Row], count: Count) -> tuple[Parts, list[RowPicture]]:
+    """Encode rows in the request's form, and count what became of them; pictures where the form has them."""
+    tokenization = request.tokenization
+    settings = FormSettings(
+        sequence_length=request.sequence_length,
+        vocab_size=tokenization.vocab_size,
+        pad_id=tokenization.pad_id,
+        packing=request.packing,
+        loss_on_all=request.loss_on == "all",
+    )
+    rows = _seen(rows, request, count)
+    match request.role:
+        case "text" if request.is_stream:
+            return stream(encode_texts(rows, tokenization), count, settings), []
+        case "text":
+            return pack(encode_texts(rows, tokenization), count, settings), []
+        case "labels":
+            return labelled(encode_texts(rows, tokenization), count, settings), []
+        case "instructions":
+            return pack(encode_instructions(rows, tokenization), count, settings), []
+        case "seq2seq":
+            return seq2seq(encode_sources_and_targets(rows, tokenization), count, settings), []
+        case "pictured":
+            assert request.processor is not None
+            encoded = encode_pictured(rows, tokenization, request.processor)
+            return pictured(encoded, count, settings, request.processor)
+        case "preferences":
+            return pair(encode_pairs(rows, tokenization), count, settings), []
+        case "prompts":
+            return prompts(encode_prompts(rows, tokenization), count, settings), []
+
+
+def build_report(parts: Parts, count: Count) -> BuildReport:
+    """Say what became of the rows."""
+    return BuildReport(
+        rows_in=count.rows_in,
+        kept=count.kept,
+        truncated=count.truncated,
+        split=count.split,
+        dropped=dict(sorted(count.dropped.items())),
+        examples=dict(sorted(count.examples.items())),
+        sequences=parts.sequences,
+        tokens=parts.tokens,
+        supervised_tokens=parts.supervised_tokens,
+        fill=parts.tokens / max(parts.positions, 1),
+    )
+
+
+def _seen(rows: Iterable[Row], request: DataRequest, count: Count) -> Iterator[Row]:
+    for row in rows:
+        count.rows_in += 1
+        yield conversation_of(row) if request.template == "chat" else row
+
+
 def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store) -> FileEntry:
     """Store the pixels of every picture once, one picture in memory at a time."""
     processor = request.processor
@@ -276,13 +292,13 @@ def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store
     return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(pictures, processor)))
 
 
-def _counted(request: DataRequest, count: Count, store: Store, on_rows: OnRows | None) -> Iterator[Row]:
+def _read(request: DataRequest, store: Store, on_rows: OnRows | None) -> Iterator[Row]:
     source, seed = request.source, request.seed
-    for row in read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store):
-        count.rows_in += 1
-        if on_rows is not None and count.rows_in % ROWS_A_BEAT == 0:
-            on_rows(count.rows_in)
-        yield conversation_of(row) if request.template == "chat" else row
+    rows = read_rows(source, request.base_dir, request.role, seed, held_out=request.held_out, store=store)
+    for number, row in enumerate(rows, start=1):
+        if on_rows is not None and number % ROWS_A_BEAT == 0:
+            on_rows(number)
+        yield row
 
 
 def _name(source: Source) -> str:

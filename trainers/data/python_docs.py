@@ -92,6 +92,12 @@ def read_entries(library: Path | None = None) -> list[Entry]:
     return entries + topics
 
 
+def read_module(name: str) -> list[Entry]:
+    """Return what one module of the standard library documents."""
+    tree = _parse((library_folder() / f"{name}.py").read_bytes())
+    return [] if tree is None else list(_definitions(tree, name))
+
+
 def _parse(source: bytes) -> ast.Module | None:
     """Parse; None for a file that is not of this Python version."""
     with warnings.catch_warnings():

@@ -73,16 +73,17 @@ def read_rows(
     extracted from python-docs, so that its sources are read once.
     """
 
-    return select(lambda: _all_rows(source, base_dir, role, store), source, seed, held_out=held_out)
+    return select(lambda: unselected_rows(source, base_dir, role, store), source, seed, held_out=held_out)
 
 
-def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None) -> Iterator[Row]:
+def unselected_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None = None) -> Iterator[Row]:
+    """Yield every row in source order, whatever the source's selection says."""
     match source:
         case PythonDocs():
             name = f"{'instructions' if role in ('labels', 'seq2seq') else role}.{source.split}.jsonl"
             for line in _extracted(python_docs_digest(), name, _docs_files, store).splitlines():
                 row = json.loads(line)
-                yield Row(row.pop("id"), _of_instruction(row, role))
+                yield Row(row.pop("id"), of_documentation(row, role))
         case PythonSummaries():
             name = f"summaries.{source.split}.jsonl"
             for line in _extracted(summaries_digest(), name, _summaries_files, store).splitlines():
@@ -103,7 +104,7 @@ def _all_rows(source: Source, base_dir: Path, role: RowRole, store: Store | None
                     yield _row(name, row, place, role, source.columns, path.parent)
 
 
-def _of_instruction(row: dict[str, Any], role: RowRole) -> dict[str, Any]:
+def of_documentation(row: dict[str, Any], role: RowRole) -> dict[str, Any]:
     """Bring a row of the documentation into its role's form."""
     match role:
         case "labels":

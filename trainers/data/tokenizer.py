@@ -259,6 +259,7 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
             f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token"
         )
     complete = Tokenization(**{**found.__getstate__(), "pad_token": pad})
+    complete.__dict__["tokenizer"] = found.tokenizer  # a large one takes long to read
     for token in (complete.eos_token, complete.pad_token, complete.bos_token):
         if token is not None:
             complete.token_id(token)

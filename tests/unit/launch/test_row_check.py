@@ -1,0 +1,124 @@
+"""What `check` shows and says of the first rows, with real tokenizers and without torch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.preflight import CheckResult
+from launch.preflight import check as check_recipe
+from recipes.data import TrainTokenizer
+from trainers.data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).parents[3]
+CHATML = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SHORT = {"prompt": "What is 1?", "completion": "One."}
+LONG = {"prompt": "What is 2? " * 20, "completion": "Two."}
+TRAIN = {"steps": 1, "global_batch": 2, "sequence_length": 48, "optimizer": {"lr": 1e-3}}
+
+Check = Callable[..., CheckResult]
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Check:
+    """Check a fine-tuning of a base with a trained tokenizer of ChatML's marks, on rows."""
+    spec = TrainTokenizer(
+        train="bpe", vocab_size=300, special_tokens=["<|im_start|>"], eos_token="<|im_end|>", chat_template=CHATML
+    )
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name, content in train_tokenizer(spec, ["What is one?"]).files().items():
+        (folder / name).write_bytes(content)
+    (tmp_path / "text.txt").write_text("One and two.\n")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+    def run(rows: list[Any], *overrides: str, kind: str = "finetune") -> CheckResult:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        stages = {
+            "base": {
+                "kind": "pretrain",
+                "architecture": {"family": "decoder", "type": "llama", "max_position_embeddings": 64, **sizes},
+                "tokenizer": {"from": "./tokenizer"},
+                "data": {"source": "text", "files": ["text.txt"]},
+                "train": TRAIN,
+            },
+            "tuned": {
+                "kind": kind,
+                "init_from": "base",
+                "data": {"source": "jsonl", "files": ["rows.jsonl"], "hold_out": 0.1},
+                "train": TRAIN,
+            },
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps({"name": "rows", "stages": stages}))
+        return check_recipe(path, overrides)
+
+    return run
+
+
+def shown(found: CheckResult, stage: str = "tuned") -> list[tuple[str, str]]:
+    return [(piece.kind, piece.text) for row in found.rows if row.stage == stage for piece in row.pieces]
+
+
+def test_a_row_is_shown_as_the_model_gets_it(check: Check) -> None:
+    found = check([SHORT])
+    assert shown(found) == [
+        ("prompt", "<|im_start|>user\nWhat is 1?<|im_end|>\n<|im_start|>assistant\n"),
+        ("target", "One.<|im_end|>"),
+    ]
+    assert shown(found, "base") == [("target", "One and two.\n<|im_end|>")]
+    assert (found.warnings, found.exit_code) == ([], 0)
+    assert shown(check([SHORT], "stages.tuned.template=none")) == [
+        ("prompt", "What is 1?"),
+        ("target", "One.<|im_end|>"),
+    ]
+    assert shown(check([SHORT], "stages.tuned.loss_on=all"))[0][0] == "target"
+
+
+def test_every_turn_of_a_conversation_is_told_apart(check: Check) -> None:
+    user, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    kinds = [kind for kind, _ in shown(check([{"messages": [user, answer, user, answer]}]))]
+    assert kinds == ["prompt", "target", "prompt", "target"]
+
+
+def test_pairs_that_would_be_dropped_are_a_warning(check: Check) -> None:
+    pairs = [{"prompt": row["prompt"], "chosen": "One.", "rejected": "Two."} for row in [SHORT, *[LONG] * 19]]
+    (warning,) = check(pairs, kind="reward").warnings
+    assert "19 of 20 rows (95%) dropped: 19 longer than 48 tokens; for example rows.jsonl:2" in warning
+    assert "a run stops above max_dropped (0.9)" in warning
+    allowed = check(pairs, "stages.tuned.data.max_dropped=1.0", kind="reward")
+    assert "max_dropped" not in allowed.warnings[0]
+    assert check(pairs[:1] * 20, kind="reward").warnings == []
+
+
+def test_truncated_rows_are_a_warning(check: Check) -> None:
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "One and two. " * 20}]
+    assert "1 of 1 rows (100%) truncated to 48 tokens" in check([{"messages": messages}]).warnings[0]
+
+
+def test_what_the_template_refuses_is_said_before_the_run(check: Check) -> None:
+    found = check([{"messages": [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "A"}]}])
+    (problem,) = found.problems
+    assert problem.field == "stages.tuned.data"
+    assert "rows.jsonl:1: chat template: no system turn" in problem.message
+    assert found.exit_code == 2
+
+
+def test_the_command_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, time, json, launch.preflight as p; found = p.check('recipes/quickstart.yaml');"
+        "print(json.dumps([sorted(sys.modules), time.process_time(), [row.stage for row in found.rows]]))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules, cpu_seconds, stages = json.loads(output.stdout)
+    assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow"} & set(modules)
+    assert set(stages) == {"base", "chat", "judge", "second", "policy", "exam"}
+    assert cpu_seconds < 1.9

@@ -69,16 +69,15 @@ def generate(
     stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
 
     alive = torch.arange(rows, device=device)
-    continuation = _continuation(model, pixels_ICHW)
+    continuation = _continuation(model, length, pixels_ICHW)
     hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
     for step in range(length):
         logits_BV = model.get_output_embeddings()(hidden_BD).float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
         tokens[alive, step] = drawn_B
         mask[alive, step] = True
-        stops_B = torch.isin(drawn_B, stop_ids)
-        ended[alive[stops_B]] = True
-        going_B = ~ended[alive]
+        going_B = ~torch.isin(drawn_B, stop_ids) & ~ended[alive]
+        ended[alive] = ~going_B
         num_going = int(going_B.sum())
         if num_going == 0 or step + 1 == length:
             break
@@ -106,42 +105,47 @@ class Continuation(Protocol):
         """Forget all rows but these."""
 
 
-def _continuation(model: Any, pixels_ICHW: Tensor | None) -> Continuation:
+def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -> Continuation:
     if model.config.is_encoder_decoder:
-        return TargetCache(model)
-    return RecurrentState(model) if model.config.model_type == "rnn" else KeyValueCache(model, pixels_ICHW)
+        return TargetCache(model, max_new_tokens)
+    if model.config.model_type == "rnn":
+        return RecurrentState(model)
+    return KeyValueCache(model, max_new_tokens, pixels_ICHW)
 
 
 class KeyValueCache:
     """Keys and values of a causal transformer; the prompts' pictures are read with them."""
 
-    def __init__(self, model: Any, pixels_ICHW: Tensor | None = None) -> None:
-        from transformers import DynamicCache
-
+    def __init__(self, model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None = None) -> None:
         self._model = model
         self._pictures = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
-        self._cache = DynamicCache(config=model.config)
+        self._max_new_tokens = max_new_tokens
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
         """Read the prompts; padding sees itself alone."""
-        self._is_padded = not bool(prompt_mask_BP.all())
-        self._seen_BK = prompt_mask_BP
-        self._positions_B1 = self._seen_BK.sum(1, keepdim=True) - 1
-        positions = (self._seen_BK.long().cumsum(1) - 1).clamp_(min=0)
-        bias = prompt_bias(self._seen_BK, self._model.dtype)
+        from trainers.key_values import preallocated_cache
+
+        self._cache = preallocated_cache(self._model.config, prompt_ids_BP.shape[1] + self._max_new_tokens)
+        self._positions_B1 = prompt_mask_BP.sum(1, keepdim=True) - 1
+        self._bias_B11K: Tensor | None = None
+        if not bool(prompt_mask_BP.all()):
+            seen_BK = torch.nn.functional.pad(prompt_mask_BP, (0, self._max_new_tokens), value=True)
+            self._bias_B11K = _additive(seen_BK[:, None, None], self._model.dtype)
+        positions = (prompt_mask_BP.long().cumsum(1) - 1).clamp_(min=0)
+        bias = prompt_bias(prompt_mask_BP, self._model.dtype)
         return self._forward(prompt_ids_BP, positions, bias, **self._pictures)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
         """Append a position."""
         self._positions_B1 = self._positions_B1 + 1
-        self._seen_BK = torch.cat([self._seen_BK, torch.ones_like(self._seen_BK[:, :1])], dim=1)
-        bias = _additive(self._seen_BK[:, None, None, :], self._model.dtype) if self._is_padded else None
+        bias = None if self._bias_B11K is None else self._bias_B11K[..., : self._cache.get_seq_length() + 1]
         return self._forward(tokens_B[:, None], self._positions_B1, bias)
 
     def keep(self, rows: Tensor) -> None:
         """Select in the cache."""
         self._cache.batch_select_indices(rows)
-        self._seen_BK, self._positions_B1 = self._seen_BK[rows], self._positions_B1[rows]
+        self._positions_B1 = self._positions_B1[rows]
+        self._bias_B11K = None if self._bias_B11K is None else self._bias_B11K[rows]
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **pictures: Tensor) -> Tensor:
         output = self._model.base_model(
@@ -159,11 +163,14 @@ class KeyValueCache:
 class TargetCache:
     """Sources as an encoder left them, and the decoder's keys and values."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, max_new_tokens: int) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 
+        from trainers.key_values import preallocated_cache
+
         self._model = model
-        self._cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+        written, sources = preallocated_cache(model.config, max_new_tokens), DynamicCache(config=model.config)
+        self._cache = EncoderDecoderCache(written, sources)
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
         """Encode the sources and start their targets."""

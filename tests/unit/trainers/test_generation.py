@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from trainers import key_values
 from trainers.architectures.decoder import TokenizerFacts, build_decoder
 from trainers.generation import Generation, SamplingSettings, draw, generate
+from trainers.key_values import PreallocatedLayer
 
 VOCAB, PAD, STOP = 50, 1, 0
 SMALL = {
@@ -54,6 +58,84 @@ def test_greedy_equals_transformers(kind: str) -> None:
         pad_token_id=PAD,
     )[:, ids.shape[1] :]
     assert found.tokens_BR[:, : wanted.shape[1]].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_rows_that_end_and_are_dropped_equal_transformers(kind: str) -> None:
+    model, stop_ids = build(kind), tuple(range(15))
+    prompts = [[*prompt[: 1 + turn % len(prompt)], 20 + turn] for turn in range(8) for prompt in PROMPTS]
+    ids, mask = padded(prompts)
+    found = sample(model, prompts, None, stop_ids=stop_ids, max_new_tokens=20)
+    keys = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": PAD, "eos_token_id": list(stop_ids)}
+    wanted = model.generate(input_ids=ids, attention_mask=mask.long(), **keys)[:, ids.shape[1] :]
+    lengths = found.response_mask_BR.sum(1)
+    assert found.ended_B.sum() > len(prompts) / 2
+    assert len(lengths.unique()) > 4  # rows were dropped more than once
+    assert found.tokens_BR[:, : wanted.shape[1]].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_preallocated_cache_draws_what_dynamic_cache_draws(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, uniforms = build(kind), np.random.default_rng(4).random((32, 40))
+    found = sample(model, PROMPTS * 8, uniforms, stop_ids=(STOP, 7, 9), max_new_tokens=40)
+    monkeypatch.setattr(key_values, "preallocated_cache", lambda config, max_tokens: DynamicCache(config=config))
+    copied = sample(model, PROMPTS * 8, uniforms, stop_ids=(STOP, 7, 9), max_new_tokens=40)
+    assert found.ended_B.sum() > 8
+    assert torch.equal(found.tokens_BR, copied.tokens_BR)
+    assert torch.equal(found.ended_B, copied.ended_B)
+
+
+def test_preallocated_layer_holds_what_a_dynamic_layer_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = PreallocatedLayer(max_tokens=500), DynamicLayer()
+
+    def append(rows: int, tokens: int) -> None:
+        keys, values = torch.randn(2, rows, 2, tokens, 4, generator=generator)
+        for mine, other in zip(ours.update(keys, values), theirs.update(keys, values), strict=True):
+            assert torch.equal(mine, other)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+    append(5, 7)
+    for _ in range(300):  # more than the first buffer
+        append(5, 1)
+    for layer in (ours, theirs):
+        layer.batch_select_indices(torch.tensor([0, 2, 4]))
+    append(3, 2)
+    for layer in (ours, theirs):
+        layer.crop(-4)
+        layer.batch_repeat_interleave(2)
+        layer.reorder_cache(torch.tensor([5, 0, 3]))
+    append(3, 3)
+    for layer in (ours, theirs):
+        layer.reset()
+    append(2, 600)  # more than was foreseen
+    append(2, 1)
+
+
+def test_buffers_are_not_copied_for_each_token_and_hold_the_longest_response() -> None:
+    layer = PreallocatedLayer(max_tokens=60)
+    states = torch.zeros(2, 2, 20, 4)
+    at = {layer.update(states, states)[0].data_ptr()}
+    for _ in range(40):
+        keys, _ = layer.update(states[:, :, :1], states[:, :, :1])
+        at.add(keys.data_ptr())
+    assert len(at) == 1
+    assert keys.untyped_storage().nbytes() == 4 * 2 * 2 * 60 * 4
+
+
+def test_sliding_windows_keep_transformers_own_layers() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {**SMALL["llama"], "num_key_value_heads": 2, "sliding_window": 6}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**sizes, vocab_size=VOCAB, eos_token_id=STOP, pad_token_id=PAD)).eval()
+    found = sample(model, PROMPTS[:1], None, stop_ids=(STOP,), max_new_tokens=20)
+    ids, mask = padded(PROMPTS[:1])
+    keys = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": PAD}
+    wanted = model.generate(input_ids=ids, attention_mask=mask.long(), **keys)[:, ids.shape[1] :]
+    assert found.tokens_BR[:, : wanted.shape[1]].tolist() == wanted.tolist()
+    layers = key_values.preallocated_cache(model.config, 25).layers
+    assert [type(layer) for layer in layers] == [DynamicSlidingWindowLayer] * 2
 
 
 def test_a_response_does_not_depend_on_its_batch() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.crew import Crew
-from launch.journal import Journal
+from launch.journal import Journal, interval_s
 from launch.progress import COUNTED, PLAIN_EVERY_S, SHOWN_METRICS, View, merge_losses, rows_lost
 from launch.resolve import Resolved
 from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
@@ -116,7 +116,6 @@ class Heartbeat:
 
     POLL_S = 1.0
     FIRST_S = 3.0
-    LAST_S = 60.0
 
     def __init__(
         self,
@@ -145,7 +144,7 @@ class Heartbeat:
         started = last = time.monotonic()
         while not self._done.wait(self.POLL_S):
             now = time.monotonic()
-            next_s = min(self.LAST_S, max(self.FIRST_S, 0.02 * (now - started)))
+            next_s = interval_s(self.FIRST_S, now - started)
             # A store that is full or away for a moment must not end the heartbeat.
             with contextlib.suppress(TrainwrightError, OSError):
                 if self.on_tick is not None:

@@ -20,6 +20,16 @@ RESUMABLE = ("failed", "stopped", "interrupted", "lost")
 Event = dict[str, Any]
 
 
+LAST_INTERVAL_S = 60.0
+INTERVAL_SHARE = 0.02
+"""Of the time that has passed: so the files that are written grow with its logarithm, later with its minutes."""
+
+
+def interval_s(first_s: float, elapsed_s: float) -> float:
+    """Seconds to let pass between two files of what is written again and again; ever longer, at most a minute."""
+    return min(LAST_INTERVAL_S, max(first_s, INTERVAL_SHARE * elapsed_s))
+
+
 class Writer(Protocol):
     """Where lines go: a segment writer of the run's directory."""
 

@@ -5,13 +5,14 @@ Both functions are targets of a worker group; everything that crosses the proces
 
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
+from launch.journal import interval_s
 from recipes.architecture import MODEL_TYPES
 from recipes.derive import steps_per_iteration
 from recipes.errors import CapacityError
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from trainers.stage import Draft, StageContext
     from trainers.store.store import Store
 
-FLUSH_S = 2.0
-"""Metrics reach the store at least this often, and always before the state that follows from them."""
+FIRST_FLUSH_S = 5.0
+"""Metrics reach the store this often at first, later ever more rarely (`interval_s`), and always before the state that
+follows from them and when the stage is asked to stop."""
 ROOM_WAIT_S = 1200.0
 """How long a worker or the driver waits for room on a full disk; less than the time after which silence is a stall."""
 
@@ -92,7 +94,7 @@ class StageObserver:
         self._writer = None
         if worker.rank == 0:
             self._writer = store.run(job["run"]).writer(f"metrics/{job['stage']}/{job['attempt']}")
-        self._flushed_at = time.monotonic()
+        self._began_at = self._flushed_at = time.monotonic()
         self._shown: dict[str, float] = {}
         self._iteration_at: float | None = None
         self._phase = ("start", time.monotonic(), 0)
@@ -101,8 +103,7 @@ class StageObserver:
 
     def phase(self, name: str, **progress: float) -> None:
         """Beat with what happens now, and how far it is; metrics are durable before a state is."""
-        if name in ("save", "write"):
-            self.flush()
+        self._flush(is_due=name in ("save", "write"))
         place: dict[str, Any] = {}
         if "step" in progress:
             size = self._progress.steps_per_unit
@@ -138,8 +139,7 @@ class StageObserver:
         if self._writer is None:
             return
         self._writer.append({"step": step, "values": dict(values)})
-        if time.monotonic() - self._flushed_at >= FLUSH_S:
-            self.flush()
+        self._flush()
 
     def _note_speed(self, values: Mapping[str, float]) -> None:
         key, amount = f"{self._progress.counted}_per_s", self._progress.counted_per_unit
@@ -154,17 +154,27 @@ class StageObserver:
 
     def stop_requested(self) -> bool:
         """Whether this rank was asked to save and leave."""
-        return self._worker.stop_requested()
+        is_asked = self._worker.stop_requested()
+        self._flush(is_due=is_asked)
+        return is_asked
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def answers_stops(self) -> Iterator[None]:
         """While it is open the stage answers a stop; elsewhere it has nothing to save and ends at once."""
-        return self._worker.answers_stops()
+        with self._worker.answers_stops():
+            yield
+            self.flush()
 
     def flush(self) -> None:
         """Publish the lines so far."""
-        if self._writer is not None:
+        self._flush(is_due=True)
+
+    def _flush(self, *, is_due: bool = False) -> None:
+        now = time.monotonic()
+        is_due = is_due or now - self._flushed_at >= interval_s(FIRST_FLUSH_S, now - self._began_at)
+        if self._writer is not None and is_due:
             self._writer.flush()
-            self._flushed_at = time.monotonic()
+            self._flushed_at = now
 
 
 def run_stage(job: Json, worker: WorkerContext) -> Json | None:

@@ -1,12 +1,19 @@
 """What the driver hears of a stage's progress: one unit per kind of stage, and speeds that say what they count."""
 
+import math
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launch.records import RunRecord
 from launch.stages import StageObserver, progress_of
 from recipes.load import parse_recipe
 from recipes.stages import Stage
+from trainers.store.store import Store
 
 TRAIN = {"steps": 8, "global_batch": 4, "sequence_length": 16, "optimizer": {"lr": 1e-3}}
 TEXT = {"source": "text", "files": ["a.txt"]}
@@ -96,3 +103,95 @@ def test_a_speed_says_what_it_counts(stage: str, started_from: str | None, count
     observer.metrics(1, {"loss": 1.0, "weight": 30.0, "step_s": 0.5})
     observer.phase("train", step=1, steps_planned=8)
     assert rank.beats[-1][1] == {"loss": 1.0, f"{counted}_per_s": 60.0, "step": 1, "steps": 8, "unit": "step"}
+
+
+class FirstRank(Rank):
+    """The rank that writes metrics."""
+
+    rank = 0
+    is_asked_to_stop = False
+    lines: Callable[[], Iterable[dict[str, Any]]]
+    """The metrics in the store, to be looked at where a stop would end the process."""
+
+    def stop_requested(self) -> bool:
+        return self.is_asked_to_stop
+
+    @contextmanager
+    def answers_stops(self) -> Iterator[None]:
+        yield
+        self.left_with = [*self.lines()]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("launch.stages.time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+def writing_observer(rank: FirstRank) -> tuple[StageObserver, RunRecord]:
+    store = Store.open(f"memory://observer-{secrets.token_hex(8)}")
+    record = RunRecord(store, store.new_run("recipe").id)
+    job = {"run": record.run, "stage": "base", "attempt": 1}
+    spec = parse_recipe({"name": "a", "stages": STAGES}).stages["base"]
+    return StageObserver(rank, store, job, progress_of(spec)), record  # type: ignore[arg-type]
+
+
+def test_the_longer_a_stage_runs_the_fewer_files_its_metrics_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, num_lines = Clock(monkeypatch), 6 * 3600 // 2
+    observer, record = writing_observer(FirstRank())
+    num_files = []
+    for step in range(num_lines):
+        clock.now += 2.0
+        observer.metrics(step, {"loss": 1.0})
+        if clock.now in (250, 3000):
+            num_files.append(len(record.folder.segments("metrics/base")))
+    observer.flush()
+    num_files.append(len(record.folder.segments("metrics/base")))
+    assert 250 / 5 * 0.8 <= num_files[0] <= 250 / 5  # one in five seconds
+    assert num_files[1] - num_files[0] <= math.log(3000 / 250) / 0.02  # 2 % of the time that has passed
+    assert num_files[2] - num_files[1] == (6 * 3600 - 3000) / 60 + 1  # one a minute, and the rest
+    assert [line["step"] for line in record.metrics("base")] == list(range(num_lines))
+
+
+def test_no_line_waits_longer_than_the_interval_for_whatever_the_stage_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    observer, record = writing_observer(FirstRank())
+    clock.now = 2000.0
+    observer.phase("train", step=1, steps_planned=9)
+    observer.metrics(1, {"loss": 1.0})
+    clock.now += 39.0
+    observer.phase("evaluate", step=1, steps_planned=9)
+    assert not [*record.metrics("base")]
+    clock.now += 2.0
+    observer.phase("evaluate", step=1, steps_planned=9)
+    assert [line["step"] for line in record.metrics("base")] == [1]
+
+
+@pytest.mark.parametrize("why", ["save", "write", "stop"])
+def test_metrics_are_kept_before_a_state_a_result_and_a_stop(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    clock, rank = Clock(monkeypatch), FirstRank()
+    observer, record = writing_observer(rank)
+    clock.now = 5000.0
+    observer.stop_requested()
+    observer.metrics(7, {"loss": 1.0})
+    assert not observer.stop_requested()
+    assert not [*record.metrics("base")]
+    if why == "stop":
+        rank.is_asked_to_stop = True
+        assert observer.stop_requested()
+    else:
+        observer.phase(why)
+    assert [line["step"] for line in record.metrics("base")] == [7]
+
+
+def test_metrics_are_kept_before_a_stop_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rank = Clock(monkeypatch), FirstRank()
+    observer, record = writing_observer(rank)
+    rank.lines = lambda: record.metrics("base")
+    clock.now = 5000.0
+    observer.stop_requested()
+    with observer.answers_stops():
+        observer.metrics(7, {"loss": 1.0})
+    assert [line["step"] for line in rank.left_with] == [7]

@@ -80,7 +80,8 @@ def _listen(address: str, port: int) -> socket.socket:
     except OSError as error:
         raise RuntimeError(f"MASTER_ADDR {address} is not known on rank 0's node: {error}") from error
     has_other_nodes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) < int(os.environ["WORLD_SIZE"])
-    if has_other_nodes and is_loopback(str(place[0])):
+    # Launchers that give a loopback address know that all ranks are on this machine; a host's name may mislead them.
+    if has_other_nodes and is_loopback(str(place[0])) and not is_loopback(address):
         raise RuntimeError(
             f"MASTER_ADDR {address} is {place[0]} on rank 0's node, where other nodes cannot reach it: set it to the "
             f"address of the node"

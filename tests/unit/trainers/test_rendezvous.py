@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -74,13 +75,30 @@ def test_under_torchrun_the_agents_store_is_used(port: int, monkeypatch: pytest.
     assert meet(0, 1, TIMEOUT).store.get("from") == b"the agent"
 
 
-def test_an_address_that_other_nodes_cannot_reach_is_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host name that is 127.0.0.1 on its own node would leave the other nodes waiting."""
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
+@pytest.fixture
+def other_nodes(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun's variables of one rank of two, each on a node of its own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    with pytest.raises(RuntimeError, match=r"MASTER_ADDR localhost is 127.0.0.1 on rank 0's node"):
+
+
+@pytest.mark.usefixtures("other_nodes")
+def test_a_name_that_other_nodes_cannot_reach_is_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name that is 127.0.0.1 on its own node would leave the other nodes waiting."""
+    monkeypatch.setenv("MASTER_ADDR", "127.1")  # no address as one writes it, and known to every resolver
+    with pytest.raises(RuntimeError, match=r"MASTER_ADDR 127\.1 is 127\.0\.0\.1 on rank 0's node"):
         meet(0, 2, TIMEOUT)
+
+
+@pytest.mark.usefixtures("other_nodes")
+def test_several_nodes_on_one_machine_meet_on_its_loopback_address(port: int) -> None:
+    """Raylets on one machine are nodes to Ray; the launcher knows that they share it."""
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda rank: meet(rank, 2, TIMEOUT), range(2))
+    first.complete(lets_others_in=False)
+    first.store.set("a", "1")
+    assert second.store.get("a") == b"1"
+    assert second.listener is None
 
 
 def test_an_address_of_another_machine_is_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.check import static_warnings
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.memory import KEPT_STATES
@@ -71,7 +72,8 @@ def check(
         problems += found.problems
         exit_code = exit_code or found.exit_code
         summary = found.summary
-    return CheckResult(problems, exit_code, summary, found_rows.warnings, found_rows.rows)
+    told = [] if loaded is None else [str(warning) for warning in static_warnings(loaded)]
+    return CheckResult(problems, exit_code, summary, [*told, *found_rows.warnings], found_rows.rows)
 
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:

@@ -73,7 +73,7 @@ class Sampler:
         """
         import torch
 
-        from trainers.generation import SamplingSettings, generate
+        from trainers.generation import generate, sampling_settings
 
         if images and self.pictures is None:
             raise RequestError("the model has no vision tower; --image is for vision-language models")
@@ -92,12 +92,7 @@ class Sampler:
         room = self.max_tokens - len(ids)
         if room < 1:
             raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
-        settings = SamplingSettings(
-            max_new_tokens=min(max_new_tokens, room),
-            temperature=temperature or 1.0,
-            stop_ids=(self.tokenization.eos_id,),
-            pad_id=self.tokenization.pad_id,
-        )
+        settings = sampling_settings(self.tokenization, min(max_new_tokens, room), temperature or 1.0)
         uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
         prompt_ids = torch.tensor([ids], device=self.device)
         with torch.inference_mode():
@@ -119,7 +114,7 @@ class Sampler:
         import torch
 
         from trainers.filling import fill_spans
-        from trainers.generation import SamplingSettings, generate
+        from trainers.generation import generate, sampling_settings
         from trainers.translation import write_targets
 
         tokenization = self.tokenization
@@ -135,7 +130,7 @@ class Sampler:
                 search = {"num_beams": num_beams, "max_new_tokens": longest}
                 (tokens,) = write_targets(self.model, source, mask, tokenization, **search)
             else:
-                settings = SamplingSettings(longest, temperature or 1.0, (tokenization.eos_id,), tokenization.pad_id)
+                settings = sampling_settings(tokenization, longest, temperature or 1.0)
                 uniforms = draws(ids, seed, draw, longest) if temperature > 0 else None
                 made = generate(self.model, source, mask, settings, uniforms)
                 tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()

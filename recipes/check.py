@@ -4,6 +4,7 @@ from recipes.arithmetic import check_arithmetic
 from recipes.captions import check_captions
 from recipes.chain import check_chain
 from recipes.data_files import check_data
+from recipes.end_tokens import end_token_warnings
 from recipes.errors import Problem
 from recipes.labels import check_labels
 from recipes.loaded import LoadedRecipe
@@ -29,3 +30,8 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_gates(loaded),
     ]
     return sorted(problems, key=lambda problem: (problem.file != str(loaded.path), problem.line or 0))
+
+
+def static_warnings(loaded: LoadedRecipe) -> list[Problem]:
+    """What is worth knowing of a recipe that is right."""
+    return [*end_token_warnings(loaded)]

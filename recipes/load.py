@@ -17,6 +17,7 @@ from recipes.loaded import UnsoundStage, parse_path, value_at
 from recipes.locate import model_keys, nearest, path_of, slot_at
 from recipes.recipe import Cluster, Recipe
 from recipes.smoke import shrink
+from recipes.spelling import correct_extends, correct_tags
 from recipes.stages import Stage
 from recipes.yaml_text import MAX_BYTES, Document, Mark, Path, parse_yaml, path_text, shorten
 
@@ -86,6 +87,7 @@ def _read_layers(path: FilePath) -> Document:
             problem = Problem(str(current), 1, "", shorten(document.value), "a recipe is a mapping of keys to values")
             by = () if named_by is None else (replace(named_by, message=f"{current} is not a recipe"),)
             raise RecipeError([*document.problems, problem, *by])
+        document = layers[-1] = correct_extends(document, current)
         if "extends" not in document.value:
             break
         parent = document.value.pop("extends")
@@ -214,7 +216,8 @@ def _apply_override(document: Document, override: str) -> None:
 
 def _validate(document: Document, path: FilePath) -> tuple[LoadedRecipe | None, list[Problem]]:
     """The validated recipe and the problems found; with problems, the recipe holds the stages that are sound."""
-    problems = list(document.problems)
+    document, problems = correct_tags(document, path)
+    problems = [*document.problems, *problems]
     raw = document.value
     try:
         recipe = Recipe.model_validate_json(json.dumps(raw), strict=True, by_alias=True, by_name=False)

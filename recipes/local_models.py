@@ -9,35 +9,20 @@ from typing import Any
 
 from recipes.architecture import MODEL_TYPES
 from recipes.model_classes import ModelClass, find_class
+from recipes.token_contract import (
+    TokenizerFacts,
+    configured_ends,
+    find_end_token,
+    find_named_tokens,
+    find_pad_token,
+    find_template,
+    token_problems,
+    token_text,
+)
 from recipes.vision_folders import VisionFacts, read_vision
-
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
-"""Entries that serve as pad token, in this order, where a tokenizer names none or its end token.
-
-The last two are byte 0 in byte-level vocabularies (GPT-2's), and in those with byte fallback.
-"""
 
 MAX_JSON_BYTES = 64 << 20
 POSITION_KEYS = ("max_position_embeddings", "n_positions")
-
-
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What a tokenizer knows; `vocabulary` maps token to id (None where it is trained later)."""
-
-    eos_token: str | None
-    pad_token: str | None
-    has_chat_template: bool
-    special_tokens: frozenset[str]
-    vocabulary: dict[str, int] | None = None
-
-    def has_token(self, token: str) -> bool:
-        """Whether the text is one token for certain."""
-        if token in self.special_tokens:
-            return True
-        if self.vocabulary is not None:
-            return token in self.vocabulary or _byte_level(token) in self.vocabulary
-        return len(token.encode()) == 1
 
 
 @dataclass(frozen=True)
@@ -50,14 +35,8 @@ class FolderFacts:
     tokenizer: TokenizerFacts | None = None
     vision: VisionFacts | None = None
     model_class: ModelClass | None = None
-
-
-def _byte_level(token: str) -> str:
-    """The token as byte-level BPE writes it in its vocabulary (GPT-2's table of printable bytes)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
-    return "".join(table[byte] for byte in token.encode())
+    configured_ends: frozenset[int] = frozenset()
+    """End tokens that config.json and generation_config.json name."""
 
 
 @lru_cache(maxsize=32)
@@ -93,12 +72,21 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
             "adapter_model.safetensors": "this is an adapter; give the merged model",
         }
         problems.append(f"{path}: no model.safetensors" + (f" ({reason[found[0]]})" if found else ""))
+    configured: frozenset[int] = frozenset()
+    if tokenizer is not None:
+        generation = (
+            _read_json(path / "generation_config.json", problems)
+            if (path / "generation_config.json").is_file()
+            else None
+        )
+        configured = configured_ends(config or {}, generation or {})
+        problems += [f"{path}: {found}" for found in token_problems(tokenizer, config, generation)]
     vision: VisionFacts | None = None
     if config is not None and kind == "llava":
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
     positions = None if config is None else config_positions(config)
-    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class)
+    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured)
 
 
 def config_positions(config: Mapping[str, Any]) -> int | None:
@@ -148,27 +136,18 @@ def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
     special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     return TokenizerFacts(
         eos_token=eos_token,
-        pad_token=find_pad_token(_token(config.get("pad_token")), eos_token, vocabulary),
-        has_chat_template="chat_template" in config or (path / "chat_template.jinja").is_file(),
+        pad_token=find_pad_token(token_text(config.get("pad_token")), eos_token, vocabulary),
         special_tokens=special,
         vocabulary=vocabulary,
+        chat_template=find_template(config, _read_text(path / "chat_template.jinja", problems)),
+        bos_token=token_text(config.get("bos_token")),
+        named_tokens=find_named_tokens(config),
     )
 
 
-def find_end_token(config: Mapping[str, Any]) -> str | None:
-    """The token that ends a text: the tokenizer's eos_token, or where it names none (BERT) its sep_token."""
-    return _token(config.get("eos_token")) or _token(config.get("sep_token"))
-
-
-def find_pad_token(named: str | None, eos_token: str | None, vocabulary: Mapping[str, int]) -> str | None:
-    """The pad token that is used: the named one, else a usual one of the vocabulary; never the end token."""
-    if named is not None and named != eos_token:
-        return named
-    return next((name for name in PAD_NAMES if name != eos_token and name in vocabulary), None)
-
-
-def _token(value: Any) -> str | None:
-    """A special token as the configuration writes it: text, or a mapping with its content."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
+def _read_text(path: Path, problems: list[str]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: not readable as text ({error})")
+        return None

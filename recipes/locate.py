@@ -121,6 +121,11 @@ def model_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
+def item_slot(slot: Slot) -> Slot:
+    """The slot of each item of a container."""
+    return _describe(slot.items)
+
+
 def slot_at(path: Path, raw: Any) -> Slot | None:
     """The slot at a path of the recipe's plain data; None where the schema knows no such place."""
     slot, value = ROOT, raw
@@ -132,7 +137,7 @@ def slot_at(path: Path, raw: Any) -> Slot | None:
                 return None
             slot = describe_field(info)
         elif slot.items is not None:
-            slot = _describe(slot.items)
+            slot = item_slot(slot)
         else:
             return None
         value = _child(value, part)
@@ -191,7 +196,7 @@ def place_of(loc: Loc) -> Place:
             slot = describe_field(info) if info is not None else Slot()
         elif slot.items is not None:
             path.append(part)
-            slot = _describe(slot.items)
+            slot = item_slot(slot)
         else:
             break
     return Place(tuple(path), slot)
@@ -203,6 +208,9 @@ def nearest(word: str, candidates: list[str]) -> str | None:
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lowered), n=1, cutoff=0.6)
     if close:
         return lowered[close[0]]
+    swapped = [candidate for candidate in candidates if sorted(candidate) == sorted(word)]
+    if len(word) == 2 and len(swapped) == 1:
+        return swapped[0]
     inside = [candidate for candidate in candidates if len(word) >= 3 and (word in candidate or candidate in word)]
     return inside[0] if len(inside) == 1 else None
 

@@ -9,11 +9,12 @@ from recipes.chain import NOUNS, origin, start_of
 from recipes.data import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded import LoadedRecipe
-from recipes.local_models import FolderFacts, TokenizerFacts, config_positions, find_pad_token, read_folder
+from recipes.local_models import FolderFacts, config_positions, read_folder
 from recipes.locate import nearest
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
 from recipes.report import unmeasured
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.token_contract import TokenizerFacts, find_pad_token
 from recipes.vision_folders import VisionFacts
 
 BYTES = 256
@@ -31,6 +32,8 @@ class ModelFacts:
     positions_at: str = ""
     tokenizer: TokenizerFacts | None = None
     vision: VisionFacts | None = None
+    configured_ends: frozenset[int] = frozenset()
+    """End tokens that the model's configuration files name."""
 
 
 def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
@@ -50,7 +53,8 @@ def reference_facts(loaded: LoadedRecipe, text: str) -> ModelFacts:
         facts = _folder(loaded, source.path, "model")
         family = None if facts.type is None else MODEL_TYPES[facts.type]
         length_at = f"{source.path}/config.json's length"
-        return ModelFacts(facts.type, family, facts.positions, length_at, facts.tokenizer, facts.vision)
+        known = (facts.tokenizer, facts.vision, facts.configured_ends)
+        return ModelFacts(facts.type, family, facts.positions, length_at, *known)
     if isinstance(source, StoreRef | HubRef) and source in loaded.configs:
         config = loaded.configs[source]
         kind = config.get("model_type")
@@ -104,7 +108,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
 def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> TokenizerFacts | None:
     if isinstance(tokenizer, TrainTokenizer):
         special = frozenset(tokenizer.names)
-        return TokenizerFacts(tokenizer.eos_token, tokenizer.pad_token, True, special)
+        return TokenizerFacts(tokenizer.eos_token, tokenizer.pad_token, special, chat_template=tokenizer.chat_template)
     if not isinstance(tokenizer, ExistingTokenizer):
         return None
     try:
@@ -118,7 +122,7 @@ def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> Token
         facts,
         eos_token=tokenizer.eos_token or facts.eos_token,
         pad_token=tokenizer.pad_token or _pad_token(tokenizer, facts),
-        has_chat_template=tokenizer.chat_template is not None or facts.has_chat_template,
+        chat_template=tokenizer.chat_template or facts.chat_template,
     )
 
 
@@ -152,8 +156,10 @@ def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[P
 def _check_tokenizer(
     loaded: LoadedRecipe, place: str, tokenizer: Tokenizer, facts: TokenizerFacts | None
 ) -> Iterator[Problem]:
-    if tokenizer.chat_template not in (None, DEFAULT_CHAT_TEMPLATE):
-        message = _template_error(tokenizer.chat_template)
+    if tokenizer.chat_template is not None and tokenizer.chat_template != DEFAULT_CHAT_TEMPLATE:
+        from recipes.chat_template import template_problem
+
+        message = template_problem(tokenizer.chat_template, ROLES)
         if message is not None:
             yield loaded.problem(f"{place}.chat_template", tokenizer.chat_template, message)
     if isinstance(tokenizer, TrainTokenizer):
@@ -180,29 +186,6 @@ def _check_tokenizer(
         yield loaded.problem(
             f"{place}.{key}", facts.pad_token, message, "name another token of the vocabulary as pad_token"
         )
-
-
-def _template_error(template: str | None) -> str | None:
-    """What is wrong with a Jinja template, found by rendering it once in the sandbox."""
-    from jinja2 import TemplateError
-
-    from recipes.template_sandbox import TEMPLATE_ERRORS, TemplateSandbox, try_template
-
-    def refuse(message: str) -> None:
-        """Templates call this for turns that they do not take, here the system's."""
-
-    messages = [{"role": role, "content": "text"} for role in ROLES]
-    tokens = {"eos_token": "", "bos_token": "", "pad_token": ""}
-    environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    try:
-        try_template(environment.from_string(template or ""), messages=messages, add_generation_prompt=True, **tokens)
-    except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        return f"not a usable Jinja template: {error}" + (f" (its line {line})" if line else "")
-    except TEMPLATE_ERRORS as error:
-        return f"the template fails on a conversation: {error or type(error).__name__}"
-    return None
 
 
 def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:

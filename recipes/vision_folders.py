@@ -1,6 +1,7 @@
 """What the folder of a vision-language model tells without torch: tokens of a picture, and what does not fit."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ class VisionFacts:
     tokens_per_picture: int | None = None
 
 
-def read_vision(path: Path, config: dict[str, Any], vocabulary: dict[str, int] | None) -> tuple[VisionFacts, list[str]]:
+def read_vision(
+    path: Path, config: dict[str, Any], vocabulary: Mapping[str, int] | None
+) -> tuple[VisionFacts, list[str]]:
     """The facts of a folder whose `config.json` says `llava`, and what is wrong with it."""
     problems: list[str] = []
     text, tower = _part(config, "text_config"), _part(config, "vision_config")

@@ -42,7 +42,7 @@ from trainers.data.materialise import find_dataset
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation import evaluate, perplexity
-from trainers.generation import SamplingSettings
+from trainers.generation import sampling_settings
 from trainers.ngram import ngram_perplexity
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.language_model import LanguageModelObjective
@@ -178,7 +178,7 @@ def _answers(
         responses = _respond(spec, context, model, prompts, tokenization, place)
         comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
         judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        own = _judged(spec, context, responses, model, comparable, judges, place)
+        own = _judged(spec, context, responses, model, comparable, judges, tokenization.vocab_size, place)
         places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
@@ -211,12 +211,8 @@ def _respond(
 
     batch = build_batch(prompts, rows)
     assert isinstance(batch, PromptBatch)
-    settings = SamplingSettings(
-        max_new_tokens=spec.sampling.max_new_tokens,
-        temperature=spec.sampling.temperature,
-        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in spec.sampling.stop_tokens)),
-        pad_id=tokenization.pad_id,
-    )
+    asked = spec.sampling
+    settings = sampling_settings(tokenization, asked.max_new_tokens, asked.temperature, asked.stop_tokens)
     keys = [(row, 0) for row in rows]
     uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
     return answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH, watch)
@@ -230,6 +226,7 @@ def _judged(
     model: nn.Module,
     first: nn.Module | None,
     judges: Sequence[tuple[ScoreModel, Reading]],
+    num_tokens: int,
     place: Mapping[str, float],
 ) -> list[list[Any]]:
     """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
@@ -243,8 +240,8 @@ def _judged(
         kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
         kl_k3 = kl
         if first is not None and first is not model:
-            own_BR = response_logprobs(model, part, spec.sampling.temperature)
-            first_BR = response_logprobs(first, part, spec.sampling.temperature)
+            own_BR = response_logprobs(model, part, spec.sampling.temperature, num_tokens)
+            first_BR = response_logprobs(first, part, spec.sampling.temperature, num_tokens)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
         scores = [scorer(read(part)).tolist() for scorer, read in judges]

@@ -3,7 +3,7 @@
 Shapes: B samples, R response tokens, T tokens of prompt and response, N response tokens of all rows, D width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +61,7 @@ class PolicyModels(nn.Module):
         score_head: nn.Module,
         temperature: float,
         reading: Reading,
+        num_tokens: int,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(dict(networks))
@@ -69,6 +70,7 @@ class PolicyModels(nn.Module):
         self.score_head = score_head
         self.temperature = temperature
         self._reading = reading
+        self._num_tokens = num_tokens
         switch_dropout_off(self)
         self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
 
@@ -145,17 +147,28 @@ class PolicyModels(nn.Module):
         head = network.get_output_embeddings()  # type: ignore[operator]
         largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)
         logprobs_N, entropy_N = chosen_logprobs(
-            head, states_ND, tokens_N, self.temperature, with_entropy, num_chunks=1 + largest // LOGITS_PER_CHUNK
+            token_head(network, self._num_tokens),
+            states_ND,
+            tokens_N,
+            self.temperature,
+            with_entropy,
+            num_chunks=1 + largest // LOGITS_PER_CHUNK,
         )
         mask_BR = responses.response_mask_BR
         return spread(logprobs_N, mask_BR), None if entropy_N is None else spread(entropy_N, mask_BR)
 
 
-def response_logprobs(network: nn.Module, responses: Responses, temperature: float) -> Tensor:
+def token_head(network: nn.Module, num_tokens: int) -> Callable[[Tensor], Tensor]:
+    """The head's logits of the ids that have a token: sampling draws no others, so that no others have a share."""
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    return lambda states: head(states)[..., :num_tokens]
+
+
+def response_logprobs(network: nn.Module, responses: Responses, temperature: float, num_tokens: int) -> Tensor:
     """Log-probabilities [B, R] of the responses under a whole causal language model; zero outside of the response."""
     states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
     tokens_N = responses.input_ids_BT[responses.response_mask_BT]
-    head = network.get_output_embeddings()  # type: ignore[operator]
+    head = token_head(network, num_tokens)
     logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, False)
     return spread(logprobs_N, responses.response_mask_BR)
 

@@ -27,7 +27,7 @@ from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
-from trainers.generation import SamplingSettings
+from trainers.generation import SamplingSettings, sampling_settings
 from trainers.precision import dtype_of, use_fast_matmul
 from trainers.schedule import learning_rate_factor
 from trainers.stage import (
@@ -70,6 +70,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         context.inputs["actor"].digest,
         reward,
         reading=reading_by(context, "reward", prompts, tokenization),
+        num_tokens=tokenization.vocab_size,
         seed=context.seed,
         device=ranks.device,
     )
@@ -145,12 +146,7 @@ def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
 
 def _sampling(rollout: Rollout, tokenization: Tokenization) -> SamplingSettings:
     """How responses are drawn, and what ends them."""
-    return SamplingSettings(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        stop_ids=(tokenization.eos_id, *(tokenization.token_id(token) for token in rollout.stop_tokens)),
-        pad_id=tokenization.pad_id,
-    )
+    return sampling_settings(tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens)
 
 
 def _text_plan(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> BatchPlan | None:

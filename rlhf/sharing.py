@@ -58,6 +58,7 @@ def build_models(
     reward: RewardSource,
     *,
     reading: Reading,
+    num_tokens: int,
     seed: int,
     device: torch.device,
 ) -> SharedModels:
@@ -77,7 +78,9 @@ def build_models(
     else:
         value_head = _zero_head(policy.config.hidden_size)
     temperature = spec.rollout.temperature
-    models = PolicyModels(wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading)
+    models = PolicyModels(
+        wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading, num_tokens
+    )
     learning = [(name, parameter) for name, parameter in models.named_parameters() if parameter.requires_grad]
     critic = tuple(pair for pair in learning if _is_critics(pair[0]))
     return SharedModels(models, tuple(pair for pair in learning if pair not in critic), critic, wiring.peft_config)

@@ -1,7 +1,7 @@
 """Model folders in the Hugging Face layout: written, probed, and verified by stock classes."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recipes.architecture import MODEL_TYPES
 from recipes.errors import StageError
+from recipes.token_contract import TokenizerFacts, token_problems
 from trainers.architectures.load import ModelKind, load_model, stock_class
 from trainers.architectures.lora import base_tensors
 from trainers.architectures.vision_language import demand_fitting, probe_pixels
@@ -45,11 +45,13 @@ def write_model(
     further_files: Mapping[str, bytes],
     *,
     dtype: torch.dtype,
+    end_ids: Sequence[int] = (),
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write config.json, safetensors, generation_config.json (language models) and the files beside them; rank 0 only.
 
-    `tensors` have the stock class's names, tied ones once. More than `max_shard_bytes` become shards with an index. The
+    `tensors` have the stock class's names, tied ones once. `end_ids` are what ends a response, where that is not the
+    configuration's end token alone. More than `max_shard_bytes` become shards with an index. The
     same weights give the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,8 @@ def write_model(
     if kind in ("language_model", "seq2seq_model", "vision_language_model"):
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
         ids = {key: getattr(config.get_text_config(), key, None) for key in names}
+        if end_ids:
+            ids["eos_token_id"] = list(end_ids) if len(end_ids) > 1 else end_ids[0]
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     for name, content in further_files.items():
         (folder / name).write_bytes(content)
@@ -223,15 +227,14 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    if len(tokenizer) > config.vocab_size:
-        raise StageError(f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}")
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    # A stock BERT's configuration names no end token; the tokenizer's sep_token is one.
-    names_none = config.eos_token_id is None and MODEL_TYPES.get(config.model_type) == "encoder"
-    if tokenizer.eos_token_id not in ends and not names_none:
-        raise StageError(
-            f"{folder}: eos is {tokenizer.eos_token_id} in the tokenizer, {config.eos_token_id} in the model"
-        )
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    facts = TokenizerFacts(
+        tokenizer.eos_token, tokenizer.pad_token, frozenset(special), tokenizer.get_vocab(), tokenizer.chat_template
+    )
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.exists() else {}
+    if problems := list(token_problems(facts, config.to_dict(), generation)):
+        raise StageError(f"{folder}: {'; '.join(problems)}")
 
 
 def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_bytes: int) -> None:

@@ -30,6 +30,7 @@ def fill_masks(
     for number, place in enumerate(places):
         logits_1V = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).logits[:, place].float()
         logits_1V[:, list(tokenization.special_ids)] = -torch.inf
+        logits_1V[:, tokenization.vocab_size :] = -torch.inf  # rows of the embedding without a token
         uniform = None if uniforms_T is None else torch.tensor([uniforms_T[number % len(uniforms_T)]])
         ids_1T[0, place] = draw(logits_1V.cpu(), temperature, uniform)[0]
     return tokenization.decode(ids_1T[0].tolist())

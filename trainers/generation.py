@@ -3,7 +3,7 @@
 B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.architectures.encoder_decoder import decode, encode, start_token
+from trainers.data.tokenizer import Tokenization
 
 Watch = Callable[[float], bool]
 """Hears what share of the work is done; True ends it here, with what there is."""
@@ -28,6 +29,21 @@ class SamplingSettings:
     temperature: float
     stop_ids: tuple[int, ...]
     pad_id: int
+    num_tokens: int
+    """Ids from here on are rows of the embedding without a token: they are never drawn."""
+
+
+def sampling_settings(
+    tokenization: Tokenization, max_new_tokens: int, temperature: float = 1.0, stop_tokens: Sequence[str] = ()
+) -> SamplingSettings:
+    """Say how responses are drawn from a model with this tokenizer: its end tokens end them, and `stop_tokens` too."""
+    return SamplingSettings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_ids=(*tokenization.end_ids, *(tokenization.token_id(token) for token in stop_tokens)),
+        pad_id=tokenization.pad_id,
+        num_tokens=tokenization.vocab_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ def generate(
     continuation = _continuation(model, length, pixels_ICHW)
     hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
     for step in range(length):
-        logits_BV = model.get_output_embeddings()(hidden_BD).float()
+        logits_BV = model.get_output_embeddings()(hidden_BD)[:, : settings.num_tokens].float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
         tokens[alive, step] = drawn_B
         mask[alive, step] = True

@@ -281,7 +281,7 @@ def held_out_responses(
         if trained.kind == "language_model":
             return _text_responses(spec, context, trained)
         if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
-            return pictured_response_report(trained.model, evaluation_set, stop_id=trained.tokenization.eos_id)
+            return pictured_response_report(trained.model, evaluation_set, trained.tokenization)
     return None
 
 
@@ -296,7 +296,7 @@ def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText)
     if prompts is None:
         return None
     new_tokens = min(half, MAX_NEW_TOKENS)
-    return response_report(trained.model, prompts, stop_id=trained.tokenization.eos_id, max_new_tokens=new_tokens)
+    return response_report(trained.model, prompts, trained.tokenization, max_new_tokens=new_tokens)
 
 
 def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from trainers.data.batches import pad, pixel_values
 from trainers.data.dataset import Dataset
-from trainers.generation import SamplingSettings, generate
+from trainers.data.tokenizer import Tokenization
+from trainers.generation import generate, sampling_settings
 
 NUM_PROMPTS = 256
 ROWS_AT_ONCE = 32
@@ -50,7 +51,7 @@ def pictured_prompts(dataset: Dataset, image_id: int) -> Iterator[PicturedPrompt
             yield PicturedPrompt(ids[:start], own[:asked], ids[start:end])
 
 
-def pictured_response_report(model: nn.Module, dataset: Dataset, *, stop_id: int) -> dict[str, Any] | None:
+def pictured_response_report(model: nn.Module, dataset: Dataset, tokenization: Tokenization) -> dict[str, Any] | None:
     """Answer the first held-out rows with a bare, whole model; its mode is restored. None where no row asks."""
     config: Any = model.config
     prompts = list(islice(pictured_prompts(dataset, config.image_token_id), NUM_PROMPTS))
@@ -58,7 +59,7 @@ def pictured_response_report(model: nn.Module, dataset: Dataset, *, stop_id: int
         return None
     weight = next(iter(model.parameters()))
     longest = max(len(prompt.answer) for prompt in prompts)
-    settings = SamplingSettings(min(longest + 1, MAX_NEW_TOKENS), 1.0, (stop_id,), dataset.pad_id)
+    settings = sampling_settings(tokenization, min(longest + 1, MAX_NEW_TOKENS))
     was_training = model.training
     model.eval()
     exact, ended, lengths = 0, 0, 0

@@ -9,7 +9,8 @@ from recipes.errors import RequestError
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, materialise
-from trainers.generation import SamplingSettings, generate
+from trainers.data.tokenizer import Tokenization
+from trainers.generation import generate, sampling_settings
 from trainers.store.store import Store
 
 NUM_PROMPTS = 32
@@ -24,12 +25,14 @@ def open_prompts(request: DataRequest, store: Store) -> Dataset | None:
         return None
 
 
-def response_report(model: nn.Module, prompts: Dataset, *, stop_id: int, max_new_tokens: int) -> dict[str, Any]:
+def response_report(
+    model: nn.Module, prompts: Dataset, tokenization: Tokenization, *, max_new_tokens: int
+) -> dict[str, Any]:
     """Answer the first prompts with a bare, whole model; its mode is restored."""
     batch = build_batch(prompts, list(range(min(NUM_PROMPTS, len(prompts)))))
     assert isinstance(batch, PromptBatch)
     batch = batch.to(next(iter(model.parameters())).device)
-    settings = SamplingSettings(max_new_tokens, 1.0, (stop_id,), prompts.pad_id)
+    settings = sampling_settings(tokenization, max_new_tokens)
     was_training = model.training
     model.eval()
     with torch.no_grad():

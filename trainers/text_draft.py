@@ -160,6 +160,7 @@ def write_trained(
         )
     if probes.whole is not None:
         beside = {**trained.tokenization.files(), **trained.further_files}
-        write_model(folder / trained.part, kind, trained.model.config, whole.items(), beside, dtype=dtype)
+        config, ends = trained.model.config, trained.tokenization.end_ids
+        write_model(folder / trained.part, kind, config, whole.items(), beside, dtype=dtype, end_ids=ends)
         checks.append(Check(kind, trained.part, put_probe(context.store, probes.whole)))
     return checks

@@ -16,7 +16,7 @@ from trainers.data.batches import FILLER
 from trainers.data.dataset import Dataset
 from trainers.data.packing import scattered
 from trainers.data.tokenizer import Tokenization
-from trainers.generation import SamplingSettings, generate
+from trainers.generation import SamplingSettings, generate, sampling_settings
 
 NUM_EXAMPLES = 8
 
@@ -80,9 +80,8 @@ def write_targets(
     `model` is a bare, whole encoder-decoder in evaluation mode. The beams are transformers' own search, scored by the
     mean log-likelihood of a token.
     """
-    eos_id, pad_id = tokenization.eos_id, tokenization.pad_id
+    settings = sampling_settings(tokenization, max_new_tokens)
     if num_beams == 1:
-        settings = SamplingSettings(max_new_tokens, 1.0, (eos_id,), pad_id)
         found = generate(model, source_ids_BS, source_mask_BS, settings, None)
         pairs = zip(found.tokens_BR, found.response_mask_BR, strict=True)
         return [tokens[mask].tolist() for tokens, mask in pairs]
@@ -92,18 +91,20 @@ def write_targets(
         num_beams=num_beams,
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=eos_id,
-        pad_token_id=pad_id,
+        eos_token_id=list(settings.stop_ids),
+        pad_token_id=settings.pad_id,
+        suppress_tokens=list(range(settings.num_tokens, model.get_output_embeddings().out_features)) or None,
         decoder_start_token_id=start_token(model),
         forced_eos_token_id=None,
     )
-    return [_until_end(row[1:].tolist(), eos_id, pad_id) for row in searched]
+    return [_until_end(row[1:].tolist(), settings) for row in searched]
 
 
-def _until_end(tokens: list[int], eos_id: int, pad_id: int) -> list[int]:
-    if eos_id in tokens:
-        return tokens[: tokens.index(eos_id) + 1]
-    while tokens and tokens[-1] == pad_id:
+def _until_end(tokens: list[int], settings: SamplingSettings) -> list[int]:
+    ends = [place for place, token in enumerate(tokens) if token in settings.stop_ids]
+    if ends:
+        return tokens[: ends[0] + 1]
+    while tokens and tokens[-1] == settings.pad_id:
         tokens = tokens[:-1]
     return tokens
 
@@ -140,7 +141,7 @@ def translate(
                     target=dataset.target_text(rows[place]),
                     written=tokenization.decode(tokens).strip(),
                     tokens=len(tokens),
-                    ended=tokens[-1:] == [tokenization.eos_id],
+                    ended=bool(tokens) and tokens[-1] in tokenization.end_ids,
                 )
             )
     model.train(was_training)

@@ -107,7 +107,8 @@ def encode_prompts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[
     for row in rows:
         with _naming(row):
             prompt = _render_prompt(row.columns["prompt"], tokenization)
-            ids = tokenization.encode(prompt.text, special=isinstance(prompt.source, str))
+            is_text = isinstance(prompt.source, str)
+            ids = tokenization.encode_openings([prompt.text])[0] if is_text else tokenization.encode(prompt.text)
             yield row, prompt.text, np.asarray(ids, dtype=np.int32)
 
 
@@ -208,9 +209,8 @@ def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> lis
     encoded: dict[tuple[str, bool], list[int]] = {}
     for special in (False, True):
         texts = [text for text, needs_special in wanted if needs_special == special]
-        encoded |= zip(
-            ((text, special) for text in texts), tokenization.encode_batch(texts, special=special), strict=True
-        )
+        ids = tokenization.encode_openings(texts) if special else tokenization.encode_batch(texts)
+        encoded |= zip(((text, special) for text in texts), ids, strict=True)
     return [_join(item, encoded, tokenization) for item in marked]
 
 
@@ -237,7 +237,8 @@ def _in_pieces(item: _Marked, tokenization: Tokenization) -> tuple[list[int], li
     borders = []
     start = 0
     for border in (border for span in item.spans for border in span):
-        ids += tokenization.encode(item.text[start:border], special=item.special and start == 0)
+        piece = item.text[start:border]
+        ids += tokenization.encode_openings([piece])[0] if item.special and start == 0 else tokenization.encode(piece)
         borders.append(len(ids))
         start = border
     return ids + tokenization.encode(item.text[start:]), borders

@@ -38,7 +38,7 @@ from trainers.store.store import Store
 log = logging.getLogger(__name__)
 
 FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | dict.fromkeys(
-    ("packed", "pictured", "labelled", "pairs"), 2
+    ("packed", "pictured", "labelled", "pairs", "prompts"), 2
 )
 """Each form's is raised when the same request gives other arrays."""
 TOKENIZER_FORMAT = 1

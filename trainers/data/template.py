@@ -1,79 +1,10 @@
-"""Chat templates: Jinja in transformers' convention, in a sandbox, and where responses stand in the text."""
+"""Where responses stand in the text that a chat template makes of a conversation."""
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NoReturn
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
+from recipes.chat_template import CLOSE, OPEN, Message, render
 
-from recipes.errors import RequestError
-from recipes.template_sandbox import TEMPLATE_ERRORS, TemplateSandbox
-
-Message = Mapping[str, Any]
 Span = tuple[int, int]
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` notes which characters an assistant wrote (transformers' convention)."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
-
-    def _note(self, caller: Any) -> str:
-        text = str(caller())
-        return f"{_OPEN}{text}{_CLOSE}" if self.environment.globals.get("_mark") else text
-
-
-_OPEN, _CLOSE = "\ue000\ue001", "\ue001\ue000"
-"""Private-use characters that mark generation blocks while spans are sought."""
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-@lru_cache(maxsize=32)
-def _compile(template: str, mark: bool) -> jinja2.Template:
-    environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["_mark"] = mark
-    try:
-        return environment.from_string(template)
-    except TEMPLATE_ERRORS as error:
-        raise RequestError(f"chat template: {error or type(error).__name__}") from None
-
-
-def render(
-    template: str,
-    messages: Sequence[Message],
-    tokens: Mapping[str, str],
-    *,
-    add_generation_prompt: bool = False,
-    mark: bool = False,
-) -> str:
-    """Render messages; `tokens` gives eos_token, pad_token, ... Raises RequestError with the template's own complaint.
-
-    `strftime_now` is undefined, so that a template that would write today's date takes its default.
-    """
-    try:
-        return _compile(template, mark).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
-        )
-    except TEMPLATE_ERRORS as error:
-        raise RequestError(f"chat template: {error or type(error).__name__}") from None
 
 
 def response_spans(
@@ -119,11 +50,11 @@ def _differences(template: str, messages: Sequence[Message], tokens: Mapping[str
 def _unmark(marked: str) -> tuple[str, list[Span]]:
     text = ""
     spans: list[Span] = []
-    for number, piece in enumerate(marked.split(_OPEN)):
+    for number, piece in enumerate(marked.split(OPEN)):
         if number == 0:
             text = piece
             continue
-        inside, _, outside = piece.partition(_CLOSE)
+        inside, _, outside = piece.partition(CLOSE)
         spans.append((len(text), len(text) + len(inside)))
         text += inside + outside
     return text, spans

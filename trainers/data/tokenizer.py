@@ -11,11 +11,23 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from recipes.chat_template import Message, render
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.local_models import find_end_token, find_pad_token
 from recipes.seq2seq import SENTINEL, count_sentinels
-from trainers.data.template import Message, Span, render, response_spans, turn_end
+from recipes.token_contract import (
+    CONFIG_FILES,
+    TokenizerFacts,
+    configured_ends,
+    end_tokens,
+    find_end_token,
+    find_named_tokens,
+    find_pad_token,
+    find_template,
+    token_problems,
+    token_text,
+)
+from trainers.data.template import Span, response_spans, turn_end
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -32,6 +44,8 @@ class Tokenization:
     chat_template: str | None
     config: Mapping[str, Any]
     """Further keys of tokenizer_config.json, kept as they were found."""
+    configured_ends: frozenset[int] = frozenset()
+    """End tokens that the configuration files of the tokenizer's model name."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -58,6 +72,24 @@ class Tokenization:
         """Id of the token that ends a document or a response."""
         return self.token_id(self.eos_token)
 
+    @cached_property
+    def facts(self) -> TokenizerFacts:
+        """What the recipe's check knows of the tokenizer."""
+        return TokenizerFacts(
+            eos_token=self.eos_token,
+            pad_token=self.pad_token,
+            special_tokens=frozenset(self.special_tokens),
+            vocabulary=self.tokenizer.get_vocab(with_added_tokens=True),
+            chat_template=self.chat_template,
+            bos_token=self.bos_token,
+            named_tokens=find_named_tokens(self.config),
+        )
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a response; the first closes an answer of a conversation. See `end_tokens`."""
+        return end_tokens(self.facts, self.configured_ends)
+
     @property
     def pad_id(self) -> int:
         """Id that fills batches."""
@@ -71,7 +103,7 @@ class Tokenization:
     @property
     def mask_id(self) -> int:
         """Id of the token that hides another; raises RequestError where the tokenizer has none."""
-        found = _token(self.config.get("mask_token"))
+        found = token_text(self.config.get("mask_token"))
         if found is None:
             raise RequestError("the tokenizer names no mask_token; an encoder's pretraining needs one")
         return self.token_id(found)
@@ -140,6 +172,16 @@ class Tokenization:
         """Tokenize many texts at once."""
         return [found.ids for found in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)]
 
+    def encode_openings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts that something follows: what the post-processor adds, but for an end token after them."""
+        encoded = self.encode_batch(texts, special=True)
+        return [ids[:-1] for ids in encoded] if self._adds_end else encoded
+
+    @cached_property
+    def _adds_end(self) -> bool:
+        """Whether the post-processor puts an end token after every text (`add_eos_token`)."""
+        return self.encode("", special=True)[-1:] == [self.eos_id]
+
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """Turn ids into text."""
         text: str = self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
@@ -160,7 +202,7 @@ class Tokenization:
     def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """Tokenize what a response follows: plain text as it is, messages by the template with generation prompt."""
         if isinstance(prompt, str):
-            return self.encode(prompt, special=True)
+            return self.encode_openings([prompt])[0]
         return self.encode(self.render(prompt, add_generation_prompt=True))
 
     def files(self) -> dict[str, bytes]:
@@ -229,15 +271,14 @@ def train_tokenizer(spec: TrainTokenizer, texts: Iterable[str]) -> Tokenization:
 def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingTokenizer | None = None) -> Tokenization:
     """Read a tokenizer of the Hugging Face layout; raises RequestError without an end token and a pad token.
 
-    Where it names no eos_token (BERT) its sep_token ends a text.
+    Where it names no eos_token (BERT) its sep_token ends a text. With a model's `config.json` among the files the
+    tokenizer must fit it, unless `overrides` take the tokenizer for another model; see `token_problems`.
     """
     if "tokenizer.json" not in files:
         raise RequestError("no tokenizer.json; only tokenizers of the `tokenizers` library are read")
     config = _read_json(files, "tokenizer_config.json")
     tokens = {**_read_json(files, "special_tokens_map.json"), **config}
-    template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    template = find_template(tokens, files["chat_template.jinja"].decode() if "chat_template.jinja" in files else None)
     eos = (overrides and overrides.eos_token) or find_end_token(tokens)
     if eos is None:
         raise RequestError("the tokenizer names neither an eos_token nor a sep_token; set tokenizer.eos_token")
@@ -247,28 +288,31 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
         tokenizer_json=files["tokenizer.json"],
         eos_token=eos,
         pad_token="",
-        bos_token=_token(tokens.get("bos_token")),
+        bos_token=token_text(tokens.get("bos_token")),
         chat_template=(overrides and overrides.chat_template) or template,
         config={key: value for key, value in config.items() if key not in dropped},
     )
     vocabulary = found.tokenizer.get_vocab(with_added_tokens=True)
-    named = _token(tokens.get("pad_token"))
+    named = token_text(tokens.get("pad_token"))
     pad = (overrides and overrides.pad_token) or find_pad_token(named, eos, vocabulary)
     if pad is None or pad == eos:
         raise RequestError(
             f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token"
         )
-    complete = Tokenization(**{**found.__getstate__(), "pad_token": pad})
+    is_models = overrides is None and "config.json" in files
+    settings, generation = (_read_json(files, name) if is_models else {} for name in CONFIG_FILES)
+    ends = configured_ends(settings, generation)
+    complete = Tokenization(**{**found.__getstate__(), "pad_token": pad, "configured_ends": ends})
     complete.__dict__["tokenizer"] = found.tokenizer  # a large one takes long to read
-    for token in (complete.eos_token, complete.pad_token, complete.bos_token):
-        if token is not None:
-            complete.token_id(token)
+    if problems := list(token_problems(complete.facts, settings if is_models else None, generation)):
+        raise RequestError("; ".join(problems))
     return complete
 
 
 def load_tokenization(folder: Path, overrides: ExistingTokenizer | None = None) -> Tokenization:
-    """Read a tokenizer from a local folder."""
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    """Read a tokenizer from a local folder, which may be a model's."""
+    names = (*TOKENIZER_FILES, *CONFIG_FILES)
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     try:
         return tokenization_from_files(files, overrides)
     except RequestError as error:
@@ -283,10 +327,3 @@ def _read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{name}: not an object")
     return value
-
-
-def _token(value: Any) -> str | None:
-    """Read a special token, which stands as text or as a described token."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from recipes.chat_template import render
 from recipes.data import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import RequestError
-from trainers.data.template import render, response_spans
+from trainers.data.template import response_spans
 
 TOKENS = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": ""}
 TALK = [

@@ -5,12 +5,16 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 
 from recipes.data import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
+from trainers.data.encoding import encode_instructions, encode_prompts
+from trainers.data.sources import Row
 from trainers.data.tokenizer import Tokenization, load_tokenization, tokenization_from_files, train_tokenizer
 
 TEXT = "Return the sum of two numbers.\n\tdéjà vu 中文 🙂  end"
@@ -139,3 +143,22 @@ def test_messages_need_a_template(tokenization: Tokenization) -> None:
     del files["chat_template.jinja"]
     with pytest.raises(RequestError, match="no chat template"):
         tokenization_from_files(files).encode_prompt([{"role": "user", "content": "Q"}])
+
+
+def test_a_tokenizer_that_ends_every_text_ends_no_prompt(tokenization: Tokenization) -> None:
+    """`add_eos_token` puts an end token after what is encoded; an answer is still to follow there."""
+    begin, end = "<|user|>", tokenization.eos_token
+    own = tokenization.tokenizer.from_str(tokenization.tokenizer_json.decode())
+    own.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(token, own.token_to_id(token)) for token in (begin, end)]
+    )
+    ending = replace(tokenization, tokenizer_json=own.to_str().encode())
+    first, last, plain = ending.token_id(begin), ending.eos_id, ending.encode("Q: two A:")
+    assert ending.encode("Q: two A:", special=True) == [first, *plain, last]
+    assert ending.encode_prompt("Q: two A:") == [first, *plain]
+    row = Row("rows.jsonl:1", {"prompt": "Q: two A:", "completion": " sum"})
+    ((_, encoded),) = encode_instructions([row], ending)
+    assert encoded.ids.tolist() == [first, *plain, *ending.encode(" sum"), last]
+    assert encoded.response.tolist() == [place > len(plain) for place in range(len(encoded))]
+    ((_, _, prompt),) = encode_prompts([row], ending)
+    assert prompt.tolist() == [first, *plain]

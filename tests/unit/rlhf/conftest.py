@@ -193,7 +193,7 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyMo
         for head in (value_head, score_head):
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
         value_head.bias.zero_()
-    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens(EOS))
+    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens(EOS), VOCABULARY)
     for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
         frozen.requires_grad_(False)
     return models
@@ -225,7 +225,7 @@ def build_tiny_ppo(
         ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
     ]
     engine = build_engine(models, groups, shard or Shard(engine="plain"), clip=1.0, device=CPU)
-    sampling = SamplingSettings(6, temperature, (EOS,), PAD)
+    sampling = SamplingSettings(6, temperature, (EOS,), PAD, VOCABULARY)
     listener = listener or Listener()
     workers, rank = distributed.world_size(), distributed.rank()
     estimator = GaeEstimator(

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from rlhf.experience import Responses
 from rlhf.logprobs import action_states, chosen_logprobs, last_real_position
+from rlhf.models import response_logprobs
+from trainers.architectures.decoder import TokenizerFacts, build_decoder
 
 
 def test_equals_log_softmax_at_the_sampling_temperature_in_any_number_of_chunks() -> None:
@@ -41,3 +44,18 @@ def test_last_real_position_comes_from_the_mask() -> None:
 def test_a_row_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="no real token"):
         last_real_position(torch.zeros(1, 3, dtype=torch.bool))
+
+
+def test_rows_without_a_token_have_no_share_of_the_distribution() -> None:
+    """As in sampling, which never draws them."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    cpu = torch.device("cpu")
+    network = build_decoder({"type": "llama", **sizes}, TokenizerFacts(30, 0, 1), seed=0, device=cpu)
+    ids, mask = torch.tensor([[3, 4, 5, 6]]), torch.ones(1, 4, dtype=torch.bool)
+    written = torch.tensor([[False, False, True, True]])
+    responses = Responses(ids, mask, written, torch.tensor([True]), torch.tensor([0]))
+    with torch.no_grad():
+        network.get_output_embeddings().weight[20:] *= 50
+        found = response_logprobs(network, responses, 0.7, num_tokens=20)
+        logits = network(ids).logits[0, 1:3, :20] / 0.7
+    torch.testing.assert_close(found[0], torch.log_softmax(logits, -1)[[0, 1], [5, 6]])

@@ -40,7 +40,14 @@ def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def sample(
     model: torch.nn.Module, prompts: list[list[int]], uniforms: np.ndarray | None, **changes: object
 ) -> Generation:
-    settings = {"max_new_tokens": 12, "temperature": 1.0, "stop_ids": (STOP,), "pad_id": PAD, **changes}
+    settings = {
+        "max_new_tokens": 12,
+        "temperature": 1.0,
+        "stop_ids": (STOP,),
+        "pad_id": PAD,
+        "num_tokens": VOCAB,
+        **changes,
+    }
     return generate(model, *padded(prompts), SamplingSettings(**settings), uniforms)
 
 
@@ -181,3 +188,24 @@ def test_low_temperature_becomes_greedy() -> None:
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(2))
     drawn = draw(logits, 1e-4, torch.full((6,), 0.37, dtype=torch.float64))
     assert drawn.tolist() == logits.argmax(1).tolist()
+
+
+def test_rows_without_a_token_are_never_drawn() -> None:
+    model, known = build("llama"), 20
+    uniforms = np.random.default_rng(1).random((4, 12))
+    for draws in (None, uniforms):
+        everything = sample(model, PROMPTS, draws)
+        assert (everything.tokens_BR[everything.response_mask_BR] >= known).any()
+        found = sample(model, PROMPTS, draws, num_tokens=known)
+        assert (found.tokens_BR < known).all()
+
+
+def test_a_padded_embedding_draws_what_one_without_padding_draws() -> None:
+    model, padded_model = build("llama"), build("llama")
+    torch.manual_seed(0)
+    padded_model.resize_token_embeddings(VOCAB + 14, mean_resizing=False)
+    with torch.no_grad():
+        padded_model.get_output_embeddings().weight[VOCAB:] *= 100
+    uniforms = np.random.default_rng(1).random((4, 12))
+    wanted, found = sample(model, PROMPTS, uniforms), sample(padded_model, PROMPTS, uniforms)
+    assert found.tokens_BR.tolist() == wanted.tokens_BR.tolist()

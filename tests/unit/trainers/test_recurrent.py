@@ -191,7 +191,7 @@ def test_sampling_continues_what_a_forward_says(name: str) -> None:
     model = build(name)
     prompts = torch.tensor([[0, 0, 5, 7], [3, 4, 5, 6]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
-    found = generate(model, prompts, mask, SamplingSettings(5, 1.0, (EOS,), 0), None)
+    found = generate(model, prompts, mask, SamplingSettings(5, 1.0, (EOS,), 0, V), None)
     for row in range(2):
         text = prompts[row][mask[row]].tolist()
         for token in found.tokens_BR[row][found.response_mask_BR[row]].tolist():

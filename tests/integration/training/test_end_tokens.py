@@ -1,0 +1,160 @@
+"""Models whose tokenizer, template and embedding differ as published ones do, through the stages in one process.
+
+The base model's eos token ends documents, its chat template ends turns with another token (Qwen2.5); its embedding has
+more rows than its tokenizer has tokens.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.sampler import sample_texts
+from recipes.stages import Evaluate, Finetune, PpoStage
+from rlhf.evaluate_stage import run_evaluate
+from rlhf.ppo_stage import run_ppo
+from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
+from trainers.data.tokenizer import load_tokenization
+from trainers.distributed import Ranks
+from trainers.language_stage import run_language_model
+from trainers.stage import Draft, StageContext, verify_checks
+from trainers.store.export import export
+from trainers.store.imports import import_folder
+from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.store.store import Store
+
+CPU = torch.device("cpu")
+ROWS = 512
+PLAIN = {"engine": "plain"}
+
+
+class Listener:
+    """Hears nothing."""
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Nothing."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+    def answers_stops(self) -> AbstractContextManager[None]:
+        """Stops are answered everywhere."""
+        return nullcontext()
+
+
+class Shop:
+    """A store with what was made so far, and a folder of data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store.open(str(folder / "store"))
+        self.made: dict[str, ArtifactManifest] = {}
+
+    def context(self, stage: str, inputs: Mapping[str, str]) -> StageContext:
+        return StageContext(
+            store=self.store,
+            run="run",
+            stage=stage,
+            fingerprint="f" * 64,
+            lease=self.store.take_lease("run", stage),
+            seed=0,
+            base_dir=self.folder,
+            inputs={path: self.made[name] for path, name in inputs.items()},
+            data={},
+            observer=Listener(),
+            ranks=Ranks(0, 1, 0, CPU),
+        )
+
+    def keep(self, stage: str, draft: Draft | None, inputs: Mapping[str, str]) -> ArtifactManifest:
+        """Verify and remember a draft as the driver does."""
+        assert draft is not None
+        given = {path: self.made[name] for path, name in inputs.items()}
+        verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
+        made = ArtifactManifest(
+            fingerprint="e" * 64,
+            digest=files_digest(draft.files),
+            kind=draft.kind,
+            stage=stage,
+            files=dict(draft.files),
+            contract=draft.contract,
+            metrics=dict(draft.metrics),
+        )
+        self.made[stage] = made
+        return made
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A base model tuned to answer "ok", and a reward model whose embedding has no rows to spare."""
+    shop = Shop(tmp_path_factory.mktemp("shop"))
+    base = chat_tokenizer(eos=DOCUMENT_END)
+    folder = write_chat_model(shop.folder / "base", base, rows=ROWS, ends=[base.convert_tokens_to_ids(DOCUMENT_END)])
+    shop.made["base"] = import_folder(shop.store, folder)
+    judge = write_chat_model(shop.folder / "judge", base, scores=True)
+    shop.made["judge"] = import_folder(shop.store, judge)
+    write_rows(shop.folder / "chats.jsonl", [{"messages": chat(f"q{i}", "ok")} for i in range(16)])
+    write_rows(shop.folder / "prompts.jsonl", [{"prompt": chat(f"say {i}", "")[:1]} for i in range(8)])
+    data = {"source": "jsonl", "files": ["chats.jsonl"]}
+    train = {"steps": 60, "global_batch": 16, "sequence_length": 64, "optimizer": {"lr": 1e-2}}
+    spec = Finetune.model_validate(
+        {"kind": "finetune", "init_from": "base", "data": data, "evaluation": data, "train": train, "shard": PLAIN}
+    )
+    inputs = {"init_from": "base"}
+    shop.keep("chat", run_language_model(spec, shop.context("chat", inputs)), inputs)
+    return shop
+
+
+def _ends(folder: Path) -> list[int]:
+    tokenization = load_tokenization(folder)
+    return [tokenization.token_id(END), tokenization.token_id(DOCUMENT_END)]
+
+
+def test_a_base_model_tuned_on_chats_stops_at_its_templates_end_token(shop: Shop) -> None:
+    responses: Any = shop.made["chat"].metrics["responses"]
+    assert responses["eos_rate"] > 0.9
+    assert responses["mean_length"] < 6
+
+
+def test_the_export_names_every_end_token(shop: Shop) -> None:
+    folder = shop.folder / "export"
+    export(shop.store, shop.made["chat"], folder)
+    (path,) = folder.rglob("generation_config.json")
+    assert json.loads(path.read_text())["eos_token_id"] == _ends(path.parent)
+    (answer,) = sample_texts(str(path.parent), ["q3"], chat=True, temperature=0.0, max_new_tokens=16)
+    assert answer["response"] == "ok"
+
+
+def test_ppo_draws_no_row_without_a_token(shop: Shop) -> None:
+    """The reward model has no rows for those; with a random policy of 512 rows one of 64 draws was sure to hit them."""
+    spec = PpoStage.model_validate(
+        {
+            "kind": "ppo", "actor": "base", "reward": "judge", "shard": PLAIN,
+            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
+            "rollout": {"max_new_tokens": 8, "max_prompt_tokens": 48, "prompts_per_iteration": 8},
+            "ppo": {"iterations": 2, "epochs": 1, "mini_batches": 1, "optimizer": {"lr": 1e-3}},
+        }
+    )  # fmt: skip
+    inputs = {"actor": "base", "reward": "judge"}
+    made = shop.keep("policy", run_ppo(spec, shop.context("policy", inputs)), inputs)
+    assert made.metrics["response_tokens"] > 0
+
+
+def test_an_evaluation_ends_answers_at_the_templates_end_token(shop: Shop) -> None:
+    spec = Evaluate.model_validate(
+        {
+            "kind": "evaluate", "of": ["chat", "chat"], "suites": ["generation"], "num_prompts": 8,
+            "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]}, "shard": PLAIN,
+            "sampling": {"max_prompt_tokens": 48, "max_new_tokens": 16, "temperature": 0.1},
+        }
+    )  # fmt: skip
+    draft = run_evaluate(spec, shop.context("exam", {"of.0": "chat", "of.1": "chat"}))
+    assert draft is not None
+    assert draft.metrics["chat.eos_rate"] > 0.8

@@ -90,7 +90,9 @@ def ours(name: str, dataset: ImageDataset, steps: int) -> float:
     phases = []
     for part in family.phases():
         group = parameter_group("model", part.module, AdamW(lr=LR))
-        engine = build_engine(part.module, [group], Shard(engine="plain"), clip=CLIP, device=torch.device("cpu"))
+        engine = build_engine(
+            part.module, [group], Shard(engine="plain", precision="fp32"), clip=CLIP, device=torch.device("cpu")
+        )
         engine.module.train()
         phases.append(Phase(part.name, engine, ImageObjective(part.loss_name), lambda step: {"model": LR}))
     first, *further = phases

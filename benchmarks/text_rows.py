@@ -100,7 +100,9 @@ def ours(name: str, words: Words, steps: int, quiet: Any) -> float:
         masker = Masker(Corruption(share=HIDDEN_SHARE), words.tokenization, 0)
         source = PlannedBatches(BatchPlan(words.packed, 0, ROWS, 1, 0, ROWS), steps, masker.batch)
     group = parameter_group(GROUP, module, AdamW(lr=LR))
-    engine = build_engine(module, [group], Shard(engine="plain"), clip=CLIP, device=torch.device("cpu"))
+    engine = build_engine(
+        module, [group], Shard(engine="plain", precision="fp32"), clip=CLIP, device=torch.device("cpu")
+    )
     engine.module.train()
     started = time.process_time()
     train(

@@ -89,7 +89,7 @@ def ours(work: Translation, steps: int, quiet: Any) -> float:
     """Steps per CPU second of the loop."""
     module = TargetLosses(work.model())
     group = parameter_group("model", module, AdamW(lr=LR))
-    engine = build_engine(module, [group], Shard(engine="plain"), clip=CLIP, device=CPU)
+    engine = build_engine(module, [group], Shard(engine="plain", precision="fp32"), clip=CLIP, device=CPU)
     engine.module.train()
     started = time.process_time()
     train(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ import psutil
 
 from cluster import watchdog
 from cluster.environment import variables
+from cluster.hardware import find_processors
 from cluster.protocol import WorkerGroup, WorkerSpec
 from cluster.rank_process import ForkServerProcess, rank_environment
 from cluster.ray_start import (
@@ -74,7 +76,7 @@ def local_nodes() -> list[Node]:
     """What an embedded Ray would have, without starting it."""
     cpus, gpus = count_cpus(), count_gpus()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return [Node("local", "127.0.0.1", cpus, gpus, memory, cpus, gpus)]
+    return [Node("local", "127.0.0.1", cpus, gpus, memory, cpus, gpus, **asdict(find_processors(num_gpus=gpus)))]
 
 
 def count_cpus() -> int:

@@ -15,6 +15,12 @@ class Node:
     memory_bytes: int
     free_cpus: float
     free_gpus: float
+    cpu_bf16: str | None = None
+    """Instructions by which its CPU multiplies bf16; empty: none; None: not asked."""
+    gpu_capability: int | None = None
+    """Compute capability of its least GPU, 10 x major + minor; None: not asked, or no GPU."""
+    gpu_memory_bytes: int = 0
+    """Of its least GPU; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launch.capacity import check_memory, settle_workers
+from launch.capacity import check_memory, hardware_of, settle_workers
 from launch.drive import Driven, drive
 from launch.executor import StageResult
 from launch.journal import FINISHED, RunSummary
@@ -28,6 +28,7 @@ from recipes.errors import Problem, RecipeError, RequestError
 from recipes.load import LoadedRecipe, load_recipe, parse_recipe
 from recipes.plan import Plan
 from recipes.recipe import Recipe
+from recipes.settle import keep_settled
 from recipes.yaml_text import parse_yaml
 from trainers.store.store import Store
 
@@ -59,7 +60,7 @@ def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None) -> Reso
     """Fix a recipe's inputs and its number of workers; raises CapacityError where they cannot be or lack memory."""
     nodes = nodes_of(address)
     workers = settle_workers(loaded.recipe, nodes)
-    resolved = resolve(loaded, store, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    resolved = resolve(loaded, store, workers, hardware_of(nodes, workers))
     check_memory(resolved.plan(store), workers, nodes)
     return resolved
 
@@ -188,7 +189,7 @@ def resumable(
         raise RequestError(f"{record.run} is {summary.state} on {host}; stop it first: trainwright stop {record.run}")
     raw, resolved = record.raw, record.resolved()
     if overrides or recipe is not None:
-        wanted = _with_placement(resolved, recipe, overrides)
+        wanted = with_placement(resolved, recipe, overrides)
         if wanted.recipe.stages.keys() != resolved.recipe.stages.keys():
             names, found = ", ".join(resolved.recipe.stages), ", ".join(wanted.recipe.stages)
             raise RequestError(f"{record.run} is not resumed: it has the stages {names}, not {found}")
@@ -243,13 +244,13 @@ def _with_changes(record: RunRecord, present: Resolved, changed: Sequence[Change
     return replace(noted, accepts=accepts, replaced=replaced)
 
 
-def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]) -> Resolved:
+def with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Sequence[str]) -> Resolved:
     """The resolved recipe with another file's settings, or with single settings, in their place."""
     if recipe is None:
         data = resolved.recipe_json
         for override in overrides:
             _set(data, override)
-        return replace(resolved, recipe=parse_recipe(data))
+        return _settled_as(replace(resolved, recipe=parse_recipe(data)), resolved)
     loaded = load_recipe(Path(recipe), overrides, resolved.smoke)
     wanted = loaded.recipe
     if resolved.uploaded:
@@ -260,7 +261,19 @@ def _with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Se
         for name in ("workers", "gpus_per_worker")
         if getattr(wanted.cluster, name) == "auto"
     }
-    return replace(resolved, recipe=wanted.model_copy(update={"cluster": wanted.cluster.model_copy(update=settled)}))
+    changed = wanted.model_copy(update={"cluster": wanted.cluster.model_copy(update=settled)})
+    return _settled_as(replace(resolved, recipe=changed), resolved)
+
+
+def _settled_as(changed: Resolved, before: Resolved) -> Resolved:
+    """What `shard` leaves to `auto` stays what the run's start settled, wherever it is resumed."""
+    recipe = keep_settled(changed.recipe, before.recipe)
+    reasons = {
+        name: found
+        for name, found in before.settled_by.items()
+        if name in recipe.stages and recipe.stages[name].shard == before.recipe.stages[name].shard
+    }
+    return replace(changed, recipe=recipe, settled_by=reasons)
 
 
 def _settled(resolved: Resolved, address: str | None) -> Resolved:

@@ -7,10 +7,13 @@ from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError
 from recipes.plan import Plan, fit_workers
 from recipes.recipe import Recipe
+from recipes.settle import PROCESS_BYTES, Hardware
 
 AUTO_CPU_WORKERS = 2
-PROCESS_BYTES = 500 << 20
-"""What a worker's libraries take before it holds a model."""
+LEAST_CAPABILITY = 80
+"""Of GPUs with tensor cores for bf16 and TF32: Ampere, compute capability 8.0."""
+FAST_BF16_FLAGS = ("amx_bf16",)
+"""Instructions of CPUs that were measured to be faster in bf16."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,38 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
     if isinstance(found, Refusal):
         raise CapacityError(found.reason)
     return Workers(workers, gpus)
+
+
+def hardware_of(nodes: Sequence[Node], workers: Workers) -> Hardware:
+    """What `auto` is settled by: what all nodes that may take a worker have in common."""
+    is_gpu = workers.gpus_per_worker > 0
+    usable = [node for node in nodes if (node.gpus if is_gpu else node.cpus) > 0]
+    lacking = [f"{node.address}: {said}" for node in usable if (said := _lacks_bf16(node, is_gpu))]
+    fast = ""
+    if usable and not lacking:
+        flags = [str(node.cpu_bf16) for node in usable]
+        least = min(node.gpu_capability or 0 for node in usable)
+        fast = f"compute capability {least / 10:.1f}" if is_gpu else min(flags)
+    room = [node.gpu_memory_bytes for node in usable] if is_gpu else _shares_of_memory(nodes, workers)
+    return Hardware(is_gpu, fast, lacking[0] if lacking else "", min(room) if room and min(room) > 0 else None)
+
+
+def _lacks_bf16(node: Node, is_gpu: bool) -> str:
+    """Empty, or why a node is not known to be fast in bf16."""
+    if is_gpu:
+        if node.gpu_capability is None:
+            return "its GPUs' compute capability is not known"
+        capability = node.gpu_capability
+        return "" if capability >= LEAST_CAPABILITY else f"compute capability {capability / 10:.1f} is below 8.0"
+    if node.cpu_bf16 is None:
+        return "its CPU's instructions are not known"
+    return "" if node.cpu_bf16 in FAST_BF16_FLAGS else f"its CPU has no {' or '.join(FAST_BF16_FLAGS)}"
+
+
+def _shares_of_memory(nodes: Sequence[Node], workers: Workers) -> list[int]:
+    """Bytes that each worker has of its node's memory where the workers are placed; 0: not known."""
+    found = fit(Request(workers.num_workers, 1.0, 0), nodes)
+    return [] if isinstance(found, Refusal) else [s.node.memory_bytes // s.num_workers for s in found.shares]
 
 
 def check_memory(plan: Plan, workers: Workers, nodes: Sequence[Node]) -> None:

@@ -95,14 +95,14 @@ def plan(
 
     from launch.api import plan as make_plan
     from launch.progress import PlainView
-    from launch.show import plan_rows
+    from launch.show import plan_notes, plan_rows
 
     planned = make_plan(recipe, overrides=sets or [], smoke=smoke, store=store, address=address)
     if as_json:
         print_json(planned.to_json())
         return
     PlainView(Console(width=None if sys.stdout.isatty() else 160, highlight=False)).plan(
-        planned.recipe, plan_rows(planned)
+        planned.recipe, plan_rows(planned), plan_notes(planned)
     )
 
 

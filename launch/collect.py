@@ -10,6 +10,7 @@ from launch.page import RunReport, StageReport, curves_of
 from launch.progress import span
 from launch.records import RunRecord, origin_of
 from recipes.errors import TrainwrightError
+from recipes.stages import Evaluate, Stage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -44,6 +45,7 @@ def collect(record: RunRecord) -> RunReport:
                 samples=list(source.samples(stage_name)),
                 manifest=manifest.model_dump(mode="json") if manifest else None,
                 builds=_builds(manifest),
+                shard=_shard(resolved.recipe.stages[entry.name], is_cached=entry.state == "cached"),
             )
         )
     recipe_text = yaml.safe_dump(_without_defaults(raw["recipe"]), sort_keys=False, allow_unicode=True, width=100)
@@ -56,6 +58,12 @@ def collect(record: RunRecord) -> RunReport:
         message=summary.message if summary.state != "completed" else None,
         facts=_facts(summary, raw, stages),
     )
+
+
+def _shard(stage: Stage, *, is_cached: bool) -> str:
+    """Precision and engine; another run may have made a cached stage by another engine."""
+    has_engine = not is_cached and not isinstance(stage, Evaluate)
+    return f"{stage.shard.precision} {stage.shard.engine_text}" if has_engine else stage.shard.precision
 
 
 def _manifest(store: Store, fingerprint: str | None) -> ArtifactManifest | None:

@@ -25,7 +25,7 @@ from launch.preflight import check_disk
 from launch.progress import View
 from launch.records import RunRecord
 from launch.resolve import Resolved
-from launch.show import plan_rows, result_rows
+from launch.show import plan_notes, plan_rows, result_rows
 from launch.stages import ROOM_WAIT_S
 from recipes.data import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
@@ -121,7 +121,7 @@ def drive(
     journal = record.journal()
     num_stops = record.num_stops()
     plan = resolved.plan(record.store)
-    view.plan(resolved.recipe.name, plan_rows(plan))
+    view.plan(resolved.recipe.name, plan_rows(plan), plan_notes(plan))
     _write_start(journal, resolved, address)
     try:
         with (

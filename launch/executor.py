@@ -282,7 +282,13 @@ class Executor:
     def _attempt(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int) -> ArtifactManifest:
         name = planned.name
         self.journal.write(
-            "stage_started", stage=name, attempt=lease, fingerprint=planned.fingerprint, workers=planned.workers
+            "stage_started",
+            stage=name,
+            attempt=lease,
+            fingerprint=planned.fingerprint,
+            workers=planned.workers,
+            precision=planned.precision,
+            engine=planned.engine,
         )
         self.view.stage_started(name, lease)
         self._stage_at, self._noted_at = time.monotonic(), 0.0

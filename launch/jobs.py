@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 from cluster.topology import Node
 from launch import shared_files
-from launch.capacity import check_memory, settle_workers
+from launch.capacity import check_memory, hardware_of, settle_workers
 from launch.data_files import LocalSource, local_sources
+from launch.nodes import read_nodes
 from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
 from launch.upload import note_upload, upload
@@ -40,7 +41,11 @@ _PYTHON = (
     "P=$(tr '\\0' '\\n' < /proc/$R/cmdline | sed -n 's/^--python_worker_command=\\([^ ]*\\).*/\\1/p'); "
     'exec "${P:-python3}"'
 )
-_VERSION = "from importlib.metadata import version as v; print('trainwright=' + v('trainwright'))"
+_VERSION, _NODES = "trainwright=", "nodes="
+_HANDSHAKE = (
+    f"from importlib.metadata import version; print('{_VERSION}' + version('trainwright'), flush=True); "
+    f"from launch.nodes import main; print('{_NODES}', end=''); raise SystemExit(main('auto'))"
+)
 
 
 def is_job_server(address: str | None) -> bool:
@@ -122,16 +127,26 @@ def find_token() -> str | None:
         return None
 
 
-def shake_hands(server: JobServer) -> None:
-    """Refuse a cluster whose package is not this version; raises RequestError that names both."""
+def shake_hands(server: JobServer) -> list[Node]:
+    """Ask the cluster for its nodes, with what their processors can do.
+
+    Raises RequestError that names both versions for a cluster whose package is not this one's, CapacityError for one
+    that does not answer.
+    """
     mine = version("trainwright")
-    lines = ask_job(server, ["-c", _VERSION], "handshake", HANDSHAKE_TIMEOUT_S)
-    theirs = next((line.partition("=")[2] for line in reversed(lines) if line.startswith("trainwright=")), None)
+    lines = ask_job(server, ["-c", _HANDSHAKE], "handshake", HANDSHAKE_TIMEOUT_S)
+    last = lines[-1] if lines else "no output"
+    theirs, nodes = (
+        next((line.removeprefix(mark) for line in reversed(lines) if line.startswith(mark)), None)
+        for mark in (_VERSION, f"{_NODES}[")
+    )
     if theirs is None:
-        last = lines[-1] if lines else "no output"
         raise RequestError(f"the cluster at {server.address} has no trainwright (here {mine}): {last}")
     if theirs != mine:
         raise RequestError(f"versions differ: trainwright {mine} here, {theirs} on the cluster at {server.address}")
+    if nodes is None:
+        raise CapacityError(f"the cluster at {server.address} does not say what its nodes have: {last}")
+    return read_nodes(f"[{nodes}")
 
 
 def ask_job(server: JobServer, arguments: Sequence[str], purpose: str, timeout_s: float) -> list[str]:
@@ -180,16 +195,15 @@ def submit(
     loaded = load_recipe(Path(recipe), overrides, smoke)
     server = JobServer(address)
     server.ray_version()
-    nodes = server.nodes()
-    workers = settle_workers(loaded.recipe, nodes)
+    workers = settle_workers(loaded.recipe, server.nodes())
     opened = Store.open(store)
     opened.probe_writable()
-    resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+    nodes = shake_hands(server)
+    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers))
     check_memory(resolved.plan(opened), workers, nodes)
     from launch.api import new_record
 
     sources = local_sources(resolved)
-    shake_hands(server)
     if is_upload:
         resolved = upload(resolved, sources, opened)
         say(f"{_count(sources)} uploaded to {opened.uri}")

@@ -1,30 +1,42 @@
 """What there is to run on: this machine, or a cluster that is asked in a child process (its client is slow to load)."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.hardware import with_processors
 from cluster.session import local_nodes, start
 from cluster.topology import Node
 from recipes.errors import CapacityError
 
-ASK_TIMEOUT_S = 8.0
+CONNECT_TIMEOUT_S = 8.0
+ASK_TIMEOUT_S = 60.0
 DOCTOR_TIMEOUT_S = 120.0
 
 
 def nodes_of(address: str | None) -> list[Node]:
-    """The nodes of the cluster at an address; None: this machine. Raises CapacityError when nothing answers."""
+    """The nodes of the cluster at an address; None: this machine. Raises CapacityError when nothing answers.
+
+    At a job server's a small job asks, which also finds whether the cluster has this package.
+    """
     if address is None:
         return local_nodes()
     if urlsplit(address).scheme in ("http", "https"):
-        from launch.jobs import JobServer
+        from launch.jobs import JobServer, shake_hands
 
-        return JobServer(address).nodes()
-    return [Node(**node) for node in json.loads(_ask([address], ASK_TIMEOUT_S))]
+        return shake_hands(JobServer(address))
+    return read_nodes(_ask([address], ASK_TIMEOUT_S))
+
+
+def read_nodes(text: str) -> list[Node]:
+    """The nodes that `main` printed."""
+    return [Node(**node) for node in json.loads(text)]
 
 
 def examine_nodes(address: str, shared_folder: str | None) -> list[dict[str, Any]]:
@@ -53,14 +65,23 @@ def _ask(arguments: list[str], timeout_s: float) -> str:
 
 def main(address: str, question: str = "nodes", shared_folder: str = "") -> int:
     """Print the answer as JSON; the reason on the last line of standard error when there is none."""
+
+    def give_up() -> None:
+        print(f"no Ray cluster answers at {address} within {CONNECT_TIMEOUT_S:.0f} s", file=sys.stderr, flush=True)
+        os._exit(CapacityError.exit_code)
+
+    patience = threading.Timer(CONNECT_TIMEOUT_S, give_up)
+    patience.daemon = True
+    patience.start()
     try:
         with start(address, name="question") as session:
+            patience.cancel()
             if question == "doctor":
                 from cluster.doctor import examine
 
                 found: list[Any] = examine(session, Path(shared_folder) if shared_folder else None)
             else:
-                found = session.nodes()
+                found = with_processors(session.nodes())
     except CapacityError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code

@@ -58,6 +58,8 @@ class StageReport:
     samples: list[dict[str, Any]] = field(default_factory=list)
     manifest: dict[str, Any] | None = None
     builds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shard: str = ""
+    """Precision and engine."""
 
 
 @dataclass
@@ -181,12 +183,14 @@ def _stage_table(stages: Sequence[StageReport]) -> str:
         size = sum(entry["bytes"] for entry in manifest.get("files", {}).values())
         rows.append(
             f"<tr><td><b>{escape(stage.name)}</b></td><td>{escape(stage.kind)}</td>"
-            f"<td>{_badge(stage.state, _tone(stage.state))}</td><td>{steps}</td><td>{_seconds(stage.seconds)}</td>"
+            f"<td>{_badge(stage.state, _tone(stage.state))}</td><td>{escape(stage.shard)}</td>"
+            f"<td>{steps}</td><td>{_seconds(stage.seconds)}</td>"
             f"<td>{_gate(stage)}</td><td>{_size(size) if size else '-'}</td>"
             f'<td class="mono" title="{escape(stage.digest or "")}">{escape((stage.fingerprint or "-")[:12])}</td></tr>'
         )
     head = "".join(
-        f"<th>{name}</th>" for name in ("stage", "kind", "state", "steps", "time", "gate", "size", "fingerprint")
+        f"<th>{name}</th>"
+        for name in ("stage", "kind", "state", "runs in", "steps", "time", "gate", "size", "fingerprint")
     )
     return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 

@@ -78,7 +78,7 @@ def check(
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
     """What stands against a run there; the recipe's needs are left out when it could not be read."""
-    from launch.capacity import check_memory, settle_workers
+    from launch.capacity import check_memory, hardware_of, settle_workers
     from launch.nodes import nodes_of
     from launch.resolve import resolve
     from trainers.store.store import Store
@@ -115,7 +115,7 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         return CheckResult(problems, _worst(exit_codes))
     assert workers is not None
     try:
-        resolved = resolve(loaded, opened, workers=workers.num_workers, gpus_per_worker=workers.gpus_per_worker)
+        resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers))
         plan = resolved.plan(opened)
         check_disk(plan, opened)
     except (RecipeError, RequestError, CapacityError, StoreDamaged) as error:
@@ -212,7 +212,10 @@ def _processors() -> Finding:
     from launch.nodes import nodes_of
 
     node = nodes_of(None)[0]
-    return Finding("machine", True, f"{node.cpus:g} CPU, {node.gpus:g} GPU, {node.memory_bytes / 2**30:.1f} GiB memory")
+    said = [f"{node.cpus:g} CPU" + (f" ({node.cpu_bf16})" if node.cpu_bf16 else ""), f"{node.gpus:g} GPU"]
+    if node.gpu_capability is not None:
+        said[1] += f" (compute capability {node.gpu_capability / 10:.1f}, {node.gpu_memory_bytes / 2**30:.1f} GiB)"
+    return Finding("machine", True, f"{', '.join(said)}, {node.memory_bytes / 2**30:.1f} GiB memory")
 
 
 def _shared_memory() -> Finding:

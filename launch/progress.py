@@ -56,6 +56,8 @@ class PlanRow:
     steps: str
     memory: str
     disk: str
+    shard: str
+    """Precision and engine."""
     state: str
 
 
@@ -77,7 +79,7 @@ class View(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None: ...
+    def plan(self, recipe: str, rows: Sequence[PlanRow], notes: Sequence[str] = ()) -> None: ...
 
     def stage_started(self, name: str, attempt: int) -> None: ...
 
@@ -212,7 +214,7 @@ def activity(phase: str) -> str:
 def plan_table(recipe: str, rows: Sequence[PlanRow]) -> Table:
     """The plan as a table."""
     table = Table(title=f"plan of {recipe}", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for head in ("stage", "kind", "from", "workers", "batch", "steps", "memory", "disk", ""):
+    for head in ("stage", "kind", "from", "workers", "batch", "steps", "memory", "disk", "runs in", ""):
         table.add_column(head, justify="right" if head in ("steps", "memory", "disk") else "left", header_style="dim")
     for row in rows:
         style = "dim" if row.state == "cached" else ""
@@ -225,6 +227,7 @@ def plan_table(recipe: str, rows: Sequence[PlanRow]) -> Table:
             row.steps,
             row.memory,
             row.disk,
+            row.shard,
             row.state,
             style=style,
         )
@@ -263,9 +266,11 @@ class PlainView:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
 
-    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+    def plan(self, recipe: str, rows: Sequence[PlanRow], notes: Sequence[str] = ()) -> None:
         """Print the plan."""
         self._console.print(plan_table(recipe, rows))
+        for note in notes:
+            self.say(note)
 
     def stage_started(self, name: str, attempt: int) -> None:
         """Print that a stage starts."""
@@ -314,9 +319,11 @@ class LiveView:
         """Print a line above the live ones."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+    def plan(self, recipe: str, rows: Sequence[PlanRow], notes: Sequence[str] = ()) -> None:
         """Print the plan and open one line per stage."""
         self._console.print(plan_table(recipe, rows))
+        for note in notes:
+            self.say(note)
         self._console.print()
         for row in rows:
             self._tasks[row.name] = self._progress.add_task(row.name, total=1, start=False, mark="·", text="waiting")
@@ -362,7 +369,7 @@ class SilentView:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def plan(self, recipe: str, rows: Sequence[PlanRow]) -> None:
+    def plan(self, recipe: str, rows: Sequence[PlanRow], notes: Sequence[str] = ()) -> None:
         """Nothing."""
 
     def stage_started(self, name: str, attempt: int) -> None:

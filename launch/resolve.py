@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launch.capacity import Workers
 from recipes.architecture import MODEL_TYPES
 from recipes.chain import picture_stage_of, start_of
 from recipes.check import check_static
@@ -27,6 +28,7 @@ from recipes.image_data import (
     ImageSource,
 )
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
+from recipes.memory import Sizes
 from recipes.picture_facts import find_picture_facts
 from recipes.plan import Committed, External, Plan, build_plan
 from recipes.recipe import Recipe
@@ -41,6 +43,7 @@ from recipes.references import (
     stage_inputs,
     stage_sources,
 )
+from recipes.settle import Hardware, settle_shards
 from trainers.data.images import image_source_digest
 from trainers.data.pictured_digest import pictured_digest
 from trainers.data.sources import source_digest
@@ -88,6 +91,8 @@ class Resolved:
     """Stage -> its fingerprints before an input changed: their training states are of no use."""
     uploaded: str | None = None
     """Digest of the data files in the store that the recipe's sources read; None: they read files by their paths."""
+    settled_by: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Stage -> field of its shard -> why `auto` came to what the recipe holds."""
 
     @property
     def recipe_json(self) -> dict[str, Any]:
@@ -159,6 +164,7 @@ class Resolved:
                 find=find,
                 changes=self.changes,
                 pictures=pictures,
+                settled_by=self.settled_by,
             )
         except ValueError as error:
             raise RecipeError([Problem(self.source, None, "cluster.workers", str(workers), str(error))]) from None
@@ -181,6 +187,7 @@ class Resolved:
             "accepts": self.accepts,
             "replaced": self.replaced,
             "uploaded": self.uploaded,
+            "settled_by": self.settled_by,
         }
 
     @classmethod
@@ -202,6 +209,7 @@ class Resolved:
             accepts=raw.get("accepts", {}),
             replaced=raw.get("replaced", {}),
             uploaded=raw.get("uploaded"),
+            settled_by=raw.get("settled_by", {}),
         )
 
 
@@ -303,8 +311,8 @@ def _download(reference: HubRef, wants: tuple[str, ...]) -> Path:
         raise RequestError(f"hf://{reference.repo}@{reference.revision} cannot be fetched: {first}") from error
 
 
-def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker: int) -> Resolved:
-    """Fix every input; raises RecipeError with all that cannot be resolved."""
+def resolve(loaded: LoadedRecipe, store: Store, workers: Workers, hardware: Hardware) -> Resolved:
+    """Fix every input, and what `shard` leaves to `auto`; raises RecipeError with all that cannot be resolved."""
     problems: list[Problem] = []
     external: dict[str, dict[str, ArtifactManifest]] = {}
     configs: dict[Reference, Mapping[str, Any]] = {}
@@ -324,8 +332,10 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
     problems += [loaded.problem(path, found, message) for path, found, message in wrong if path not in reported]
     if problems:
         raise RecipeError(problems)
-    cluster = loaded.recipe.cluster.model_copy(update={"workers": workers, "gpus_per_worker": gpus_per_worker})
-    return Resolved(
+    cluster = loaded.recipe.cluster.model_copy(
+        update={"workers": workers.num_workers, "gpus_per_worker": workers.gpus_per_worker}
+    )
+    resolved = Resolved(
         recipe=loaded.recipe.model_copy(update={"cluster": cluster}),
         base_dir=loaded.base_dir.resolve(),
         external=external,
@@ -333,6 +343,12 @@ def resolve(loaded: LoadedRecipe, store: Store, *, workers: int, gpus_per_worker
         source=str(loaded.path),
         smoke=loaded.smoke,
     )
+
+    def predict(recipe: Recipe) -> dict[str, Sizes | None]:
+        return {stage.name: stage.sizes for stage in replace(resolved, recipe=recipe).plan(None).stages}
+
+    settled = settle_shards(resolved.recipe, hardware, workers.num_workers, predict)
+    return replace(resolved, recipe=settled.recipe, settled_by=settled.reasons)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,17 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
             steps=f"{stage.steps:,}" if stage.steps else "-",
             memory=size(stage.sizes.memory_per_worker_bytes if stage.sizes else None),
             disk=size(stage.sizes.disk_bytes if stage.sizes else None),
+            shard=f"{stage.precision} {stage.engine}" if stage.micro_batch else stage.precision,
             state="cached" if stage.cached else "to run",
         )
         for stage in plan.stages
     ]
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    """Why precision and engine are what they are, where the recipe left it open: each reason with its stages."""
+    stages: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        for reason in stage.settled_by.values():
+            stages.setdefault(reason, []).append(stage.name)
+    return [f"{reason} ({', '.join(names)})" for reason, names in stages.items()]

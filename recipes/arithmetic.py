@@ -84,13 +84,6 @@ def _check_workers(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
     shard, cluster = stage.shard, loaded.recipe.cluster
-    if shard.engine == "plain":
-        if cluster.workers not in ("auto", 1):
-            message = f"the plain engine runs on one worker; cluster.workers is {cluster.workers}"
-            yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed, or cluster.workers: 1")
-        elif cluster.min_workers > 1:
-            message = f"the plain engine runs on one worker; cluster.min_workers is {cluster.min_workers}"
-            yield loaded.problem(f"{place}.shard.engine", "plain", message, "use deepspeed")
     if isinstance(stage, PpoStage) and stage.lora is not None and shard.gradient_checkpointing:
         message = "gradient checkpointing has no exact form with several adapters on one network"
         yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "set it to false, or drop lora")
@@ -258,7 +251,7 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
     yield from _check_halvings(loaded, place, stage)
     architecture, steps = stage.architecture, stage_steps(stage)
     if isinstance(architecture, Gan):
-        if stage.shard.engine == "deepspeed" and stage.shard.zero == 3:
+        if stage.shard.zero == 3:
             message = "the two networks of a GAN run through each other, so each worker keeps their parameters whole"
             yield loaded.problem(f"{place}.shard.zero", 3, message, "at most 2")
         if 0 < stage.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:

@@ -13,13 +13,12 @@ from recipes.encoders import Bert
 from recipes.lora import Lora
 from recipes.recurrent import Rnn
 from recipes.seq2seq import T5, Bart
-from recipes.sharding import MAX_BUCKET, Shard
+from recipes.sharding import FP32_BYTES, MAX_BUCKET, Shard
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Head = Literal["lm", "score", "value"]
 LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
-FP32_BYTES = 4
 MOMENT_BYTES = 8
 CHUNK_ELEMENTS = 2**21
 """Logits that exist at once where the loss of all tokens is taken; 8 MB in fp32 stay in a CPU's cache."""
@@ -224,7 +223,7 @@ def predict_sizes(
         case Evaluate():
             scorers = sum(reward is not None for reward in (stage.reward, stage.second_scorer))
             trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
-    weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
+    weight_bytes = shard.value_bytes
     memory = weights_bytes(shard, trainable, frozen, workers)
     if trainable and lora is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
@@ -246,9 +245,9 @@ def predict_sizes(
 
 def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
     """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
-    zero = shard.zero if shard.engine == "deepspeed" else 0
+    zero = shard.zero_stage
     shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]
-    weight_bytes = FP32_BYTES if shard.precision == "fp32" else 2
+    weight_bytes = shard.value_bytes
     has_masters = shard.precision == "bf16" or zero > 0
     optimizer = trainable * (MOMENT_BYTES + (FP32_BYTES if has_masters else 0)) / shares[0]
     if shard.offload == "cpu":
@@ -266,7 +265,7 @@ def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> in
 def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
     shape = architecture_shape(architecture)
-    value_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    value_bytes = stage.shard.value_bytes
     match stage:
         case PpoStage():
             length, copies = stage.rollout.max_prompt_tokens + stage.rollout.max_new_tokens, 2

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.lora import Lora
-from recipes.memory import FP32_BYTES, MOMENT_BYTES, Sizes, weights_bytes
+from recipes.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.picture_facts import PictureFacts
+from recipes.sharding import FP32_BYTES
 from recipes.stages import FinetuneImages, PpoImages, PretrainImages
 
 CAPTION_TOKENS = 32
@@ -122,7 +123,7 @@ def predict_picture_sizes(
     if lora is None and getattr(architecture, "ema_decay", None) is not None:
         averaged = FP32_BYTES * trainable
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
-    weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    weight_bytes = stage.shard.value_bytes
     masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     return Sizes(
         parameters=trainable + frozen,
@@ -182,7 +183,7 @@ def predict_tuning_sizes(
     pictures = micro_batch * (steps - 1) * (2 if is_guided else 1)
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * pictures * kept
     memory += FP32_BYTES * 2 * rollout.pictures_per_iteration * trajectory  # of all workers, and their own part
-    weight_bytes = FP32_BYTES if stage.shard.precision == "fp32" else 2
+    weight_bytes = stage.shard.value_bytes
     masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     best = trainable * weight_bytes if stage.ppo.kl_limit is not None else 0  # of the best iteration so far
     return Sizes(

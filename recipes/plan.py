@@ -60,7 +60,12 @@ class PlannedStage:
     micro_batch: int | None
     accumulation: int | None
     steps: int | None
+    precision: str
+    engine: str
+    """`plain`, or `zero` with its stage."""
     sizes: Sizes | None = None
+    settled_by: Mapping[str, str] = field(default_factory=dict)
+    """Why precision and engine are what they are, where the recipe left them to `auto`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,6 @@ def fit_workers(recipe: Recipe, available: int) -> int:
     """The largest number of workers up to `available` that divides every stage's batch; what `workers: auto` means."""
     if recipe.cluster.workers != "auto":
         return recipe.cluster.workers
-    if any(stage.shard.engine == "plain" for stage in recipe.stages.values()):
-        return 1
     fitting = [
         workers
         for workers in range(1, available + 1)
@@ -110,14 +113,17 @@ def build_plan(
     rows: Mapping[str, int] | None = None,
     changes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     pictures: Mapping[str, PictureFacts] | None = None,
+    settled_by: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
-    settings that a resume changed while the stage was under way, `pictures` the size of a stage's pictures.
+    settings that a resume changed while the stage was under way, `pictures` the size of a stage's pictures,
+    `settled_by` what `auto` was settled by (`settle.py`).
     """
     externals, rows, changes, pictures = externals or {}, rows or {}, changes or {}, pictures or {}
+    settled_by = settled_by or {}
     plan = Plan(recipe.name, workers)
     done: dict[str, PlannedStage] = {}
     for name in order(recipe):
@@ -148,6 +154,9 @@ def build_plan(
             micro_batch=micro,
             accumulation=accumulation,
             steps=stage_steps(stage, rows.get(name)),
+            precision=stage.shard.precision,
+            engine=stage.shard.engine_text,
+            settled_by=settled_by.get(name, {}),
             sizes=_picture_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
             if isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
             else _sizes(recipe, name, externals, workers, micro or 1),

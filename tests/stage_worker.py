@@ -19,6 +19,7 @@ from typing import Any
 from launch.stages import compute
 from recipes.errors import Preempted
 from recipes.load import parse_recipe
+from recipes.settle import Hardware, settle_shards
 from trainers import distributed
 from trainers.stage import Draft, StageContext, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -98,7 +99,10 @@ def run_stage(
     lease = int(distributed.broadcast_json(store.take_lease(run, stage) if ranks.rank == 0 else None))
     given = {path: store.resolve(name) for path, name in inputs.items()}
     context = StageContext(store, run, stage, fingerprint, lease, 0, folder, given, {}, observer, ranks)
-    draft = compute(parse_recipe({"name": "small", "stages": {stage: dict(spec)}}).stages[stage], context)
+    recipe = parse_recipe({"name": "small", "stages": {stage: dict(spec)}})
+    # Without facts of any hardware: fp32, and as many bits everywhere.
+    settled = settle_shards(recipe, Hardware(), ranks.world_size, lambda _: {}).recipe
+    draft = compute(settled.stages[stage], context)
     if draft is None:
         return None
     manifest = ArtifactManifest(

@@ -20,12 +20,16 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def use_fast_matmul(device: torch.device) -> bool:
-    """Let CPU fp32 products go through oneDNN (AVX-512) if a probe shows fp32 accuracy; tell whether they do.
+    """Let fp32 products of training go the fast way: TF32 on GPUs, on CPUs oneDNN; tell whether they do.
 
-    The setting permits bf16 inside; chips on which oneDNN takes that up (AMX) fail the probe and keep the default.
+    On GPUs the tensor cores round the factors to 10 bits of mantissa and add up in fp32 (GPUs without them ignore it).
+    On CPUs oneDNN (AVX-512) serves if a probe shows fp32 accuracy: the setting permits bf16 inside, and chips on which
+    oneDNN takes that up (AMX) fail the probe and keep the default.
     """
-    if device.type != "cpu":
-        return False
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        return True
     torch.set_float32_matmul_precision("medium")
     if _probe_error() < MAX_RELATIVE_ERROR:
         return True
@@ -35,13 +39,15 @@ def use_fast_matmul(device: torch.device) -> bool:
 
 @contextmanager
 def exact_matmul() -> Iterator[None]:
-    """Run fp32 products at the library's default accuracy."""
-    before = torch.get_float32_matmul_precision()
+    """Run fp32 products and convolutions in fp32."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _probe_error() -> float:

@@ -43,7 +43,7 @@ def build_engine(
             from trainers.engine.plain import PlainEngine
 
             return PlainEngine(module, groups, clip=clip, device=device)
-        case "deepspeed":
+        case "deepspeed" if shard.zero != "auto":
             from trainers.engine.deepspeed import DeepSpeedEngine
 
             return DeepSpeedEngine(
@@ -55,3 +55,5 @@ def build_engine(
                 clip=clip,
                 device=device,
             )
+        case _:
+            raise ValueError(f"engine {shard.engine!r} with zero {shard.zero!r} is not settled: recipes/settle.py does")

@@ -22,7 +22,7 @@ WORKER = Path(__file__).parents[2] / "stage_worker.py"
 LIMIT = 1e-5
 """Largest difference of two curves that should be equal, and of the outputs of two equal models."""
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
-PLAIN = {"engine": "plain"}
+PLAIN = {"engine": "plain", "precision": "fp32"}
 TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
 
 

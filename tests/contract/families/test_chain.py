@@ -15,6 +15,7 @@ from launch.sampler import sample_texts
 from launch.stages import compute
 from recipes.errors import RequestError
 from recipes.load import parse_recipe
+from recipes.settle import Hardware, settle_shards
 from trainers.distributed import Ranks
 from trainers.families.build import open_family
 from trainers.stage import StageContext, verify_checks
@@ -24,7 +25,7 @@ from trainers.store.store import Store
 
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-3}, "evaluation_rows": 16, "grid": 0}
-SHARD: dict[str, Any] = {"engine": "plain"}
+SHARD: dict[str, Any] = {"engine": "plain", "precision": "fp32"}
 
 
 def stage(architecture: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Ar
     folder = tmp_path_factory.mktemp("chain")
     uri = str(folder / "store")
     store = Store.open(uri)
-    recipe = parse_recipe({"name": "chain", "stages": STAGES})
+    recipe = settle_shards(parse_recipe({"name": "chain", "stages": STAGES}), Hardware(), 1, lambda _: {}).recipe
     made: dict[str, ArtifactManifest] = {}
     for number, (name, spec) in enumerate(recipe.stages.items()):
         inputs = {

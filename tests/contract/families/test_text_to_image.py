@@ -16,6 +16,7 @@ from launch.pictures import draw_grid
 from launch.stages import compute
 from recipes.errors import RequestError
 from recipes.load import parse_recipe
+from recipes.settle import Hardware, settle_shards
 from trainers.distributed import Ranks
 from trainers.families.build import open_family
 from trainers.stage import StageContext, verify_checks
@@ -25,7 +26,7 @@ from trainers.store.store import Store
 
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-2}, "evaluation_rows": 16}
-SHARD: dict[str, Any] = {"engine": "plain"}
+SHARD: dict[str, Any] = {"engine": "plain", "precision": "fp32"}
 WORDS = "a thin thick narrow wide zero one two three four five six seven eight nine leaning left right an"
 PICTURES: dict[str, Any] = {"kind": "pretrain", "data": DIGITS, "train": {**TRAIN, "grid": 0}, "shard": SHARD}
 DDPM = {
@@ -139,7 +140,8 @@ class Observer:
 
 def run(store: Store, folder: Path, name: str, spec: dict[str, Any], given: dict[str, ArtifactManifest]) -> Any:
     """Run a stage in this process; returns its draft."""
-    stage = parse_recipe({"name": "small", "stages": {name: spec}}).stages[name]
+    recipe = parse_recipe({"name": "small", "stages": {name: spec}})
+    stage = settle_shards(recipe, Hardware(), 1, lambda _: {}).recipe.stages[name]
     context = StageContext(
         store,
         "run",

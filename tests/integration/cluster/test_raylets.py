@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from cluster.session import local_nodes
+from cluster.topology import Node
+
 pytestmark = pytest.mark.serial
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +70,17 @@ def answer(driver: subprocess.Popen[str]) -> dict[str, Any]:
     assert not errors.strip(), f"the terminal got {errors}"
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
+
+
+@pytest.mark.usefixtures("raylets")
+def test_every_node_says_what_its_processors_can_do(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "launch.nodes", environment["ADDRESS"]]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert asked.returncode == 0, asked.stderr
+    nodes = [Node(**node) for node in json.loads(asked.stdout.splitlines()[-1])]
+    (here,) = local_nodes()
+    assert [node.cpu_bf16 for node in nodes] == [here.cpu_bf16] * 3
+    assert [node.gpu_capability for node in nodes] == [here.gpu_capability] * 3
 
 
 @pytest.mark.usefixtures("raylets")

@@ -55,7 +55,7 @@ class Observer:
 def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Run a stage of three steps that draws; returns its draft and its grid."""
     keys = {"steps": 3, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 4, "evaluation_rows": 8}
-    shard = {"engine": "plain"}
+    shard = {"engine": "plain", "precision": "fp32"}
     stage = {"kind": "pretrain", "architecture": architecture, "data": data, "train": keys, "shard": shard}
     spec: Any = parse_recipe({"name": "real", "stages": {"model": stage}}).stages["model"]
     store = Store.open(str(folder / "store"))

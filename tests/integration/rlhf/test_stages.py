@@ -39,7 +39,7 @@ OTHER_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
 )
 WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]
-PLAIN = {"engine": "plain"}
+PLAIN = {"engine": "plain", "precision": "fp32"}
 
 
 class Listener:

@@ -42,7 +42,7 @@ def cases(cells: list[Cell]) -> list[dict[str, Any]]:
         base = "base-tied" if tied else "base-untied"
         made.append(
             {"name": base, "stage": "base", "run": base, "name_as": base, "fingerprint": f"{100 + number:064x}",
-             "workers": [1], "shards": [{"engine": "plain"}],
+             "workers": [1], "shards": [{"engine": "plain", "precision": "fp32"}],
              "stage_settings": {"architecture": architecture, "train": train, "shard": {}}}
         )  # fmt: skip
     for number, cell in enumerate(cells):

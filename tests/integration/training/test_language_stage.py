@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+
+from trainers.store.store import Store
 
 WORKER = Path(__file__).parents[2] / "stage_worker.py"
 TRAIN: dict[str, Any] = {
@@ -42,6 +45,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "shard": {"zero": 3, "precision": "bf16"},
     },
 }
+MORE = {**STAGES["chat"], "init_from": "chat", "lora": None, "shard": {"engine": "plain", "precision": "fp32"}}
+"""Goes on from what was made in another precision, by another engine."""
 
 
 def _cases() -> list[dict[str, Any]]:
@@ -53,7 +58,10 @@ def _cases() -> list[dict[str, Any]]:
         cases.append({**case, "run": "straight", "is_kept": True})
         cases.append({**case, "run": "stopped", "stop_at": 2})
         cases.append({**case, "run": "stopped"})
-    return cases
+    return [
+        *cases,
+        {"stage": "more", "spec": MORE, "inputs": {"init_from": "chat"}, "run": "straight", "is_kept": True},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +112,15 @@ def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, stage: str) ->
     assert resumed["steps"] == [4, 5, 6]
     assert resumed["digest"] == straight["digest"]
     assert resumed["metrics"] == straight["metrics"]
+
+
+def test_a_chain_mixes_precisions(finished: Path) -> None:
+    store = Store.open(str(finished / "store"))
+    for name, dtype in (("base", "float32"), ("chat", "bfloat16"), ("more", "float32")):
+        folder = store.folder(store.resolve(name), "model")
+        assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            assert {str(file.get_tensor(key).dtype) for key in file.keys()} == {f"torch.{dtype}"}  # noqa: SIM118
+    found = result(finished, "straight-more")
+    assert found["difference"] < 1e-5
+    assert found["metrics"]["train"]["loss"] < result(finished, "straight-chat")["metrics"]["train"]["loss"]

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "lora": {"r": 4},
     "data": {"source": "jsonl", "files": ["rows.jsonl"], "hold_out": 0.2},
     "train": {"steps": 6, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 3e-2}, "evaluation_rows": 16},
-    "shard": {"engine": "plain"},
+    "shard": {"engine": "plain", "precision": "fp32"},
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from cluster.local_group import LocalGroup
 from cluster.protocol import WorkerFailed
 from launch import cli
+from launch.capacity import Workers
 from launch.crew import GroupCrew
 from launch.drive import CrewRequest, Driven, drive
 from launch.progress import SilentView
@@ -18,6 +19,7 @@ from launch.records import RunRecord
 from launch.resolve import Resolved, resolve
 from recipes.errors import VerificationError
 from recipes.load import load_recipe
+from recipes.settle import Hardware
 from trainers.store.manifest import ArtifactManifest, FileEntry, Gate, Outcome, Parent, files_digest
 from trainers.store.store import Store
 
@@ -144,7 +146,7 @@ class Bench:
         return GroupCrew(FrankGroup, self.stages.run_stage, self.stages.verify_draft, request.log_folder)
 
     def resolve(self, *overrides: str) -> Resolved:
-        return resolve(load_recipe(self.recipe, overrides), self.store, workers=1, gpus_per_worker=0)
+        return resolve(load_recipe(self.recipe, overrides), self.store, Workers(1, 0), Hardware())
 
     def record(self, resolved: Resolved) -> RunRecord:
         from launch.api import new_record

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster.topology import Node
 from launch import api
 from launch.jobs import find_token, is_job_server, submit
 from launch.records import RunRecord
@@ -30,6 +32,8 @@ class Cluster:
     def __init__(self) -> None:
         self.cpus = [2.0, 2.0, 2.0]
         self.their_version = version("trainwright")
+        self.bf16: str | None = ""
+        """What makes its nodes fast in bf16; None: they do not answer."""
         self.jobs: list[dict[str, Any]] = []
         self.stopped: list[str] = []
         self.status = "SUCCEEDED"
@@ -53,7 +57,9 @@ class Cluster:
             command = self.jobs[int(path.split("/")[-2].removeprefix("job_")) - 1]["entrypoint"].split()
             if "launch.shared_files" in command:
                 return {"logs": f"{ANSWER}{json.dumps(self.look(command[-1]))}\n"}
-            return {"logs": f"some noise\ntrainwright={self.their_version}\n"}
+            nodes = [asdict(Node(str(i), f"10.0.0.{i}", c, 0, 0, c, 0, self.bf16)) for i, c in enumerate(self.cpus)]
+            said = f"nodes={json.dumps(nodes)}\n" if self.bf16 is not None else "ray went away\n"
+            return {"logs": f"some noise\ntrainwright={self.their_version}\n{said}"}
         if path.endswith("/stop"):
             self.stopped.append(path.split("/")[-2])
             return {"stopped": True}
@@ -140,6 +146,25 @@ def test_another_version_is_refused_and_both_are_named(cluster: Cluster, docs: P
     cluster.their_version = "9.9.9"
     mine = version("trainwright")
     with pytest.raises(RequestError, match=rf"versions differ: trainwright {mine} here, 9\.9\.9 on the cluster"):
+        submit(docs, address=cluster.address, store=store.uri)
+    assert store.runs() == []
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32"), ("", "fp32")])
+def test_what_the_clusters_processors_can_do_settles_the_precision(
+    cluster: Cluster, docs: Path, store: Store, bf16: str, precision: str
+) -> None:
+    cluster.bf16 = bf16
+    planned = api.plan(docs, address=cluster.address, store=store.uri)
+    resolved = RunRecord.open(store, submit(docs, address=cluster.address, store=store.uri)).resolved()
+    assert {stage.precision for stage in planned.stages} == {precision}
+    assert {stage.shard.precision for stage in resolved.recipe.stages.values()} == {precision}
+    assert [s.fingerprint for s in planned.stages] == [s.fingerprint for s in resolved.plan(store).stages]
+
+
+def test_nodes_that_do_not_answer_settle_nothing(cluster: Cluster, docs: Path, store: Store) -> None:
+    cluster.bf16 = None
+    with pytest.raises(CapacityError, match="does not say what its nodes have: ray went away"):
         submit(docs, address=cluster.address, store=store.uri)
     assert store.runs() == []
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from launch import cli
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
-MAPS = ("files", "parents", "inputs")
+MAPS = ("files", "parents", "inputs", "settled_by")
 """Keys whose value maps names of the user's to something."""
 
 

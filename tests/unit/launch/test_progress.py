@@ -102,18 +102,25 @@ def test_plain_lines_are_rare_but_starts_and_ends_always_show() -> None:
 def test_tables_hold_every_row() -> None:
     out = io.StringIO()
     view = PlainView(Console(file=out, width=200))
-    view.plan("demo", [PlanRow("base", "pretrain", "", "2 CPU", "8 x 2 x 4", "200", "1.0 GiB", "20 MiB", "to run")])
+    view.plan(
+        "demo",
+        [PlanRow("base", "pretrain", "", "2 CPU", "8 x 2 x 4", "200", "1.0 GiB", "20 MiB", "bf16 plain", "to run")],
+    )
     view.results([ResultRow("base", "pretrain", "committed", 1.0, "completed", "passed", "ab" * 32)])
     text = out.getvalue()
     assert "plan of demo" in text
     assert "8 x 2 x 4" in text
+    assert "bf16 plain" in text
     assert "abababababab" in text
 
 
 def test_a_terminal_shows_one_live_line_per_stage() -> None:
     out = io.StringIO()
     view = LiveView(Console(file=out, width=160, force_terminal=True, legacy_windows=False))
-    rows = [PlanRow(name, "pretrain", "", "2", "8 x 2 x 4", "200", "-", "-", "to run") for name in ("base", "chat")]
+    rows = [
+        PlanRow(name, "pretrain", "", "2", "8 x 2 x 4", "200", "-", "-", "fp32 zero 2", "to run")
+        for name in ("base", "chat")
+    ]
     view.plan("demo", rows)
     view.stage_started("base", 2)
     view.beat("base", "train", {"step": 3, "steps": 10, "loss": 1.5, "note": "[red]"})

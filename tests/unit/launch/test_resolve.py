@@ -14,6 +14,7 @@ from launch.capacity import Workers, check_memory, settle_workers
 from launch.resolve import resolve
 from recipes.errors import CapacityError, RecipeError
 from recipes.load import load_recipe
+from recipes.settle import Hardware
 from trainers.data.tokenizer import load_tokenization
 from trainers.store.manifest import ArtifactManifest, Kind, canonical_json, files_digest, sha256_hex
 from trainers.store.store import Store
@@ -27,7 +28,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_gives_one(recipe: Path, store: St
     )
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     loaded = load_recipe(recipe, ["stages.base.tokenizer={from: ./words}"])
-    artifact = resolve(loaded, store, workers=1, gpus_per_worker=0).external["base"]["tokenizer.from"]
+    artifact = resolve(loaded, store, Workers(1, 0), Hardware()).external["base"]["tokenizer.from"]
     assert artifact.kind == "tokenizer"
     assert load_tokenization(store.folder(artifact, "")).eos_token == "<eos>"
 
@@ -84,10 +85,10 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
     pictured = ["stages.chat.data={source: jsonl, files: [rows.jsonl]}", "stages.exam.of=[base]"]
     loaded = load_recipe(recipe, [override, *(pictured if "eyes" in override and "chat" in override else [])])
     if said is None:
-        resolve(loaded, store, workers=1, gpus_per_worker=0)
+        resolve(loaded, store, Workers(1, 0), Hardware())
         return
     with pytest.raises(RecipeError, match=re.escape(said)):
-        resolve(loaded, store, workers=1, gpus_per_worker=0)
+        resolve(loaded, store, Workers(1, 0), Hardware())
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(8, 2), (2, 2), (1, None)])
@@ -107,7 +108,7 @@ def test_memory_is_compared_with_the_nodes(recipe: Path, store: Store, memory_gi
     loaded = load_recipe(recipe, [f"stages.base.architecture.{key}={value}" for key, value in wide.items()])
     nodes = [Node(name, "10.0.0.1", 1.0, gpus / 2, memory_gib << 30, 1.0, gpus / 2) for name in ("a", "b")]
     workers = Workers(2, 1 if gpus else 0)
-    plan = resolve(loaded, store, workers=2, gpus_per_worker=workers.gpus_per_worker).plan(store)
+    plan = resolve(loaded, store, workers, Hardware()).plan(store)
     if fits:
         check_memory(plan, workers, nodes)
         return

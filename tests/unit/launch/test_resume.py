@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.resolve import Resolved, differing_values
+from launch.api import with_placement
+from launch.capacity import Workers
+from launch.resolve import Resolved, differing_values, resolve
 from recipes.errors import Preempted, RecipeError, RequestError
+from recipes.load import load_recipe
+from recipes.settle import Hardware
 from trainers.store.manifest import Layout, StateManifest
 
 
@@ -69,6 +73,23 @@ def test_placement_may_change(stopped: Any) -> None:
     assert resolved is not None
     assert resolved.recipe.stages["chat"].train.save_every == 3
     assert resolved.recipe.cluster.max_retries == 0
+
+
+def test_a_resume_elsewhere_keeps_precision_and_engine(bench: Any) -> None:
+    settled = resolve(load_recipe(bench.recipe), bench.store, Workers(2, 0), Hardware(fast_bf16="amx_bf16"))
+    record = bench.record(settled)
+    # This machine's own hardware is not asked, whether single settings are changed or the recipe is given again.
+    for recipe, overrides in ((None, ["stages.base.train.save_every=2"]), (bench.recipe, [])):
+        resumed = with_placement(record.resolved(), recipe, overrides)
+        for name, stage in resumed.recipe.stages.items():
+            assert stage.shard == settled.recipe.stages[name].shard
+            assert stage.shard.precision == "bf16"
+        assert resumed.settled_by == settled.settled_by
+    moved = with_placement(record.resolved(), None, ["stages.base.shard.engine=plain", "stages.base.shard.zero=0"])
+    assert moved.recipe.stages["base"].shard.engine_text == "plain"
+    assert moved.plan(None).stages[0].fingerprint == settled.plan(None).stages[0].fingerprint
+    with pytest.raises(RecipeError, match="zero 2 has no effect without engine: deepspeed"):
+        with_placement(record.resolved(), None, ["stages.base.shard.engine=plain"])
 
 
 def test_meaning_may_not_change(stopped: Any) -> None:

@@ -135,7 +135,7 @@ BROKEN = [
     Broken("data file", "files: [rows/pairs.csv], hold_out: 0.1", "files: [rows/pairs.csv]", "stages.judge.data", "no held-out pairs"),
     Broken("data file", "part: 1/2", "part: 3/2", "stages.policy.prompts", "between 1 and 2"),
     # placement that excludes itself
-    Broken("placement", "zero: 2", "engine: plain", "stages.base.shard.engine", "one worker"),
+    Broken("placement", "zero: 2", "engine: plain, zero: 2", "stages.base.shard", "without engine: deepspeed", "shard:"),
     Broken("placement", "zero: 2", "zero: 0, offload: cpu", "stages.base.shard.offload", "zero 1, 2 or 3"),
     Broken("placement", "    reward: judge\n    prompts:", "    reward: judge\n    lora: {r: 4}\n    shard: {gradient_checkpointing: true}\n    prompts:", "stages.policy.shard.gradient_checkpointing", "several adapters", "gradient_checkpointing"),
     Broken("placement", "min_workers: 1", "min_workers: 4", "cluster.min_workers", "at most workers (2)"),

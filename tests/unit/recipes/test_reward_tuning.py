@@ -12,6 +12,7 @@ from recipes.picture_facts import PictureFacts
 from recipes.plan import build_plan, fit_workers
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
+from recipes.settle import Hardware, settle_shards
 from recipes.smoke import shrink
 from recipes.stages import PpoImages, PpoStage
 
@@ -251,7 +252,8 @@ def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable
     assert captioned["prompts"]["source"] == "digits"
     parents = {item.field_path: ParentId(item.text, "digest") for item in stage_inputs(stage)}
     known = "40b5da02669b3db69226a5426472b6c9b51f895fdd20146b691ef3143d079840"
-    assert fingerprint("policy", recipe_of(TEXT), parents, {}) == known
+    settled = settle_shards(recipe_of(TEXT), Hardware(), 1, lambda _: {}).recipe
+    assert fingerprint("policy", settled, parents, {}) == known
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def build_tiny_ppo(
         ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
         ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
     ]
-    engine = build_engine(models, groups, shard or Shard(engine="plain"), clip=1.0, device=CPU)
+    engine = build_engine(models, groups, shard or Shard(engine="plain", precision="fp32"), clip=1.0, device=CPU)
     sampling = SamplingSettings(6, temperature, (EOS,), PAD, VOCABULARY)
     listener = listener or Listener()
     workers, rank = distributed.world_size(), distributed.rank()

@@ -145,7 +145,7 @@ def build(
         adapt(actor, lora, seed=3)
     models = PictureModels(actor, reference if lora is None else None, 0.01)
     group = parameter_group("actor", models, ppo.optimizer)
-    engine = build_engine(models, [group], Shard(engine="plain"), clip=1.0, device=CPU)
+    engine = build_engine(models, [group], Shard(engine="plain", precision="fp32"), clip=1.0, device=CPU)
     trained = [name for name, _ in group.parameters]
     assert all(name.startswith("networks.actor.") for name in trained)
     listener = listener or Listener()

@@ -157,7 +157,11 @@ def lora_part(language: Any, listener: Any, base_seed: int = 0) -> Part:
     add_adapter(model, Lora(r=4, dropout=0.2), seed=3)
     module = TokenLosses(model)
     engine = build_engine(
-        module, [parameter_group(GROUP, module, AdamW(lr=1e-2))], Shard(engine="plain"), clip=1.0, device=CPU
+        module,
+        [parameter_group(GROUP, module, AdamW(lr=1e-2))],
+        Shard(engine="plain", precision="fp32"),
+        clip=1.0,
+        device=CPU,
     )
     module.train()
     source = PlannedBatches(BatchPlan(language.text(), 0, 8, 1, 0, 4), STEPS)

@@ -64,7 +64,7 @@ class Drawn:
 def plain_engine(module: torch.nn.Module) -> Any:
     module.train()
     group = parameter_group(GROUP, module, AdamW(lr=1e-2))
-    return build_engine(module, [group], Shard(engine="plain"), clip=1.0, device=CPU)
+    return build_engine(module, [group], Shard(engine="plain", precision="fp32"), clip=1.0, device=CPU)
 
 
 def pair_batch(generator: torch.Generator, rows_B: torch.Tensor, step: int) -> PairBatch:

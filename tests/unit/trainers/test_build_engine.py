@@ -26,7 +26,7 @@ def test_every_network_of_a_module_recomputes() -> None:
     networks = [build_decoder(TINY, TokenizerFacts(32, 0, 1), seed=seed, device=device) for seed in (0, 1)]
     module = nn.ModuleDict({"actor": networks[0], "critic": networks[1]})
     group = parameter_group("model", module, AdamW(lr=1e-3))
-    shard = Shard(engine="plain", zero=0, gradient_checkpointing=True)
+    shard = Shard(engine="plain", precision="fp32", gradient_checkpointing=True)
     build_engine(module, [group], shard, clip=1.0, device=device)
     assert [network.is_gradient_checkpointing for network in networks] == [True, True]
 
@@ -37,7 +37,7 @@ def test_every_rank_saves_as_much_of_what_all_hold(ranks: int, monkeypatch: pyte
     module = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
     module.register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
     group = parameter_group("model", module, AdamW(lr=1e-3))
-    shard = Shard(engine="plain", zero=0)
+    shard = Shard(engine="plain", precision="fp32")
     engine = build_engine(module, [group], shard, clip=1.0, device=torch.device("cpu"))
     wanted = {name: value.detach().flatten() for name, value in module.named_parameters()}
     sizes, found = [], {name: [] for name in wanted}

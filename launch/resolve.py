@@ -47,6 +47,7 @@ from recipes.settle import Hardware, settle_shards
 from trainers.data.images import image_source_digest
 from trainers.data.pictured_digest import pictured_digest
 from trainers.data.sources import source_digest
+from trainers.store.export import parts_of
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -265,7 +266,7 @@ def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
     return source_digest(source, base_dir)
 
 
-def _fits(artifact: ArtifactManifest, part: str | None, wants: tuple[str, ...]) -> bool:
+def _fits(artifact: ArtifactManifest, wants: tuple[str, ...]) -> bool:
     return any(artifact.kind in KINDS[want] for want in wants)
 
 
@@ -281,8 +282,13 @@ def _resolve_outside(text: str, wants: tuple[str, ...], base_dir: Path, store: S
             artifact = _import(store, (base_dir / reference.path).resolve(), wants, None)
         case HubRef():
             artifact = _import(store, _download(reference, wants), wants, text)
-    if not _fits(artifact, getattr(reference, "part", None), wants):
+    if not _fits(artifact, wants):
         raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
+    if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
+        raise RequestError(
+            f"{text} holds an adapter alone, and a whole model is needed here; merge it: trainwright store export "
+            f"{artifact.fingerprint[:16]} DIR --merge, then trainwright store import DIR"
+        )
     return artifact
 
 

@@ -218,10 +218,13 @@ def import_model(
             "--source", help="Where it came from, to be recorded; left out, the folder's name (never its path)."
         ),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of an adapter with its model in base/: take in the merged model, too.")
+    ] = False,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a bundle or a local model folder into the store, every byte checked, and print its address."""
+    """Take a bundle, a model folder or what `store export` wrote into the store, every byte checked."""
     from trainers.store.bundle import is_bundle, read_bundle
     from trainers.store.imports import import_folder
 
@@ -233,7 +236,10 @@ def import_model(
     elif digest is not None:
         raise RequestError(f"--digest: {folder} is not a bundle (it has no bundle.json)")
     else:
-        taken = [import_folder(opened, folder, source=source)]
+        imported = import_folder(opened, folder, source=source)
+        taken = [opened.resolve(parent.fingerprint) for parent in imported.parents.values()] + [imported]
+        if merge:
+            taken.append(_import_merged(opened, imported, source or folder.absolute().name))
     if not taken:
         raise RequestError(f"{folder} holds no artifacts")
     if name is not None:
@@ -244,6 +250,20 @@ def import_model(
     for manifest in taken[:-1]:
         typer.echo(f"with {_line(manifest, [])}")
     typer.echo(f"store://{name or taken[-1].fingerprint}")
+
+
+def _import_merged(store: "Store", adapter: "ArtifactManifest", source: str) -> "ArtifactManifest":
+    """Take in the model that an imported adapter and its base make together."""
+    import tempfile
+
+    from trainers.store.export import export as export_artifact
+    from trainers.store.imports import import_folder
+
+    if adapter.kind != "adapter":
+        raise RequestError(f"--merge: the folder holds an artifact of kind {adapter.kind}, not an adapter")
+    with tempfile.TemporaryDirectory(prefix="trainwright-merge-") as place:
+        merged = export_artifact(store, adapter, Path(place) / "merged", merge=True)
+        return import_folder(store, merged, source=f"{source}, merged")
 
 
 @store_app.command()

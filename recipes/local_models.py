@@ -1,4 +1,4 @@
-"""What a local model or tokenizer folder tells without torch: type, lengths, special tokens, and what is missing."""
+"""What a local model or tokenizer folder tells without torch: kind, type, lengths, tokens, and what is missing."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,10 @@ from typing import Any
 
 from recipes.architecture import MODEL_TYPES
 from recipes.model_classes import ModelClass, find_class
+from recipes.model_tensors import missing_layers
+from recipes.picture_folders import SETTINGS, TEXT_ENCODER, PictureFolder, read_picture_folder
+from recipes.references import PartKind
+from recipes.safetensors_headers import read_shapes
 from recipes.token_contract import (
     TokenizerFacts,
     configured_ends,
@@ -23,6 +27,7 @@ from recipes.vision_folders import VisionFacts, read_vision
 
 MAX_JSON_BYTES = 64 << 20
 POSITION_KEYS = ("max_position_embeddings", "n_positions")
+PICTURE_KINDS = ("classifier", "vae", "gan", "ddpm")
 
 
 @dataclass(frozen=True)
@@ -37,41 +42,58 @@ class FolderFacts:
     model_class: ModelClass | None = None
     configured_ends: frozenset[int] = frozenset()
     """End tokens that config.json and generation_config.json name."""
+    kind: PartKind | None = None
+    """What the folder's model is as an input of a stage."""
+    pictures: PictureFolder | None = None
 
 
 @lru_cache(maxsize=32)
 def read_folder(path: Path, wants: str) -> FolderFacts:
-    """Read a folder that should hold a language `model`, a `reward_model` or a `tokenizer`."""
+    """Read a folder that should hold a model of the wanted kind, or a `tokenizer`; all that is wrong is found."""
     if not path.is_dir():
         return FolderFacts([f"there is no folder {path}" if not path.exists() else f"{path} is not a folder"])
     problems: list[str] = []
-    tokenizer = _read_tokenizer(path, problems)
     if wants == "tokenizer":
+        tokenizer = _read_tokenizer(path, problems)
         return FolderFacts(problems, tokenizer=tokenizer)
+    if (path / SETTINGS).exists() or wants in PICTURE_KINDS:
+        return _read_pictures(path)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
+        advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"
+        return FolderFacts([f"{path} holds an adapter, not a whole model; {advice}"])
+    return _read_language_model(path)
+
+
+def _read_pictures(path: Path) -> FolderFacts:
+    found, problems = read_picture_folder(path)
+    for name in () if found is None else found.weights:
+        if (path / name).is_file():
+            _note_shapes(path / Path(name).parent, Path(name).name, problems)
+    if found is not None and found.reads_captions:
+        _note_shapes(path / TEXT_ENCODER, "model.safetensors", problems)
+    return FolderFacts(problems, kind=None if found is None else found.architecture.family, pictures=found)
+
+
+def _read_language_model(path: Path) -> FolderFacts:
+    problems: list[str] = []
+    tokenizer = _read_tokenizer(path, problems)
     if tokenizer is not None and tokenizer.eos_token is None:
         problems.append(f"{path}: the tokenizer names neither an eos_token nor a sep_token")
     elif tokenizer is not None and tokenizer.pad_token is None:
         problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
     config = _read_json(path / "config.json", problems)
-    kind = config.get("model_type") if config is not None else None
-    if config is not None and kind not in MODEL_TYPES:
-        problems.append(f"{path / 'config.json'}: model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
-        kind = None
-    if config is not None and "auto_map" in config:
-        problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
-    model_class = None
-    if config is not None and kind is not None:
+    kind, model_class = None, None
+    if config is not None:
+        kind = config.get("model_type") if config.get("model_type") in MODEL_TYPES else None
         try:
             model_class = find_class(config)
+            if kind is None:
+                known = ", ".join(MODEL_TYPES)
+                problems.append(f"{path / 'config.json'}: model_type {config['model_type']!r} is not one of {known}")
         except ValueError as error:
             problems.append(f"{path / 'config.json'}: {error}")
-    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        found = [name for name in ("pytorch_model.bin", "adapter_model.safetensors") if (path / name).exists()]
-        reason = {
-            "pytorch_model.bin": "pytorch_model.bin is pickle, which is never read; convert it to safetensors",
-            "adapter_model.safetensors": "this is an adapter; give the merged model",
-        }
-        problems.append(f"{path}: no model.safetensors" + (f" ({reason[found[0]]})" if found else ""))
+        if "auto_map" in config:
+            problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
     configured: frozenset[int] = frozenset()
     if tokenizer is not None:
         generation = (
@@ -81,12 +103,33 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         )
         configured = configured_ends(config or {}, generation or {})
         problems += [f"{path}: {found}" for found in token_problems(tokenizer, config, generation)]
+    shapes = _read_weights(path, problems)
+    if shapes is not None and config is not None and kind is not None:
+        problems += [f"{path}: {finding}" for finding in missing_layers(config, shapes)]
     vision: VisionFacts | None = None
     if config is not None and kind == "llava":
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
         problems += findings
     positions = None if config is None else config_positions(config)
-    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured)
+    found = None if model_class is None else model_class.kind
+    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured, found)
+
+
+def _read_weights(path: Path, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    if any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return _note_shapes(path, "model.safetensors", problems)
+    is_pickle = (path / "pytorch_model.bin").exists()
+    reason = " (pytorch_model.bin is pickle, which is never read; convert it to safetensors)" if is_pickle else ""
+    problems.append(f"{path}: no model.safetensors{reason}")
+    return None
+
+
+def _note_shapes(folder: Path, weights: str, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    try:
+        return read_shapes(folder, weights)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
 
 
 def config_positions(config: Mapping[str, Any]) -> int | None:

@@ -144,12 +144,12 @@ def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[P
         if not isinstance(reference, FolderRef):
             continue
         facts = _folder(loaded, reference.path, item.wants[0])
-        found = facts.model_class
         for message in facts.problems:
             yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
-        if found is not None and found.kind not in item.wants and "tokenizer" not in item.wants:
+        if facts.kind is not None and facts.kind not in item.wants and "tokenizer" not in item.wants:
             needed = " or ".join(NOUNS[kind] for kind in item.wants)
-            message = f"needs {needed}, but the folder holds {NOUNS[found.kind]} ({found.name})"
+            by = "" if facts.model_class is None else f" ({facts.model_class.name})"
+            message = f"needs {needed}, but the folder holds {NOUNS[facts.kind]}{by}"
             yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
 
 

@@ -1,6 +1,7 @@
 """What a safetensors file says of itself, compared with its size before any library opens it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000
@@ -10,6 +11,51 @@ _DTYPE_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
 }  # fmt: skip
+
+
+def read_shapes(folder: Path, weights: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model folder's tensors by name, those of all shards; raises ValueError naming the file.
+
+    The data is not read; a file that is missing or is not what its header says is an error.
+    """
+    index = folder / f"{weights}.index.json"
+    shards: dict[str, set[str]] = {weights: set()}
+    if not (folder / weights).is_file():
+        try:
+            found = json.loads(index.read_bytes())["weight_map"]
+            shards = {shard: set() for shard in found.values()}
+            for name, shard in found.items():
+                shards[shard].add(name)
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: no {weights}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{index}: not readable as an index of shards") from None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard, names in shards.items():
+        try:
+            header = read_header(folder / shard)
+        except FileNotFoundError:
+            raise ValueError(f"{index} names {shard}, which is missing") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / shard} {error}") from None
+        if names and names != header.keys():
+            raise ValueError(f"{folder / shard} and {index.name} disagree about {min(names ^ header.keys())}")
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the tensors of a local safetensors file by name; raises ValueError unless the file is exactly that.
+
+    The data is not read. Demanded is what `parse_header` demands, and a header of sane length.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"is not a safetensors file: header of {length} bytes in a file of {size}")
+        text = file.read(length)
+    return parse_header(text, size)
 
 
 def parse_header(text: bytes, size: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from recipes.errors import RequestError, StageError
 from recipes.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.picture_folders import FORMAT, SETTINGS
 from trainers.artifacts import with_adapter, write_json
-from trainers.families.protocol import FORMAT, Family, ImageFacts, Part, settings_of
+from trainers.families.protocol import Family, ImageFacts, Part, settings_of
 from trainers.precision import exact_matmul
 from trainers.store.stock import open_model
 from trainers.verification import (
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from trainers.families.text_encoder import TextEncoder
     from trainers.families.vae import LatentCodec
 
-SETTINGS = "image.json"
-"""What a model folder says of itself: family, configuration, pictures, classes."""
 PROBE_PICTURES = 4
 _ARCHITECTURE: TypeAdapter[ImageArchitecture] = TypeAdapter(ImageArchitecture)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.image_models import ImageArchitecture
+from recipes.picture_folders import FORMAT
 from trainers.data.image_sets import ImageDataset
 
 
@@ -34,9 +35,6 @@ class ImageFacts:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         return (self.channels, self.height, self.width)
-
-
-FORMAT = 1
 
 
 def settings_of(architecture: ImageArchitecture, facts: ImageFacts, dtype: torch.dtype) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipes.architecture import MODEL_TYPES
 from recipes.errors import RequestError
 from trainers.store.files import demand_empty, writing
 from trainers.store.manifest import ArtifactManifest
@@ -104,20 +105,44 @@ def _name_base(adapter: Path, base: Path) -> None:
 
 
 def _merge(store: Store, manifest: ArtifactManifest, base: ArtifactManifest, base_part: str, target: Path) -> None:
-    """Write the base with the adapter added to its weights."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+    """Write the base with the adapter added to its weights, which is computed in fp32 and rounded once."""
+    import torch
+    import transformers
+    from transformers.utils import logging
 
-    stock = AutoModelForSequenceClassification if manifest.kind == "reward_model" else AutoModelForCausalLM
-    if (manifest.architecture or {}).get("model_type") == "llava":
-        stock = AutoModelForImageTextToText
+    logging.disable_progress_bar()
+    config = json.loads((store.folder(manifest, "adapter") / "adapter_config.json").read_bytes())
+    folder = store.folder(base, base_part)
+    stock = _stock_class(manifest, folder, config.get("task_type"))
     options: dict[str, Any] = {"num_labels": 1} if manifest.kind == "reward_model" else {}
-    model = open_model(stock, store.folder(base, base_part), dtype="auto", **options)
+    model = open_model(getattr(transformers, stock), folder, dtype=torch.float32, **options)
     merged = open_adapter(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)
     _copy(store, base, base_part, target)
     for path in target.glob("model*.safetensors*"):
         path.unlink()
     kept = {path.name: path.read_bytes() for path in target.iterdir()}
-    merged.save_pretrained(target)
+    stored = json.loads(kept["config.json"])
+    merged.to(getattr(torch, stored.get("dtype") or stored.get("torch_dtype") or "float32")).save_pretrained(target)
     for name in ("generation_config.json",):
         if name in kept:
             (target / name).write_bytes(kept[name])
+
+
+def _stock_class(manifest: ArtifactManifest, base: Path, task: str | None) -> str:
+    """Return the name of transformers' class of what an adapter is merged into."""
+    if manifest.kind == "reward_model":
+        return "AutoModelForSequenceClassification"
+    path = base / "config.json"
+    model_type = json.loads(path.read_bytes()).get("model_type") if path.is_file() else None
+    names = {
+        "decoder": "AutoModelForCausalLM",
+        "encoder_decoder": "AutoModelForSeq2SeqLM",
+        "vision_language": "AutoModelForImageTextToText",
+    }
+    found = None if model_type is None else names.get(MODEL_TYPES.get(model_type, "decoder"))
+    if found is None or task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise RequestError(
+            f"an adapter on {model_type or 'a model of pictures'} ({task or 'no task_type'}) is not merged here; "
+            "export the merged model of the stage that made it: store export --merge"
+        )
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
-from recipes.safetensors_headers import MAX_HEADER_BYTES, no_duplicates, parse_header
+from recipes.safetensors_headers import no_duplicates, read_header
 
 WEIGHTS = "model.safetensors"
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".npz")
@@ -25,17 +25,10 @@ def read_safetensors_header(path: Path, place: Path | None = None) -> dict[str, 
     Demanded: a JSON header of sane length, known dtypes, sizes that fit shapes, and data without gap, overlap or rest.
     Errors name `place`, where the user knows the file.
     """
-    place = place or path
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise RequestError(f"{place} is not a safetensors file: header of {length} bytes in a file of {size}")
-        text = file.read(length)
     try:
-        return parse_header(text, size)
+        return read_header(path)
     except ValueError as error:
-        raise RequestError(f"{place} {error}") from None
+        raise RequestError(f"{place or path} {error}") from None
 
 
 Find = Callable[[Path, str], Path]

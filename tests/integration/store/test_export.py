@@ -9,7 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from launch.cli import app
 from recipes.errors import RequestError
 from trainers.store.export import export, parts_of
 from trainers.store.imports import import_folder
@@ -129,6 +131,40 @@ def test_an_adapter_without_its_base_is_refused(store: Store, chat: ArtifactMani
     with pytest.raises(RequestError, match="digest 0000"):
         export(store, lost, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_exported_adapter_comes_back_with_its_base_and_merged(
+    store: Store, base: ArtifactManifest, chat: ArtifactManifest, tmp_path: Path
+) -> None:
+    folder = export(store, chat, tmp_path / "adapter")
+    other = str(tmp_path / "other")
+    arguments = ["store", "import", str(folder), "--name", "chat", "--merge", "--store", other]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "store://chat"
+    taken = Store.open(other)
+    merged = taken.resolve("chat")
+    assert {manifest.kind for manifest in taken.list_artifacts()} == {"model", "adapter"}
+    assert base.digest in [manifest.digest for manifest in taken.list_artifacts()]
+    expected = logits(PeftModel.from_pretrained(load(store.folder(base, "model")), store.folder(chat, "adapter")))
+    assert torch.allclose(logits(load(taken.folder(merged, "model"))), expected, atol=1e-5)
+    (alone,) = [manifest for manifest in taken.list_artifacts() if manifest.kind == "adapter"]
+    weights = "adapter/adapter_model.safetensors"
+    assert (alone.base, alone.files[weights]) == (base.digest, chat.files[weights])
+
+
+def test_an_adapter_without_its_model_is_not_taken_in(
+    store: Store, base: ArtifactManifest, chat: ArtifactManifest, tmp_path: Path
+) -> None:
+    folder = store.folder(chat, "adapter", into=tmp_path / "adapter")
+    with pytest.raises(RequestError, match=f"adapter without its model; put the folder of {base.digest} at .*/base"):
+        import_folder(store, folder)
+    store.folder(base, "model", into=folder / "base")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").chmod(0o644)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOHA"}))
+    with pytest.raises(RequestError, match="peft_type is 'LOHA'; only LORA is taken in"):
+        import_folder(store, folder)
 
 
 def test_a_report_is_written_whole(store: Store, tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
         resolve(loaded, store, Workers(1, 0), Hardware())
 
 
+def test_an_adapter_alone_is_no_start(recipe: Path, store: Store) -> None:
+    put_model(store, "alone", {"model_type": "llama"}, "adapter")
+    loaded = load_recipe(recipe, ["stages.chat.init_from=store://alone"])
+    with pytest.raises(RecipeError, match="holds an adapter alone, and a whole model is needed here; merge it"):
+        resolve(loaded, store, Workers(1, 0), Hardware())
+
+
 @pytest.mark.parametrize(("cpus", "expected"), [(8, 2), (2, 2), (1, None)])
 def test_auto_never_settles_below_min_workers(recipe: Path, cpus: int, expected: int | None) -> None:
     loaded = load_recipe(recipe, ["cluster.min_workers=2"])

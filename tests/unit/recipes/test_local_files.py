@@ -2,11 +2,13 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from recipes.data_files import match_files
 from recipes.load import check_file
@@ -153,12 +155,17 @@ def _tokenizer(folder: Path, **config: Any) -> None:
 CLASSES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM"}
 
 
+def _weights(path: Path, names: Iterable[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file({name: np.zeros((2, 2), dtype=np.float32) for name in names}, path)
+
+
 def _model(folder: Path, **config: Any) -> None:
     _tokenizer(folder, eos_token="<eos>", pad_token={"content": "<pad>"}, chat_template="x")
     config = {"model_type": "llama", "max_position_embeddings": 128, **config}
     config = {"architectures": [CLASSES[config["model_type"]]], **config}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
+    _weights(folder / "model.safetensors", ["model.embed_tokens.weight"])
 
 
 def test_a_model_folder(tmp_path: Path) -> None:
@@ -186,7 +193,11 @@ def test_a_model_folder(tmp_path: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not readable by tokenizers"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "adapter_model.safetensors"), "an adapter"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "is not a safetensors file"),
+        (
+            lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+            "holds an adapter, not a whole",
+        ),
     ],
 )
 def test_a_model_folder_that_cannot_be_used(change: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
@@ -194,6 +205,86 @@ def test_a_model_folder_that_cannot_be_used(change: Callable[[Path], Any], says:
     change(tmp_path / "model")
     read_folder.cache_clear()
     assert says in " | ".join(read_folder(tmp_path / "model", "model").problems)
+
+
+def test_everything_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _model(folder, num_hidden_layers=3, architectures=["LlamaModel"], auto_map={"AutoModel": "x.y"})
+    _tokenizer(folder)
+    layers = ["model.layers.0.a", "model.layers.0.b", "model.layers.1.a", "model.layers.1.b", "model.layers.2.a"]
+    _weights(folder / "model.safetensors", layers)
+    read_folder.cache_clear()
+    found = " | ".join(read_folder(folder, "model").problems)
+    for said in (
+        "names neither an eos_token nor a sep_token",
+        "LlamaModel is not taken in",
+        "auto_map",
+        "model.layers.2 lacks 1 of 2 tensors, as b; config.json announces 3 layers",
+    ):
+        assert said in found
+
+
+def test_shards_are_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _model(folder, num_hidden_layers=1)
+    (folder / "model.safetensors").unlink()
+    _weights(folder / "one.safetensors", ["model.layers.0.a"])
+    index = {"model.layers.0.a": "one.safetensors", "model.layers.1.a": "two.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    read_folder.cache_clear()
+    assert "names two.safetensors, which is missing" in " | ".join(read_folder(folder, "model").problems)
+    _weights(folder / "two.safetensors", ["model.layers.1.a"])
+    read_folder.cache_clear()
+    assert "the files hold model.layers.1" in " | ".join(read_folder(folder, "model").problems)
+
+
+PICTURES: dict[str, Any] = {"format": 1, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "family": "vae"}
+
+
+def _pictures(folder: Path, architecture: dict[str, Any], *files: str, **more: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "image.json").write_text(json.dumps({**PICTURES, "architecture": architecture, **more}))
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".json"):
+            (folder / name).write_text("{}")
+        else:
+            _weights(folder / name, ["w"])
+
+
+def test_a_folder_of_a_model_of_pictures(write_recipe: Write) -> None:
+    path = write_recipe()
+    folder = path.parent / "model"
+    drawing = (
+        "stages.draw={kind: finetune, family: ddpm, init_from: ./model, data: {source: digits}, "
+        "train: {steps: 4, global_batch: 4, optimizer: {lr: 1}}}"
+    )
+    _pictures(folder, {"family": "ddpm"}, "unet/config.json", "scheduler/scheduler_config.json")
+    read_folder.cache_clear()
+    lost = "no unet/diffusion_pytorch_model.safetensors, which a model of family ddpm has"
+    assert lost in _messages(path, "stages.draw.init_from", drawing)
+    _pictures(folder, {"family": "ddpm"}, "unet/diffusion_pytorch_model.safetensors")
+    read_folder.cache_clear()
+    assert check_file(path, [drawing])[1] == []
+    assert "needs a language model, but the folder holds a diffusion model" in _messages(
+        path, "stages.chat.init_from", "stages.chat.init_from=./model"
+    )
+    _pictures(folder, {"family": "vae"}, "model.safetensors")
+    read_folder.cache_clear()
+    assert "needs a diffusion model, but the folder holds a variational" in _messages(
+        path, "stages.draw.init_from", drawing
+    )
+    for wrong, said in (
+        ({"classes": [7]}, "classes is not a list of names"),
+        ({"format": 2}, "format is 2; this version reads 1"),
+        ({"height": "8"}, "height is '8'"),
+    ):
+        _pictures(folder, {"family": "vae"}, **wrong)
+        read_folder.cache_clear()
+        assert said in " | ".join(read_folder(folder, "vae").problems)
+    _pictures(folder, {"family": "vae", "width": 0})
+    read_folder.cache_clear()
+    assert "architecture.vae.width" in " | ".join(read_folder(folder, "vae").problems)
 
 
 def test_a_folder_s_length_and_modules_are_checked(write_recipe: Write) -> None:

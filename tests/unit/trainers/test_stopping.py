@@ -1,0 +1,188 @@
+"""A stop while the loop evaluates, or asks whether a rule ends the stage: the state is saved and resumed exactly."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recipes.errors import Preempted
+from trainers import loop
+from trainers.loop import Cadence, train
+from trainers.observer import Interrupted, counted, interruptible, raise_if_stopping
+
+
+@dataclass(frozen=True)
+class Batch:
+    sample_ids_B: Tensor
+
+
+def batches(count: int) -> list[Batch]:
+    return [Batch(torch.tensor([2 * number, 2 * number + 1])) for number in range(count)]
+
+
+@dataclass
+class Listener:
+    """Hears phases and rows, and asks to stop once it has heard of one so often."""
+
+    stop_in: tuple[str, int] = ("", 0)
+    heard: list[tuple[str, dict[str, float]]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    is_answered: bool = False
+
+    def phase(self, name: str, **progress: float) -> None:
+        self.heard.append((name, progress))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.steps.append(step)
+
+    def notify(self, text: str) -> None:
+        raise AssertionError(text)
+
+    def stop_requested(self) -> bool:
+        name, times = self.stop_in
+        return bool(times) and sum(heard == name for heard, _ in self.heard) >= times
+
+    @contextlib.contextmanager
+    def answers_stops(self) -> Iterator[None]:
+        self.is_answered = True
+        yield
+        self.is_answered = False
+
+
+def test_rows_are_counted_over_all_batches() -> None:
+    listener = Listener()
+    assert len(list(counted(batches(3), listener, "perplexity", 5, step=1, steps_planned=2))) == 3
+    assert [(name, rows["rows"], rows["rows_planned"]) for name, rows in listener.heard] == [
+        ("perplexity", 0, 5), ("perplexity", 2, 5), ("perplexity", 4, 5), ("perplexity", 5, 5),
+    ]  # fmt: skip
+    assert all(rows["step"] == 1 for _, rows in listener.heard)
+
+
+def test_a_stop_ends_an_evaluation_between_two_batches() -> None:
+    read = interruptible(batches(9), Listener(stop_in=("evaluate", 3)), "evaluate", 18)
+    assert [next(read), next(read)]
+    with pytest.raises(Interrupted):
+        next(read)
+
+
+class Ruled:
+    """The tiny source, with a rule that is looked for in steps that a stop can interrupt, as rollouts are."""
+
+    def __init__(self, source: Any, listener: Listener, ends_at: int) -> None:
+        self._source, self._listener, self._ends_at = source, listener, ends_at
+        self.asked: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        for _ in range(3):
+            self._listener.phase("rollout")
+            raise_if_stopping(self._listener)
+        self.asked.append(steps_done)
+        return "kl" if steps_done == self._ends_at else None
+
+
+def run(tiny: SimpleNamespace, uri: str, listener: Listener, **changes: Any) -> Any:
+    engine, source = tiny.make_engine(), changes.pop("source", None) or tiny.Source(12)
+    wanted: dict[str, Any] = {"cadence": Cadence(100, 4), "evaluate": None, **changes}
+    try:
+        outcome = train(
+            engine, tiny.Squares(), source, learning_rates=lambda step: {"model": 0.05 / (1 + step)},
+            checkpoint=tiny.open_checkpoint(uri), observer=listener, seed=3, **wanted,
+        )  # fmt: skip
+    except Preempted as error:
+        return str(error)
+    weights = [piece.values.clone() for piece in engine.state_out()]
+    return outcome, weights
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert (one[0].ending(), one[0].evaluation) == (other[0].ending(), other[0].evaluation)
+    assert all(torch.equal(*pair) for pair in zip(one[1], other[1], strict=True))
+
+
+def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(tiny: SimpleNamespace, uri: str) -> None:
+    def evaluation(listener: Listener) -> Any:
+        return lambda: {"loss": float(len(list(interruptible(batches(5), listener, "evaluate", 10))))}
+
+    whole = Listener()
+    straight = run(tiny, f"{uri}-straight", whole, evaluate=evaluation(whole))
+    stopped = Listener(stop_in=("evaluate", 8))  # the second evaluation, after step 8
+    assert "stopped after 8 of 12 steps; the state after 8 is saved" in run(
+        tiny, uri, stopped, evaluate=evaluation(stopped)
+    )
+    again = Listener()
+    assert_equal(run(tiny, uri, again, evaluate=evaluation(again)), straight)
+    assert again.steps[0] == 9
+
+
+@pytest.mark.parametrize("rollouts", [2, 8, 19])
+def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(
+    tiny: SimpleNamespace, uri: str, rollouts: int
+) -> None:
+    def ruled(listener: Listener) -> Ruled:
+        return Ruled(tiny.Source(12), listener, ends_at=7)
+
+    whole = Listener()
+    straight = run(tiny, f"{uri}-straight", whole, source=ruled(whole))
+    assert straight[0].rule == "kl"
+    assert straight[0].steps_done == 7
+    stopped = Listener(stop_in=("rollout", rollouts))
+    assert "is saved" in run(tiny, uri, stopped, source=ruled(stopped))
+    again = Listener()
+    source = ruled(again)
+    made = run(tiny, uri, again, source=source)
+    assert source.asked[0] == -(-rollouts // 3)
+    assert (made[0].rule, made[0].steps_done) == ("kl", 7)
+    assert all(torch.equal(*pair) for pair in zip(made[1], straight[1], strict=True))
+
+
+def test_a_rule_that_was_not_asked_for_would_be_lost(
+    tiny: SimpleNamespace, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of `is_judged`: without it the stage goes on past its rule."""
+    stopped = Listener(stop_in=("rollout", 20))  # in the rollouts after step 7, which the rule ends
+    run(tiny, uri, stopped, source=Ruled(tiny.Source(12), stopped, ends_at=7))
+    monkeypatch.setattr(
+        loop.LoopState, "is_judged", property(lambda self: True, lambda self, value: None), raising=False
+    )
+    again = Listener()
+    made = run(tiny, uri, again, source=Ruled(tiny.Source(12), again, ends_at=7))
+    assert (made[0].rule, made[0].steps_done) == (None, 12)
+
+
+def test_between_two_states_a_stop_waits_only_where_the_next_one_is_near(
+    tiny: SimpleNamespace, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seldom(Ruled):
+        def can_save(self, steps_done: int) -> bool:
+            return steps_done % 6 == 0
+
+    for patience, saved, name in ((1e9, 6, "near"), (0.0, 0, "far")):
+        monkeypatch.setattr(loop, "STOP_WAIT_S", patience)
+        listener = Listener(stop_in=("train", 2))
+        said = run(tiny, f"{uri}-{name}", listener, source=Seldom(tiny.Source(12), Listener(), 99))
+        assert f"stopped after {saved or 2} of 12 steps" in said
+        assert ("the state after 6 is saved" if saved else "there is no state yet") in said
+
+
+def test_a_stop_is_answered_in_the_loop_alone(tiny: SimpleNamespace, uri: str) -> None:
+    listener = Listener()
+    seen = []
+
+    class Watched(type(tiny.Squares())):  # type: ignore[misc]
+        def loss(self, module: Any, batch: Any) -> Any:
+            seen.append(listener.is_answered)
+            return super().loss(module, batch)
+
+    tiny.Squares = Watched
+    run(tiny, uri, listener)
+    assert seen
+    assert all(seen)
+    assert not listener.is_answered

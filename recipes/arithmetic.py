@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterator
 
-from recipes.chain import autoencoder_of
+from recipes.chain import autoencoder_of, origin
 from recipes.data import TrainTokenizer
 from recipes.derive import (
     largest_micro_batch,
@@ -63,7 +63,8 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
             case PpoStage():
                 yield from _check_updates(loaded, place, stage)
                 yield from _check_critic_warmup(loaded, place, stage)
-                yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts)
+                scorer = _shortest_scorer(loaded, [stage.actor], [stage.reward])
+                yield from _check_sampling(loaded, f"{place}.rollout", stage.rollout, facts, scorer)
             case Evaluate():
                 facts = _shortest(loaded, stage)
                 if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
@@ -72,7 +73,9 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
                 if "perplexity" in stage.suites or "targets" in stage.suites:
                     yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
                 if "generation" in stage.suites or "comparison" in stage.suites:
-                    yield from _check_sampling(loaded, f"{place}.sampling", stage.sampling, facts)
+                    scorers = [text for text in (stage.reward, stage.second_scorer) if text is not None]
+                    scorer = _shortest_scorer(loaded, stage.of, scorers)
+                    yield from _check_sampling(loaded, f"{place}.sampling", stage.sampling, facts, scorer)
 
 
 def _check_workers(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -329,7 +332,20 @@ def _check_critic_warmup(loaded: LoadedRecipe, place: str, stage: PpoStage) -> I
 
 def _shortest(loaded: LoadedRecipe, stage: Evaluate) -> ModelFacts:
     """The facts of the model that takes the shortest texts: all of them read the same ones."""
-    known = [] if "images" in stage.suites else [reference_facts(loaded, text) for text in stage.of]
+    return _least_room([] if "images" in stage.suites else [reference_facts(loaded, text) for text in stage.of])
+
+
+def _shortest_scorer(loaded: LoadedRecipe, writers: list[str], scorers: list[str]) -> ModelFacts:
+    """The facts of the reward model with the least room among those that read a writer's own tokens.
+
+    Those are the ones that descend from the same model; others read the text in tokens that nobody knows yet.
+    """
+    stages = loaded.recipe.stages
+    written = [found for text in writers if (found := origin(text, stages)) is not None]
+    return _least_room([reference_facts(loaded, text) for text in scorers if origin(text, stages) in written])
+
+
+def _least_room(known: list[ModelFacts]) -> ModelFacts:
     return min(
         known, key=lambda facts: sys.maxsize if facts.positions is None else facts.positions, default=ModelFacts()
     )
@@ -341,13 +357,21 @@ def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFac
         yield loaded.problem(place, length, message, f"at most {facts.positions}")
 
 
-def _check_sampling(loaded: LoadedRecipe, place: str, sampling: Sampling, facts: ModelFacts) -> Iterator[Problem]:
-    longest = sampling.max_prompt_tokens + sampling.max_new_tokens
-    if facts.positions is not None and longest > facts.positions:
-        message = (
-            f"max_prompt_tokens + max_new_tokens ({sampling.max_prompt_tokens} + {sampling.max_new_tokens} = "
-            f"{longest}) is longer than the model: {facts.positions_at} is {facts.positions}"
-        )
-        room = facts.positions - sampling.max_prompt_tokens
-        suggestion = f"at most {room}" if room > 0 else f"max_prompt_tokens must be below {facts.positions}"
-        yield loaded.problem(f"{place}.max_new_tokens", sampling.max_new_tokens, message, suggestion)
+def _check_sampling(
+    loaded: LoadedRecipe, place: str, sampling: Sampling, facts: ModelFacts, scorer: ModelFacts
+) -> Iterator[Problem]:
+    """Prompt and response must fit the writer; a scorer also reads the end token after an unfinished response."""
+    prompt, new = sampling.max_prompt_tokens, sampling.max_new_tokens
+    summed = f"max_prompt_tokens + max_new_tokens ({prompt} + {new} = {prompt + new})"
+    closed = f"{summed} and the end token that a reward model reads after an unfinished response"
+    limits = [
+        (known.positions - more, what, known)
+        for known, more, what in ((scorer, 1, closed), (facts, 0, summed))
+        if known.positions is not None
+    ]
+    limit, what, known = min(limits, key=lambda entry: entry[0], default=(prompt + new, summed, facts))
+    if prompt + new > limit:
+        are = "is" if what == summed else "are"
+        message = f"{what} {are} longer than the model: {known.positions_at} is {known.positions}"
+        suggestion = f"at most {limit - prompt}" if limit > prompt else f"max_prompt_tokens must be below {limit}"
+        yield loaded.problem(f"{place}.max_new_tokens", new, message, suggestion)

@@ -59,7 +59,9 @@ class Updates(Strict):
     )
     kl_in: Literal["reward", "loss"] = meaning(
         "reward",
-        description="Where the penalty enters: the reward (per token k1; gaussians exactly) or the loss (k3; exactly).",
+        description="Where the penalty enters. reward: k1 of each token, or the KL of an image's steps, is subtracted "
+        "from the score. loss: the KL at each token or step is added to the loss. kl_coef weighs nats against the "
+        "score in both, except for images in the loss: there against the reward's standard deviation.",
     )
     kl_controller: KlController = meaning(default_factory=FixedKl, description="How kl_coef changes over time.")
     kl_limit: float | None = meaning(

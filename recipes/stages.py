@@ -386,5 +386,5 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 2, "finetune": 3, "reward": 2, "ppo": 2, "evaluate": 3}
+SEMANTICS = {"pretrain": 2, "finetune": 3, "reward": 2, "ppo": 3, "evaluate": 4}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

@@ -34,11 +34,17 @@ def estimate_advantages(
     return advantages_BR, returns_BR
 
 
+def masked_deviation(x_BR: Tensor, mask_BR: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Standard deviation (with 1/N) of the masked entries, of which there are some: what `whiten` divides by."""
+    kept = x_BR[mask_BR].double()
+    return torch.sqrt(((kept - kept.mean()) ** 2).mean() + epsilon)
+
+
 def whiten(x_BR: Tensor, mask_BR: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Mean 0 and variance 1 (with 1/N) over the masked entries, 0 elsewhere; give it the entries of every rank."""
     kept = x_BR[mask_BR].double()
     if kept.numel() == 0:
         return torch.zeros_like(x_BR)
     mean = kept.mean()
-    deviation = torch.sqrt(((kept - mean) ** 2).mean() + epsilon)
+    deviation = masked_deviation(x_BR, mask_BR, epsilon)
     return torch.where(mask_BR, ((x_BR.double() - mean) / deviation).to(x_BR.dtype), 0.0)

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from recipes.ddpo import Ddpo
 from rlhf.denoising import grouped_advantages
-from rlhf.experience import gather_rows
-from rlhf.invariants import (
-    WeightsVersion,
-    require_ratio_one,
-    require_reference,
-    require_version,
-    weights_digest,
-)
+from rlhf.experience import gather_rows, join_tables
+from rlhf.invariants import WeightsVersion, density_scales, require_ratio_one, require_reference, require_version
 from rlhf.iterations import Estimate, Update
 from rlhf.losses import policy_loss
 from rlhf.monitors import report_pictures
@@ -54,19 +48,16 @@ class PictureRollouts(Protocol):
 
 
 class ColocatedPictures:
-    """Draws on the training ranks from the engine's own parameters, so that there is nothing to send."""
+    """Draws on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
 
-    def __init__(self, engine: Engine, trained: Sequence[str], base_digest: str) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._trained = tuple(trained)
-        self._base_digest = base_digest
-        self._version = WeightsVersion(-1, "")
+        self._iteration = -1
 
     def sync(self, iteration: int) -> WeightsVersion:
-        """Digest the parameters that drawing will use."""
-        trained = self._engine.full_parameters(self._trained)
-        self._version = WeightsVersion(iteration, weights_digest(trained, self._base_digest))
-        return self._version
+        """Remember the iteration; the weights are in place."""
+        self._iteration = iteration
+        return WeightsVersion(iteration, self._engine.steps_applied)
 
     def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
         """Draw with every parameter in place."""
@@ -80,7 +71,8 @@ class ColocatedPictures:
                 some = asked.rows(rows)
                 parts.append(module.draw(seeds[rows], some.labels_B, some.captions))
         states, pictures = (torch.cat([part[place] for part in parts]) for place in range(2))
-        return Drawn(Trajectories(states, asked.labels_B, ids_B, asked.captions), pictures, self._version)
+        version = WeightsVersion(self._iteration, self._engine.steps_applied)
+        return Drawn(Trajectories(states, asked.labels_B, ids_B, asked.captions), pictures, version)
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ class PictureExperience:
 
     trajectories: Trajectories
     old_logprobs_NA: Tensor
-    """Of the policy that drew, by the training forward."""
+    """Of the policy that drew, by the training forward in the first update's micro-batches."""
     advantages_N: Tensor
 
     def batch(self, rows: Sequence[int], update: Update) -> DdpoBatch:
@@ -129,9 +121,9 @@ class PictureExperience:
 class DdpoObjective:
     """Clipped surrogate over denoising steps with importance sampling (DDPO-IS), and the optional KL term."""
 
-    def __init__(self, settings: Ddpo, tolerance: float) -> None:
+    def __init__(self, settings: Ddpo, roundoff: float) -> None:
         self._settings = settings
-        self._tolerance = tolerance
+        self._roundoff = roundoff
 
     def weight(self, batch: DdpoBatch) -> float:
         """Actions: the loss is their mean over the whole optimiser step."""
@@ -153,7 +145,9 @@ class DdpoObjective:
             settings.dual_clip,
         )
         if batch.is_untouched:
-            require_ratio_one(policy.max_ratio_error, self._tolerance)
+            assert opinions.distances_BA is not None
+            log_ratios_BA = opinions.logprobs_BA - batch.old_logprobs_BA
+            require_ratio_one(log_ratios_BA, density_scales(opinions.distances_BA, self._roundoff), self._roundoff)
         loss = policy.loss
         if has_penalty:
             assert opinions.kl_BA is not None
@@ -165,9 +159,11 @@ class DdpoObjective:
                 "loss": (loss.detach(), actions),
                 "policy_loss": (policy.loss.detach(), actions),
                 "ratio": (policy.ratio, actions),
+                "log_ratio": (policy.log_ratio, actions),
                 "clip_fraction": (policy.clipped, actions),
                 "old_kl": (policy.old_kl, actions),
             },
+            {"log_ratio_max": policy.max_log_ratio},
         )
 
 
@@ -191,7 +187,7 @@ class DdpoEstimator:
         rank: int,
         workers: int,
         micro_batch: int,
-        tolerance: float,
+        roundoff: float,
         show: Show | None = None,
     ) -> None:
         self._engine = engine
@@ -204,10 +200,17 @@ class DdpoEstimator:
         self._rank = rank
         self._workers = workers
         self._micro_batch = micro_batch
-        self._tolerance = tolerance
+        self._roundoff = roundoff
         self._show = show
 
-    def estimate(self, iteration: int, kl_coef: float) -> Estimate[PictureExperience]:
+    @property
+    def num_samples(self) -> int:
+        """Pictures of an iteration."""
+        return self._pictures
+
+    def estimate(
+        self, iteration: int, kl_coef: float, first_epoch: Sequence[Sequence[int]]
+    ) -> Estimate[PictureExperience]:
         """Draw, score, penalise, estimate advantages: the upper half of the paper's algorithm box."""
         settings = self._settings
         version = self._rollouts.sync(iteration)
@@ -215,25 +218,28 @@ class DdpoEstimator:
         drawn = self._drawn(iteration, asked)
         require_version(drawn.version, version)
         scores_B = self._score(drawn.pictures_BCHW, drawn.trajectories.labels_B)
-        logprobs_BA, reference_logprobs_BA, kl_BA = self._judged(drawn.trajectories)
         trajectories = drawn.trajectories.gathered()
         scores_N, pictures_NCHW = gather_rows(scores_B), gather_rows(drawn.pictures_BCHW)
-        logprobs_NA, reference_logprobs_NA = gather_rows(logprobs_BA), gather_rows(reference_logprobs_BA)
-        kl_NA = gather_rows(kl_BA)
+        logprobs_NA, reference_logprobs_NA, kl_NA, distances_NA = self._judged(trajectories, first_epoch)
         report = report_pictures(scores_N, pictures_NCHW, logprobs_NA, reference_logprobs_NA, kl_NA)
         if iteration == 0:
-            require_reference(logprobs_NA, reference_logprobs_NA, self._tolerance)
+            scales_NA = density_scales(distances_NA, self._roundoff)
+            require_reference(logprobs_NA, reference_logprobs_NA, scales_NA, self._roundoff)
         if self._show is not None:
             self._show(iteration, self._rollouts)
         rewards_N = scores_N - kl_coef * kl_NA.sum(dim=1)
         groups_N = asked.groups_B if settings.normalise == "classes" else torch.zeros_like(asked.groups_B)
         advantages_N = grouped_advantages(rewards_N, groups_N.to(rewards_N.device), settings.advantage_clip)
-        return Estimate(PictureExperience(trajectories, logprobs_NA, advantages_N), len(scores_N), report)
+        return Estimate(PictureExperience(trajectories, logprobs_NA, advantages_N), report)
 
     def micro_batches(self, experience: PictureExperience, rows: Sequence[int], update: Update) -> Sequence[DdpoBatch]:
         """This rank's share of the pictures."""
+        return [experience.batch(share, update) for share in self._shares(rows)]
+
+    def _shares(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        """The micro-batches of a mini-batch of these pictures on this rank."""
         own, size = rows[self._rank :: self._workers], self._micro_batch
-        return [experience.batch(own[start : start + size], update) for start in range(0, len(own), size)]
+        return [own[start : start + size] for start in range(0, len(own), size)]
 
     def _drawn(self, iteration: int, asked: Asked) -> Drawn:
         """This rank's pictures: their number alone says what is asked for and which noise."""
@@ -245,14 +251,17 @@ class DdpoEstimator:
         return self._rollouts.draw(seeds, asked.rows(own), sample_ids)
 
     @torch.no_grad()
-    def _judged(self, trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
-        """What actor and reference say of this rank's actions, [B, A] each, by the training forward."""
+    def _judged(self, trajectories: Trajectories, first_epoch: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """What actor and reference say of all ranks' actions by the training forward: [N, A] each, log-probabilities
+        of both, KL, distances; a picture is judged by the rank that first learns from it.
+        """
         count, actions = len(trajectories.labels_B), trajectories.states_BSCHW.shape[1] - 1
-        table = torch.zeros(3, count, actions, dtype=torch.float64, device=self._engine.device)
-        for start in range(0, count, self._micro_batch):
-            rows = list(range(start, min(start + self._micro_batch, count)))
+        table = torch.zeros(4, count, actions, dtype=torch.float64, device=self._engine.device)
+        for rows in (share for mini_batch in first_epoch for share in self._shares(mini_batch)):
             opinions = PictureOpinions(**self._engine.module(trajectories.rows(rows), ("actor", "reference")))
-            for index, column in enumerate((opinions.logprobs_BA, opinions.reference_logprobs_BA, opinions.kl_BA)):
+            columns = (opinions.logprobs_BA, opinions.reference_logprobs_BA, opinions.kl_BA, opinions.distances_BA)
+            for index, column in enumerate(columns):
                 assert column is not None
                 table[index, rows] = column
-        return table[0], table[1], table[2]
+        (table,) = join_tables(table)
+        return tuple(table)

@@ -11,7 +11,6 @@ from recipes.derive import largest_micro_batch, steps_per_iteration
 from recipes.errors import RequestError, StageError
 from recipes.stages import PpoImages
 from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
-from rlhf.invariants import UNTOUCHED_TOLERANCE
 from rlhf.iterations import PpoSource, kept_iterations, run_iterations
 from rlhf.picture_models import PictureModels
 from rlhf.picture_prompts import PicturePrompts, open_prompts
@@ -24,7 +23,7 @@ from trainers.families.ddpm import DdpmFamily
 from trainers.image_draft import write_image_draft
 from trainers.image_start import adapt
 from trainers.pictures import grid_sample
-from trainers.precision import dtype_of, use_fast_matmul
+from trainers.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.randomness import stream_seed
 from trainers.stage import Draft, StageContext, model_folder
 from trainers.steps import one_group, stage_layout
@@ -51,10 +50,10 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     group = parameter_group(GROUP, models, settings.optimizer, prefix=ACTOR)
     engine = build_engine(models, [group], spec.shard, clip=settings.gradient_clipping, device=ranks.device)
     trained = [name for name, _ in group.parameters]
-    tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
+    roundoff = unit_roundoff(spec.shard.precision, ranks.device)
     estimator = DdpoEstimator(
         engine=engine,
-        rollouts=ColocatedPictures(engine, trained, context.inputs["actor"].digest),
+        rollouts=ColocatedPictures(engine),
         score=score,
         settings=settings,
         pictures=rollout.pictures_per_iteration,
@@ -63,14 +62,14 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         rank=ranks.rank,
         workers=ranks.world_size,
         micro_batch=layout.micro_batch,
-        tolerance=tolerance,
+        roundoff=roundoff,
         show=_grid_writer(spec, context, prompts) if settings.grid else None,
     )
     source = PpoSource(
         estimator, engine=engine, settings=settings, trained=trained, seed=context.seed, observer=observer
     )
     checkpoint = context.checkpoint(layout)
-    objective = DdpoObjective(settings, tolerance)
+    objective = DdpoObjective(settings, roundoff)
     rates = one_group(settings.optimizer.lr, settings.schedule, source.steps_planned, GROUP)
     tuned = run_iterations(objective, source, context, checkpoint, rates)
     start, metrics = source.start(), dict(tuned.metrics)

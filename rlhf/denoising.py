@@ -57,6 +57,11 @@ def gaussian_logprobs(actions_BACHW: Tensor, means_BACHW: Tensor, sd_A: Tensor) 
     return -0.5 * scaled.square().flatten(2).sum(2) - constant_A
 
 
+def scaled_norms(means_BACHW: Tensor, sd_A: Tensor) -> Tensor:
+    """Norm [B, A] of each mean in deviations."""
+    return (means_BACHW.double() / sd_A.double().view(1, -1, 1, 1, 1)).flatten(2).norm(dim=2)
+
+
 def gaussian_kl(means_BACHW: Tensor, reference_means_BACHW: Tensor, sd_A: Tensor) -> Tensor:
     """KL [B, A] in nats between Gaussians of one deviation: half the squared distance of the means in deviations."""
     scaled = (means_BACHW - reference_means_BACHW).double() / sd_A.double().view(1, -1, 1, 1, 1)

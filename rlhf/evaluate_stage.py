@@ -215,7 +215,8 @@ def _respond(
     settings = sampling_settings(tokenization, asked.max_new_tokens, asked.temperature, asked.stop_tokens)
     keys = [(row, 0) for row in rows]
     uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
-    return answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH, watch)
+    responses, _ = answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH, watch)
+    return responses
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch.distributed
 from torch import Tensor
 
 from trainers.data.batches import SequenceBatch, TokenBatch
-from trainers.distributed import gather_json, world_size
+from trainers.distributed import gather_json, sum_tensor, world_size
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,26 @@ class Responses:
         """The response tokens of each row."""
         return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.response_mask_BT, strict=True)]
 
-    def closed(self, end_id: int) -> SequenceBatch:
-        """The rows as a reward model reads them: an unfinished response gets the end token that it lacks.
+    def closed(self, end_ids: Sequence[int]) -> SequenceBatch:
+        """The rows as a reward model reads them: a response without one of the end tokens at its end gets the first.
 
-        Reward models learn from whole turns, so a score read anywhere but at an end token would mean nothing.
+        Reward models learn from whole turns, so a score read anywhere but at an end token would mean nothing: not
+        where the limit cut a response off, and not at a stop token that ends no turn.
         """
         lengths_B = self.attention_mask_BT.sum(dim=1)
-        rows_B = torch.arange(len(lengths_B), device=lengths_B.device)[~self.ended_B]
-        places_B = lengths_B[~self.ended_B]
+        rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+        ends = torch.tensor(end_ids, dtype=torch.int64, device=lengths_B.device)
+        is_open_B = ~torch.isin(self.input_ids_BT[rows_B, lengths_B - 1], ends)
+        rows_B, places_B = rows_B[is_open_B], lengths_B[is_open_B]
         pad = torch.nn.functional.pad
         ids, real, response = (
             pad(t, (0, 1)) for t in (self.input_ids_BT, self.attention_mask_BT, self.response_mask_BT)
         )
-        ids[rows_B, places_B] = end_id
+        ids[rows_B, places_B] = end_ids[0]
         real[rows_B, places_B] = True
         response[rows_B, places_B] = True
-        return SequenceBatch(ids, real, response)
+        width = int(real.sum(dim=1).max())
+        return SequenceBatch(ids[:, :width], real[:, :width], response[:, :width])
 
     def rows(self, index: Sequence[int]) -> "Responses":
         """These rows, without the columns that are padding in all of them."""
@@ -75,7 +79,8 @@ class Judged:
     """What the models say of the responses before the update; zero outside of the response."""
 
     logprobs_BR: Tensor
-    """Of the policy that sampled, by the training forward at the sampling temperature."""
+    """Of the policy that sampled, by the training forward at the sampling temperature, in the first update's
+    micro-batches."""
     reference_logprobs_BR: Tensor
     entropy_BR: Tensor
     values_BR: Tensor
@@ -126,7 +131,10 @@ class Experience:
     responses: Responses
     judged: Judged
     advantages_NR: Tensor
+    """Whitened."""
     returns_NR: Tensor
+    deviation: float
+    """Of the advantages before they were whitened: units of the score in one of an advantage."""
 
     def batch(self, rows: Sequence[int], *, kl_coef: float, actor_learns: bool, is_untouched: bool) -> PpoBatch:
         """These rows as a micro-batch."""
@@ -174,31 +182,27 @@ def join_responses(
     )
 
 
-def gather_samples(responses: Responses, judged: Judged) -> tuple[Responses, Judged]:
-    """Every rank's samples in rank order, padded to common widths; collective. All ranks hold equally many."""
+def gather_responses(responses: Responses) -> Responses:
+    """Every rank's responses in rank order, padded to a common width; collective. All ranks hold equally many."""
     if world_size() == 1:
-        return responses, judged
-    tokens, width = responses.input_ids_BT.shape[1], judged.logprobs_BR.shape[1]
-    widths = gather_json([tokens, width])
-    tokens, width = max(t for t, _ in widths), max(r for _, r in widths)
-    gathered = Responses(
+        return responses
+    tokens = max(gather_json(responses.input_ids_BT.shape[1]))
+    return Responses(
         input_ids_BT=gather_rows(_widened(responses.input_ids_BT, tokens)),
         attention_mask_BT=gather_rows(_widened(responses.attention_mask_BT, tokens)),
         response_mask_BT=gather_rows(_widened(responses.response_mask_BT, tokens)),
         ended_B=gather_rows(responses.ended_B),
         sample_ids_B=gather_rows(responses.sample_ids_B),
     )
-    return gathered, Judged(
-        logprobs_BR=gather_rows(_widened(judged.logprobs_BR, width)),
-        reference_logprobs_BR=gather_rows(_widened(judged.reference_logprobs_BR, width)),
-        entropy_BR=gather_rows(_widened(judged.entropy_BR, width)),
-        values_BR=gather_rows(_widened(judged.values_BR, width)),
-        scores_B=gather_rows(judged.scores_B),
-    )
 
 
 def _widened(tensor: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+
+
+def join_tables(*tables: Tensor) -> tuple[Tensor, ...]:
+    """Complete tables over every rank's samples, of which a rank filled its own rows alone, the rest 0; collective."""
+    return tuple(sum_tensor(table) for table in tables)
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

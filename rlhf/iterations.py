@@ -33,8 +33,6 @@ class Estimate(Generic[E]):
 
     experience: E
     """Every rank's samples with their advantages."""
-    num_samples: int
-    """Of all ranks."""
     report: Report
 
 
@@ -46,18 +44,23 @@ class Update:
     iteration: int
     kl_coef: float
     """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether the policy is still exactly the one that sampled, so that every ratio is 1."""
-        return self.step == 0
+    is_untouched: bool
+    """Whether the policy is still exactly the one that sampled, so that every ratio is 1."""
 
 
 class Estimator(Protocol[E]):
-    """The upper half of the paper's algorithm box, and how its outcome is dealt out for the lower one."""
+    """The upper half of the paper's algorithm box, and how its outcome is split for the lower one."""
 
-    def estimate(self, iteration: int, kl_coef: float) -> Estimate[E]:
-        """Sample, score, penalise with `kl_coef`, estimate advantages; collective."""
+    @property
+    def num_samples(self) -> int:
+        """Samples of an iteration, of all ranks."""
+
+    def estimate(self, iteration: int, kl_coef: float, first_epoch: Sequence[Sequence[int]]) -> Estimate[E]:
+        """Sample, score, penalise with `kl_coef`, estimate advantages; collective.
+
+        `first_epoch` are the rows of the mini-batches that are learnt from first. Samples are judged in their
+        micro-batches: the first update then runs the very forward that gave the old log-probabilities.
+        """
 
     def micro_batches(self, experience: E, rows: Sequence[int], update: Update) -> Sequence[Any]:
         """Give this rank's share of a mini-batch of these samples, for the objective."""
@@ -151,11 +154,16 @@ class PpoSource(Generic[E]):
         prepared = self._begin(iteration)
         if within == 0:
             self._progress = self._after(prepared)
-        order = shuffled_rows(self._seed, iteration, epoch, prepared.estimate.num_samples)
-        size = len(order) // self.settings.mini_batches
-        rows = order[index * size : (index + 1) * size]
-        update = Update(step, iteration, prepared.kl_coef if self.settings.kl_in == "loss" else 0.0)
+        rows = self._mini_batches(iteration, epoch)[index]
+        kl_coef = prepared.kl_coef if self.settings.kl_in == "loss" else 0.0
+        update = Update(step, iteration, kl_coef, is_untouched=within == 0)
         return self._estimator.micro_batches(prepared.estimate.experience, rows, update)
+
+    def _mini_batches(self, iteration: int, epoch: int) -> list[list[int]]:
+        """The rows of an epoch's mini-batches."""
+        order = shuffled_rows(self._seed, iteration, epoch, self._estimator.num_samples)
+        size = len(order) // self.settings.mini_batches
+        return [order[index * size : (index + 1) * size] for index in range(self.settings.mini_batches)]
 
     def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
         """Between iterations, let the policy sample again and hold what it made against the stop rules."""
@@ -207,10 +215,11 @@ class PpoSource(Generic[E]):
 
     def _prepare(self, iteration: int) -> _Prepared[E]:
         settings, kl_coef = self.settings, self._progress.kl_coef
-        estimate = self._estimator.estimate(iteration, kl_coef if settings.kl_in == "reward" else 0.0)
+        in_reward = kl_coef if settings.kl_in == "reward" else 0.0
+        estimate = self._estimator.estimate(iteration, in_reward, self._mini_batches(iteration, 0))
         match settings.kl_controller:
             case AdaptiveKl(target=target, horizon=horizon):
-                following = adapted_kl_coef(kl_coef, estimate.report.kl, target, horizon, estimate.num_samples)
+                following = adapted_kl_coef(kl_coef, estimate.report.kl, target, horizon, self._estimator.num_samples)
             case _:
                 following = kl_coef
         return _Prepared(iteration, estimate, kl_coef, following)
@@ -221,11 +230,11 @@ class PpoSource(Generic[E]):
         progress = replace(self._progress, kl_coef=prepared.next_kl_coef)
         if prepared.iteration == 0:
             progress = replace(progress, start=report.metrics())
-        is_best = progress.best_score is None or report.score_mean > progress.best_score
+        is_best = progress.best_score is None or report.optimised_score > progress.best_score
         if self.settings.kl_limit is None or not is_best:
             return progress
         best = {name: tensor.clone() for name, tensor in self.engine.full_parameters(self._trained)}
-        return replace(progress, best_score=report.score_mean, best_iteration=prepared.iteration, best=best)
+        return replace(progress, best_score=report.optimised_score, best_iteration=prepared.iteration, best=best)
 
 
 def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:

@@ -26,6 +26,19 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return torch.exp(inverse) - 1.0 - inverse
 
 
+def kl_in_loss(logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """A penalty for samples of `old_logprobs` whose value is k3 and whose gradient is that of KL(policy || reference).
+
+    KL's gradient is E_policy[log(policy/reference) grad log policy]: that of k2, weighted by the ratio to the policy
+    that sampled. k3's own gradient on own samples, E_policy[(1 - reference/policy) grad log policy], is that of
+    KL(reference || policy): it keeps the policy from forgetting what the reference does, not from concentrating.
+    """
+    with torch.no_grad():
+        ratio = torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+        value, slope = ratio * k3(logprobs, reference_logprobs), ratio * k1(logprobs, reference_logprobs)
+    return value + slope * (logprobs - logprobs.detach())
+
+
 def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """KL over the last dimension, in nats."""
     log_p = torch.log_softmax(logits.float(), dim=-1)

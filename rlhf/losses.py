@@ -22,8 +22,10 @@ class PolicyLoss:
     ratio: Tensor
     old_kl: Tensor
     """k3 of the policy against the one that sampled."""
-    max_ratio_error: Tensor
-    """Largest |ratio - 1|; a maximum, not a sum."""
+    log_ratio: Tensor
+    """Of absolute log-ratios."""
+    max_log_ratio: Tensor
+    """Largest absolute log-ratio; a maximum, not a sum."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,16 @@ def policy_loss(
         clipped = ((held_BR > free_BR) & mask_BR).sum()
         old_kl = torch.where(mask_BR, torch.exp(-log_ratio_BR) - 1.0 + log_ratio_BR, 0.0).sum()
         ratio = torch.where(mask_BR, ratio_BR, 0.0).sum()
-        error = torch.where(mask_BR, (ratio_BR - 1.0).abs(), 0.0).max()
+        distance_BR = log_ratio_BR.abs()
     loss = torch.where(mask_BR, loss_BR, 0.0).sum()
-    return PolicyLoss(loss=loss, clipped=clipped, ratio=ratio, old_kl=old_kl, max_ratio_error=error)
+    return PolicyLoss(
+        loss=loss,
+        clipped=clipped,
+        ratio=ratio,
+        old_kl=old_kl,
+        log_ratio=distance_BR.sum(),
+        max_log_ratio=distance_BR.max(),
+    )
 
 
 def value_loss(

@@ -22,6 +22,10 @@ class Report(Protocol):
         """Of the scores as the reward gave them."""
 
     @property
+    def optimised_score(self) -> float:
+        """Mean of the scores as the policy learns them: the best policy under a stop rule is the best by this."""
+
+    @property
     def kl(self) -> float:
         """Of the policy against its start, in nats for a whole sample."""
 
@@ -48,6 +52,16 @@ class RolloutReport:
     repetition: float
     length_correlation: float
     """Of score and length: near 1 the reward model pays for length alone."""
+    shaped_score_mean: float
+    """Of the scores normalised, clipped and less the penalty for a missing end token."""
+    sampler_gap: float
+    """Mean absolute log-ratio of the training forward to the sampler at the drawn tokens: the two round differently."""
+    sampler_gap_max: float
+
+    @property
+    def optimised_score(self) -> float:
+        """The shaped one."""
+        return self.shaped_score_mean
 
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics."""
@@ -67,9 +81,13 @@ def report_rollouts(
     logprobs_NR: Tensor,
     reference_logprobs_NR: Tensor,
     entropy_NR: Tensor,
+    *,
+    shaped_scores_N: Tensor,
+    sampler_logprobs_NR: Tensor,
 ) -> RolloutReport:
     """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward model gave them."""
     mask = response_mask_NR
+    gaps = (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
     lengths = mask.sum(dim=1)
     scores = scores_N.double()
     return RolloutReport(
@@ -83,6 +101,9 @@ def report_rollouts(
         distinct_2=distinct_n(responses, 2),
         repetition=repeated_share(responses),
         length_correlation=correlation(scores.tolist(), lengths.double().tolist()),
+        shaped_score_mean=float(shaped_scores_N.double().mean()),
+        sampler_gap=float(gaps.mean()),
+        sampler_gap_max=float(gaps.max()),
     )
 
 
@@ -108,6 +129,11 @@ class PictureReport:
     vendi: float
     """Effective number of different pictures: it falls where the policy collapses."""
     pictures: int
+
+    @property
+    def optimised_score(self) -> float:
+        """The reward itself."""
+        return self.score_mean
 
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rlhf.denoising import Chain, build_chain, gaussian_kl, gaussian_logprobs
+from rlhf.denoising import Chain, build_chain, gaussian_kl, gaussian_logprobs, scaled_norms
 from rlhf.experience import gather_rows
 from rlhf.models import switch_dropout_off
 from trainers.architectures.lora import active_adapters, adapter_layers
@@ -61,6 +61,8 @@ class PictureOpinions:
     reference_logprobs_BA: Tensor | None = None
     kl_BA: Tensor | None = None
     """Of the actor against the reference, exactly; where both were asked."""
+    distances_BA: Tensor | None = None
+    """Norms of the actor's means in deviations, of which rounding takes its share; where the actor was asked."""
 
 
 class PictureModels(nn.Module):
@@ -93,6 +95,7 @@ class PictureModels(nn.Module):
         found: dict[str, Tensor] = {}
         if "actor" in means:
             found["logprobs_BA"] = gaussian_logprobs(actions, means["actor"], sd_A)
+            found["distances_BA"] = scaled_norms(means["actor"].detach(), sd_A)
         if "reference" in means:
             found["reference_logprobs_BA"] = gaussian_logprobs(actions, means["reference"], sd_A)
         if len(means) == 2:

@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from recipes.ppo import Ppo, Rollout
-from rlhf.advantages import estimate_advantages, whiten
-from rlhf.experience import Experience, Judged, PpoBatch, Responses, gather_samples
-from rlhf.invariants import require_ratio_one, require_reference, require_version
+from rlhf.advantages import estimate_advantages, masked_deviation, whiten
+from rlhf.experience import (
+    Experience,
+    Judged,
+    PpoBatch,
+    Responses,
+    gather_responses,
+    gather_rows,
+    join_tables,
+)
+from rlhf.invariants import require_ratio_one, require_reference, require_version, token_scales
 from rlhf.iterations import Estimate, Update
-from rlhf.kl import k3
+from rlhf.kl import kl_in_loss
 from rlhf.losses import policy_loss, value_loss
 from rlhf.models import Opinions, Role
 from rlhf.monitors import report_rollouts
-from rlhf.rollout import RolloutEngine, Rollouts, repeated_prompts, response_uniforms
+from rlhf.rollout import RolloutEngine, Rollouts, draw_keys, repeated_prompts, response_uniforms
 from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
@@ -33,10 +41,10 @@ ROLES: tuple[Role, ...] = ("actor", "reference", "critic", "reward")
 class PpoObjective:
     """Clipped surrogate, value loss, entropy bonus and the optional KL term, joint over actor and critic."""
 
-    def __init__(self, settings: Ppo, max_new_tokens: int, tolerance: float) -> None:
+    def __init__(self, settings: Ppo, max_new_tokens: int, roundoff: float) -> None:
         self._settings = settings
         self._max_new_tokens = max_new_tokens
-        self._tolerance = tolerance
+        self._roundoff = roundoff
 
     def weight(self, batch: PpoBatch) -> float:
         """Response tokens: the loss is their mean over the whole optimiser step."""
@@ -62,13 +70,15 @@ class PpoObjective:
             settings.dual_clip,
         )
         if batch.is_untouched:
-            require_ratio_one(policy.max_ratio_error, self._tolerance)
+            log_ratios_N = (opinions.logprobs_BR - batch.old_logprobs_BR)[mask_BR]
+            require_ratio_one(log_ratios_N, token_scales(batch.old_logprobs_BR[mask_BR]), self._roundoff)
         value = value_loss(opinions.values_BR, batch.old_values_BR, batch.returns_BR, mask_BR, settings.value_clip)
         actor = policy.loss
         if opinions.entropy_BR is not None:
             actor = actor - settings.entropy_coef * opinions.entropy_BR.sum()
         if batch.kl_coef > 0:
-            actor = actor + batch.kl_coef * k3(opinions.logprobs_BR, batch.reference_logprobs_BR).sum()
+            penalty_BR = kl_in_loss(opinions.logprobs_BR, batch.old_logprobs_BR, batch.reference_logprobs_BR)
+            actor = actor + batch.kl_coef * penalty_BR.sum()
         text: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         if batch.text is not None and opinions.text_loss is not None:
             actor = actor + batch.text_scale * opinions.text_loss
@@ -84,10 +94,12 @@ class PpoObjective:
                 "value_loss": (value.loss.detach(), tokens),
                 "value_error": (value.squared_error, tokens),
                 "ratio": (policy.ratio, tokens),
+                "log_ratio": (policy.log_ratio, tokens),
                 "clip_fraction": (policy.clipped, tokens),
                 "value_clip_fraction": (value.clipped, tokens),
                 "old_kl": (policy.old_kl, tokens),
             },
+            {"log_ratio_max": policy.max_log_ratio},
         )
 
 
@@ -109,7 +121,7 @@ class GaeEstimator:
         statistics: ScoreStatistics,
         seed: int,
         micro_batch: int,
-        tolerance: float,
+        roundoff: float,
         text: BatchPlan | None = None,
         show: Show | None = None,
     ) -> None:
@@ -121,29 +133,27 @@ class GaeEstimator:
         self._statistics = statistics
         self._seed = seed
         self._micro_batch = micro_batch
-        self._tolerance = tolerance
+        self._roundoff = roundoff
         self._text = text
         self._show = show
 
-    def estimate(self, iteration: int, kl_coef: float) -> Estimate[Experience]:
+    @property
+    def num_samples(self) -> int:
+        """Responses of an iteration."""
+        return self._rollout.prompts_per_iteration * self._rollout.samples_per_prompt
+
+    def estimate(self, iteration: int, kl_coef: float, first_epoch: Sequence[Sequence[int]]) -> Estimate[Experience]:
         """Sample, score, penalise, estimate advantages: the upper half of the paper's algorithm box."""
         settings = self._settings
         version = self._rollouts.sync(iteration)
         rollouts = self._sampled(iteration)
         require_version(rollouts.version, version)
-        responses, judged = gather_samples(rollouts.responses, self._judged(rollouts.responses))
+        responses = gather_responses(rollouts.responses)
+        judged = self._judged(responses, first_epoch)
         mask_NR = responses.response_mask_BR
-        report = report_rollouts(
-            judged.scores_B,
-            responses.response_ids,
-            mask_NR,
-            responses.ended_B,
-            judged.logprobs_BR,
-            judged.reference_logprobs_BR,
-            judged.entropy_BR,
-        )
         if iteration == 0:
-            require_reference(judged.logprobs_BR, judged.reference_logprobs_BR, self._tolerance)
+            own_N, reference_N = judged.logprobs_BR[mask_NR], judged.reference_logprobs_BR[mask_NR]
+            require_reference(own_N, reference_N, token_scales(reference_N), self._roundoff)
         if self._show is not None:
             self._show(iteration, responses, judged.scores_B)
         scores_N = shaped_scores(
@@ -156,22 +166,32 @@ class GaeEstimator:
         advantages_NR, returns_NR = estimate_advantages(
             rewards_NR, judged.values_BR, mask_NR, settings.gamma, settings.lam
         )
-        experience = Experience(responses, judged, whiten(advantages_NR, mask_NR), returns_NR)
-        return Estimate(experience, len(scores_N), report)
+        report = report_rollouts(
+            judged.scores_B,
+            responses.response_ids,
+            mask_NR,
+            responses.ended_B,
+            judged.logprobs_BR,
+            judged.reference_logprobs_BR,
+            judged.entropy_BR,
+            shaped_scores_N=scores_N,
+            sampler_logprobs_NR=gather_rows(rollouts.logprobs_BR)[:, : mask_NR.shape[1]],
+        )
+        deviation = float(masked_deviation(advantages_NR, mask_NR))
+        experience = Experience(responses, judged, whiten(advantages_NR, mask_NR), returns_NR, deviation)
+        return Estimate(experience, report)
 
     def micro_batches(self, experience: Experience, rows: Sequence[int], update: Update) -> Sequence[PpoBatch]:
-        """This rank's share, alike in length on all ranks."""
+        """This rank's share of a mini-batch; a penalty in the loss is in the unit of the whitened advantages there."""
         responses = experience.responses
-        lengths = responses.attention_mask_BT.sum(dim=1).tolist()
-        shares = deal_by_length(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
         batches = [
             experience.batch(
                 share,
-                kl_coef=update.kl_coef,
+                kl_coef=update.kl_coef / experience.deviation,
                 actor_learns=update.iteration >= self._settings.critic_warmup,
                 is_untouched=update.is_untouched,
             )
-            for share in shares
+            for share in self._shares(responses, rows)
         ]
         response_tokens = float(responses.response_mask_BT[torch.as_tensor(rows)].sum())
         return [self._with_text(batches[0], update.step, response_tokens), *batches[1:]]
@@ -190,21 +210,27 @@ class GaeEstimator:
 
     def _sampled(self, iteration: int) -> Rollouts:
         """This rank's responses to the iteration's prompts."""
-        (batch,) = self._prompts.micro_batches(iteration)
+        plan, samples = self._prompts, self._rollout.samples_per_prompt
+        (batch,) = plan.micro_batches(iteration)
         assert isinstance(batch, PromptBatch)
-        prompts, keys = repeated_prompts(batch.to(self._engine.device), self._rollout.samples_per_prompt)
+        own = range(plan.rank * plan.micro_batch, (plan.rank + 1) * plan.micro_batch)
+        keys = draw_keys(plan.sample_ids(iteration), own, samples)
+        prompts = repeated_prompts(batch.to(self._engine.device), samples)
         uniforms_BR = response_uniforms(self._seed, "rollout", iteration, keys, self._rollout.max_new_tokens)
         return self._rollouts.generate(prompts, uniforms_BR)
 
-    @torch.no_grad()
-    def _judged(self, responses: Responses) -> Judged:
-        """What all four models say of this rank's responses, in micro-batches of like length."""
+    def _shares(self, responses: Responses, rows: Sequence[int]) -> list[list[int]]:
+        """The micro-batches of a mini-batch of these rows on this rank, alike in length on all ranks."""
         lengths = responses.attention_mask_BT.sum(dim=1).tolist()
-        width = responses.response_mask_BR.shape[1]
-        rows_of = deal_by_length(range(len(lengths)), lengths, 0, 1, self._micro_batch)
-        table = torch.zeros(4, len(lengths), width, device=self._engine.device)
-        scores_B = torch.zeros(len(lengths), device=self._engine.device)
-        for rows in rows_of:
+        return deal_by_length(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
+
+    @torch.no_grad()
+    def _judged(self, responses: Responses, first_epoch: Sequence[Sequence[int]]) -> Judged:
+        """What all four models say of every rank's responses, each judged by the rank that first learns from it."""
+        count, width = responses.response_mask_BR.shape
+        table = torch.zeros(4, count, width, device=self._engine.device)
+        scores_N = torch.zeros(count, device=self._engine.device)
+        for rows in (share for mini_batch in first_epoch for share in self._shares(responses, mini_batch)):
             part = responses.rows(rows)
             opinions = Opinions(**self._engine.module(part, ROLES, True, self._rollout.max_new_tokens))
             columns = (
@@ -217,5 +243,6 @@ class GaeEstimator:
                 assert column is not None
                 table[index, rows, : column.shape[1]] = column
             assert opinions.scores_B is not None
-            scores_B[rows] = opinions.scores_B
-        return Judged(table[0], table[1], table[2], table[3], scores_B)
+            scores_N[rows] = opinions.scores_B
+        table, scores_N = join_tables(table, scores_N)
+        return Judged(table[0], table[1], table[2], table[3], scores_N)

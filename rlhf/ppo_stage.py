@@ -12,7 +12,6 @@ from recipes.references import find_source, get_source
 from recipes.stages import PpoStage
 from rlhf.critic import Critic
 from rlhf.experience import Responses
-from rlhf.invariants import UNTOUCHED_TOLERANCE
 from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
 from rlhf.ppo import GaeEstimator, PpoObjective, Show
 from rlhf.reading import Reading, reading_of
@@ -28,7 +27,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings, sampling_settings
-from trainers.precision import dtype_of, use_fast_matmul
+from trainers.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.schedule import learning_rate_factor
 from trainers.stage import (
     Check,
@@ -78,11 +77,11 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         shared.models, _groups(spec, shared), spec.shard, clip=settings.gradient_clipping, device=ranks.device
     )
     sampling = _sampling(rollout, tokenization)
-    tolerance = UNTOUCHED_TOLERANCE[spec.shard.precision]
+    roundoff = unit_roundoff(spec.shard.precision, ranks.device)
     per_iteration = rollout.prompts_per_iteration
     estimator = GaeEstimator(
         engine=engine,
-        rollouts=ColocatedRollouts(engine, shared.trained, context.inputs["actor"].digest, sampling),
+        rollouts=ColocatedRollouts(engine, sampling),
         prompts=BatchPlan(
             prompts, context.seed, per_iteration, ranks.world_size, ranks.rank, per_iteration // ranks.world_size
         ),
@@ -91,7 +90,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         statistics=reward.statistics,
         seed=context.seed,
         micro_batch=layout.micro_batch,
-        tolerance=tolerance,
+        roundoff=roundoff,
         text=text,
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )
@@ -99,7 +98,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         estimator, engine=engine, settings=settings, trained=shared.trained, seed=context.seed, observer=observer
     )
     checkpoint = context.checkpoint(layout)
-    objective = PpoObjective(settings, rollout.max_new_tokens, tolerance)
+    objective = PpoObjective(settings, rollout.max_new_tokens, roundoff)
     rates = partial(_learning_rates, spec, source)
     tuned = run_iterations(objective, source, context, checkpoint, rates)
     draft = _write_draft(spec, context, engine, shared, tokenization, tuned, prompts, checkpoint)

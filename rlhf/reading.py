@@ -3,7 +3,7 @@
 Shapes: B samples, T tokens of prompt and response.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
     template, and encoded anew; an unfinished response ends like any other turn.
     """
     if reader.contract_hash == writer.contract_hash:
-        return same_tokens(writer.eos_id)
+        return same_tokens(writer.end_ids)
 
     def read(responses: Responses) -> SequenceBatch:
         rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
@@ -42,9 +42,9 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
     return read
 
 
-def same_tokens(end_id: int) -> Reading:
-    """The policy's own tokens; an unfinished response gets the end token that it lacks."""
-    return lambda responses: responses.closed(end_id)
+def same_tokens(end_ids: Sequence[int]) -> Reading:
+    """The policy's own tokens; a response that ends at none of the end tokens gets the first of them."""
+    return lambda responses: responses.closed(end_ids)
 
 
 def _encoded(prompt: object, text: str, reader: Tokenization) -> Encoded:

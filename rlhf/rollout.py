@@ -4,15 +4,17 @@ Shapes: B prompts, P prompt tokens, R response tokens.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf.experience import Responses, join_responses
-from rlhf.invariants import WeightsVersion, weights_digest
+from rlhf.invariants import WeightsVersion
 from rlhf.models import PolicyModels
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
@@ -27,6 +29,8 @@ class Rollouts:
     """Responses and the policy that wrote them."""
 
     responses: Responses
+    logprobs_BR: Tensor
+    """Of the drawn tokens as the sampler saw them, at its temperature; 0 past a response's end."""
     version: WeightsVersion
 
 
@@ -41,28 +45,25 @@ class RolloutEngine(Protocol):
 
 
 class ColocatedRollouts:
-    """Samples on the training ranks from the engine's own parameters, so that there is nothing to send."""
+    """Samples on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
 
-    def __init__(self, engine: Engine, trained: Sequence[str], base_digest: str, settings: SamplingSettings) -> None:
+    def __init__(self, engine: Engine, settings: SamplingSettings) -> None:
         self._engine = engine
-        self._trained = tuple(trained)
-        self._base_digest = base_digest
         self._settings = settings
-        self._version = WeightsVersion(-1, "")
+        self._iteration = -1
 
     def sync(self, iteration: int) -> WeightsVersion:
-        """Digest the parameters that sampling will use."""
-        trained = self._engine.full_parameters(self._trained)
-        self._version = WeightsVersion(iteration, weights_digest(trained, self._base_digest))
-        return self._version
+        """Remember the iteration; the weights are in place."""
+        self._iteration = iteration
+        return WeightsVersion(iteration, self._engine.steps_applied)
 
     def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
         """Sample under the actor's adapter, every parameter in place."""
         with self._engine.gathered() as module, torch.no_grad():
             assert isinstance(module, PolicyModels)
             with module.sampling() as actor:
-                responses = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH)
-        return Rollouts(responses, self._version)
+                responses, logprobs_BR = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH)
+        return Rollouts(responses, logprobs_BR, WeightsVersion(self._iteration, self._engine.steps_applied))
 
 
 def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[int, int]], width: int) -> np.ndarray:
@@ -75,17 +76,27 @@ def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[
     return np.stack(rows) if rows else np.empty((0, width))
 
 
-def repeated_prompts(prompts: PromptBatch, samples_per_prompt: int) -> tuple[PromptBatch, list[tuple[int, int]]]:
-    """Each prompt as often as it is answered, and the (sample id, draw) of every row."""
-    keys = [(int(sample), draw) for sample in prompts.sample_ids_B for draw in range(samples_per_prompt)]
-    if samples_per_prompt == 1:
-        return prompts, keys
-    repeated = PromptBatch(
+def draw_keys(rows: Sequence[int], own: range, samples_per_prompt: int) -> list[tuple[int, int]]:
+    """The (sample id, draw) of each response to a rank's `own` places among an iteration's prompts `rows`.
+
+    Draws of a prompt are counted over the whole iteration: one that comes again gets other responses.
+    """
+    seen: Counter[int] = Counter()
+    keys: list[tuple[int, int]] = []
+    for place, row in enumerate(rows):
+        if place in own:
+            keys += [(row, seen[row] + draw) for draw in range(samples_per_prompt)]
+        seen[row] += samples_per_prompt
+    return keys
+
+
+def repeated_prompts(prompts: PromptBatch, samples_per_prompt: int) -> PromptBatch:
+    """Each prompt as often as it is answered."""
+    return PromptBatch(
         input_ids_BP=prompts.input_ids_BP.repeat_interleave(samples_per_prompt, dim=0),
         attention_mask_BP=prompts.attention_mask_BP.repeat_interleave(samples_per_prompt, dim=0),
         sample_ids_B=prompts.sample_ids_B.repeat_interleave(samples_per_prompt, dim=0),
     )
-    return repeated, keys
 
 
 def answer(
@@ -95,15 +106,18 @@ def answer(
     uniforms_BR: np.ndarray,
     batch_size: int,
     watch: Watch | None = None,
-) -> Responses:
-    """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters."""
+) -> tuple[Responses, Tensor]:
+    """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters.
+
+    Returns the sampler's log-probabilities [B, R] of the drawn tokens too, R being the longest response allowed.
+    """
     parts, count = [], len(uniforms_BR)
     for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
         ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
         part = None if watch is None else _of_part(watch, start, len(ids), count)
         parts.append(generate(module, ids, mask, settings, uniforms_BR[rows], watch=part))
-    return join_responses(
+    responses = join_responses(
         prompts.input_ids_BP,
         prompts.attention_mask_BP,
         torch.cat([part.tokens_BR for part in parts]),
@@ -111,6 +125,7 @@ def answer(
         torch.cat([part.ended_B for part in parts]),
         prompts.sample_ids_B,
     )
+    return responses, torch.cat([part.logprobs_BR for part in parts])
 
 
 def _of_part(watch: Watch, start: int, size: int, count: int) -> Watch:

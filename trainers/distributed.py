@@ -79,7 +79,7 @@ def all_sum(values: Sequence[float]) -> list[float]:
 
 
 def sum_tensor(tensor: Tensor) -> Tensor:
-    """Add a CPU tensor of every rank up, in place; equal bits on every rank."""
+    """Add a tensor of every rank up, in place; equal bits on every rank."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -55,6 +55,8 @@ class Generation:
     """True at response tokens, the stop token included."""
     ended_B: Tensor
     """True where a stop token came."""
+    logprobs_BR: Tensor
+    """Of the drawn tokens, in fp32 at the sampling temperature; 0 past a response's end, and where nothing is drawn."""
 
 
 @torch.no_grad()
@@ -81,6 +83,7 @@ def generate(
     tokens = torch.full((rows, length), settings.pad_id, dtype=torch.int64, device=device)
     mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(rows, length, device=device)
     draws = None if uniforms_BR is None else torch.from_numpy(np.ascontiguousarray(uniforms_BR)).to(device)
     stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
 
@@ -92,6 +95,8 @@ def generate(
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
         tokens[alive, step] = drawn_B
         mask[alive, step] = True
+        if draws is not None:
+            logprobs[alive, step] = _chosen_logprobs(logits_BV / settings.temperature, drawn_B)
         going_B = ~torch.isin(drawn_B, stop_ids) & ~ended[alive]
         ended[alive] = ~going_B
         num_going = int(going_B.sum())
@@ -105,7 +110,7 @@ def generate(
             alive, drawn_B = alive[kept], drawn_B[kept]
         hidden_BD = continuation.advance(drawn_B)
     _end_at_stop(tokens, mask, stop_ids, settings.pad_id)
-    return Generation(tokens, mask, ended)
+    return Generation(tokens, mask, ended, logprobs.where(mask, 0.0))
 
 
 class Continuation(Protocol):
@@ -237,6 +242,10 @@ def draw(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None) -> Te
     cumulative = torch.softmax(logits_BV / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
     wanted = uniforms_B[:, None].to(torch.float64) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+
+
+def _chosen_logprobs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    return logits_BV.gather(1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(dim=1)
 
 
 def prompt_bias(prompt_mask_BP: Tensor, dtype: torch.dtype) -> Tensor:

@@ -353,6 +353,7 @@ def _run_phase(
     """Run the forwards, the backwards and the update of one engine."""
     engine, lrs = phase.engine, phase.learning_rates(step)
     sums: dict[str, list[Tensor | float]] = {}
+    peaks: dict[str, list[Tensor]] = {}
     losses: list[Tensor] = []
     for batch in batches:
         seed_torch(_noise_seed(seed, step, batch))
@@ -362,19 +363,32 @@ def _run_phase(
         for name, (value, weight) in output.metrics.items():
             sums.setdefault(name, []).append(value)
             sums.setdefault(f"{name}/weight", []).append(weight)
-    names = sorted(sums)
+        for name, largest in output.maxima.items():
+            peaks.setdefault(name, []).append(largest)
+    names, peak_names = sorted(sums), sorted(peaks)
     local = [float(sum(float(value) for value in sums[name])) for name in names]
-    *totals, stops = distributed.all_sum([*local, float(observer.stop_requested())])
+    slots = _in_own_slot([max(float(value) for value in peaks[name]) for name in peak_names])
+    *totals, stops = distributed.all_sum([*local, *slots, float(observer.stop_requested())])
     info = engine.step(lrs)
+    totals, of_ranks = totals[: len(names)], totals[len(names) :]
     by_name = dict(zip(names, totals, strict=True))
     metrics = {
         name: by_name[name] / by_name[f"{name}/weight"]
         for name in names
         if not name.endswith("/weight") and by_name[f"{name}/weight"] != 0
     }
+    metrics |= {name: max(of_ranks[place :: len(peak_names)]) for place, name in enumerate(peak_names)}
     ending = f"/{phase.name}" if phase.name else ""
     metrics |= {f"lr/{name}" if len(lrs) > 1 else f"lr{ending}": lr for name, lr in lrs.items()}
     return _PhaseResult({**metrics, f"grad_norm{ending}": info.grad_norm}, losses, stops, info.applied)
+
+
+def _in_own_slot(values: Sequence[float]) -> list[float]:
+    """Return room for every rank's values with this rank's filled in: their sum over ranks holds them all."""
+    empty = [0.0] * len(values)
+    return [
+        value for rank in range(distributed.world_size()) for value in (values if rank == distributed.rank() else empty)
+    ]
 
 
 def _suspects(batches: Sequence[Any], losses: Sequence[Tensor]) -> list[int]:

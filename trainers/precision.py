@@ -37,6 +37,15 @@ def use_fast_matmul(device: torch.device) -> bool:
     return False
 
 
+def unit_roundoff(precision: str, device: torch.device) -> float:
+    """Return the relative error of products in a precision: the format's, or that of the fast kernels let in."""
+    if precision == "bf16":
+        return 2.0**-8
+    if device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+        return 2.0**-11
+    return MAX_RELATIVE_ERROR
+
+
 @contextmanager
 def exact_matmul() -> Iterator[None]:
     """Run fp32 products and convolutions in fp32."""

@@ -19,14 +19,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text-zero2": {"engine": "deepspeed", "zero": 2, "settings": TEXT},
     "text-zero3": {"engine": "deepspeed", "zero": 3, "settings": TEXT},
 }
-RESUMED = ("plain", "zero2", "zero3")
+BF16: dict[str, dict[str, Any]] = {
+    "bf16-plain": {"engine": "plain", "precision": "bf16"},
+    "bf16-zero3": {"engine": "deepspeed", "zero": 3, "precision": "bf16"},
+}
+RESUMED = ("plain", "zero2", "zero3", "bf16-zero3")
 
 
 def cases(store: str, workers: int) -> list[dict[str, Any]]:
     """Every engine straight on, some of them stopped within an iteration and resumed."""
     straight = [
         {"name": name, "do": "straight", "stage": f"straight-{name}-{workers}", "store": store, **variant}
-        for name, variant in VARIANTS.items()
+        for name, variant in (VARIANTS | BF16).items()
     ]
     resumed = [
         {
@@ -35,7 +39,7 @@ def cases(store: str, workers: int) -> list[dict[str, Any]]:
             "stop_at": STEPS_PER_ITERATION + 1,
             "stage": f"resume-{name}-{workers}",
             "store": store,
-            **VARIANTS[name],
+            **(VARIANTS | BF16)[name],
         }
         for name in RESUMED
     ]
@@ -86,6 +90,17 @@ def test_the_first_iteration_is_the_same_everywhere(
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             assert ours[key] == pytest.approx(value, rel=2e-4, abs=2e-5), key
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", VARIANTS | BF16)
+def test_every_iteration_begins_with_ratios_of_exactly_one(
+    results: dict[int, dict[str, Any]], name: str, workers: int
+) -> None:
+    heard = checked(results, workers, name)["heard"]
+    largest = {step: values["log_ratio_max"] for step, values in heard if "log_ratio_max" in values}
+    assert [step for step, value in largest.items() if value == 0] == [1, 5, 9]
+    assert len(largest) == 3 * STEPS_PER_ITERATION
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """`loss_sum` is a sum over what `weight` counts, never a mean; a metric is (sum, weight), added over ranks."""
+    """`loss_sum` is a sum over what `weight` counts, never a mean."""
 
     loss_sum: Tensor
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+    """(sum, weight) each, added over micro-batches and ranks."""
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """Metrics of which the largest over micro-batches and ranks counts."""
 
 
 class Objective(Protocol):

@@ -102,6 +102,7 @@ BROKEN = [
     # longer than the model
     Broken("length", "      sequence_length: 64", "      sequence_length: 256", "stages.base.train.sequence_length", "max_position_embeddings is 128"),
     Broken("length", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 99}\n    ppo", "stages.policy.rollout.max_new_tokens", "64 + 99 = 163"),
+    Broken("length", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 64}\n    ppo", "stages.policy.rollout.max_new_tokens", "and the end token that a reward model reads after an unfinished response are longer than the model"),
     Broken("length", "    sequence_length: 64\n    sampling", "    sequence_length: 129\n    sampling", "stages.exam.sequence_length", "at most 128"),
     Broken("length", "max_position_embeddings: 128", "max_position_embeddings: 32", "stages.chat.train.sequence_length", "at most 32", "steps: 20\n      global_batch: 8\n      sequence_length: 64"),
     # steps

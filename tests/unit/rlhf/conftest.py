@@ -30,8 +30,9 @@ from trainers.data.dataset import BuildReport, Dataset
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.generation import SamplingSettings
+from trainers.precision import unit_roundoff
 
-VOCABULARY, EOS, PAD = 24, 0, 1
+VOCABULARY, WIDTH, EOS, PAD = 24, 16, 0, 1
 CPU = torch.device("cpu")
 
 
@@ -142,26 +143,28 @@ def text_set(rows: int = 12) -> Dataset:
     return Dataset("e" * 64, "packed", report, arrays, PAD)
 
 
-def tiny_model(seed: int = 0, kind: str = "llama") -> nn.Module:
+def tiny_model(
+    seed: int = 0, kind: str = "llama", width: int = WIDTH, vocabulary: int = VOCABULARY, layers: int = 2
+) -> nn.Module:
     """A causal language model with random weights."""
     architecture = {
         "type": kind,
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": width // 8,
+        "num_key_value_heads": width // 8,
         "max_position_embeddings": 64,
-        "initializer_range": 0.3,
+        "initializer_range": 1.2 / width**0.5,
     }
     if kind == "gpt2":
         architecture = {"type": kind, "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
-    return build_decoder(architecture, TokenizerFacts(VOCABULARY, EOS, PAD), seed=seed, device=CPU)
+    return build_decoder(architecture, TokenizerFacts(vocabulary, EOS, PAD), seed=seed, device=CPU)
 
 
-def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyModels:
+def tiny_models(lora: bool, temperature: float, kind: str = "llama", **sizes: int) -> PolicyModels:
     """Four roles: with LoRA on one network, else on four."""
-    policy, judge = tiny_model(kind=kind), tiny_model(seed=1, kind=kind)
+    policy, judge = tiny_model(kind=kind, **sizes), tiny_model(seed=1, kind=kind, **sizes)
     networks: dict[str, nn.Module]
     routes: dict[Role, Route]
     if lora:
@@ -187,13 +190,15 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama") -> PolicyMo
             "reference": Route("reference"),
             "reward": Route("judge"),
         }
-    value_head, score_head = nn.Linear(16, 1), nn.Linear(16, 1, bias=False)
+    width = sizes.get("width", WIDTH)
+    value_head, score_head = nn.Linear(width, 1), nn.Linear(width, 1, bias=False)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
         for head in (value_head, score_head):
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
         value_head.bias.zero_()
-    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens(EOS), VOCABULARY)
+    vocabulary = sizes.get("vocabulary", VOCABULARY)
+    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens((EOS,)), vocabulary)
     for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
         frozen.requires_grad_(False)
     return models
@@ -203,18 +208,21 @@ def build_tiny_ppo(
     lora: bool = True,
     kind: str = "llama",
     prompts: int = 8,
+    prompt_rows: int = 40,
+    max_new_tokens: int = 6,
     micro_batch: int = 4,
     temperature: float = 1.0,
     wants_one_token: bool = False,
     with_text: bool = False,
     shard: Shard | None = None,
     listener: Listener | None = None,
+    sizes: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> TinyPpo:
     """Put a PPO together as its stage does, on this process's rank; further arguments are settings of `ppo`."""
     ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
-    rollout = Rollout(max_new_tokens=6, prompts_per_iteration=prompts, temperature=temperature)
-    models = tiny_models(lora, temperature, kind)
+    rollout = Rollout(max_new_tokens=max_new_tokens, prompts_per_iteration=prompts, temperature=temperature)
+    models = tiny_models(lora, temperature, kind, **sizes or {})
     if wants_one_token:
         models.networks["judge"] = ShareOfOne()
         nn.init.constant_(models.score_head.weight, 1 / 16)
@@ -224,25 +232,28 @@ def build_tiny_ppo(
         ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
         ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
     ]
-    engine = build_engine(models, groups, shard or Shard(engine="plain", precision="fp32"), clip=1.0, device=CPU)
-    sampling = SamplingSettings(6, temperature, (EOS,), PAD, VOCABULARY)
+    shard = shard or Shard(engine="plain", precision="fp32")
+    engine = build_engine(models, groups, shard, clip=1.0, device=CPU)
+    vocabulary = (sizes or {}).get("vocabulary", VOCABULARY)
+    sampling = SamplingSettings(max_new_tokens, temperature, (EOS,), PAD, vocabulary)
     listener = listener or Listener()
+    roundoff = unit_roundoff(shard.precision, CPU)
     workers, rank = distributed.world_size(), distributed.rank()
     estimator = GaeEstimator(
         engine=engine,
-        rollouts=ColocatedRollouts(engine, [n for n, _ in parameters], "base", sampling),
-        prompts=BatchPlan(prompt_set(), 0, prompts, workers, rank, prompts // workers),
+        rollouts=ColocatedRollouts(engine, sampling),
+        prompts=BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers),
         settings=ppo,
         rollout=rollout,
         statistics=ScoreStatistics(0.0, 0.5),
         seed=0,
         micro_batch=micro_batch,
-        tolerance=1e-4,
+        roundoff=roundoff,
         text=BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None,
     )
     trained = [n for n, _ in parameters]
     source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
-    return TinyPpo(models, engine, source, PpoObjective(ppo, 6, 1e-4), listener, ppo)
+    return TinyPpo(models, engine, source, PpoObjective(ppo, max_new_tokens, roundoff), listener, ppo)
 
 
 @pytest.fixture(scope="session")

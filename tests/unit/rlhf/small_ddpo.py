@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recipes.ddpo import Ddpo, RuleReward
-from recipes.image_models import Ddpm
+from recipes.image_models import Ddpm, Vae
 from recipes.lora import Lora
 from recipes.optim import AdamW
 from recipes.sharding import Shard
@@ -25,9 +25,12 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.families.build import Blueprint
 from trainers.families.protocol import ImageFacts
 from trainers.families.text_encoder import TextEncoder, TextStates
+from trainers.families.vae import LatentCodec
 from trainers.image_start import adapt
+from trainers.precision import unit_roundoff
 
 CPU = torch.device("cpu")
+KL = Vae(family="vae", type="autoencoder_kl", width=8, depth=2, latent=4, likelihood="gaussian")
 CAPTIONS = ("thin", "a thick stroke", "", "thin", "a wide one", "thick and long")
 
 
@@ -121,23 +124,32 @@ def build(
     prompts: PicturePrompts | None = None,
     lora: Lora | None = None,
     listener: Listener | None = None,
+    precision: Any = "fp32",
+    in_latents: bool = False,
     **settings: Any,
 ) -> TinyDdpo:
-    """The network is of two classes, with `prompts` of captions; further arguments are settings of `ppo`."""
+    """The network is of two classes, with `prompts` of captions; further arguments are settings of `ppo`.
+
+    In latents it predicts the noise over all 20 steps: untrained, it takes the values far out of any range.
+    """
+    if in_latents:
+        facts = ImageFacts(1, 8, 8, ("a", "b"))
+        autoencoder: Any = Blueprint(KL, facts).build(0)
+        codec, noising = LatentCodec(autoencoder, 1.0), {"prediction": "epsilon", "sampling_steps": 20}
+    else:
+        facts, codec, noising = ImageFacts(1, 4, 4, ("a", "b")), None, {"prediction": "v", "betas": "cosine"}
     architecture = Ddpm(
         family="ddpm",
         block_out_channels=[8],
         layers_per_block=1,
         norm_num_groups=4,
         timesteps=20,
-        sampling_steps=4,
         class_conditional=prompts is None,
-        prediction="v",
-        betas="cosine",
         guidance=guidance,
+        **{"sampling_steps": 4, **noising},
     )
     ppo = Ddpo(**{"estimator": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
-    blueprint = Blueprint(architecture, ImageFacts(1, 4, 4, ("a", "b")), None, None if prompts is None else Words())
+    blueprint = Blueprint(architecture, facts, codec, None if prompts is None else Words())
     actor: Any
     reference: Any
     actor, reference = (blueprint.build(5) for _ in range(2))
@@ -145,13 +157,13 @@ def build(
         adapt(actor, lora, seed=3)
     models = PictureModels(actor, reference if lora is None else None, 0.01)
     group = parameter_group("actor", models, ppo.optimizer)
-    engine = build_engine(models, [group], Shard(engine="plain", precision="fp32"), clip=1.0, device=CPU)
+    engine = build_engine(models, [group], Shard(engine="plain", precision=precision), clip=1.0, device=CPU)
     trained = [name for name, _ in group.parameters]
     assert all(name.startswith("networks.actor.") for name in trained)
     listener = listener or Listener()
     estimator = DdpoEstimator(
         engine=engine,
-        rollouts=ColocatedPictures(engine, trained, "base"),
+        rollouts=ColocatedPictures(engine),
         score=rule_scorer(RuleReward(rule="ink", direction=direction)),
         settings=ppo,
         pictures=pictures,
@@ -160,7 +172,7 @@ def build(
         rank=0,
         workers=1,
         micro_batch=micro_batch,
-        tolerance=1e-4,
+        roundoff=unit_roundoff(precision, CPU),
     )
     source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
-    return TinyDdpo(engine, source, DdpoObjective(ppo, 1e-4), estimator, listener)
+    return TinyDdpo(engine, source, DdpoObjective(ppo, unit_roundoff(precision, CPU)), estimator, listener)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recipes.errors import StageError
+from recipes.lora import Lora
 from rlhf.ddpo import Drawn
 from rlhf.iterations import gate_reasons
 from rlhf.monitors import PictureReport
@@ -32,11 +33,38 @@ def test_at_the_start_every_ratio_is_one_and_kl_is_zero(guidance: float) -> None
     (first, *_) = ddpo.source.micro_batches(0)
     assert first.is_untouched
     output = ddpo.objective.loss(ddpo.engine.module, first)
-    value, weight = output.metrics["ratio"]
-    assert float(value) / float(weight) == pytest.approx(1.0, abs=1e-5)
+    assert float(output.metrics["log_ratio"][0]) == 0
     assert ddpo.listener.heard[0]["kl"] == pytest.approx(0, abs=1e-9)
     assert ddpo.listener.heard[0]["kl_k1"] == pytest.approx(0, abs=1e-5)
     assert first.old_logprobs_BA.shape == (4, 3)  # the last of four denoising steps is no action
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("in_latents", [False, True])
+def test_every_iteration_begins_with_ratios_of_exactly_one(in_latents: bool, precision: Any, lora: Any) -> None:
+    ddpo = build(micro_batch=4, in_latents=in_latents, precision=precision, lora=lora, iterations=2)
+    for iteration in range(2):
+        for batch in ddpo.source.micro_batches(iteration * ddpo.source.steps_per_iteration):
+            output = ddpo.objective.loss(ddpo.engine.module, batch)
+            assert float(output.maxima["log_ratio_max"]) == 0
+        ddpo.run(iteration * ddpo.source.steps_per_iteration, (iteration + 1) * ddpo.source.steps_per_iteration)
+
+
+@torch.no_grad()
+def test_far_out_of_range_a_reference_may_be_off_by_roundings_alone() -> None:
+    ddpo = build(micro_batch=4, in_latents=True)
+    reference = [p for name, p in ddpo.engine.module.named_parameters() if name.startswith("networks.reference.")]
+    for parameter in reference:
+        parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
+    ddpo.estimator.estimate(0, 0.0, [range(12)])
+    trajectories = ddpo.source._begin(0).estimate.experience.trajectories
+    logprobs, reference_logprobs, *_ = ddpo.estimator._judged(trajectories, [range(12)])
+    assert float((logprobs - reference_logprobs).abs().max()) > 1e-4  # nats: an absolute bound fits no size of values
+    for parameter in reference:
+        parameter.mul_(1.001)
+    with pytest.raises(StageError, match="the actor is not its reference"):
+        ddpo.estimator.estimate(0, 0.0, [range(12)])
 
 
 def test_ink_is_learnt_and_the_exact_kl_agrees_with_what_was_drawn() -> None:
@@ -86,7 +114,7 @@ class Stale:
 def test_pictures_of_a_stale_policy_stop_the_stage() -> None:
     ddpo = build()
     ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=True)
-    with pytest.raises(StageError, match=r"rollouts come from weights .* of iteration 0; the learner"):
+    with pytest.raises(StageError, match="weights after 0 steps, for iteration 0; the learner is at step 2"):
         ddpo.run()
 
 
@@ -104,6 +132,8 @@ def test_a_ratio_off_one_before_the_first_update_stops_the_stage() -> None:
     (batch, *_) = ddpo.source.micro_batches(0)
     with pytest.raises(StageError, match="disagree"):
         ddpo.objective.loss(ddpo.engine.module, replace(batch, old_logprobs_BA=batch.old_logprobs_BA - 0.01))
+    with pytest.raises(StageError, match="disagree"):  # the log-density of pictures next to them
+        ddpo.objective.loss(ddpo.engine.module, replace(batch, old_logprobs_BA=batch.old_logprobs_BA.flip(0)))
 
 
 def test_continuing_between_iterations_gives_the_same_bits() -> None:

@@ -96,7 +96,7 @@ def test_a_caption_changes_the_picture_and_its_neighbours_do_not(tmp_path: Path)
 
 def test_advantages_are_normalised_within_a_caption(tmp_path: Path) -> None:
     ddpo = build(prompts=caption_prompts(tmp_path), lora=LORA)
-    experience = ddpo.estimator.estimate(0, 0.0).experience
+    experience = ddpo.source._begin(0).estimate.experience
     groups = caption_prompts(tmp_path).asked(0).groups_B
     assert len(groups.unique()) >= 3
     for group in groups.unique():

@@ -1,11 +1,13 @@
 """Responses as gapless rows, their shares over ranks, and keyed draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from rlhf.experience import Experience, Judged, Responses, join_responses
 from rlhf.iterations import shuffled_rows
-from rlhf.rollout import repeated_prompts, response_uniforms, weights_digest
+from rlhf.rollout import draw_keys, repeated_prompts, response_uniforms
 from trainers.data.batches import PromptBatch
 
 
@@ -43,17 +45,26 @@ def test_rows_drop_common_padding_only() -> None:
 
 
 def test_an_unfinished_response_is_scored_with_the_end_token_that_it_lacks() -> None:
-    closed = joined().closed(end_id=2)
+    closed = joined().closed(end_ids=(2,))
     assert closed.input_ids_BT.tolist()[0][:4] == [7, 8, 9, 2]
-    assert closed.attention_mask_BT.tolist() == [[True] * 4 + [False], [True] * 4 + [False]]
-    assert closed.response_mask_BT[0].tolist() == [False, True, True, True, False]
+    assert closed.attention_mask_BT.tolist() == [[True] * 4, [True] * 4]
+    assert closed.response_mask_BT[0].tolist() == [False, True, True, True]
     assert closed.input_ids_BT.tolist()[1][:4] == [4, 5, 6, 2]
+
+
+def test_a_response_that_a_stop_token_ended_is_scored_with_an_end_token() -> None:
+    responses = replace(joined(), ended_B=torch.tensor([True, True]))  # 9 stopped the first one
+    closed = responses.closed(end_ids=(3, 2))
+    assert closed.input_ids_BT.tolist() == [[7, 8, 9, 3], [4, 5, 6, 2]]
+    assert responses.closed(end_ids=(3, 9)).input_ids_BT.tolist() == [[7, 8, 9, 0, 0], [4, 5, 6, 2, 3]]
 
 
 def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     judged = Judged(table, table, table, table, torch.tensor([0.5, 0.25]))
-    batch = Experience(joined(), judged, table, table).batch([1], kl_coef=0.0, actor_learns=True, is_untouched=False)
+    batch = Experience(joined(), judged, table, table, 1.0).batch(
+        [1], kl_coef=0.0, actor_learns=True, is_untouched=False
+    )
     assert batch.old_logprobs_BR.tolist() == [[3.0]]
     assert batch.weight == 1.0
     assert batch.sample_ids_B.tolist() == [11]
@@ -76,15 +87,13 @@ def test_uniforms_belong_to_their_sample_not_to_its_place() -> None:
 
 def test_each_prompt_is_repeated_with_a_draw_number() -> None:
     prompts = PromptBatch(torch.tensor([[1], [2]]), torch.ones(2, 1, dtype=torch.bool), torch.tensor([5, 6]))
-    repeated, keys = repeated_prompts(prompts, 2)
-    assert repeated.input_ids_BP.flatten().tolist() == [1, 1, 2, 2]
-    assert keys == [(5, 0), (5, 1), (6, 0), (6, 1)]
+    assert repeated_prompts(prompts, 2).input_ids_BP.flatten().tolist() == [1, 1, 2, 2]
+    assert draw_keys([5, 6], range(2), 2) == [(5, 0), (5, 1), (6, 0), (6, 1)]
 
 
-def test_digest_sees_every_weight_and_the_base() -> None:
-    weights = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
-    first = weights_digest(weights.items(), "base")
-    assert first == weights_digest(weights.items(), "base")
-    assert first != weights_digest(weights.items(), "other")
-    weights["b"] = torch.ones(2, 2).index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(1.0000001))
-    assert first != weights_digest(weights.items(), "base")
+def test_a_prompt_that_comes_again_within_an_iteration_gets_further_draws() -> None:
+    rows = [5, 6, 5, 7, 5, 6]  # an iteration that crosses the end of an epoch, or asks more than the set holds
+    keys = draw_keys(rows, range(6), 1)
+    assert keys == [(5, 0), (6, 0), (5, 1), (7, 0), (5, 2), (6, 1)]
+    assert draw_keys(rows, range(3), 2) + draw_keys(rows, range(3, 6), 2) == draw_keys(rows, range(6), 2)
+    assert len(set(draw_keys(rows, range(6), 2))) == 12

@@ -50,7 +50,7 @@ def test_padding_counts_nothing_even_when_it_is_wild() -> None:
     out.loss.backward()
     assert out.loss.item() == -1.0
     assert float(out.clipped) == 0
-    assert float(out.max_ratio_error) == 0
+    assert float(out.max_log_ratio) == 0
     assert new.grad is not None
     assert new.grad.tolist() == [[-1.0, 0.0]]
 

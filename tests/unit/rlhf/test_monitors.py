@@ -16,6 +16,8 @@ def test_report_by_hand() -> None:
         logprobs_NR=torch.tensor([[-1.0, -1.0], [-1.0, 7.0]]),
         reference_logprobs_NR=torch.tensor([[-2.0, -1.0], [-4.0, -7.0]]),
         entropy_NR=torch.tensor([[1.0, 2.0], [3.0, 99.0]]),
+        shaped_scores_N=torch.tensor([0.5, -1.0]),
+        sampler_logprobs_NR=torch.tensor([[-1.0, -1.5], [-0.75, 0.0]]),
     )
     assert report.score_mean == 2.0
     assert report.score_std == 1.0
@@ -24,6 +26,9 @@ def test_report_by_hand() -> None:
     assert report.length_mean == 1.5
     assert report.eos_rate == 0.5
     assert report.length_correlation == pytest.approx(-1.0)
+    assert report.shaped_score_mean == report.optimised_score == -0.25
+    assert report.sampler_gap == 0.25
+    assert report.sampler_gap_max == 0.5
     assert not report.kl_alarm
     assert broken_rule(report, 1.9) == "kl_limit"
     assert broken_rule(report, 2.1) is None
@@ -33,7 +38,15 @@ def test_report_by_hand() -> None:
 def test_a_negative_mean_k1_raises_the_alarm() -> None:
     ones = torch.ones(3, 4)
     report = report_rollouts(
-        torch.zeros(3), [[1] * 4] * 3, ones.bool(), torch.ones(3).bool(), -2 * ones, -1 * ones, ones
+        torch.zeros(3),
+        [[1] * 4] * 3,
+        ones.bool(),
+        torch.ones(3).bool(),
+        -2 * ones,
+        -1 * ones,
+        ones,
+        shaped_scores_N=torch.zeros(3),
+        sampler_logprobs_NR=-2 * ones,
     )
     assert report.kl == pytest.approx(-4.0)
     assert report.kl_alarm

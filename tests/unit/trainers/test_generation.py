@@ -172,6 +172,23 @@ def test_mask_ends_with_the_stop_token_and_padding_follows() -> None:
         assert ended or count == 12
 
 
+def test_the_sampler_tells_the_log_probabilities_of_what_it_drew() -> None:
+    model = build("llama")
+    uniforms = np.random.default_rng(3).random((4, 12))
+    found = sample(model, PROMPTS, uniforms, temperature=0.7, stop_ids=tuple(range(10)))
+    for prompt, tokens, mask, logprobs in zip(
+        PROMPTS, found.tokens_BR, found.response_mask_BR, found.logprobs_BR, strict=True
+    ):
+        count = int(mask.sum())
+        row = torch.tensor([[*prompt, *tokens[:count].tolist()]])
+        with torch.no_grad():
+            wanted = (model(input_ids=row).logits[0, len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
+        torch.testing.assert_close(logprobs[:count], wanted[range(count), tokens[:count]], rtol=1e-4, atol=1e-5)
+        assert not logprobs[count:].any()
+    greedy = sample(model, PROMPTS, None)
+    assert not greedy.logprobs_BR.any()
+
+
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3], dtype=torch.float64)
     uniforms = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000

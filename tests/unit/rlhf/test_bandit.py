@@ -1,0 +1,84 @@
+"""PPO against exact answers: one response token, rewards known, so that the optimum of each objective has a formula."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlhf.kl import kl_in_loss
+
+Build = Callable[..., Any]
+DEVIATION = 0.5
+"""Of the score statistics of a tiny PPO."""
+TABLE = torch.randn(24, generator=torch.Generator().manual_seed(4)).double()
+"""Normalised score of each token."""
+
+
+class Rewarding(nn.Module):
+    """A "backbone" that knows the token after a prompt of one token, and its reward."""
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        """Hidden states of width 16 that all hold the reward."""
+        states = DEVIATION * TABLE[input_ids[:, 1]].float()
+        return SimpleNamespace(last_hidden_state=states[:, None, None].expand(-1, input_ids.shape[1], 16))
+
+
+def learnt(tiny_ppo: Build, **settings: Any) -> tuple[Tensor, Tensor]:
+    """The policy's probabilities after PPO on one prompt, averaged over the last iterations, and the reference's."""
+    ppo = tiny_ppo(
+        lora=False, prompts=128, prompt_rows=1, micro_batch=128, max_new_tokens=1, missing_eos_penalty=0.0,
+        entropy_coef=0.0, value_clip=None, iterations=30, mini_batches=1, epochs=4, **settings,
+    )  # fmt: skip
+    ppo.models.networks["judge"] = Rewarding()
+    nn.init.constant_(ppo.models.score_head.weight, 1 / 16)
+    prompt = torch.from_numpy(ppo.source._estimator._prompts.dataset.prompt_ids(0)).long()[None]
+
+    @torch.no_grad()
+    def probabilities(role: Any) -> Tensor:
+        with ppo.models.playing(role) as network:
+            return network(input_ids=prompt).logits[0, -1].double().softmax(0)
+
+    reference, per_iteration, found = probabilities("reference"), ppo.source.steps_per_iteration, []
+    for iteration in range(30):
+        ppo.run(iteration * per_iteration, (iteration + 1) * per_iteration)
+        found.append(probabilities("actor"))
+    return torch.stack(found[-10:]).mean(0), reference
+
+
+def kl(p: Tensor, q: Tensor) -> float:
+    """In nats."""
+    return float((p * (p / q).log()).sum())
+
+
+def tilted(reference: Tensor, coefficient: float) -> Tensor:
+    """The optimum of E[reward] - coefficient KL(policy || reference)."""
+    return torch.softmax(reference.log() + TABLE / coefficient, 0)
+
+
+@pytest.mark.parametrize("place", ["reward", "loss"])
+def test_either_place_of_the_penalty_leads_to_the_tilted_reference(tiny_ppo: Build, place: Any) -> None:
+    policy, reference = learnt(tiny_ppo, kl_coef=0.5, kl_in=place)
+    wanted = tilted(reference, 0.5)
+    assert kl(wanted, reference) > 0.5
+    assert kl(policy, wanted) < 0.1 * kl(reference, wanted)
+    assert kl(policy, reference) == pytest.approx(kl(wanted, reference), rel=0.2)
+
+
+def test_the_penalty_s_gradient_is_that_of_the_kl_even_for_samples_of_an_earlier_policy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, reference = (torch.randn(12, generator=generator, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    logits = torch.randn(12, generator=generator, dtype=torch.float64, requires_grad=True)
+    policy = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
+    expected = (old.exp() * kl_in_loss(policy, old, reference)).sum()  # over all samples at once
+    (found,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(found, exact)
+    assert float(expected.detach()) == pytest.approx(kl(policy.exp().detach(), reference.exp()))

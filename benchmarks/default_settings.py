@@ -5,14 +5,15 @@
 Each side is a run of the same recipe as `trainwright run` makes it, on an embedded Ray with as many workers as `auto`
 gives: a llama of the quickstart's shape (1m) or eight layers of width 512 (30m) on the documentation that Python
 carries, or with `--folder` that model tuned on its chats (LoRA). Nothing is evaluated or saved on the way. Sides take
-turns. Printed are seconds of a step by the wall (the median after the first two), of the whole run, and the ratio of
-each side's step to the first one's.
+turns. Printed are the time of a step by the wall (the median after the first two, and the least, which a busy machine
+disturbs less), that of the whole run, and the ratios of each side's steps to the first one's.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BATCHES = {"1m": (16, 256), "30m": (8, 512), "folder": (8, 256)}
 """Rows of a step, and their tokens."""
+ROWS = 1000
+"""Of the documentation: enough for the steps."""
 WARM_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one run took, in seconds, and what its stage ran in."""
+
+    median: float
+    least: float
+    whole: float
+    shard: str
 
 
 def recipe_of(model: str, folder: str | None, steps: int, shard: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +62,7 @@ def recipe_of(model: str, folder: str | None, steps: int, shard: dict[str, Any])
     rows, length = BATCHES[model]
     train: dict[str, Any] = {"steps": steps, "global_batch": rows, "sequence_length": length}
     train |= {"optimizer": {"lr": 1e-3}, "save_every": 10**6, "evaluate_every": 10**6, "evaluation_rows": 8}
-    source = {"source": "python-docs", "split": "train"}
+    source = {"source": "python-docs", "split": "train", "limit": ROWS}
     stage: dict[str, Any] = {"data": source, "train": train, **({"shard": shard} if shard else {})}
     if folder is not None:
         stage |= {"kind": "finetune", "init_from": folder, "lora": {"r": 16, "alpha": 32}}
@@ -59,21 +72,38 @@ def recipe_of(model: str, folder: str | None, steps: int, shard: dict[str, Any])
     return {"name": "speed", "stages": {"model": stage}}
 
 
-def run_side(
-    model: str, folder: str | None, steps: int, shard: dict[str, Any], place: Path
-) -> tuple[float, float, str]:
-    """Seconds of a step, of the run, and what the stage ran in."""
+def run_side(model: str, folder: str | None, steps: int, shard: dict[str, Any], place: Path) -> Found:
+    """Run one side in a store of its own."""
     path = place / "speed.yaml"
     path.write_text(yaml.safe_dump(recipe_of(model, folder, steps, shard)))
     with tempfile.TemporaryDirectory(dir=place) as store:
         started = time.monotonic()
         result = launch.run(path, store=store)
-        seconds = time.monotonic() - started
+        whole = time.monotonic() - started
         record = RunRecord.open(Store.open(store), result.run)
-        lines = [line["values"]["step_s"] for line in record.metrics("model") if "step_s" in line["values"]]
+        taken = [line["values"]["step_s"] for line in record.metrics("model") if "step_s" in line["values"]]
         settled: Recipe = record.resolved().recipe
         chosen = settled.stages["model"].shard
-    return statistics.median(lines[WARM_STEPS:]), seconds, f"{chosen.precision} {chosen.engine_text}"
+    taken = taken[WARM_STEPS:]
+    return Found(statistics.median(taken), min(taken), whole, f"{chosen.precision} {chosen.engine_text}")
+
+
+def measure(model: str, sides: list[str], folder: str | None, steps: int, rounds: int) -> None:
+    """Let the sides take turns, and print the round so far after each."""
+    firsts: list[Found] = []
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(rounds):
+            for side in sides:
+                found = run_side(model, folder, steps, SIDES[side], Path(place))
+                if side == sides[0]:
+                    firsts.append(found)
+                first = firsts[number]
+                print(
+                    f"{model:<7} {side:<11} {found.shard:<12} step {1e3 * found.median:8.1f} ms, least "
+                    f"{1e3 * found.least:8.1f}  run {found.whole:6.1f} s  over {sides[0]}: median "
+                    f"{found.median / first.median:5.2f}, least {found.least / first.least:5.2f}",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -86,20 +116,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     for model in ["folder"] if arguments.folder else arguments.model:
-        found: dict[str, list[tuple[float, float, str]]] = {side: [] for side in arguments.sides}
-        with tempfile.TemporaryDirectory() as place:
-            for _ in range(arguments.rounds):
-                for side in arguments.sides:
-                    found[side].append(run_side(model, arguments.folder, arguments.steps, SIDES[side], Path(place)))
-        first = found[arguments.sides[0]]
-        for side, rounds in found.items():
-            step, whole = (statistics.median(one[part] for one in rounds) for part in (0, 1))
-            ratios = [one[0] / mine[0] for one, mine in zip(rounds, first, strict=True)]
-            print(
-                f"{model:<7} {side:<11} {rounds[0][2]:<12} step {1e3 * step:8.1f} ms  run {whole:6.1f} s  "
-                f"step over {arguments.sides[0]}'s {statistics.median(ratios):5.2f}",
-                flush=True,
-            )
+        measure(model, arguments.sides, arguments.folder, arguments.steps, arguments.rounds)
 
 
 if __name__ == "__main__":

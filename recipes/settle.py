@@ -13,7 +13,7 @@ from recipes.image_models import Gan
 from recipes.memory import Sizes
 from recipes.recipe import Recipe
 from recipes.sharding import Shard
-from recipes.stages import Evaluate, FinetuneImages, PpoImages, PpoStage, PretrainImages, Stage
+from recipes.stages import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
 
 PROCESS_BYTES = 500 << 20
 """What a worker's libraries take before it holds a model."""
@@ -21,8 +21,6 @@ MEMORY_SHARE = 0.8
 """Share of the memory that a prediction may fill: processes were measured to take up to 1.2 of it (docs/memory.md)."""
 UNKNOWN_ZERO = 2
 """ZeRO stage of several workers where nothing is known of the sizes."""
-RL_IN_BF16 = False
-"""Whether `auto` lets reinforcement learning run in bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +110,6 @@ def _settle_precision(stage: Stage, hardware: Hardware) -> tuple[Shard, str]:
         isinstance(stage, Evaluate) and "images" in stage.suites
     ):
         return _changed(stage.shard, precision="fp32"), "fp32: bf16 hurts or slows small models of pictures"
-    if isinstance(stage, PpoStage) and not RL_IN_BF16:
-        return _changed(stage.shard, precision="fp32"), "fp32: reinforcement learning compares probabilities closely"
     if not hardware.fast_bf16:
         return _changed(stage.shard, precision="fp32"), f"fp32: {hardware.lacking}"
     return _changed(stage.shard, precision="bf16"), f"bf16: {hardware.fast_bf16} makes it the faster one"

@@ -190,7 +190,9 @@ class TargetCache:
         from trainers.key_values import preallocated_cache
 
         self._model = model
-        written, sources = preallocated_cache(model.config, max_new_tokens), DynamicCache(config=model.config)
+        # T5's own configuration counts the encoder's layers, which may be fewer.
+        config = model.get_decoder().config
+        written, sources = preallocated_cache(config, max_new_tokens), DynamicCache(config=config)
         self._cache = EncoderDecoderCache(written, sources)
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:

@@ -85,7 +85,12 @@ def write_targets(
         found = generate(model, source_ids_BS, source_mask_BS, settings, None)
         pairs = zip(found.tokens_BR, found.response_mask_BR, strict=True)
         return [tokens[mask].tolist() for tokens, mask in pairs]
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    # transformers' own search makes a cache of as many layers as T5's encoder has, too few for a deeper decoder.
+    config = model.get_decoder().config
     searched = model.generate(
+        past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
         input_ids=source_ids_BS,
         attention_mask=source_mask_BS.long(),
         num_beams=num_beams,

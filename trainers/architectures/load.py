@@ -83,9 +83,17 @@ def load_model(
         _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
     made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
     _demand_exact(folder, kind, model, info, made, left)
+    _note_untied(model)
     model.train()
     loaded: nn.Module = model
     return loaded
+
+
+def _note_untied(model: Any) -> None:
+    """Let the configuration say that head and embedding differ, as in files of T5 1.1; T5Config always denies it."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
 
 
 def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:

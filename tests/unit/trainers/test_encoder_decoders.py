@@ -1,10 +1,14 @@
 """Encoder-decoders: which spans are hidden, the loss of targets, and what is written greedily and by beams."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from recipes.data import TrainTokenizer
 from recipes.errors import RequestError, StageError
@@ -12,6 +16,8 @@ from recipes.seq2seq import SpanCorruption, count_sentinels
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
 from trainers.architectures.encoder_decoder import TargetLosses
+from trainers.architectures.load import load_model
+from trainers.artifacts import probe, verify_folder, write_model
 from trainers.data.batches import Seq2SeqBatch, TokenBatch, build_seq2seq_batch
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.filling import fill_spans
@@ -159,6 +165,22 @@ def test_a_bias_on_the_logits_is_refused(tokenization: Tokenization) -> None:
         TargetLosses(model)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_deeper_decoder_writes_as_its_forward_says(tokenization: Tokenization, num_beams: int) -> None:
+    """T5's configuration counts the encoder's layers alone; caches have to have the decoder's."""
+    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
+    keys = {"family": "encoder_decoder", "type": "t5", **TYPES["t5"], "num_layers": 1, "num_decoder_layers": 3}
+    model: Any = build_language_model(keys, facts, seed=0, device=DEVICE).eval()
+    ids, mask = pairs(tokenization).source_ids_BS[:1], pairs(tokenization).source_mask_BS[:1]
+    (found,) = write_targets(model, ids, mask, tokenization, num_beams=num_beams, max_new_tokens=5)
+    if num_beams == 1:
+        decoder_ids = torch.tensor([[model.config.decoder_start_token_id, *found[:-1]]])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=decoder_ids).logits
+        assert logits.argmax(-1)[0].tolist() == found
+    assert 0 < len(found) <= 5
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_greedy_and_beams_write_what_transformers_does_row_by_row(tokenization: Tokenization, kind: str) -> None:
     model, batch = build(kind, tokenization, seed=3), pairs(tokenization)
@@ -175,6 +197,25 @@ def test_greedy_and_beams_write_what_transformers_does_row_by_row(tokenization: 
             assert written[beams][row] == alone[: len(written[beams][row])]
             assert set(alone[len(written[beams][row]) :]) <= {tokenization.pad_id}
     assert written[1] != written[4]
+
+
+def test_an_untied_head_stays_one(tokenization: Tokenization, tmp_path: Path) -> None:
+    """As in T5 1.1 and Flan: T5Config says that head and embedding are one, whatever the files hold."""
+    keys = {key: value for key, value in TYPES["t5"].items() if key != "dropout_rate"}
+    stock = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=40, **keys))
+    stock.save_pretrained(tmp_path / "stock")
+    tensors = load_file(tmp_path / "stock" / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(40, 16)
+    save_file(tensors, tmp_path / "stock" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "stock" / "config.json").read_text()) | {"tie_word_embeddings": False}
+    config.pop("scale_decoder_outputs", None)
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(config))
+    model: Any = load_model(tmp_path / "stock", "seq2seq_model", device=DEVICE)
+    found = probe(model, "seq2seq_model", model.named_parameters())
+    folder = tmp_path / "made"
+    write_model(folder, "seq2seq_model", model.config, model.named_parameters(), {}, dtype=torch.float32)
+    assert torch.equal(load_file(folder / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+    verify_folder(folder, "seq2seq_model", found)
 
 
 def test_spans_fill_the_gaps_of_a_text(tokenization: Tokenization) -> None:

@@ -19,6 +19,8 @@ from recipes.memory import predict_sizes
 from recipes.stages import Finetune, Pretrain, Reward
 
 VOCABULARY = 12_000
+PLAIN = {"engine": "plain", "precision": "fp32"}
+SHARDED = {"engine": "deepspeed", "zero": 2, "precision": "fp32"}
 WIDE = {"num_hidden_layers": 4, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 8}
 LONG = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4}
 
@@ -36,13 +38,13 @@ class Shape:
 
 
 SHAPES = {
-    "weights": Shape("pretrain", WIDE, 64, 2, {"engine": "plain"}),
-    "weights-zero2": Shape("pretrain", WIDE, 64, 2, {"zero": 2}),
-    "weights-bf16": Shape("pretrain", WIDE, 64, 2, {"zero": 2, "precision": "bf16"}),
-    "activations": Shape("pretrain", LONG, 256, 8, {"engine": "plain"}),
-    "attention": Shape("pretrain", LONG, 768, 2, {"engine": "plain"}),
-    "lora": Shape("finetune", WIDE, 128, 8, {"engine": "plain"}, {"r": 8}),
-    "reward": Shape("reward", LONG, 256, 8, {"engine": "plain"}),
+    "weights": Shape("pretrain", WIDE, 64, 2, PLAIN),
+    "weights-zero2": Shape("pretrain", WIDE, 64, 2, SHARDED),
+    "weights-bf16": Shape("pretrain", WIDE, 64, 2, {**SHARDED, "precision": "bf16"}),
+    "activations": Shape("pretrain", LONG, 256, 8, PLAIN),
+    "attention": Shape("pretrain", LONG, 768, 2, PLAIN),
+    "lora": Shape("finetune", WIDE, 128, 8, PLAIN, {"r": 8}),
+    "reward": Shape("reward", LONG, 256, 8, PLAIN),
 }
 
 

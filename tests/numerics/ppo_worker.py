@@ -46,7 +46,7 @@ tiny = load_tiny()
 
 def build(case: dict[str, Any], stop_at: int | None = None) -> Any:
     """The PPO that a case names."""
-    shard = Shard(**{key: case[key] for key in ("engine", "zero", "precision") if key in case})
+    shard = Shard(**{"precision": "fp32", **{key: case[key] for key in ("engine", "zero", "precision") if key in case}})
     listener = tiny.Listener(stop_at=stop_at)
     settings = {**SETTINGS, **case.get("settings", {})}
     parts = {"lora": case.get("lora", True), "micro_batch": case.get("micro_batch", 2)}

@@ -29,7 +29,7 @@ from trainers.store.store import Store
 
 CPU = torch.device("cpu")
 ROWS = 512
-PLAIN = {"engine": "plain"}
+PLAIN = {"engine": "plain", "precision": "fp32"}
 
 
 class Listener:

@@ -26,7 +26,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
     template, and encoded anew; an unfinished response ends like any other turn.
     """
     if reader.contract_hash == writer.contract_hash:
-        return same_tokens(writer.end_ids)
+        return same_tokens(closing_ids(prompts, writer))
 
     def read(responses: Responses) -> SequenceBatch:
         rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
@@ -40,6 +40,16 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
         return _padded(encoded, reader.pad_id).to(responses.input_ids_BT.device)
 
     return read
+
+
+def closing_ids(prompts: Dataset, writer: Tokenization) -> tuple[int, ...]:
+    """End tokens, first the one that reward models learned answers to these prompts with.
+
+    Of a conversation that is the chat template's end of turn, after plain text the tokenizer's end token.
+    """
+    if any(isinstance(record["prompt"], str) for record in prompts.records):
+        return tuple(dict.fromkeys([writer.eos_id, *writer.end_ids]))
+    return writer.end_ids
 
 
 def same_tokens(end_ids: Sequence[int]) -> Reading:

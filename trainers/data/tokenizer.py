@@ -221,7 +221,10 @@ class Tokenization:
 
     def _template(self) -> str:
         if self.chat_template is None:
-            raise RequestError("the tokenizer has no chat template; set tokenizer.chat_template")
+            raise RequestError(
+                "messages need a template, and the model's tokenizer has no chat template; put chat_template.jinja "
+                "into its folder, or give `chat_template` to the tokenizer of the stage that pretrains it"
+            )
         return self.chat_template
 
     def _template_tokens(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from recipes.errors import RequestError
 from recipes.model_classes import find_class
 from recipes.picture_folders import SETTINGS, TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
+from recipes.token_contract import CONFIG_FILES
 from recipes.vision_folders import PROCESSOR_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
 from trainers.store.files import hash_buffers, hash_file
@@ -242,7 +243,7 @@ def _demand_tokenizer(folder: Path) -> None:
 
 
 def _contract(folder: Path, paths: dict[str, Path]) -> str:
-    files = {file: paths[file].read_bytes() for file in TOKENIZER_FILES if file in paths}
+    files = {file: paths[file].read_bytes() for file in (*TOKENIZER_FILES, *CONFIG_FILES) if file in paths}
     try:
         return tokenization_from_files(files).contract_hash
     except RequestError as error:

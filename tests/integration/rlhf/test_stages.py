@@ -247,7 +247,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
-    parts = {"reading": same_tokens(0), "num_tokens": 320, "seed": 0, "device": CPU}
+    parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
     shared = build_models(ppo_spec(True), model_folder(context, "actor"), workshop.made["chat"].digest, reward, **parts)
     assert set(shared.models.networks) == {"policy"}
     apart = build_models(ppo_spec(True), model_folder(context, "actor"), "0" * 64, reward, **parts)
@@ -261,7 +261,7 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
 def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -> None:
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
-    parts = {"reading": same_tokens(0), "num_tokens": 320, "seed": 0, "device": CPU}
+    parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
     from rlhf.experience import join_responses
 
     prompt = torch.randint(5, 200, (4, 6), generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ more rows than its tokenizer has tokens.
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ import pytest
 import torch
 
 from launch.sampler import sample_texts
+from recipes.data import JsonLines
 from recipes.stages import Evaluate, Finetune, PpoStage
 from rlhf.evaluate_stage import run_evaluate
+from rlhf.experience import Responses
 from rlhf.ppo_stage import run_ppo
+from rlhf.reading import reading_of
 from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
+from trainers.data.batches import build_batch
+from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.distributed import Ranks
 from trainers.language_stage import run_language_model
@@ -145,6 +151,28 @@ def test_ppo_draws_no_row_without_a_token(shop: Shop) -> None:
     inputs = {"actor": "base", "reward": "judge"}
     made = shop.keep("policy", run_ppo(spec, shop.context("policy", inputs)), inputs)
     assert made.metrics["response_tokens"] > 0
+
+
+@pytest.mark.parametrize("template", ["chat", "none"])
+def test_an_unfinished_response_is_closed_as_the_reward_model_learned(template: str, shop: Shop) -> None:
+    """Its pairs end with the template's end of turn, or of plain text with the tokenizer's end token."""
+    writer = load_tokenization(shop.folder / "base")
+    write_rows(shop.folder / "pairs.jsonl", [{"prompt": "Say two.", "chosen": "two", "rejected": "one"}] * 4)
+    source = JsonLines.model_validate({"source": "jsonl", "files": ["pairs.jsonl"]})
+    request = DataRequest(source, shop.folder, "preferences", writer, sequence_length=64, seed=0, template=template)
+    pairs = materialise(request, shop.store)
+    prompts = materialise(replace(request, role="prompts"), shop.store)
+    batch: Any = build_batch(pairs, [0])
+    whole = batch.chosen.input_ids_BT[:, : int(batch.chosen.attention_mask_BT.sum())]
+    cut = Responses(
+        input_ids_BT=whole[:, :-1],
+        attention_mask_BT=torch.ones_like(whole[:, :-1], dtype=torch.bool),
+        response_mask_BT=torch.arange(whole.shape[1] - 1)[None] >= len(prompts.prompt_ids(0)),
+        ended_B=torch.tensor([False]),
+        sample_ids_B=torch.tensor([0]),
+    )
+    assert int(whole[0, -1]) == writer.token_id(END if template == "chat" else DOCUMENT_END)
+    assert reading_of(prompts, writer, writer, None)(cut).input_ids_BT.tolist() == whole.tolist()
 
 
 def test_an_evaluation_ends_answers_at_the_templates_end_token(shop: Shop) -> None:

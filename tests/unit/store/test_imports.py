@@ -348,3 +348,18 @@ def test_a_tokenizer_needs_no_model_beside_it(store: Store, folder: Path) -> Non
     (folder / "tokenizer.json").unlink()
     with pytest.raises(RequestError, match=r"has no tokenizer\.json"):
         import_tokenizer(store, folder)
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(store: Store, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "vocab_size": 2})
+    with pytest.raises(RequestError, match=r"model: the tokenizer has 3 entries .* embedding 2 rows"):
+        import_folder(store, folder)
+    write_json(folder / "config.json", {**config, "vocab_size": 4})
+    write_json(folder / "generation_config.json", {"eos_token_id": [1, 3]})
+    with pytest.raises(
+        RequestError, match=r"generation_config.json: eos_token_id is 3, and the tokenizer has no token"
+    ):
+        import_folder(store, folder)
+    write_json(folder / "generation_config.json", {"eos_token_id": [1]})
+    assert import_folder(store, folder).kind == "model"

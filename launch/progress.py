@@ -184,7 +184,7 @@ def describe(phase: str, values: Mapping[str, Any], remaining_s: float | None = 
     for counted in COUNTED:
         if values.get(f"{counted}_per_s"):
             parts.append(f"{rate(values[f'{counted}_per_s'])} {counted.replace('_', ' ')}/s")
-    remaining_s = rows_remaining_s(values) if values.get("row") is not None and unit != "step" else remaining_s
+    remaining_s = rows_remaining_s(values) if values.get("row") is not None and unit == "part" else remaining_s
     if remaining_s is not None and (values.get("rows") or (steps or 0) > (step or 0)):
         parts.append(f"ETA {span(remaining_s)}")
     if values.get("silent_s", 0.0) >= PLAIN_EVERY_S:

@@ -3,7 +3,7 @@
 B pictures, N pictures of all ranks, A denoising steps that are actions, C channels, H and W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from recipes.ddpo import Ddpo
 from rlhf.denoising import grouped_advantages
 from rlhf.experience import gather_rows, join_tables
 from rlhf.invariants import WeightsVersion, density_scales, require_ratio_one, require_reference, require_version
-from rlhf.iterations import Estimate, Update
+from rlhf.iterations import Estimate, Update, iteration_place
 from rlhf.losses import policy_loss
 from rlhf.monitors import report_pictures
 from rlhf.picture_models import PictureModels, PictureOpinions, Trajectories
@@ -22,6 +22,7 @@ from rlhf.picture_prompts import Asked, PicturePrompts
 from rlhf.picture_rewards import PictureScorer
 from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import ObjectiveOutput
+from trainers.observer import Observer, Watch, agreed, partly, raise_if_stopping, watching
 from trainers.randomness import stream_seed
 
 DRAWING_BATCH = 256
@@ -43,7 +44,7 @@ class PictureRollouts(Protocol):
     def sync(self, iteration: int) -> WeightsVersion:
         """Take over the learner's weights and say which they are; collective."""
 
-    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int], watch: Watch | None = None) -> Drawn:
         """Draw this rank's pictures, one for each seed; collective."""
 
 
@@ -59,7 +60,7 @@ class ColocatedPictures:
         self._iteration = iteration
         return WeightsVersion(iteration, self._engine.steps_applied)
 
-    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int], watch: Watch | None = None) -> Drawn:
         """Draw with every parameter in place."""
         asked = asked.to(self._engine.device)
         ids_B = torch.tensor(list(sample_ids), device=self._engine.device)
@@ -69,7 +70,8 @@ class ColocatedPictures:
             for start in range(0, len(seeds), DRAWING_BATCH):
                 rows = slice(start, start + DRAWING_BATCH)
                 some = asked.rows(rows)
-                parts.append(module.draw(seeds[rows], some.labels_B, some.captions))
+                part = None if watch is None else partly(watch, start, len(some.labels_B), len(seeds))
+                parts.append(module.draw(seeds[rows], some.labels_B, some.captions, part))
         states, pictures = (torch.cat([part[place] for part in parts]) for place in range(2))
         version = WeightsVersion(self._iteration, self._engine.steps_applied)
         return Drawn(Trajectories(states, asked.labels_B, ids_B, asked.captions), pictures, version)
@@ -188,6 +190,7 @@ class DdpoEstimator:
         workers: int,
         micro_batch: int,
         roundoff: float,
+        observer: Observer,
         show: Show | None = None,
     ) -> None:
         self._engine = engine
@@ -201,6 +204,7 @@ class DdpoEstimator:
         self._workers = workers
         self._micro_batch = micro_batch
         self._roundoff = roundoff
+        self._observer = observer
         self._show = show
 
     @property
@@ -215,12 +219,13 @@ class DdpoEstimator:
         settings = self._settings
         version = self._rollouts.sync(iteration)
         asked = self._prompts.asked(iteration)
-        drawn = self._drawn(iteration, asked)
+        place = iteration_place(settings, iteration)
+        drawn = agreed(self._observer, lambda: self._drawn(iteration, asked, place))
         require_version(drawn.version, version)
         scores_B = self._score(drawn.pictures_BCHW, drawn.trajectories.labels_B)
         trajectories = drawn.trajectories.gathered()
         scores_N, pictures_NCHW = gather_rows(scores_B), gather_rows(drawn.pictures_BCHW)
-        logprobs_NA, reference_logprobs_NA, kl_NA, distances_NA = self._judged(trajectories, first_epoch)
+        logprobs_NA, reference_logprobs_NA, kl_NA, distances_NA = self._judged(trajectories, first_epoch, place)
         report = report_pictures(scores_N, pictures_NCHW, logprobs_NA, reference_logprobs_NA, kl_NA)
         if iteration == 0:
             scales_NA = density_scales(distances_NA, self._roundoff)
@@ -241,23 +246,33 @@ class DdpoEstimator:
         own, size = rows[self._rank :: self._workers], self._micro_batch
         return [own[start : start + size] for start in range(0, len(own), size)]
 
-    def _drawn(self, iteration: int, asked: Asked) -> Drawn:
-        """This rank's pictures: their number alone says what is asked for and which noise."""
+    def _drawn(self, iteration: int, asked: Asked, place: Mapping[str, float]) -> Drawn:
+        """This rank's pictures: their number alone says what is asked for and which noise.
+
+        Raises Interrupted where it is asked to stop.
+        """
         share = self._pictures // self._workers
         first = self._rank * share
         own = slice(first, first + share)
         sample_ids = [iteration * self._pictures + number for number in range(first, first + share)]
         seeds = [stream_seed(self._seed, "rollout", number) for number in sample_ids]
-        return self._rollouts.draw(seeds, asked.rows(own), sample_ids)
+        watch = watching(self._observer, "rollout", self._pictures, **place)
+        watch(0.0)
+        return self._rollouts.draw(seeds, asked.rows(own), sample_ids, watch)
 
     @torch.no_grad()
-    def _judged(self, trajectories: Trajectories, first_epoch: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    def _judged(
+        self, trajectories: Trajectories, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float]
+    ) -> tuple[Tensor, ...]:
         """What actor and reference say of all ranks' actions by the training forward: [N, A] each, log-probabilities
         of both, KL, distances; a picture is judged by the rank that first learns from it.
         """
         count, actions = len(trajectories.labels_B), trajectories.states_BSCHW.shape[1] - 1
         table = torch.zeros(4, count, actions, dtype=torch.float64, device=self._engine.device)
-        for rows in (share for mini_batch in first_epoch for share in self._shares(mini_batch)):
+        shares = [share for mini_batch in first_epoch for share in self._shares(mini_batch)]
+        for number, rows in enumerate(shares):
+            self._observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
+            raise_if_stopping(self._observer)
             opinions = PictureOpinions(**self._engine.module(trajectories.rows(rows), ("actor", "reference")))
             columns = (opinions.logprobs_BA, opinions.reference_logprobs_BA, opinions.kl_BA, opinions.distances_BA)
             for index, column in enumerate(columns):

@@ -63,6 +63,7 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         workers=ranks.world_size,
         micro_batch=layout.micro_batch,
         roundoff=roundoff,
+        observer=observer,
         show=_grid_writer(spec, context, prompts) if settings.grid else None,
     )
     source = PpoSource(

@@ -205,9 +205,8 @@ def _respond(
     if not rows:
         return None
 
-    def watch(share: float) -> bool:
+    def watch(share: float) -> None:
         context.observer.phase("answer", rows=int(share * len(drawn)), rows_planned=len(drawn), **place)
-        return False
 
     batch = build_batch(prompts, rows)
     assert isinstance(batch, PromptBatch)

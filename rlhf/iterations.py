@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recipes.derive import steps_per_iteration
+from recipes.errors import Preempted
 from recipes.ppo import AdaptiveKl, Updates
 from rlhf.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
@@ -20,7 +21,7 @@ from trainers.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import Engine
 from trainers.loop import Cadence, LearningRates, Outcome, SourceState, train
 from trainers.objectives.protocol import Objective
-from trainers.observer import Observer
+from trainers.observer import Interrupted, Observer
 from trainers.stage import StageContext
 
 E = TypeVar("E")
@@ -237,6 +238,12 @@ class PpoSource(Generic[E]):
         return replace(progress, best_score=report.optimised_score, best_iteration=prepared.iteration, best=best)
 
 
+def iteration_place(settings: Updates, iteration: int) -> dict[str, float]:
+    """Where an iteration's rollouts are on the stage's way, as an observer is told it."""
+    steps = steps_per_iteration(settings)
+    return {"step": iteration * steps, "steps_planned": settings.iterations * steps}
+
+
 def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:
     """Order of an epoch's samples: keyed by the seed, never by rank."""
     key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
@@ -280,7 +287,10 @@ def run_iterations(
         observer=context.observer,
         seed=context.seed,
     )
-    final = source.report(outcome.steps_done)
+    try:
+        final = source.report(outcome.steps_done)
+    except Interrupted:
+        raise Preempted("stopped in the rollouts after the last update; the state is saved") from None
     if outcome.state == "stopped_by":
         source.return_to_best()
     context.observer.phase("write")

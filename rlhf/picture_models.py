@@ -18,6 +18,7 @@ from trainers.architectures.lora import active_adapters, adapter_layers
 from trainers.data.batches import Texts
 from trainers.families.ddpm import DdpmFamily, build_scheduler
 from trainers.families.text_encoder import TextStates
+from trainers.observer import Watch
 from trainers.randomness import normals
 
 PictureRole = Literal["actor", "reference"]
@@ -103,8 +104,12 @@ class PictureModels(nn.Module):
         return found
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], labels_B: Tensor, captions: Texts | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, seeds: Sequence[int], labels_B: Tensor, captions: Texts | None = None, watch: Watch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw from the actor, every parameter in place: states [B, S, C, H, W] and pictures in [0, 1].
+
+        `watch` hears of every step, and may raise.
 
         Each picture depends on its seed and its label or caption alone.
         """
@@ -113,6 +118,8 @@ class PictureModels(nn.Module):
         noise_BSCHW = normals(torch.tensor(list(seeds)), DENOISING, (chain.num_actions + 1, *actor.state_shape), like)
         states, text = [noise_BSCHW[:, 0]], self._read(captions)
         for step in range(chain.num_actions):
+            if watch is not None:
+                watch(step / chain.num_actions)
             mean = self._means("actor", states[-1][:, None], labels_B, text, first=step)[:, 0]
             states.append(mean + float(chain.sd_S[step]) * noise_BSCHW[:, step + 1])
         last = self._means("actor", states[-1][:, None], labels_B, text, first=chain.num_actions)[:, 0]

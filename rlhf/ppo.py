@@ -3,7 +3,7 @@
 Shapes: B samples, N samples of all ranks, R response tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,7 @@ from rlhf.experience import (
     join_tables,
 )
 from rlhf.invariants import require_ratio_one, require_reference, require_version, token_scales
-from rlhf.iterations import Estimate, Update
+from rlhf.iterations import Estimate, Update, iteration_place
 from rlhf.kl import kl_in_loss
 from rlhf.losses import policy_loss, value_loss
 from rlhf.models import Opinions, Role
@@ -34,6 +34,7 @@ from trainers.data.order import deal_by_length
 from trainers.engine.protocol import Engine
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.protocol import ObjectiveOutput
+from trainers.observer import Observer, agreed, raise_if_stopping, watching
 
 ROLES: tuple[Role, ...] = ("actor", "reference", "critic", "reward")
 
@@ -122,6 +123,7 @@ class GaeEstimator:
         seed: int,
         micro_batch: int,
         roundoff: float,
+        observer: Observer,
         text: BatchPlan | None = None,
         show: Show | None = None,
     ) -> None:
@@ -134,6 +136,7 @@ class GaeEstimator:
         self._seed = seed
         self._micro_batch = micro_batch
         self._roundoff = roundoff
+        self._observer = observer
         self._text = text
         self._show = show
 
@@ -146,10 +149,11 @@ class GaeEstimator:
         """Sample, score, penalise, estimate advantages: the upper half of the paper's algorithm box."""
         settings = self._settings
         version = self._rollouts.sync(iteration)
-        rollouts = self._sampled(iteration)
+        place = iteration_place(settings, iteration)
+        rollouts = agreed(self._observer, lambda: self._sampled(iteration, place))
         require_version(rollouts.version, version)
         responses = gather_responses(rollouts.responses)
-        judged = self._judged(responses, first_epoch)
+        judged = self._judged(responses, first_epoch, place)
         mask_NR = responses.response_mask_BR
         if iteration == 0:
             own_N, reference_N = judged.logprobs_BR[mask_NR], judged.reference_logprobs_BR[mask_NR]
@@ -208,8 +212,8 @@ class GaeEstimator:
         scale = self._settings.text_coef * response_tokens / LanguageModelObjective().weight(whole)
         return replace(batch, text=own.to(self._engine.device), text_scale=scale)
 
-    def _sampled(self, iteration: int) -> Rollouts:
-        """This rank's responses to the iteration's prompts."""
+    def _sampled(self, iteration: int, place: Mapping[str, float]) -> Rollouts:
+        """This rank's responses to the iteration's prompts; raises Interrupted where it is asked to stop."""
         plan, samples = self._prompts, self._rollout.samples_per_prompt
         (batch,) = plan.micro_batches(iteration)
         assert isinstance(batch, PromptBatch)
@@ -217,7 +221,9 @@ class GaeEstimator:
         keys = draw_keys(plan.sample_ids(iteration), own, samples)
         prompts = repeated_prompts(batch.to(self._engine.device), samples)
         uniforms_BR = response_uniforms(self._seed, "rollout", iteration, keys, self._rollout.max_new_tokens)
-        return self._rollouts.generate(prompts, uniforms_BR)
+        watch = watching(self._observer, "rollout", self.num_samples, **place)
+        watch(0.0)
+        return self._rollouts.generate(prompts, uniforms_BR, watch)
 
     def _shares(self, responses: Responses, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of a mini-batch of these rows on this rank, alike in length on all ranks."""
@@ -225,12 +231,15 @@ class GaeEstimator:
         return deal_by_length(rows, lengths, self._prompts.rank, self._prompts.workers, self._micro_batch)
 
     @torch.no_grad()
-    def _judged(self, responses: Responses, first_epoch: Sequence[Sequence[int]]) -> Judged:
+    def _judged(self, responses: Responses, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float]) -> Judged:
         """What all four models say of every rank's responses, each judged by the rank that first learns from it."""
         count, width = responses.response_mask_BR.shape
         table = torch.zeros(4, count, width, device=self._engine.device)
         scores_N = torch.zeros(count, device=self._engine.device)
-        for rows in (share for mini_batch in first_epoch for share in self._shares(responses, mini_batch)):
+        shares = [share for mini_batch in first_epoch for share in self._shares(responses, mini_batch)]
+        for number, rows in enumerate(shares):
+            self._observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
+            raise_if_stopping(self._observer)
             part = responses.rows(rows)
             opinions = Opinions(**self._engine.module(part, ROLES, True, self._rollout.max_new_tokens))
             columns = (

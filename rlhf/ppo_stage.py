@@ -91,6 +91,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         seed=context.seed,
         micro_batch=layout.micro_batch,
         roundoff=roundoff,
+        observer=observer,
         text=text,
         show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
     )

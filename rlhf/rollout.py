@@ -18,7 +18,8 @@ from rlhf.invariants import WeightsVersion
 from rlhf.models import PolicyModels
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
-from trainers.generation import SamplingSettings, Watch, generate
+from trainers.generation import SamplingSettings, generate
+from trainers.observer import Watch, partly
 
 GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""
@@ -40,8 +41,8 @@ class RolloutEngine(Protocol):
     def sync(self, iteration: int) -> WeightsVersion:
         """Take over the learner's weights and say which they are; collective."""
 
-    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
-        """Answer this rank's prompts, one uniform number per token; collective."""
+    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray, watch: Watch) -> Rollouts:
+        """Answer this rank's prompts, one uniform number per token; `watch` may end it. Collective before and after."""
 
 
 class ColocatedRollouts:
@@ -57,12 +58,12 @@ class ColocatedRollouts:
         self._iteration = iteration
         return WeightsVersion(iteration, self._engine.steps_applied)
 
-    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray) -> Rollouts:
+    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray, watch: Watch) -> Rollouts:
         """Sample under the actor's adapter, every parameter in place."""
         with self._engine.gathered() as module, torch.no_grad():
             assert isinstance(module, PolicyModels)
             with module.sampling() as actor:
-                responses, logprobs_BR = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH)
+                responses, logprobs_BR = answer(actor, prompts, self._settings, uniforms_BR, GENERATION_BATCH, watch)
         return Rollouts(responses, logprobs_BR, WeightsVersion(self._iteration, self._engine.steps_applied))
 
 
@@ -115,7 +116,7 @@ def answer(
     for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
         ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
-        part = None if watch is None else _of_part(watch, start, len(ids), count)
+        part = None if watch is None else partly(watch, start, len(ids), count)
         parts.append(generate(module, ids, mask, settings, uniforms_BR[rows], watch=part))
     responses = join_responses(
         prompts.input_ids_BP,
@@ -126,8 +127,3 @@ def answer(
         prompts.sample_ids_B,
     )
     return responses, torch.cat([part.logprobs_BR for part in parts])
-
-
-def _of_part(watch: Watch, start: int, size: int, count: int) -> Watch:
-    """Hears of rows [start, start + size) of `count` and tells of all of them."""
-    return lambda share: watch((start + share * size) / count)

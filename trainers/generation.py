@@ -3,7 +3,7 @@
 B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from trainers.architectures.encoder_decoder import decode, encode, start_token
 from trainers.data.tokenizer import Tokenization
-
-Watch = Callable[[float], bool]
-"""Hears what share of the work is done; True ends it here, with what there is."""
+from trainers.observer import Watch
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share of it is left."""
@@ -72,7 +70,7 @@ def generate(
     """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
 
     `pixels_ICHW` are the pictures of the prompts' image tokens, in their order, for a vision-language model. `watch`
-    hears of every token.
+    hears of every token, and may raise.
 
     `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
     padded on either side where the encoder's positions are relative, else on the right. Runs no collective.
@@ -102,8 +100,8 @@ def generate(
         num_going = int(going_B.sum())
         if num_going == 0 or step + 1 == length:
             break
-        if watch is not None and watch(1 - num_going / rows * (1 - (step + 1) / length)):
-            break
+        if watch is not None:
+            watch(1 - num_going / rows * (1 - (step + 1) / length))
         if num_going < COMPACT_BELOW * len(alive):
             kept = going_B.nonzero()[:, 0]
             continuation.keep(kept)

@@ -1,12 +1,13 @@
 """What hears of a stage's progress on one rank, and tells it to stop; and long work that says how far it is."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from trainers import distributed
 
 B = TypeVar("B")
+T = TypeVar("T")
 
 
 class Observer(Protocol):
@@ -59,6 +60,36 @@ def interruptible(batches: Iterable[B], observer: Observer, phase: str, rows: in
     for batch in counted(batches, observer, phase, rows):
         raise_if_stopping(observer)
         yield batch
+
+
+Watch = Callable[[float], None]
+"""Hears what share of some work is done; raises to end the work."""
+
+
+def watching(observer: Observer, phase: str, rows: int, **place: float) -> Watch:
+    """Return what says how many of `rows` are done, and raises Interrupted on this rank where a stop was asked for."""
+
+    def watch(share: float) -> None:
+        observer.phase(phase, rows=int(share * rows), rows_planned=rows, **place)
+        if observer.stop_requested():
+            raise Interrupted
+
+    return watch
+
+
+def partly(watch: Watch, start: int, size: int, count: int) -> Watch:
+    """Return what hears of rows [start, start + size) and tells of all `count`."""
+    return lambda share: watch((start + share * size) / count)
+
+
+def agreed(observer: Observer, work: Callable[[], T]) -> T:
+    """Return what this rank's own work makes; Interrupted in it, or a stop, is raised on every rank. Collective."""
+    try:
+        made = [work()]
+    except Interrupted:
+        made = []
+    raise_if_stopping(observer)
+    return made[0]
 
 
 def num_rows(batch: Any) -> int:

@@ -79,6 +79,18 @@ def test_pace_of_iterations_is_right_from_the_second_one_on() -> None:
         ("rollout", {"step": 14, "steps": 14, "unit": "iteration"}, "iteration 14/14 · rollout"),
         ("train", {"step": 0, "steps": 8, "pairs_per_s": 75.5}, "step 0/8 · 75.5 pairs/s · ETA 1:01 min"),
         ("join", {}, "starting workers"),
+        (
+            "perplexity",
+            {"step": 1, "steps": 4, "unit": "part", "row": 128, "rows": 1021, "row_rate": 35.0},
+            "part 2/4 · perplexity · row 128/1,021 · 35.0 rows/s · ETA 26 s",
+        ),
+        ("data", {"row": 12_000, "row_rate": 950.0}, "preparing data · row 12,000 · 950 rows/s"),
+        (
+            "evaluate",
+            {"step": 50, "steps": 100, "row": 8, "rows": 64},
+            "step 50/100 · evaluating · row 8/64 · ETA 1:01 min",
+        ),
+        ("model", {"silent_s": 35.0}, "loading the model · for 35 s"),
     ],
 )
 def test_describe_says_place_score_speed_and_eta(phase: str, values: dict[str, Any], text: str) -> None:

@@ -249,6 +249,7 @@ def build_tiny_ppo(
         seed=0,
         micro_batch=micro_batch,
         roundoff=roundoff,
+        observer=listener,
         text=BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None,
     )
     trained = [n for n, _ in parameters]

@@ -173,6 +173,7 @@ def build(
         workers=1,
         micro_batch=micro_batch,
         roundoff=unit_roundoff(precision, CPU),
+        observer=listener,
     )
     source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
     return TinyDdpo(engine, source, DdpoObjective(ppo, unit_roundoff(precision, CPU)), estimator, listener)

@@ -14,7 +14,7 @@ from recipes.locate import nearest
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
 from recipes.report import unmeasured
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
-from recipes.token_contract import TokenizerFacts, find_pad_token
+from recipes.token_contract import TokenizerFacts, find_pad_token, token_problems
 from recipes.vision_folders import VisionFacts
 
 BYTES = 256
@@ -186,6 +186,9 @@ def _check_tokenizer(
         yield loaded.problem(
             f"{place}.{key}", facts.pad_token, message, "name another token of the vocabulary as pad_token"
         )
+    template = None if tokenizer.chat_template else facts.chat_template  # the recipe's own is tried above
+    for message in token_problems(replace(facts, eos_token=None, pad_token=None, chat_template=template)):
+        yield loaded.problem(place, tokenizer.from_, message)
 
 
 def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:

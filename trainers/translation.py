@@ -3,7 +3,8 @@
 B rows, S source tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,20 +90,35 @@ def write_targets(
 
     # transformers' own search makes a cache of as many layers as T5's encoder has, too few for a deeper decoder.
     config = model.get_decoder().config
-    searched = model.generate(
-        past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
-        input_ids=source_ids_BS,
-        attention_mask=source_mask_BS.long(),
-        num_beams=num_beams,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(settings.stop_ids),
-        pad_token_id=settings.pad_id,
-        suppress_tokens=list(range(settings.num_tokens, model.get_output_embeddings().out_features)) or None,
-        decoder_start_token_id=start_token(model),
-        forced_eos_token_id=None,
-    )
+    with _known_tokens(model, settings.num_tokens):
+        searched = model.generate(
+            past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
+            input_ids=source_ids_BS,
+            attention_mask=source_mask_BS.long(),
+            num_beams=num_beams,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(settings.stop_ids),
+            pad_token_id=settings.pad_id,
+            decoder_start_token_id=start_token(model),
+            forced_eos_token_id=None,
+        )
     return [_until_end(row[1:].tolist(), settings) for row in searched]
+
+
+@contextmanager
+def _known_tokens(model: Any, num_tokens: int) -> Iterator[None]:
+    """Give rows of the head without a token no share of the probabilities while transformers searches."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(
+            -1, torch.arange(num_tokens, logits.shape[-1], device=logits.device), -torch.inf
+        )
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _until_end(tokens: list[int], settings: SamplingSettings) -> list[int]:

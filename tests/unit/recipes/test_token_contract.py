@@ -215,3 +215,23 @@ def test_check_tells_of_end_tokens_that_differ(name: str, sound: Path, tmp_path:
     for warning, expected in zip(told, says, strict=True):
         assert warning.startswith(f"{recipe}:3: stages.a.init_from: ")
         assert expected in warning
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (_template("{% for m in messages %}{{ m.content }"), "chat template: not a usable Jinja template"),
+        (_edit("tokenizer_config.json", bos_token="<|no|>"), "bos_token: token '<|no|>' is not in the vocabulary"),
+    ],
+)
+def test_a_tokenizer_that_a_new_model_takes_is_checked_too(
+    edit: Edit, says: str, sound: Path, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    _copied(sound, tmp_path / "model", edit)
+    train = "tokenizer:\n      train: bpe\n      vocab_size: 512\n"
+    for given, expected in (("from: ./model", [says]), ("from: ./model, eos_token: <|endoftext|>", [says])):
+        _, problems = check_file(write_recipe((train, f"tokenizer: {{{given}}}\n")))
+        found = [problem.message for problem in problems if problem.field == "stages.base.tokenizer"]
+        assert [message.startswith(text) for message, text in zip(found, expected, strict=True)] == [True]
+    _copied(sound, tmp_path / "fits", lambda folder: None)
+    assert check_file(write_recipe((train, "tokenizer: {from: ./fits}\n")))[1] == []

@@ -199,6 +199,21 @@ def test_greedy_and_beams_write_what_transformers_does_row_by_row(tokenization: 
     assert written[1] != written[4]
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_rows_without_a_token_are_never_written(tokenization: Tokenization, kind: str, num_beams: int) -> None:
+    """T5's embedding has 32,128 rows, its tokenizer 32,100 tokens."""
+    model, batch, known = build(kind, tokenization, seed=3), pairs(tokenization), tokenization.vocab_size
+    search: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": 9}
+    wanted = write_targets(model, batch.source_ids_BS, batch.source_mask_BS, tokenization, **search)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(known + 28, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[known:] *= 1000
+    found = write_targets(model, batch.source_ids_BS, batch.source_mask_BS, tokenization, **search)
+    assert found == wanted
+
+
 def test_an_untied_head_stays_one(tokenization: Tokenization, tmp_path: Path) -> None:
     """As in T5 1.1 and Flan: T5Config says that head and embedding are one, whatever the files hold."""
     keys = {key: value for key, value in TYPES["t5"].items() if key != "dropout_rate"}

@@ -13,7 +13,6 @@ from typing import Any
 
 from recipes.errors import StoreDamaged
 from recipes.safetensors_headers import parse_header
-from trainers.store.beside import map_beside
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
@@ -97,8 +96,7 @@ def wrong_objects(objects: ObjectStore, manifest: Manifest, entries: Iterable[Fi
 
     wanted = {entry.sha256: entry for entry in (objects_of(manifest) if entries is None else entries)}
     chosen = [wanted[sha256] for sha256 in sorted(wanted)]
-    problems = map_beside(look, chosen, 16) if objects.is_remote else map(look, chosen)
-    return [problem for problem in problems if problem is not None]
+    return [problem for problem in objects.ask(look, chosen) if problem is not None]
 
 
 def check_belongings(objects: ObjectStore, manifest: Manifest) -> None:

@@ -7,8 +7,14 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TypeVar
 
+from trainers.store.files import Files
+
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+REQUESTS = 16
+"""How many requests an object store is asked at once for one purpose."""
 
 
 def start_beside(action: Callable[[], B]) -> "Future[B]":
@@ -38,3 +44,8 @@ def map_beside(action: Callable[[A], B], items: Iterable[A], at_once: int) -> It
     except Exception:
         wait(running)
         raise
+
+
+def map_requests(action: Callable[[A], B], items: Iterable[A], files: Files) -> Iterator[B]:
+    """Give the results of requests in order: many at once where each is a journey, one by one in a folder."""
+    return map_beside(action, items, REQUESTS) if files.root is None else map(action, items)

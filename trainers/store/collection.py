@@ -15,8 +15,8 @@ from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.belonging import find_owner
-from trainers.store.inspection import all_refs, reachable, refs_aside
-from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, objects_of
+from trainers.store.inspection import all_refs, reachable, read_refs, refs_aside
+from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, StoreFormat, objects_of
 from trainers.store.refs import RefLog
 from trainers.store.store import Store
 from trainers.store.uses import DatasetUse, all_uses
@@ -173,20 +173,16 @@ def _orphans(store: Store, paths: dict[str, str], needed: Collection[str]) -> se
 def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:
     """Give every ref with the hash of its manifest and the manifest; what was set aside counts where it is readable."""
     aside = refs_aside(store)
-    for ref in all_refs(store):
-        folder, _, number = ref.rpartition("/")
-        try:
-            record = RefLog(store.files, folder).read(int(number))
-            if "manifest" in record:
-                yield ref, (str(record["manifest"]), store.read_ref(folder, record))
-        except FileNotFoundError:
-            continue
-        except StoreDamaged as error:
-            if ref not in aside and store.files.size(ref) is not None:
-                raise StoreDamaged(
-                    f"nothing was collected: {ref} is damaged, so what it needs is not known ({error}); set it aside "
-                    f"with `trainwright store verify --quarantine`"
-                ) from None
+    for found in read_refs(store, all_refs(store)):
+        if found.manifest is not None:
+            yield found.ref, (str(found.sha256), found.manifest)
+        elif isinstance(found.problem, StoreFormat):
+            raise found.problem
+        elif found.ref not in aside and store.files.size(found.ref) is not None:
+            raise StoreDamaged(
+                f"nothing was collected: {found.ref} is damaged, so what it needs is not known ({found.problem}); set "
+                f"it aside with `trainwright store verify --quarantine`"
+            ) from found.problem
 
 
 def _is_leased(store: Store, sha256: str) -> bool:

@@ -123,6 +123,9 @@ class Files(Protocol):
     def walk(self, path: str) -> Iterator[str]:
         """Give the paths of all files under a folder, sorted."""
 
+    def sizes(self, path: str) -> dict[str, int]:
+        """Return the size of every file under a folder, by path; on an object store this is one listing."""
+
     def remove(self, path: str) -> None:
         """Remove a file durably; a missing one is no error."""
 

@@ -1,12 +1,13 @@
 """Looking at a whole store: is everything that is named there and unaltered, and what came from what."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.belonging import wrong_objects
+from trainers.store.beside import map_requests
 from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, StoreFormat, objects_of
 from trainers.store.objects import object_path
 from trainers.store.refs import NUMBER, QUARANTINE, RefLog
@@ -42,6 +43,16 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
+class ReadRef:
+    """A ref, the hash of the manifest that it names, and the manifest, or why it cannot be read."""
+
+    ref: str
+    sha256: str | None
+    manifest: Manifest | None
+    problem: StoreDamaged | StoreFormat | None
+
+
+@dataclass(frozen=True)
 class Lineage:
     """What an artifact was made from and what was made from it, nearest first; `missing` are inputs that are gone."""
 
@@ -64,35 +75,43 @@ def refs_aside(store: "Store") -> set[str]:
     return {path.removeprefix(f"{QUARANTINE}/") for path in store.files.walk(f"{QUARANTINE}/refs")}
 
 
+def read_refs(store: "Store", refs: Iterable[str]) -> Iterator[ReadRef]:
+    """Read refs and the manifests that they name; those that name none, or are gone, are passed over."""
+
+    def look(ref: str) -> ReadRef | None:
+        folder, _, number = ref.rpartition("/")
+        sha256 = None
+        try:
+            record = RefLog(store.files, folder).read(int(number))
+            if "manifest" not in record:
+                return None
+            sha256 = str(record["manifest"])
+            return ReadRef(ref, sha256, store.read_ref(folder, record), None)
+        except FileNotFoundError:
+            return None
+        except (StoreFormat, StoreDamaged) as error:
+            return ReadRef(ref, sha256, None, error)
+
+    return (found for found in map_requests(look, refs, store.files) if found is not None)
+
+
 def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyReport:
     """Read every ref and a share of the objects; refs that were set aside are listed and not judged again."""
     problems: dict[str, tuple[str, list[str]]] = {}
     needed: dict[str, tuple[FileEntry, list[str]]] = {}
     aside = refs_aside(store)
     manifests: list[tuple[str, Manifest]] = []
-    num_refs = 0
     later: list[str] = []
-    for ref in all_refs(store):
-        if ref in aside:
-            continue
-        num_refs += 1
-        try:
-            folder, _, number = ref.rpartition("/")
-            record = RefLog(store.files, folder).read(int(number))
-            if "manifest" not in record:
-                continue
-            manifest = store.read_ref(folder, record)
-        except FileNotFoundError:
-            continue
-        except StoreFormat:
-            later.append(ref)
-            continue
-        except StoreDamaged as error:
-            problems[ref] = (str(error), [ref])
-            continue
-        manifests.append((ref, manifest))
-        for entry in objects_of(manifest):
-            needed.setdefault(entry.sha256, (entry, []))[1].append(ref)
+    refs = [ref for ref in all_refs(store) if ref not in aside]
+    for found in read_refs(store, refs):
+        if isinstance(found.problem, StoreFormat):
+            later.append(found.ref)
+        elif found.manifest is None:
+            problems[found.ref] = (str(found.problem), [found.ref])
+        else:
+            manifests.append((found.ref, found.manifest))
+            for entry in objects_of(found.manifest):
+                needed.setdefault(entry.sha256, (entry, []))[1].append(found.ref)
     chooser = random.Random(seed)
     checked = [item for _, item in sorted(needed.items()) if share >= 1 or chooser.random() < share]
     looked_at = {entry for entry, _ in checked}
@@ -100,18 +119,25 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
         wrong = wrong_objects(store.objects, manifest, looked_at.intersection(objects_of(manifest)))
         if wrong:
             problems[ref] = (f"is wrong about {len(wrong)} of its objects: {wrong[0]}", [ref])
-    for entry, refs in checked:
+
+    def check(entry: FileEntry) -> str | None:
         try:
             store.objects.check(entry)
         except StoreDamaged as error:
-            problems[object_path(entry.sha256)] = (str(error), refs)
+            return str(error)
+        return None
+
+    wrong_bytes = store.objects.ask(check, [entry for entry, _ in checked])
+    for (entry, needing), problem in zip(checked, wrong_bytes, strict=True):
+        if problem is not None:
+            problems[object_path(entry.sha256)] = (problem, needing)
     damage = [Damage(path, problem, refs) for path, (problem, refs) in sorted(problems.items())]
     for item in damage if set_aside else ():
         for ref in item.refs:
             folder, _, number = ref.rpartition("/")
             RefLog(store.files, folder).set_aside(int(number), item.problem)
             aside.add(ref)
-    return VerifyReport(num_refs, len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside), later)
+    return VerifyReport(len(refs), len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside), later)
 
 
 def lineage(store: "Store", fingerprint: str) -> Lineage:

@@ -157,6 +157,10 @@ class LocalFiles:
             else:
                 yield child
 
+    def sizes(self, path: str) -> dict[str, int]:
+        found = {child: self.size(child) for child in self.walk(path)}
+        return {child: size for child, size in found.items() if size is not None}
+
     def remove(self, path: str) -> None:
         final = self.local(path)
 

@@ -3,19 +3,23 @@
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from recipes.errors import StoreDamaged
 from recipes.safetensors_headers import MAX_HEADER_BYTES
-from trainers.store.beside import map_beside
-from trainers.store.files import Files, check_entry, hash_file, reading, writing
+from trainers.store.beside import map_beside, map_requests
+from trainers.store.files import Files, check_entry, hash_buffers, hash_file, reading, writing
 from trainers.store.manifest import FileEntry, sha256_hex
 
+REMOTE_CHECK_BYTES = 16 << 20
+"""Read at once of an object in an object store whose hash is wanted."""
 START_BYTES = 4096
 """Read at once of an object whose header is wanted: most headers are shorter."""
 
+A = TypeVar("A")
+B = TypeVar("B")
 
 Mark = tuple[int, ...]
 """Which file was hashed: device, inode, size, time of change in nanoseconds."""
@@ -50,6 +54,10 @@ class ObjectStore:
     def is_remote(self) -> bool:
         """Whether each look costs a request."""
         return self._files.root is None
+
+    def ask(self, action: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """Give the results of looks at objects in order, many at once where each costs a request."""
+        return map_requests(action, items, self._files)
 
     @property
     def cache(self) -> Path:
@@ -94,12 +102,12 @@ class ObjectStore:
         """Tell whether there is an object of that name and size; its bytes are not read."""
         return self._files.size(object_path(sha256)) == size
 
-    def missing(self, entries: Iterable[FileEntry]) -> list[FileEntry]:
-        """Return those entries that have no object of their size."""
+    def missing(self, entries: Iterable[FileEntry], sizes: Mapping[str, int] | None = None) -> list[FileEntry]:
+        """Return those entries that have no object of their size; `sizes` of all objects by path, where listed."""
         wanted = list({entry.sha256: entry for entry in entries}.values())
-        if self._files.root is not None or len(wanted) < 2:
-            return [entry for entry in wanted if not self.has(entry.sha256, entry.bytes)]
-        present = map_beside(lambda entry: self.has(entry.sha256, entry.bytes), wanted, 16)
+        if sizes is not None:
+            return [entry for entry in wanted if sizes.get(object_path(entry.sha256)) != entry.bytes]
+        present = self.ask(lambda entry: self.has(entry.sha256, entry.bytes), wanted)
         return [entry for entry, is_present in zip(wanted, present, strict=True) if not is_present]
 
     def local_path(self, sha256: str) -> Path:
@@ -152,16 +160,21 @@ class ObjectStore:
         """Read an object whole; raises StoreDamaged when it is not what the entry says."""
         path = object_path(entry.sha256)
         local = self._files.local(path)
-        if local is None:
-            data = self.get_bytes(entry.sha256)
-            found = FileEntry(sha256=entry.sha256, bytes=len(data))
-        else:
-            try:
+        try:
+            if local is None:
+                found = hash_buffers(self._remote_chunks(path, entry.bytes))
+            else:
                 with reading(f"store {self._files.uri}: {path}"):
                     found = hash_file(local)
-            except FileNotFoundError:
-                raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
+        except FileNotFoundError:
+            raise StoreDamaged(f"store {self._files.uri}: {path} is missing") from None
         check_entry(entry, found, f"store {self._files.uri}: {path}")
+
+    def _remote_chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """Give an object's bytes in pieces that memory holds, and one byte more where it is longer than `size`."""
+        for start in range(0, max(size, 1), REMOTE_CHECK_BYTES):
+            stop = start + REMOTE_CHECK_BYTES
+            yield self._files.read_range(path, start, stop if stop < size else size + 1)
 
     def demand_whole(self, entry: FileEntry) -> None:
         """Read an object whole, unless this process knows that it was and it is the same file as then.

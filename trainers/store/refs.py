@@ -15,15 +15,29 @@ NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def numbers_below(files: Files, root: str) -> dict[str, list[int]]:
+    """Return the numbers in each folder of refs below a folder, ascending: one listing for all."""
+    found: dict[str, list[int]] = {}
+    for path in files.walk(root):
+        folder, _, name = path.rpartition("/")
+        if NUMBER.fullmatch(name):
+            found.setdefault(folder, []).append(int(name))
+    return {folder: sorted(numbers) for folder, numbers in found.items()}
+
+
 class RefLog:
     """The numbered refs in one folder."""
 
-    def __init__(self, files: Files, folder: str) -> None:
+    def __init__(self, files: Files, folder: str, listed: tuple[list[int], set[int]] | None = None) -> None:
+        """`listed`: the numbers that are there, and those set aside, where somebody has just listed them."""
         self._files = files
         self.folder = folder
+        self._listed = listed
 
     def numbers(self) -> list[int]:
         """Return the numbers that are there, ascending."""
+        if self._listed is not None:
+            return self._listed[0]
         return sorted(int(name) for name in self._files.names(self.folder) if NUMBER.fullmatch(name))
 
     def highest(self) -> int:
@@ -87,6 +101,8 @@ class RefLog:
 
     def aside(self) -> set[int]:
         """Return the numbers that were set aside."""
+        if self._listed is not None:
+            return self._listed[1]
         names = self._files.names(f"{QUARANTINE}/{self.folder}")
         return {int(name) for name in names if NUMBER.fullmatch(name)}
 

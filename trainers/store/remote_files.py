@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +16,14 @@ from urllib.parse import urlsplit
 from recipes.errors import CapacityError, RequestError
 from trainers.store.files import Patience, Place, hash_file, writing
 from trainers.store.manifest import FileEntry
+from trainers.store.s3_requests import list_keys, look_at
 from trainers.store.watch import Watch
 
 log = logging.getLogger("trainwright.store")
 
 REMOTE_CHUNK_BYTES = 16 << 20
+CONNECTIONS = 32
+"""Requests that may be under way at once."""
 CONNECT_S, READ_S = 5.0, 15.0
 """How long one request may take to connect, and to bring the next bytes."""
 ANSWER_S = 20.0
@@ -67,7 +71,7 @@ class RemoteFiles:
         options: dict[str, Any] = {"use_listings_cache": False}
         if self._is_s3:
             times = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"total_max_attempts": 1}}
-            options |= {"config_kwargs": times, "session": _s3_session()}
+            options |= {"config_kwargs": {**times, "max_pool_connections": CONNECTIONS}, "session": _s3_session()}
         try:
             self._fs = MemoryObjects() if self._is_memory else fsspec.filesystem(protocol, **options)
         except ImportError as error:
@@ -91,7 +95,7 @@ class RemoteFiles:
             except self._errors:
                 # A refusal, or the answer to a write that did arrive: what is there now decides.
                 try:
-                    return bool(self._fs.cat_file(full) == data) and not self._is_memory
+                    return self._cat(full) == data and not self._is_memory
                 except FileNotFoundError:
                     pass
                 raise
@@ -137,7 +141,7 @@ class RemoteFiles:
         return None
 
     def read(self, path: str) -> bytes:
-        return self._ask("read", path, lambda: bytes(self._fs.cat_file(self._full(path))))
+        return self._ask("read", path, lambda: self._cat(self._full(path)))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         try:
@@ -149,33 +153,45 @@ class RemoteFiles:
             return b""  # S3 refuses a range that starts at the end
 
     def size(self, path: str) -> int | None:
-        try:
-            found = self._ask("read", path, lambda: self._fs.info(self._full(path)))
-        except FileNotFoundError:
-            return None
-        return int(found["size"]) if found["type"] == "file" else None
+        found = self._info(path)
+        if self._is_s3:
+            return None if found is None else int(found["ContentLength"])
+        return int(found["size"]) if found is not None and found["type"] == "file" else None
 
     def modified_at(self, path: str) -> float | None:
-        try:
-            found = self._ask("read", path, lambda: self._fs.info(self._full(path)))
-        except FileNotFoundError:
-            return None
+        found = self._info(path) or {}
         at = found.get("LastModified") or found.get("updated") or found.get("mtime") or found.get("created")
-        return float(at.timestamp()) if hasattr(at, "timestamp") else None
+        return float(at.timestamp()) if isinstance(at, datetime) else None
 
     def fetch(self, path: str, target: Path) -> None:
         self._ask("fetch", path, lambda: self._fs.get_file(self._full(path), str(target)))
 
     def names(self, path: str) -> list[str]:
+        def ask() -> list[str]:
+            if self._is_s3:
+                return [name for name, _ in list_keys(self._fs, self._full(path), deep=False)]
+            return list(self._fs.ls(self._full(path), detail=False, refresh=True))
+
         try:
-            found = self._ask("list", path, lambda: self._fs.ls(self._full(path), detail=False, refresh=True))
+            found = self._ask("list", path, ask)
         except FileNotFoundError:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
     def walk(self, path: str) -> Iterator[str]:
-        found = self._ask("list", path, lambda: self._fs.find(self._full(path)))
-        yield from sorted(name[len(self._base) + 1 :] for name in found)
+        yield from sorted(self.sizes(path))
+
+    def sizes(self, path: str) -> dict[str, int]:
+        def ask() -> list[tuple[str, int | None]]:
+            if self._is_s3:
+                return list_keys(self._fs, self._full(path), deep=True)
+            return [(name, info["size"]) for name, info in self._fs.find(self._full(path), detail=True).items()]
+
+        try:
+            found = self._ask("list", path, ask)
+        except FileNotFoundError:
+            return {}
+        return {name[len(self._base) + 1 :]: int(size or 0) for name, size in found}
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -211,6 +227,21 @@ class RemoteFiles:
                     self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
         except (FileNotFoundError, CapacityError) as error:
             log.warning("store %s: unfinished uploads were not looked for: %s", self.uri, error)
+
+    def _cat(self, full: str) -> bytes:
+        # s3fs asks for the size first where it may read parts at once.
+        return bytes(self._fs.cat_file(full, **({"max_concurrency": 1} if self._is_s3 else {})))
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        def ask() -> dict[str, Any]:
+            full = self._full(path)
+            found: dict[str, Any] = look_at(self._fs, full) if self._is_s3 else self._fs.info(full)
+            return found
+
+        try:
+            return self._ask("read", path, ask)
+        except FileNotFoundError:
+            return None
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}"

@@ -4,13 +4,13 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
-from trainers.store import inspection, views
+from trainers.store import inspection, listing, views
 from trainers.store.belonging import check_belongings, named_manifest
 from trainers.store.files import Files, Patience, open_files
 from trainers.store.manifest import (
@@ -18,7 +18,6 @@ from trainers.store.manifest import (
     DatasetManifest,
     Manifest,
     StateManifest,
-    StoreFormat,
     manifest_bytes,
     objects_of,
 )
@@ -29,8 +28,6 @@ from trainers.store.states import StateLog
 from trainers.store.uses import DatasetUse, note_use
 
 log = logging.getLogger("trainwright.store")
-
-PINS = "refs/pins"
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -88,34 +85,17 @@ class Store:
 
     def list_artifacts(self) -> list[ArtifactManifest]:
         """Return every whole artifact, parents before what was made from them; a warning names the others."""
-        found: dict[str, ArtifactManifest] = {}
-        for fingerprint in self._files.names("refs/artifacts"):
-            if _FINGERPRINT.fullmatch(fingerprint):
-                try:
-                    manifest = self.find_artifact(fingerprint)
-                except (StoreDamaged, StoreFormat) as error:
-                    log.warning("%s", error)
-                    continue
-                if manifest is not None:
-                    found[fingerprint] = manifest
-        ordered: dict[str, ArtifactManifest] = {}
+        return listing.list_artifacts(self)
 
-        def visit(fingerprint: str) -> None:
-            if fingerprint in found:
-                manifest = found.pop(fingerprint)
-                for parent in manifest.parents.values():
-                    visit(parent.fingerprint)
-                ordered[fingerprint] = manifest
-
-        for manifest in sorted(found.values(), key=lambda item: (item.stage, item.fingerprint)):
-            visit(manifest.fingerprint)
-        return list(ordered.values())
+    def newest_artifact(self, refs: RefLog, sizes: Mapping[str, int] | None) -> ArtifactManifest | None:
+        """Return what `find_artifact` does; `sizes` are those of all objects, where they were listed."""
+        return self._newest_whole(refs, ArtifactManifest, sizes=sizes)
 
     def resolve(self, name_or_fingerprint: str) -> ArtifactManifest:
         """Return the artifact of a given name or of a fingerprint's first digits (8 or more)."""
         fingerprint = self._named(name_or_fingerprint)
         if fingerprint is None and _PREFIX.fullmatch(name_or_fingerprint):
-            known = self._files.names("refs/artifacts")
+            known = self._files.names(listing.ARTIFACTS)
             matches = [item for item in known if item.startswith(name_or_fingerprint) and _FINGERPRINT.fullmatch(item)]
             if len(matches) > 1:
                 listed = ", ".join(match[:16] for match in matches[:8])
@@ -134,7 +114,7 @@ class Store:
         self.check_name(name)
         if self.find_artifact(fingerprint) is None:
             raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
-        RefLog(self._files, f"refs/names/{name}").append({"fingerprint": fingerprint})
+        RefLog(self._files, f"{listing.NAMES}/{name}").append({"fingerprint": fingerprint})
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -144,8 +124,7 @@ class Store:
 
     def names(self) -> dict[str, str]:
         """Return every given name with its fingerprint."""
-        found = {name: self._named(name) for name in self._files.names("refs/names")}
-        return {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
+        return listing.list_names(self)
 
     def lineage(self, fingerprint: str) -> inspection.Lineage:
         """Return what an artifact was made from and what was made from it."""
@@ -157,29 +136,18 @@ class Store:
         """Keep an artifact, and what it was made from, whatever a collection drops."""
         if self.find_artifact(fingerprint) is None:
             raise RequestError(f"store {self.uri} has no artifact {fingerprint}")
-        RefLog(self._files, f"{PINS}/{fingerprint}").append({"pinned": True, "note": note})
+        RefLog(self._files, f"{listing.PINS}/{fingerprint}").append({"pinned": True, "note": note})
 
     def unpin(self, fingerprint: str) -> bool:
         """Take a pin away; False when there was none."""
         if fingerprint not in self.pins():
             return False
-        RefLog(self._files, f"{PINS}/{fingerprint}").append({"pinned": False, "note": ""})
+        RefLog(self._files, f"{listing.PINS}/{fingerprint}").append({"pinned": False, "note": ""})
         return True
 
     def pins(self) -> dict[str, str]:
         """Return every pinned fingerprint with its note; a pin whose newest word is unreadable counts."""
-        found: dict[str, str] = {}
-        for fingerprint in self._files.names(PINS):
-            refs = RefLog(self._files, f"{PINS}/{fingerprint}")
-            try:
-                record = refs.read(refs.highest())
-            except StoreDamaged as error:
-                record = {"pinned": True, "note": str(error)}
-            except FileNotFoundError:
-                continue
-            if record.get("pinned"):
-                found[fingerprint] = str(record.get("note", ""))
-        return found
+        return listing.list_pins(self)
 
     # Leases and training states
 
@@ -303,7 +271,7 @@ class Store:
     def _artifact_refs(self, fingerprint: str) -> RefLog:
         if not _FINGERPRINT.fullmatch(fingerprint):
             raise RequestError(f"{fingerprint!r} is not a fingerprint (64 hex digits)")
-        return RefLog(self._files, f"refs/artifacts/{fingerprint}")
+        return RefLog(self._files, f"{listing.ARTIFACTS}/{fingerprint}")
 
     def _dataset_refs(self, digest: str) -> RefLog:
         if not _FINGERPRINT.fullmatch(digest):
@@ -319,13 +287,7 @@ class Store:
     def _named(self, name: str) -> str | None:
         if not _NAME.fullmatch(name):
             return None
-        refs = RefLog(self._files, f"refs/names/{name}")
-        for number in reversed(refs.numbers()):
-            try:
-                return str(refs.read(number)["fingerprint"])
-            except (StoreDamaged, KeyError) as error:
-                log.warning("name %s: %s is passed over: %s", name, refs.path(number), error)
-        return None
+        return listing.named(RefLog(self._files, f"{listing.NAMES}/{name}"))
 
     def _publish(self, refs: RefLog, manifest: M, stands: Callable[[M], bool] = lambda _: True) -> tuple[M, bool]:
         """Commit unless a whole one is there that `stands`."""
@@ -363,7 +325,9 @@ class Store:
         """Return the manifest that a ref of a folder names; raises StoreDamaged when it is not whole or another's."""
         return named_manifest(self.objects, folder, record)
 
-    def _newest_whole(self, refs: RefLog, wanted: type[M], set_aside: bool = False) -> M | None:
+    def _newest_whole(
+        self, refs: RefLog, wanted: type[M], set_aside: bool = False, sizes: Mapping[str, int] | None = None
+    ) -> M | None:
         damaged: dict[int, str] = {}
         aside = refs.aside()
         for number in reversed(refs.numbers()):
@@ -372,7 +336,7 @@ class Store:
             try:
                 manifest = self.read_ref(refs.folder, refs.read(number))
                 assert isinstance(manifest, wanted)
-                missing = self.objects.missing(objects_of(manifest))
+                missing = self.objects.missing(objects_of(manifest), sizes)
                 if missing:
                     raise StoreDamaged(f"{object_path(missing[0].sha256)} is missing or has another size")
             except (StoreDamaged, FileNotFoundError, KeyError) as error:

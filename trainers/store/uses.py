@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trainers.store.beside import map_requests
 from trainers.store.files import Files
 
 FOLDER = "datasets"
@@ -27,8 +28,11 @@ def note_use(files: Files, use: DatasetUse) -> None:
 
 def all_uses(files: Files) -> Iterator[DatasetUse]:
     """Give every use that was written down."""
-    for run in files.names("runs"):
-        for path in files.walk(f"runs/{run}/{FOLDER}"):
-            parts = path.split("/")
+
+    def look(run: str) -> list[str]:
+        return list(files.walk(f"runs/{run}/{FOLDER}"))
+
+    for paths in map_requests(look, files.names("runs"), files):
+        for parts in (path.split("/") for path in paths):
             if len(parts) == 5:
-                yield DatasetUse(run, parts[3], parts[4])
+                yield DatasetUse(parts[1], parts[3], parts[4])

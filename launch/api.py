@@ -30,6 +30,7 @@ from recipes.plan import Plan
 from recipes.recipe import Recipe
 from recipes.settle import keep_settled
 from recipes.yaml_text import parse_yaml
+from trainers.store.beside import map_requests
 from trainers.store.store import Store
 
 __all__ = [
@@ -305,7 +306,7 @@ def status(run: str | None = None, *, store: str | None = None) -> list[RunSumma
     opened = Store.open(store)
     if run is not None:
         return [standing(RunRecord.open(opened, run))]
-    return [standing(record) for record in all_runs(opened)]
+    return list(map_requests(standing, all_runs(opened), opened.files))
 
 
 def standing(record: RunRecord) -> RunSummary:

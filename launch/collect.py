@@ -9,6 +9,7 @@ from launch.journal import RunSummary
 from launch.page import RunReport, StageReport, curves_of
 from launch.progress import span
 from launch.records import RunRecord, origin_of
+from launch.resolve import Resolved
 from recipes.errors import TrainwrightError
 from recipes.stages import Evaluate, Stage
 from trainers.store.manifest import ArtifactManifest
@@ -19,7 +20,7 @@ def collect(record: RunRecord) -> RunReport:
     """Gather a run's report; what cannot be read any more is left out."""
     summary = record.summary()
     raw = record.raw
-    resolved = record.resolved()
+    resolved = Resolved.from_json(raw)
     stages = []
     for entry in summary.stages:
         inputs = {path: reference.stage for path, reference in resolved.internal[entry.name].items()}
@@ -28,7 +29,7 @@ def collect(record: RunRecord) -> RunReport:
         source = record
         if entry.state == "cached" and entry.fingerprint is not None:
             source = origin_of(record.store, entry.fingerprint, record.run) or record
-        stage_name = _name_in(source, entry.fingerprint, entry.name)
+        stage_name = entry.name if source is record else _name_in(source, entry.fingerprint, entry.name)
         metrics = [*source.metrics(stage_name)]
         stages.append(
             StageReport(

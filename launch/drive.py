@@ -165,6 +165,7 @@ def drive(
     finally:
         view.results(result_rows(plan, driven.results, driven.failed))
         driven.report = _write_report(record, journal, view)
+        _write_end(record, journal, view)
         view.close()
     return driven
 
@@ -220,3 +221,11 @@ def _write_report(record: RunRecord, journal: Journal, view: View) -> str | None
     journal.write("report_written", path=path)
     view.say(f"report: {path}")
     return path
+
+
+def _write_end(record: RunRecord, journal: Journal, view: View) -> None:
+    """What saves others the reading of the journal; it is all there without."""
+    try:
+        record.write_end(journal)
+    except Exception as error:
+        view.say(f"the run's end could not be summed up: {type(error).__name__}: {error}")

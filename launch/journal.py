@@ -70,7 +70,9 @@ def is_alive(driver: dict[str, Any], last_at: float, next_s: float, now: float |
 class Journal:
     """Appends events; every event is durable when `write` returns."""
 
-    def __init__(self, writer: Writer, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, writer: Writer, driver: str = "", clock: Callable[[], float] = time.time) -> None:
+        """`driver` names its writer among those of the run."""
+        self.driver = driver
         self._writer = writer
         self._clock = clock
         self._lock = threading.Lock()

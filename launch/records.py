@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.journal import Journal, RunSummary, summarise
+from launch.histories import JOURNAL, History, find_end, read_history, write_end
+from launch.journal import Journal, RunSummary
 from launch.resolve import Resolved
 from recipes.errors import RequestError
+from trainers.store.beside import map_requests
 from trainers.store.store import Store
 
 RECIPE = "recipe.json"
-JOURNAL = "journal"
 STOPS = "stops"
 REPORT = "report.html"
 
@@ -81,23 +82,34 @@ class RunRecord:
 
     def journal(self) -> Journal:
         """A writer of events; every driver has a path of its own."""
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        return Journal(self.folder.writer(f"{JOURNAL}/{stamp}-{secrets.token_hex(2)}"))
+        at = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(at))
+        driver = f"{stamp}-{int(at % 1 * 0x10000):04x}{secrets.token_hex(1)}"  # sorts by time
+        return Journal(self.folder.writer(f"{JOURNAL}/{driver}"), driver)
+
+    def write_end(self, journal: Journal) -> None:
+        """Write how the run has ended, as the last thing that its driver does."""
+        write_end(self.folder, journal.driver, self.run, self.raw)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far, in the order of time."""
         return sorted(self.folder.read_lines(JOURNAL), key=lambda event: float(event["at"]))
 
-    def summary(self) -> RunSummary:
-        """How the run stands."""
+    def history(self) -> History:
+        """How the run stands and what it committed: as its last driver left it, else by its journal."""
+        ended = find_end(self.folder)
+        if ended is not None:
+            return ended
         try:
             raw = self.raw
         except RequestError:
-            return RunSummary(
-                run=self.run, recipe=re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", self.run), state="lost", stages=[]
-            )
-        stages = [(entry["name"], entry["kind"]) for entry in raw["plan"]]
-        return summarise(self.run, raw["recipe"]["name"], stages, self.events())
+            recipe = re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", self.run)
+            return History(RunSummary(run=self.run, recipe=recipe, state="lost", stages=[]), {})
+        return read_history(self.folder, self.run, raw)
+
+    def summary(self) -> RunSummary:
+        """How the run stands."""
+        return self.history().summary
 
     def fingerprints(self) -> set[str]:
         """Artifacts that the run made, planned to make or took in from outside."""
@@ -107,8 +119,7 @@ class RunRecord:
             return set()
         made = {str(entry["fingerprint"]) for entry in raw["plan"]}
         taken = {str(item["fingerprint"]) for inputs in raw["inputs"].values() for item in inputs.values()}
-        committed = {str(event["fingerprint"]) for event in self.events() if event["event"] == "stage_committed"}
-        return made | taken | committed
+        return made | taken | self.history().committed.keys()
 
     def request_stop(self) -> None:
         """Ask the run's driver to stop; it looks every second or so."""
@@ -160,13 +171,14 @@ def all_runs(store: Store) -> list[RunRecord]:
 
 def origin_of(store: Store, fingerprint: str, not_run: str, limit: int = 200) -> RunRecord | None:
     """The newest other run that computed this artifact, for the curves of a cached stage."""
-    for run in reversed(store.runs()[-limit:]):
+
+    def computed(run: str) -> RunRecord | None:
         record = RunRecord(store, run)
-        if run == not_run or record.folder.find(RECIPE) is None:
-            continue
-        if not any(entry["fingerprint"] == fingerprint for entry in record.raw["plan"]):
-            continue
-        for event in record.events():
-            if event["event"] == "stage_committed" and event["fingerprint"] == fingerprint and not event["cached"]:
-                return record
-    return None
+        try:
+            is_planned = any(entry["fingerprint"] == fingerprint for entry in record.raw["plan"])
+        except RequestError:
+            return None
+        return record if is_planned and record.history().committed.get(fingerprint) else None
+
+    others = [run for run in reversed(store.runs()[-limit:]) if run != not_run]
+    return next((record for record in map_requests(computed, others, store.files) if record is not None), None)

@@ -10,6 +10,7 @@ from launch.options import AsJson, StoreUri, print_json
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 
 if TYPE_CHECKING:
+    from launch.records import RunRecord
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
 
@@ -344,16 +345,18 @@ def unpin(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fals
 def _kept_by_runs(store: "Store", num_runs: int) -> tuple[set[str], set[str]]:
     """Artifacts that the newest runs, and all unfinished ones, made or took in; and those runs."""
     from launch.records import all_runs
+    from trainers.store.beside import map_requests
 
-    artifacts: set[str] = set()
-    runs: set[str] = set()
     records = all_runs(store)
-    for record in records:
-        summary = record.summary()
-        if record in records[len(records) - num_runs :] or summary.state != "completed":
-            runs.add(record.run)
-            artifacts |= record.fingerprints()
-    return artifacts, runs
+    newest = records[len(records) - num_runs :]
+
+    def needs(record: "RunRecord") -> set[str] | None:
+        is_kept = record in newest or record.summary().state != "completed"
+        return record.fingerprints() if is_kept else None
+
+    found = zip(records, map_requests(needs, records, store.files), strict=True)
+    kept = {record.run: needed for record, needed in found if needed is not None}
+    return set().union(*kept.values()), set(kept)
 
 
 @store_app.command()

@@ -87,7 +87,7 @@ def collect(
     marked = _mark(store, keep, finished_states)
     if dry_run:
         orphans = _orphans(store, paths, marked.needed(marked.unneeded_refs))
-        size = sum(store.files.size(path) or 0 for path in orphans)
+        size = sum(store.objects.ask(lambda path: store.files.size(path) or 0, orphans))
         waiting_refs = sorted(marked.unneeded_refs)
         return Collected([], 0, 0, waiting_refs, len(orphans), size, len(paths) - len(orphans))
     now = _clock(store)
@@ -107,13 +107,9 @@ def collect(
             store.objects.forget(_sha(path))
             orphans.discard(path)
             removed, removed_bytes = removed + 1, removed_bytes + size
-    waiting: dict[str, float] = {}
-    waiting_bytes = 0
-    for path in sorted(orphans):
-        at = store.files.modified_at(path)
-        if at is not None and at <= now - grace_s:
-            waiting[path] = at
-            waiting_bytes += store.files.size(path) or 0
+    ages = zip(sorted(orphans), store.objects.ask(store.files.modified_at, sorted(orphans)), strict=True)
+    waiting = {path: at for path, at in ages if at is not None and at <= now - grace_s}
+    waiting_bytes = sum(store.objects.ask(lambda path: store.files.size(path) or 0, waiting))
     waiting_refs = sorted(marked.unneeded_refs - set(removed_refs))
     if waiting or waiting_refs:
         lists.append({"objects": waiting, "refs": waiting_refs})
@@ -167,7 +163,9 @@ def _without_reused_datasets(store: Store, marked: _Marked, removed: list[str]) 
 
 def _orphans(store: Store, paths: dict[str, str], needed: Collection[str]) -> set[str]:
     """Return the paths of objects that are not needed and not written under a living lease."""
-    return {path for sha, path in paths.items() if sha not in needed and not _is_leased(store, sha)}
+    unneeded = [sha for sha in paths if sha not in needed]
+    are_leased = store.objects.ask(lambda sha: _is_leased(store, sha), unneeded)
+    return {paths[sha] for sha, is_leased in zip(unneeded, are_leased, strict=True) if not is_leased}
 
 
 def _manifests(store: Store) -> Iterator[tuple[str, tuple[str, Manifest]]]:

@@ -210,7 +210,8 @@ class ObjectStore:
             length = int.from_bytes(start[:8], "little")
             if length > MAX_HEADER_BYTES:
                 return None
-            rest = self._files.read_range(path, len(start), 8 + length) if len(start) < 8 + length else b""
+            is_more = START_BYTES == len(start) < 8 + length
+            rest = self._files.read_range(path, len(start), 8 + length) if is_more else b""
         except FileNotFoundError:
             return None
         return (start + rest)[8 : 8 + length]

@@ -3,11 +3,12 @@
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
+from trainers.store.beside import map_requests
 from trainers.store.files import Files
 from trainers.store.manifest import FORMAT, canonical_json
 
@@ -17,6 +18,11 @@ SEGMENT_BYTES = 1 << 20
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-(\d{8}-\d{6}-[0-9a-f]{4})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _SEGMENT = re.compile(r"(\d{6,})\.jsonl")
+
+
+def segment_name(number: int) -> str:
+    """Return the name of a writer's segment."""
+    return f"{number:06d}.jsonl"
 
 
 class SegmentWriter:
@@ -45,7 +51,7 @@ class SegmentWriter:
         if self._number is None:
             self._number = max(_segment_numbers(self._files, self._folder), default=0) + 1
         data = b"".join(self._lines)
-        while not self._files.create(f"{self._folder}/{self._number:06d}.jsonl", data, durable=self._durable):
+        while not self._files.create(f"{self._folder}/{segment_name(self._number)}", data, durable=self._durable):
             self._number += 1
         self._number += 1
         self._lines, self._num_bytes = [], 0
@@ -58,6 +64,9 @@ class Run:
         self._files = files
         self.id = run_id
         self._root = f"runs/{run_id}"
+
+    def __str__(self) -> str:
+        return f"{self._files.uri}/{self._root}"
 
     def exists(self) -> bool:
         """Tell whether the run was taken."""
@@ -76,6 +85,14 @@ class Run:
         except FileNotFoundError:
             return None
 
+    def find_all(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return documents as `find` does, asked for at once."""
+        return list(map_requests(self.find, names, self._files))
+
+    def names(self, name: str) -> list[str]:
+        """Return the sorted names in a folder."""
+        return self._files.names(self._path(name))
+
     def read(self, name: str) -> bytes:
         """Return a document."""
         data = self.find(name)
@@ -89,11 +106,18 @@ class Run:
 
     def read_lines(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Give the lines of every writer at or below a path, in the order of paths and segments."""
-        for path in self.segments(prefix):
+        return self.lines(self.segments(prefix))
+
+    def lines(self, segments: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Give the lines of segments, which are read at once where each is a request."""
+
+        def read(path: str) -> tuple[str, bytes]:
             try:
-                data = self._files.read(path)
+                return path, self._files.read(path)
             except FileNotFoundError:
-                continue
+                return path, b""
+
+        for path, data in map_requests(read, segments, self._files):
             for line in data.splitlines():
                 try:
                     yield json.loads(line)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from launch.capacity import check_memory, hardware_of, settle_workers
 from launch.drive import Driven, drive
 from launch.executor import StageResult
+from launch.inputs import take_in
 from launch.journal import FINISHED, RunSummary
 from launch.nodes import nodes_of
 from launch.preflight import CheckResult, check_disk
@@ -51,17 +52,19 @@ class RunResult:
     report: str | None
 
 
-def prepare(recipe: str | Path, overrides: Sequence[str], smoke: bool, store: Store, address: str | None) -> Resolved:
+def prepare(
+    recipe: str | Path, overrides: Sequence[str], smoke: bool, store: Store, address: str | None, *, fetches: bool
+) -> Resolved:
     """Load, check and resolve a recipe for a place."""
     loaded = load_recipe(Path(recipe), overrides, smoke)
-    return resolve_for(loaded, store, address)
+    return resolve_for(loaded, store, address, fetches=fetches)
 
 
-def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None) -> Resolved:
+def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None, *, fetches: bool) -> Resolved:
     """Fix a recipe's inputs and its number of workers; raises CapacityError where they cannot be or lack memory."""
     nodes = nodes_of(address)
     workers = settle_workers(loaded.recipe, nodes)
-    resolved = resolve(loaded, store, workers, hardware_of(nodes, workers))
+    resolved = resolve(loaded, store, workers, hardware_of(nodes, workers), fetches=fetches)
     check_memory(resolved.plan(store), workers, nodes)
     return resolved
 
@@ -76,7 +79,7 @@ def plan(
 ) -> Plan:
     """Stages in order, which of them the store has, and the predicted cost of the others."""
     opened = Store.open(store)
-    return prepare(recipe, overrides, smoke, opened, address).plan(opened)
+    return prepare(recipe, overrides, smoke, opened, address, fetches=False).plan(opened)
 
 
 def run(
@@ -94,16 +97,17 @@ def run(
     if address is not None and urlsplit(address).scheme in ("http", "https"):
         raise RequestError(f"--address {address} is a job server; use submit, or give the cluster's own address")
     opened = Store.open(store)
-    resolved = prepare(recipe, overrides, smoke, opened, address)
+    resolved = prepare(recipe, overrides, smoke, opened, address, fetches=True)
     record = new_record(opened, resolved)
     return _finish(record, drive(record, resolved, address, view))
 
 
 def new_record(store: Store, resolved: Resolved) -> RunRecord:
-    """Write a new run's folder with everything that a resume needs."""
+    """Take the recipe's inputs into the store, and write a new run's folder with everything that a resume needs."""
     store.probe_writable()
     planned = resolved.plan(store)
     check_disk(planned, store)
+    take_in(resolved.recipe, resolved.base_dir, resolved.external, store)
     return RunRecord.create(store, resolved.recipe.name, _record_of(resolved))
 
 

@@ -199,7 +199,7 @@ def submit(
     opened = Store.open(store)
     opened.probe_writable()
     nodes = shake_hands(server)
-    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers))
+    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), fetches=True)
     check_memory(resolved.plan(opened), workers, nodes)
     from launch.api import new_record
 

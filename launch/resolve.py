@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.capacity import Workers
+from launch.inputs import external_of, find_input
 from recipes.architecture import MODEL_TYPES
 from recipes.chain import picture_stage_of, start_of
 from recipes.check import check_static
@@ -30,15 +31,12 @@ from recipes.image_data import (
 from recipes.load import LoadedRecipe, dump_recipe, parse_recipe
 from recipes.memory import Sizes
 from recipes.picture_facts import find_picture_facts
-from recipes.plan import Committed, External, Plan, build_plan
+from recipes.plan import Committed, Plan, build_plan
 from recipes.recipe import Recipe
 from recipes.references import (
-    FolderRef,
-    HubRef,
     Reference,
     SourceUse,
     StageRef,
-    StoreRef,
     parse_reference,
     stage_inputs,
     stage_sources,
@@ -47,28 +45,12 @@ from recipes.settle import Hardware, settle_shards
 from trainers.data.images import image_source_digest
 from trainers.data.pictured_digest import pictured_digest
 from trainers.data.sources import source_digest
-from trainers.store.export import parts_of
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
 VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family == "vision_language")
 _PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageJsonLines, ImageParquet, ImageDatasets)
-
-KINDS = {
-    "model": ("model", "adapter", "actor_critic"),
-    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
-    "reward_model": ("reward_model",),
-    "critic": ("actor_critic",),
-    "adapter": ("adapter", "actor_critic"),
-    "report": ("report",),
-    "text_classifier": ("text_classifier",),
-    "classifier": ("classifier",),
-    "vae": ("vae",),
-    "gan": ("gan",),
-    "ddpm": ("ddpm",),
-}
-"""Kinds of artifact that can hold a part of the wanted kind."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +94,13 @@ class Resolved:
             for name, stage in self.recipe.stages.items()
         }
 
+    def text_of(self, stage: str, field_path: str) -> str:
+        """What the recipe has at an input."""
+        return next(item.text for item in stage_inputs(self.recipe.stages[stage]) if item.field_path == field_path)
+
     def part_of(self, stage: str, field_path: str) -> str | None:
         """The part that an input names."""
-        for item in stage_inputs(self.recipe.stages[stage]):
-            if item.field_path == field_path:
-                return getattr(parse_reference(item.text), "part", None)
-        return None
+        return getattr(parse_reference(self.text_of(stage, field_path)), "part", None)
 
     def meanings(self, plan: Plan) -> dict[str, dict[str, Any]]:
         """What each stage's fingerprint is the hash of."""
@@ -145,7 +128,7 @@ class Resolved:
         assert workers != "auto"
         externals = {
             stage: {
-                path: External(ParentId(artifact.fingerprint, artifact.digest, self.part_of(stage, path)))
+                path: external_of(artifact, self.part_of(stage, path), self.text_of(stage, path))
                 for path, artifact in inputs.items()
             }
             for stage, inputs in self.external.items()
@@ -266,69 +249,28 @@ def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
     return source_digest(source, base_dir)
 
 
-def _fits(artifact: ArtifactManifest, wants: tuple[str, ...]) -> bool:
-    return any(artifact.kind in KINDS[want] for want in wants)
+def resolve(
+    loaded: LoadedRecipe, store: Store, workers: Workers, hardware: Hardware, *, fetches: bool = False
+) -> Resolved:
+    """Fix every input, and what `shard` leaves to `auto`; raises RecipeError with all that cannot be resolved.
 
-
-def _resolve_outside(text: str, wants: tuple[str, ...], base_dir: Path, store: Store) -> ArtifactManifest | None:
-    """The artifact that a reference names; folders and hub models are imported. None for a stage of the recipe."""
-    reference = parse_reference(text)
-    match reference:
-        case StageRef():
-            return None
-        case StoreRef():
-            artifact = store.resolve(reference.name_or_fingerprint)
-        case FolderRef():
-            artifact = _import(store, (base_dir / reference.path).resolve(), wants, None)
-        case HubRef():
-            artifact = _import(store, _download(reference, wants), wants, text)
-    if not _fits(artifact, wants):
-        raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
-    if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
-        raise RequestError(
-            f"{text} holds an adapter alone, and a whole model is needed here; merge it: trainwright store export "
-            f"{artifact.fingerprint[:16]} DIR --merge, then trainwright store import DIR"
-        )
-    return artifact
-
-
-def _import(store: Store, folder: Path, wants: tuple[str, ...], source: str | None) -> ArtifactManifest:
-    from trainers.store.imports import import_folder, import_tokenizer
-
-    if "tokenizer" in wants:
-        return import_tokenizer(store, folder, source=source)
-    return import_folder(store, folder, source=source)
-
-
-def _download(reference: HubRef, wants: tuple[str, ...]) -> Path:
-    """Fetch a hub model's files at one revision, or its tokenizer's alone."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        kept = (
-            ["*.json", "*.jinja"]
-            if "tokenizer" in wants
-            else ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        )
-        return Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=kept))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(f"hf://{reference.repo}@{reference.revision} cannot be fetched: {first}") from error
-
-
-def resolve(loaded: LoadedRecipe, store: Store, workers: Workers, hardware: Hardware) -> Resolved:
-    """Fix every input, and what `shard` leaves to `auto`; raises RecipeError with all that cannot be resolved."""
+    Nothing is written to the store; a run takes its inputs in by `inputs.take_in`. With `fetches`, which a run needs,
+    hub models are downloaded whole.
+    """
     problems: list[Problem] = []
     external: dict[str, dict[str, ArtifactManifest]] = {}
     configs: dict[Reference, Mapping[str, Any]] = {}
+    found: dict[tuple[str, tuple[str, ...]], ArtifactManifest | None] = {}
     for name, stage in loaded.recipe.stages.items():
         for item in stage_inputs(stage):
+            key = (item.text, item.wants)
             try:
-                artifact = _resolve_outside(item.text, item.wants, loaded.base_dir, store)
+                if key not in found:
+                    found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches)
             except (RequestError, RecipeError) as error:
                 problems.append(loaded.problem(f"stages.{name}.{item.field_path}", item.text, str(error)))
                 continue
+            artifact = found[key]
             if artifact is not None:
                 external.setdefault(name, {})[item.field_path] = artifact
                 configs[parse_reference(item.text)] = artifact.architecture or {}

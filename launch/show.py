@@ -75,9 +75,9 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """Why precision and engine are what they are, where the recipe left it open: each reason with its stages."""
+    """Notes on inputs, and why precision and engine are what they are where the recipe left it open, by stages."""
     stages: dict[str, list[str]] = {}
     for stage in plan.stages:
-        for reason in stage.settled_by.values():
+        for reason in (*stage.notes, *stage.settled_by.values()):
             stages.setdefault(reason, []).append(stage.name)
     return [f"{reason} ({', '.join(names)})" for reason, names in stages.items()]

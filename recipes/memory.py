@@ -194,11 +194,16 @@ def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
 
 
 def predict_sizes(
-    stage: LanguageStage, architecture: Architecture, vocab_size: int, workers: int, micro_batch: int
+    stage: LanguageStage,
+    architecture: Architecture,
+    vocab_size: int,
+    workers: int,
+    micro_batch: int,
+    further_parameters: int = 0,
 ) -> Sizes:
-    """The stage's sizes on `workers` workers of `micro_batch` samples."""
+    """The stage's sizes on `workers` workers of `micro_batch` samples; further parameters: `KnownModel`'s."""
     shard = stage.shard
-    full = num_parameters(architecture, vocab_size)
+    full = num_parameters(architecture, vocab_size) + further_parameters
     scored = num_parameters(architecture, vocab_size, "score")
     valued = num_parameters(architecture, vocab_size, "value")
     lora = getattr(stage, "lora", None)

@@ -4,17 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recipes.architecture import Architecture, architecture_shape
+from recipes.architecture import architecture_shape
 from recipes.chain import autoencoder_of, order, origin, picture_stage_of, start_of
 from recipes.data import TrainTokenizer
 from recipes.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
 from recipes.fingerprint import ParentId, fingerprint
 from recipes.image_models import Ddpm
+from recipes.known_models import KnownModel
 from recipes.memory import Sizes, num_parameters, predict_sizes
 from recipes.picture_facts import PictureFacts
 from recipes.picture_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
 from recipes.recipe import Recipe
-from recipes.references import StageRef, parse_reference, stage_inputs, stage_parts
+from recipes.references import Reference, StageRef, parse_reference, stage_inputs, stage_parts
 from recipes.stages import Evaluate, FinetuneImages, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
 
 FORMAT = 1
@@ -33,8 +34,12 @@ class External:
     """An input from outside the recipe: what it resolved to and, where known, its size."""
 
     id: ParentId
-    architecture: Architecture | None = None
+    model: KnownModel | None = None
+    """A language model, as far as its size is known."""
     vocab_size: int | None = None
+    """Of a tokenizer."""
+    notes: tuple[str, ...] = ()
+    """What the plan says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class PlannedStage:
     sizes: Sizes | None = None
     settled_by: Mapping[str, str] = field(default_factory=dict)
     """Why precision and engine are what they are, where the recipe left them to `auto`."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of the stage's inputs from outside the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ def build_plan(
             precision=stage.shard.precision,
             engine=stage.shard.engine_text,
             settled_by=settled_by.get(name, {}),
+            notes=tuple(note for external in externals.get(name, {}).values() for note in external.notes),
             sizes=_picture_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
             if isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
             else _sizes(recipe, name, externals, workers, micro or 1),
@@ -197,11 +205,11 @@ def _picture_sizes(
         return None
     text: TextSizes | None = None
     if start.text_encoder is not None:
-        language = origin(start.text_encoder, recipe.stages)
-        architecture, vocab_size = _language_model(language, recipe, externals)
-        if architecture is None or vocab_size is None:
+        reader = _language_model(origin(start.text_encoder, recipe.stages), recipe, externals)
+        if reader is None:
             return None
-        text = TextSizes(architecture_shape(architecture).width, num_parameters(architecture, vocab_size))
+        count = num_parameters(reader.architecture, reader.vocab_size)
+        text = TextSizes(architecture_shape(reader.architecture).width, count)
     if isinstance(stage, PpoImages):
         assert isinstance(start.architecture, Ddpm)
         return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
@@ -214,32 +222,29 @@ def _sizes(
     stage = recipe.stages[name]
     assert not isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
     start = start_of(stage)
-    architecture, vocab_size = _language_model(
-        stage if start is None else origin(start, recipe.stages), recipe, externals
-    )
-    if architecture is None or vocab_size is None:
+    known = _language_model(stage if start is None else origin(start, recipe.stages), recipe, externals)
+    if known is None:
         return None
-    return predict_sizes(stage, architecture, vocab_size, workers, micro_batch)
+    return predict_sizes(
+        stage, known.architecture, known.vocab_size, workers, micro_batch, further_parameters=known.further_parameters
+    )
 
 
 def _language_model(
-    source: object, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
-) -> tuple[Architecture | None, int | None]:
-    """Architecture and vocabulary of the model that a stage builds, or of the one that comes from outside."""
+    source: Stage | Reference | None, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
+) -> KnownModel | None:
+    """The model that a stage builds, or that a reference to the outside means."""
     if isinstance(source, Pretrain):
         vocab_size = source.tokenizer.vocab_size if isinstance(source.tokenizer, TrainTokenizer) else None
         if vocab_size is None:
             builder = next(other for other, known in recipe.stages.items() if known is source)
             tokenizer = externals.get(builder, {}).get("tokenizer.from")
             vocab_size = tokenizer.vocab_size if tokenizer is not None else None
-        return source.architecture, vocab_size
-    known = next(
-        (
-            external
-            for inputs in externals.values()
-            for path, external in inputs.items()
-            if path != "tokenizer.from" and external.architecture is not None
-        ),
-        None,
-    )
-    return (known.architecture, known.vocab_size) if known is not None else (None, None)
+        if source.architecture is None or vocab_size is None:
+            return None
+        return KnownModel(source.architecture, vocab_size)
+    for name, inputs in externals.items():
+        for item in stage_inputs(recipe.stages[name]):
+            if item.field_path in inputs and parse_reference(item.text) == source:
+                return inputs[item.field_path].model
+    return None

@@ -14,7 +14,7 @@ from recipes.stages import Finetune, Pretrain
 from trainers import distributed
 from trainers.architectures.build import build_language_model
 from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.load import ModelKind, load_model, model_family
+from trainers.architectures.load import ModelKind, lacks_head, load_model, model_family
 from trainers.architectures.lora import add_adapter
 from trainers.architectures.vision_language import (
     demand_fitting,
@@ -104,6 +104,12 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     if isinstance(spec, Finetune):
         responses = held_out_responses(spec, context, engine, trained, evaluation_set)
         metrics |= {} if responses is None else {"responses": responses}
+    if (
+        spec.init_from is not None
+        and learning.kind == "masked_model"
+        and lacks_head(model_folder(context, "init_from"))
+    ):
+        metrics["new_head"] = "the start has none; drawn from the seed"
     if translations:
         metrics["translations"] = translations[-1].report()
     draft = write_text_draft(

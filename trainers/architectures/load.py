@@ -161,6 +161,11 @@ def model_family(folder: Path) -> str:
     return MODEL_TYPES[found]
 
 
+def lacks_head(folder: Path) -> bool:
+    """Tell whether a folder's model was written without a head, by its class."""
+    return find_class(json.loads((folder / "config.json").read_text())).is_headless
+
+
 def longest_input(folder: Path) -> int | None:
     """Return the most tokens that a folder's model is made for; None where its configuration says nothing."""
     config = json.loads((folder / "config.json").read_text())

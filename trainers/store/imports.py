@@ -103,16 +103,29 @@ def import_tokenizer(store: Store, folder: Path, *, source: str | None = None) -
 
     Its end and pad token may be missing: whoever takes it may name them.
     """
-    files = {file: store.objects.put_file(path) for file, path in _tokenizer_files(folder.absolute()).items()}
-    committed = store.put_artifact(_tokenizer_manifest(files, source)).manifest
+    paths = _tokenizer_files(folder.absolute())
+    files = {file: store.objects.put_file(path) for file, path in paths.items()}
+    committed = store.put_artifact(_tokenizer_manifest(files, _num_ids(paths["tokenizer.json"]), source)).manifest
     note_origin(store.files, committed.fingerprint, source or folder.absolute().name)
     return committed
 
 
 def describe_tokenizer(folder: Path, *, source: str | None = None) -> ArtifactManifest:
     """Return what `import_tokenizer` would commit; nothing is written."""
-    files = {file: hash_file(path) for file, path in _tokenizer_files(folder.absolute()).items()}
-    return _tokenizer_manifest(files, source)
+    paths = _tokenizer_files(folder.absolute())
+    files = {file: hash_file(path) for file, path in paths.items()}
+    return _tokenizer_manifest(files, _num_ids(paths["tokenizer.json"]), source)
+
+
+def _num_ids(path: Path) -> int:
+    """Count a tokenizer's ids; raises RequestError for a file that is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises a bare Exception for every malformed file
+        raise RequestError(f"{path}: not readable by tokenizers ({str(error)[:160]})") from None
+    return max(vocabulary.values(), default=-1) + 1
 
 
 def _hash(file: Path | bytes) -> FileEntry:
@@ -260,7 +273,7 @@ def _tokenizer_files(folder: Path) -> dict[str, Path]:
     return {file: file_inside(folder, file) for file in TOKENIZER_FILES if (folder / file).exists()}
 
 
-def _tokenizer_manifest(files: dict[str, FileEntry], source: str | None) -> ArtifactManifest:
+def _tokenizer_manifest(files: dict[str, FileEntry], vocab_size: int, source: str | None) -> ArtifactManifest:
     digest = files_digest(files)
     return ArtifactManifest(
         fingerprint=sha256_hex(canonical_json({"import": digest})),
@@ -268,6 +281,7 @@ def _tokenizer_manifest(files: dict[str, FileEntry], source: str | None) -> Arti
         kind="tokenizer",
         stage="import",
         files=files,
+        architecture={"vocab_size": vocab_size},
         verification=Verification(how="files hashed"),
         source=source,
     )

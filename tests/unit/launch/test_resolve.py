@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 
 from cluster.topology import Node
 from launch.capacity import Workers, check_memory, settle_workers
+from launch.inputs import take_in
 from launch.resolve import resolve
 from recipes.errors import CapacityError, RecipeError
 from recipes.load import load_recipe
@@ -28,8 +29,11 @@ def test_a_folder_with_nothing_but_a_tokenizer_gives_one(recipe: Path, store: St
     )
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     loaded = load_recipe(recipe, ["stages.base.tokenizer={from: ./words}"])
-    artifact = resolve(loaded, store, Workers(1, 0), Hardware()).external["base"]["tokenizer.from"]
+    resolved = resolve(loaded, store, Workers(1, 0), Hardware())
+    artifact = resolved.external["base"]["tokenizer.from"]
     assert artifact.kind == "tokenizer"
+    assert resolved.plan(None).stages[0].sizes is not None, "the number of its ids is known"
+    take_in(resolved.recipe, resolved.base_dir, resolved.external, store)
     assert load_tokenization(store.folder(artifact, "")).eos_token == "<eos>"
 
 

@@ -71,7 +71,7 @@ class Quiet:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
     def save(self, engine: Any, loop: LoopState, source: SourceState) -> None: ...

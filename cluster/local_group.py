@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +49,7 @@ class LocalContext:
         return self._stop.is_set()
 
     @contextmanager
-    def answers_stops(self) -> Iterator[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """While it is open the target answers a stop by itself; elsewhere its next beat ends it."""
         self._answers_stops = True
         try:

@@ -82,8 +82,11 @@ class WorkerContext(Protocol):
         """True once the driver asked to stop or this process got SIGTERM: save, then raise `Preempted`."""
         ...
 
-    def answers_stops(self) -> AbstractContextManager[None]:
-        """While it is open the target answers a stop by itself, and saves; elsewhere a stop ends the rank at once."""
+    def answers_stops(self, has_unsaved: Callable[[], bool] = ...) -> AbstractContextManager[None]:
+        """While it is open the target answers a stop by itself where it has something to lose; else it ends the rank.
+
+        `has_unsaved` is asked from another thread when the stop comes; without it there always is.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -65,8 +65,8 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self.orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stop = threading.Event()
-        self.answers_stops = False
-        """Whether the target answers a stop itself."""
+        self.has_unsaved: Callable[[], bool] = lambda: False
+        """Whether the target has something to lose, and so answers a stop itself."""
         self._connection = connection
         self._lock = threading.Lock()
         self._beat: dict[str, Any] | None = None
@@ -115,13 +115,14 @@ class Link:
     def ask_to_stop(self) -> None:
         """Leaves the stop to a target that answers it; any other has nothing to save and is ended here and now."""
         self.stop.set()
-        if not self.answers_stops:
+        if not self.has_unsaved():
             self.leave()
 
     def leave(self) -> None:
         """Says that the run was stopped, and ends this process with all its children."""
-        print(f"stopped in {self._phase or 'start'}", flush=True)
-        self.send({"say": "error", **describe_error(Preempted(f"stopped in {self._phase or 'start'}"))})
+        said = f"stopped in {self._phase or 'start'}; what was saved before is kept"
+        print(said, flush=True)
+        self.send({"say": "error", **describe_error(Preempted(said))})
         os.killpg(0, signal.SIGKILL)
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
@@ -152,11 +153,11 @@ class Context:
         return self._link.stop.is_set()
 
     @contextmanager
-    def answers_stops(self) -> Iterator[None]:
-        """While it is open, a stop is left to the target; elsewhere it ends this process at once."""
-        self._link.answers_stops = True
+    def answers_stops(self, has_unsaved: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """While it is open, a stop is left to the target where it has something to lose; else it ends this process."""
+        self._link.has_unsaved = has_unsaved
         yield
-        self._link.answers_stops = False
+        self._link.has_unsaved = lambda: False
         if self._link.stop.is_set():
             self._link.leave()
 

@@ -5,7 +5,7 @@ Both functions are targets of a worker group; everything that crosses the proces
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +159,9 @@ class StageObserver:
         return is_asked
 
     @contextmanager
-    def answers_stops(self) -> Iterator[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
         """While it is open the stage answers a stop; elsewhere it has nothing to save and ends at once."""
-        with self._worker.answers_stops():
+        with self._worker.answers_stops(has_unsaved):
             yield
             self.flush()
 

@@ -75,6 +75,10 @@ class Checkpoint(Protocol):
     def save(self, engine: StatefulEngine, loop: LoopState, source: SourceState) -> None:
         """Take a resumable state, which is committed by the next `flush` at the latest."""
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way on this rank."""
+
     def check(self) -> None:
         """Raise the error of a save that has failed since; never waits, no collective."""
 
@@ -169,7 +173,7 @@ def train(
     phases = [Phase("", engine, objective, learning_rates), *further]
     training = _Training(phases, source, cadence, checkpoint, evaluate, observer, seed)
     training.restore()
-    with observer.answers_stops():
+    with observer.answers_stops(training.has_unsaved):
         return training.run()
 
 
@@ -211,6 +215,10 @@ class _Training:
         self._saved_at = self._loop.steps_done
         gc.collect()
         gc.freeze()
+
+    def has_unsaved(self) -> bool:
+        """Tell whether more than the running step would be lost here; from any thread."""
+        return self._saved_at != self._loop.steps_done or self._checkpoint.is_saving
 
     def run(self) -> Outcome:
         """Train to the end, or to a stop, which waits for the running step alone."""

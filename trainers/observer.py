@@ -25,8 +25,11 @@ class Observer(Protocol):
     def stop_requested(self) -> bool:
         """Tell whether this rank was asked to save and leave (SIGTERM, `stop`)."""
 
-    def answers_stops(self) -> AbstractContextManager[None]:
-        """While it is open the stage asks for `stop_requested` and saves; elsewhere a stop ends the rank at once."""
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
+        """While it is open and there is something to lose, the stage asks for `stop_requested` and saves.
+
+        Elsewhere a stop ends the rank at once. `has_unsaved` is asked from another thread.
+        """
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -154,12 +154,14 @@ class Record:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 class NoCheckpoint:
     """Keeps nothing."""
+
+    is_saving = False
 
     def save(self, engine: Engine, loop: Any, source: SourceState) -> None:
         pass

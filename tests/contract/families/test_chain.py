@@ -76,7 +76,7 @@ class Observer:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def ignore_stop(payload: dict[str, Any], worker: Any) -> None:
 
 
 def work_on(payload: dict[str, Any], worker: Any) -> None:
-    """Work with nothing to save, which leaves Python for long."""
-    worker.beat("data")
-    subprocess.run(["sleep", "600"], check=True)
+    """Work with nothing to save, which leaves Python for long, where a stop is answered or not."""
+    with worker.answers_stops(lambda: False) if payload["in_loop"] else nullcontext():
+        worker.beat("data")
+        subprocess.run(["sleep", "600"], check=True)
 
 
 def leave_litter(payload: dict[str, Any], worker: Any) -> None:

@@ -249,7 +249,8 @@ def test_stop_kills_after_the_grace(session: Session, make_spec: MakeSpec) -> No
         assert failure.value.verdict.kind == "stopped"
 
 
-def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec: MakeSpec, in_loop: bool) -> None:
     """Whatever it is doing, and whatever it has started."""
     with session.group(make_spec(stop_grace_s=60.0)) as group:
         stopped: list[float] = []
@@ -260,7 +261,7 @@ def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec:
                 group.stop()
 
         with pytest.raises(Preempted, match="stopped in data"):
-            group.run("cluster_targets:work_on", {}, stop)
+            group.run("cluster_targets:work_on", {"in_loop": in_loop}, stop)
         assert time.monotonic() - stopped[0] < 5
 
 

@@ -66,7 +66,7 @@ class Listener:
         """Remember."""
         self.told.append(text)
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

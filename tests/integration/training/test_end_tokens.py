@@ -51,7 +51,7 @@ class Listener:
         """Never."""
         return False
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

@@ -117,7 +117,7 @@ class FirstRank(Rank):
         return self.is_asked_to_stop
 
     @contextmanager
-    def answers_stops(self) -> Iterator[None]:
+    def answers_stops(self, has_unsaved: Any) -> Iterator[None]:
         yield
         self.left_with = [*self.lines()]
 
@@ -192,6 +192,6 @@ def test_metrics_are_kept_before_a_stop_ends_the_process_at_once(monkeypatch: py
     rank.lines = lambda: record.metrics("base")
     clock.now = 5000.0
     observer.stop_requested()
-    with observer.answers_stops():
+    with observer.answers_stops(lambda: True):
         observer.metrics(7, {"loss": 1.0})
     assert [line["step"] for line in rank.left_with] == [7]

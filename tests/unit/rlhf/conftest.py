@@ -60,7 +60,7 @@ class Listener:
     def notify(self, text: str) -> None:
         """Nobody listens."""
 
-    def answers_stops(self) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

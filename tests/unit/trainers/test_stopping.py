@@ -33,9 +33,14 @@ class Listener:
     heard: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     is_answered: bool = False
+    has_unsaved: Any = None
+    unsaved: list[tuple[str, bool]] = field(default_factory=list)
+    """In each phase, whether something would be lost there."""
 
     def phase(self, name: str, **progress: float) -> None:
         self.heard.append((name, progress))
+        if self.has_unsaved is not None:
+            self.unsaved.append((name, self.has_unsaved()))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.steps.append(step)
@@ -48,8 +53,8 @@ class Listener:
         return bool(times) and sum(heard == name for heard, _ in self.heard) >= times
 
     @contextlib.contextmanager
-    def answers_stops(self) -> Iterator[None]:
-        self.is_answered = True
+    def answers_stops(self, has_unsaved: Any) -> Iterator[None]:
+        self.is_answered, self.has_unsaved = True, has_unsaved
         yield
         self.is_answered = False
 
@@ -186,3 +191,19 @@ def test_a_stop_is_answered_in_the_loop_alone(tiny: SimpleNamespace, uri: str) -
     assert seen
     assert all(seen)
     assert not listener.is_answered
+
+
+def test_a_stop_has_to_be_answered_where_steps_would_be_lost(tiny: SimpleNamespace, uri: str) -> None:
+    listener = Listener()
+    checkpoint = tiny.open_checkpoint(uri)
+    evaluate = lambda: {"loss": 1.0}  # noqa: E731
+    train(
+        tiny.make_engine(), tiny.Squares(), tiny.Source(4), learning_rates=lambda step: {"model": 0.05}, seed=3,
+        cadence=Cadence(2, 1), checkpoint=checkpoint, evaluate=evaluate, observer=listener,
+    )  # fmt: skip
+    checkpoint.flush()
+    assert not listener.has_unsaved()
+    found = dict(enumerate(listener.unsaved))
+    assert found[0] == ("train", False)  # before the first step
+    assert ("evaluate", True) in listener.unsaved  # after step 1, which is not saved
+    assert all(unsaved for name, unsaved in listener.unsaved if name == "save")

@@ -1,10 +1,11 @@
 """bf16 against fp32, family by family on this machine: the measurement behind `shard.precision: auto`.
 
-    python benchmarks/precision.py [--shapes decoder-1m decoder-30m encoder ...] [--steps 20] [--rounds 3]
+    python benchmarks/precision.py [--shapes decoder-1m decoder-30m encoder ...] [--sides bf16 fp32] [--steps 20]
 
-Both sides train the same model from the same weights on the same rows with the plain engine on one thread; they take
-turns. Printed are CPU seconds of a step, their ratio (fp32 over bf16: above 1 is faster in bf16), and the mean loss of
-the last quarter of the steps, which tells a precision that hurts from one that does not.
+The sides train the same model from the same weights on the same rows on one thread; they take turns. `bf16` and `fp32`
+run under the plain engine, `fp32-zero2` under DeepSpeed's ZeRO 2, which was the default before. Printed are CPU time of
+a step, its ratio to that of the first side, and the mean loss of the last quarter of the steps, which tells a precision
+that hurts from one that does not.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import translation
-from families import ARCHITECTURES, CLIP, SIZES
+from families import ARCHITECTURES, CLIP, SIZES, Quiet
 from families import BATCH as IMAGE_BATCH
 from text_rows import BERT, HIDDEN_SHARE, LANES, LENGTH, LSTM, read_words
 
@@ -37,7 +38,7 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.families.build import Blueprint
 from trainers.families.protocol import ImageFacts
 from trainers.image_stage import ImageBatches
-from trainers.loop import Cadence, LoopState, Phase, SourceState, train
+from trainers.loop import Cadence, Phase, train
 from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.images import ImageObjective
@@ -49,35 +50,27 @@ from trainers.store.store import Store
 from trainers.streams import LaneStates, StreamBatches
 
 CPU, LR, GROUP = torch.device("cpu"), 1e-3, "model"
+SIDES = {
+    "bf16": Shard(engine="plain", precision="bf16"),
+    "fp32": Shard(engine="plain", precision="fp32"),
+    "fp32-zero2": Shard(engine="deepspeed", zero=2, precision="fp32"),
+}
 QUICKSTART = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4}
 WIDE = {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
 BASE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
-class Losses:
-    """An observer that keeps the losses, and a checkpoint that keeps nothing."""
+class Losses(Quiet):
+    """Keeps the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def phase(self, name: str, **progress: float) -> None: ...
-
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Note a step's."""
         loss = values.get("loss", values.get("generator_loss"))
         if loss is not None:
             self.losses.append(loss)
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def save(self, engine: Any, loop: LoopState, source: SourceState) -> None: ...
-
-    def restore(self, engine: Any) -> None:
-        return None
-
-    def check(self) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 def run(phases: list[Phase], source: Any) -> tuple[float, float]:
@@ -102,10 +95,10 @@ def run(phases: list[Phase], source: Any) -> tuple[float, float]:
     return seconds, statistics.mean(last)
 
 
-def phase(module: Any, objective: Any, precision: Any, name: str = "") -> Phase:
-    """One module under the plain engine."""
-    shard = Shard(engine="plain", precision=precision)
-    engine = build_engine(module, [parameter_group(GROUP, module, AdamW(lr=LR))], shard, clip=CLIP, device=CPU)
+def phase(module: Any, objective: Any, side: str, name: str = "") -> Phase:
+    """One module under a side's engine."""
+    group = parameter_group(GROUP, module, AdamW(lr=LR))
+    engine = build_engine(module, [group], SIDES[side], clip=CLIP, device=CPU)
     engine.module.train()
     return Phase(name, engine, objective, lambda step: {GROUP: LR})
 
@@ -131,44 +124,40 @@ class Work:
         facts = TokenizerFacts(known.vocab_size, known.eos_id, known.pad_id)
         return build_language_model(architecture, facts, seed=0, device=CPU)
 
-    def decoder(
-        self, shape: dict[str, Any], batch: int, length: int, steps: int, precision: str
-    ) -> tuple[float, float]:
+    def decoder(self, shape: dict[str, Any], batch: int, length: int, steps: int, side: str) -> tuple[float, float]:
         """A llama on packed rows."""
         model = self.model({"family": "decoder", "type": "llama", "max_position_embeddings": length, **shape})
         plan = BatchPlan(self.rows(length), 0, batch, 1, 0, batch)
-        return run([phase(TokenLosses(model), LanguageModelObjective(), precision)], PlannedBatches(plan, steps))
+        return run([phase(TokenLosses(model), LanguageModelObjective(), side)], PlannedBatches(plan, steps))
 
-    def encoder(
-        self, shape: dict[str, Any], batch: int, length: int, steps: int, precision: str
-    ) -> tuple[float, float]:
+    def encoder(self, shape: dict[str, Any], batch: int, length: int, steps: int, side: str) -> tuple[float, float]:
         """BERT restoring hidden words."""
         model = self.model({**BERT, "max_position_embeddings": length, **shape})
         masker = Masker(Corruption(share=HIDDEN_SHARE), self.words.tokenization, 0)
         source = PlannedBatches(BatchPlan(self.rows(length), 0, batch, 1, 0, batch), steps, masker.batch)
-        return run([phase(MaskedTokenLosses(model), MaskedLanguageModelObjective(), precision)], source)
+        return run([phase(MaskedTokenLosses(model), MaskedLanguageModelObjective(), side)], source)
 
-    def rnn(self, kind: str, width: int, steps: int, precision: str) -> tuple[float, float]:
+    def rnn(self, kind: str, width: int, steps: int, side: str) -> tuple[float, float]:
         """A recurrent model on the stream."""
         model = self.model({**LSTM, "type": kind, "hidden_size": width})
-        part = phase(CarriedTokenLosses(model), CarriedLanguageModelObjective(), precision)
+        part = phase(CarriedTokenLosses(model), CarriedLanguageModelObjective(), side)
         states = LaneStates(model.base_model.zero_state(LANES).detach())
         share = {"global_batch": LANES, "workers": 1, "rank": 0, "micro_batch": LANES}
         source = StreamBatches(self.words.stream, states, seed=0, sequence_length=LENGTH, steps_planned=steps, **share)
         return run([part], source)
 
-    def translation(self, steps: int, precision: str) -> tuple[float, float]:
+    def translation(self, steps: int, side: str) -> tuple[float, float]:
         """An encoder-decoder."""
         work = translation.Translation(self.store)
         source = PlannedBatches(BatchPlan(work.dataset, 0, translation.BATCH, 1, 0, translation.BATCH), steps)
-        return run([phase(TargetLosses(work.model()), Seq2SeqObjective(), precision)], source)
+        return run([phase(TargetLosses(work.model()), Seq2SeqObjective(), side)], source)
 
-    def images(self, name: str, size: int, steps: int, precision: str) -> tuple[float, float]:
+    def images(self, name: str, size: int, steps: int, side: str) -> tuple[float, float]:
         """A family of pictures on the digits."""
         data = Digits(source="digits", size=size)
         dataset = materialise_images(ImageRequest(data, self.folder, 0), self.store)
         family = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)
-        phases = [phase(part.module, ImageObjective(part.loss_name), precision, part.name) for part in family.phases()]
+        phases = [phase(part.module, ImageObjective(part.loss_name), side, part.name) for part in family.phases()]
         plan = BatchPlan(dataset, 0, IMAGE_BATCH, 1, 0, IMAGE_BATCH)
         source = ImageBatches(plan, steps, [part.engine for part in phases], None, family.averaged)
         return run(phases, source)
@@ -196,26 +185,27 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+")
+    parser.add_argument("--sides", nargs="+", default=["bf16", "fp32"], choices=list(SIDES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     use_fast_matmul(CPU)
     with tempfile.TemporaryDirectory() as folder:
         known = shapes(Work(Path(folder)))
         for name in arguments.shapes or known:
-            take = known[name]
-            for precision in ("fp32", "bf16"):
-                take(2, precision)
-            rounds = [{p: take(arguments.steps, p) for p in ("fp32", "bf16")} for _ in range(arguments.rounds)]
-            seconds = {p: statistics.median(one[p][0] for one in rounds) for p in ("fp32", "bf16")}
-            ratio = statistics.median(one["fp32"][0] / one["bf16"][0] for one in rounds)
-            losses = rounds[-1]
-            print(
-                f"{name:<14} fp32 {1e3 * seconds['fp32']:8.1f} ms  bf16 {1e3 * seconds['bf16']:8.1f} ms  "
-                f"ratio {ratio:5.2f}  loss {losses['fp32'][1]:.4f} {losses['bf16'][1]:.4f}",
-                flush=True,
-            )
+            for side in arguments.sides:
+                known[name](2, side)
+            rounds = [
+                {side: known[name](arguments.steps, side) for side in arguments.sides} for _ in range(arguments.rounds)
+            ]
+            told = []
+            for side in arguments.sides:
+                seconds = statistics.median(found[side][0] for found in rounds)
+                ratio = statistics.median(found[side][0] / found[arguments.sides[0]][0] for found in rounds)
+                told.append(f"{side} {1e3 * seconds:8.1f} ms x{ratio:.2f} loss {rounds[-1][side][1]:.4f}")
+            print(f"{name:<14} {'  '.join(told)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ class StageObserver:
     @contextmanager
     def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
         """While it is open the stage answers a stop; elsewhere it has nothing to save and ends at once."""
-        with self._worker.answers_stops(has_unsaved):
+        with self._worker.answers_stops(lambda: has_unsaved() or (self._writer is not None and self._writer.has_lines)):
             yield
             self.flush()
 

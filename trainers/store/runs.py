@@ -36,6 +36,11 @@ class SegmentWriter:
         self._num_bytes = 0
         self._number: int | None = None
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether there are lines that are not published yet."""
+        return bool(self._lines)
+
     def append(self, line: dict[str, Any]) -> None:
         """Add one line to the buffer."""
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

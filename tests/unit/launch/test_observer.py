@@ -117,7 +117,8 @@ class FirstRank(Rank):
         return self.is_asked_to_stop
 
     @contextmanager
-    def answers_stops(self, has_unsaved: Any) -> Iterator[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
+        self.has_unsaved = has_unsaved
         yield
         self.left_with = [*self.lines()]
 
@@ -192,6 +193,9 @@ def test_metrics_are_kept_before_a_stop_ends_the_process_at_once(monkeypatch: py
     rank.lines = lambda: record.metrics("base")
     clock.now = 5000.0
     observer.stop_requested()
-    with observer.answers_stops(lambda: True):
+    with observer.answers_stops(lambda: False):
+        assert not rank.has_unsaved()
         observer.metrics(7, {"loss": 1.0})
+        assert rank.has_unsaved()  # a line that is in no file yet
+    assert not rank.has_unsaved()
     assert [line["step"] for line in rank.left_with] == [7]

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,7 +154,9 @@ def fill(uri: str, options: argparse.Namespace) -> None:
         files = {name: FileEntry(sha256=store.objects.put_bytes(text), bytes=len(text)) for name, text in data.items()}
         manifest = {"fingerprint": f"{number:064x}", "digest": files_digest(files), "kind": "model", "stage": "base"}
         store.put_artifact(ArtifactManifest.model_validate({**manifest, "files": files}))
-    resolved = prepare(RECIPE, (), True, store, None)
+    # What later commits ask, whether models of the hub are fetched, is nothing to this recipe.
+    keys = {"fetches": False} if "fetches" in signature(prepare).parameters else {}
+    resolved = prepare(RECIPE, (), True, store, None, **keys)
     for _ in range(options.runs):
         leave_run(store, new_record(store, resolved), 60 * options.minutes, options.stages)
 

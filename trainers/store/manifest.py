@@ -121,9 +121,9 @@ class Verification(_Record):
     how: str
     max_logit_difference: float | None = None
     """Of the files' outputs from the live model's, over their spread; both forwarded in fp32."""
-    merge_lost: float | None = None
+    merge_lost: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """Norm of what rounding took from the merged adapter, over the norm of its update."""
-    merge_unchanged: float | None = None
+    merge_unchanged: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """Share of the adapted weights that the update did not move in the merged files."""
 
     @property

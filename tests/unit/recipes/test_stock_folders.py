@@ -1,5 +1,6 @@
-"""Folders that transformers itself writes, in common configurations: `check` finds nothing wrong with them."""
+"""Folders that transformers itself writes, in common configurations: check, plan, import and stages take them alike."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from recipes.architecture import MODEL_TYPES
+from recipes.known_models import known_model
 from recipes.local_models import read_folder
+from trainers.architectures.load import ModelKind, load_model
+from trainers.store.imports import describe_folder
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": (
@@ -40,7 +45,7 @@ def test_a_stock_folder_is_right(tmp_path: Path, name: str, shard: str) -> None:
 
     class_name, keys = CLASSES[name]
     model_class = getattr(transformers, class_name)
-    config = model_class.config_class(vocab_size=16, pad_token_id=0, eos_token_id=1, **keys)
+    config = model_class.config_class(vocab_size=16, pad_token_id=0, eos_token_id=1, bos_token_id=0, **keys)
     model = model_class(config).to(torch.bfloat16 if shard == "1KB" else torch.float32)
     model.save_pretrained(tmp_path, max_shard_size=shard)
     Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="<pad>")).save(
@@ -48,3 +53,12 @@ def test_a_stock_folder_is_right(tmp_path: Path, name: str, shard: str) -> None:
     )
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "pad_token": "<pad>"}')
     assert read_folder(tmp_path, "model").problems == []
+    assert describe_folder(tmp_path).kind == "model"
+    assert known_model(json.loads((tmp_path / "config.json").read_text())) is not None
+    family = MODEL_TYPES[config.model_type]
+    kinds: dict[str, ModelKind] = {"encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
+    seed = 0 if family == "encoder" else None
+    kind = kinds.get(family, "language_model")
+    loaded: Any = load_model(tmp_path, kind, device=torch.device("cpu"), new_head_seed=seed)
+    kept = {key.removeprefix("bert."): tensor for key, tensor in loaded.state_dict().items()}
+    assert all(torch.equal(kept[key], tensor.float()) for key, tensor in model.state_dict().items() if key in kept)

@@ -207,7 +207,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
 
     given = {"actor": "chat", "reward": judge}
     draft = run_ppo(ppo_spec(lora), workshop.context(policy, given))
-    assert workshop.keep(policy, draft, given) < 1e-5
+    assert workshop.keep(policy, draft, given) < 1e-4
     made = workshop.made[policy]
     parts = {name.split("/")[0] for name in made.files}
     assert parts == ({"actor", "critic", "adapter"} if lora else {"actor", "critic"})

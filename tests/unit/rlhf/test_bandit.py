@@ -68,7 +68,7 @@ def test_either_place_of_the_penalty_leads_to_the_tilted_reference(tiny_ppo: Bui
     policy, reference = learnt(tiny_ppo, kl_coef=0.5, kl_in=place)
     wanted = tilted(reference, 0.5)
     assert kl(wanted, reference) > 0.5
-    assert kl(policy, wanted) < 0.1 * kl(reference, wanted)
+    assert kl(policy, wanted) < 0.05
     assert kl(policy, reference) == pytest.approx(kl(wanted, reference), rel=0.2)
 
 

@@ -124,8 +124,22 @@ def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept(tiny_
     assert reports[-1]["kl"] > 0.5
     assert all(report["kl"] <= 0.5 for report in reports[:-1])
     iteration, best = ppo.source.best()
-    assert reports[iteration]["score_mean"] == max(report["score_mean"] for report in reports[:-1])
+    assert reports[iteration]["shaped_score_mean"] == max(report["shaped_score_mean"] for report in reports[:-1])
     assert set(best) == {name for name, p in ppo.models.named_parameters() if p.requires_grad}
+
+
+def test_the_best_policy_is_the_best_by_the_score_that_is_optimised(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(iterations=3, kl_limit=50.0)
+    scripted, estimate = [(1.0, 0.5), (3.0, -1.0), (2.0, 0.75)], ppo.source._estimator.estimate
+
+    def rescored(iteration: int, kl_coef: float, first_epoch: Any) -> Any:
+        found, (raw, shaped) = estimate(iteration, kl_coef, first_epoch), [*scripted, (0.0, 0.0)][iteration]
+        return replace(found, report=replace(found.report, score_mean=raw, shaped_score_mean=shaped))
+
+    ppo.source._estimator.estimate = rescored
+    ppo.run()
+    assert ppo.source.best()[0] == 2  # the highest raw score is that of a policy which no longer ends its responses
+    assert ppo.source.state().values["best_score"] == 0.75
 
 
 def test_the_adaptive_coefficient_follows_the_measured_kl(tiny_ppo: Build) -> None:

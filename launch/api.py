@@ -163,7 +163,7 @@ def resume(
         record.revise(_record_of(resolved))
     for name, changes in resolved.changes.items() if allow_change else ():
         for change in changes:
-            view.say(f"{name} goes on with {change['field']}: {change['before']} -> {change['after']}")
+            view.say(f"{name} continues with {change['field']}: {change['before']} -> {change['after']}")
     if server is not None:
         hand_over(record, server)
         view.say(f"{record.run} is submitted again to {address} with {_workers_text(resolved)}")

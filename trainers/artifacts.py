@@ -126,7 +126,7 @@ def _features_of_a_picture(model: Any) -> int:
 def verify_folder(
     folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None, merged: Path | None = None
 ) -> tuple[float, MergeLoss | None]:
-    """Open with stock classes; return the output difference over the outputs' spread, and what merging has lost.
+    """Open with stock classes; return the output difference over the outputs' size, and what merging has lost.
 
     Demands the exact key set, shapes, finite values, tied weights, and a tokenizer that fits; where a live model is
     `expected`, its weights bit for bit and its outputs. With `adapter` the peft adapter, and the scalar head that it

@@ -132,7 +132,7 @@ class Verified:
     """What the checks of a draft found."""
 
     difference: float
-    """Largest output difference over the outputs' spread, both sides in fp32."""
+    """Largest output difference over the outputs' size, both sides in fp32."""
     merge: MergeLoss | None
     """What merging the adapter has lost; None: nothing was merged."""
 

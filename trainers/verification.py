@@ -96,7 +96,7 @@ def demand_same_weights(where: str, found: Mapping[str, str], expected: Mapping[
 
 
 def compare_outputs(where: str, module: nn.Module, forward: Forward, expected: np.ndarray) -> float:
-    """Compare a module's fp32 outputs with the live model's; returns the largest difference over the outputs' spread.
+    """Compare a module's fp32 outputs with the live model's; returns the largest difference over their root mean square.
 
     `forward` runs the module on the probe's inputs. Raises VerificationError for another shape, values that are not
     finite, and differences above `output_bound`.
@@ -106,16 +106,16 @@ def compare_outputs(where: str, module: nn.Module, forward: Forward, expected: n
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise VerificationError(f"{where}: outputs have shape {found.shape}, expected finite {expected.shape}")
     difference = float(np.abs(found - expected).max())
-    spread = float(expected.std()) or float(np.abs(expected).max()) or 1.0
+    size = float(np.sqrt(np.square(expected, dtype=np.float64).mean())) or 1.0
     if difference == 0.0:
         return 0.0
     bound = output_bound(module, forward, found)
     if not difference <= bound:
         raise VerificationError(
-            f"{where}: outputs of the files differ from the live model's by {difference / spread:.2e} of their spread; "
-            f"fp32 rounding explains at most {bound / spread:.2e}"
+            f"{where}: outputs of the files differ from the live model's by {difference / size:.2e} of their size; "
+            f"fp32 rounding explains at most {bound / size:.2e}"
         )
-    return difference / spread
+    return difference / size
 
 
 def output_bound(module: nn.Module, forward: Forward, outputs: np.ndarray) -> float:

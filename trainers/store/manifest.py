@@ -120,7 +120,7 @@ class Verification(_Record):
 
     how: str
     max_logit_difference: float | None = None
-    """Of the files' outputs from the live model's, over their spread; both forwarded in fp32."""
+    """Of the files' outputs from the live model's, over their root mean square; both forwarded in fp32."""
     merge_lost: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """Norm of what rounding took from the merged adapter, over the norm of its update."""
     merge_unchanged: float | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -131,7 +131,7 @@ class Verification(_Record):
         """The record as people read it."""
         said = [self.how]
         if self.max_logit_difference is not None:
-            said.append(f"largest output difference {self.max_logit_difference:.2g} of the outputs' spread")
+            said.append(f"largest output difference {self.max_logit_difference:.2g} of the outputs' size")
         if self.merge_lost is not None and self.merge_unchanged is not None:
             said.append(f"merging rounded away {self.merge_lost:.2g} of the adapter's update")
             said.append(f"{self.merge_unchanged:.1%} of its weights did not move")

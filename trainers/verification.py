@@ -96,7 +96,7 @@ def demand_same_weights(where: str, found: Mapping[str, str], expected: Mapping[
 
 
 def compare_outputs(where: str, module: nn.Module, forward: Forward, expected: np.ndarray) -> float:
-    """Compare a module's fp32 outputs with the live model's; returns the largest difference over their root mean square.
+    """Compare a module's fp32 outputs with the live model's; returns the largest difference over their RMS.
 
     `forward` runs the module on the probe's inputs. Raises VerificationError for another shape, values that are not
     finite, and differences above `output_bound`.

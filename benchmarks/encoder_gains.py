@@ -179,7 +179,7 @@ def stages_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     words, tuned = found["words"], found["polarity"]
     for stage in (words, tuned):
         stage["train"] |= {"save_every": 200, "evaluate_every": 10**9, "evaluation_rows": 10**6}
-        stage["shard"] |= {"engine": "plain"}
+        stage["shard"] = one_process(stage["shard"])
     once = {"steps": 1, "epochs": None, "tokens": None, "optimizer": {"lr": UNTRAINED_LR}, "schedule": {}}
     blank = {**words, "train": words["train"] | once}
     few_train = tuned["train"] | {"steps": None, "epochs": arguments.few_epochs}
@@ -202,7 +202,13 @@ def outside_stage(
     start = f"stages.polarity.init_from={Path(arguments.outside).resolve()}"
     stage = dump_recipe(load_recipe(OUTSIDE_RECIPE, [*on_rows, start]).recipe)["stages"]["polarity"]
     measured = {key: tuned["train"][key] for key in ("save_every", "evaluate_every", "evaluation_rows")}
-    return {"outside": {**stage, "train": stage["train"] | measured, "shard": stage["shard"] | {"engine": "plain"}}}
+    return {"outside": {**stage, "train": stage["train"] | measured, "shard": one_process(stage["shard"])}}
+
+
+def one_process(shard: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain loop, in fp32 unless a precision was given: nothing settles `auto` here."""
+    precision = "fp32" if shard["precision"] == "auto" else shard["precision"]
+    return {**shard, "engine": "plain", "zero": 0, "precision": precision}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from recipes.memory import KEPT_STATES
 
 if TYPE_CHECKING:
     from launch.row_check import StageRow
+    from trainers.store.store import Store
 
 SPARE_BYTES = 64 << 20
 """Room for data sets, journal, metrics and logs beside what the stages commit."""
@@ -63,7 +64,7 @@ def check(
     except RecipeError as error:
         problems += error.problems
     else:
-        found_rows = check_rows(loaded)
+        found_rows = check_rows(loaded, _open_store(store))
         problems += found_rows.problems
     exit_code = RecipeError.exit_code if problems else 0
     summary = "the recipe is right"
@@ -74,6 +75,16 @@ def check(
         summary = found.summary
     told = [] if loaded is None else [str(warning) for warning in static_warnings(loaded)]
     return CheckResult(problems, exit_code, summary, [*told, *found_rows.warnings], found_rows.rows)
+
+
+def _open_store(store: str | None) -> "Store | None":
+    """The store that was named, where it can be opened; what stands against it is said of it."""
+    from trainers.store.store import Store
+
+    try:
+        return None if store is None else Store.open(store)
+    except TrainwrightError:
+        return None
 
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:

@@ -5,17 +5,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recipes.architecture import MODEL_TYPES
 from recipes.chain import origin, start_of
 from recipes.data import Datasets, ExistingTokenizer, TextFiles, TrainTokenizer
-from recipes.errors import Problem, RequestError
+from recipes.errors import Problem, RequestError, StoreDamaged
 from recipes.loaded import LoadedRecipe
 from recipes.models import model_facts
-from recipes.references import FolderRef, Reference, SourceUse, default_template, parse_reference, stage_sources
+from recipes.references import (
+    FolderRef,
+    Reference,
+    SourceUse,
+    StoreRef,
+    default_template,
+    parse_reference,
+    stage_sources,
+)
 from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
 from trainers.data.dataset import WARN_LOST
 from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
 from trainers.data.materialise import DataRequest
-from trainers.data.tokenizer import Tokenization, load_tokenization, train_tokenizer
+from trainers.data.tokenizer import (
+    TOKENIZER_FILES,
+    Tokenization,
+    load_tokenization,
+    tokenization_from_files,
+    train_tokenizer,
+)
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
 
 NUM_ROWS = 100
 SHOWN_PIECES = 6
@@ -64,10 +81,12 @@ class _Reader:
 
     tokenization: Tokenization
     is_trained: bool
+    family: str | None = None
+    """Of a model of the store, which the recipe does not tell."""
 
 
-def check_rows(loaded: LoadedRecipe) -> RowFindings:
-    """Read the first rows of every source of text whose tokenizer is known without the store and the hub."""
+def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
+    """Read the first rows of every source of text whose tokenizer the recipe, a folder or the store tells."""
     found = RowFindings()
     readers: dict[str, _Reader | None] = {}
     stages = loaded.recipe.stages
@@ -78,8 +97,8 @@ def check_rows(loaded: LoadedRecipe) -> RowFindings:
         key = repr(source)
         if key not in readers:
             try:
-                readers[key] = _reader(loaded, source)
-            except RequestError:  # what is wrong with a folder is said of the folder
+                readers[key] = _reader(loaded, source, store)
+            except (RequestError, StoreDamaged):  # what is wrong with an input is said of the input
                 readers[key] = None
         reader = readers[key]
         for use in stage_sources(stage):
@@ -93,7 +112,7 @@ def check_rows(loaded: LoadedRecipe) -> RowFindings:
 def _check_use(
     loaded: LoadedRecipe, name: str, stage: OfText, use: SourceUse, reader: _Reader, found: RowFindings
 ) -> None:
-    family = model_facts(loaded, stage).family
+    family = reader.family or model_facts(loaded, stage).family
     if family == "vision_language":
         return
     if use.role == "instructions":
@@ -120,15 +139,26 @@ def _check_use(
             found.warnings.append(f"stages.{name}.{use.field_path}: of its first rows {text}{ends}")
 
 
-def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None) -> _Reader | None:
+def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None, store: Store | None) -> _Reader | None:
     tokenizer = source.tokenizer if isinstance(source, Pretrain) else None
     if isinstance(tokenizer, TrainTokenizer):
         return _Reader(train_tokenizer(tokenizer, []), is_trained=False)
     overrides = tokenizer if isinstance(tokenizer, ExistingTokenizer) else None
     reference = parse_reference(overrides.from_) if overrides is not None else source
-    if not isinstance(reference, FolderRef):
-        return None
-    return _Reader(load_tokenization(Path(loaded.base_dir / reference.path), overrides), is_trained=True)
+    match reference:
+        case FolderRef():
+            return _Reader(load_tokenization(Path(loaded.base_dir / reference.path), overrides), is_trained=True)
+        case StoreRef() if store is not None:
+            return _stored_reader(store.resolve(reference.name_or_fingerprint), store, overrides)
+    return None
+
+
+def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: ExistingTokenizer | None) -> _Reader:
+    prefix = next((f"{part}/" for part in ("model", "actor") if f"{part}/tokenizer.json" in artifact.files), "")
+    names = [name for name in TOKENIZER_FILES if prefix + name in artifact.files]
+    files = {name: store.objects.get_bytes(artifact.files[prefix + name].sha256) for name in names}
+    family = MODEL_TYPES.get(str((artifact.architecture or {}).get("model_type")))
+    return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
 
 
 def _request(loaded: LoadedRecipe, stage: OfText, use: SourceUse, tokenization: Tokenization) -> DataRequest:

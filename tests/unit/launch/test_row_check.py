@@ -13,6 +13,8 @@ from launch.preflight import CheckResult
 from launch.preflight import check as check_recipe
 from recipes.data import TrainTokenizer
 from trainers.data.tokenizer import train_tokenizer
+from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.store.store import Store
 
 ROOT = Path(__file__).parents[3]
 CHATML = (
@@ -110,6 +112,34 @@ def test_what_the_template_refuses_is_said_before_the_run(check: Check) -> None:
     assert problem.field == "stages.tuned.data"
     assert "rows.jsonl:1: chat template: no system turn" in problem.message
     assert found.exit_code == 2
+
+
+def test_a_model_of_the_store_is_read_where_the_store_is_named(check: Check, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "tokenizer").rename(tmp_path / "model" / "model")
+    files = store.objects.put_folder(tmp_path / "model")
+    ended = {"state": "completed", "rule": None, "steps_done": 0, "steps_planned": 0}
+    made = ArtifactManifest.model_validate(
+        {
+            "fingerprint": "ab" * 32,
+            "digest": files_digest(files),
+            "kind": "model",
+            "stage": "chat",
+            "files": files,
+            "outcome": ended,
+            "architecture": {"model_type": "llama"},
+        }
+    )
+    store.put_artifact(made)
+    path = tmp_path / "recipe.yaml"
+    data = {"source": "jsonl", "files": ["rows.jsonl"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(SHORT) + "\n")
+    tuned = {"kind": "finetune", "init_from": f"store://{'ab' * 8}", "data": data, "train": TRAIN}
+    path.write_text(json.dumps({"name": "rows", "stages": {"tuned": tuned}}))
+    assert check_recipe(path).rows == []
+    pieces = [(piece.kind, piece.text) for row in check_recipe(path, store=store.uri).rows for piece in row.pieces]
+    assert pieces[-1] == ("target", "One.<|im_end|>")
 
 
 def test_the_command_loads_nothing_heavy() -> None:

@@ -95,7 +95,7 @@ def main() -> None:
     )
     model = model.to(getattr(torch, options.dtype)).eval()
     ids, mask, uniforms = inputs(options)
-    settings = SamplingSettings(options.new, 1.0, (EOS,), PAD)
+    settings = SamplingSettings(options.new, 1.0, (EOS,), PAD, num_tokens=options.vocabulary)
     cached = generation.KeyValueCache
 
     def ours(cache: Any) -> Tensor:

@@ -13,7 +13,7 @@ from recipes.image_models import Gan
 from recipes.memory import Sizes
 from recipes.recipe import Recipe
 from recipes.sharding import Shard
-from recipes.stages import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
+from recipes.stages import Evaluate, FinetuneImages, PpoImages, PpoStage, PretrainImages, Stage
 
 PROCESS_BYTES = 500 << 20
 """What a worker's libraries take before it holds a model."""
@@ -110,6 +110,8 @@ def _settle_precision(stage: Stage, hardware: Hardware) -> tuple[Shard, str]:
         isinstance(stage, Evaluate) and "images" in stage.suites
     ):
         return _changed(stage.shard, precision="fp32"), "fp32: bf16 hurts or slows small models of pictures"
+    if isinstance(stage, PpoStage):
+        return _changed(stage.shard, precision="fp32"), "fp32: in bf16 a policy was measured to gain less by PPO"
     if not hardware.fast_bf16:
         return _changed(stage.shard, precision="fp32"), f"fp32: {hardware.lacking}"
     return _changed(stage.shard, precision="bf16"), f"bf16: {hardware.fast_bf16} makes it the faster one"

@@ -339,8 +339,8 @@ class Executor:
     def _verified(self, crew: Crew, name: str, job: Json, label: str) -> Json:
         """The draft's verification and gate, as fields of its manifest.
 
-        Files that are not the live model are committed where the stage ignores gates, with a failed one; else the
-        trained state is kept, and `resume` writes and verifies the files again.
+        Files that are not the live model are committed with a failed gate where the stage says so; else the trained
+        state is kept, and `resume` writes and verifies the files again.
         """
         try:
             return {"verification": crew.verify(job, label)}
@@ -348,10 +348,10 @@ class Executor:
             if failure.verdict.error not in (StageError.__name__, VerificationError.__name__):
                 raise
             reason = f"verification: {failure.verdict.message}"
-            if self.resolved.recipe.stages[name].gate != "ignore":
+            if self.resolved.recipe.stages[name].verification == "enforce":
                 told = (
                     f"{reason}; the trained state is kept: `trainwright resume {self.run}` writes and verifies the "
-                    f"files again, and with `--set stages.{name}.gate=ignore` commits them with a failed gate"
+                    f"files again, and with `--set stages.{name}.verification=ignore` commits them with a failed gate"
                 )
                 raise WorkerFailed(replace(failure.verdict, message=told)) from failure
             gate = job["draft"]["gate"]

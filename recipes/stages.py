@@ -36,9 +36,11 @@ def _template(rows: str) -> Any:
 class _Stage(Strict):
     seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; None takes the recipe's.")
     gate: Literal["enforce", "ignore"] = placement(
+        "enforce", description="Whether this stage refuses an input whose gate failed."
+    )
+    verification: Literal["enforce", "ignore"] = placement(
         "enforce",
-        description="Whether this stage refuses an input whose gate failed, and withholds files that fail their "
-        "verification; ignore takes the input, and commits the files with a failed gate.",
+        description="Whether files unlike the trained model are withheld; ignore commits them with a failed gate.",
     )
 
 

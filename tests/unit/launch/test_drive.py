@@ -161,7 +161,7 @@ def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_the
 def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Any) -> None:
     bench.stages.refused = {"base"}
     with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .*gate: verification: .*not the live model's"):
-        bench.drive("stages.base.gate=ignore")
+        bench.drive("stages.base.verification=ignore")
     (base,) = bench.store.list_artifacts()
     assert base.verification.how == "failed"
     assert not base.gate.passed

@@ -50,7 +50,14 @@ def test_pseudo_labels_teach_after_their_warm_up_and_after_a_resume(finished: Pa
 
 def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
     source = STAGES["rnn"]["data"]
-    exam = {"kind": "evaluate", "of": ["rnn"], "suites": ["perplexity"], "text": source, "sequence_length": 24}
+    exam = {
+        "kind": "evaluate",
+        "of": ["rnn"],
+        "suites": ["perplexity"],
+        "text": source,
+        "sequence_length": 24,
+        "num_sequences": 10_000,
+    }
     run_case_here(finished, {"run": "here", "stage": "exam", "spec": exam, "inputs": {"of.0": "rnn"}})
     found = result(finished, "here", "exam")["metrics"]
     own = result(finished, "straight", "rnn")["metrics"]["evaluation"]

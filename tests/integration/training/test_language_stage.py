@@ -41,7 +41,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "init_from": "base",
         "lora": {"r": 4},
         "data": {"source": "jsonl", "files": ["chat.jsonl"], "hold_out": 0.2},
-        "train": TRAIN,
+        "train": {**TRAIN, "sequence_length": 64},
         "shard": {"zero": 3, "precision": "bf16"},
     },
 }

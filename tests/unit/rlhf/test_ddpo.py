@@ -15,6 +15,7 @@ from rlhf.ddpo import Drawn
 from rlhf.iterations import gate_reasons
 from rlhf.monitors import PictureReport
 from rlhf.picture_prompts import Asked
+from trainers.observer import Watch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_ddpo import build
@@ -59,7 +60,7 @@ def test_far_out_of_range_a_reference_may_be_off_by_roundings_alone() -> None:
         parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
     ddpo.estimator.estimate(0, 0.0, [range(12)])
     trajectories = ddpo.source._begin(0).estimate.experience.trajectories
-    logprobs, reference_logprobs, *_ = ddpo.estimator._judged(trajectories, [range(12)])
+    logprobs, reference_logprobs, *_ = ddpo.estimator._judged(trajectories, [range(12)], {})
     assert float((logprobs - reference_logprobs).abs().max()) > 1e-4  # nats: an absolute bound fits no size of values
     for parameter in reference:
         parameter.mul_(1.001)
@@ -100,12 +101,12 @@ class Stale:
         self._version = self._version or found
         return found
 
-    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int]) -> Drawn:
+    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int], watch: Watch | None = None) -> Drawn:
         with self._inner._engine.gathered() as module, torch.no_grad():
             present = {name: p.detach().clone() for name, p in module.named_parameters()}
             for name, parameter in module.named_parameters():
                 parameter.copy_(self._old[name])
-            drawn: Drawn = self._inner.draw(seeds, asked, sample_ids)
+            drawn: Drawn = self._inner.draw(seeds, asked, sample_ids, watch)
             for name, parameter in module.named_parameters():
                 parameter.copy_(present[name])
         return replace(drawn, version=self._version) if self._is_honest else drawn

@@ -35,7 +35,7 @@ def test_every_iteration_begins_with_ratios_of_exactly_one(tiny_ppo: Build, lora
 
     estimator, experience = ppo.source._estimator, ppo.source._begin(2).estimate.experience
     estimator._micro_batch = 1
-    alone = estimator._judged(experience.responses, [range(16)]).logprobs_BR
+    alone = estimator._judged(experience.responses, [range(16)], {}).logprobs_BR
     assert not torch.equal(alone, experience.judged.logprobs_BR)  # the same weights in other micro-batches
 
 

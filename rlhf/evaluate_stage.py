@@ -115,7 +115,8 @@ def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, 
     rows = min(spec.num_sequences or spec.num_prompts, len(dataset))
     model: Any = _load(spec, context, f"of.{index}", "language_model")
     if is_carried:
-        dataset = beginning(dataset, rows, spec.sequence_length)
+        if rows < len(dataset):
+            dataset = beginning(dataset, rows, spec.sequence_length)
         share = {"length": spec.sequence_length, "workers": ranks.world_size, "rank": ranks.rank}
         stream = HeldOutStream(dataset, model.base_model.zero_state, **share)
         batches = counted(stream, observer, "perplexity", rows, **place)

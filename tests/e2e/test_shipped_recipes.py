@@ -12,7 +12,16 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml")
 """The others run in the long form; their architectures and engines have tests of their own."""
 FEWER = {
-    "llm/smollm2.yaml": ("chat.train.steps=5", "judge.train.steps=5", "exam.num_prompts=4", "exam.of=[chat, policy]"),
+    "llm/smollm2.yaml": (
+        *(
+            f"{stage}.train.{key}"
+            for stage in ("chat", "judge")
+            for key in ("steps=3", "global_batch=4", "sequence_length=96")
+        ),
+        "judge.train.evaluation_rows=8",
+        "exam.num_prompts=4",
+        "exam.of=[chat, policy]",
+    ),
 }
 """What makes a smoke size smaller that is run always."""
 SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.name != "quickstart.yaml")

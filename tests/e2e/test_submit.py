@@ -239,4 +239,4 @@ def test_check_asks_the_cluster(raylets: Raylets, shell: Any, quickstart: Path) 
     assert checked.code == 0, checked.err
     refused = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, "--set", "cluster.workers=4")
     assert refused.code == 3
-    assert max(checked.seconds, refused.seconds) < 10
+    assert max(checked.seconds, refused.seconds) < 30  # one small job of the cluster, which may be busy

@@ -65,8 +65,8 @@ def test_files_and_links_that_a_page_names_are_there(page: Path) -> None:
 
 
 def _commands(page: Path) -> Iterator[list[str]]:
-    """Commands of a page, as words; what a table has to escape is put back."""
-    for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
+    """Commands of a page, as words; what a table has to escape is put back, and lines that go on are joined."""
+    for match in COMMAND.finditer(page.read_text(encoding="utf-8").replace("\\\n", " ")):
         yield shlex.split((match.group(1) or match.group(2)).replace(r"\|", "|"))
 
 

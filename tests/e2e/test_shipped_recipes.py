@@ -13,11 +13,7 @@ ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml")
 """The others run in the long form; their architectures and engines have tests of their own."""
 FEWER = {
     "llm/smollm2.yaml": (
-        *(
-            f"{stage}.train.{key}"
-            for stage in ("chat", "judge")
-            for key in ("steps=3", "global_batch=4", "sequence_length=96")
-        ),
+        *(f"{stage}.train.{key}" for stage in ("chat", "judge") for key in ("steps=5", "global_batch=4")),
         "judge.train.evaluation_rows=8",
         "exam.num_prompts=4",
         "exam.of=[chat, policy]",

@@ -73,7 +73,7 @@ def recipe_of(model: str, folder: str | None, steps: int, shard: dict[str, Any])
 
 
 def run_side(model: str, folder: str | None, steps: int, shard: dict[str, Any], place: Path) -> Found:
-    """Run one side in a store of its own."""
+    """Run one side in a separate store."""
     path = place / "speed.yaml"
     path.write_text(yaml.safe_dump(recipe_of(model, folder, steps, shard)))
     with tempfile.TemporaryDirectory(dir=place) as store:

@@ -1,4 +1,4 @@
-"""Asks CUDA's driver for the GPUs of this process; a script of its own, since a process that asked cannot fork ranks.
+"""Asks CUDA's driver for the GPUs of this process; a separate script, since a process that asked cannot fork ranks.
 
     python cluster/gpu_driver.py
 

@@ -46,7 +46,7 @@ STAGES: dict[str, dict[str, Any]] = {
     },
 }
 MORE = {**STAGES["chat"], "init_from": "chat", "lora": None, "shard": {"engine": "plain", "precision": "fp32"}}
-"""Goes on from what was made in another precision, by another engine."""
+"""Continues from a model made in another precision, by another engine."""
 
 
 def _cases() -> list[dict[str, Any]]:

@@ -388,5 +388,5 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-SEMANTICS = {"pretrain": 2, "finetune": 3, "reward": 2, "ppo": 3, "evaluate": 4}
+SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "ppo": 4, "evaluate": 5}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

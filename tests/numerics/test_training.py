@@ -30,6 +30,7 @@ def engines(workers: int) -> list[dict[str, Any]]:
     gpt2 = {"plain-gpt2": {"engine": "plain"}, "zero3-gpt2": deepspeed(3)}
     cases += [{"name": name, "do": "curve", "architecture": "gpt2", **variant} for name, variant in gpt2.items()]
     cases.append({"name": "zero2-recompute", "do": "curve", "recompute": True, **deepspeed(2)})
+    cases += [{**variant, "name": f"start-{name}", "do": "start"} for name, variant in bf16.items()]
     if workers == 2:
         cases.append({"name": "rank-means", "do": "curve", "objective": "rank-means", **deepspeed(2)})
     return cases
@@ -110,6 +111,16 @@ def test_bf16_follows_the_fp32_curve(one: dict[str, Any], two: dict[str, Any], n
     found = checked({1: one, 2: two}[workers], name)["losses"]
     assert difference(found, wanted) < BF16_LIMIT
     assert difference(found, checked(one, "plain")["losses"]) < 2e-2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ["plain-bf16", "zero0-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16"])
+def test_masters_start_from_the_weights_before_rounding(
+    one: dict[str, Any], two: dict[str, Any], name: str, workers: int
+) -> None:
+    found = checked({1: one, 2: two}[workers], f"start-{name}")
+    assert sum(rank["elements"] for rank in found["ranks"]) == found["elements"]
+    assert all(rank["off"] == 0.0 and rank["rounded"] for rank in found["ranks"])
 
 
 @pytest.mark.parametrize("name", ["plain-lora", "zero2-lora", "zero3-lora"])

@@ -44,6 +44,22 @@ def do_curve(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {"losses": observer.losses, "norms": observer.norms, "frozen": len(frozen)}
 
 
+def do_start(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Hold a fresh engine's masters against the fp32 weights that it was given, and its parameters against these."""
+    given = dict(make_engine({**case, "engine": "plain", "zero": 0, "precision": "fp32"}, device).full_parameters())
+    engine = make_engine(case, device)
+    off, elements = 0.0, 0
+    for piece in engine.state_out():
+        if piece.group == "param":
+            wanted = given[piece.name].reshape(-1)[piece.start : piece.start + piece.values.numel()]
+            off = max(off, float((piece.values.cpu() - wanted).abs().max()))
+            elements += piece.values.numel()
+    rounded = all(torch.equal(tensor, given[name].to(tensor.dtype)) for name, tensor in engine.full_parameters())
+    engine.close()
+    found = distributed.gather_json({"off": off, "elements": elements, "rounded": rounded})
+    return {"ranks": found, "elements": sum(tensor.numel() for tensor in given.values())}
+
+
 def do_resume(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Train straight; then again with a stop on the way and a fresh engine that goes on from the store."""
     straight, observed, _ = run_train(case, device, Rows(6))

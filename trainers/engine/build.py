@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.optim import AdamW
 from recipes.sharding import Shard
@@ -29,20 +29,20 @@ def build_engine(
 ) -> Engine:
     """Put the module on its device in its working precision, under the engine that the recipe names.
 
-    The groups hold every trainable parameter once; names are those of `module.named_parameters()`.
+    The groups hold every trainable parameter once; names are those of `module.named_parameters()`. The fp32 masters
+    start from the module's own values, not from these rounded to the working precision.
     """
     if shard.gradient_checkpointing:
         models: list[Any] = [part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable")]
         for model in models:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype_of(shard.precision))
+    starts = _round_parameters(module, dtype_of(shard.precision))
     module.to(device)
     match shard.engine:
         case "plain":
             from trainers.engine.plain import PlainEngine
 
-            return PlainEngine(module, groups, clip=clip, device=device)
+            return PlainEngine(module, groups, clip=clip, device=device, starts=starts)
         case "deepspeed" if shard.zero != "auto":
             from trainers.engine.deepspeed import DeepSpeedEngine
 
@@ -54,6 +54,18 @@ def build_engine(
                 offload=shard.offload,
                 clip=clip,
                 device=device,
+                starts=starts,
             )
         case _:
             raise ValueError(f"engine {shard.engine!r} with zero {shard.zero!r} is not settled: recipes/settle.py does")
+
+
+def _round_parameters(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast every parameter; returns by name what the trainable ones were that rounding has changed."""
+    starts: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        before, parameter.data = parameter.data, parameter.data.to(dtype)
+        is_rounded = before.dtype != dtype and not torch.equal(parameter.data.to(before.dtype), before)
+        if parameter.requires_grad and is_rounded:
+            starts[name] = before
+    return starts

@@ -37,6 +37,7 @@ class DeepSpeedEngine:
         offload: str,
         clip: float,
         device: torch.device,
+        starts: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
@@ -49,7 +50,7 @@ class DeepSpeedEngine:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         self._sizes = {id(parameter): parameter.numel() for parameter in self._parameters.values()}
         self.steps_applied = 0
-        self._flat = FlatAdamW(self._parts, clip) if zero == 0 else None
+        self._flat = FlatAdamW(self._parts, clip, starts or {}) if zero == 0 else None
         self._torch_optimizer: Any = self._flat.inner if self._flat else self._build_adamw()
         config = deepspeed_config(
             zero=zero,
@@ -65,6 +66,7 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine  # its forward gathers what ZeRO-3 has sharded
         if zero > 0:
             self._make_moments()
+            self._set_masters(starts or {})
 
     def _build_adamw(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -87,6 +89,15 @@ class DeepSpeedEngine:
             self._torch_optimizer.state[flat] = new_moments(flat)
         if self._zero < 3:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @torch.no_grad()
+    def _set_masters(self, values: Mapping[str, Tensor]) -> None:
+        """Give these parameters' masters values that the working precision cannot hold; DeepSpeed took the rounded."""
+        for name, whole in values.items():
+            owned = self._owned(self._parameters[name], "param")
+            if owned is not None:
+                start, master = owned
+                master.copy_(whole.reshape(-1)[start : start + master.numel()])
 
     def _flat_masters(self) -> list[Tensor]:
         optimizer = self._engine.optimizer

@@ -44,9 +44,12 @@ def split_by_decay(groups: Sequence[ParameterGroup]) -> list[OptimizerGroup]:
 
 
 class FlatAdamW(torch.optim.Optimizer):
-    """The update; `reduce_gradients` hands the flat gradients to whoever sums them over ranks first."""
+    """The update; `reduce_gradients` hands the flat gradients to whoever sums them over ranks first.
 
-    def __init__(self, parts: Sequence[OptimizerGroup], clip: float) -> None:
+    Masters start from the parameters, or from `starts` for those whose value the working precision has rounded.
+    """
+
+    def __init__(self, parts: Sequence[OptimizerGroup], clip: float, starts: Mapping[str, Tensor]) -> None:
         self.parts = list(parts)
         self.clip = clip
         self.last = StepInfo(0.0, False)
@@ -56,7 +59,7 @@ class FlatAdamW(torch.optim.Optimizer):
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         self._slices: dict[str, tuple[int, int, int, torch.Size]] = {}
         for index, part in enumerate(self.parts):
-            self._flatten(index, part)
+            self._flatten(index, part, starts)
         super().__init__([{"params": [parameter for _, parameter in part.parameters]} for part in self.parts], {})
         self.inner = torch.optim.AdamW(
             [
@@ -75,7 +78,7 @@ class FlatAdamW(torch.optim.Optimizer):
         for parameter, view in self._views:
             parameter.grad = view
 
-    def _flatten(self, index: int, part: OptimizerGroup) -> None:
+    def _flatten(self, index: int, part: OptimizerGroup, starts: Mapping[str, Tensor]) -> None:
         size = sum(parameter.numel() for _, parameter in part.parameters)
         device = part.parameters[0][1].device
         master = torch.empty(size, dtype=torch.float32, device=device)
@@ -83,7 +86,7 @@ class FlatAdamW(torch.optim.Optimizer):
         start = 0
         for name, parameter in part.parameters:
             stop = start + parameter.numel()
-            master[start:stop] = parameter.detach().reshape(-1).float()
+            master[start:stop] = starts.get(name, parameter.detach()).reshape(-1).float()
             self._slices[name] = (index, start, stop, parameter.shape)
             gradient_view = gradient[start:stop].view(parameter.shape)
             if parameter.dtype == torch.float32:

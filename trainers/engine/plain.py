@@ -19,11 +19,17 @@ class PlainEngine:
     """Engine over one module that every rank holds whole."""
 
     def __init__(
-        self, module: nn.Module, groups: Sequence[ParameterGroup], *, clip: float, device: torch.device
+        self,
+        module: nn.Module,
+        groups: Sequence[ParameterGroup],
+        *,
+        clip: float,
+        device: torch.device,
+        starts: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.module = module
         self.device = device
-        self._optimizer = FlatAdamW(split_by_decay(groups), clip)
+        self._optimizer = FlatAdamW(split_by_decay(groups), clip, starts or {})
         self.description = f"plain {str(next(module.parameters()).dtype).removeprefix('torch.')}"
         self.steps_applied = 0
 

@@ -6,20 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.golden.runs import FEWER
+
 pytestmark = pytest.mark.serial
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml")
 """The others run in the long form; their architectures and engines have tests of their own."""
-FEWER = {
-    "llm/smollm2.yaml": (
-        *(f"{stage}.train.{key}" for stage in ("chat", "judge") for key in ("steps=5", "global_batch=4")),
-        "judge.train.evaluation_rows=8",
-        "exam.num_prompts=4",
-        "exam.of=[chat, policy]",
-    ),
-}
-"""What makes a smoke size smaller that is run always."""
 SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.name != "quickstart.yaml")
 REAL = {"llm/smollm2.yaml": ("smollm2", "smollm2"), "text/minilm_polarity.yaml": ("minilm", "minilm")}
 """Recipes that start from a real model: the fixture that has its folder, and its name in the store."""
@@ -40,7 +33,7 @@ def test_a_shipped_recipe_runs_in_its_smoke_size(
     if recipe in REAL:
         fixture, name = REAL[recipe]
         assert shell("store", "import", str(request.getfixturevalue(fixture)), "--name", name).code == 0
-    fewer = [part for change in FEWER.get(recipe, ()) for part in ("--set", f"stages.{change}")]
+    fewer = [part for change in FEWER.get(recipe, ()) for part in ("--set", change)]
     done = shell("run", str(RECIPES / recipe), "--smoke", *fewer)
     assert done.code == 0, done.out + done.err
     say(f"{recipe} --smoke took {done.seconds:.0f} s")

@@ -1,0 +1,53 @@
+"""The script that counts places that dispatch, and circular imports."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.structure import class_sites, import_circles, name_sites, read_tree
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    return folder
+
+
+def test_a_lazy_circle_is_found(package: Path, tmp_path: Path) -> None:
+    (package / "one.py").write_text("from recipes.two import two\n")
+    (package / "two.py").write_text("def two():\n    from recipes import three\n    return three\n")
+    (package / "three.py").write_text("import recipes.one\n")
+    (package / "four.py").write_text("from recipes.one import x\n")
+    assert import_circles(read_tree(tmp_path, ["recipes"])) == [["recipes.one", "recipes.three", "recipes.two"]]
+
+
+def test_a_circle_of_types_is_one_on_request(package: Path, tmp_path: Path) -> None:
+    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .two import Two\n"
+    (package / "one.py").write_text(guarded)
+    (package / "two.py").write_text("from .one import One\n")
+    tree = read_tree(tmp_path, ["recipes"])
+    assert import_circles(tree) == []
+    assert import_circles(tree, for_types=True) == [["recipes.one", "recipes.two"]]
+
+
+def test_places_that_dispatch(package: Path, tmp_path: Path) -> None:
+    (package / "kinds.py").write_text(
+        "class Vae:\n    family: Literal['vae'] = 1\nclass Gan:\n    family: Literal['gan'] = 1\nBOTH = (Vae, Gan)\n"
+    )
+    (package / "uses.py").write_text(
+        "def f(x: Vae, family):\n"
+        "    if isinstance(x, Vae | Gan): ...\n"
+        "    match x:\n"
+        "        case Vae() | other.Gan(width=1): ...\n"
+        "    if isinstance(x, BOTH) or type(x) is Vae: ...\n"
+        "    y = {Gan: 'vae', 'gan': Vae()}\n"
+        "    return family == 'vae' or family in ('vae', 'gan')  # 'gan'\n"
+    )
+    tree = read_tree(tmp_path, ["recipes"])
+    assert set(tree.declared["family"]) == {"Vae", "Gan"}
+    classes = sorted((site.line, site.name) for site in class_sites(tree, {"Vae", "Gan"}))
+    assert classes == [(2, "Gan"), (2, "Vae"), (4, "Gan"), (4, "Vae"), (5, "BOTH"), (5, "Vae"), (6, "Gan")]
+    names = sorted((site.line, site.name) for site in name_sites(tree, {"vae", "gan"}))
+    assert names == [(6, "gan"), (7, "gan"), (7, "vae")]

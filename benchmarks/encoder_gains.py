@@ -39,18 +39,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.load import dump_recipe, load_recipe, parse_recipe
-from trainers import distributed
+from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
 from trainers.data.dataset import Dataset
+from trainers.data.labelled_batches import split_by_label
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
-from trainers.image_metrics import interval
-from trainers.labelled_batches import split_by_label
-from trainers.language_stage import run_language_model
-from trainers.stage import StageContext
+from trainers.evaluation.image_metrics import interval
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training import distributed
+from trainers.training.context import StageContext
+from trainers.training.tasks.language_model import run_language_model
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
 OUTSIDE_RECIPE = RECIPE.with_name("minilm_polarity.yaml")

@@ -30,20 +30,20 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipes.image_data import Digits
-from recipes.image_models import Classifier, Ddpm, Gan, Vae
-from recipes.optim import AdamW
-from recipes.sharding import Shard
+from recipes.data.images import Digits
+from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
-from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
+from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.engine.build import build_engine, parameter_group
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
-from trainers.image_stage import ImageBatches
-from trainers.loop import Cadence, LoopState, Phase, SourceState, train
-from trainers.objectives.images import ImageObjective
-from trainers.precision import use_fast_matmul
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import ImageFacts
 from trainers.store.store import Store
+from trainers.training.loop import Cadence, LoopState, Phase, SourceState, train
+from trainers.training.objectives.images import ImageObjective
+from trainers.training.precision import use_fast_matmul
+from trainers.training.tasks.images import ImageBatches
 
 BATCH, LR, CLIP = 64, 1e-3, 1.0
 ARCHITECTURES: dict[str, Any] = {

@@ -163,7 +163,7 @@ def fill(uri: str, options: argparse.Namespace) -> None:
 
 def leave_run(store: Any, record: Any, seconds: int, num_stages: int | None) -> None:
     """Write a run's journal and metrics as its driver and its first rank do; its (first) stages share the time."""
-    from launch.journal import this_driver
+    from launch.runs.journal import this_driver
 
     journal = record.journal()
     journal.write("run_started", driver=this_driver(), next_s=3)
@@ -183,8 +183,8 @@ def leave_run(store: Any, record: Any, seconds: int, num_stages: int | None) -> 
 
 def log_metrics(store: Any, run_id: str, stage: str, seconds: int) -> None:
     """Log a step a second as a stage does, by a clock that is turned on."""
-    from launch import stages
-    from launch.stages import Progress, StageObserver
+    from launch.runs import stage_entry as stages
+    from launch.runs.stage_entry import Progress, StageObserver
 
     with turned_clock(stages) as clock:
         worker: Any = SimpleNamespace(rank=0, beat=lambda *_, **__: None, stop_requested=lambda: False)

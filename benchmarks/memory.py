@@ -4,7 +4,7 @@
 
 Every shape runs in a process of its own on the CPU: the plain engine, or DeepSpeed's ZeRO with one worker. Measured is
 the highest resident size during build and steps, less what the process held after its imports. The prediction is what
-`trainwright plan` prints (`recipes/memory.py`).
+`trainwright plan` prints (`recipes/models/memory.py`).
 """
 
 import json
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.memory import predict_sizes
-from recipes.stages import Finetune, Pretrain, Reward
+from recipes.models.memory import predict_sizes
+from recipes.stages.kinds import Finetune, Pretrain, Reward
 
 VOCABULARY = 12_000
 PLAIN = {"engine": "plain", "precision": "fp32"}
@@ -94,15 +94,15 @@ def measure(shape: Shape) -> int:
     """Build the model and its engine, take three steps; the peak in bytes beyond what was there before."""
     import torch
 
-    from rlhf.reward import RewardObjective, ScoreModel
+    from rlhf.text.reward_model import RewardObjective, ScoreModel
     from trainers import preload  # noqa: F401  (what a worker imports)
-    from trainers.architectures.decoder import TokenizerFacts, build_decoder
-    from trainers.architectures.load import stock_class
-    from trainers.architectures.lora import add_adapter
-    from trainers.architectures.token_losses import TokenLosses
     from trainers.data.batches import PairBatch, SequenceBatch, TokenBatch
     from trainers.engine.build import build_engine, parameter_group
-    from trainers.objectives.language_model import LanguageModelObjective
+    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.load import stock_class
+    from trainers.models.lora import add_adapter
+    from trainers.models.token_losses import TokenLosses
+    from trainers.training.objectives.language_model import LanguageModelObjective
 
     stage, cpu = stage_of(shape), torch.device("cpu")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -23,31 +23,31 @@ from families import ARCHITECTURES, CLIP, SIZES, Quiet
 from families import BATCH as IMAGE_BATCH
 from text_rows import BERT, HIDDEN_SHARE, LANES, LENGTH, LSTM, read_words
 
-from recipes.encoders import Corruption
-from recipes.image_data import Digits
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.encoder_decoder import TargetLosses
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
+from recipes.data.images import Digits
+from recipes.models.encoder import Corruption
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
-from trainers.data.image_sets import ImageRequest, materialise_images
+from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.data.materialise import DataRequest, materialise
+from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
-from trainers.image_stage import ImageBatches
-from trainers.loop import Cadence, Phase, train
-from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.images import ImageObjective
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.objectives.seq2seq import Seq2SeqObjective
-from trainers.precision import use_fast_matmul
-from trainers.steps import PlannedBatches
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import ImageFacts
+from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.store.store import Store
-from trainers.streams import LaneStates, StreamBatches
+from trainers.training.loop import Cadence, Phase, train
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.training.objectives.images import ImageObjective
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.objectives.seq2seq import Seq2SeqObjective
+from trainers.training.precision import use_fast_matmul
+from trainers.training.steps import PlannedBatches
+from trainers.training.tasks.images import ImageBatches
 
 CPU, LR, GROUP = torch.device("cpu"), 1e-3, "model"
 SIDES = {
@@ -113,7 +113,7 @@ class Work:
 
     def rows(self, length: int) -> Any:
         """The documentation, packed."""
-        from recipes.data import PythonDocs
+        from recipes.data.text import PythonDocs
 
         source = PythonDocs(source="python-docs", split="train")
         return materialise(DataRequest(source, self.folder, "text", self.words.tokenization, length, 0), self.store)

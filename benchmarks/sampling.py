@@ -4,7 +4,7 @@
                                   [--vocabulary 2048] [--dtype float32] [--threads 1]
 
 The defaults are the quickstart's shape; memory is allocated as in a rank's process. `ours` is
-`trainers.generation.generate`; `copying` the same with transformers' DynamicCache and a mask made for each token;
+`trainers.inference.generation.generate`; `copying` the same with transformers' DynamicCache and a mask for each token;
 `transformers` the model's own `generate`, sampling. Prompts are random and padded on the left; sides take turns; tokens
 per second of CPU time. `ours` and `copying` must draw the same tokens.
 """
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from cluster.rank_process import rank_environment
-from trainers import generation
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.generation import SamplingSettings, generate, prompt_bias
+from trainers.inference import generation
+from trainers.inference.generation import SamplingSettings, generate, prompt_bias
+from trainers.models.decoder import TokenizerFacts, build_decoder
 
 EOS, PAD = 0, 1
 

@@ -57,15 +57,15 @@ class Bench:
         import torch
         from torch import nn
 
-        from recipes.optim import AdamW
-        from trainers import distributed
-        from trainers.checkpoint import StoreCheckpoint, versions
+        from recipes.stages.optim import AdamW
+        from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
         from trainers.engine.build import parameter_group
         from trainers.engine.deepspeed import DeepSpeedEngine
         from trainers.engine.plain import PlainEngine
-        from trainers.store.files import open_files
         from trainers.store.manifest import Layout, StateManifest
+        from trainers.store.open import open_files
         from trainers.store.store import Store
+        from trainers.training import distributed
 
         self.folder, self.rank, self.ranks = folder, distributed.rank(), distributed.world_size()
         side = int((num_parameters / LAYERS) ** 0.5)
@@ -108,7 +108,7 @@ class Bench:
 
     def ours(self) -> tuple[float, float]:
         """A save as training does it; stall, and seconds until rank 0 has committed."""
-        from trainers.loop import LoopState, SourceState
+        from trainers.training.loop import LoopState, SourceState
 
         self.step += 1
         began = time.perf_counter()
@@ -153,7 +153,7 @@ class Bench:
 
     def timed(self, action: Callable[[], tuple[float, float] | None]) -> tuple[float, float]:
         """Stall and total of the slowest rank."""
-        from trainers import distributed
+        from trainers.training import distributed
 
         distributed.barrier()
         began = time.perf_counter()
@@ -192,7 +192,7 @@ class Bench:
 
 def run_rank(folder: Path, choice: argparse.Namespace) -> None:
     """Measure on this rank; rank 0 prints."""
-    from trainers import distributed
+    from trainers.training import distributed
 
     distributed.join()
     bench = Bench(folder, choice.parameters)
@@ -237,18 +237,18 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
     """Time steps of a decoder of that size with a save after the first of every ten, and without."""
     import torch
 
-    from recipes.optim import AdamW
-    from trainers import distributed
-    from trainers.architectures.decoder import TokenizerFacts, build_decoder
-    from trainers.architectures.token_losses import TokenLosses
-    from trainers.checkpoint import StoreCheckpoint, versions
+    from recipes.stages.optim import AdamW
+    from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import parameter_group
     from trainers.engine.plain import PlainEngine
-    from trainers.loop import LoopState, SourceState
-    from trainers.objectives.language_model import LanguageModelObjective
+    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.token_losses import TokenLosses
     from trainers.store.manifest import Layout
     from trainers.store.store import Store
+    from trainers.training import distributed
+    from trainers.training.loop import LoopState, SourceState
+    from trainers.training.objectives.language_model import LanguageModelObjective
 
     width = {50_000_000: 640}.get(choice.parameters, 256)
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.data import PythonDocs, TrainTokenizer
-from recipes.encoders import Corruption
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.token_losses import CarriedTokenLosses
+from recipes.data.text import PythonDocs, TrainTokenizer
+from recipes.models.encoder import Corruption
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
+from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
+from trainers.data.streams import LaneStates, StreamBatches
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
-from trainers.loop import Cadence, train
-from trainers.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.steps import GROUP, PlannedBatches
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.token_losses import CarriedTokenLosses
 from trainers.store.store import Store
-from trainers.streams import LaneStates, StreamBatches
+from trainers.training.loop import Cadence, train
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.training.steps import GROUP, PlannedBatches
 
 LR, CLIP, HIDDEN_SHARE = 1e-3, 1.0, 0.15
 LANES, LENGTH = 32, 35

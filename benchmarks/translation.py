@@ -16,20 +16,20 @@ from text_rows import CLIP, LR, plain_loop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from recipes.data import Csv, TrainTokenizer
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.encoder_decoder import TargetLosses, build_encoder_decoder
+from recipes.data.text import Csv, TrainTokenizer
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
-from trainers.loop import Cadence, train
-from trainers.objectives.seq2seq import Seq2SeqObjective
-from trainers.steps import PlannedBatches
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.encoder_decoder import TargetLosses, build_encoder_decoder
 from trainers.store.store import Store
+from trainers.training.loop import Cadence, train
+from trainers.training.objectives.seq2seq import Seq2SeqObjective
+from trainers.training.steps import PlannedBatches
 
 BATCH = 64
 FILES = Path(__file__).resolve().parents[1] / "recipes" / "text" / "files"

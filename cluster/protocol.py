@@ -31,7 +31,7 @@ VerdictKind = Literal[
 ]
 
 
-PRELOAD = "trainers.preload"
+PRELOAD = "trainers.training.preload"
 """What every stage imports."""
 
 

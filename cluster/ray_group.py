@@ -29,7 +29,11 @@ WORKER_START_TIMEOUT_S = 120.0
 
 
 class RayGroup:
-    """`WorkerGroup` on a connected Ray."""
+    """`WorkerGroup` on a connected Ray: its resources are held from now on.
+
+    `on_wait` is told who holds them while it waits. Raises `CapacityError` at once when the cluster can never take it,
+    or when the spec's deadline passes.
+    """
 
     def __init__(self, session: "Session", spec: WorkerSpec, on_wait: Callable[[str], None] | None = None) -> None:
         self.spec = spec
@@ -41,6 +45,7 @@ class RayGroup:
         self._lock = threading.Lock()
         self._is_closed = False
         self._place()
+        session.close_at_shutdown(self)
 
     def prepare(self) -> None:
         """Starts every rank's imports; does not wait for them."""

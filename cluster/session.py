@@ -165,16 +165,9 @@ class Session:
             )
         return sorted(found, key=lambda node: (node.address, node.id))
 
-    def group(self, spec: WorkerSpec, on_wait: Callable[[str], None] | None = None) -> WorkerGroup:
-        """A worker group here: its resources are held from now on. `on_wait` hears who holds them while it waits.
-
-        Raises `CapacityError` at once when the cluster can never take it, or when the spec's deadline passes.
-        """
-        from cluster.ray_group import RayGroup
-
-        group = RayGroup(self, spec, on_wait)
+    def close_at_shutdown(self, group: WorkerGroup) -> None:
+        """Closes the group when the session ends, unless that was done before."""
         self._groups.append(group)
-        return group
 
     def cancel(self) -> None:
         """From any thread or signal handler: groups that wait for resources give up with `Preempted`."""

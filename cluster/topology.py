@@ -1,5 +1,6 @@
 """Where workers can go: pure comparison of a request with what every node has, and the reason when it cannot be."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,3 +130,8 @@ def _amount(request: Request, nodes: Sequence[Node], free: bool) -> str:
 
 def _nodes(nodes: Sequence[Node]) -> str:
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+
+
+def read_nodes(text: str) -> list[Node]:
+    """The nodes of a JSON list."""
+    return [Node(**node) for node in json.loads(text)]

@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launch.capacity import check_memory, hardware_of, settle_workers
-from launch.drive import Driven, drive
-from launch.executor import StageResult
-from launch.inputs import take_in
-from launch.journal import FINISHED, RunSummary
-from launch.nodes import nodes_of
-from launch.preflight import CheckResult, check_disk
-from launch.preflight import check as check
-from launch.progress import SilentView, View
-from launch.records import RunRecord, all_runs
-from launch.resolve import Change, Resolved, changed_meaning, data_digests, resolve
-from launch.upload import require_uploaded, with_uploaded
+from launch.checks.nodes import nodes_of
+from launch.checks.preflight import CheckResult
+from launch.checks.preflight import check as check
+from launch.jobs.upload import require_uploaded, with_uploaded
+from launch.report.progress import SilentView, View
+from launch.runs.capacity import check_memory, hardware_of, settle_workers
+from launch.runs.execute_plan import StageResult
+from launch.runs.execute_run import Driven, drive
+from launch.runs.journal import FINISHED, RunSummary
+from launch.runs.new_run import new_record, record_of
+from launch.runs.records import RunRecord, all_runs
+from launch.runs.resolve import Change, Resolved, changed_meaning, data_digests, resolve
 from recipes.errors import Problem, RecipeError, RequestError
-from recipes.load import LoadedRecipe, load_recipe, parse_recipe
-from recipes.plan import Plan
+from recipes.loading.load import LoadedRecipe, load_recipe, parse_recipe
+from recipes.loading.yaml_text import parse_yaml
+from recipes.planning.plan import Plan
+from recipes.planning.settle import keep_settled
 from recipes.recipe import Recipe
-from recipes.settle import keep_settled
-from recipes.yaml_text import parse_yaml
-from trainers.store.beside import map_requests
+from trainers.store.background_threads import map_requests
 from trainers.store.store import Store
 
 __all__ = [
@@ -102,25 +102,6 @@ def run(
     return _finish(record, drive(record, resolved, address, view))
 
 
-def new_record(store: Store, resolved: Resolved) -> RunRecord:
-    """Take the recipe's inputs into the store, and write a new run's folder with everything that a resume needs."""
-    store.probe_writable()
-    planned = resolved.plan(store)
-    check_disk(planned, store)
-    take_in(resolved.recipe, resolved.base_dir, resolved.external, store)
-    return RunRecord.create(store, resolved.recipe.name, _record_of(resolved))
-
-
-def _record_of(resolved: Resolved) -> dict[str, Any]:
-    """What a run's folder says of what it computes."""
-    planned = resolved.plan(None)
-    return {
-        **resolved.to_json(),
-        "plan": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in planned.stages],
-        "meanings": resolved.meanings(planned),
-    }
-
-
 def _finish(record: RunRecord, driven: Driven) -> RunResult:
     return RunResult(record.run, record.store.uri, driven.results, driven.report)
 
@@ -155,12 +136,13 @@ def resume(
             if manifest is not None:
                 results[stage.name] = StageResult(stage.name, stage.kind, True, manifest, 0.0, 0)
         return RunResult(record.run, record.store.uri, results, summary.report)
-    from launch.jobs import find_server, hand_over, is_job_server
+    from launch.jobs.job_server import is_job_server
+    from launch.jobs.submit import find_server, hand_over
 
     address = address or record.summary().address
     server = find_server(resolved, record.store, str(address), view.say) if is_job_server(address) else None
     if resolved != record.resolved():
-        record.revise(_record_of(resolved))
+        record.revise(record_of(resolved))
     for name, changes in resolved.changes.items() if allow_change else ():
         for change in changes:
             view.say(f"{name} continues with {change['field']}: {change['before']} -> {change['after']}")
@@ -317,7 +299,7 @@ def standing(record: RunRecord) -> RunSummary:
     """How a run stands; for a submitted one the job server knows whether its driver still lives."""
     summary = record.summary()
     if summary.state in ("submitted", "running") and summary.submission and summary.address:
-        from launch.jobs import job_end
+        from launch.jobs.job_server import job_end
 
         end = job_end(summary.address, summary.submission)
         if end is not None:
@@ -336,7 +318,7 @@ def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary
         raise RequestError(f"{record.run} is not running; it is {summary.state}")
     record.request_stop()
     if summary.state == "submitted" and summary.submission and summary.address:
-        from launch.jobs import stop_job
+        from launch.jobs.job_server import stop_job
 
         stop_job(summary.address, summary.submission)
     deadline = time.monotonic() + STOP_WAIT_S
@@ -352,8 +334,8 @@ def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary
 
 def report(run: str, *, store: str | None = None, output: str | Path | None = None) -> str:
     """Write a run's report page again; returns where it is."""
-    from launch.collect import collect
-    from launch.page import render
+    from launch.report.collect import collect
+    from launch.report.page import render
 
     record = RunRecord.open(Store.open(store), run)
     page = render(collect(record))
@@ -375,27 +357,27 @@ def submit(
     is_upload: bool = False,
 ) -> str:
     """Hand a recipe to a cluster's job server, with `is_upload` its data files too; returns the run's id."""
-    from launch.jobs import submit as submit_recipe
+    from launch.jobs.submit import submit as submit_recipe
 
     return submit_recipe(recipe, overrides=overrides, smoke=smoke, store=store, address=address, is_upload=is_upload)
 
 
 def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
-    """Answers of a model (RUN/STAGE, store address or folder) to each prompt; see `launch.sampler.sample_texts`."""
-    from launch.sampler import sample_texts
+    """Answers of a model (RUN/STAGE, store address or folder) to each prompt; see `launch.cli.sample_text`."""
+    from launch.cli.sample_text import sample_texts
 
     return sample_texts(model, prompts, **settings)
 
 
 def draw(model: str, output: str | Path, **settings: Any) -> dict[str, Any]:
     """Draw a grid of a model's pictures (RUN/STAGE, store address or folder) into a PNG; see `pictures.draw_grid`."""
-    from launch.pictures import draw_grid
+    from launch.cli.sample_images import draw_grid
 
     return draw_grid(model, Path(output), **settings)
 
 
 def score(model: str, path: str | Path, **settings: Any) -> list[dict[str, Any]]:
-    """Rank a path's pictures by a VAE's bound or a classifier's confidence; see `launch.pictures.score`."""
-    from launch.pictures import score as score_pictures
+    """Rank a path's pictures by a VAE's bound or a classifier's confidence; see `launch.cli.sample_images.score`."""
+    from launch.cli.sample_images import score as score_pictures
 
     return score_pictures(model, os.fspath(path), **settings)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from recipes.fields import Strict, Whole, meaning, placement
-from recipes.stages import Stage
+from recipes.stages.kinds import Stage
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
-from recipes.smoke import shrink
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from recipes.data import ExistingTokenizer, PythonDocs, PythonSummaries, Source
-from recipes.ddpo import ClassReward
-from recipes.image_data import ImageSource
-from recipes.stages import (
+from recipes.data.images import ImageSource
+from recipes.data.text import ExistingTokenizer, PythonDocs, PythonSummaries, Source
+from recipes.stages.ddpo import ClassReward
+from recipes.stages.kinds import (
     Evaluate,
     Finetune,
     FinetuneImages,

@@ -15,9 +15,16 @@ from torch import nn
 
 from recipes.errors import RequestError
 from recipes.references import get_source
-from recipes.report import report_labels, unmeasured
-from recipes.stages import Evaluate
-from rlhf.exam import (
+from recipes.rules.report import report_labels, unmeasured
+from recipes.stages.kinds import Evaluate
+from rlhf.algorithms.kl import k1, k3
+from rlhf.experience import Responses
+from rlhf.text.policy import response_logprobs
+from rlhf.text.ppo_stage import reading_by
+from rlhf.text.reward_inputs import Reading
+from rlhf.text.reward_model import ScoreModel
+from rlhf.text.rollout import answer, response_uniforms
+from rlhf.text_metrics import (
     Answer,
     ModelAnswers,
     comparison_metrics,
@@ -26,33 +33,26 @@ from rlhf.exam import (
     side_by_side,
     written_side_by_side,
 )
-from rlhf.experience import Responses
-from rlhf.kl import k1, k3
-from rlhf.models import response_logprobs
-from rlhf.ppo_stage import reading_by
-from rlhf.reading import Reading
-from rlhf.reward import ScoreModel
-from rlhf.rollout import answer, response_uniforms
-from trainers import distributed
-from trainers.architectures.load import ModelKind, head_name, load_model, model_family
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import find_dataset
 from trainers.data.order import global_sample
+from trainers.data.streams import HeldOutStream, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.evaluation import evaluate, perplexity
-from trainers.generation import sampling_settings
-from trainers.ngram import ngram_perplexity
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.observer import counted
-from trainers.precision import dtype_of, use_fast_matmul
-from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
+from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.ngram import ngram_perplexity
+from trainers.evaluation.seq2seq import measure_targets
+from trainers.inference.generation import sampling_settings
+from trainers.models.load import ModelKind, head_name, load_model, model_family
+from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
-from trainers.streams import HeldOutStream, beginning
-from trainers.target_evaluation import measure_targets
+from trainers.training import distributed
+from trainers.training.context import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.observer import counted
+from trainers.training.precision import dtype_of, use_fast_matmul
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -80,7 +80,7 @@ def run_evaluate(spec: Evaluate, context: StageContext) -> Draft | None:
         metrics, written = measure_targets(spec, context, labels)
         samples = written_side_by_side(written, spec.num_samples)
     if "images" in spec.suites:
-        from trainers.image_evaluation import measure_pictures
+        from trainers.evaluation.images import measure_pictures
 
         metrics, samples = measure_pictures(spec, context, labels)
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})

@@ -12,7 +12,7 @@ import torch.distributed
 from torch import Tensor
 
 from trainers.data.batches import SequenceBatch, TokenBatch
-from trainers.distributed import gather_json, sum_tensor, world_size
+from trainers.training.distributed import gather_json, sum_tensor, world_size
 
 
 @dataclass(frozen=True)

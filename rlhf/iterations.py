@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.derive import steps_per_iteration
 from recipes.errors import Preempted
-from recipes.ppo import AdaptiveKl, Updates
-from rlhf.kl import adapted_kl_coef
+from recipes.planning.derive import steps_per_iteration
+from recipes.stages.ppo import AdaptiveKl, Updates
+from rlhf.algorithms.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
-from trainers.checkpoint import StoreCheckpoint
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import Engine
-from trainers.loop import Cadence, LearningRates, Outcome, SourceState, train
-from trainers.objectives.protocol import Objective
-from trainers.observer import Interrupted, Observer
-from trainers.stage import StageContext
+from trainers.training.context import StageContext
+from trainers.training.loop import Cadence, LearningRates, Outcome, SourceState, train
+from trainers.training.objectives.protocol import Objective
+from trainers.training.observer import Interrupted, Observer
 
 E = TypeVar("E")
 KEPT_ITERATIONS = 5

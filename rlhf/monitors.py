@@ -9,9 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rlhf.algorithms.kl import k1, k3
 from rlhf.comparison import correlation, distinct_n, repeated_share
-from rlhf.kl import k1, k3
-from trainers.image_metrics import vendi_score
+from trainers.evaluation.image_metrics import vendi_score
 
 
 class Report(Protocol):

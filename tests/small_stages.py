@@ -21,15 +21,13 @@ from typing import Any
 import torch
 from stage_worker import run_stage
 
-import rlhf.ppo_stage
-import rlhf.reward_stage  # noqa: F401
-import trainers.language_stage
-import trainers.preload  # noqa: F401  (these: the ranks are forked from here)
-from trainers import checkpoint as checkpoint_module
-from trainers import distributed, loop
-from trainers.background import HostBuffer
-from trainers.checkpoint import StoreCheckpoint
+import rlhf.text.ppo_stage
+import rlhf.text.reward_stage  # noqa: F401
+from trainers.checkpoint import checkpoint as checkpoint_module
+from trainers.checkpoint.background import HostBuffer
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.store.state import TensorReader
+from trainers.training import distributed, loop
 
 LOST_S = 240.0
 SHARD = {"engine": "deepspeed", "zero": 2}

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.stages import compute
+from launch.runs.stage_entry import compute
 from recipes.errors import Preempted
-from recipes.load import parse_recipe
-from recipes.settle import Hardware, settle_shards
-from trainers import distributed
-from trainers.stage import Draft, StageContext, verify_checks
+from recipes.loading.load import parse_recipe
+from recipes.planning.settle import Hardware, settle_shards
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training import distributed
+from trainers.training.context import Draft, StageContext, verify_checks
 
 CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl", "pseudo_share")
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.models import backbone_states
-from rlhf.reward import ScoreModel
-from trainers.architectures.load import ModelKind, head_name, load_model
-from trainers.architectures.token_losses import hidden_states
-from trainers.artifacts import with_adapter
+from rlhf.text.policy import backbone_states
+from rlhf.text.reward_model import ScoreModel
 from trainers.data.batches import SequenceBatch
+from trainers.models.load import ModelKind, head_name, load_model
+from trainers.models.token_losses import hidden_states
 from trainers.store.store import Store
+from trainers.training.model_folders import with_adapter
 
 pytestmark = pytest.mark.serial
 

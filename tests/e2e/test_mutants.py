@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from recipes.load import check_file, dump_recipe, load_recipe
-from recipes.locate import field_at
+from recipes.loading.load import check_file, dump_recipe, load_recipe
+from recipes.loading.schema_paths import field_at
 from recipes.references import StageRef, parse_reference, stage_inputs
 
 pytestmark = pytest.mark.serial

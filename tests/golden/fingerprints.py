@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.resolve import Resolved, data_digests, differing_values
-from recipes.load import load_recipe
+from launch.runs.resolve import Resolved, data_digests, differing_values
+from recipes.loading.load import load_recipe
+from recipes.planning.settle import Hardware, settle_shards
 from recipes.recipe import Recipe
 from recipes.references import StoreRef, parse_reference, stage_inputs, stage_sources
-from recipes.settle import Hardware, settle_shards
 from trainers.store.manifest import ArtifactManifest, files_digest, sha256_hex
 
 ROOT = Path(__file__).resolve().parents[2]

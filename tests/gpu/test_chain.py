@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 
-from recipes.architecture import Llama
-from recipes.optim import AdamW
-from recipes.sharding import Shard
+from recipes.models.architecture import Llama
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_training_stays_under_the_predicted_memory() -> None:
-    from recipes.memory import predict_sizes
-    from recipes.stages import Pretrain
-    from trainers.architectures.decoder import TokenizerFacts, build_decoder
-    from trainers.architectures.token_losses import TokenLosses
+    from recipes.models.memory import predict_sizes
+    from recipes.stages.kinds import Pretrain
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import build_engine, parameter_group
-    from trainers.objectives.language_model import LanguageModelObjective
+    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.token_losses import TokenLosses
+    from trainers.training.objectives.language_model import LanguageModelObjective
 
     vocabulary, length, rows = 8192, 256, 8
     keys = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from recipes.errors import Preempted
-from recipes.sharding import Shard
-from trainers import distributed
-from trainers.checkpoint import StoreCheckpoint
+from recipes.stages.sharding import Shard
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.batches import build_batch
-from trainers.loop import Cadence, Outcome, train
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
+from trainers.training import distributed
+from trainers.training.loop import Cadence, Outcome, train
 
 TINY = Path(__file__).parents[1] / "unit" / "rlhf" / "conftest.py"
 SETTINGS: dict[str, Any] = {

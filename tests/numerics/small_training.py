@@ -10,24 +10,24 @@ from typing import Any
 import torch
 
 from recipes.errors import Preempted
-from recipes.lora import Lora
-from recipes.optim import AdamW, Schedule
-from recipes.sharding import Shard
-from trainers import distributed
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.lora import add_adapter
-from trainers.architectures.token_losses import TokenLosses
-from trainers.checkpoint import StoreCheckpoint
+from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW, Schedule
+from recipes.stages.sharding import Shard
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.batches import TokenBatch
 from trainers.engine import config
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.loop import Cadence, SourceState, train
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.objectives.protocol import ObjectiveOutput
-from trainers.schedule import learning_rate_factor
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.lora import add_adapter
+from trainers.models.token_losses import TokenLosses
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
+from trainers.training import distributed
+from trainers.training.loop import Cadence, SourceState, train
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.training.schedule import learning_rate_factor
 
 VOCAB, LENGTH, GLOBAL_BATCH, MICRO_BATCHES, STEPS = 64, 32, 8, 2, 20
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.errors import VerificationError
-from recipes.lora import Lora
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.lora import (
+from recipes.stages.lora import Lora
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.lora import (
     active_adapters,
     adapter_layers,
     adapter_tensors,
@@ -25,8 +25,8 @@ from trainers.architectures.lora import (
     is_adapter_key,
     merged_tensors,
 )
-from trainers.artifacts import probe, verify_folder, write_adapter, write_model
-from trainers.verification import Probe
+from trainers.training.model_folders import probe, verify_folder, write_adapter, write_model
+from trainers.training.verification import Probe
 
 VOCAB = 512
 CPU = torch.device("cpu")

@@ -26,14 +26,14 @@ from small_training import (
 )
 
 from recipes.errors import StageError
-from recipes.optim import Schedule
-from trainers import distributed
-from trainers.background import HostBuffer
-from trainers.checkpoint import StoreCheckpoint
+from recipes.stages.optim import Schedule
+from trainers.checkpoint.background import HostBuffer
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import Engine
-from trainers.loop import SourceState
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.schedule import learning_rate_factor
+from trainers.training import distributed
+from trainers.training.loop import SourceState
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.schedule import learning_rate_factor
 
 
 def do_curve(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

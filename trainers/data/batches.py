@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trainers.data.dataset import Dataset
-from trainers.data.image_sets import ImageDataset
+from trainers.data.image_processor import scale_pixels
+from trainers.data.materialise_images import ImageDataset
 from trainers.data.order import deal_by_length, global_sample
-from trainers.data.picture_processor import scale_pixels
-from trainers.randomness import stream_seed, stream_seeds
+from trainers.training.randomness import stream_seed, stream_seeds
 
 FILLER = -1
 

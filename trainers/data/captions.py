@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.data.image_files import METADATA
+from recipes.data.images import ImageFolder
 from recipes.errors import RequestError
-from recipes.image_data import ImageFolder
-from recipes.picture_files import METADATA
 from trainers.data.files import read_csv, read_json_lines
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from recipes.picture_rows import find_pictures
+from recipes.data.image_rows import find_pictures
 
 RowRole = Literal["text", "labels", "instructions", "pictured", "seq2seq", "preferences", "prompts"]
 """What rows are read for: language modelling, classification, instruction tuning without or with pictures, source to

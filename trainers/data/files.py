@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from recipes.data import Csv, JsonLines, Parquet, TextFiles
-from recipes.data_files import csv_dialect, match_files
+from recipes.data.files import csv_dialect, match_files
+from recipes.data.text import Csv, JsonLines, Parquet, TextFiles
 from recipes.errors import RequestError
 
 FileSource = TextFiles | JsonLines | Csv | Parquet

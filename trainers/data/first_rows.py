@@ -10,16 +10,16 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
-from recipes.data import PythonDocs, PythonSummaries, TextFiles
+from recipes.data.text import PythonDocs, PythonSummaries, TextFiles
 from trainers.data.columns import canonical
 from trainers.data.dataset import BuildReport
+from trainers.data.demo.python_docs import read_module
+from trainers.data.demo.python_docs_sets import build_sets
+from trainers.data.demo.python_docs_summaries import build_summaries
 from trainers.data.encoding import conversation_of, mark_row
 from trainers.data.files import find_files, read_text_head
-from trainers.data.forms import Count
+from trainers.data.layouts import Count
 from trainers.data.materialise import DataRequest, build_parts, build_report
-from trainers.data.python_docs import read_module
-from trainers.data.python_docs_sets import build_sets
-from trainers.data.python_docs_summaries import build_summaries
 from trainers.data.sources import Row, of_documentation, unselected_rows
 
 SHOWN_MODULES = ("textwrap", "heapq")

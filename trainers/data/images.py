@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.errors import RequestError
-from recipes.image_data import (
+from recipes.data.image_files import PICTURE_SUFFIXES
+from recipes.data.images import (
     Digits,
     Idx,
     ImageArrays,
@@ -23,9 +23,9 @@ from recipes.image_data import (
     ImageParquet,
     ImageSource,
 )
-from recipes.picture_files import PICTURE_SUFFIXES
+from recipes.errors import RequestError
 from trainers.data.captions import caption_column, caption_text, folder_caption_files, folder_captions
-from trainers.data.digit_captions import caption_of
+from trainers.data.demo.digit_captions import caption_of
 from trainers.data.files import files_digest, files_in_order, find_files, read_json_lines, read_parquet
 from trainers.data.selection import select
 from trainers.data.sources import datasets_digest, open_datasets

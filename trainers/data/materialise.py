@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from recipes.data import Source, TrainTokenizer
+from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
-from recipes.stages import Template
+from recipes.stages.kinds import Template
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
 from trainers.data.encoding import (
@@ -25,11 +25,11 @@ from trainers.data.encoding import (
     encode_sources_and_targets,
     encode_texts,
 )
-from trainers.data.forms import Count, FormSettings, Parts, labelled, pack, pair, prompts, seq2seq, stream
-from trainers.data.picture_processor import PictureProcessor
-from trainers.data.pictured import encode_pictured, pictured, pixel_chunks
-from trainers.data.pictured_digest import pictured_digest
-from trainers.data.row_pictures import RowPicture
+from trainers.data.image_processor import PictureProcessor
+from trainers.data.image_text import encode_pictured, pictured, pixel_chunks
+from trainers.data.image_text_digest import pictured_digest
+from trainers.data.layouts import Count, FormSettings, Parts, labelled, pack, pair, prompts, seq2seq, stream
+from trainers.data.row_images import RowPicture
 from trainers.data.sources import Row, read_rows, source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.data import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, Source, TextFiles
-from recipes.image_data import (
+from recipes.data.images import (
     Digits,
     Idx,
     ImageArrays,
@@ -18,10 +17,11 @@ from recipes.image_data import (
     ImageParquet,
     ImageSource,
 )
+from recipes.data.text import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, Source, TextFiles
 from trainers.data.captions import folder_caption_files
 from trainers.data.files import files_in_order, find_files, read_json_lines
+from trainers.data.image_text_digest import named_files, named_in_dataset
 from trainers.data.images import folder_files
-from trainers.data.pictured_digest import named_files, named_in_dataset
 from trainers.data.sources import dataset_files
 
 

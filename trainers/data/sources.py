@@ -10,14 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data import Datasets, DatasetsPlace, PythonDocs, PythonSummaries, Source
+from recipes.data.text import Datasets, DatasetsPlace, PythonDocs, PythonSummaries, Source
 from recipes.errors import RequestError
 from trainers.data.columns import BadRow, RowRole, canonical
+from trainers.data.demo.python_docs import python_docs_digest, read_entries
+from trainers.data.demo.python_docs_sets import build_sets
+from trainers.data.demo.python_docs_summaries import build_summaries, summaries_digest
 from trainers.data.files import files_digest, find_files, read_file
-from trainers.data.python_docs import python_docs_digest, read_entries
-from trainers.data.python_docs_sets import build_sets
-from trainers.data.python_docs_summaries import build_summaries, summaries_digest
-from trainers.data.row_pictures import open_pictures, with_encoded_pictures
+from trainers.data.row_images import open_pictures, with_encoded_pictures
 from trainers.data.selection import select
 from trainers.store.manifest import DatasetManifest
 from trainers.store.store import Store

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from recipes.chat_template import CLOSE, OPEN, Message, render
+from recipes.tokenizers.chat_template import CLOSE, OPEN, Message, render
 
 Span = tuple[int, int]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recipes.chat_template import Message, render
-from recipes.data import ExistingTokenizer, TrainTokenizer
+from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.seq2seq import SENTINEL, count_sentinels
-from recipes.token_contract import (
+from recipes.models.encoder_decoder import SENTINEL, count_sentinels
+from recipes.tokenizers.chat_template import Message, render
+from recipes.tokenizers.token_contract import (
     CONFIG_FILES,
     TokenizerFacts,
     configured_ends,

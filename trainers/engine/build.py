@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.optim import AdamW
-from recipes.sharding import Shard
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.engine.protocol import Engine, ParameterGroup
-from trainers.precision import dtype_of
+from trainers.training.precision import dtype_of
 
 
 def parameter_group(name: str, module: nn.Module, optimizer: AdamW, *, prefix: str = "") -> ParameterGroup:
@@ -57,7 +57,9 @@ def build_engine(
                 starts=starts,
             )
         case _:
-            raise ValueError(f"engine {shard.engine!r} with zero {shard.zero!r} is not settled: recipes/settle.py does")
+            raise ValueError(
+                f"engine {shard.engine!r} with zero {shard.zero!r} is not settled: recipes/planning/settle.py does"
+            )
 
 
 def _round_parameters(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

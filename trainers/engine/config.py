@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipes.sharding import MAX_BUCKET
+from recipes.stages.sharding import MAX_BUCKET
 
 PERSISTENCE_THRESHOLD = 100_000
 """Elements up to which ZeRO 3 keeps a parameter whole on every rank; gathering small ones costs more than it saves."""

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainers import distributed
 from trainers.engine.flat_adamw import FlatAdamW, split_by_decay
 from trainers.engine.protocol import STATE_GROUPS, ParameterGroup, ReadState, StateSlice, StepInfo
+from trainers.training import distributed
 
 
 class PlainEngine:

@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.files import demand_empty, hash_file
-from trainers.store.foreign import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
+from trainers.store.import_records import note_origin
 from trainers.store.local_files import LocalFiles
 from trainers.store.manifest import (
     FORMAT,
@@ -29,8 +28,9 @@ from trainers.store.manifest import (
     sha256_hex,
 )
 from trainers.store.objects import ObjectStore, object_path
-from trainers.store.origins import note_origin
+from trainers.store.place import demand_empty, hash_file
 from trainers.store.store import Store
+from trainers.store.untrusted_files import MAX_TEXT_BYTES, parse_json, read_safetensors_header, refuse_code
 
 INDEX = "bundle.json"
 PNG = b"\x89PNG\r\n\x1a\n"

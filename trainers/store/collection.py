@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.belonging import find_owner
+from trainers.store.commit_rules import find_owner
+from trainers.store.dataset_refs import DatasetUse, all_uses
 from trainers.store.inspection import all_refs, reachable, read_refs, refs_aside
 from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, StoreFormat, objects_of
 from trainers.store.refs import RefLog
 from trainers.store.store import Store
-from trainers.store.uses import DatasetUse, all_uses
 
 log = logging.getLogger("trainwright.store")
 

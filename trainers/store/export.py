@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from recipes.architecture import MODEL_TYPES
 from recipes.errors import RequestError
-from trainers.store.files import demand_empty, writing
+from recipes.models.architecture import MODEL_TYPES
+from trainers.store.hf_loaders import open_adapter, open_model
 from trainers.store.manifest import ArtifactManifest
-from trainers.store.stock import open_adapter, open_model
+from trainers.store.materialised_folders import files_under
+from trainers.store.place import demand_empty, writing
 from trainers.store.store import Store
-from trainers.store.views import files_under
 
 MODEL_PARTS = ("model", "actor")
 """Parts that a bare artifact means, in this order."""

@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
-from recipes.model_classes import find_class
-from recipes.picture_folders import SETTINGS, TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
-from recipes.token_contract import CONFIG_FILES
-from recipes.vision_folders import PROCESSOR_FILES
+from recipes.models.folder_classes import find_class
+from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
+from recipes.models.vision_language_folders import PROCESSOR_FILES
+from recipes.tokenizers.token_contract import CONFIG_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
-from trainers.store.files import hash_buffers, hash_file
-from trainers.store.foreign import (
-    MAX_TEXT_BYTES,
-    file_inside,
-    read_json,
-    read_safetensors_header,
-    refuse_code,
-    weight_files,
-)
+from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainers.store.import_records import note_origin
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
@@ -32,9 +25,16 @@ from trainers.store.manifest import (
     files_digest,
     sha256_hex,
 )
-from trainers.store.origins import note_origin
-from trainers.store.stock import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainers.store.place import hash_buffers, hash_file
 from trainers.store.store import Store
+from trainers.store.untrusted_files import (
+    MAX_TEXT_BYTES,
+    file_inside,
+    read_json,
+    read_safetensors_header,
+    refuse_code,
+    weight_files,
+)
 
 BASE = "base"
 """Where the folder of an adapter keeps the model that it belongs to."""

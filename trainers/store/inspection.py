@@ -3,17 +3,14 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.belonging import wrong_objects
-from trainers.store.beside import map_requests
+from trainers.store.background_threads import map_requests
+from trainers.store.commit_rules import wrong_objects
 from trainers.store.manifest import ArtifactManifest, FileEntry, Manifest, StoreFormat, objects_of
 from trainers.store.objects import object_path
 from trainers.store.refs import NUMBER, QUARANTINE, RefLog
-
-if TYPE_CHECKING:
-    from trainers.store.store import Store
+from trainers.store.store import Store
 
 REF_FOLDERS = ("refs/artifacts", "refs/datasets", "refs/imports", "refs/names", "refs/pins", "refs/states")
 
@@ -62,7 +59,7 @@ class Lineage:
     missing: list[str]
 
 
-def all_refs(store: "Store") -> Iterator[str]:
+def all_refs(store: Store) -> Iterator[str]:
     """Give the path of every numbered ref, of whatever sort."""
     for folder in REF_FOLDERS:
         for path in store.files.walk(folder):
@@ -70,12 +67,12 @@ def all_refs(store: "Store") -> Iterator[str]:
                 yield path
 
 
-def refs_aside(store: "Store") -> set[str]:
+def refs_aside(store: Store) -> set[str]:
     """Return the paths of all refs that were set aside as damaged."""
     return {path.removeprefix(f"{QUARANTINE}/") for path in store.files.walk(f"{QUARANTINE}/refs")}
 
 
-def read_refs(store: "Store", refs: Iterable[str]) -> Iterator[ReadRef]:
+def read_refs(store: Store, refs: Iterable[str]) -> Iterator[ReadRef]:
     """Read refs and the manifests that they name; those that name none, or are gone, are passed over."""
 
     def look(ref: str) -> ReadRef | None:
@@ -95,8 +92,12 @@ def read_refs(store: "Store", refs: Iterable[str]) -> Iterator[ReadRef]:
     return (found for found in map_requests(look, refs, store.files) if found is not None)
 
 
-def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyReport:
-    """Read every ref and a share of the objects; refs that were set aside are listed and not judged again."""
+def verify(store: Store, share: float = 1.0, seed: int = 0, *, set_aside: bool = False) -> VerifyReport:
+    """Read every ref and a share of the objects they need, and report all that is missing or altered.
+
+    With `set_aside` the damaged refs are noted in `quarantine/` and passed over from then on; nothing is deleted. Refs
+    that were set aside before are listed and not judged again.
+    """
     problems: dict[str, tuple[str, list[str]]] = {}
     needed: dict[str, tuple[FileEntry, list[str]]] = {}
     aside = refs_aside(store)
@@ -140,7 +141,7 @@ def verify(store: "Store", share: float, seed: int, set_aside: bool) -> VerifyRe
     return VerifyReport(len(refs), len(checked), sum(entry.bytes for entry, _ in checked), damage, sorted(aside), later)
 
 
-def lineage(store: "Store", fingerprint: str) -> Lineage:
+def lineage(store: Store, fingerprint: str) -> Lineage:
     """Follow parents one way and children the other."""
     known = {manifest.fingerprint: manifest for manifest in store.list_artifacts()}
     artifact = known.get(fingerprint)

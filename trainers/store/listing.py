@@ -2,15 +2,14 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from recipes.errors import StoreDamaged
-from trainers.store.beside import map_requests
+from trainers.store.background_threads import map_requests
 from trainers.store.manifest import ArtifactManifest, StoreFormat
+from trainers.store.objects import ObjectStore
+from trainers.store.place import Files
 from trainers.store.refs import QUARANTINE, RefLog, numbers_below
-
-if TYPE_CHECKING:
-    from trainers.store.store import Store
 
 log = logging.getLogger("trainwright.store")
 
@@ -18,29 +17,34 @@ ARTIFACTS, NAMES, PINS = "refs/artifacts", "refs/names", "refs/pins"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
-def ref_logs(store: "Store", root: str) -> dict[str, RefLog]:
+def ref_logs(files: Files, root: str) -> dict[str, RefLog]:
     """Return the logs of refs in the folders of a folder, by name; what is in them was listed once for all."""
-    numbers, aside = numbers_below(store.files, root), numbers_below(store.files, f"{QUARANTINE}/{root}")
+    numbers, aside = numbers_below(files, root), numbers_below(files, f"{QUARANTINE}/{root}")
     logs = {}
     for folder, found in numbers.items():
         listed = (found, set(aside.get(f"{QUARANTINE}/{folder}", ())))
-        logs[folder.removeprefix(f"{root}/")] = RefLog(store.files, folder, listed)
+        logs[folder.removeprefix(f"{root}/")] = RefLog(files, folder, listed)
     return logs
 
 
-def list_artifacts(store: "Store") -> list[ArtifactManifest]:
-    """Return every whole artifact, parents before what was made from them; a warning names the others."""
-    logs = {name: refs for name, refs in ref_logs(store, ARTIFACTS).items() if _FINGERPRINT.fullmatch(name)}
-    sizes = store.files.sizes("objects") if store.objects.is_remote and logs else None
+def list_artifacts(
+    files: Files, objects: ObjectStore, newest: Callable[[RefLog, Mapping[str, int] | None], ArtifactManifest | None]
+) -> list[ArtifactManifest]:
+    """Return every whole artifact, parents before what was made from them; a warning names the others.
+
+    `newest` gives the newest whole artifact of a ref, by the sizes of all objects where they were listed.
+    """
+    logs = {name: refs for name, refs in ref_logs(files, ARTIFACTS).items() if _FINGERPRINT.fullmatch(name)}
+    sizes = files.sizes("objects") if objects.is_remote and logs else None
 
     def look(refs: RefLog) -> ArtifactManifest | None:
         try:
-            return store.newest_artifact(refs, sizes)
+            return newest(refs, sizes)
         except (StoreDamaged, StoreFormat) as error:
             log.warning("%s", error)
             return None
 
-    manifests = map_requests(look, logs.values(), store.files)
+    manifests = map_requests(look, logs.values(), files)
     found = {manifest.fingerprint: manifest for manifest in manifests if manifest is not None}
     ordered: dict[str, ArtifactManifest] = {}
 
@@ -56,10 +60,10 @@ def list_artifacts(store: "Store") -> list[ArtifactManifest]:
     return list(ordered.values())
 
 
-def list_names(store: "Store") -> dict[str, str]:
+def list_names(files: Files) -> dict[str, str]:
     """Return every given name with its fingerprint."""
-    logs = ref_logs(store, NAMES)
-    found = zip(logs, map_requests(named, logs.values(), store.files), strict=True)
+    logs = ref_logs(files, NAMES)
+    found = zip(logs, map_requests(named, logs.values(), files), strict=True)
     return {name: fingerprint for name, fingerprint in found if fingerprint is not None}
 
 
@@ -73,7 +77,7 @@ def named(refs: RefLog) -> str | None:
     return None
 
 
-def list_pins(store: "Store") -> dict[str, str]:
+def list_pins(files: Files) -> dict[str, str]:
     """Return every pinned fingerprint with its note; a pin whose newest word is unreadable counts."""
 
     def look(refs: RefLog) -> dict[str, object]:
@@ -84,6 +88,6 @@ def list_pins(store: "Store") -> dict[str, str]:
         except FileNotFoundError:
             return {}
 
-    logs = ref_logs(store, PINS)
-    records = zip(logs, map_requests(look, logs.values(), store.files), strict=True)
+    logs = ref_logs(files, PINS)
+    records = zip(logs, map_requests(look, logs.values(), files), strict=True)
     return {name: str(record.get("note", "")) for name, record in records if record.get("pinned")}

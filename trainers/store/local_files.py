@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, StoreDamaged
-from trainers.store.beside import start_beside
-from trainers.store.files import (
+from trainers.store.background_threads import start_beside
+from trainers.store.manifest import FileEntry
+from trainers.store.place import (
     CHUNK_BYTES,
     FULL,
     Hashing,
@@ -27,9 +28,8 @@ from trainers.store.files import (
     reading,
     why,
 )
-from trainers.store.manifest import FileEntry
+from trainers.store.slow_calls import Watch
 from trainers.store.trust import StoreUntrusted, check_path
-from trainers.store.watch import Watch
 
 log = logging.getLogger("trainwright.store")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import StoreDamaged
-from recipes.safetensors_headers import MAX_HEADER_BYTES
-from trainers.store.beside import map_beside, map_requests
-from trainers.store.files import Files, check_entry, hash_buffers, hash_file, reading, writing
+from recipes.models.safetensors_headers import MAX_HEADER_BYTES
+from trainers.store.background_threads import map_beside, map_requests
 from trainers.store.manifest import FileEntry, sha256_hex
+from trainers.store.place import Files, check_entry, hash_buffers, hash_file, reading, writing
 
 REMOTE_CHECK_BYTES = 16 << 20
 """Read at once of an object in an object store whose hash is wanted."""

@@ -6,8 +6,8 @@ import secrets
 from typing import Any
 
 from recipes.errors import StoreDamaged
-from trainers.store.files import Files
 from trainers.store.manifest import FORMAT, canonical_json, check_format
+from trainers.store.place import Files
 
 QUARANTINE = "quarantine"
 NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")

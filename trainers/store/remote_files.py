@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from recipes.errors import CapacityError, RequestError
-from trainers.store.files import Patience, Place, hash_file, writing
 from trainers.store.manifest import FileEntry
+from trainers.store.place import Patience, Place, hash_file, writing
 from trainers.store.s3_requests import list_keys, look_at
-from trainers.store.watch import Watch
+from trainers.store.slow_calls import Watch
 
 log = logging.getLogger("trainwright.store")
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from recipes.errors import RequestError, StoreDamaged
-from trainers.store.beside import map_requests
-from trainers.store.files import Files
+from trainers.store.background_threads import map_requests
 from trainers.store.manifest import FORMAT, canonical_json
+from trainers.store.place import Files
 
 SEGMENT_BYTES = 1 << 20
 """A writer publishes a segment by itself when this much has gathered."""

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recipes.errors import StoreDamaged
-from trainers.store.belonging import owner_mark
-from trainers.store.beside import map_beside
+from trainers.store.background_threads import map_beside
+from trainers.store.commit_rules import owner_mark
 from trainers.store.manifest import Dtype, Slice, StateManifest, TensorEntry, merge_entries
 from trainers.store.objects import object_path
 from trainers.store.store import Store

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.errors import CapacityError, StoreDamaged
-from trainers.store.belonging import check_belongings, find_owner, named_manifest, owner_mark
-from trainers.store.files import Files
+from trainers.store.commit_rules import check_belongings, find_owner, named_manifest, owner_mark
 from trainers.store.manifest import StateManifest
 from trainers.store.objects import ObjectStore, object_path
+from trainers.store.place import Files
 from trainers.store.refs import QUARANTINE, RefLog
 
 log = logging.getLogger("trainwright.store")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
-from trainers.store import inspection, listing, views
-from trainers.store.belonging import check_belongings, named_manifest
-from trainers.store.files import Files, Patience, open_files
+from trainers.store import listing
+from trainers.store import materialised_folders as views
+from trainers.store.commit_rules import check_belongings, named_manifest
+from trainers.store.dataset_refs import DatasetUse, note_use
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
@@ -22,10 +23,11 @@ from trainers.store.manifest import (
     objects_of,
 )
 from trainers.store.objects import ObjectStore, object_path
+from trainers.store.open import open_files
+from trainers.store.place import Files, Patience
 from trainers.store.refs import RefLog
 from trainers.store.runs import Run, list_runs, new_run
 from trainers.store.states import StateLog
-from trainers.store.uses import DatasetUse, note_use
 
 log = logging.getLogger("trainwright.store")
 
@@ -85,7 +87,7 @@ class Store:
 
     def list_artifacts(self) -> list[ArtifactManifest]:
         """Return every whole artifact, parents before what was made from them; a warning names the others."""
-        return listing.list_artifacts(self)
+        return listing.list_artifacts(self._files, self.objects, self.newest_artifact)
 
     def newest_artifact(self, refs: RefLog, sizes: Mapping[str, int] | None) -> ArtifactManifest | None:
         """Return what `find_artifact` does; `sizes` are those of all objects, where they were listed."""
@@ -124,11 +126,7 @@ class Store:
 
     def names(self) -> dict[str, str]:
         """Return every given name with its fingerprint."""
-        return listing.list_names(self)
-
-    def lineage(self, fingerprint: str) -> inspection.Lineage:
-        """Return what an artifact was made from and what was made from it."""
-        return inspection.lineage(self, fingerprint)
+        return listing.list_names(self._files)
 
     # Pins
 
@@ -147,7 +145,7 @@ class Store:
 
     def pins(self) -> dict[str, str]:
         """Return every pinned fingerprint with its note; a pin whose newest word is unreadable counts."""
-        return listing.list_pins(self)
+        return listing.list_pins(self._files)
 
     # Leases and training states
 
@@ -249,13 +247,6 @@ class Store:
         self._files.remove(path)
         if found != data:
             raise CapacityError(f"store {self.uri}: bytes read back differ from those written")
-
-    def verify(self, share: float = 1.0, seed: int = 0, *, set_aside: bool = False) -> inspection.VerifyReport:
-        """Read every ref and a share of the objects they need, and report all that is missing or altered.
-
-        With `set_aside` the damaged refs are noted in `quarantine/` and passed over from then on; nothing is deleted.
-        """
-        return inspection.verify(self, share, seed, set_aside)
 
     @property
     def files(self) -> Files:

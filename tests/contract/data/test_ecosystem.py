@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recipes.data import TrainTokenizer
+from recipes.data.text import TrainTokenizer
 from trainers.data.columns import extract_prompt, is_conversational
 from trainers.data.tokenizer import Tokenization, load_tokenization, train_tokenizer
 
@@ -58,7 +58,7 @@ def test_prompt_extraction_and_detection_are_those_of_trl(sample: dict[str, Any]
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
 def test_templates_render_as_in_transformers(stock: Any, template: str, add_generation_prompt: bool) -> None:
-    from recipes.chat_template import render
+    from recipes.tokenizers.chat_template import render
 
     messages = [USER, GOOD, {"role": "user", "content": ' <b> "é" '}]
     tokens = {"eos_token": stock.eos_token, "pad_token": stock.pad_token, "bos_token": ""}

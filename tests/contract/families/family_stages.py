@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipes.families import FAMILIES as BUILT
+from recipes.models.families import FAMILIES as BUILT
 
 STEPS = 6
 TRAIN: dict[str, Any] = {

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from launch.pictures import draw_grid, interpolate, reconstruct, score
-from launch.sampler import sample_texts
-from launch.stages import compute
+from launch.cli.sample_images import draw_grid, interpolate, reconstruct, score
+from launch.cli.sample_text import sample_texts
+from launch.runs.stage_entry import compute
 from recipes.errors import RequestError
-from recipes.load import parse_recipe
-from recipes.settle import Hardware, settle_shards
-from trainers.distributed import Ranks
-from trainers.families.build import open_family
-from trainers.stage import StageContext, verify_checks
+from recipes.loading.load import parse_recipe
+from recipes.planning.settle import Hardware, settle_shards
+from trainers.models.images.build import open_family
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training.context import StageContext, verify_checks
+from trainers.training.distributed import Ranks
 
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-3}, "evaluation_rows": 16, "grid": 0}
@@ -165,7 +165,7 @@ def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
 def test_scaled_latents_have_unit_variance(chain: Chain) -> None:
     store, made = chain
     opened: Any = open_family(store.folder(made["latent"], "model"))
-    from trainers.data.image_sets import ImageRequest, materialise_images
+    from trainers.data.materialise_images import ImageRequest, materialise_images
 
     spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["latent"]
     dataset = materialise_images(ImageRequest(spec.data, Path(), 0), store)  # type: ignore[union-attr]
@@ -187,8 +187,8 @@ def test_an_unconditional_diffusion_is_diffusers_pipeline(chain: Chain, tmp_path
 
 def test_the_report_has_every_metric_and_answers_the_gates(chain: Chain) -> None:
     _, made = chain
-    from recipes.report import report_metrics
-    from recipes.stages import Evaluate
+    from recipes.rules.report import report_metrics
+    from recipes.stages.kinds import Evaluate
 
     spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["exam"]
     assert isinstance(spec, Evaluate)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from trainers.architectures.vision_language import probe_pixels
-from trainers.precision import exact_matmul
+from trainers.models.vision_language import probe_pixels
 from trainers.store.export import export
 from trainers.store.store import Store
-from trainers.verification import Probe
+from trainers.training.precision import exact_matmul
+from trainers.training.verification import Probe
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stock_outputs
@@ -46,7 +46,7 @@ STOCK = [name for name in KIT if _stock_kind(name) is not None]
 
 def _case_of_export(finished: Path, folder: Path, name: str) -> tuple[dict[str, str], np.ndarray]:
     """Export a model of the kit; returns what to ask of the stock classes, and what must come out."""
-    from trainers.families.build import open_family
+    from trainers.models.images.build import open_family
 
     store = Store.open(str(finished / "store"))
     manifest = store.resolve(name)
@@ -116,7 +116,7 @@ def test_stock_classes_in_a_clean_process_give_the_same_outputs(finished: Path, 
 
 @pytest.mark.parametrize("family", PICTURES)
 def test_an_exported_model_of_pictures_opens(finished: Path, tmp_path: Path, family: str) -> None:
-    from trainers.families.build import open_family, verify_family
+    from trainers.models.images.build import open_family, verify_family
 
     store = Store.open(str(finished / "store"))
     folder = export(store, store.resolve(family), tmp_path / "model")

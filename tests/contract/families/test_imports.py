@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from launch.capacity import Workers
-from launch.resolve import resolve
+from launch.runs.capacity import Workers
+from launch.runs.resolve import resolve
 from recipes.errors import RequestError
-from recipes.load import load_recipe
-from recipes.local_models import read_folder
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.models.folders import read_folder
+from recipes.planning.settle import Hardware
 from trainers.store.export import export
 from trainers.store.imports import describe_folder, import_folder
+from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.store.materialised_folders import files_under
 from trainers.store.store import Store
-from trainers.store.views import files_under
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_kit import PLAIN, run_case_here
@@ -57,7 +58,7 @@ def test_an_export_comes_back_as_the_same_files(finished: Path, exported: Path, 
     assert files_under(found.files, part) == wanted
     assert found.digest == files_digest({f"{part}/{file}": entry for file, entry in wanted.items()})
     assert found.kind == ("adapter" if part == "adapter" else made.kind)
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     if part == "adapter":
         assert found.base == made.base
         (parent,) = found.parents.values()

@@ -43,7 +43,7 @@ def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finishe
 
 
 def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished: Path, tmp_path: Path) -> None:
-    from trainers.families.build import open_family
+    from trainers.models.images.build import open_family
 
     store = Store.open(str(finished / "store"))
     opened: Any = open_family(export(store, store.resolve("tuned"), tmp_path / "model"))
@@ -54,7 +54,7 @@ def test_a_tuned_diffusion_draws_by_the_sampler_that_it_was_tuned_with(finished:
 def test_a_captioned_diffusion_is_tuned_by_an_adapter_that_is_bound_to_it(finished: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from trainers.families.build import open_family
+    from trainers.models.images.build import open_family
 
     store = Store.open(str(finished / "store"))
     start, tuned = store.resolve("captioned"), store.resolve("tuned-captions")

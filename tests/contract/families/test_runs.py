@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.families import FAMILIES as BUILT
+from recipes.models.families import FAMILIES as BUILT
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_kit import LIMIT, result, run_case_here

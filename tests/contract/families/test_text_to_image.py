@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from launch.pictures import draw_grid
-from launch.stages import compute
+from launch.cli.sample_images import draw_grid
+from launch.runs.stage_entry import compute
 from recipes.errors import RequestError
-from recipes.load import parse_recipe
-from recipes.settle import Hardware, settle_shards
-from trainers.distributed import Ranks
-from trainers.families.build import open_family
-from trainers.stage import StageContext, verify_checks
+from recipes.loading.load import parse_recipe
+from recipes.planning.settle import Hardware, settle_shards
+from trainers.models.images.build import open_family
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training.context import StageContext, verify_checks
+from trainers.training.distributed import Ranks
 
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-2}, "evaluation_rows": 16}
@@ -220,8 +220,8 @@ np.save(output, ((noisy + 1) / 2).clamp(0, 1).numpy())
 def test_stock_classes_draw_the_same_picture(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    from trainers.families.ddpm import INITIAL
-    from trainers.randomness import normals
+    from trainers.models.images.ddpm import INITIAL
+    from trainers.training.randomness import normals
 
     store, found, _ = made
     folder = export(store, found["drawing"], tmp_path / "drawing")

@@ -8,11 +8,11 @@ import torch
 import transformers
 from pydantic import TypeAdapter
 
-from recipes.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
-from recipes.encoders import Bert
-from recipes.lora import Lora
-from recipes.memory import linear_sizes, num_lora_parameters, num_parameters
-from recipes.seq2seq import T5, Bart
+from recipes.models.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
+from recipes.models.encoder import Bert
+from recipes.models.encoder_decoder import T5, Bart
+from recipes.models.memory import linear_sizes, num_lora_parameters, num_parameters
+from recipes.stages.lora import Lora
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Architecture)
 

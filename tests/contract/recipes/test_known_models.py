@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import transformers
 
-from recipes.known_models import known_model
-from recipes.memory import num_parameters
-from recipes.safetensors_headers import read_shapes
+from recipes.models.known_models import known_model
+from recipes.models.memory import num_parameters
+from recipes.models.safetensors_headers import read_shapes
 
 WIDE = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 BART = {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}

@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.image_models import Classifier, Ddpm, Gan, Vae
-from recipes.lora import Lora
-from recipes.picture_facts import PictureFacts
-from recipes.picture_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
-from recipes.stages import PpoImages
-from rlhf.ddpo import DdpoBatch, DdpoObjective
-from rlhf.picture_models import PictureModels, Trajectories
+from recipes.data.image_facts import PictureFacts
+from recipes.models.image_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
+from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.stages.kinds import PpoImages
+from recipes.stages.lora import Lora
+from rlhf.images.ddpo import DdpoBatch, DdpoObjective
+from rlhf.images.policy import PictureModels, Trajectories
 from trainers.data.batches import Texts
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
-from trainers.families.text_encoder import TextStates
-from trainers.families.vae import LatentCodec
-from trainers.image_start import adapt
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import ImageFacts
+from trainers.models.images.text_encoder import TextStates
+from trainers.models.images.vae import LatentCodec
+from trainers.training.tasks.image_start import adapt
 
 KL = Vae(family="vae", type="autoencoder_kl", width=16, depth=2, latent=3, likelihood="gaussian")
 CASES: dict[str, Any] = {

@@ -3,9 +3,9 @@
 Those of the suite `targets` are compared in tests/integration/training/test_seq2seq_stage.py, where it runs.
 """
 
-from recipes.report import PERPLEXITY, report_metrics
-from recipes.stages import Evaluate
-from rlhf.exam import Answer, ModelAnswers, comparison_metrics, generation_metrics
+from recipes.rules.report import PERPLEXITY, report_metrics
+from recipes.stages.kinds import Evaluate
+from rlhf.text_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics
 
 
 def _answers(label: str, scores: list[float], has_kl: bool) -> ModelAnswers:

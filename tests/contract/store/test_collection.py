@@ -12,7 +12,7 @@ import pytest
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store import local_files, remote_files
 from trainers.store.collection import Keep, collect
-from trainers.store.files import Files
+from trainers.store.inspection import lineage, verify
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
@@ -23,6 +23,7 @@ from trainers.store.manifest import (
     sha256_hex,
 )
 from trainers.store.objects import object_path
+from trainers.store.place import Files
 from trainers.store.store import Store
 
 HOUR = 3600.0
@@ -75,7 +76,7 @@ def test_only_what_nothing_names_goes(commit_artifact: Any, open_store: Callable
     assert not after.objects.has(orphan.sha256, orphan.bytes)
     assert after.list_artifacts() == [base, chat]
     assert after.latest_state("run", "base") == last
-    assert after.verify().damage == []
+    assert verify(after).damage == []
 
 
 def test_what_only_dropped_runs_need_goes_and_lineage_stays(
@@ -102,8 +103,8 @@ def test_what_only_dropped_runs_need_goes_and_lineage_stays(
     assert {item.stage for item in left.list_artifacts()} == {"base", "chat", "source", "pinned", "named"}
     assert left.latest_state("old", "base") is None
     assert left.latest_state("kept", "base") is not None
-    assert left.verify().damage == []
-    assert left.lineage(pinned.fingerprint).missing == []
+    assert verify(left).damage == []
+    assert lineage(left, pinned.fingerprint).missing == []
     assert not left.objects.has(unused.files["model/a.json"].sha256, unused.files["model/a.json"].bytes)
     # The leases of a dropped run stay: their numbers must never be given twice.
     assert left.take_lease("old", "base") == 2
@@ -176,7 +177,7 @@ def test_data_sets_go_when_no_kept_run_or_artifact_has_taken_them(
     collected = collect(store, grace_s=0, keep=keep)
     assert not any("datasets" in ref for ref in collected.removed_refs)
     assert open_store().find_dataset(old) is not None
-    assert open_store().verify().damage == []
+    assert verify(open_store()).damage == []
 
 
 def test_a_damaged_ref_stops_the_collection_until_it_is_set_aside(
@@ -188,10 +189,10 @@ def test_a_damaged_ref_stops_the_collection_until_it_is_set_aside(
     store.files.create(f"refs/artifacts/{base.fingerprint}/000002", b"not a ref")
     with pytest.raises(StoreDamaged, match=r"000002 is damaged.*verify --quarantine"):
         collect(open_store(), grace_s=0)
-    report = open_store().verify(set_aside=True)
+    report = verify(open_store(), set_aside=True)
     assert report.aside == [f"refs/artifacts/{base.fingerprint}/000002"]
     assert [item.path for item in report.damage] == report.aside
-    again = open_store().verify()
+    again = verify(open_store())
     assert (again.damage, again.aside) == ([], report.aside)
     sweep(open_store())
     assert open_store().find_artifact(base.fingerprint) == base
@@ -268,7 +269,7 @@ def test_a_writer_that_uses_an_old_object_again_keeps_it(tmp_path: Path) -> None
     assert not store.objects.has(unused.sha256, unused.bytes)
     assert store.objects.get_bytes(old.sha256) == b"reused a"
     assert Store.open(str(tmp_path / "store")).list_artifacts() == made
-    assert store.verify().damage == []
+    assert verify(store).damage == []
 
 
 def test_a_renewal_in_the_moment_of_deletion_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +345,7 @@ def test_collections_may_run_at_once(commit_artifact: Any, tmp_path: Path) -> No
     store = Store.open(uri)
     assert len(committed) == 48
     assert len(store.list_artifacts()) == 12
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     sweep(store)
     assert not any(store.objects.has(sha256_hex(b"orphan %d %d" % (i, n)), 0) for i in range(4) for n in range(12))
     assert len(list(store.files.walk("objects"))) == 12 * 3

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import RequestError, StageError, StoreDamaged
+from trainers.store.inspection import lineage, verify
 from trainers.store.manifest import ArtifactManifest, DatasetManifest, Parent, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Fenced, Store
@@ -96,7 +97,7 @@ def test_lineage(things: Any, store: Store) -> None:
             parents={f"of.{p}": Parent(fingerprint=made[p].fingerprint, digest=made[p].digest) for p in parents},
         )  # fmt: skip
         made[name] = store.put_artifact(manifest).manifest
-    found = store.lineage(made["b"].fingerprint)
+    found = lineage(store, made["b"].fingerprint)
     assert [item.stage for item in found.ancestors] == ["a"]
     assert [item.stage for item in found.descendants] == ["c", "d"]
     assert [item.stage for item in store.list_artifacts()] == ["a", "b", "c", "d"]
@@ -220,12 +221,12 @@ def test_verify_names_what_is_damaged(things: Any, open_store: Callable[[], Stor
     store.put_artifact(manifest)
     lease = store.take_lease("run", "base")
     store.commit_state(things.state(lease), lease)
-    clean = open_store().verify()
+    clean = verify(open_store())
     assert (clean.refs, clean.objects, clean.damage) == (3, 2, [])
     sha = manifest.files["model/model.safetensors"].sha256
     things.overwrite(store, object_path(sha), b"weightx")
-    report = open_store().verify()
+    report = verify(open_store())
     assert [(item.path, item.refs) for item in report.damage] == [
         (object_path(sha), [f"refs/artifacts/{things.fingerprint}/000001"])
     ]
-    assert open_store().verify(share=0.0).objects == 0
+    assert verify(open_store(), share=0.0).objects == 0

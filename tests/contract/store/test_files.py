@@ -10,6 +10,7 @@ import pytest
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store import local_files
+from trainers.store.inspection import verify
 from trainers.store.manifest import FileEntry, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -112,7 +113,7 @@ def test_an_upload_that_is_altered_on_the_way_is_not_acknowledged(s3_server: Any
     with pytest.raises(CapacityError, match=r"objects/.* is altered after writing"):
         store.objects.put_file(source)
     s3_server.fault = lambda method, path, query: None
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     entry = store.objects.put_file(source)
     assert Store.open(s3_uri).objects.local_path(entry.sha256).read_bytes() == source.read_bytes()
 

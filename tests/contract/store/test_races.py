@@ -13,6 +13,7 @@ import pytest
 
 from recipes.errors import StoreDamaged
 from trainers.store import remote_files
+from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Fenced, Store
@@ -128,7 +129,7 @@ def test_the_same_content_at_once_is_one_object(open_store: OpenStore) -> None:
     assert len(list(store.files.walk("objects"))) == 3 * 3 + 8 * 2
     assert len(store.list_artifacts()) == 3
     assert all(store.files.names(f"refs/artifacts/{item.fingerprint}") == ["000001"] for item in store.list_artifacts())
-    assert store.verify().damage == []
+    assert verify(store).damage == []
 
 
 def test_an_object_that_is_written_again_is_whole_at_every_moment(
@@ -152,7 +153,7 @@ def test_an_object_that_is_written_again_is_whole_at_every_moment(
                 assert store.objects.local_path(digest).read_bytes() == data
 
     at_once(8, work)
-    assert open_store().verify().damage == []
+    assert verify(open_store()).damage == []
 
 
 # A writer that is frozen while another takes over

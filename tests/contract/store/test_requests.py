@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.journal import this_driver
-from launch.records import RunRecord
+from launch.runs.journal import this_driver
+from launch.runs.records import RunRecord
 from trainers.store.collection import collect
+from trainers.store.inspection import verify
 from trainers.store.manifest import files_digest
 from trainers.store.store import Store
 
@@ -126,7 +127,7 @@ def test_listing_artifacts_still_sees_what_is_missing_cut_off_or_set_aside(
     assert third
     things.overwrite(store, f"objects/{_path(first.files['model/0.json'].sha256)}", None)
     things.overwrite(store, f"objects/{_path(second.files['model/0.json'].sha256)}", b"longer than before")
-    store.verify(set_aside=True)
+    verify(store, set_aside=True)
     things.overwrite(store, f"refs/artifacts/{third.fingerprint}/000001", b"not JSON")
     found = Store.open(s3_uri).list_artifacts()
     assert sorted(manifest.fingerprint for manifest in found) == artifacts[3:]
@@ -141,7 +142,7 @@ def test_verifying_and_collecting_ask_for_no_size_before_they_read(
     store: Store, artifacts: list[str], counting: Any
 ) -> None:
     with counting() as counted:
-        report = store.verify()
+        report = verify(store)
     assert not report.damage
     num_refs, num_objects = ARTIFACTS + 2, ARTIFACTS * FILES
     assert counted["HEAD"] == 0

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from recipes.errors import CapacityError
-from trainers.store import remote_files, watch
+from trainers.store import remote_files
+from trainers.store import slow_calls as watch
 from trainers.store.collection import collect
+from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -136,7 +138,7 @@ def commit_in_a_storm(things: Any, server: Any, uri: str, chance: float, seed: i
     fresh = Store.open(uri)
     assert lease == 1
     assert all(item.first for item in made), "a write whose answer got lost was taken for another's"
-    assert fresh.verify().damage == []
+    assert verify(fresh).damage == []
     assert {item.manifest.fingerprint for item in made} <= {item.fingerprint for item in fresh.list_artifacts()}
     assert all(fresh.files.names(f"refs/artifacts/{item.manifest.fingerprint}") == ["000001"] for item in made)
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from trainers.store.collection import Keep, collect
-from trainers.store.files import CHUNK_BYTES
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, Slice, StateManifest, TensorEntry, files_digest
 from trainers.store.manifest import sha256_hex as sha
+from trainers.store.place import CHUNK_BYTES
 from trainers.store.store import Store
 
 Acknowledge = Callable[..., None]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import StoreDamaged
+from trainers.store.inspection import verify
 from trainers.store.manifest import StoreFormat, sha256_hex
 from trainers.store.store import Store
 
@@ -88,7 +89,7 @@ def test_every_byte_that_is_altered_is_noticed(
             seen[verdict] = seen.get(verdict, 0) + 1
             if not is_ref:
                 # What only the older state needs is not read for the newest, but seen by `verify`.
-                assert verdict != "newest" or Store.open(str(root)).verify().damage, f"{path.relative_to(root)}: {at}"
+                assert verdict != "newest" or verify(Store.open(str(root))).damage, f"{path.relative_to(root)}: {at}"
             shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(path, data)
     assert judge(root, good) == "newest"
@@ -123,7 +124,7 @@ def test_what_is_cut_swapped_or_missing_is_noticed(whole: tuple[Path, list[Conte
             verdict = judge(root, good)
             # A ref that is gone is as if it had never been there; all else is noticed at loading or by `verify`.
             is_gone_ref = other is None and path.is_relative_to(root / "refs")
-            is_noticed = verdict != "newest" or bool(Store.open(str(root)).verify().damage)
+            is_noticed = verdict != "newest" or bool(verify(Store.open(str(root))).damage)
             assert is_noticed or is_gone_ref, f"{path.relative_to(root)} as {other!r}"
             shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(path, data)
@@ -132,7 +133,7 @@ def test_what_is_cut_swapped_or_missing_is_noticed(whole: tuple[Path, list[Conte
         first, second = one.read_bytes(), two.read_bytes()
         alter(one, second)
         alter(two, first)
-        assert judge(root, good) != "newest" or Store.open(str(root)).verify().damage
+        assert judge(root, good) != "newest" or verify(Store.open(str(root))).damage
         shutil.rmtree(root / "quarantine", ignore_errors=True)
         alter(one, first)
         alter(two, second)
@@ -193,7 +194,7 @@ def test_what_the_disk_cannot_give_is_damage(
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", fail)
-    report = Store.open(str(root)).verify()
+    report = verify(Store.open(str(root)))
     assert all("cannot be read: Input/output error" in item.problem for item in report.damage)
     assert {damaged for item in report.damage for damaged in item.refs} == {ref}
     assert Store.open(str(root)).list_artifacts() == made

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from recipes.errors import StoreDamaged
-from trainers.store.files import StoreFull
+from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
+from trainers.store.place import StoreFull
 from trainers.store.store import Store
 
 IMAGE_BYTES = 48 << 20
@@ -32,7 +33,7 @@ def command(*words: str) -> None:
 
 def lost(store: Store, acknowledged: list[list[str]], number: int) -> list[str]:
     """What was acknowledged and is not there, and what is damaged."""
-    wrong = [f"damaged: {item.path}: {item.problem}" for item in store.verify().damage]
+    wrong = [f"damaged: {item.path}: {item.problem}" for item in verify(store).damage]
     last_step = 0
     lines = {(line["lease"], line["number"]) for line in store.run(f"run-{number}").read_lines("journal")}
     for what, *rest in acknowledged:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from recipes.errors import CapacityError
 from trainers.store import local_files as files_module
+from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest, files_digest, sha256_hex
 from trainers.store.store import Fenced, Store
 
@@ -149,7 +150,7 @@ class Work:
 
     def check(self) -> None:
         store = Store.open(str(self.root))
-        assert store.verify().damage == []
+        assert verify(store).damage == []
         for fingerprint, manifest in self.artifacts.items():
             assert store.find_artifact(fingerprint) == manifest
         latest = store.latest_state("run", "base")

@@ -12,7 +12,8 @@ import pytest
 from recipes.errors import TrainwrightError
 from trainers.store import local_files
 from trainers.store.collection import collect
-from trainers.store.files import ADVICE
+from trainers.store.inspection import verify
+from trainers.store.place import ADVICE
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -66,7 +67,7 @@ def live_with(root: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> tupl
 
 def check(root: Path, said: dict[str, list[int]]) -> None:
     store = Store.open(str(root))
-    report = store.verify()
+    report = verify(store)
     assert (report.damage, report.aside) == ([], [])
     latest = store.latest_state("run", "base")
     assert (0 if latest is None else latest.step) >= max(said.get("state", [0]))
@@ -122,7 +123,7 @@ CALLS: dict[str, Callable[[Store], Any]] = {
     "names": Store.names,
     "pins": Store.pins,
     "runs": Store.runs,
-    "verify": Store.verify,
+    "verify": verify,
     "latest": lambda store: store.latest_state("run", "base"),
     "keep": lambda store: store.keep_states("run", "base"),
     "lease": lambda store: store.take_lease("new", "base"),

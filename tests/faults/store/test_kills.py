@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from trainers.store.inspection import verify
 from trainers.store.manifest import Layout, StateManifest
 from trainers.store.store import Fenced, Store
 
@@ -20,7 +21,7 @@ ROUNDS_PER_STORE = 25
 def check(uri: Path, killed: Sequence[Any]) -> int:
     """Compare the store with what was acknowledged; returns the number of acknowledgements."""
     store = Store.open(str(uri))
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     count = 0
     for writer in killed:
         run = f"run-{writer.number}"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -117,7 +118,7 @@ def check(store: Path, acknowledged: list[list[str]]) -> None:
         said[what].append(value)
     if "collected" not in said:
         opened.files.recover()
-    assert opened.verify().damage == []
+    assert verify(opened).damage == []
     assert opened.find_artifact(ASIDE) is not None
     kept = sha256_hex(b"kept")
     if kept in said["artifact"]:

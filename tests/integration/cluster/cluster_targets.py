@@ -130,7 +130,7 @@ def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     import psutil
     import torch
 
-    from trainers import distributed
+    from trainers.training import distributed
 
     ranks = distributed.join()
     distributed.barrier()
@@ -163,7 +163,7 @@ def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
 def stage_where_unmounted(payload: dict[str, Any], worker: Any) -> Any:
     """A stage of which the last rank's node has an empty folder in the store's place; the other ranks wait for it."""
     if worker.rank == worker.world_size - 1:
-        from launch.stages import run_stage
+        from launch.runs.stage_entry import run_stage
 
         return run_stage(payload, worker)
     while True:

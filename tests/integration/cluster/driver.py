@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
+from cluster.ray_group import RayGroup
 from cluster.session import start
 
 
@@ -35,7 +36,7 @@ def main(moment: str, logs: Path) -> None:
     say(at="session", folder=str(session.folder))
     here = str(Path(__file__).resolve().parent)
     spec = WorkerSpec(name="learners", num_workers=2, log_folder=logs, environment={"PYTHONPATH": here}, preload="wave")
-    group = session.group(spec)
+    group = RayGroup(session, spec)
     group.prepare()
     say(at="group")
     if moment == "imports":

@@ -12,6 +12,7 @@ import ray
 from cluster import ray_group
 from cluster.each_node import ask_each_node
 from cluster.protocol import WorkerFailed, WorkerSpec
+from cluster.ray_group import RayGroup
 from cluster.session import Session, start
 from recipes.errors import CapacityError
 from trainers.store.store import Store
@@ -37,8 +38,8 @@ def spread(session: Session, logs: Path) -> dict[str, Any]:
     )
     ray.get(others.ping.remote())
     with (
-        session.group(spec(logs)) as group,
-        session.group(spec(logs, name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as verifier,
+        RayGroup(session, spec(logs)) as group,
+        RayGroup(session, spec(logs, name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as verifier,
     ):
         results = group.run("cluster_targets:echo", {})
         sums = group.run("cluster_targets:all_reduce", {})
@@ -69,7 +70,7 @@ def shipped_logs(session: Session, logs: Path) -> dict[str, Any]:
     """Workers that do not see this machine's files: their output comes through Ray, that of a dead rank too."""
     ray_group.this_machine = lambda: "another machine"
     before = set(Path(tempfile.gettempdir()).glob("trainwright-logs-*"))
-    with session.group(spec(logs)) as group:
+    with RayGroup(session, spec(logs)) as group:
         group.run("cluster_targets:echo", {}, label="whole")
         try:
             group.run("cluster_targets:fail_on", {"rank": 1, "how": 9, "others_after_s": 0.0}, label="dead")
@@ -87,7 +88,7 @@ def unmounted(session: Session, logs: Path) -> dict[str, Any]:
     """A stage of three ranks on three nodes, of which one does not see the run in the store."""
     run = Store.open(str(logs / "store")).new_run("small")
     (logs / "mount point").mkdir()
-    with session.group(spec(logs)) as group:
+    with RayGroup(session, spec(logs)) as group:
         try:
             group.run("cluster_targets:stage_where_unmounted", {"store": str(logs / "mount point"), "run": run.id})
         except WorkerFailed as failure:
@@ -109,7 +110,7 @@ def too_large(session: Session, logs: Path) -> dict[str, Any]:
     """More than there is."""
     started = time.monotonic()
     try:
-        session.group(spec(logs, num_workers=8))
+        RayGroup(session, spec(logs, num_workers=8))
     except CapacityError as error:
         return {"message": str(error), "seconds": time.monotonic() - started}
     raise AssertionError("it was placed")
@@ -117,7 +118,7 @@ def too_large(session: Session, logs: Path) -> dict[str, Any]:
 
 def wait(session: Session, logs: Path) -> dict[str, Any]:
     """Holds everything until it is killed, or loses a node."""
-    with session.group(spec(logs)) as group:
+    with RayGroup(session, spec(logs)) as group:
         try:
             group.run(
                 "cluster_targets:beat_often",

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.protocol import WorkerSpec
 from cluster.rank_process import ForkServer, ForkServerProcess, RankProcess, rank_environment
+from cluster.ray_group import RayGroup
 from cluster.session import start
 from cluster.supervise import RankEnd
 
@@ -127,10 +128,13 @@ def test_groups_of_an_embedded_ray_share_one(tmp_path: Path) -> None:
         return WorkerSpec(name=name, num_workers=1, **{**common, **fields})
 
     with start(log_folder=tmp_path, num_cpus=2, num_gpus=0, preload="preloaded", environment=ENVIRONMENT) as session:
-        groups = [session.group(spec("learners")), session.group(spec("verifier", cpus_per_worker=0, reusable=True))]
+        groups = [
+            RayGroup(session, spec("learners")),
+            RayGroup(session, spec("verifier", cpus_per_worker=0, reusable=True)),
+        ]
         first = [group.run("cluster_targets:echo", {})[0] for group in groups]
         assert len({result["preloaded_at"] for result in first if result}) == 1
-        with session.group(spec("others", environment={**ENVIRONMENT, "OTHER": "1"}, cpus_per_worker=0)) as other:
+        with RayGroup(session, spec("others", environment={**ENVIRONMENT, "OTHER": "1"}, cpus_per_worker=0)) as other:
             (own,) = other.run("cluster_targets:echo", {})
         learner, verifier = first
         assert own

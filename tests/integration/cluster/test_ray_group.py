@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
+from cluster.ray_group import RayGroup
 from cluster.session import Session, start
 from recipes.errors import CapacityError, Preempted
 
@@ -25,7 +26,7 @@ MakeSpec = Callable[..., WorkerSpec]
 @pytest.fixture(scope="module")
 def group(session: Session, make_spec: MakeSpec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerGroup]:
     """Two ranks, for every test that leaves the group as good as new, and so also a test that it is."""
-    with session.group(make_spec(log_folder=tmp_path_factory.mktemp("logs"))) as group:
+    with RayGroup(session, make_spec(log_folder=tmp_path_factory.mktemp("logs"))) as group:
         yield group
 
 
@@ -103,7 +104,7 @@ def test_runs_share_the_imports_and_nothing_else(group: WorkerGroup) -> None:
 
 def test_a_failing_import_is_the_ranks_error(session: Session, make_spec: MakeSpec) -> None:
     """What the import printed and raised is with the verdict; the group does not hang."""
-    with session.group(make_spec(num_workers=1, preload="no_such_wave")) as group:
+    with RayGroup(session, make_spec(num_workers=1, preload="no_such_wave")) as group:
         assert group.run("cluster_targets:echo", {})[0]
         with pytest.raises(WorkerFailed) as failure:
             group.run("no_such_wave:echo", {})
@@ -112,7 +113,7 @@ def test_a_failing_import_is_the_ranks_error(session: Session, make_spec: MakeSp
 
 def test_an_import_that_kills_the_process(session: Session, make_spec: MakeSpec) -> None:
     """A crash while importing is told as what it was."""
-    with session.group(make_spec(num_workers=1, preload="crash")) as group, pytest.raises(WorkerFailed) as failure:
+    with RayGroup(session, make_spec(num_workers=1, preload="crash")) as group, pytest.raises(WorkerFailed) as failure:
         group.run("cluster_targets:echo", {})
     assert failure.value.verdict.kind == "exit"
     assert "exit status 7" in failure.value.verdict.message
@@ -121,7 +122,7 @@ def test_an_import_that_kills_the_process(session: Session, make_spec: MakeSpec)
 
 def test_an_import_that_touched_the_gpu_driver(session: Session, make_spec: MakeSpec) -> None:
     """CUDA does not survive a fork: such a rank starts in a new interpreter."""
-    with session.group(make_spec(num_workers=1, preload="touching")) as group:
+    with RayGroup(session, make_spec(num_workers=1, preload="touching")) as group:
         (result,) = group.run("cluster_targets:echo", {})
     assert result
     assert not result["touched"]
@@ -219,7 +220,7 @@ def test_a_killed_ray_worker_is_replaced(group: WorkerGroup) -> None:
 
 def test_a_stall_names_the_rank_with_its_stack(session: Session, make_spec: MakeSpec) -> None:
     """Both ranks are silent; the one that is a step behind holds up the other."""
-    with session.group(make_spec(stall_limits_s={"train": 1.5})) as group:
+    with RayGroup(session, make_spec(stall_limits_s={"train": 1.5})) as group:
         with pytest.raises(WorkerFailed) as failure:
             group.run("cluster_targets:fail_on", {"rank": 1, "how": "hang", "step": 6})
         verdict = failure.value.verdict
@@ -232,7 +233,7 @@ def test_a_stall_names_the_rank_with_its_stack(session: Session, make_spec: Make
 
 def test_stop_reaches_every_rank(session: Session, make_spec: MakeSpec) -> None:
     """Ranks that save and leave make a preemption; the group starts nothing after that."""
-    with session.group(make_spec()) as group:
+    with RayGroup(session, make_spec()) as group:
         threading.Timer(1.0, group.stop).start()
         with pytest.raises(Preempted, match="saved at step 1"):
             group.run("cluster_targets:wait_for_stop", {})
@@ -242,7 +243,7 @@ def test_stop_reaches_every_rank(session: Session, make_spec: MakeSpec) -> None:
 
 def test_stop_kills_after_the_grace(session: Session, make_spec: MakeSpec) -> None:
     """A target that does not look is killed, and the verdict says that it was asked for."""
-    with session.group(make_spec(stop_grace_s=1.0)) as group:
+    with RayGroup(session, make_spec(stop_grace_s=1.0)) as group:
         threading.Timer(0.8, group.stop).start()
         with pytest.raises(WorkerFailed) as failure:
             group.run("cluster_targets:ignore_stop", {})
@@ -252,7 +253,7 @@ def test_stop_kills_after_the_grace(session: Session, make_spec: MakeSpec) -> No
 @pytest.mark.parametrize("in_loop", [False, True])
 def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec: MakeSpec, in_loop: bool) -> None:
     """Whatever it is doing, and whatever it has started."""
-    with session.group(make_spec(stop_grace_s=60.0)) as group:
+    with RayGroup(session, make_spec(stop_grace_s=60.0)) as group:
         stopped: list[float] = []
 
         def stop(rank: int, phase: str, progress: dict[str, Any]) -> None:
@@ -267,7 +268,7 @@ def test_a_rank_with_nothing_to_save_leaves_at_once(session: Session, make_spec:
 
 def test_a_stop_does_not_wait_for_imports(session: Session, make_spec: MakeSpec) -> None:
     """A process that its server has not forked yet is given up, and ends when it is forked."""
-    with session.group(make_spec(stop_grace_s=60.0, preload="slow_import")) as group:
+    with RayGroup(session, make_spec(stop_grace_s=60.0, preload="slow_import")) as group:
         group.prepare()
         threading.Timer(1.0, group.stop).start()
         started = time.monotonic()
@@ -292,7 +293,7 @@ def test_sigterm_of_one_rank_asks_it_to_stop(group: WorkerGroup) -> None:
 
 def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpec) -> None:
     """One process for every run, beside a group that holds every CPU; a failure costs the process, not the group."""
-    with session.group(make_spec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as group:
+    with RayGroup(session, make_spec(name="verifier", num_workers=1, cpus_per_worker=0, reusable=True)) as group:
         pids = {result["pid"] for _ in range(3) for result in group.run("cluster_targets:echo", {}) if result}
         assert len(pids) == 1
         with pytest.raises(WorkerFailed):
@@ -304,7 +305,7 @@ def test_a_reusable_group_keeps_its_process(session: Session, make_spec: MakeSpe
 
 def test_gpu_workers_see_the_devices_of_their_node(session: Session, make_spec: MakeSpec) -> None:
     """One GPU each in the placement; all of the group's on the node in view, indexed by local rank; in every run."""
-    with session.group(make_spec(gpus_per_worker=1)) as group:
+    with RayGroup(session, make_spec(gpus_per_worker=1)) as group:
         assert sum(node.free_gpus for node in session.nodes()) == 1
         results = group.run("cluster_targets:echo", {}) + group.run("cluster_targets:echo", {})
         seen = {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results if result}
@@ -312,14 +313,14 @@ def test_gpu_workers_see_the_devices_of_their_node(session: Session, make_spec: 
         assert len(set(seen.pop().split(","))) == 2
         assert {result["environment"]["DS_ACCELERATOR"] for result in results if result} == {None}
     with pytest.raises(CapacityError, match=r"needs 4 GPU and 4 CPU \(4 workers\); the cluster has 3 GPU and 4 CPU"):
-        session.group(make_spec(num_workers=4, gpus_per_worker=1))
+        RayGroup(session, make_spec(num_workers=4, gpus_per_worker=1))
 
 
 def test_what_cannot_fit_is_refused_at_once(session: Session, make_spec: MakeSpec) -> None:
     """The message says what was asked and what is there."""
     started = time.monotonic()
     with pytest.raises(CapacityError, match=r"needs 5 CPU \(5 workers\); the cluster has 4 CPU on 1 node"):
-        session.group(make_spec(num_workers=5))
+        RayGroup(session, make_spec(num_workers=5))
     assert time.monotonic() - started < 5
 
 
@@ -328,13 +329,13 @@ def test_what_is_busy_names_the_holders(session: Session, make_spec: MakeSpec) -
     """The deadline holds, the holders are named, and a release lets the next one in."""
     waits: list[str] = []
     with (
-        session.group(make_spec(name="holder", num_workers=2)),
+        RayGroup(session, make_spec(name="holder", num_workers=2)),
         pytest.raises(CapacityError, match=r"held by 'trainwright/holder-.{4}' \(2 CPU\), .*; gave up after 1 s"),
     ):
-        session.group(make_spec(name="late", placement_timeout_s=1), waits.append)
+        RayGroup(session, make_spec(name="late", placement_timeout_s=1), waits.append)
     assert waits == [waits[0]]
     assert waits[0].startswith("waiting for resources: needs 1 CPU (1 worker) on one node for each worker")
-    with session.group(make_spec(name="late")) as group:
+    with RayGroup(session, make_spec(name="late")) as group:
         assert len(group.run("cluster_targets:echo", {})) == 2
 
 

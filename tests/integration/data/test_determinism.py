@@ -7,8 +7,8 @@ from pathlib import Path
 
 SCRIPT = """
 import hashlib, os, sys
-from trainers.data.python_docs import python_docs_digest, read_entries
-from trainers.data.python_docs_sets import build_sets
+from trainers.data.demo.python_docs import python_docs_digest, read_entries
+from trainers.data.demo.python_docs_sets import build_sets
 scandir = os.scandir
 class Reversed:
     def __init__(self, path): self.entries = sorted(scandir(path), key=lambda entry: entry.name)

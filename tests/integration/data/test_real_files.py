@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from recipes.data import Source, TrainTokenizer
+from recipes.data.text import Source, TrainTokenizer
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization

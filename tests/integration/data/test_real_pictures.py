@@ -11,13 +11,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from recipes.image_data import ImageSource
-from recipes.load import parse_recipe
-from trainers.data.image_sets import ImageRequest, materialise_images
-from trainers.distributed import Ranks
-from trainers.image_stage import run_image
-from trainers.stage import StageContext, verify_checks
+from recipes.data.images import ImageSource
+from recipes.loading.load import parse_recipe
+from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.store.store import Store
+from trainers.training.context import StageContext, verify_checks
+from trainers.training.distributed import Ranks
+from trainers.training.tasks.images import run_image
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "images"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no folder ../shared/data/images beside the repository")

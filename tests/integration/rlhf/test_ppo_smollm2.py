@@ -12,8 +12,8 @@ from test_stages import WORDS, Workshop, jsonl, ppo_spec, reward_spec
 
 sys.path.pop(0)
 
-from rlhf.ppo_stage import run_ppo
-from rlhf.reward_stage import run_reward
+from rlhf.text.ppo_stage import run_ppo
+from rlhf.text.reward_stage import run_reward
 from trainers.data.tokenizer import load_tokenization
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store

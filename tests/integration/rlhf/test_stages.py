@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.architecture import Llama
-from recipes.data import JsonLines, TrainTokenizer
+from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
-from recipes.lora import Lora
-from recipes.memory import predict_sizes
-from recipes.stages import Evaluate, Finetune, PpoStage, Reward
-from recipes.train import Train
+from recipes.models.architecture import Llama
+from recipes.models.memory import predict_sizes
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
+from recipes.stages.lora import Lora
+from recipes.stages.train import Train
 from rlhf.evaluate_stage import run_evaluate
-from rlhf.ppo_stage import reward_source, run_ppo
-from rlhf.reading import same_tokens
-from rlhf.reward_stage import run_reward
-from rlhf.sharing import build_models
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.load import load_model
-from trainers.artifacts import write_model
+from rlhf.text.build_policy import build_models
+from rlhf.text.ppo_stage import reward_source, run_ppo
+from rlhf.text.reward_inputs import same_tokens
+from rlhf.text.reward_stage import run_reward
 from trainers.data.tokenizer import Tokenization, train_tokenizer
-from trainers.distributed import Ranks
-from trainers.language_stage import run_language_model
-from trainers.stage import Draft, StageContext, model_folder, verify_checks
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.load import load_model
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training.context import Draft, StageContext, model_folder, verify_checks
+from trainers.training.distributed import Ranks
+from trainers.training.model_folders import write_model
+from trainers.training.tasks.language_model import run_language_model
 
 CPU = torch.device("cpu")
 OTHER_TEMPLATE = (

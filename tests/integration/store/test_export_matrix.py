@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from trainers.store.export import export
 from trainers.store.store import Store
-from trainers.verification import Probe
+from trainers.training.verification import Probe
 
 LIMIT = 1e-5
 STEPS = 2

@@ -14,24 +14,24 @@ from typing import Any
 import pytest
 import torch
 
-from launch.sampler import sample_texts
-from recipes.data import JsonLines
-from recipes.stages import Evaluate, Finetune, PpoStage
+from launch.cli.sample_text import sample_texts
+from recipes.data.text import JsonLines
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.experience import Responses
-from rlhf.ppo_stage import run_ppo
-from rlhf.reading import reading_of
+from rlhf.text.ppo_stage import run_ppo
+from rlhf.text.reward_inputs import reading_of
 from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
 from trainers.data.batches import build_batch
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
-from trainers.distributed import Ranks
-from trainers.language_stage import run_language_model
-from trainers.stage import Draft, StageContext, verify_checks
 from trainers.store.export import export
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.training.context import Draft, StageContext, verify_checks
+from trainers.training.distributed import Ranks
+from trainers.training.tasks.language_model import run_language_model
 
 CPU = torch.device("cpu")
 ROWS = 512

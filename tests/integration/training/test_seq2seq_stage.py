@@ -140,8 +140,8 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
 
 
 def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
-    from recipes.report import report_metrics
-    from recipes.stages import Evaluate
+    from recipes.rules.report import report_metrics
+    from recipes.stages.kinds import Evaluate
 
     exam = result(finished, "straight-exam")
     found, own = exam["metrics"], result(finished, "straight-full")["metrics"]
@@ -170,11 +170,11 @@ def test_an_exam_shows_targets_beside_what_was_written(finished: Path) -> None:
 def test_a_suite_for_other_models_is_refused_before_it_runs(finished: Path) -> None:
     import torch
 
-    from launch.stages import compute
-    from recipes.load import parse_recipe
-    from trainers.distributed import Ranks
-    from trainers.stage import StageContext
+    from launch.runs.stage_entry import compute
+    from recipes.loading.load import parse_recipe
     from trainers.store.store import Store
+    from trainers.training.context import StageContext
+    from trainers.training.distributed import Ranks
 
     stage = {"kind": "evaluate", "of": ["full"], "suites": ["perplexity"]}
     spec = parse_recipe({"name": "small", "stages": {"exam": stage}}).stages["exam"]
@@ -205,7 +205,7 @@ def test_models_open_with_stock_classes_and_write(finished: Path, tmp_path: Path
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from launch.sampler import sample_texts
+    from launch.cli.sample_text import sample_texts
     from trainers.store.export import export
     from trainers.store.store import Store
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import TypeAdapter
 
-from recipes.image_data import ImageSource
+from recipes.data.images import ImageSource
 from trainers.data.images import Picture
 
 SOURCE: TypeAdapter[Any] = TypeAdapter(ImageSource)

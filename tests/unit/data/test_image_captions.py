@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from recipes.errors import RequestError
-from trainers.data.digit_captions import NAMES, caption_of, measure
-from trainers.data.image_sets import ImageRequest, materialise_images
+from trainers.data.demo.digit_captions import NAMES, caption_of, measure
 from trainers.data.images import image_source_digest, read_pictures
+from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

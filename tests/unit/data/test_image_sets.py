@@ -10,8 +10,8 @@ import pytest
 
 from recipes.errors import RequestError
 from trainers.data.batches import AFTER_WARM_UP, BatchPlan, ImageBatch, evaluation_batches
-from trainers.data.image_sets import ImageDataset, ImageRequest, materialise_images
 from trainers.data.images import image_source_digest
+from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from recipes.errors import RequestError
-from recipes.load import load_recipe
-from trainers.data.image_sets import ImageRequest, materialise_images
+from recipes.loading.load import load_recipe
 from trainers.data.images import read_pictures
+from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))

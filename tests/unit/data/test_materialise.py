@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from recipes.data import Source, TrainTokenizer
+from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, Seq2SeqBatch, build_batch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.data.prose import CopyIndex, body, is_near_copy, paragraphs, shingles, summary
+from trainers.data.demo.prose import CopyIndex, body, is_near_copy, paragraphs, shingles, summary
 
 
 @pytest.mark.parametrize(

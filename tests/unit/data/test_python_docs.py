@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from trainers.data.prose import is_near_copy, shingles, words
-from trainers.data.python_docs import Entry, python_docs_digest, read_entries, source_files
-from trainers.data.python_docs_sets import SPLITS, DocumentSets, build_sets, group, prompt, split_of
-from trainers.data.python_docs_summaries import MAX_WORDS, MIN_WORDS, build_summaries
+from trainers.data.demo.prose import is_near_copy, shingles, words
+from trainers.data.demo.python_docs import Entry, python_docs_digest, read_entries, source_files
+from trainers.data.demo.python_docs_sets import SPLITS, DocumentSets, build_sets, group, prompt, split_of
+from trainers.data.demo.python_docs_summaries import MAX_WORDS, MIN_WORDS, build_summaries
 
 MODULE = '''
 """Tools for shapes."""
@@ -247,7 +247,7 @@ def test_prompts(entry: Entry, expected: str) -> None:
 
 
 def test_files_are_found_in_one_order() -> None:
-    from trainers.data.python_docs import library_folder
+    from trainers.data.demo.python_docs import library_folder
 
     found = source_files(library_folder())
     assert found == sorted(found, key=lambda path: path.parts)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from launch.resolve import digest_of
-from recipes.data import Source
+from launch.runs.resolve import digest_of
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
 from recipes.errors import RequestError
-from recipes.image_data import ImageSource
+from trainers.data.image_text_digest import pictured_digest
 from trainers.data.images import read_pictures
-from trainers.data.pictured_digest import pictured_digest
 from trainers.data.source_files import SourceFiles, source_files
 from trainers.data.sources import read_rows
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from recipes.data import PythonDocs, Source
+from recipes.data.text import PythonDocs, Source
 from recipes.errors import RequestError
 from trainers.data.columns import RowRole
 from trainers.data.sources import Row, read_rows, source_digest
@@ -215,7 +215,7 @@ def test_limit_is_drawn_by_the_seed_in_source_order(base: Path) -> None:
 
 def test_python_docs_rows_are_kept_in_the_store(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainers.data import sources
-    from trainers.data.python_docs import Entry
+    from trainers.data.demo.python_docs import Entry
 
     calls = []
 

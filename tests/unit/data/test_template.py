@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from recipes.chat_template import render
-from recipes.data import DEFAULT_CHAT_TEMPLATE
+from recipes.data.text import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import RequestError
+from recipes.tokenizers.chat_template import render
 from trainers.data.template import response_spans
 
 TOKENS = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": ""}

@@ -10,16 +10,16 @@ import pytest
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import WorkerFailed
-from launch import cli
-from launch.capacity import Workers
-from launch.crew import GroupCrew
-from launch.drive import CrewRequest, Driven, drive
-from launch.progress import SilentView
-from launch.records import RunRecord
-from launch.resolve import Resolved, resolve
+from launch.cli import main as cli
+from launch.report.progress import SilentView
+from launch.runs.capacity import Workers
+from launch.runs.execute_run import CrewRequest, Driven, drive
+from launch.runs.records import RunRecord
+from launch.runs.resolve import Resolved, resolve
+from launch.runs.worker_pool import GroupCrew
 from recipes.errors import VerificationError
-from recipes.load import load_recipe
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.planning.settle import Hardware
 from trainers.store.manifest import ArtifactManifest, FileEntry, Gate, Outcome, Parent, files_digest
 from trainers.store.store import Store
 
@@ -149,7 +149,7 @@ class Bench:
         return resolve(load_recipe(self.recipe, overrides), self.store, Workers(1, 0), Hardware())
 
     def record(self, resolved: Resolved) -> RunRecord:
-        from launch.api import new_record
+        from launch.runs.new_run import new_record
 
         return new_record(self.store, resolved)
 

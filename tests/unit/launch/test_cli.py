@@ -210,7 +210,7 @@ def test_schema_is_json_schema(call: Any) -> None:
 def test_a_bug_shows_where_its_traceback_is(
     call: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import launch.preflight
+    import launch.checks.preflight
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -218,7 +218,7 @@ def test_a_bug_shows_where_its_traceback_is(
     def broken(*arguments: Any, **settings: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(launch.preflight, "check", broken)
+    monkeypatch.setattr(launch.checks.preflight, "check", broken)
     code, _, err = call("check", str(recipe))
     assert code == 1
     assert "ZeroDivisionError: oops" in err
@@ -230,8 +230,8 @@ def test_a_bug_shows_where_its_traceback_is(
 def test_light_commands_import_nothing_heavy(arguments: list[str], read_by: set[str], recipe: Path) -> None:
     """`check` reads rows by what trains, whose arrays are numpy's."""
     script = (
-        "import sys, launch.cli\n"
-        "try: launch.cli.main()\n"
+        "import sys, launch.cli.main as cli\n"
+        "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         f"heavy = {sorted({'torch', 'ray', 'deepspeed', 'transformers', 'peft', 'datasets', 'numpy'} - read_by)}\n"
         "heavy = set(heavy) & set(sys.modules)\n"
@@ -294,14 +294,14 @@ def json_of(record: Any, stage: str) -> str:
 def test_a_worker_s_traceback_is_left_out_where_the_request_is_wrong(
     call: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int, is_shown: bool
 ) -> None:
-    import launch.preflight
+    import launch.checks.preflight
     from cluster.protocol import Verdict, WorkerFailed
 
     def refused(*arguments: Any, **settings: Any) -> None:
         verdict = Verdict(kind="exception", message="5.png: cut off", rank=0, traceback="in f", exit_code=exit_code)
         raise WorkerFailed(verdict)
 
-    monkeypatch.setattr(launch.preflight, "check", refused)
+    monkeypatch.setattr(launch.checks.preflight, "check", refused)
     code, _, err = call("check", str(recipe))
     assert code == exit_code
     assert err.startswith("5.png: cut off")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from launch.cli import app
+from launch.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("recipes", "cluster", "trainers", "rlhf", "launch", "benchmarks")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.protocol import Verdict, WorkerFailed
-from launch.drive import drive, ray_crew
-from launch.progress import SilentView
+from launch.report.progress import SilentView
+from launch.runs.execute_run import drive, ray_crew
 from recipes.errors import CapacityError, Preempted, StageError
 
 LOST = Verdict(kind="signal", message="signal 9 (SIGKILL): rank 0", rank=0, infrastructure=True)
@@ -233,7 +233,8 @@ class BusySession:
 
 def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = BusySession()
-    monkeypatch.setattr("launch.drive.start", lambda *arguments, **settings: session)
+    monkeypatch.setattr("launch.runs.execute_run.start", lambda *arguments, **settings: session)
+    monkeypatch.setattr("cluster.ray_group.RayGroup", lambda session, spec, on_wait: session.group(spec, on_wait))
     record = bench.record(bench.resolve())
     view = SilentView()
     monkeypatch.setattr(view, "say", lambda text: record.request_stop() if text.startswith("waiting") else None)
@@ -244,7 +245,7 @@ def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest
 
 
 def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any) -> None:
-    from launch.collect import collect
+    from launch.report.collect import collect
 
     bench.drive()
     record, _ = bench.drive()
@@ -254,8 +255,8 @@ def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any)
 
 
 def test_a_store_that_is_no_folder_keeps_logs_and_report_too(bench: Any) -> None:
-    from launch.logs import read_logs
-    from launch.records import RunRecord
+    from launch.runs.logs import read_logs
+    from launch.runs.records import RunRecord
     from trainers.store.store import Store
 
     bench.store = Store.open("memory://launch-test")

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from launch import api
-from launch.capacity import Workers
-from launch.inputs import take_in
-from launch.resolve import Resolved, resolve
-from launch.show import plan_notes
+from launch.report.show import plan_notes
+from launch.runs.capacity import Workers
+from launch.runs.inputs import take_in
+from launch.runs.resolve import Resolved, resolve
 from recipes.errors import RecipeError, RequestError
-from recipes.load import load_recipe
-from recipes.local_models import read_folder
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.models.folders import read_folder
+from recipes.planning.settle import Hardware
 from trainers.store.store import Store
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from launch import cli
+from launch.cli import main as cli
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
 MAPS = ("files", "parents", "inputs", "settled_by")
@@ -87,10 +87,10 @@ def forms(call: Any, bench: Any, recipe: Path, model: Path, tmp_path: Path) -> C
 
 
 def test_recipes_and_runs(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import launch.jobs
+    import launch.jobs.submit
 
     known = documented()
-    monkeypatch.setattr(launch.jobs, "submit", lambda *arguments, **settings: "toy-1")
+    monkeypatch.setattr(launch.jobs.submit, "submit", lambda *arguments, **settings: "toy-1")
     assert keys_of(forms("check", "{recipe}", "--set", "seed=x", code=2)) == known["check"]
     assert keys_of(forms("plan", "{recipe}", "--set", "cluster.workers=1")) == known["plan"]
     assert keys_of(forms("status")) == known["status"]
@@ -131,15 +131,15 @@ class Parrot:
 
 
 def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import launch.pictures
-    import launch.sampler
-    from recipes.image_models import Classifier, Vae
-    from trainers.families.classifier import ClassifierFamily
-    from trainers.families.protocol import ImageFacts
-    from trainers.families.vae import VaeFamily
+    import launch.cli.sample_images
+    import launch.cli.sample_text
+    from recipes.models.image_models import Classifier, Vae
+    from trainers.models.images.classifier import ClassifierFamily
+    from trainers.models.images.protocol import ImageFacts
+    from trainers.models.images.vae import VaeFamily
 
     known = documented()
-    monkeypatch.setattr(launch.sampler, "Sampler", Parrot)
+    monkeypatch.setattr(launch.cli.sample_text, "Sampler", Parrot)
     assert keys_of(forms("sample", "{model}", "--prompt", "a")) == known["sample"]
     facts = ImageFacts(1, 8, 8, ("no", "yes"))
     families = {
@@ -151,7 +151,7 @@ def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     def opened(text: str, store: str | None = None) -> Iterator[Any]:
         yield families[text]
 
-    monkeypatch.setattr(launch.pictures, "picture_model", opened)
+    monkeypatch.setattr(launch.cli.sample_images, "picture_model", opened)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     drawn = forms("sample", "vae", "--grid", "{folder}/grid.png", "--num-samples", "4")
     assert keys_of(drawn) == known["sample --grid"]

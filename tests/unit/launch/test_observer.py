@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from launch.records import RunRecord
-from launch.stages import StageObserver, progress_of
-from recipes.load import parse_recipe
-from recipes.stages import Stage
+from launch.runs.records import RunRecord
+from launch.runs.stage_entry import StageObserver, progress_of
+from recipes.loading.load import parse_recipe
+from recipes.stages.kinds import Stage
 from trainers.store.store import Store
 
 TRAIN = {"steps": 8, "global_batch": 4, "sequence_length": 16, "optimizer": {"lr": 1e-3}}
@@ -128,7 +128,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("launch.stages.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("launch.runs.stage_entry.time", SimpleNamespace(monotonic=lambda: self.now))
 
 
 def writing_observer(rank: FirstRank) -> tuple[StageObserver, RunRecord]:

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from launch.charts import Node, Series, depth_of, line_chart, lineage_graph, smooth, thin, ticks
-from launch.page import (
+from launch.report.charts import Node, Series, depth_of, line_chart, lineage_graph, smooth, thin, ticks
+from launch.report.page import (
     RunReport,
     StageReport,
     curves_of,

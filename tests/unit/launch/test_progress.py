@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.progress import LiveView, Pace, PlainView, PlanRow, ResultRow, describe, rate, rows_lost, span
+from launch.report.progress import LiveView, Pace, PlainView, PlanRow, ResultRow, describe, rate, rows_lost, span
 
 
 class Clock:

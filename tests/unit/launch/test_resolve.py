@@ -10,12 +10,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 
 from cluster.topology import Node
-from launch.capacity import Workers, check_memory, settle_workers
-from launch.inputs import take_in
-from launch.resolve import resolve
+from launch.runs.capacity import Workers, check_memory, settle_workers
+from launch.runs.inputs import take_in
+from launch.runs.resolve import resolve
 from recipes.errors import CapacityError, RecipeError
-from recipes.load import load_recipe
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.planning.settle import Hardware
 from trainers.data.tokenizer import load_tokenization
 from trainers.store.manifest import ArtifactManifest, Kind, canonical_json, files_digest, sha256_hex
 from trainers.store.store import Store

@@ -6,11 +6,12 @@ import pytest
 
 from launch import api
 from launch.api import with_placement
-from launch.capacity import Workers
-from launch.resolve import Resolved, differing_values, resolve
+from launch.runs.capacity import Workers
+from launch.runs.new_run import record_of
+from launch.runs.resolve import Resolved, differing_values, resolve
 from recipes.errors import Preempted, RecipeError, RequestError
-from recipes.load import load_recipe
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.planning.settle import Hardware
 from trainers.store.manifest import Layout, StateManifest
 
 
@@ -105,7 +106,7 @@ def test_a_recipe_that_differs_is_refused_with_its_keys(stopped: Any, recipe: An
 
 
 def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipes.stages import SEMANTICS
+    from recipes.stages.kinds import SEMANTICS
 
     before = SEMANTICS["finetune"]
     monkeypatch.setitem(SEMANTICS, "finetune", before + 1)
@@ -114,7 +115,7 @@ def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pyt
 
 
 def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
-    from launch.journal import this_driver
+    from launch.runs.journal import this_driver
 
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver=this_driver(), next_s=5)
@@ -123,7 +124,7 @@ def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
 
 
 def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) -> None:
-    from launch.journal import this_driver
+    from launch.runs.journal import this_driver
 
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver={**this_driver(), "start_ticks": 1}, next_s=5)
@@ -195,7 +196,7 @@ def test_an_allowed_change_reaches_the_workers_and_later_resumes(stopped: Any, b
     bench.stages.hook = fail_in_chat
     found = api.resumable(stopped, None, ["stages.chat.train.steps=5"], None, ["stages.chat.train.steps"])
     assert found is not None
-    stopped.revise(api._record_of(found))
+    stopped.revise(record_of(found))
     with pytest.raises(Preempted):
         bench.drive(record=stopped)
     assert stopped.resolved() == found

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launch.preflight import CheckResult
-from launch.preflight import check as check_recipe
-from recipes.data import TrainTokenizer
+from launch.checks.preflight import CheckResult
+from launch.checks.preflight import check as check_recipe
+from recipes.data.text import TrainTokenizer
 from trainers.data.tokenizer import train_tokenizer
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
@@ -144,7 +144,7 @@ def test_a_model_of_the_store_is_read_where_the_store_is_named(check: Check, tmp
 
 def test_the_command_loads_nothing_heavy() -> None:
     program = (
-        "import sys, time, json, launch.preflight as p; found = p.check('recipes/quickstart.yaml');"
+        "import sys, time, json, launch.checks.preflight as p; found = p.check('recipes/quickstart.yaml');"
         "print(json.dumps([sorted(sys.modules), time.process_time(), [row.stage for row in found.rows]]))"
     )
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

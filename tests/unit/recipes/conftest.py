@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import RecipeError
-from recipes.load import load_recipe
+from recipes.loading.load import load_recipe
 from recipes.recipe import Recipe
 
 CHAIN = """\

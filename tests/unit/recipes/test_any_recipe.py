@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recipes.load import check_file, dump_recipe, load_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe
 
 SCALARS = st.one_of(
     st.none(),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from recipes.errors import Problem, RecipeError
-from recipes.load import check_file, load_recipe
+from recipes.loading.load import check_file, load_recipe
 
 
 class Broken(NamedTuple):

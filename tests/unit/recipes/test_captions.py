@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.picture_facts import PictureFacts
-from recipes.plan import build_plan
+from recipes.data.image_facts import PictureFacts
+from recipes.planning.plan import build_plan
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts
-from recipes.stages import Finetune, FinetuneImages
+from recipes.stages.kinds import Finetune, FinetuneImages
 
 TEXT = """\
 name: captions

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.fingerprint import ParentId, fingerprint
-from recipes.load import load_recipe
+from recipes.loading.load import load_recipe
+from recipes.planning.fingerprint import ParentId, fingerprint
+from recipes.planning.smoke import shrink
 from recipes.references import stage_inputs
-from recipes.smoke import shrink
 
 Write = Callable[..., Path]
 DATA = {"data": "data digest", "evaluation": "evaluation digest"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import RecipeError
-from recipes.load import load_recipe
+from recipes.loading.load import load_recipe
 
 WriteRecipe = Callable[..., Path]
 TOUCH = "__import__('os').system('touch canary')"

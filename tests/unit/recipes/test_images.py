@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.families import FAMILIES
-from recipes.load import check_file, load_recipe
+from recipes.loading.load import check_file, load_recipe
+from recipes.models.families import FAMILIES
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
 

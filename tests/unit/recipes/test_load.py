@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import Problem, RecipeError
-from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
-from recipes.stages import Evaluate, Finetune, PpoStage, Pretrain, Reward
+from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward
 
 Write = Callable[..., Path]
 

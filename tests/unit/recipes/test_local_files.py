@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from recipes.data_files import match_files
-from recipes.load import check_file
-from recipes.local_models import read_folder
+from recipes.data.files import match_files
+from recipes.loading.load import check_file
+from recipes.models.folders import read_folder
 
 Write = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from recipes.fields import TagAt
-from recipes.load import check_file, dump_recipe, load_recipe
-from recipes.locate import Slot, field_at, slot_at
+from recipes.loading.load import check_file, dump_recipe, load_recipe
+from recipes.loading.schema_paths import Slot, field_at, slot_at
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from recipes.image_data import ImageSource
-from recipes.picture_facts import PictureFacts, find_picture_facts
+from recipes.data.image_facts import PictureFacts, find_picture_facts
+from recipes.data.images import ImageSource
 
 SOURCE: TypeAdapter[ImageSource] = TypeAdapter(ImageSource)
 

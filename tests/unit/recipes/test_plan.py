@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.chain import edges, order
-from recipes.derive import micro_batches, planned_steps, stage_batch, stage_steps
-from recipes.load import load_recipe, parse_recipe
-from recipes.plan import Committed, Plan, build_plan, divides, fit_workers
+from recipes.loading.load import load_recipe, parse_recipe
+from recipes.planning.derive import micro_batches, planned_steps, stage_batch, stage_steps
+from recipes.planning.plan import Committed, Plan, build_plan, divides, fit_workers
 from recipes.recipe import Recipe
 from recipes.references import stage_sources
-from recipes.train import Train
+from recipes.rules.chain import edges, order
+from recipes.stages.train import Train
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 

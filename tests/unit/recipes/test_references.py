@@ -2,8 +2,7 @@
 
 import pytest
 
-from recipes.data import JsonLines, PythonDocs, PythonSummaries, Source
-from recipes.optim import AdamW
+from recipes.data.text import JsonLines, PythonDocs, PythonSummaries, Source
 from recipes.references import (
     FolderRef,
     HubRef,
@@ -15,8 +14,9 @@ from recipes.references import (
     parse_reference,
     stage_sources,
 )
-from recipes.stages import Evaluate, Finetune
-from recipes.train import Train
+from recipes.stages.kinds import Evaluate, Finetune
+from recipes.stages.optim import AdamW
+from recipes.stages.train import Train
 
 
 @pytest.mark.parametrize(

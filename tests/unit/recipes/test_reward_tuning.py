@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from recipes.derive import samples_divide, stage_batch, stage_steps
-from recipes.fingerprint import ParentId, fingerprint, meaning_of
-from recipes.load import load_recipe
-from recipes.picture_facts import PictureFacts
-from recipes.plan import build_plan, fit_workers
+from recipes.data.image_facts import PictureFacts
+from recipes.loading.load import load_recipe
+from recipes.planning.derive import samples_divide, stage_batch, stage_steps
+from recipes.planning.fingerprint import ParentId, fingerprint, meaning_of
+from recipes.planning.plan import build_plan, fit_workers
+from recipes.planning.settle import Hardware, settle_shards
+from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
-from recipes.settle import Hardware, settle_shards
-from recipes.smoke import shrink
-from recipes.stages import PpoImages, PpoStage
+from recipes.stages.kinds import PpoImages, PpoStage
 
 JUDGE = """\
   judge:

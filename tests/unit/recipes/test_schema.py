@@ -9,12 +9,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from recipes.families import FAMILIES
-from recipes.fingerprint import field_role
-from recipes.locate import describe_field
+from recipes.loading.schema_paths import describe_field
+from recipes.models.families import FAMILIES
+from recipes.planning.fingerprint import field_role
 from recipes.recipe import Recipe
 from recipes.reference import json_schema, markdown_reference
-from recipes.stages import SEMANTICS, PretrainFamily, Stage
+from recipes.stages.kinds import SEMANTICS, PretrainFamily, Stage
 
 ROOT = Path(__file__).parents[3]
 NO_BOUNDS = {"Bound.min", "Bound.max"}
@@ -91,7 +91,7 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_the_json_schema_accepts_the_quickstart_and_refuses_a_wrong_one() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    from recipes.yaml_text import parse_yaml
+    from recipes.loading.yaml_text import parse_yaml
 
     raw = parse_yaml((ROOT / "recipes" / "quickstart.yaml").read_bytes(), "quickstart.yaml").value
     validator = jsonschema.Draft202012Validator(json_schema())

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from recipes.load import load_recipe
-from recipes.memory import Sizes
+from recipes.loading.load import load_recipe
+from recipes.models.memory import Sizes
+from recipes.planning.settle import MEMORY_SHARE, PROCESS_BYTES, Hardware, keep_settled, settle_shards
 from recipes.recipe import Recipe
-from recipes.settle import MEMORY_SHARE, PROCESS_BYTES, Hardware, keep_settled, settle_shards
-from recipes.sharding import Shard
+from recipes.stages.sharding import Shard
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 AMX = Hardware(fast_bf16="amx_bf16", worker_bytes=64 << 30)

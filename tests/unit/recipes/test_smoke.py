@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes.derive import stage_steps
-from recipes.load import check_file, dump_recipe, load_recipe, parse_recipe
-from recipes.memory import num_parameters
-from recipes.plan import fit_workers
-from recipes.smoke import shrink
-from recipes.stages import Evaluate, PpoStage, Pretrain, Reward
+from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
+from recipes.models.memory import num_parameters
+from recipes.planning.derive import stage_steps
+from recipes.planning.plan import fit_workers
+from recipes.planning.smoke import shrink
+from recipes.stages.kinds import Evaluate, PpoStage, Pretrain, Reward
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from recipes.load import check_file
-from recipes.yaml_text import parse_yaml
+from recipes.loading.load import check_file
+from recipes.loading.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TAGS = ("kind", "family", "type", "source", "architecture", "train", "estimator", "init_from")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from recipes.architecture import MODEL_TYPES
-from recipes.known_models import known_model
-from recipes.local_models import read_folder
-from trainers.architectures.load import ModelKind, load_model
+from recipes.models.architecture import MODEL_TYPES
+from recipes.models.folders import read_folder
+from recipes.models.known_models import known_model
+from trainers.models.load import ModelKind, load_model
 from trainers.store.imports import describe_folder
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {

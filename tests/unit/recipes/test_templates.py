@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from recipes.load import check_file, load_recipe
-from recipes.stages import Finetune
-from recipes.templates import stage_template
+from recipes.loading.load import check_file, load_recipe
+from recipes.rules.templates import stage_template
+from recipes.stages.kinds import Finetune
 
 Write = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_other_templates_are_refused(write_recipe: Write, value: str) -> None:
 
 
 def test_the_default_is_no_meaning_of_its_own(write_recipe: Write) -> None:
-    from recipes.fingerprint import meaning_of
+    from recipes.planning.fingerprint import meaning_of
 
     stage: Any = load_recipe(write_recipe()).recipe.stages["chat"]
     assert isinstance(stage, Finetune)

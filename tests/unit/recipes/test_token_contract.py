@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from launch.preflight import check
-from recipes.chat_template import end_of_turn
+from launch.checks.preflight import check
 from recipes.errors import RequestError
-from recipes.load import check_file
-from recipes.local_models import read_folder
-from recipes.token_contract import DEFAULT_ROWS
+from recipes.loading.load import check_file
+from recipes.models.folders import read_folder
+from recipes.tokenizers.chat_template import end_of_turn
+from recipes.tokenizers.token_contract import DEFAULT_ROWS
 from tests.chat_models import CHATML, DOCUMENT_END, END, chat_tokenizer, write_chat_model
 from trainers.data.tokenizer import load_tokenization
 

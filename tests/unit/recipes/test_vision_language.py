@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from recipes.local_models import read_folder
+from recipes.models.folders import read_folder
 from recipes.recipe import Recipe
 
 TEXT = """\

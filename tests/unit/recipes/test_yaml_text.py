@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.errors import Problem, RecipeError
-from recipes.yaml_text import MAX_BYTES, parse_yaml, scalar
+from recipes.loading.yaml_text import MAX_BYTES, parse_yaml, scalar
 
 
 def _problems(data: bytes) -> list[Problem]:

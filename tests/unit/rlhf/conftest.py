@@ -12,25 +12,25 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.lora import Lora
-from recipes.optim import AdamW
-from recipes.ppo import Ppo, Rollout
-from recipes.sharding import Shard
+from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW
+from recipes.stages.ppo import Ppo, Rollout
+from recipes.stages.sharding import Shard
+from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.iterations import PpoSource
-from rlhf.models import PolicyModels, Role, Route
-from rlhf.ppo import GaeEstimator, PpoObjective
-from rlhf.reading import same_tokens
-from rlhf.rollout import ColocatedRollouts
-from rlhf.scoring import ScoreStatistics
-from trainers import distributed
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.lora import add_adapter
+from rlhf.text.policy import PolicyModels, Role, Route
+from rlhf.text.ppo import GaeEstimator, PpoObjective
+from rlhf.text.reward_inputs import same_tokens
+from rlhf.text.rollout import ColocatedRollouts
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
-from trainers.generation import SamplingSettings
-from trainers.precision import unit_roundoff
+from trainers.inference.generation import SamplingSettings
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.lora import add_adapter
+from trainers.training import distributed
+from trainers.training.precision import unit_roundoff
 
 VOCABULARY, WIDTH, EOS, PAD = 24, 16, 0, 1
 CPU = torch.device("cpu")

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.ddpo import Ddpo, RuleReward
-from recipes.image_models import Ddpm, Vae
-from recipes.lora import Lora
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from rlhf.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective
+from recipes.models.image_models import Ddpm, Vae
+from recipes.stages.ddpo import Ddpo, RuleReward
+from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
+from rlhf.images.conditions import CaptionPrompts, ClassPrompts, PicturePrompts
+from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective
+from rlhf.images.policy import PictureModels
+from rlhf.images.rewards import rule_scorer
 from rlhf.iterations import PpoSource
-from rlhf.picture_models import PictureModels
-from rlhf.picture_prompts import CaptionPrompts, ClassPrompts, PicturePrompts
-from rlhf.picture_rewards import rule_scorer
 from trainers.data.batches import Texts
-from trainers.data.image_sets import ImageDataset, ImageReport
+from trainers.data.materialise_images import ImageDataset, ImageReport
 from trainers.engine.build import build_engine, parameter_group
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
-from trainers.families.text_encoder import TextEncoder, TextStates
-from trainers.families.vae import LatentCodec
-from trainers.image_start import adapt
-from trainers.precision import unit_roundoff
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import ImageFacts
+from trainers.models.images.text_encoder import TextEncoder, TextStates
+from trainers.models.images.vae import LatentCodec
+from trainers.training.precision import unit_roundoff
+from trainers.training.tasks.image_start import adapt
 
 CPU = torch.device("cpu")
 KL = Vae(family="vae", type="autoencoder_kl", width=8, depth=2, latent=4, likelihood="gaussian")

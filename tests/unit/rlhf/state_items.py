@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from recipes.errors import Preempted
-from trainers.checkpoint import StoreCheckpoint
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.joint import BASE, JointState
 from trainers.engine.protocol import STATE_GROUPS
-from trainers.loop import Cadence, LoopState, Outcome, Phase, SourceState, train
-from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
+from trainers.training.loop import Cadence, LoopState, Outcome, Phase, SourceState, train
+from trainers.training.objectives.protocol import ObjectiveOutput
 
 LOOP = ("steps_done", "skipped_steps", "samples", "weight")
 """What every loop remembers; `rule` has a test of its own."""

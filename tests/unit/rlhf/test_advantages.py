@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.advantages import estimate_advantages, whiten
+from rlhf.algorithms.advantages import estimate_advantages, whiten
 
 
 def slow_gae(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.kl import kl_in_loss
+from rlhf.algorithms.kl import kl_in_loss
 
 Build = Callable[..., Any]
 DEVIATION = 0.5

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from recipes.lora import Lora
-from rlhf.ddpo import Drawn
+from recipes.stages.lora import Lora
+from rlhf.images.conditions import Asked
+from rlhf.images.ddpo import Drawn
 from rlhf.iterations import gate_reasons
 from rlhf.monitors import PictureReport
-from rlhf.picture_prompts import Asked
-from trainers.observer import Watch
+from trainers.training.observer import Watch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_ddpo import build

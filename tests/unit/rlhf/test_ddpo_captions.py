@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from recipes.errors import RequestError, StageError
-from recipes.lora import Lora
-from rlhf.picture_prompts import CaptionPrompts
-from trainers import checkpoint as checkpoint_module
+from recipes.stages.lora import Lora
+from rlhf.images.conditions import CaptionPrompts
+from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.engine.protocol import STATE_GROUPS
 from trainers.store.store import Store
 

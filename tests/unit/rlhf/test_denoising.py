@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.image_models import Ddpm
-from rlhf.denoising import build_chain, gaussian_kl, gaussian_logprobs, grouped_advantages
+from recipes.models.image_models import Ddpm
+from rlhf.algorithms.denoising import build_chain, gaussian_kl, gaussian_logprobs, grouped_advantages
 
 
 def test_a_log_probability_by_hand() -> None:
@@ -63,7 +63,7 @@ def test_timesteps_must_fall() -> None:
 
 @pytest.mark.parametrize("betas", ["linear", "cosine"])
 def test_the_chain_is_diffusers_ancestral_sampler(betas: Any) -> None:
-    from trainers.families.ddpm import build_scheduler
+    from trainers.models.images.ddpm import build_scheduler
 
     settings = Ddpm(family="ddpm", prediction="x0", betas=betas)
     scheduler = build_scheduler(settings, "ddpm", is_clipped=False)

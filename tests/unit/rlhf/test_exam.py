@@ -2,9 +2,9 @@
 
 import pytest
 
-from recipes.report import report_labels
-from recipes.stages import Bound
-from rlhf.exam import (
+from recipes.rules.report import report_labels
+from recipes.stages.kinds import Bound
+from rlhf.text_metrics import (
     Answer,
     ModelAnswers,
     comparison_metrics,

@@ -7,7 +7,7 @@ import torch
 
 from rlhf.experience import Experience, Judged, Responses, join_responses
 from rlhf.iterations import shuffled_rows
-from rlhf.rollout import draw_keys, repeated_prompts, response_uniforms
+from rlhf.text.rollout import draw_keys, repeated_prompts, response_uniforms
 from trainers.data.batches import PromptBatch
 
 

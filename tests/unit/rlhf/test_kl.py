@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf.kl import adapted_kl_coef, exact_kl, k1, k2, k3
+from rlhf.algorithms.kl import adapted_kl_coef, exact_kl, k1, k2, k3
 
 
 def test_estimators_by_hand() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.losses import policy_loss, ranking_loss, value_loss
+from rlhf.algorithms.losses import policy_loss, ranking_loss, value_loss
 
 ALL = torch.tensor([[True]])
 

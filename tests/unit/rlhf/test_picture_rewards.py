@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.ddpo import ClassReward, RuleReward
 from recipes.errors import RequestError
-from rlhf.picture_rewards import classifier_scorer, rule_scorer
-from trainers.families.protocol import ImageFacts
+from recipes.stages.ddpo import ClassReward, RuleReward
+from rlhf.images.rewards import classifier_scorer, rule_scorer
+from trainers.models.images.protocol import ImageFacts
 
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.5]])
 EVEN = torch.tensor([[0.25, 0.25], [0.5, 0.5]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from recipes.sharding import Shard
+from recipes.stages.sharding import Shard
 from rlhf.invariants import (
     MEAN_ROUNDINGS,
     RARE_ROUNDINGS,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.lora import Lora
-from rlhf.reward import RewardObjective, ScoreModel, evaluate_pairs, failed_gates, summarise_pairs
-from trainers.architectures.load import stock_class
-from trainers.architectures.lora import adapter_tensors, add_adapter, config_with_heads
+from recipes.stages.lora import Lora
+from rlhf.text.reward_model import RewardObjective, ScoreModel, evaluate_pairs, failed_gates, summarise_pairs
 from trainers.data.batches import PairBatch, SequenceBatch
+from trainers.models.load import stock_class
+from trainers.models.lora import adapter_tensors, add_adapter, config_with_heads
 
 PAD = EOS = 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.scoring import ScoreStatistics, shaped_scores, token_rewards
+from rlhf.algorithms.scoring import ScoreStatistics, shaped_scores, token_rewards
 
 
 def test_normalise_clip_and_penalty_by_hand() -> None:

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from recipes.lora import Lora
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from trainers import checkpoint as checkpoint_module
-from trainers.architectures.lora import add_adapter
-from trainers.architectures.token_losses import TokenLosses
+from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
+from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.data.batches import BatchPlan
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import STATE_GROUPS
-from trainers.loop import LoopState
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.steps import GROUP, PlannedBatches
+from trainers.models.lora import add_adapter
+from trainers.models.token_losses import TokenLosses
 from trainers.store.store import Store
+from trainers.training.loop import LoopState
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.steps import GROUP, PlannedBatches
 
 sys.path.insert(0, str(Path(__file__).parent))
 from state_items import LOOP, Fatal, Killed, Made, Part, items, leave_out, saved_step, train_once

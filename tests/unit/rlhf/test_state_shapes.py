@@ -15,31 +15,31 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from recipes.image_models import Gan
-from recipes.lora import Lora
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from rlhf.reward import RewardObjective, ScoreModel
-from trainers import checkpoint as checkpoint_module
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.load import stock_class
-from trainers.architectures.lora import add_adapter
-from trainers.architectures.token_losses import CarriedTokenLosses
+from recipes.models.image_models import Gan
+from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
+from rlhf.text.reward_model import RewardObjective, ScoreModel
+from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.data.batches import ImageBatch, PairBatch, SequenceBatch
 from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.joint import BASE
 from trainers.engine.protocol import STATE_GROUPS
-from trainers.families.build import Blueprint
-from trainers.families.protocol import ImageFacts
-from trainers.image_stage import ImageBatches
-from trainers.loop import Phase
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.images import ImageObjective
-from trainers.steps import GROUP, PlannedBatches
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import ImageFacts
+from trainers.models.load import stock_class
+from trainers.models.lora import add_adapter
+from trainers.models.token_losses import CarriedTokenLosses
 from trainers.store.store import Store
-from trainers.streams import LaneStates, StreamBatches
+from trainers.training.loop import Phase
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.training.objectives.images import ImageObjective
+from trainers.training.steps import GROUP, PlannedBatches
+from trainers.training.tasks.images import ImageBatches
 
 sys.path.insert(0, str(Path(__file__).parent))
 from state_items import LOOP, Made, Part, Poisoned, items, leave_out, train_once

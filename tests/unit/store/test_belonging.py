@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import StoreDamaged
-from trainers.store.belonging import owner_mark
+from trainers.store.commit_rules import owner_mark
+from trainers.store.inspection import verify
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
@@ -72,7 +73,7 @@ def test_a_ref_names_an_object_and_nothing_else(store: Store, target: object) ->
     whole = committed(store)
     store._artifact_refs(whole.fingerprint).create(2, {"manifest": target, "bytes": 1})
     assert store.find_artifact(whole.fingerprint) == whole
-    (damage,) = store.verify().damage
+    (damage,) = verify(store).damage
     assert damage.path.endswith("000002")
     assert "is not a SHA-256" in damage.problem
     assert store.names() == {}
@@ -101,7 +102,7 @@ def test_a_ref_to_another_places_manifest_is_passed_over(store: Store, caplog: p
     log.append(named)
     assert store.latest_state("run", "base") == mine
     assert "names a manifest of refs/artifacts" in caplog.text
-    assert len(store.verify().damage) == 2  # the third was set aside
+    assert len(verify(store).damage) == 2  # the third was set aside
 
 
 def test_a_ref_of_another_size_is_damaged(store: Store) -> None:
@@ -109,7 +110,7 @@ def test_a_ref_of_another_size_is_damaged(store: Store) -> None:
     record = store._artifact_refs(whole.fingerprint).read(1)
     store._artifact_refs(whole.fingerprint).create(2, {"manifest": record["manifest"], "bytes": 1})
     assert store.find_artifact(whole.fingerprint) == whole
-    assert "names 1 bytes of" in store.verify().damage[0].problem
+    assert "names 1 bytes of" in verify(store).damage[0].problem
 
 
 def test_a_state_names_only_its_own_objects(open_store: Callable[[], Store]) -> None:
@@ -128,7 +129,7 @@ def test_a_state_names_only_its_own_objects(open_store: Callable[[], Store]) -> 
             store.commit_state(forged, lease)
         store.states("run", "base")._refs.append(store._put_manifest(forged))
         assert open_store().latest_state("run", "base") == good
-    report = open_store().verify()
+    report = verify(open_store())
     assert report.damage == []
     assert len(report.aside) == 3
 
@@ -141,4 +142,4 @@ def test_an_artifact_names_no_object_of_a_training_state(store: Store) -> None:
         store.put_artifact(forged)
     assert store.list_artifacts() == []
     store._artifact_refs(forged.fingerprint).append(store._put_manifest(forged))
-    assert "belongs to the training state run/base/1/1" in store.verify().damage[0].problem
+    assert "belongs to the training state run/base/1/1" in verify(store).damage[0].problem

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from trainers.store.beside import map_beside, start_beside
+from trainers.store.background_threads import map_beside, start_beside
 
 
 def test_results_come_in_order_and_so_many_run_at_once() -> None:
@@ -42,7 +42,8 @@ def test_an_error_is_raised_once_nothing_is_under_way() -> None:
 
 
 def test_the_end_of_a_process_waits_for_no_thread() -> None:
-    code = "import time; from trainers.store.beside import start_beside; start_beside(lambda: time.sleep(60)); print(1)"
+    module = "trainers.store.background_threads"
+    code = f"import time; from {module} import start_beside; start_beside(lambda: time.sleep(60)); print(1)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "1\n", "")
 

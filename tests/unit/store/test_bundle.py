@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch.store_commands import store_app
+from launch.cli.store_commands import store_app
 from recipes.errors import RequestError, StoreDamaged
 from trainers.store.bundle import is_bundle, read_bundle, write_bundle
+from trainers.store.inspection import lineage, verify
 from trainers.store.manifest import (
     ArtifactManifest,
     canonical_json,
@@ -66,8 +67,8 @@ def test_what_is_carried_arrives(store: Store, other: Store, bundle: Path) -> No
     taken = read_bundle(other, bundle)
     assert [item.stage for item in taken] == ["base", "chat"]
     assert other.list_artifacts() == store.list_artifacts()
-    assert other.verify().damage == []
-    assert [item.stage for item in other.lineage(taken[1].fingerprint).ancestors] == ["base"]
+    assert verify(other).damage == []
+    assert [item.stage for item in lineage(other, taken[1].fingerprint).ancestors] == ["base"]
     assert read_bundle(other, bundle) == taken
 
 
@@ -94,7 +95,7 @@ def test_one_artifact_alone_names_its_missing_parents(store: Store, other: Store
     chat = next(item for item in store.list_artifacts() if item.stage == "chat")
     write_bundle(store, [chat], tmp_path / "alone")
     read_bundle(other, tmp_path / "alone", digest=chat.digest)
-    assert other.lineage(chat.fingerprint).missing == [chat.parents["of.0"].fingerprint]
+    assert lineage(other, chat.fingerprint).missing == [chat.parents["of.0"].fingerprint]
 
 
 def test_a_bundle_is_the_same_wherever_it_is_written(store: Store, bundle: Path, tmp_path: Path) -> None:

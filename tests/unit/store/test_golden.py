@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.saved_state import find_state
+from trainers.checkpoint.find_state import find_state
 from trainers.store.collection import collect
+from trainers.store.inspection import lineage, verify
 from trainers.store.manifest import Manifest, StoreFormat, canonical_json, manifest_bytes, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.state import TensorReader
@@ -32,11 +33,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_everything_is_there(store: Store) -> None:
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     assert [item.stage for item in store.list_artifacts()] == ["base", "chat"]
     chat = store.resolve("best")
     assert (chat.fingerprint, chat.outcome.rule, chat.gate.passed) == (CHAT, "kl", False)
-    assert [item.fingerprint for item in store.lineage(CHAT).ancestors] == [BASE]
+    assert [item.fingerprint for item in lineage(store, CHAT).ancestors] == [BASE]
     base = store.resolve(BASE[:8])
     assert (base.metrics["loss"], base.data, base.outcome.steps_done) == (2.5, {"data": DATA}, 10)
     assert (store.folder(base, "model") / "config.json").read_bytes() == b'{"model_type":"llama"}'
@@ -107,8 +108,8 @@ def refuses(store: Store, call: Callable[[], object], path: str) -> None:
         with pytest.raises(StoreFormat, match=rf"{path}.* format 2; this version reads format 1"):
             ask()
     assert listing() == before
-    assert store.verify(set_aside=True).later == [ref for ref in before if ref.startswith(path)][-1:]
-    assert store.verify().damage == []
+    assert verify(store, set_aside=True).later == [ref for ref in before if ref.startswith(path)][-1:]
+    assert verify(store).damage == []
     assert listing() == before
 
 

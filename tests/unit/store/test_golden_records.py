@@ -10,11 +10,12 @@ import pytest
 
 from trainers.store.bundle import read_bundle
 from trainers.store.collection import collect
+from trainers.store.dataset_refs import DatasetUse, all_uses
+from trainers.store.import_records import origins
+from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
-from trainers.store.origins import origins
 from trainers.store.store import Store
-from trainers.store.uses import DatasetUse, all_uses
 
 sys.path.insert(0, str(Path(__file__).parent))
 from write_golden_records import BASE, BROKEN, CHANGE, DATA, NOTE, ORPHAN, PROBLEM, RUN, SOURCE, main
@@ -36,7 +37,7 @@ def test_every_record_counts(store: Store) -> None:
     assert [item.changes for item in store.list_artifacts()] == [[CHANGE]]
     found = [(origin.source, origin.bundle) for origin in origins(store.files, BASE)]
     assert found == [(SOURCE, None), ("the other team", sha256_hex(b"index"))]
-    report = store.verify()
+    report = verify(store)
     assert (report.damage, report.aside) == ([], [f"refs/artifacts/{BROKEN}/000001"])
     note = json.loads(store.files.read(f"quarantine/refs/artifacts/{BROKEN}/000001"))
     assert note["problem"] == PROBLEM
@@ -50,14 +51,14 @@ def test_a_collection_deletes_what_the_list_names(store: Store) -> None:
     os.utime(Path(store.uri) / path, (at, at))
     assert collect(store, grace_s=0).removed_objects == 1
     assert store.files.size(path) is None
-    assert store.verify().damage == []
+    assert verify(store).damage == []
 
 
 def test_a_bundle_is_taken(tmp_path: Path) -> None:
     other = Store.open(str(tmp_path / "other"))
     (base,) = read_bundle(other, GOLDEN / "bundle-1")
     assert (base.fingerprint, base.changes) == (BASE, [CHANGE])
-    assert other.verify().damage == []
+    assert verify(other).damage == []
 
 
 def test_the_writer_writes_the_same(tmp_path: Path) -> None:

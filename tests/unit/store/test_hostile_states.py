@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from recipes.errors import StoreDamaged
-from trainers.saved_state import find_state
-from trainers.store.belonging import owner_mark
+from trainers.checkpoint.find_state import find_state
+from trainers.store.commit_rules import owner_mark
+from trainers.store.inspection import verify
 from trainers.store.manifest import FileEntry, StateManifest, canonical_json
 from trainers.store.state import TensorReader
 from trainers.store.store import Store
@@ -115,7 +116,7 @@ def test_a_state_that_lies_is_named_and_the_older_one_used(
         with refused(StoreDamaged, None, entry.sha256[2:12]):
             store.commit_state(forged, 1)
     store.states("run", "base")._refs.append({"manifest": store.objects.put_bytes(text), "bytes": len(text)})
-    refs = [damage.refs for damage in store.verify().damage]
+    refs = [damage.refs for damage in verify(store).damage]
     assert refs
     assert all(needed == ["refs/states/run/base/000003"] for needed in refs)
     found = find_state(store, "run", "base", FINGERPRINT)

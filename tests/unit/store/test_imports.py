@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
 from trainers.data.tokenizer import load_tokenization
-from trainers.store.foreign import read_safetensors_header
+from trainers.store.import_records import origins
 from trainers.store.imports import import_folder, import_tokenizer
-from trainers.store.origins import origins
+from trainers.store.inspection import verify
 from trainers.store.store import Store
+from trainers.store.untrusted_files import read_safetensors_header
 
 
 def safetensors_bytes(tensors: dict[str, int], **header: Any) -> bytes:
@@ -87,10 +88,10 @@ def test_every_origin_of_the_same_files_is_recorded(store: Store, folder: Path, 
     records = sorted((tmp_path / "store" / "refs" / "imports").rglob("00000*"))
     assert len(records) == 3
     assert not any(str(tmp_path) in path.read_text() for path in records)
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     records[0].chmod(0o644)
     records[0].write_text("cut off")
-    assert [item.path for item in store.verify().damage] == [records[0].relative_to(tmp_path / "store").as_posix()]
+    assert [item.path for item in verify(store).damage] == [records[0].relative_to(tmp_path / "store").as_posix()]
 
 
 def test_shards_come_with_their_index(store: Store, folder: Path) -> None:

@@ -21,22 +21,22 @@ FORBIDDEN = {
 }  # fmt: skip
 STOCK_LOADERS = {"from_pretrained", "from_single_file", "load_adapter", "load_lora_weights", "load_checkpoint"}
 """Methods that open folders of others and choose the file format themselves."""
-DOOR = "trainers/store/stock.py"
+DOOR = "trainers/store/hf_loaders.py"
 """The one file that may call them on models."""
 JSON_READERS = {
-    ("trainers/architectures/load.py", "model_class.config_class"),
-    ("trainers/artifacts.py", "PreTrainedTokenizerFast"),
-    ("trainers/data/picture_processor.py", "AutoProcessor"),
+    ("trainers/models/load.py", "model_class.config_class"),
+    ("trainers/training/model_folders.py", "PreTrainedTokenizerFast"),
+    ("trainers/data/image_processor.py", "AutoProcessor"),
 }
 """Stock classes of configurations, tokenizers and processors: JSON is all that they open."""
 IMPORTERS = {
-    "trainers/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
+    "trainers/training/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
     "cluster/fork_server.py": "the command line of our own session", "cluster/ray_start.py": "literals",
     "cluster/session.py": "literals",
 }  # fmt: skip
 """Who imports modules by name, and where the names come from; none is read from a store or a model."""
 UNPACKING = {"extract", "extractall"}
-LISTS_NAMES = {"recipes/picture_files.py": "zipfile"}
+LISTS_NAMES = {"recipes/data/image_files.py": "zipfile"}
 """Looks up which arrays an .npz holds; unpacks nothing."""
 
 
@@ -143,7 +143,7 @@ def test_no_load_path_can_run_code(path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_search_finds(source: str) -> None:
-    assert list(findings(source, "launch/sampler.py"))
+    assert list(findings(source, "launch/cli/sample_text.py"))
 
 
 def test_the_search_spares() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from recipes.errors import StoreDamaged
 from trainers.store import objects
-from trainers.store.belonging import owner_mark
 from trainers.store.collection import Keep, collect
+from trainers.store.commit_rules import owner_mark
+from trainers.store.inspection import verify
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
@@ -193,7 +194,7 @@ def test_retention_never_reduces_what_can_be_loaded_below_what_it_keeps(steps: l
         life.do(what)
         loadable = loadable + 1 if what == "save" else min(loadable, int(what[4:])) if "keep" in what else loadable
         assert len(life.whole()) == loadable
-        assert life.store.verify().damage == []
+        assert verify(life.store).damage == []
         latest = life.store.latest_state("run", "base")
         assert (latest.step if latest else 0) == life.step
 
@@ -205,14 +206,14 @@ def test_a_share_is_verified_and_other_seeds_verify_the_rest() -> None:
         life.save()
     store = life.store
     life.damage(True, b"x")
-    reports = [store.verify(share=0.5, seed=seed) for seed in range(12)]
+    reports = [verify(store, share=0.5, seed=seed) for seed in range(12)]
     assert all(8 <= report.objects <= 32 for report in reports)
-    assert reports[0] == store.verify(share=0.5, seed=0)
+    assert reports[0] == verify(store, share=0.5, seed=0)
     caught = [bool(report.damage) for report in reports]
     assert any(caught), "the damaged object was never chosen"
     assert not all(caught), "the damaged object was always chosen: the share is not one of the objects"
-    assert store.verify(share=1.0).objects == 40
-    assert {ref for item in store.verify().damage for ref in item.refs} == {"refs/states/run/base/000041"}
+    assert verify(store, share=1.0).objects == 40
+    assert {ref for item in verify(store).damage for ref in item.refs} == {"refs/states/run/base/000041"}
 
 
 @pytest.mark.parametrize("newest", ["altered", "missing"])

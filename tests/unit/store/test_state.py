@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recipes.errors import StoreDamaged
+from trainers.store.inspection import verify
 from trainers.store.manifest import (
     ArtifactManifest,
     Layout,
@@ -205,7 +206,7 @@ def test_equal_states_of_two_runs_do_not_lose_each_other(tmp_path: Path) -> None
         for step in range(1, 5):
             commit(store, step, lease, torch.full((10,), float(step)), run=run)
     assert store.keep_states("one", "base", keep=1) == 3
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     for run in ("one", "two"):
         assert store.latest_state(run, "base") is not None
 
@@ -229,7 +230,7 @@ def test_retention_spares_objects_that_are_not_the_states_own(tmp_path: Path) ->
     for step in (2, 3):
         commit(store, step, lease, torch.zeros(4))
     assert store.keep_states("run", "base", keep=1) == 2
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     assert store.find_artifact("cd" * 32) is not None
     assert store.objects.missing([later["param"][0].slices[0].object]) == []
 

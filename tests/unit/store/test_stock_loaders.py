@@ -15,10 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from launch.sampler import sample_texts
+from launch.cli.sample_text import sample_texts
 from recipes.errors import RequestError
-from trainers.architectures.load import load_model
-from trainers.artifacts import with_adapter
+from trainers.models.load import load_model
+from trainers.training.model_folders import with_adapter
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch.store_commands import store_app
+from launch.cli.store_commands import store_app
 from recipes.errors import CapacityError, RequestError, StoreDamaged
 from trainers.store.bundle import write_bundle
 from trainers.store.collection import collect
 from trainers.store.export import export
-from trainers.store.origins import note_origin, origins
+from trainers.store.import_records import note_origin, origins
+from trainers.store.inspection import verify
 from trainers.store.store import Store
 
 
@@ -45,8 +46,8 @@ def test_other_files_among_refs_are_no_refs(commit_artifact: Any, store: Store, 
     for name in ("1", "0000002", "²", "٣", "000001~", "000002.tmp", "-00001"):
         (folder / name).write_text("{}")
     assert store.list_artifacts() == [made]
-    assert store.verify().damage == []
-    assert store.verify().refs == 1
+    assert verify(store).damage == []
+    assert verify(store).refs == 1
     assert commit_artifact(store, "base") == made
 
 
@@ -88,9 +89,9 @@ def test_a_file_in_the_place_of_a_stores_folder_is_damage(
         collect(store, grace_s=0)
     if what == "refs":
         with pytest.raises(StoreDamaged, match="refs is not a folder"):
-            store.verify()
+            verify(store)
     else:
-        assert [item.path.partition("/")[0] for item in store.verify().damage] == ["refs"]
+        assert [item.path.partition("/")[0] for item in verify(store).damage] == ["refs"]
 
 
 def test_nothing_is_collected_where_the_refs_are_missing(commit_artifact: Any, store: Store, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from recipes.errors import CapacityError
 from trainers.store import trust
 from trainers.store.collection import collect
+from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -128,12 +129,12 @@ READS: dict[str, Callable[[Store], object]] = {
     REF: lambda store: store.find_artifact(FINGERPRINT),
     "refs/artifacts": lambda store: store.list_artifacts(),
     "refs": lambda store: store.find_artifact(FINGERPRINT),
-    f"refs/artifacts/{FINGERPRINT}": lambda store: store.verify(),
+    f"refs/artifacts/{FINGERPRINT}": lambda store: verify(store),
     "runs/run/recipe.json": lambda store: store.run("run").read("recipe.json"),
     "runs": lambda store: store.runs(),
     "leases/run/base": lambda store: store.check_lease("run", "base", 1),
     "refs/states/run/base/000001": lambda store: store.latest_state("run", "base"),
-    "objects": lambda store: store.verify(),
+    "objects": lambda store: verify(store),
     "tmp": lambda store: store.objects.put_bytes(b"more"),
     "refs/states": lambda store: store.take_lease("run", "other"),
 }
@@ -162,7 +163,7 @@ def test_an_object_of_others_is_refused_and_replaced_when_it_is_put(root: Path, 
     with pytest.raises(StoreUntrusted, match=path):
         collect(Store.open(str(root)), grace_s=0)
     assert Store.open(str(root)).objects.put_bytes(b"weights") == entry.sha256
-    assert Store.open(str(root)).verify().damage == []
+    assert verify(Store.open(str(root))).damage == []
     assert stat.S_IMODE((root / path).lstat().st_mode) == 0o444
 
 

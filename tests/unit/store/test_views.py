@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import RequestError, StoreDamaged
+from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest
 from trainers.store.objects import object_path
 from trainers.store.store import Store
@@ -41,7 +42,7 @@ def test_a_part_is_a_folder(store: Store, manifest: ArtifactManifest, tmp_path: 
     copied = store.folder(manifest, "model", into=tmp_path / "copy")
     assert listing(copied) == {"config.json": b"{}", "deep/file": b"deep"}
     (copied / "config.json").write_bytes(b"changed")
-    assert store.verify().damage == []
+    assert verify(store).damage == []
     with pytest.raises(RequestError, match="not empty"):
         store.folder(manifest, "model", into=tmp_path / "copy")
 

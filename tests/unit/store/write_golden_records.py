@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trainers.store.bundle import write_bundle
 from trainers.store.collection import collect
+from trainers.store.import_records import note_origin
 from trainers.store.manifest import ArtifactManifest, DatasetManifest, FileEntry, files_digest, sha256_hex
-from trainers.store.origins import note_origin
 from trainers.store.refs import RefLog
 from trainers.store.store import Store
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import Preempted
-from recipes.optim import AdamW
-from trainers.checkpoint import StoreCheckpoint
+from recipes.stages.optim import AdamW
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.build import parameter_group
 from trainers.engine.plain import PlainEngine
-from trainers.loop import Cadence, Outcome, SourceState, train
-from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
+from trainers.training.loop import Cadence, Outcome, SourceState, train
+from trainers.training.objectives.protocol import ObjectiveOutput
 
 STEPS = 8
 LAYOUT = Layout(workers=1, micro_batch=2, accumulation=2)

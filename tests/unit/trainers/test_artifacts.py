@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes.errors import StageError, VerificationError
-from recipes.lora import Lora
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.load import load_model
-from trainers.architectures.lora import (
+from recipes.stages.lora import Lora
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.load import load_model
+from trainers.models.lora import (
     active_adapters,
     adapter_layers,
     adapter_tensors,
@@ -21,9 +21,9 @@ from trainers.architectures.lora import (
     is_adapter_key,
     merged_tensors,
 )
-from trainers.artifacts import probe as probe_weights
-from trainers.artifacts import verify_folder, write_adapter, write_model
-from trainers.verification import Probe
+from trainers.training.model_folders import probe as probe_weights
+from trainers.training.model_folders import verify_folder, write_adapter, write_model
+from trainers.training.verification import Probe
 
 CPU = torch.device("cpu")
 VOCAB = 60

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.architectures.attention import block_causal_attention, packed_attention_bias
+from trainers.models.attention import block_causal_attention, packed_attention_bias
 
 
 def reference(

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.optim import AdamW
-from recipes.sharding import Shard
-from trainers import distributed
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
 from trainers.engine.build import build_engine, parameter_group
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.training import distributed
 
 TINY = {
     "family": "decoder",

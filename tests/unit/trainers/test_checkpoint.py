@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from recipes.errors import StageError, StoreDamaged
-from trainers import checkpoint as checkpoint_module
-from trainers import loop as loop_module
-from trainers.checkpoint import StoreCheckpoint
+from trainers.checkpoint import checkpoint as checkpoint_module
+from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.protocol import STATE_GROUPS, StateSlice
-from trainers.loop import LoopState, SourceState
 from trainers.store.store import Store
+from trainers.training import loop as loop_module
+from trainers.training.loop import LoopState, SourceState
 
 STEPS = 8
 

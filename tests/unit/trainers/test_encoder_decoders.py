@@ -10,20 +10,20 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from recipes.data import TrainTokenizer
+from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
-from recipes.seq2seq import SpanCorruption, count_sentinels
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.encoder_decoder import TargetLosses
-from trainers.architectures.load import load_model
-from trainers.artifacts import probe, verify_folder, write_model
+from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
 from trainers.data.batches import Seq2SeqBatch, TokenBatch, build_seq2seq_batch
+from trainers.data.span_corruption import SpanCorrupter, hidden_spans, random_division
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
-from trainers.filling import fill_spans
-from trainers.objectives.seq2seq import Seq2SeqObjective
-from trainers.span_corruption import SpanCorrupter, hidden_spans, random_division
-from trainers.translation import Translations, Written, corpus_scores, write_targets
+from trainers.evaluation.translation import Translations, Written, corpus_scores, write_targets
+from trainers.inference.filling import fill_spans
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.load import load_model
+from trainers.training.model_folders import probe, verify_folder, write_model
+from trainers.training.objectives.seq2seq import Seq2SeqObjective
 
 DEVICE = torch.device("cpu")
 TYPES: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def test_every_division_is_equally_likely() -> None:
 def test_source_and_target_of_a_hidden_text_by_hand(
     tokenization: Tokenization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainers.span_corruption.hidden_spans", lambda *_: [(1, 3), (5, 6)])
+    monkeypatch.setattr("trainers.data.span_corruption.hidden_spans", lambda *_: [(1, 3), (5, 6)])
     first, second, *_ = tokenization.sentinel_ids
     eos = tokenization.eos_id
     corrupter = SpanCorrupter(SpanCorruption(), tokenization, seed=0)

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.data import TrainTokenizer
-from recipes.encoders import Bert, Corruption, PseudoLabels
+from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
-from recipes.memory import num_parameters
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.load import load_model
-from trainers.class_metrics import Predictions, calibration_error
+from recipes.models.encoder import Bert, Corruption, PseudoLabels
+from recipes.models.memory import num_parameters
 from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
+from trainers.data.masking import MaskedTokenLosses, Masker
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
-from trainers.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
-from trainers.masking import MaskedTokenLosses, Masker
-from trainers.objectives.classification import ClassificationObjective, ClassLosses
+from trainers.evaluation.class_metrics import Predictions, calibration_error
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.load import load_model
+from trainers.training.objectives.classification import ClassificationObjective, ClassLosses
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from trainers import key_values
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.generation import Generation, SamplingSettings, draw, generate
-from trainers.key_values import PreallocatedLayer
+from trainers.inference import key_values
+from trainers.inference.generation import Generation, SamplingSettings, draw, generate
+from trainers.inference.key_values import PreallocatedLayer
+from trainers.models.decoder import TokenizerFacts, build_decoder
 
 VOCAB, PAD, STOP = 50, 1, 0
 SMALL = {

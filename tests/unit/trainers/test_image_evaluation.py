@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import trainers.image_evaluation
+import trainers.evaluation.images
+from recipes.data.images import Digits
 from recipes.errors import RequestError
-from recipes.image_data import Digits
-from recipes.stages import Evaluate
+from recipes.stages.kinds import Evaluate
 
 
 @pytest.mark.parametrize(("held_out", "others"), [(1, 9), (9, 1)])
@@ -17,7 +17,7 @@ def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: i
     def opened(context: Any, request: Any) -> list[int]:
         return [0] * (held_out if request.held_out else others)
 
-    monkeypatch.setattr(trainers.image_evaluation, "open_images", opened)
+    monkeypatch.setattr(trainers.evaluation.images, "open_images", opened)
     spec = Evaluate(
         kind="evaluate",
         of=["gan"],
@@ -27,4 +27,4 @@ def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: i
     )
     context: Any = SimpleNamespace(data={}, base_dir=Path(), seed=0, ranks=SimpleNamespace(rank=0))
     with pytest.raises(RequestError, match=f"{held_out} pictures are held out and {others} are not; distances need 2"):
-        trainers.image_evaluation.measure_pictures(spec, context, ["gan"])
+        trainers.evaluation.images.measure_pictures(spec, context, ["gan"])

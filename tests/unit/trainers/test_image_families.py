@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
 from trainers.engine.joint import JointState
-from trainers.families.build import Blueprint
-from trainers.families.gan import SpectralNorm, discriminator_loss
-from trainers.families.networks import build_decoder, build_encoder, sizes_of
-from trainers.families.protocol import ImageFacts
-from trainers.families.vae import gaussian_kl, kl_weight, pixel_log_likelihood
-from trainers.randomness import normals, uniforms
+from trainers.models.images.build import Blueprint
+from trainers.models.images.gan import SpectralNorm, discriminator_loss
+from trainers.models.images.networks import build_decoder, build_encoder, sizes_of
+from trainers.models.images.protocol import ImageFacts
+from trainers.models.images.vae import gaussian_kl, kl_weight, pixel_log_likelihood
+from trainers.training.randomness import normals, uniforms
 
 FACTS = ImageFacts(1, 6, 5, ("a", "b", "c"))
 SEEDS = torch.tensor([3, 4, 5])
@@ -205,7 +205,7 @@ DDPM: dict[str, Any] = {
 
 
 def test_schedules_are_those_of_the_papers() -> None:
-    from trainers.families.ddpm import build_scheduler
+    from trainers.models.images.ddpm import build_scheduler
 
     linear = build_scheduler(Ddpm(**{**DDPM, "timesteps": 1000}), "ddpm", is_clipped=True)
     np.testing.assert_allclose(linear.betas, np.linspace(1e-4, 2e-2, 1000), rtol=1e-5)
@@ -220,7 +220,7 @@ def test_schedules_are_those_of_the_papers() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_a_perfect_prediction_gives_the_picture_back(prediction: str) -> None:
-    from trainers.families.ddpm import clean_of, target_of
+    from trainers.models.images.ddpm import clean_of, target_of
 
     clean, noise = torch.randn(2, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     abar = torch.tensor([0.9, 0.2]).view(-1, 1, 1, 1)
@@ -230,7 +230,7 @@ def test_a_perfect_prediction_gives_the_picture_back(prediction: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> None:
-    from trainers.families.ddpm import clean_of, loss_weights, target_of
+    from trainers.models.images.ddpm import clean_of, loss_weights, target_of
 
     settings = Ddpm(**DDPM, prediction=prediction, min_snr_gamma=5.0)  # type: ignore[arg-type]
     clean, noise, error = torch.randn(3, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -244,8 +244,8 @@ def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> N
 
 
 def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
-    from trainers.families.ddpm import build_scheduler
-    from trainers.families.likelihood_bound import bound_terms, prior_term
+    from trainers.models.images.ddpm import build_scheduler
+    from trainers.models.images.likelihood_bound import bound_terms, prior_term
 
     abar = build_scheduler(Ddpm(**DDPM), "ddpm", is_clipped=True).alphas_cumprod.double()
     clean = torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64)
@@ -266,7 +266,7 @@ def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
 
 def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
     """A network that always answers 0 recovers what the noisy picture alone says."""
-    from trainers.families.likelihood_bound import bound_terms, prior_term, strata
+    from trainers.models.images.likelihood_bound import bound_terms, prior_term, strata
 
     family = build(Ddpm(**{**DDPM, "prediction": "v"}), ImageFacts(1, 4, 4, ()))
     for parameter in family.net.conv_out.parameters():
@@ -293,7 +293,7 @@ def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
 def test_guidance_extrapolates_from_no_class_to_the_class() -> None:
     facts = ImageFacts(1, 4, 4, ("a", "b"))
     settings = Ddpm(**DDPM, class_conditional=True, guidance=3.0)
-    from trainers.families.ddpm import predict
+    from trainers.models.images.ddpm import predict
 
     family = build(settings, facts)
     noisy, steps = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 5])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trainers.image_metrics import (
+from trainers.evaluation.image_metrics import (
     class_figures,
     copies,
     coverage,

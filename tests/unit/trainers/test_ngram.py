@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from trainers.ngram import FALLBACK_DISCOUNTS, Documents, KneserNey
+from trainers.evaluation.ngram import FALLBACK_DISCOUNTS, Documents, KneserNey
 
 V = 7
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.architecture import Rnn
 from recipes.errors import RequestError
-from recipes.memory import num_parameters
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
+from recipes.models.architecture import Rnn
+from recipes.models.memory import num_parameters
 from trainers.data.dataset import BuildReport, Dataset
-from trainers.generation import SamplingSettings, generate
-from trainers.loop import SourceState
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
+from trainers.data.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
+from trainers.inference.generation import SamplingSettings, generate
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.training.loop import SourceState
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
 
 V, EOS = 29, 1
 KEYS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from recipes.errors import StageError, StoreDamaged
-from trainers import saved_state
-from trainers.saved_state import find_state
-from trainers.store import files
+from trainers.checkpoint import find_state as saved_state
+from trainers.checkpoint.find_state import find_state
+from trainers.store import place as files
 from trainers.store.manifest import FORMAT, StateManifest, canonical_json
 from trainers.store.store import Store
 

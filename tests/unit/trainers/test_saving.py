@@ -15,18 +15,19 @@ import torch
 from torch import nn
 
 from recipes.errors import CapacityError, StoreDamaged
-from recipes.optim import AdamW
-from trainers import checkpoint as checkpoint_module
-from trainers.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
+from recipes.stages.optim import AdamW
+from trainers.checkpoint import checkpoint as checkpoint_module
+from trainers.checkpoint.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
 from trainers.engine.build import parameter_group
 from trainers.engine.plain import PlainEngine
 from trainers.engine.protocol import StateSlice
-from trainers.loop import LoopState, SourceState
 from trainers.store import local_files
-from trainers.store.files import StoreFull
+from trainers.store.inspection import verify
 from trainers.store.manifest import StateManifest
 from trainers.store.objects import object_path
+from trainers.store.place import StoreFull
 from trainers.store.store import Store
+from trainers.training.loop import LoopState, SourceState
 
 STEPS = 8
 
@@ -258,7 +259,7 @@ def test_a_full_disk_pauses_training_until_there_is_room(
     assert "free" in said[0]
     assert "waiting for room, at most 60 s" in said[0]
     assert "there is room again" in said[-1]
-    assert Store.open(uri).verify().damage == []
+    assert verify(Store.open(uri)).damage == []
 
 
 def test_without_room_for_too_long_the_last_good_state_stays(

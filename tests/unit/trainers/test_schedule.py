@@ -2,8 +2,8 @@
 
 import pytest
 
-from recipes.optim import Schedule
-from trainers.schedule import learning_rate_factor
+from recipes.stages.optim import Schedule
+from trainers.training.schedule import learning_rate_factor
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
-from trainers import loop
-from trainers.loop import Cadence, train
-from trainers.observer import Interrupted, counted, interruptible, raise_if_stopping
+from trainers.training import loop
+from trainers.training.loop import Cadence, train
+from trainers.training.observer import Interrupted, counted, interruptible, raise_if_stopping
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainers.architectures import token_losses
-from trainers.architectures.token_losses import linear_cross_entropy
+from trainers.models import token_losses
+from trainers.models.token_losses import linear_cross_entropy
 
 
 @pytest.mark.parametrize("chunk_elements", [11, 40, 10**6])

@@ -1,0 +1,195 @@
+"""What `check` says of the first rows that stages read: one as its model gets it, and what would become of them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recipes.data.text import Datasets, ExistingTokenizer, TextFiles, TrainTokenizer
+from recipes.errors import Problem, RequestError, StoreDamaged
+from recipes.loading.document import LoadedRecipe
+from recipes.models.architecture import MODEL_TYPES
+from recipes.references import (
+    FolderRef,
+    Reference,
+    SourceUse,
+    StoreRef,
+    default_template,
+    parse_reference,
+    stage_sources,
+)
+from recipes.rules.chain import origin, start_of
+from recipes.rules.models import model_facts
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from trainers.data.dataset import WARN_LOST
+from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
+from trainers.data.materialise import DataRequest
+from trainers.data.tokenizer import (
+    TOKENIZER_FILES,
+    Tokenization,
+    load_tokenization,
+    tokenization_from_files,
+    train_tokenizer,
+)
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+NUM_ROWS = 100
+SHOWN_PIECES = 6
+SHOWN_CHARACTERS = 160
+OfText = Pretrain | Finetune | Reward | PpoStage | Evaluate
+_ROLES: dict[str | None, Any] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """A row of a stage's source as its model gets it."""
+
+    stage: str
+    field: str
+    row: str
+    """File and row."""
+    template: str | None
+    """None where no prompt is put to the model."""
+    pieces: tuple[Piece, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable `--json` form."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The row as people read it: line breaks as \\n, long texts without their middle."""
+        yield f"{self.stage}.{self.field}, {self.row}" + (f", template: {self.template}" if self.template else "")
+        for piece in self.pieces[:SHOWN_PIECES]:
+            yield f"  {piece.kind}  {_shortened(piece.text)}"
+        if len(self.pieces) > SHOWN_PIECES:
+            yield f"  and {len(self.pieces) - SHOWN_PIECES} more"
+
+
+@dataclass(slots=True)
+class RowFindings:
+    """What was found in the first rows of every source."""
+
+    rows: list[StageRow] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """The tokenizer of a stage's model; one that is yet to be trained has no merges, so that it counts bytes."""
+
+    tokenization: Tokenization
+    is_trained: bool
+    family: str | None = None
+    """Of a model of the store, which the recipe does not tell."""
+
+
+def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
+    """Read the first rows of every source of text whose tokenizer the recipe, a folder or the store tells."""
+    found = RowFindings()
+    readers: dict[str, _Reader | None] = {}
+    stages = loaded.recipe.stages
+    for name, stage in loaded.recipe.stages.items():
+        if not isinstance(stage, OfText):
+            continue
+        source = origin(start_of(stage) or name, stages)
+        key = repr(source)
+        if key not in readers:
+            try:
+                readers[key] = _reader(loaded, source, store)
+            except (RequestError, StoreDamaged):  # what is wrong with an input is said of the input
+                readers[key] = None
+        reader = readers[key]
+        for use in stage_sources(stage):
+            is_derived = use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None
+            if reader is None or is_derived or use.role == "images" or isinstance(use.source, Datasets):
+                continue
+            _check_use(loaded, name, stage, use, reader, found)
+    return found
+
+
+def _check_use(
+    loaded: LoadedRecipe, name: str, stage: OfText, use: SourceUse, reader: _Reader, found: RowFindings
+) -> None:
+    family = reader.family or model_facts(loaded, stage).family
+    if family == "vision_language":
+        return
+    if use.role == "instructions":
+        use = replace(use, role=_ROLES.get(family, use.role))
+    request = _request(loaded, stage, use, reader.tokenization)
+    try:
+        rows = first_rows(request, NUM_ROWS)
+        if not rows:
+            return
+        pieces = tuple(show_row(rows[0], request))
+        template = request.template if {"prompt", "messages"} & rows[0].columns.keys() and use.role != "text" else None
+        found.rows.append(StageRow(name, use.field_path, rows[0].id, template, pieces))
+        if not reader.is_trained or isinstance(request.source, TextFiles):
+            return
+        report = judge_rows(rows, request)
+    except RequestError as error:
+        found.problems.append(loaded.problem(f"stages.{name}.{use.field_path}", "", str(error)))
+        return
+    dropped = sum(report.dropped.values()) / report.rows_in
+    for text in report.lost(request.sequence_length):
+        if max(dropped, report.truncated / report.rows_in) > WARN_LOST:
+            stops = dropped > request.source.max_dropped
+            ends = f"; a run stops above max_dropped ({request.source.max_dropped:g})" if stops else ""
+            found.warnings.append(f"stages.{name}.{use.field_path}: of its first rows {text}{ends}")
+
+
+def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None, store: Store | None) -> _Reader | None:
+    tokenizer = source.tokenizer if isinstance(source, Pretrain) else None
+    if isinstance(tokenizer, TrainTokenizer):
+        return _Reader(train_tokenizer(tokenizer, []), is_trained=False)
+    overrides = tokenizer if isinstance(tokenizer, ExistingTokenizer) else None
+    reference = parse_reference(overrides.from_) if overrides is not None else source
+    match reference:
+        case FolderRef():
+            return _Reader(load_tokenization(Path(loaded.base_dir / reference.path), overrides), is_trained=True)
+        case StoreRef() if store is not None:
+            return _stored_reader(store.resolve(reference.name_or_fingerprint), store, overrides)
+    return None
+
+
+def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: ExistingTokenizer | None) -> _Reader:
+    prefix = next((f"{part}/" for part in ("model", "actor") if f"{part}/tokenizer.json" in artifact.files), "")
+    names = [name for name in TOKENIZER_FILES if prefix + name in artifact.files]
+    files = {name: store.objects.get_bytes(artifact.files[prefix + name].sha256) for name in names}
+    family = MODEL_TYPES.get(str((artifact.architecture or {}).get("model_type")))
+    return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
+
+
+def _request(loaded: LoadedRecipe, stage: OfText, use: SourceUse, tokenization: Tokenization) -> DataRequest:
+    assert use.role != "images"
+    chosen = None if isinstance(stage, Pretrain) else stage.template
+    return DataRequest(
+        source=use.rows,
+        base_dir=loaded.base_dir,
+        role=use.role,
+        tokenization=tokenization,
+        sequence_length=_length(stage, use),
+        seed=0,
+        loss_on=stage.loss_on if isinstance(stage, Finetune) else "responses",
+        template=chosen or default_template(use.role, tokenization.chat_template is not None),
+    )
+
+
+def _length(stage: Stage, use: SourceUse) -> int:
+    match stage:
+        case PpoStage():
+            return stage.rollout.max_prompt_tokens if use.field_path == "prompts" else stage.ppo.text_length
+        case Evaluate():
+            return stage.sampling.max_prompt_tokens if use.role == "prompts" else stage.sequence_length
+        case Pretrain() | Finetune() | Reward():
+            return stage.train.sequence_length
+    raise AssertionError(f"a {stage.kind} stage reads no text")
+
+
+def _shortened(text: str) -> str:
+    written = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    if len(written) <= SHOWN_CHARACTERS:
+        return written
+    half = SHOWN_CHARACTERS // 2
+    return f"{written[:half]} ... {written[-half:]}"

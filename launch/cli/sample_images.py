@@ -1,0 +1,234 @@
+"""What trained models of pictures do on request: draw grids, reconstruct, interpolate, score; in this process."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.cli.store_commands import find_artifact
+from recipes.data.image_files import PICTURE_SUFFIXES
+from recipes.data.images import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
+from recipes.errors import RequestError
+from trainers.store.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.images.protocol import Family, ImageFacts
+
+KINDS = ("classifier", "vae", "gan", "ddpm")
+DRAWS = 16
+"""Draws of the latents that a score is the mean of."""
+BATCH = 256
+
+
+@contextlib.contextmanager
+def picture_model(text: str, store: str | None = None) -> Iterator["Family"]:
+    """The model of pictures that RUN/STAGE, a store address, a name or a folder means."""
+    from trainers.models.images.build import open_family
+
+    if "://" not in text and Path(text).is_dir():
+        yield open_family(Path(text))
+        return
+    opened = Store.open(store)
+    manifest = find_artifact(opened, text)
+    if manifest.kind not in KINDS:
+        raise RequestError(f"{text} is of kind {manifest.kind}; a model of pictures is needed here")
+    yield open_family(opened.folder(manifest, "model"))
+
+
+def draw_grid(
+    model: str,
+    output: Path,
+    *,
+    store: str | None = None,
+    num_samples: int = 64,
+    seed: int = 0,
+    label: str | None = None,
+    prompts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Draw pictures into a PNG.
+
+    Without `label` a class-conditional model draws each class in turn, without `prompts` one that reads captions those
+    of its data; several prompts make a row each.
+    """
+    from trainers.inference.image_grid import encode_grid
+    from trainers.models.images.protocol import Captioned, Drawing
+    from trainers.training.randomness import stream_seed
+
+    with picture_model(model, store) as family:
+        if not isinstance(family, Drawing):
+            raise RequestError(f"{model} is a classifier; it draws no pictures")
+        labels = None
+        if family.is_conditional:
+            classes = family.facts.classes
+            labels = [number % len(classes) for number in range(num_samples)]
+            if label is not None:
+                labels = [_class_number(classes, label)] * num_samples
+        elif label is not None:
+            raise RequestError(f"{model} is not class-conditional; leave --label out")
+        seeds = [stream_seed(seed, "grid", number) for number in range(num_samples)]
+        columns = len(classes) if labels is not None and label is None and len(classes) <= 32 else None
+        if prompts:
+            if not isinstance(family, Captioned) or not family.is_captioned:
+                raise RequestError(f"{model} reads no captions; leave --prompt out")
+            per_prompt = -(-num_samples // len(prompts))
+            captions = [prompts[number // per_prompt] for number in range(num_samples)]
+            if len(prompts) * per_prompt - num_samples >= per_prompt:
+                message = f"{num_samples} pictures, {per_prompt} of each prompt, leave none for {prompts[-1]!r}"
+                raise RequestError(f"{message}; set --num-samples to a multiple of {len(prompts)}")
+            columns = None if len(prompts) == 1 else per_prompt
+            pictures = family.sample(seeds, captions=captions)
+        else:
+            pictures = family.sample(seeds, labels)
+    _write(output, encode_grid(pictures, columns))
+    return {"file": str(output), "pictures": num_samples}
+
+
+def reconstruct(model: str, path: str, output: Path, *, store: str | None = None, count: int = 32) -> dict[str, Any]:
+    """Draw a PNG with rows of pictures and, below each row, what a VAE makes of them."""
+    import torch
+
+    from trainers.inference.image_grid import encode_grid
+
+    with picture_model(model, store) as family:
+        vae = _as_vae(family, model)
+        _, originals = _read(path, vae.facts, count)
+        rebuilt = vae.decode(vae.encode(originals)[0])
+    columns = min(8, len(originals))
+    rows = [
+        part[start : start + columns] for start in range(0, len(originals), columns) for part in (originals, rebuilt)
+    ]
+    filled = [torch.cat([row, torch.zeros(columns - len(row), *row.shape[1:])]) for row in rows]
+    _write(output, encode_grid(torch.cat(filled), columns))
+    return {"file": str(output), "pictures": len(originals)}
+
+
+def interpolate(
+    model: str, first: str, second: str, output: Path, *, store: str | None = None, steps: int = 10
+) -> dict[str, Any]:
+    """Draw a PNG with a row of pictures from one input to another, through a VAE's latents."""
+    from trainers.inference.image_grid import encode_grid
+
+    with picture_model(model, store) as family:
+        vae = _as_vae(family, model)
+        (_, start), (_, end) = (_read(path, vae.facts, 1) for path in (first, second))
+        pictures = vae.interpolate(start[0], end[0], steps)
+    _write(output, encode_grid(pictures, steps))
+    return {"file": str(output), "pictures": steps}
+
+
+def score(model: str, path: str, *, store: str | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """Rank pictures: by a VAE's bound (nats, lowest first: the least like its data), or by a classifier's confidence.
+
+    The bound is the mean over draws that follow from the seed and the picture's place.
+    """
+    import torch
+
+    with picture_model(model, store) as family:
+        names, pictures = _read(path, family.facts, None)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(pictures), BATCH):
+            part = pictures[start : start + BATCH]
+            with torch.inference_mode():
+                rows += _scores(family, model, part, names[start : start + BATCH], seed)
+    return sorted(rows, key=lambda row: float(row["elbo"] if "elbo" in row else row["confidence"]))
+
+
+def _scores(family: "Family", model: str, pictures: "Tensor", names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    import torch
+
+    from trainers.data.batches import AFTER_WARM_UP
+    from trainers.models.images.classifier import ClassifierFamily
+    from trainers.models.images.vae import VaeFamily
+    from trainers.training.randomness import stream_seed
+
+    if isinstance(family, ClassifierFamily):
+        confidence, label = family.predict(pictures)[0].max(-1)
+        return [
+            {"picture": name, "label": family.facts.classes[int(place)], "confidence": float(value)}
+            for name, place, value in zip(names, label, confidence, strict=True)
+        ]
+    if not isinstance(family, VaeFamily):
+        raise RequestError(f"{model} gives no score of a single picture; a VAE or a classifier does")
+    labels = torch.full((len(pictures),), -1)
+    total = torch.zeros(len(pictures))
+    for draw in range(DRAWS):
+        seeds = torch.tensor([stream_seed(seed, "score", name, draw) for name in names])
+        total += family.module(pictures, labels, seeds, AFTER_WARM_UP)["elbo"]
+    return [{"picture": name, "elbo": float(value) / DRAWS} for name, value in zip(names, total, strict=True)]
+
+
+def _as_vae(family: "Family", model: str) -> Any:
+    from trainers.models.images.vae import VaeFamily
+
+    if not isinstance(family, VaeFamily):
+        raise RequestError(f"{model} is no variational autoencoder, which this needs")
+    return family
+
+
+def _class_number(classes: Sequence[str], label: str) -> int:
+    if label not in classes:
+        raise RequestError(f"--label {label}: the model knows {', '.join(classes[:32])}")
+    return list(classes).index(label)
+
+
+def _read(path: str, facts: "ImageFacts", limit: int | None) -> tuple[list[str], "Tensor"]:
+    """Ids and pixels in [0, 1] of a picture, a folder or a file of pictures, brought to the model's form."""
+    import numpy as np
+    import torch
+
+    from trainers.data.images import decode_picture, read_pictures
+
+    source = _source(path, facts, limit)
+    names: list[str] = []
+    arrays: list[np.ndarray] = []
+    if Path(path).suffix.lower() in PICTURE_SUFFIXES:
+        names, arrays = [Path(path).name], [decode_picture(_bytes(path), path, source)]
+    else:
+        for picture in read_pictures(source, Path.cwd(), seed=0):
+            names.append(picture.id)
+            arrays.append(picture.pixels_HWC)
+    for name, array in zip(names, arrays, strict=True):
+        if array.shape != (facts.height, facts.width, facts.channels):
+            raise RequestError(
+                f"{name} is {array.shape}; the model takes {(facts.height, facts.width, facts.channels)}"
+            )
+    if not arrays:
+        raise RequestError(f"{path}: no pictures")
+    pixels = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return names, torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _source(path: str, facts: "ImageFacts", limit: int | None) -> ImageSource:
+    """The source that a path means, by its kind or the end of its name; `digits` means scikit-learn's."""
+    form: dict[str, Any] = {"channels": facts.channels, "limit": limit}
+    if facts.height == facts.width:
+        form["size"] = facts.height
+    if path == "digits":
+        return Digits(source="digits", **form)
+    name = path.lower()
+    if Path(path).is_dir() or Path(path).suffix.lower() in PICTURE_SUFFIXES:
+        return ImageFolder(source="image-folder", path=path, labels="none", **form)
+    if name.endswith((".npy", ".npz")):
+        return ImageArrays(source="arrays", files=[path], **form)
+    if name.endswith(".parquet"):
+        return ImageParquet(source="parquet", files=[path], **form)
+    if name.removesuffix(".gz").endswith(("idx3-ubyte", ".idx")):
+        return Idx(source="idx", files=[path], **form)
+    raise RequestError(f"{path} is no folder, picture, .npy, .npz, .parquet or IDX file, nor the word digits")
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from None
+
+
+def _write(output: Path, data: bytes) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(data)
+    except OSError as error:
+        raise RequestError(f"{output}: {error.strerror}") from None

@@ -1,0 +1,300 @@
+"""Lets a model write: text continued, or a conversation through its chat template; in this process, on CPU or GPU."""
+
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.cli.store_commands import find_artifact
+from recipes.errors import RequestError
+from recipes.models.encoder_decoder import SENTINEL
+from recipes.references import DRAWING_KINDS
+from trainers.store.hf_loaders import open_adapter, open_model
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MODEL_FOLDERS = ("model", "actor", "merged", "")
+
+
+class Sampler:
+    """A loaded language model and its tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        import transformers
+        from transformers.utils import logging
+
+        from trainers.data.tokenizer import load_tokenization
+
+        logging.disable_progress_bar()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model_folder = folder / "base" if (folder / "adapter_config.json").is_file() else folder
+        self.tokenization = load_tokenization(model_folder)
+        config = json.loads(_read(model_folder / "config.json"))
+        if config.get("model_type") == "rnn":
+            import trainers.models.rnn  # noqa: F401 - makes the type known to transformers
+        self.kind = _kind(config) or "ForCausalLM"
+        self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
+        self.pictures: Any = None
+        if self.kind == "ForImageTextToText":
+            from trainers.data.image_processor import load_picture_processor
+
+            self.pictures = load_picture_processor(model_folder)
+        model = open_model(getattr(transformers, f"AutoModel{self.kind}"), model_folder, dtype=torch.float32)
+        if model_folder is not folder:
+            model = open_adapter(model, folder).merge_and_unload()
+        self.model = model.to(self.device).eval()
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens = sys.maxsize if longest is None else int(longest)
+
+    def write(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        *,
+        max_new_tokens: int = 96,
+        temperature: float = 0.7,
+        seed: int = 0,
+        draw: int = 0,
+        images: Sequence[Path] = (),
+        num_beams: int | None = None,
+    ) -> str:
+        """Continue a text, or answer a conversation; equal arguments give equal answers.
+
+        An encoder fills the masks of a text; a classifier says its class and how sure it is. An encoder-decoder writes
+        a source's target, by beam search with `num_beams`, or fills the spans that sentinels mark. A vision-language
+        model sees the images where the text marks their places, else before the first words.
+        """
+        import torch
+
+        from trainers.inference.generation import generate, sampling_settings
+
+        if images and self.pictures is None:
+            raise RequestError("the model has no vision tower; --image is for vision-language models")
+        if num_beams is not None and self.kind != "ForSeq2SeqLM":
+            raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
+        if self.kind == "ForSeq2SeqLM":
+            return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
+        if not self.continues:
+            return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
+        pixels = None
+        if self.pictures is None:
+            ids = self.tokenization.encode_prompt(prompt)
+        else:
+            ids = self._see(prompt, images)
+            pixels = self._pixels(images)
+        room = self.max_tokens - len(ids)
+        if room < 1:
+            raise RequestError(f"the prompt has {len(ids)} tokens; the model takes {self.max_tokens} with the answer")
+        settings = sampling_settings(self.tokenization, min(max_new_tokens, room), temperature or 1.0)
+        uniforms = draws(ids, seed, draw, settings.max_new_tokens) if temperature > 0 else None
+        prompt_ids = torch.tensor([ids], device=self.device)
+        with torch.inference_mode():
+            is_real = torch.ones_like(prompt_ids, dtype=torch.bool)
+            made = generate(self.model, prompt_ids, is_real, settings, uniforms, pixels)
+        tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        return self.tokenization.decode(tokens)
+
+    def _write_target(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        draw: int,
+        num_beams: int | None,
+    ) -> str:
+        """Let an encoder-decoder write a source's target, or the spans of its sentinels."""
+        import torch
+
+        from trainers.evaluation.translation import write_targets
+        from trainers.inference.filling import fill_spans
+        from trainers.inference.generation import generate, sampling_settings
+
+        tokenization = self.tokenization
+        ids = tokenization.encode_prompt(prompt)
+        ids = ids if ids[-1:] == [tokenization.eos_id] else [*ids, tokenization.eos_id]
+        if len(ids) > self.max_tokens:
+            raise RequestError(f"the source has {len(ids)} tokens; the model takes {self.max_tokens}")
+        longest = min(max_new_tokens, self.max_tokens)
+        source = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(source, dtype=torch.bool)
+        with torch.inference_mode():
+            if num_beams is not None:
+                search = {"num_beams": num_beams, "max_new_tokens": longest}
+                (tokens,) = write_targets(self.model, source, mask, tokenization, **search)
+            else:
+                settings = sampling_settings(tokenization, longest, temperature or 1.0)
+                uniforms = draws(ids, seed, draw, longest) if temperature > 0 else None
+                made = generate(self.model, source, mask, settings, uniforms)
+                tokens = made.tokens_BR[0][made.response_mask_BR[0]].tolist()
+        if isinstance(prompt, str) and SENTINEL.format(0) in prompt:
+            return fill_spans(tokenization, prompt, tokens)
+        return tokenization.decode(tokens)
+
+    def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
+        """The tokens of a prompt with pictures, as training makes them of a row."""
+        from trainers.data.image_text import encode_question
+
+        return encode_question(prompt, len(images), self.tokenization, self.pictures)
+
+    def _pixels(self, images: Sequence[Path]) -> Any:
+        import numpy as np
+        import torch
+
+        from trainers.data.image_processor import scale_pixels
+        from trainers.data.row_images import open_pictures
+
+        if not images:
+            return None
+        opened = open_pictures([str(path) for path in images], Path(), "--image")
+        pixels = np.stack([self.pictures.pixels(picture.read(), str(picture.origin)) for picture in opened])
+        values = scale_pixels(pixels, self.pictures.factor, self.pictures.mean_C, self.pictures.std_C)
+        return torch.from_numpy(values).to(self.device)
+
+    def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:
+        """Let an encoder fill a text's masks, or name its class."""
+        from trainers.inference.filling import classify, fill_masks
+
+        if not isinstance(text, str):
+            raise RequestError("an encoder holds no conversation; give a text by --prompt")
+        if self.kind == "ForSequenceClassification":
+            found = classify(self.model, self.tokenization, text)
+            return ", ".join(f"{name} {share:.3f}" for name, share in list(found.items())[:3])
+        ids = self.tokenization.encode(text, special=True)
+        uniforms = draws(ids, seed, draw, len(ids))[0] if temperature > 0 else None
+        return fill_masks(self.model, self.tokenization, text, temperature=temperature or 1.0, uniforms_T=uniforms)
+
+
+def draws(ids: Sequence[int], seed: int, draw: int, num_tokens: int) -> "np.ndarray":
+    """Uniform numbers that depend on the prompt, the seed and the draw alone."""
+    import numpy as np
+
+    key = hashlib.sha256(json.dumps([list(ids), seed, draw]).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16], dtype=np.uint64))).random((1, num_tokens))
+
+
+@contextlib.contextmanager
+def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
+    """A local folder with the language model that RUN/STAGE, a store address, a name or a folder means."""
+    if "://" not in text and Path(text).is_dir():
+        folder = Path(text)
+        if not (folder / "adapter_config.json").is_file():
+            _require_language_model(json.loads(_read(folder / "config.json")), text)
+        yield folder
+        return
+    opened = Store.open(store)
+    manifest = find_artifact(opened, text)
+    if manifest.kind in DRAWING_KINDS:
+        raise RequestError(f"{text} is of kind {manifest.kind}, which draws: add --grid FILE")
+    for prefix in MODEL_FOLDERS:
+        name = f"{prefix}/config.json".lstrip("/")
+        if name in manifest.files:
+            _require_language_model(json.loads(opened.objects.get_bytes(manifest.files[name].sha256)), text)
+            yield opened.folder(manifest, prefix)
+            return
+    with tempfile.TemporaryDirectory(prefix="trainwright-sample-") as temporary:
+        yield _merged(opened, manifest, text, Path(temporary) / "model")
+
+
+def _merged(store: Store, manifest: ArtifactManifest, text: str, folder: Path) -> Path:
+    """The model of an artifact that holds an adapter alone."""
+    if not any(name.endswith("adapter_config.json") for name in manifest.files):
+        raise RequestError(f"{text} is of kind {manifest.kind}; only a language model can be sampled")
+    from trainers.store.export import export
+
+    export(store, manifest, folder, merge=True)
+    return folder
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise RequestError(f"{path.parent} is not a model folder: {path.name}: {error.strerror}") from None
+
+
+def _require_language_model(config: dict[str, Any], text: str) -> None:
+    labels = config.get("id2label") or {}
+    if _kind(config) is None or (_kind(config) == "ForSequenceClassification" and len(labels) < 2):
+        found = ", ".join(config.get("architectures") or []) or "no language model"
+        raise RequestError(f"{text} is {found}; only a language model or a classifier of texts can be sampled")
+
+
+def _kind(config: dict[str, Any]) -> str | None:
+    """The ending of transformers' class that opens the model; None: it is none that can be sampled."""
+    endings = {
+        "LMHeadModel": "ForCausalLM",
+        "LlavaForConditionalGeneration": "ForImageTextToText",
+        "T5ForConditionalGeneration": "ForSeq2SeqLM",
+        "BartForConditionalGeneration": "ForSeq2SeqLM",
+    } | {name: name for name in ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification")}
+    classes = config.get("architectures") or []
+    return next((endings[end] for name in classes for end in endings if name.endswith(end)), None)
+
+
+def sample_texts(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    chat: bool = False,
+    store: str | None = None,
+    num_samples: int = 1,
+    max_new_tokens: int = 96,
+    temperature: float = 0.7,
+    seed: int = 0,
+    images: Sequence[Path] = (),
+    num_beams: int | None = None,
+) -> list[dict[str, Any]]:
+    """Answers to each prompt as {prompt, draw, response, continues}; `chat` sends prompts through the chat template.
+
+    `images` are what a vision-language model sees with every prompt. `continues` says whether the response goes on from
+    the prompt, as a causal model's does.
+    """
+    with model_folder(model, store) as folder:
+        sampler = Sampler(folder)
+        return [
+            {
+                "prompt": prompt,
+                "draw": draw,
+                "response": sampler.write(
+                    [{"role": "user", "content": prompt}] if chat else prompt,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                    draw=draw,
+                    images=images,
+                    num_beams=num_beams,
+                ),
+                "continues": sampler.continues,
+            }
+            for prompt in prompts
+            for draw in range(num_samples)
+        ]
+
+
+def converse(
+    model: str, *, store: str | None = None, max_new_tokens: int = 96, temperature: float = 0.7, seed: int = 0
+) -> None:
+    """A conversation on the terminal, until an empty line or the end of input."""
+    with model_folder(model, store) as folder:
+        sampler = Sampler(folder)
+        messages: list[dict[str, str]] = []
+        print("Write a message; an empty line ends the conversation.", file=sys.stderr)
+        while True:
+            try:
+                text = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return
+            if not text.strip():
+                return
+            messages.append({"role": "user", "content": text})
+            answer = sampler.write(messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+            messages.append({"role": "assistant", "content": answer})
+            print(answer, flush=True)

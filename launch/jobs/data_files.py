@@ -1,0 +1,62 @@
+"""The data files of a recipe that lie on this machine: what `submit` uploads, or looks for on every node."""
+
+from dataclasses import dataclass
+
+from launch.runs.resolve import Resolved, source_uses
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from recipes.errors import Problem, RecipeError, TrainwrightError
+from recipes.planning.fingerprint import LOCATION_KEYS
+from trainers.data.source_files import SourceFiles, source_files
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A source with files on this machine."""
+
+    field: str
+    """Where the recipe has it first."""
+    source: Source | ImageSource
+    names_pictures: bool
+    """Whether its rows of text name files of pictures."""
+    is_images: bool
+    found: SourceFiles
+    digest: str
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """Equal for equal sources."""
+        return self.source.model_dump_json(), self.names_pictures
+
+
+def local_sources(resolved: Resolved) -> list[LocalSource]:
+    """Every source that has files on this machine, each once; raises RecipeError for files that are not there."""
+    found: dict[tuple[str, bool], LocalSource | None] = {}
+    problems: list[Problem] = []
+    for name, use, names_pictures in source_uses(resolved.recipe, resolved.external):
+        key = (use.source.model_dump_json(), names_pictures)
+        if key in found:
+            continue
+        field = f"stages.{name}.{use.field_path}"
+        try:
+            files = source_files(use.source, resolved.base_dir, names_pictures=names_pictures)
+        except (TrainwrightError, OSError) as error:
+            problems.append(Problem(resolved.source, None, field, use.source.source, str(error)))
+            continue
+        digest, is_images = resolved.data[name][use.field_path], use.role == "images"
+        if files is None:
+            found[key] = None
+        else:
+            found[key] = LocalSource(field, use.source, names_pictures, is_images, files, digest)
+    if problems:
+        raise RecipeError(problems)
+    return [source for source in found.values() if source is not None]
+
+
+def places(source: Source | ImageSource) -> list[str]:
+    """Where a source says that its files lie."""
+    found: list[str] = []
+    for key in LOCATION_KEYS:
+        value = None if key == "revision" else getattr(source, key, None)
+        found += [value] if isinstance(value, str) else value or []
+    return found

@@ -1,0 +1,129 @@
+"""Data files of a submitted run in the store, by content.
+
+What a stage computes depends on the files' bytes and order alone, so an uploaded run has the fingerprints that a run on
+the files themselves has, and finds what such a run has made.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from launch.jobs.data_files import LocalSource, places
+from launch.runs.resolve import Resolved, source_uses
+from recipes.errors import Problem, RecipeError, RequestError, StoreDamaged
+from recipes.loading.load import dump_recipe, parse_recipe
+from recipes.planning.fingerprint import LOCATION_KEYS
+from recipes.recipe import Recipe
+from recipes.references import stage_sources
+from recipes.stages.kinds import Stage
+from trainers.store.background_threads import map_beside
+from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
+from trainers.store.store import Store
+
+UPLOADS_AT_ONCE = 4
+
+
+def upload(resolved: Resolved, sources: Sequence[LocalSource], store: Store) -> Resolved:
+    """Put the sources' files into the store; returns the recipe that reads them from there.
+
+    Raises RecipeError for files that cannot be read elsewhere, as rows name them by absolute paths.
+    """
+    if not sources:
+        return resolved
+    _require_movable(resolved, sources)
+    files: dict[str, Path] = {}
+    keys: dict[tuple[str, bool], dict[str, Any]] = {}
+    for number, source in enumerate(sources):
+        files |= {f"{number}/{place}": path for place, path in source.found.files.items()}
+        keys[source.key] = {key: _below(str(number), value) for key, value in source.found.keys.items()}
+    entries = dict(zip(files, map_beside(store.objects.put_file, files.values(), UPLOADS_AT_ONCE), strict=True))
+    digest = _digest(entries)
+    try:
+        manifest = DatasetManifest(digest=digest, files=entries)
+    except ValidationError as error:
+        raise RequestError(f"data files cannot be uploaded: {error.errors()[0]['msg']}") from None
+    store.put_dataset(manifest)
+    uploaded = replace(resolved, recipe=_with_keys(resolved, keys), uploaded=digest)
+    before, after = ([stage.fingerprint for stage in each.plan(None).stages] for each in (resolved, uploaded))
+    assert before == after, "an upload changed what is computed"
+    return uploaded
+
+
+def note_upload(store: Store, run: str, resolved: Resolved) -> None:
+    """Write down that a run's stages use its uploaded files, so that no collection takes them."""
+    if resolved.uploaded is not None:
+        for stage in resolved.plan(None).stages:
+            store.note_datasets(run, stage.fingerprint)
+            store.find_dataset(resolved.uploaded)
+
+
+def uploaded_folder(store: Store, digest: str, stage: Stage) -> Path | None:
+    """A local folder with the uploaded files that a stage reads, hash-checked; None for a stage that reads none."""
+    numbers = {place.partition("/")[0] for use in stage_sources(stage) for place in places(use.source)}
+    manifest = store.find_dataset(digest)
+    if manifest is None:
+        raise StoreDamaged(f"store {store.uri} no longer holds the uploaded data files ({digest[:12]}); submit again")
+    files = {name: entry for name, entry in manifest.files.items() if name.partition("/")[0] in numbers}
+    return store.folder(manifest.model_copy(update={"files": files})) if files else None
+
+
+def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping[str, str]]) -> Recipe:
+    """A recipe that reads a run's uploaded files in place of its own ones wherever these have the same digest."""
+    raw = dump_recipe(recipe)
+    for name, stage in resolved.recipe.stages.items():
+        for use in stage_sources(stage):
+            own = raw["stages"].get(name, {}).get(use.field_path)
+            if isinstance(own, dict) and data.get(name, {}).get(use.field_path) == resolved.data[name][use.field_path]:
+                stored = use.source.model_dump(mode="json")
+                own |= {key: stored[key] for key in LOCATION_KEYS if key in stored}
+    return parse_recipe(raw)
+
+
+def require_uploaded(run: str, resolved: Resolved, wanted: Resolved) -> None:
+    """Raise RequestError, naming the field, where a resume of an uploaded run would read other files."""
+    for name, stage in wanted.recipe.stages.items():
+        known = {use.field_path: use.source for use in stage_sources(resolved.recipe.stages[name])}
+        for use in stage_sources(stage):
+            if use.field_path not in known or places(use.source) != places(known[use.field_path]):
+                found = ", ".join(places(use.source)) or use.source.source
+                raise RequestError(
+                    f"{run} is not resumed: its data files were uploaded, and stages.{name}.{use.field_path} reads "
+                    f"others: {found}; submit it as a new run"
+                )
+
+
+def _require_movable(resolved: Resolved, sources: Sequence[LocalSource]) -> None:
+    message = "rows name this file by a path that leads nowhere once the files are uploaded"
+    advice = "name it by a path relative to the rows' file, or put the data where every node sees it"
+    problems = [
+        Problem(resolved.source, None, source.field, source.found.immovable[0], message, advice)
+        for source in sources
+        if source.found.immovable
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _digest(entries: Mapping[str, FileEntry]) -> str:
+    content = {name: entry.sha256 for name, entry in entries.items()}
+    return hashlib.sha256(canonical_json({"uploaded": content})).hexdigest()
+
+
+def _below(folder: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_below(folder, item) for item in value]
+    return f"{folder}/{value}" if isinstance(value, str) else value
+
+
+def _with_keys(resolved: Resolved, keys: Mapping[tuple[str, bool], Mapping[str, Any]]) -> Recipe:
+    raw = resolved.recipe_json
+    for name, use, names_pictures in source_uses(resolved.recipe, resolved.external):
+        own = raw["stages"][name].get(use.field_path)
+        moved = keys.get((use.source.model_dump_json(), names_pictures))
+        if moved is not None and isinstance(own, dict):
+            own |= moved
+    return parse_recipe(raw)

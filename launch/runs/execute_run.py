@@ -1,0 +1,236 @@
+"""Drives one run from its resolved recipe to its end: the one place where a run's parts are put together."""
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.protocol import PRELOAD, WorkerGroup, WorkerSpec
+from cluster.session import Session, start
+from launch.checks.preflight import check_disk
+from launch.report.progress import View
+from launch.report.show import plan_notes, plan_rows, result_rows
+from launch.runs.execute_plan import (
+    Executor,
+    Heartbeat,
+    Latest,
+    StageResult,
+    StopSignal,
+    stop_on_signals,
+    unanswered_gates,
+)
+from launch.runs.journal import Journal, this_driver
+from launch.runs.logs import log_folder_of
+from launch.runs.records import RunRecord
+from launch.runs.resolve import Resolved
+from launch.runs.stage_entry import ROOM_WAIT_S
+from launch.runs.worker_pool import Crew, GroupCrew
+from recipes.data.images import ImageDatasets
+from recipes.data.text import Datasets
+from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
+from recipes.recipe import Recipe
+from recipes.references import stage_sources
+
+RUN_STAGE = "launch.runs.stage_entry:run_stage"
+VERIFY_DRAFT = "launch.runs.stage_entry:verify_draft"
+
+
+@dataclass(frozen=True)
+class CrewRequest:
+    """What a crew is made from."""
+
+    run: str
+    resolved: Resolved
+    address: str | None
+    log_folder: Path
+    first_workers: int
+    say: Callable[[str], None]
+    on_connected: Callable[[Callable[[], None]], None]
+    """Is told, once the cluster answers and before any of it is waited for, how to give up the waiting."""
+
+
+MakeCrew = Callable[[CrewRequest], Crew]
+
+
+@dataclass
+class Driven:
+    """What a drive left behind."""
+
+    results: dict[str, StageResult] = field(default_factory=dict)
+    failed: str | None = None
+    """The stage that ended the walk."""
+    report: str | None = None
+
+
+def needs_hub(recipe: Recipe) -> bool:
+    """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
+    sources = (use.source for stage in recipe.stages.values() for use in stage_sources(stage))
+    return any(isinstance(source, Datasets | ImageDatasets) and source.revision is not None for source in sources)
+
+
+def ray_crew(request: CrewRequest) -> Crew:
+    """Workers on Ray: an embedded one, or the cluster at the address."""
+    cluster = request.resolved.recipe.cluster
+    environment = {"HF_HUB_OFFLINE": "0"} if needs_hub(request.resolved.recipe) else {}
+
+    def connect() -> Session:
+        return start(
+            request.address,
+            log_folder=request.log_folder,
+            name=request.run,
+            preload=PRELOAD,
+            environment=environment,
+        )
+
+    def make_group(spec: WorkerSpec) -> WorkerGroup:
+        from cluster.ray_group import RayGroup  # imports ray, which takes a second
+
+        return RayGroup(session, spec, request.say)
+
+    try:
+        session = connect()
+    except CapacityError as error:
+        if request.address is not None:
+            raise
+        # Ray gives its own processes some 15 seconds, which a machine that is busy with other things may exceed.
+        request.say(f"{error}; trying once more")
+        session = connect()
+    try:
+        request.on_connected(session.cancel)
+        crew = GroupCrew(
+            make_group,
+            RUN_STAGE,
+            VERIFY_DRAFT,
+            request.log_folder,
+            gpus_per_worker=int(cluster.gpus_per_worker),
+            placement_timeout_s=cluster.placement_timeout_s,
+            environment=environment,
+            on_close=session.shutdown,
+        )
+        crew.prepare(request.first_workers)
+    except BaseException:
+        session.shutdown()
+        raise
+    return crew
+
+
+def drive(
+    record: RunRecord, resolved: Resolved, address: str | None, view: View, make_crew: MakeCrew = ray_crew
+) -> Driven:
+    """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
+    driven = Driven()
+    stop, latest = StopSignal(), Latest()
+    record.store.wait_for_room(ROOM_WAIT_S, view.say)
+    journal = record.journal()
+    num_stops = record.num_stops()
+    plan = resolved.plan(record.store)
+    view.plan(resolved.recipe.name, plan_rows(plan), plan_notes(plan))
+    _write_start(journal, resolved, address)
+    try:
+        with (
+            _closing(record, journal, view, driven),
+            stop_on_signals(stop) as install_handlers,
+            log_folder_of(record) as log_folder,
+            Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops) as heartbeat,
+        ):
+
+            def on_connected(give_up: Callable[[], None]) -> None:
+                install_handlers()
+                stop.listen(give_up)
+
+            def assemble(first_workers: int) -> Crew:
+                return make_crew(
+                    CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
+                )
+
+            check_disk(plan, record.store)
+            executor = Executor(
+                run=record.run,
+                resolved=resolved,
+                plan=plan,
+                store=record.store,
+                journal=journal,
+                view=view,
+                crew=assemble,
+                stop=stop,
+                latest=latest,
+                results=driven.results,
+            )
+            heartbeat.on_tick = executor.show_silence
+            try:
+                executor.walk()
+            except (StageError, StoreDamaged, CapacityError):
+                driven.failed = next((s.name for s in plan.stages if s.name not in driven.results), None)
+                raise
+            refused = unanswered_gates(resolved, driven.results)
+            if refused:
+                raise StageError("\n".join(refused))
+    finally:
+        view.results(result_rows(plan, driven.results, driven.failed))
+        driven.report = _write_report(record, journal, view)
+        _write_end(record, journal, view)
+        view.close()
+    return driven
+
+
+def _write_start(journal: Journal, resolved: Resolved, address: str | None) -> None:
+    """Write who drives the run, and where, as this driver's first event."""
+    cluster = resolved.recipe.cluster
+    journal.write(
+        "run_started",
+        driver=this_driver(),
+        address=address,
+        workers=cluster.workers,
+        gpus_per_worker=cluster.gpus_per_worker,
+        version=version("trainwright"),
+        next_s=Heartbeat.FIRST_S,
+    )
+
+
+@contextlib.contextmanager
+def _closing(record: RunRecord, journal: Journal, view: View, driven: Driven) -> Iterator[None]:
+    """Write how the run ended as its last event."""
+    try:
+        yield
+    except Preempted as error:
+        message = f"{error}; continue it with: trainwright resume {record.run}"
+        journal.write("run_finished", state="stopped", exit_code=error.exit_code, message=message)
+        raise Preempted(message) from error
+    except KeyboardInterrupt:
+        message = f"interrupted; continue it with: trainwright resume {record.run}"
+        journal.write("run_finished", state="interrupted", exit_code=130, message=message)
+        view.say(message)
+        raise
+    except TrainwrightError as error:
+        journal.write("run_finished", state="failed", exit_code=error.exit_code, message=str(error))
+        raise
+    except BaseException as error:
+        message = "".join(traceback.format_exception_only(error)).strip()
+        journal.write("run_finished", state="failed", exit_code=1, message=message, traceback=traceback.format_exc())
+        raise
+    journal.write("run_finished", state="completed", exit_code=0)
+
+
+def _write_report(record: RunRecord, journal: Journal, view: View) -> str | None:
+    """The report page; its failure never hides how the run ended."""
+    from launch.report.collect import collect
+    from launch.report.page import render
+
+    try:
+        path = record.write_report(render(collect(record)))
+    except Exception as error:
+        view.say(f"the report could not be written: {type(error).__name__}: {error}")
+        return None
+    journal.write("report_written", path=path)
+    view.say(f"report: {path}")
+    return path
+
+
+def _write_end(record: RunRecord, journal: Journal, view: View) -> None:
+    """What saves others the reading of the journal; it is all there without."""
+    try:
+        record.write_end(journal)
+    except Exception as error:
+        view.say(f"the run's end could not be summed up: {type(error).__name__}: {error}")

@@ -1,0 +1,182 @@
+"""Inputs from outside a recipe: what a store address, a folder or a hub id means, without copying anything yet.
+
+A folder's artifact is known from its files alone, so that `plan` and `check` write nothing; they are copied into the
+store when a run starts (`take_in`).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import RequestError
+from recipes.models.architecture import MODEL_TYPES
+from recipes.models.folder_classes import find_class
+from recipes.models.known_models import known_model
+from recipes.planning.fingerprint import ParentId
+from recipes.planning.plan import External
+from recipes.recipe import Recipe
+from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
+from trainers.store.export import parts_of
+from trainers.store.imports import describe_folder, describe_tokenizer, import_folder, import_tokenizer
+from trainers.store.manifest import ArtifactManifest, Verification, canonical_json, files_digest, sha256_hex
+from trainers.store.store import Store
+from trainers.store.untrusted_files import file_inside, weight_files
+
+KINDS = {
+    "model": ("model", "adapter", "actor_critic"),
+    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
+    "reward_model": ("reward_model",),
+    "critic": ("actor_critic",),
+    "adapter": ("adapter", "actor_critic"),
+    "report": ("report",),
+    "text_classifier": ("text_classifier",),
+    "classifier": ("classifier",),
+    "vae": ("vae",),
+    "gan": ("gan",),
+    "ddpm": ("ddpm",),
+}
+"""Kinds of artifact that can hold a part of the wanted kind."""
+NOT_FETCHED = "not downloaded yet"
+"""How the files of a hub model that a run would download are verified."""
+_TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
+_TOKENIZER_TEXTS = ["*.json", "*.jinja"]
+
+
+def find_input(
+    text: str, wants: tuple[str, ...], base_dir: Path, store: Store, *, fetches: bool
+) -> ArtifactManifest | None:
+    """The artifact that a reference means; None for a stage of the recipe. Nothing is written to the store.
+
+    With `fetches` a hub model is downloaded whole; without it, what its configuration says has to do.
+    """
+    reference = parse_reference(text)
+    match reference:
+        case StageRef():
+            return None
+        case StoreRef():
+            artifact = store.resolve(reference.name_or_fingerprint)
+        case FolderRef():
+            artifact = _describe((base_dir / reference.path).resolve(), wants, None)
+        case HubRef():
+            artifact = _find_hub_model(reference, text, wants, fetches=fetches)
+    if not any(artifact.kind in KINDS[want] for want in wants):
+        raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
+    if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
+        raise RequestError(
+            f"{text} holds an adapter alone, and a whole model is needed here; merge it: trainwright store export "
+            f"{artifact.fingerprint[:16]} DIR --merge, then trainwright store import DIR"
+        )
+    return artifact
+
+
+def take_in(
+    recipe: Recipe, base_dir: Path, external: Mapping[str, Mapping[str, ArtifactManifest]], store: Store
+) -> None:
+    """Copy folders and hub models into the store that it does not hold yet.
+
+    Raises RequestError for one that is not what it was when the recipe was resolved.
+    """
+    for field_path, text, wants, known in _outside(recipe, external):
+        reference = parse_reference(text)
+        if not isinstance(reference, FolderRef | HubRef) or store.find_artifact(known.fingerprint) is not None:
+            continue
+        if isinstance(reference, FolderRef):
+            folder, source = (base_dir / reference.path).resolve(), None
+        else:
+            folder, source = _download(reference, wants, fetches=True), text
+        take = import_tokenizer if "tokenizer" in wants else import_folder
+        found = take(store, folder, source=source)
+        if found.fingerprint != known.fingerprint:
+            raise RequestError(f"{field_path}: {text} has changed while the run was starting; start it again")
+
+
+def _outside(
+    recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]
+) -> Iterator[tuple[str, str, tuple[str, ...], ArtifactManifest]]:
+    """Every input from outside: its field, its text, what is wanted there, and what it was found to be."""
+    for name, inputs in external.items():
+        for item in stage_inputs(recipe.stages[name]):
+            if item.field_path in inputs:
+                yield f"stages.{name}.{item.field_path}", item.text, item.wants, inputs[item.field_path]
+
+
+def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> External:
+    """What the plan needs of an input: its id, its size, and what is to be said of it."""
+    config = artifact.architecture or {}
+    notes = []
+    if artifact.verification is not None and artifact.verification.how == NOT_FETCHED:
+        notes.append(f"{text} is downloaded when the run starts")
+    if artifact.kind == "model" and MODEL_TYPES.get(str(config.get("model_type"))) == "encoder":
+        try:
+            found = find_class(config)
+        except ValueError:
+            found = None
+        if found is not None and found.is_headless:
+            notes.append(f"{text} ({found.name}) has no head: a new one is drawn from the seed")
+    vocab_size = config.get("vocab_size")
+    return External(
+        ParentId(artifact.fingerprint, artifact.digest, part),
+        model=known_model(config),
+        vocab_size=vocab_size if type(vocab_size) is int else None,
+        notes=tuple(notes),
+    )
+
+
+def _describe(folder: Path, wants: tuple[str, ...], source: str | None) -> ArtifactManifest:
+    describe = describe_tokenizer if "tokenizer" in wants else describe_folder
+    return describe(folder, source=source)
+
+
+def _find_hub_model(reference: HubRef, text: str, wants: tuple[str, ...], *, fetches: bool) -> ArtifactManifest:
+    folder = _download(reference, wants, fetches=fetches)
+    if fetches or "tokenizer" in wants or _has_weights(folder):
+        return _describe(folder, wants, text)
+    config = json.loads(file_inside(folder, "config.json").read_bytes())
+    try:
+        kind: Any = find_class(config).kind
+    except ValueError as error:
+        raise RequestError(f"{text}: config.json: {error}") from None
+    name = sha256_hex(canonical_json({"hub": [reference.repo, reference.revision]}))
+    verification = Verification(how=NOT_FETCHED)
+    return ArtifactManifest(
+        fingerprint=name, digest=files_digest({}), kind=kind, stage="import", files={}, architecture=config,
+        verification=verification, source=text,
+    )  # fmt: skip
+
+
+def _download(reference: HubRef, wants: tuple[str, ...], *, fetches: bool) -> Path:
+    """Return the folder of a hub model at one revision, in the hub's cache on this machine.
+
+    What is missing there is downloaded: all of it with `fetches`, else all but the weights.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    is_tokenizer = "tokenizer" in wants
+    kept = _TOKENIZER_TEXTS if is_tokenizer else [*_TEXTS, "*.safetensors"] if fetches else _TEXTS
+    options: dict[str, Any] = {"revision": reference.revision, "allow_patterns": kept}
+    try:
+        cached = Path(snapshot_download(reference.repo, local_files_only=True, **options))
+    except (LocalEntryNotFoundError, OSError):
+        cached = None
+    known_by = "tokenizer.json" if is_tokenizer else "config.json"
+    has_all = is_tokenizer or not fetches or (cached is not None and _has_weights(cached))
+    if cached is not None and has_all and (cached / known_by).exists():
+        return cached
+    try:
+        return Path(snapshot_download(reference.repo, **options))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            f"hf://{reference.repo}@{reference.revision} is not in the hub's cache on this machine, and cannot be "
+            f"fetched: {first}"
+        ) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        weight_files(folder, file_inside)
+    except RequestError:
+        return False
+    return True

@@ -1,0 +1,28 @@
+"""A new run's folder: the recipe's inputs in the store, and everything that a resume needs."""
+
+from typing import Any
+
+from launch.checks.preflight import check_disk
+from launch.runs.inputs import take_in
+from launch.runs.records import RunRecord
+from launch.runs.resolve import Resolved
+from trainers.store.store import Store
+
+
+def new_record(store: Store, resolved: Resolved) -> RunRecord:
+    """Take the recipe's inputs into the store, and write a new run's folder with everything that a resume needs."""
+    store.probe_writable()
+    planned = resolved.plan(store)
+    check_disk(planned, store)
+    take_in(resolved.recipe, resolved.base_dir, resolved.external, store)
+    return RunRecord.create(store, resolved.recipe.name, record_of(resolved))
+
+
+def record_of(resolved: Resolved) -> dict[str, Any]:
+    """What a run's folder says of what it computes."""
+    planned = resolved.plan(None)
+    return {
+        **resolved.to_json(),
+        "plan": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in planned.stages],
+        "meanings": resolved.meanings(planned),
+    }

@@ -1,0 +1,328 @@
+"""What runs in a worker: from a job to a stage's function, and from a draft to its verification.
+
+Both functions are targets of a worker group; everything that crosses the process border is JSON.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.protocol import Json, WorkerContext
+from launch.runs.journal import interval_s
+from recipes.errors import CapacityError
+from recipes.loading.load import parse_recipe
+from recipes.models.architecture import MODEL_TYPES
+from recipes.planning.derive import steps_per_iteration
+from recipes.stages.kinds import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
+
+if TYPE_CHECKING:
+    from trainers.store.store import Store
+    from trainers.training.context import Draft, StageContext
+    from trainers.training.distributed import Ranks
+
+FIRST_FLUSH_S = 5.0
+"""Metrics reach the store this often at first, later ever more rarely (`interval_s`), and always before the state that
+follows from them and when the stage is asked to stop."""
+ROOM_WAIT_S = 1200.0
+"""How long a worker or the driver waits for room on a full disk; less than the time after which silence is a stall."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a kind of stage counts its way for the people who watch it."""
+
+    unit: str
+    steps_per_unit: int
+    counted: str
+    """What the speed counts."""
+    shown: tuple[str, ...] = ()
+    """Metrics that the driver shows while the stage runs."""
+    counted_per_unit: int | None = None
+    """None: the weight of each step, over the time of the step alone."""
+
+
+def progress_of(spec: Stage, started_from: str | None = None) -> Progress:
+    """Steps, and what they work through; PPO counts iterations, whose rollouts take longer than their steps.
+
+    `started_from` is the model type of what the stage's `init_from` resolved to.
+    """
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        is_encoder = spec.architecture.family == "encoder"
+    else:
+        is_encoder = MODEL_TYPES.get(started_from or "") == "encoder"
+    match spec:
+        case Pretrain():
+            return Progress("step", 1, "target_tokens" if is_encoder else "tokens", ("loss",))
+        case Finetune() if is_encoder:
+            return Progress("step", 1, "rows", ("loss", "accuracy"))
+        case Finetune():
+            return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
+        case Reward():
+            return Progress("step", 1, "pairs", ("loss", "accuracy"))
+        case PretrainImages() | FinetuneImages():
+            return Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
+        case PpoStage():
+            responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
+            return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
+        case PpoImages():
+            pictures = spec.rollout.pictures_per_iteration
+            return Progress("iteration", steps_per_iteration(spec.ppo), "pictures", ("score", "kl"), pictures)
+        case Evaluate():
+            return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
+
+
+class StageObserver:
+    """Tells the driver where this rank is; rank 0 also writes the run's metric segments."""
+
+    def __init__(self, worker: WorkerContext, store: "Store", job: Json, progress: Progress) -> None:
+        self._worker = worker
+        self._progress = progress
+        self._writer = None
+        if worker.rank == 0:
+            self._writer = store.run(job["run"]).writer(f"metrics/{job['stage']}/{job['attempt']}")
+        self._began_at = self._flushed_at = time.monotonic()
+        self._shown: dict[str, float] = {}
+        self._iteration_at: float | None = None
+        self._phase = ("start", time.monotonic(), 0)
+        """What happens now, since when rows are counted, and from how many on."""
+        self._notes: list[str] = []
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Beat with what happens now, and how far it is; metrics are durable before a state is."""
+        self._flush(is_due=name in ("save", "write"))
+        place: dict[str, Any] = {}
+        if "step" in progress:
+            size = self._progress.steps_per_unit
+            done, planned = int(progress["step"]) // size, int(progress["steps_planned"]) // size
+            place = {"step": done, "steps": planned, "unit": self._progress.unit}
+        place |= self._rows(name, progress)
+        notes = {"notes": self._notes} if self._notes else {}
+        self._worker.beat(name, **self._shown, **place, **notes)
+
+    def _rows(self, name: str, progress: Mapping[str, float]) -> dict[str, Any]:
+        """How many rows of the phase are done, of how many where that is known, and how many a second."""
+        now, done = time.monotonic(), int(progress.get("rows", 0))
+        if name != self._phase[0] or ("rows" in progress and done <= self._phase[2]):
+            self._phase = (name, now, done)
+        if "rows" not in progress:
+            return {}
+        _, since, first = self._phase
+        found: dict[str, Any] = {"row": done, "rows": int(progress.get("rows_planned", 0)) or None}
+        return {**found, "row_rate": (done - first) / (now - since) if now > since else None}
+
+    def notify(self, text: str) -> None:
+        """Tell the people who watch; every later beat carries it, since beats may be passed over."""
+        if text not in self._notes:
+            print(text, flush=True)
+            self._notes.append(text)
+            self.phase(self._phase[0])
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line of global metrics and keep what the driver shows."""
+        named = {**values, "score": values["score_mean"]} if "score_mean" in values else values
+        self._shown |= {key: named[key] for key in self._progress.shown if key in named}
+        self._note_speed(values)
+        if self._writer is None:
+            return
+        self._writer.append({"step": step, "values": dict(values)})
+        self._flush()
+
+    def _note_speed(self, values: Mapping[str, float]) -> None:
+        key, amount = f"{self._progress.counted}_per_s", self._progress.counted_per_unit
+        if amount is None:
+            if values.get("step_s", 0.0) > 0:
+                self._shown[key] = values["weight"] / values["step_s"]
+        elif "iteration" in values:
+            now = time.monotonic()
+            if self._iteration_at is not None:
+                self._shown[key] = amount / (now - self._iteration_at)
+            self._iteration_at = now
+
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to save and leave."""
+        is_asked = self._worker.stop_requested()
+        self._flush(is_due=is_asked)
+        return is_asked
+
+    @contextmanager
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
+        """While it is open the stage answers a stop; elsewhere it has nothing to save and ends at once."""
+        with self._worker.answers_stops(lambda: has_unsaved() or (self._writer is not None and self._writer.has_lines)):
+            yield
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish the lines so far."""
+        self._flush(is_due=True)
+
+    def _flush(self, *, is_due: bool = False) -> None:
+        now = time.monotonic()
+        is_due = is_due or now - self._flushed_at >= interval_s(FIRST_FLUSH_S, now - self._began_at)
+        if self._writer is not None and is_due:
+            self._writer.flush()
+            self._flushed_at = now
+
+
+def run_stage(job: Json, worker: WorkerContext) -> Json | None:
+    """Compute a stage on this rank; rank 0 returns the draft of its artifact and the checks that it has to pass."""
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+    from trainers.training import distributed
+    from trainers.training.context import StageContext
+
+    worker.beat("join")
+    store = Store.open(job["store"])
+
+    def tell(text: str) -> None:
+        worker.beat("wait for the store")
+        print(text, flush=True)
+
+    store.wait_for_room(ROOM_WAIT_S, tell)
+    if not store.run(job["run"]).exists():
+        raise CapacityError(
+            f"store {store.uri} holds no run {job['run']} as seen from {socket.gethostname()}: every node needs the "
+            f"same folder there; see whether it is mounted"
+        )
+    store.note_datasets(job["run"], job["fingerprint"])
+    recipe = parse_recipe(job["recipe"])
+    spec = recipe.stages[job["stage"]]
+    observer = StageObserver(worker, store, job, progress_of(spec, _model_type(job)))
+    ranks = distributed.join()
+    worker.beat("joined")
+    context = StageContext(
+        store=store,
+        run=job["run"],
+        stage=job["stage"],
+        fingerprint=job["fingerprint"],
+        lease=job["lease"],
+        seed=recipe.seed if spec.seed is None else spec.seed,
+        base_dir=_base_dir(job, spec, store, ranks),
+        inputs={path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()},
+        data=job["data"],
+        observer=observer,
+        ranks=ranks,
+        accepts=tuple(job.get("accepts", ())),
+        replaced=tuple(job.get("replaced", ())),
+        changes=tuple(job.get("changes", ())),
+    )
+    try:
+        draft = compute(spec, context)
+    finally:
+        observer.flush()
+    distributed.leave()
+    return None if draft is None else {"draft": manifest_of(draft, job), "checks": [c.to_json() for c in draft.checks]}
+
+
+def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
+    """Where the stage's data files lie; uploaded ones are fetched by one rank of each node. Collective."""
+    from launch.jobs.upload import uploaded_folder
+    from trainers.training import distributed
+
+    if job["uploaded"] is None:
+        return Path(job["base_dir"])
+    found = uploaded_folder(store, job["uploaded"], spec) if ranks.local_rank == 0 else None
+    distributed.barrier()
+    if ranks.local_rank:
+        found = uploaded_folder(store, job["uploaded"], spec)
+    return Path(job["base_dir"]) if found is None else found
+
+
+def _model_type(job: Json) -> str | None:
+    """The type of the model that the stage starts from, where it does and the manifest says it."""
+    found: str | None = ((job["inputs"].get("init_from") or {}).get("architecture") or {}).get("model_type")
+    return found
+
+
+def compute(spec: Stage, context: "StageContext") -> "Draft | None":
+    """Run the function of the stage's kind; collective, the draft comes from rank 0."""
+    match spec:
+        case Pretrain() | Finetune():
+            from trainers.training.tasks.language_model import run_language_model
+
+            return run_language_model(spec, context)
+        case PretrainImages() | FinetuneImages():
+            from trainers.training.tasks.images import run_image
+
+            return run_image(spec, context)
+        case Reward():
+            from rlhf.text.reward_stage import run_reward
+
+            return run_reward(spec, context)
+        case PpoStage():
+            from rlhf.text.ppo_stage import run_ppo
+
+            return run_ppo(spec, context)
+        case PpoImages():
+            from rlhf.images.ddpo_stage import run_ddpo
+
+            return run_ddpo(spec, context)
+        case Evaluate():
+            from rlhf.evaluate_stage import run_evaluate
+
+            return run_evaluate(spec, context)
+
+
+def manifest_of(draft: "Draft", job: Json) -> Json:
+    """The draft as the manifest that will be committed, its verification left open."""
+    from recipes.references import parse_reference, stage_inputs
+    from trainers.checkpoint.checkpoint import versions
+    from trainers.store.manifest import FileEntry, files_digest
+
+    spec = parse_recipe(job["recipe"]).stages[job["stage"]]
+    parts = {item.field_path: getattr(parse_reference(item.text), "part", None) for item in stage_inputs(spec)}
+    parents: dict[str, Any] = {
+        path: {"fingerprint": raw["fingerprint"], "digest": raw["digest"], "part": parts.get(path)}
+        for path, raw in job["inputs"].items()
+    }
+    fields = draft.to_json()
+    files: dict[str, FileEntry] = dict(draft.files)
+    return {
+        "fingerprint": job["fingerprint"],
+        "digest": files_digest(files),
+        "kind": fields["kind"],
+        "stage": job["stage"],
+        "files": fields["files"],
+        "parents": parents,
+        "data": job["data"],
+        "contract": fields["contract"],
+        "base": fields["base"],
+        "architecture": fields["architecture"],
+        "versions": versions(),
+        "metrics": fields["metrics"],
+        "gate": {"passed": not fields["gate_reasons"], "reasons": fields["gate_reasons"]},
+        "outcome": dict(fields["outcome"]),
+        "exactness": fields["exactness"],
+        "changes": fields["changes"],
+    }
+
+
+def verify_draft(job: Json, worker: WorkerContext) -> Json:
+    """Open a draft's files with stock classes in this process, which made none of them."""
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+    from trainers.training.context import Check, verify_checks
+
+    worker.beat("verify")
+    store = Store.open(job["store"])
+    draft = ArtifactManifest.model_validate(job["draft"])
+    checks = [Check.from_json(raw) for raw in job["checks"]]
+    inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
+    if not checks:
+        return {"how": "files-only"}
+    found = verify_checks(store, draft.files, checks, inputs, job["store"])
+    merge = {} if found.merge is None else {"merge_lost": found.merge.lost, "merge_unchanged": found.merge.unchanged}
+    return {"how": "clean-process", "max_logit_difference": found.difference, **merge}

@@ -1,0 +1,151 @@
+"""pydantic's errors as problems with a place, a plain sentence and what would be right."""
+
+import re
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from recipes.errors import Problem
+from recipes.loading.document import mark_of, shown, value_at
+from recipes.loading.schema_paths import (
+    Place,
+    Slot,
+    alternatives,
+    field_at,
+    key_elsewhere,
+    model_keys,
+    nearest,
+    other_tags,
+    place_of,
+    slot_at,
+)
+from recipes.loading.yaml_text import Document, Path, path_text
+
+
+def schema_problems(error: ValidationError, document: Document, path: FilePath) -> list[Problem]:
+    """pydantic's errors as problems, one for each place."""
+    by_field: dict[str, Problem] = {}
+    for _, problem in located_problems(error, document, path):
+        first = by_field.get(problem.field)
+        if first is None:
+            by_field[problem.field] = problem
+        elif problem.message not in first.message:
+            by_field[problem.field] = replace(first, message=f"{first.message}, or {problem.message}")
+    return list(by_field.values())
+
+
+def located_problems(error: ValidationError, document: Document, path: FilePath) -> list[tuple[ErrorDetails, Problem]]:
+    located = []
+    for detail in error.errors(include_url=False):
+        at = place_of(detail["loc"])
+        place = at.tag_path if detail["type"] in _TAG_ERRORS else at.path
+        mark = mark_of(place, document.marks, path)
+        message, suggestion = _explain(detail, at, document.value)
+        found = "" if detail["type"] in ("missing", "union_tag_not_found") else shown(value_at(document.value, place))
+        if detail["type"] == "value_error" and isinstance(value_at(document.value, place), dict):
+            found = ""
+        located.append((detail, Problem(mark.file, mark.line, path_text(place), found, message, suggestion)))
+    return located
+
+
+_TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
+_TYPES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+    "finite_number": "must be finite",
+}
+
+
+def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
+    """The message and the suggestion for one of pydantic's errors."""
+    kind, context, place = detail["type"], detail.get("ctx", {}), at.path
+    info = field_at(place, raw)
+    if kind == "extra_forbidden":
+        return _explain_unknown(place, raw)
+    if kind == "missing":
+        return "the key is required", f"{place[-1]}: {info.description}" if info is not None else ""
+    if kind == "literal_error":
+        slot = slot_at(place, raw)
+        choices = [str(choice) for choice in slot.choices] if slot is not None else []
+        expected = [word.strip("'") for word in re.split(r", | or ", str(context["expected"]))]
+        found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
+        return _explain_choice(found, choices or expected)
+    if kind == "union_tag_invalid":
+        message, suggestion = _explain_choice(context["tag"], _writable_tags(at.slot))
+        return message, suggestion or other_tags(place, raw, tag=context["tag"])
+    if kind == "union_tag_not_found":
+        return "the key is required", "one of " + ", ".join(at.slot.members)
+    if kind == "value_error":
+        return str(context["error"]), ""
+    if kind == "string_pattern_mismatch":
+        return f"does not match {context['pattern']}", info.description or "" if info is not None else ""
+    if kind in _TYPES:
+        suggestion = info.description or "" if info is not None else ""
+        if kind in ("int_type", "float_type", "int_from_float") and isinstance(detail["input"], str):
+            number = detail["input"].replace(",", "").replace(" ", "")
+            if re.fullmatch(r"[-+]?[0-9_.]+([eE][-+]?[0-9]+)?", number):
+                suggestion = f"write {number} without quotes"
+        if kind == "bool_type" and str(detail["input"]).lower() in ("yes", "on", "no", "off", "y", "n"):
+            suggestion = "write true" if str(detail["input"]).lower() in ("yes", "on", "y") else "write false"
+        return _TYPES[kind], suggestion
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    message = message.removeprefix("input should be ").removeprefix("input should ").replace(" after validation", "")
+    suggestion = info.description or "" if info is not None else ""
+    return f"must be {message}" if detail["msg"].startswith("Input should be") else message, suggestion
+
+
+def _writable_tags(slot: Slot) -> list[str]:
+    """The tags of a union that can be written; one may stand for the tag's absence."""
+    key = slot.tag.path[0] if slot.tag is not None and slot.tag.path else None
+    return [
+        tag
+        for tag, member in slot.members.items()
+        if key is None or all(key in model_keys(model) for model in member.models)
+    ]
+
+
+def _explain_choice(found: Any, choices: list[str]) -> tuple[str, str]:
+    guess = nearest(str(found), choices)
+    return "must be " + alternatives(choices), f"did you mean {guess}?" if guess is not None else ""
+
+
+def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
+    key = str(place[-1])
+    parent = slot_at(place[:-1], raw)
+    model = parent.model_for(value_at(raw, place[:-1])) if parent is not None else None
+    if model is None:
+        return "unknown key", ""
+    keys = list(model_keys(model))
+    belongs = other_tags(place, raw)
+    if belongs:
+        return "unknown key", belongs
+    guess = nearest(key, keys)
+    elsewhere = key_elsewhere(key, model)
+    if guess is not None and (elsewhere is None or guess.lower() == key.lower()):
+        return "unknown key", f"did you mean {guess}?"
+    if elsewhere is not None:
+        return "unknown key", f"did you mean {elsewhere}?"
+    forms = parent.members if parent is not None else {}
+    if key in forms:
+        return "unknown key", f"give {alternatives(list(forms))}, not both"
+    if fitting := [form for form, member in forms.items() if any(key in model_keys(each) for each in member.models)]:
+        return "unknown key", f"belongs to {alternatives(fitting)}"
+    for depth in range(len(place) - 2, -1, -1):
+        around = slot_at(place[:depth], raw)
+        outer = around.model_for(value_at(raw, place[:depth])) if around is not None else None
+        if outer is not None and key in model_keys(outer):
+            return "unknown key", f"did you mean {path_text((*place[:depth], key))}?"
+        if outer is not None and (elsewhere := key_elsewhere(key, outer)) is not None:
+            return "unknown key", f"did you mean {path_text((*place[:depth], elsewhere))}?"
+    return "unknown key", "valid here: " + ", ".join(keys)

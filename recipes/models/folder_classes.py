@@ -1,0 +1,83 @@
+"""What a folder's model of text is, told by the class that its `config.json` names (pure)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.models.architecture import MODEL_TYPES
+from recipes.references import PartKind
+
+_STEMS = {
+    "llama": "Llama",
+    "qwen3": "Qwen3",
+    "gpt2": "GPT2",
+    "rnn": "Rnn",
+    "bert": "Bert",
+    "t5": "T5",
+    "bart": "Bart",
+    "llava": "Llava",
+}
+"""What the names of a type's classes start with."""
+_SCORES = "ForSequenceClassification"
+_CLASSES: dict[str, dict[str, PartKind]] = {
+    "decoder": {
+        "ForCausalLM": "model",
+        "LMHeadModel": "model",
+        _SCORES: "reward_model",
+        "ForTokenClassification": "critic",
+    },
+    "rnn": {"ForCausalLM": "model"},
+    "encoder": {"ForMaskedLM": "model", "ForPreTraining": "model", "Model": "model", _SCORES: "text_classifier"},
+    "encoder_decoder": {"ForConditionalGeneration": "model"},
+    "vision_language": {"ForConditionalGeneration": "model"},
+}
+"""Endings of the names of the classes of each family that are taken in."""
+_HEADLESS = ("Model",)
+_WITH_EXTRAS = ("Model", "ForPreTraining")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClass:
+    """What a configuration file says that its model is."""
+
+    name: str
+    """transformers' class."""
+    kind: PartKind
+    is_headless: bool = False
+    """Whether its files hold no head: who trains it makes a new one."""
+    has_extras: bool = False
+    """Whether its files may hold a pooler and a head of sentence pairs, which a masked language model has not."""
+
+
+def find_class(config: Mapping[str, Any]) -> ModelClass:
+    """The class of a `config.json`; raises ValueError that says why it is taken in as nothing."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError("it has no model_type")
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    family = MODEL_TYPES.get(kind)
+    if family is None:
+        if name.endswith(("ForCausalLM", "LMHeadModel")):
+            return ModelClass(name, "model")
+        raise ValueError(f"model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
+    stem = _STEMS[kind]
+    ending = name.removeprefix(stem) if name.startswith(stem) else ""
+    known = _CLASSES[family]
+    if ending not in known:
+        fitting = ", ".join(stem + other for other in known)
+        raise ValueError(f"architectures {name or 'no class'} is not taken in with model_type {kind!r}; {fitting} is")
+    found = known[ending]
+    labels = count_labels(config)
+    if found == "reward_model" and labels != 1:
+        raise ValueError(f"a reward model has one label, this classifier has {labels}")
+    if found == "text_classifier" and labels < 2:
+        raise ValueError("a classifier of texts tells at least two labels apart, this one has 1")
+    return ModelClass(name, found, ending in _HEADLESS, ending in _WITH_EXTRAS)
+
+
+def count_labels(config: Mapping[str, Any]) -> int:
+    """Labels of a classifier's configuration; transformers' default is two."""
+    labels = config.get("id2label")
+    found = config.get("num_labels", len(labels) if isinstance(labels, dict) else 2)
+    return found if type(found) is int else 0

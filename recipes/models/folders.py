@@ -1,0 +1,196 @@
+"""What a local model or tokenizer folder tells without torch: kind, type, lengths, tokens, and what is missing."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from recipes.models.architecture import MODEL_TYPES
+from recipes.models.folder_classes import ModelClass, find_class
+from recipes.models.folder_tensors import missing_layers
+from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, PictureFolder, read_picture_folder
+from recipes.models.safetensors_headers import read_shapes
+from recipes.models.vision_language_folders import VisionFacts, read_vision
+from recipes.references import PartKind
+from recipes.tokenizers.token_contract import (
+    TokenizerFacts,
+    configured_ends,
+    find_end_token,
+    find_named_tokens,
+    find_pad_token,
+    find_template,
+    token_problems,
+    token_text,
+)
+
+MAX_JSON_BYTES = 64 << 20
+POSITION_KEYS = ("max_position_embeddings", "n_positions")
+PICTURE_KINDS = ("classifier", "vae", "gan", "ddpm")
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """A folder in the Hugging Face layout: its findings and, where they could be read, its facts."""
+
+    problems: list[str] = field(default_factory=list)
+    type: str | None = None
+    positions: int | None = None
+    tokenizer: TokenizerFacts | None = None
+    vision: VisionFacts | None = None
+    model_class: ModelClass | None = None
+    configured_ends: frozenset[int] = frozenset()
+    """End tokens that config.json and generation_config.json name."""
+    kind: PartKind | None = None
+    """What the folder's model is as an input of a stage."""
+    pictures: PictureFolder | None = None
+
+
+@lru_cache(maxsize=32)
+def read_folder(path: Path, wants: str) -> FolderFacts:
+    """Read a folder that should hold a model of the wanted kind, or a `tokenizer`; all that is wrong is found."""
+    if not path.is_dir():
+        return FolderFacts([f"there is no folder {path}" if not path.exists() else f"{path} is not a folder"])
+    problems: list[str] = []
+    if wants == "tokenizer":
+        tokenizer = _read_tokenizer(path, problems)
+        return FolderFacts(problems, tokenizer=tokenizer)
+    if (path / SETTINGS).exists() or wants in PICTURE_KINDS:
+        return _read_pictures(path)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
+        advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"
+        return FolderFacts([f"{path} holds an adapter, not a whole model; {advice}"])
+    return _read_language_model(path)
+
+
+def _read_pictures(path: Path) -> FolderFacts:
+    found, problems = read_picture_folder(path)
+    for name in () if found is None else found.weights:
+        if (path / name).is_file():
+            _note_shapes(path / Path(name).parent, Path(name).name, problems)
+    if found is not None and found.reads_captions:
+        _note_shapes(path / TEXT_ENCODER, "model.safetensors", problems)
+    return FolderFacts(problems, kind=None if found is None else found.architecture.family, pictures=found)
+
+
+def _read_language_model(path: Path) -> FolderFacts:
+    problems: list[str] = []
+    tokenizer = _read_tokenizer(path, problems)
+    if tokenizer is not None and tokenizer.eos_token is None:
+        problems.append(f"{path}: the tokenizer names neither an eos_token nor a sep_token")
+    elif tokenizer is not None and tokenizer.pad_token is None:
+        problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
+    config = _read_json(path / "config.json", problems)
+    kind, model_class = None, None
+    if config is not None:
+        kind = config.get("model_type") if config.get("model_type") in MODEL_TYPES else None
+        try:
+            model_class = find_class(config)
+            if kind is None:
+                known = ", ".join(MODEL_TYPES)
+                problems.append(f"{path / 'config.json'}: model_type {config['model_type']!r} is not one of {known}")
+        except ValueError as error:
+            problems.append(f"{path / 'config.json'}: {error}")
+        if "auto_map" in config:
+            problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
+    configured: frozenset[int] = frozenset()
+    if tokenizer is not None:
+        generation = (
+            _read_json(path / "generation_config.json", problems)
+            if (path / "generation_config.json").is_file()
+            else None
+        )
+        configured = configured_ends(config or {}, generation or {})
+        problems += [f"{path}: {found}" for found in token_problems(tokenizer, config, generation)]
+    shapes = _read_weights(path, problems)
+    if shapes is not None and config is not None and kind is not None:
+        problems += [f"{path}: {finding}" for finding in missing_layers(config, shapes)]
+    vision: VisionFacts | None = None
+    if config is not None and kind == "llava":
+        vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
+        problems += findings
+    positions = None if config is None else config_positions(config)
+    found = None if model_class is None else model_class.kind
+    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured, found)
+
+
+def _read_weights(path: Path, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    if any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return _note_shapes(path, "model.safetensors", problems)
+    is_pickle = (path / "pytorch_model.bin").exists()
+    reason = " (pytorch_model.bin is pickle, which is never read; convert it to safetensors)" if is_pickle else ""
+    problems.append(f"{path}: no model.safetensors{reason}")
+    return None
+
+
+def _note_shapes(folder: Path, weights: str, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+    try:
+        return read_shapes(folder, weights)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def config_positions(config: Mapping[str, Any]) -> int | None:
+    """Most tokens that the model of a `config.json` is made for; None where it says nothing."""
+    if config.get("model_type") == "t5":  # whose n_positions bounds nothing: its positions are relative
+        return None
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    return next((part[key] for key in POSITION_KEYS if isinstance(part.get(key), int)), None)
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        if not path.is_file():
+            problems.append(f"{path.parent}: no {path.name}")
+            return None
+        if path.stat().st_size > MAX_JSON_BYTES:
+            problems.append(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+            return None
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path}: not readable as JSON ({error})")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{path}: not a JSON object")
+        return None
+    return value
+
+
+def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        problems.append(f"{path}: no tokenizer.json")
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception for every malformed file
+        problems.append(f"{file}: not readable by tokenizers ({str(error)[:160]})")
+        return None
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            config |= _read_json(path / name, problems) or {}
+    eos_token, vocabulary = find_end_token(config), tokenizer.get_vocab(with_added_tokens=True)
+    special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+    return TokenizerFacts(
+        eos_token=eos_token,
+        pad_token=find_pad_token(token_text(config.get("pad_token")), eos_token, vocabulary),
+        special_tokens=special,
+        vocabulary=vocabulary,
+        chat_template=find_template(config, _read_text(path / "chat_template.jinja", problems)),
+        bos_token=token_text(config.get("bos_token")),
+        named_tokens=find_named_tokens(config),
+    )
+
+
+def _read_text(path: Path, problems: list[str]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: not readable as text ({error})")
+        return None

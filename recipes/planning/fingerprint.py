@@ -1,0 +1,131 @@
+"""The id of what a stage makes: a hash of its meaning, its parents and its data, not of where or on how much it ran."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from recipes.recipe import Recipe
+from recipes.references import stage_inputs
+from recipes.stages.kinds import SEMANTICS
+
+FORMAT = 1
+
+MAIN_PARTS = ("model", "actor")
+"""Parts that a bare reference means: naming one changes nothing."""
+
+LOCATION_KEYS = ("files", "label_files", "caption_files", "path", "revision")
+"""Where a source's rows lie: once they have a digest, their place is no meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentId:
+    """What an input resolved to: the artifact's fingerprint and digest, and the part that is taken."""
+
+    fingerprint: str
+    digest: str
+    part: str | None = None
+
+
+def field_role(info: FieldInfo) -> str:
+    """`meaning` or `placement`, as the field is marked; raises ValueError for an unmarked one."""
+    extra = info.json_schema_extra
+    role = extra.get("role") if isinstance(extra, dict) else None
+    if role not in ("meaning", "placement"):
+        raise ValueError("a recipe field is declared with meaning(...) or placement(...)")
+    return str(role)
+
+
+def _is_left_out(info: FieldInfo, value: Any) -> bool:
+    """Whether a field that joined its kind of stage holds what the stage did without it."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and extra.get("unless_default") is True and bool(value == info.default)
+
+
+def meaning_of(value: Any) -> Any:
+    """The part of a recipe value that enters the fingerprint, as JSON data."""
+    if isinstance(value, BaseModel):
+        return {
+            info.alias or name: meaning_of(getattr(value, name))
+            for name, info in type(value).model_fields.items()
+            if field_role(info) == "meaning" and not _is_left_out(info, getattr(value, name))
+        }
+    if isinstance(value, Mapping):
+        return {str(key): meaning_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [meaning_of(item) for item in value]
+    return value
+
+
+def stage_meaning(
+    stage_name: str,
+    recipe: Recipe,
+    parents: Mapping[str, ParentId],
+    data: Mapping[str, str],
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What is hashed: readable, so that two fingerprints' differing keys can be named.
+
+    `changes` are settings that were changed while the stage was under way: what comes out is no other run's.
+    """
+    stage = recipe.stages[stage_name]
+    inputs = [item.field_path for item in stage_inputs(stage)]
+    missing = sorted(set(inputs) ^ set(parents))
+    if missing:
+        raise ValueError(f"stage {stage_name}: parents and inputs differ in {', '.join(missing)}")
+    settings = meaning_of(stage)
+    for field_path in inputs:
+        if not field_path.startswith("of."):  # a report names its models as the recipe does
+            _drop(settings, field_path)
+    for field_path in data:
+        for key in LOCATION_KEYS:
+            if key in (settings.get(field_path) or {}):
+                _drop(settings, f"{field_path}.{key}")
+    settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
+    changed = {"changes": [dict(change) for change in changes]} if changes else {}
+    return {
+        **changed,
+        "format": FORMAT,
+        "semantics": SEMANTICS[stage.kind],
+        "settings": settings,
+        "parents": {
+            path: {
+                "fingerprint": parent.fingerprint,
+                "part": None if parent.part in MAIN_PARTS else parent.part,
+            }
+            for path, parent in sorted(parents.items())
+        },
+        "data": dict(sorted(data.items())),
+    }
+
+
+def fingerprint(
+    stage_name: str,
+    recipe: Recipe,
+    parents: Mapping[str, ParentId],
+    data: Mapping[str, str],
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """64 hex digits; `parents` by input field path, `data` digests by field path; the stage's name is no meaning."""
+    return hash_meaning(stage_meaning(stage_name, recipe, parents, data, changes))
+
+
+def hash_meaning(meaning: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON form."""
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _drop(settings: Any, field_path: str) -> None:
+    """Replace an input's text by None: what it resolved to stands among the parents."""
+    *outer, last = field_path.split(".")
+    for part in outer:
+        settings = settings[int(part)] if isinstance(settings, list) else settings[part]
+    if isinstance(settings, list):
+        settings[int(last)] = None
+    else:
+        settings[last] = None

@@ -1,0 +1,297 @@
+"""The chain that the stages form: who reads whose output, in which order, and what is wrong with it (pure)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from recipes.data.text import ExistingTokenizer
+from recipes.errors import Problem
+from recipes.loading.document import LoadedRecipe
+from recipes.loading.schema_paths import nearest
+from recipes.models.image_models import Vae
+from recipes.recipe import Recipe
+from recipes.references import (
+    INPUT_FIELDS,
+    Input,
+    PartKind,
+    Reference,
+    StageRef,
+    StoreRef,
+    parse_reference,
+    stage_inputs,
+    stage_parts,
+)
+from recipes.stages.kinds import (
+    Evaluate,
+    Finetune,
+    FinetuneImages,
+    PpoImages,
+    PpoStage,
+    Pretrain,
+    PretrainImages,
+    Reward,
+    Stage,
+)
+
+NOUNS: dict[PartKind, str] = {
+    "model": "a language model",
+    "adapter": "an adapter",
+    "reward_model": "a reward model",
+    "critic": "a critic",
+    "report": "a report",
+    "tokenizer": "a tokenizer",
+    "text_classifier": "a text classifier",
+    "classifier": "an image classifier",
+    "vae": "a variational autoencoder",
+    "gan": "generative adversarial networks",
+    "ddpm": "a diffusion model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One stage reads what another makes."""
+
+    stage: str
+    field_path: str
+    parent: str
+
+
+def edges(stages: Mapping[str, Stage]) -> Iterator[Edge]:
+    """Every reference between two of the stages, in the order of the recipe."""
+    for name, stage in stages.items():
+        for item in stage_inputs(stage):
+            reference = _parse(item.text)
+            if isinstance(reference, StageRef) and reference.stage in stages:
+                yield Edge(name, item.field_path, reference.stage)
+
+
+def order(recipe: Recipe) -> list[str]:
+    """Stage names, parents first, otherwise as the recipe lists them; raises ValueError for a cycle."""
+    parents: dict[str, set[str]] = {name: set() for name in recipe.stages}
+    for edge in edges(recipe.stages):
+        parents[edge.stage].add(edge.parent)
+    ordered: list[str] = []
+    while len(ordered) < len(parents):
+        ready = next((name for name in parents if name not in ordered and parents[name] <= set(ordered)), None)
+        if ready is None:
+            raise ValueError(
+                "stages wait for each other: " + ", ".join(name for name in parents if name not in ordered)
+            )
+        ordered.append(ready)
+    return ordered
+
+
+def start_of(stage: Stage) -> str | None:
+    """The reference to the language model that the stage works with; None for random weights, and for pictures."""
+    match stage:
+        case Pretrain() | Finetune() | Reward():
+            return stage.init_from
+        case PretrainImages() | FinetuneImages() | PpoImages():
+            return None
+        case PpoStage():
+            return stage.actor
+        case Evaluate():
+            return None if "images" in stage.suites else stage.of[0]
+
+
+def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:
+    """Where a model comes from in the end: the stage that builds it, or something outside the recipe."""
+    seen: set[str] = set()
+    while True:
+        reference = _parse(text)
+        if not isinstance(reference, StageRef):
+            return reference
+        stage = stages.get(reference.stage)
+        if stage is None or reference.stage in seen:
+            return None
+        if isinstance(stage, Evaluate | PretrainImages | FinetuneImages | PpoImages):
+            return None
+        seen.add(reference.stage)
+        start = start_of(stage)
+        if start is None:
+            assert isinstance(stage, Pretrain)
+            return stage
+        text = start
+
+
+def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage that builds the diffusion model which a reference means in the end; None: none of the recipe's."""
+    seen: set[str] = set()
+    while isinstance(reference := _parse(text), StageRef) and reference.stage not in seen:
+        stage = stages.get(reference.stage)
+        if not isinstance(stage, PpoImages | FinetuneImages):
+            is_diffusion = isinstance(stage, PretrainImages) and stage.architecture.family == "ddpm"
+            return stage if is_diffusion and isinstance(stage, PretrainImages) else None
+        seen.add(reference.stage)
+        text = stage.actor if isinstance(stage, PpoImages) else stage.init_from
+    return None
+
+
+def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage on whose pictures a stage works: itself, or what built the diffusion model that it starts from."""
+    if isinstance(stage, PpoImages | FinetuneImages):
+        return diffusion_of(stage.actor if isinstance(stage, PpoImages) else stage.init_from, stages)
+    return stage if isinstance(stage, PretrainImages) else None
+
+
+def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | None:
+    """The autoencoder of this recipe in whose latents a diffusion runs; None: in pixels, or in those of another's."""
+    reference = None if stage.autoencoder is None else _parse(stage.autoencoder)
+    source = stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    return source.architecture if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae) else None
+
+
+def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """References that cannot be read, name nothing, fit no need, or go round in a circle."""
+    stages = loaded.recipe.stages
+    for name, stage in loaded.stages_with(*INPUT_FIELDS):
+        for item in stage_inputs(stage):
+            yield from _check_input(loaded, name, item)
+    for name, stage in stages.items():
+        if isinstance(stage, Evaluate):
+            yield from _check_distinct(loaded, name, stage)
+            yield from _check_scorers(loaded, name, stage)
+        if isinstance(stage, PretrainImages):
+            yield from _check_autoencoder(loaded, name, stage)
+        if isinstance(stage, PpoStage) and stage.critic == "reward":
+            advice = ", or set critic: actor"
+            yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward, advice)
+    yield from _check_cycles(loaded)
+
+
+def _parse(text: str) -> Reference | None:
+    try:
+        return parse_reference(text)
+    except ValueError:
+        return None
+
+
+def _check_input(loaded: LoadedRecipe, name: str, item: Input) -> Iterator[Problem]:
+    place = f"stages.{name}.{item.field_path}"
+    try:
+        reference = parse_reference(item.text)
+    except ValueError as error:
+        yield loaded.problem(place, item.text, str(error))
+        return
+    stages = loaded.recipe.stages
+    if isinstance(reference, StoreRef) or not isinstance(reference, StageRef) or reference.stage in loaded.unsound:
+        return
+    if item.field_path == "tokenizer.from":
+        message = "a tokenizer comes from store://NAME, a local folder or hf://ORG/NAME@REVISION, not from a stage"
+        yield loaded.problem(place, item.text, message, "use init_from to go on from a stage's model")
+        return
+    if reference.stage == name:
+        yield loaded.problem(place, item.text, "a stage cannot take its own output")
+        return
+    if reference.stage not in stages:
+        known = [other for other in [*stages, *loaded.unsound] if other != name]
+        guess = nearest(reference.stage, known)
+        suggestion = f"did you mean {guess}?" if guess else "stages here: " + ", ".join(known) if known else ""
+        yield loaded.problem(place, item.text, "the recipe has no such stage", suggestion)
+        return
+    yield from _check_kind(loaded, place, item, reference)
+
+
+def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageRef) -> Iterator[Problem]:
+    stages = loaded.recipe.stages
+    source = stages[reference.stage]
+    parts = stage_parts(source)
+    part = reference.part or next(iter(parts))
+    if part not in parts:
+        guess = nearest(part, list(parts))
+        suggestion = f"did you mean {reference.stage}.{guess}?" if guess else "its parts: " + ", ".join(parts)
+        if part == "model" and "adapter" in parts:
+            suggestion = f"set stages.{reference.stage}.merge to true"
+        yield loaded.problem(place, item.text, f"stage {reference.stage} makes no part {part!r}", suggestion)
+        return
+    if parts[part] in item.wants:
+        return
+    needed = " or ".join(NOUNS[kind] for kind in item.wants)
+    fitting = [
+        other if kind == next(iter(stage_parts(stage).values())) else f"{other}.{part_name}"
+        for other, stage in stages.items()
+        for part_name, kind in stage_parts(stage).items()
+        if kind in item.wants and f"stages.{other}." not in place
+    ]
+    suggestion = "fitting here: " + ", ".join(dict.fromkeys(fitting)) if fitting else ""
+    if parts[part] == "adapter" and "model" in item.wants and reference.part is None:
+        suggestion = f"set stages.{reference.stage}.merge to true: later stages build on the merged model"
+    message = f"needs {needed}, but {item.text} ({source.kind}) is {NOUNS[parts[part]]}"
+    yield loaded.problem(place, item.text, message, suggestion)
+
+
+def _check_distinct(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
+    for index, text in enumerate(stage.of):
+        if text in stage.of[:index]:
+            yield loaded.problem(f"stages.{name}.of.{index}", text, "the model stands twice in `of`", "remove one")
+
+
+def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
+    if stage.second_scorer is not None and stage.second_scorer == stage.reward:
+        message = "the second scorer must be another reward model than `reward`"
+        yield loaded.problem(f"stages.{name}.second_scorer", stage.second_scorer, message)
+    others = [] if "targets" in stage.suites else stage.of[1:]  # targets are compared as text
+    for index, text in enumerate(others, start=1):
+        yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
+
+
+def _check_one_tokenizer(
+    loaded: LoadedRecipe, place: str, model: str, other: str, advice: str = ""
+) -> Iterator[Problem]:
+    """Models that read each other's tokens must come from one tokenizer."""
+    stages = loaded.recipe.stages
+    first, second = origin(model, stages), origin(other, stages)
+    if not isinstance(first, Pretrain) or not isinstance(second, Pretrain) or first is second:
+        return
+    if isinstance(first.tokenizer, ExistingTokenizer) and first.tokenizer == second.tokenizer:
+        return
+    if (first.tokenizer, first.data, first.seed) == (second.tokenizer, second.data, second.seed):
+        return
+    names = {id(stage): name for name, stage in stages.items()}
+    message = (
+        f"{other} and {model} do not share a tokenizer: they come from {names[id(second)]} and {names[id(first)]}, "
+        "which train different ones"
+    )
+    yield loaded.problem(place, other, message, f"build both on {names[id(first)]}{advice}")
+
+
+def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:
+    """The latents of an autoencoder of this recipe must keep a height and a width."""
+    autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+    if autoencoder is not None and autoencoder.type != "autoencoder_kl":
+        message = (
+            f"diffusion needs latents with a height and a width; {stage.autoencoder} is of type {autoencoder.type}"
+        )
+        yield loaded.problem(f"stages.{name}.autoencoder", stage.autoencoder, message, "type: autoencoder_kl there")
+
+
+def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """One problem for each circle, at the reference that closes it."""
+    remaining = dict(loaded.recipe.stages)
+    while (circle := _find_circle(remaining)) is not None:
+        closing = circle[-1]
+        route = " -> ".join([edge.stage for edge in circle] + [closing.parent])
+        place = f"stages.{closing.stage}.{closing.field_path}"
+        yield loaded.problem(place, closing.parent, f"stages go round in a circle: {route}")
+        for edge in circle:
+            del remaining[edge.stage]
+
+
+def _find_circle(stages: Mapping[str, Stage]) -> list[Edge] | None:
+    """The edges of one circle; stages that wait for no other are taken away until only circles are left."""
+    out: dict[str, list[Edge]] = {name: [] for name in stages}
+    for edge in edges(stages):
+        if edge.stage != edge.parent:
+            out[edge.stage].append(edge)
+    while free := [name for name, leaving in out.items() if not any(edge.parent in out for edge in leaving)]:
+        for name in free:
+            del out[name]
+    if not out:
+        return None
+    name = next(iter(out))
+    trail: list[Edge] = []
+    while name not in [edge.stage for edge in trail]:
+        edge = next(edge for edge in out[name] if edge.parent in out)
+        trail.append(edge)
+        name = edge.parent
+    return trail[[edge.stage for edge in trail].index(name) :]

@@ -1,0 +1,67 @@
+"""What `check` tells of the tokens that end a model's answers, where its files do not agree on them."""
+
+from collections.abc import Iterator
+
+from recipes.data.text import DEFAULT_CHAT_TEMPLATE
+from recipes.errors import Problem
+from recipes.loading.document import LoadedRecipe
+from recipes.references import FolderRef
+from recipes.rules.chain import origin
+from recipes.rules.models import ModelFacts, reference_facts
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward, Stage
+
+_WRITERS = ("decoder", "rnn", "vision_language")
+
+
+def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Warnings about the end tokens of every model that answers, each model once."""
+    told: list[object] = []
+    for name, stage in loaded.recipe.stages.items():
+        for field, text in _answering(stage):
+            source = origin(text, loaded.recipe.stages)
+            key = source.path if isinstance(source, FolderRef) else id(source)
+            facts = reference_facts(loaded, text)
+            if key in told or facts.tokenizer is None or facts.family not in _WRITERS:
+                continue
+            told.append(key)
+            for message in _disagreements(facts):
+                yield loaded.problem(f"stages.{name}.{field}", text, message)
+
+
+def _answering(stage: Stage) -> Iterator[tuple[str, str]]:
+    """Fields of a stage that name a model which learns from chats or answers them."""
+    match stage:
+        case Finetune() | Reward():
+            yield "init_from", stage.init_from
+        case PpoStage():
+            yield "actor", stage.actor
+        case Evaluate():
+            for index, text in enumerate(stage.of):
+                yield f"of.{index}", text
+
+
+def _disagreements(facts: ModelFacts) -> Iterator[str]:
+    tokenizer = facts.tokenizer
+    assert tokenizer is not None
+    vocabulary, own = tokenizer.vocabulary or {}, tokenizer.eos_token
+    names = {number: token for token, number in vocabulary.items()}
+    configured = [names.get(number, str(number)) for number in sorted(facts.configured_ends)]
+    if configured and own is not None and own not in configured:
+        yield (
+            f"the tokenizer's end token is {own}, config.json and generation_config.json name {', '.join(configured)}; "
+            "answers end at each of them, and generation_config.json of what is made names them all"
+        )
+    if tokenizer.chat_template in (None, DEFAULT_CHAT_TEMPLATE):
+        return
+    end = tokenizer.turn_end
+    if end is None:
+        yield (
+            "the chat template writes no special token after an answer, so that a model tuned on chats does not learn "
+            "where to stop; its answers run to max_new_tokens"
+        )
+    elif end != own and end not in configured:
+        others = ", ".join(dict.fromkeys([own or "none", *configured]))
+        yield (
+            f"the chat template ends an answer with {end}, which is not among the model's end tokens ({others}); "
+            "answers end there too in `sample`, RL and evaluations, and generation_config.json of what is made names it"
+        )

@@ -1,0 +1,63 @@
+"""Labels: who needs them and whether the data has them, and pseudo-labels that would teach nothing."""
+
+from collections.abc import Iterator
+
+from recipes.data.images import ImageSource, label_key
+from recipes.data.text import PythonDocs, TextFiles
+from recipes.errors import Problem
+from recipes.loading.document import LoadedRecipe
+from recipes.models.image_models import Classifier, Ddpm, Gan
+from recipes.planning.derive import stage_steps
+from recipes.references import stage_sources
+from recipes.rules.chain import picture_stage_of
+from recipes.rules.models import model_facts
+from recipes.stages.kinds import Finetune, FinetuneImages, PretrainImages
+
+
+def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Sources without the labels that a family learns from; pseudo-labels without rows or steps to learn from."""
+    for name, stage in loaded.recipe.stages.items():
+        place = f"stages.{name}"
+        if isinstance(stage, PretrainImages | FinetuneImages):
+            start = picture_stage_of(stage, loaded.recipe.stages)
+            reader = None if start is None else _reader(start)
+            if isinstance(stage, FinetuneImages):
+                reader = reader and stage.init_from
+            for use in stage_sources(stage):
+                if reader is not None and not use.held_out:
+                    yield from _check_pictures(loaded, f"{place}.{use.field_path}", use.pictures, reader)
+        if isinstance(stage, Finetune) and model_facts(loaded, stage).family == "encoder":
+            for use in stage_sources(stage):
+                if isinstance(use.rows, TextFiles) and not use.held_out:
+                    message = "plain text has no labels, which a classifier learns"
+                    yield loaded.problem(f"{place}.{use.field_path}.source", "text", message, "use jsonl, csv, parquet")
+            yield from _check_pseudo_labels(loaded, place, stage)
+
+
+def _reader(stage: PretrainImages) -> str | None:
+    """What of a stage reads its pictures' labels, as a message names it; None: nothing does."""
+    match stage.architecture:
+        case Classifier():
+            return "a classifier"
+        case Ddpm(class_conditional=True) | Gan(class_conditional=True):
+            return "class_conditional"
+    return None
+
+
+def _check_pictures(loaded: LoadedRecipe, place: str, source: ImageSource, reader: str) -> Iterator[Problem]:
+    key = label_key(source)
+    if key is not None:
+        message = f"these pictures have no labels, which {reader} reads"
+        yield loaded.problem(f"{place}.{key}", "", message, f"set {key}")
+
+
+def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> Iterator[Problem]:
+    if stage.pseudo_labels is None:
+        return
+    if stage.labelled_share == 1 and isinstance(stage.data, PythonDocs):
+        message = "every row of python-docs has a label that is used; there are none to label"
+        yield loaded.problem(f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
+    steps, warmup = stage_steps(stage), stage.pseudo_labels.warmup_steps
+    if steps is not None and warmup >= steps:
+        message = f"the rows without a label would never be learnt from; the stage has {steps} steps"
+        yield loaded.problem(f"{place}.pseudo_labels.warmup_steps", warmup, message, f"below {steps}")

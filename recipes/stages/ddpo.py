@@ -1,0 +1,103 @@
+"""Reward-tuned diffusion: how pictures are drawn, what rewards them, and the settings of DDPO."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag, model_validator
+
+from recipes.fields import Strict, added_meaning, meaning, require_divides
+from recipes.stages.ppo import Updates
+
+
+class PictureRollout(Strict):
+    """One iteration's experience: pictures, denoised step by step from noise by the ancestral sampler."""
+
+    pictures_per_iteration: int = meaning(128, ge=2, le=10**6, description="Pictures per iteration over all workers.")
+    samples_per_prompt: int = added_meaning(
+        1,
+        ge=1,
+        le=1024,
+        description="Of an actor that draws from captions: pictures of each caption that an iteration draws.",
+    )
+    steps: int | None = meaning(
+        None,
+        ge=2,
+        le=10_000,
+        description="Denoising steps of a picture; all but the last are actions. None: the actor's sampling_steps.",
+    )
+    guidance: float | None = meaning(
+        None, ge=0, le=100, description="Classifier-free guidance scale of the policy; None: the actor's, 1: none."
+    )
+    min_sd: float = meaning(
+        0.01,
+        ge=0,
+        le=1,
+        description="Smallest standard deviation of a denoising step, of pixels in [-1, 1]: below it a log-probability "
+        "says more of rounding than of the policy.",
+    )
+    classes: list[str] = meaning(
+        default_factory=list, description="Classes that are asked for in turn; none: all that the actor knows."
+    )
+
+    @model_validator(mode="after")
+    def _whole_prompts(self) -> "PictureRollout":
+        require_divides(self, "samples_per_prompt", "pictures_per_iteration")
+        return self
+
+
+class ClassReward(Strict):
+    """What a frozen classifier says of a picture."""
+
+    classifier: str = meaning(description="The classifier: a stage, or an address in the store.")
+    label: str | None = meaning(None, description="The class whose probability counts; None: the one asked for.")
+    value: Literal["probability", "log_probability"] = meaning(
+        "log_probability", description="The reward of a picture; the logarithm still tells apart what is sure already."
+    )
+
+
+class RuleReward(Strict):
+    """A named rule on the pixels."""
+
+    rule: Literal["ink", "symmetry", "compressibility"] = meaning(
+        description="ink: mean of the pixels in [0, 1]; symmetry: mean likeness of a pixel and its mirror image, 1 "
+        "where left and right agree; compressibility: minus the bits of each 8-bit pixel in zlib's best compression."
+    )
+    direction: Literal["more", "less"] = meaning("more", description="Whether more of it is rewarded, or less.")
+
+
+def _reward_form(value: Any) -> str | None:
+    """Which form is written: the one whose distinguishing key is there."""
+    if isinstance(value, ClassReward | RuleReward):
+        return "rule" if isinstance(value, RuleReward) else "classifier"
+    if not isinstance(value, dict):
+        return None
+    return next((key for key in ("classifier", "rule") if key in value), None)
+
+
+PictureReward = Annotated[
+    Annotated[ClassReward, Tag("classifier")] | Annotated[RuleReward, Tag("rule")],
+    Discriminator(
+        _reward_form,
+        custom_error_type="reward_form",
+        custom_error_message="a reward of pictures is a mapping with `classifier: ...` (what it says of them) or "
+        "`rule: ...` (ink, symmetry, compressibility)",
+    ),
+]
+
+
+class Ddpo(Updates):
+    """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
+
+    estimator: Literal["ddpo"] = meaning(
+        description="Advantages: a picture's normalised reward, the same at all of its denoising steps."
+    )
+    epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
+    kl_coef: float = meaning(
+        0.0, ge=0, le=100, description="Weight of the KL against the start, summed over a picture's denoising steps."
+    )
+    normalise: Literal["classes", "all"] = meaning(
+        "classes",
+        description="Whose mean and deviation in the iteration a reward is normalised by: its class's (or caption's), "
+        "or all.",
+    )
+    advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
+    grid: int = meaning(40, ge=0, le=1024, description="Pictures at fixed seeds shown in the report; 0: none.")

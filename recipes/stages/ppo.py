@@ -1,0 +1,115 @@
+"""Rollouts, proximal policy optimisation and the sampling settings of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recipes.fields import Iterations, Strict, meaning, placement
+from recipes.stages.optim import AdamW, Schedule
+
+
+class Sampling(Strict):
+    """How responses are drawn; no truncation of the distribution, so that log-probabilities are exact."""
+
+    max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Longest response in tokens, the end token included.")
+    max_prompt_tokens: int = meaning(
+        128, ge=8, le=10**6, description="Longer prompts are dropped and counted; fewer than 8 hold no chat turn."
+    )
+    temperature: float = meaning(
+        1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update."
+    )
+    stop_tokens: list[str] = meaning(
+        default_factory=list,
+        description="Further tokens that end a response; each must be one token of the vocabulary.",
+    )
+
+
+class Rollout(Sampling):
+    """One iteration's experience."""
+
+    prompts_per_iteration: int = meaning(64, ge=1, le=10**6, description="Prompts per iteration over all workers.")
+    samples_per_prompt: int = meaning(1, ge=1, le=1024, description="Responses drawn for each prompt.")
+
+
+class FixedKl(Strict):
+    """A constant KL coefficient."""
+
+    name: Literal["fixed"] = meaning("fixed", description="kl_coef stays what it is.")
+
+
+class AdaptiveKl(Strict):
+    """Proportional controller (Ziegler et al. 2019, section 2.2)."""
+
+    name: Literal["adaptive"] = meaning(description="kl_coef follows the measured KL.")
+    target: float = meaning(gt=0, le=1000, description="Wanted KL per response, in nats.")
+    horizon: int = meaning(10_000, ge=1, le=10**12, description="Samples over which the coefficient adapts.")
+
+
+KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]
+
+
+class Updates(Strict):
+    """What every estimator shares: iterations of rollouts and clipped updates (Schulman et al. 2017)."""
+
+    iterations: int = meaning(ge=1, le=10**9, description="Rollout + update cycles.")
+    epochs: int = meaning(2, ge=1, le=100, description="Passes over an iteration's experience.")
+    mini_batches: int = meaning(2, ge=1, le=4096, description="Optimiser steps per pass.")
+    kl_coef: float = meaning(
+        0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token or denoising step."
+    )
+    kl_in: Literal["reward", "loss"] = meaning(
+        "reward",
+        description="Where the penalty enters. reward: k1 of each token, or the KL of an image's steps, is subtracted "
+        "from the score. loss: the KL at each token or step is added to the loss. kl_coef weighs nats against the "
+        "score in both, except for images in the loss: there against the reward's standard deviation.",
+    )
+    kl_controller: KlController = meaning(default_factory=FixedKl, description="How kl_coef changes over time.")
+    kl_limit: float | None = meaning(
+        None,
+        gt=0,
+        le=10**4,
+        description="Stop rule: mean KL per response or picture in nats above which the stage stops at its best state.",
+    )
+    clip_low: float = meaning(0.2, gt=0, lt=1, description="Ratio clip below 1.")
+    clip_high: float = meaning(0.2, gt=0, le=10, description="Ratio clip above 1.")
+    dual_clip: float | None = meaning(
+        None, gt=1, le=100, description="Lower bound factor for negative advantages (Ye et al. 2020)."
+    )
+    optimizer: AdamW = meaning(description="The actor's optimiser.")
+    schedule: Schedule = meaning(
+        default_factory=lambda: Schedule(name="constant"), description="Learning-rate schedule over optimiser steps."
+    )
+    gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
+    max_skipped_steps: int = meaning(3, ge=0, le=10**6, description="Skipped non-finite steps before the stage fails.")
+    save_every: Iterations = placement(
+        10,
+        description="Iterations (a rollout and its epochs x mini_batches steps) between two commits of resumable "
+        "state; the last one is always saved.",
+    )
+
+
+class Ppo(Updates):
+    """PPO (Schulman et al. 2017) on token-level actions with a critic and a KL penalty."""
+
+    estimator: Literal["gae"] = meaning(
+        "gae", description="Advantages: generalised advantage estimation with a critic."
+    )
+    value_clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
+    value_coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
+    entropy_coef: float = meaning(0.0, ge=0, le=10, description="Weight of the entropy bonus.")
+    text_coef: float = meaning(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Weight of the language-model loss on the stage's `text` (Ouyang et al. 2022, eq. 2).",
+    )
+    text_batch: int = meaning(8, ge=1, le=10**6, description="Sequences of `text` per optimiser step over all workers.")
+    text_length: int = meaning(128, ge=8, le=10**7, description="Tokens per sequence of `text`.")
+    gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
+    lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
+    score_clip: float = meaning(5.0, gt=0, le=1000, description="Normalised scores are clipped to plus or minus this.")
+    missing_eos_penalty: float = meaning(
+        1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
+    )
+    critic_warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
+    critic_lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")

@@ -1,0 +1,77 @@
+"""The time axis of a training stage: how long, in which batches, with which optimiser, saving and evaluating when."""
+
+from pydantic import model_validator
+
+from recipes.fields import Steps, Strict, meaning, placement
+from recipes.stages.optim import AdamW, Schedule
+
+
+class _Steps(Strict):
+    """What every training stage says of its time axis."""
+
+    steps: int | None = meaning(None, ge=1, le=10**9, description="Optimiser steps.")
+    epochs: float | None = meaning(None, gt=0, le=10**6, description="Passes over the data; rounded up to whole steps.")
+    global_batch: int = meaning(
+        ge=1, le=10**6, description="Sequences, pairs or pictures per optimiser step over all workers."
+    )
+    optimizer: AdamW = meaning(description="The optimiser.")
+    schedule: Schedule = meaning(default_factory=Schedule, description="Learning-rate schedule.")
+    gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
+    save_every: Steps = placement(
+        100, description="Steps between two commits of resumable state; the last step is always saved."
+    )
+    evaluate_every: Steps = placement(
+        100, description="Steps between two evaluations on held-out rows; the end is always evaluated."
+    )
+    evaluation_rows: int = meaning(
+        256, ge=1, le=10**6, description="At most this many held-out sequences, pairs or pictures per evaluation."
+    )
+    max_skipped_steps: int = meaning(
+        3,
+        ge=0,
+        le=10**6,
+        description="Steps skipped for a non-finite loss or gradient before the stage fails with the sample ids.",
+    )
+
+
+def _check_length(train: _Steps, names: tuple[str, ...]) -> None:
+    """Raise ValueError unless exactly one of the names says how long, and the warm-up ends before the steps do."""
+    given = [name for name in names if getattr(train, name) is not None]
+    if len(given) != 1:
+        found = "none of them" if not given else " and ".join(given)
+        listed = ", ".join(names[:-1]) + f" and {names[-1]}"
+        raise ValueError(f"give exactly one of {listed}; found {found}")
+    if train.steps is not None and train.schedule.warmup_steps >= train.steps:
+        raise ValueError(f"schedule.warmup_steps ({train.schedule.warmup_steps}) must be below steps ({train.steps})")
+
+
+class Train(_Steps):
+    """Exactly one of steps, tokens and epochs says how long; micro-batch and accumulation are derived."""
+
+    tokens: int | None = meaning(
+        None, ge=1, le=10**15, description="Training tokens; rounded up to whole steps (packed text only)."
+    )
+    sequence_length: int = meaning(
+        ge=8, le=10**7, description="Tokens per sequence; longer rows are truncated or split and counted."
+    )
+    packing: bool = meaning(
+        True, description="Fill sequences with several rows; attention never crosses a row's border."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Train":
+        _check_length(self, ("steps", "tokens", "epochs"))
+        return self
+
+
+class ImageTrain(_Steps):
+    """Exactly one of steps and epochs says how long; micro-batch and accumulation are derived."""
+
+    grid: int = placement(
+        64, ge=0, le=1024, description="Pictures drawn at fixed seeds at every evaluation for the report; 0: none."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "ImageTrain":
+        _check_length(self, ("steps", "epochs"))
+        return self

@@ -1,0 +1,105 @@
+"""Losses of RLHF as sums over masked tokens: whoever calls them divides by the global weight.
+
+Shapes: B samples, R response tokens, N pairs. A mask is True where a token counts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlhf.algorithms.kl import LOG_RATIO_LIMIT
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Sums over the masked tokens."""
+
+    loss: Tensor
+    clipped: Tensor
+    """Tokens whose ratio the clip held back."""
+    ratio: Tensor
+    old_kl: Tensor
+    """k3 of the policy against the one that sampled."""
+    log_ratio: Tensor
+    """Of absolute log-ratios."""
+    max_log_ratio: Tensor
+    """Largest absolute log-ratio; a maximum, not a sum."""
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """Sums over the masked tokens."""
+
+    loss: Tensor
+    clipped: Tensor
+    """Tokens whose clipped error was the larger one."""
+    squared_error: Tensor
+
+
+def policy_loss(
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7).
+
+    `dual_clip` bounds it where the advantage is negative (Ye et al. 2020, equation 5).
+    """
+    log_ratio_BR = (logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio_BR = torch.where(mask_BR, log_ratio_BR, 0.0)
+    ratio_BR = torch.exp(log_ratio_BR)
+    free_BR = -advantages_BR * ratio_BR
+    held_BR = -advantages_BR * ratio_BR.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss_BR = torch.maximum(free_BR, held_BR)
+    if dual_clip is not None:
+        bound_BR = -advantages_BR * dual_clip
+        loss_BR = torch.where(advantages_BR < 0, torch.minimum(loss_BR, bound_BR), loss_BR)
+    with torch.no_grad():
+        clipped = ((held_BR > free_BR) & mask_BR).sum()
+        old_kl = torch.where(mask_BR, torch.exp(-log_ratio_BR) - 1.0 + log_ratio_BR, 0.0).sum()
+        ratio = torch.where(mask_BR, ratio_BR, 0.0).sum()
+        distance_BR = log_ratio_BR.abs()
+    loss = torch.where(mask_BR, loss_BR, 0.0).sum()
+    return PolicyLoss(
+        loss=loss,
+        clipped=clipped,
+        ratio=ratio,
+        old_kl=old_kl,
+        log_ratio=distance_BR.sum(),
+        max_log_ratio=distance_BR.max(),
+    )
+
+
+def value_loss(
+    values_BR: Tensor,
+    old_values_BR: Tensor,
+    returns_BR: Tensor,
+    mask_BR: Tensor,
+    clip: float | None = None,
+) -> ValueLoss:
+    """Half the squared error, with `clip` the larger of it and that of the value held near the old one."""
+    error_BR = (values_BR - returns_BR) ** 2
+    loss_BR = error_BR
+    clipped = torch.zeros((), device=values_BR.device)
+    if clip is not None:
+        held_BR = old_values_BR + (values_BR - old_values_BR).clamp(-clip, clip)
+        held_error_BR = (held_BR - returns_BR) ** 2
+        clipped = ((held_error_BR > error_BR) & mask_BR).sum()
+        loss_BR = torch.maximum(error_BR, held_error_BR)
+    loss = 0.5 * torch.where(mask_BR, loss_BR, 0.0).sum()
+    squared_error = torch.where(mask_BR, error_BR, 0.0).sum().detach()
+    return ValueLoss(loss=loss, clipped=clipped, squared_error=squared_error)
+
+
+def ranking_loss(chosen_N: Tensor, rejected_N: Tensor, center_coefficient: float = 0.0) -> Tensor:
+    """Sum over pairs of Bradley-Terry's -log sigmoid(chosen - rejected), plus a pull of their mean towards zero."""
+    loss = -logsigmoid(chosen_N - rejected_N).sum()
+    if center_coefficient > 0:
+        loss = loss + center_coefficient * ((chosen_N + rejected_N) ** 2).sum()
+    return loss

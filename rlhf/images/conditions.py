@@ -1,0 +1,172 @@
+"""What the pictures of an iteration are asked for: classes in turn, or captions that the seed draws; a pure function of
+the pictures' numbers, so that there is nothing to resume.
+
+N pictures, B some of them, T tokens of a caption.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from recipes.errors import RequestError
+from recipes.references import get_source
+from recipes.stages.ddpo import PictureRollout
+from recipes.stages.kinds import PpoImages
+from trainers.data.batches import Texts, pad_texts
+from trainers.data.materialise_images import ImageDataset, ImageRequest
+from trainers.data.order import global_sample
+from trainers.models.images.ddpm import DdpmFamily
+from trainers.models.images.text_encoder import TextEncoder, read_captions
+from trainers.training.context import StageContext, open_images
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What pictures are asked for."""
+
+    labels_B: Tensor
+    """Places of classes; -1 for none."""
+    groups_B: Tensor
+    """Pictures of one class or caption share a number."""
+    captions: Texts | None = None
+
+    def rows(self, index: slice) -> "Asked":
+        """These pictures."""
+        texts = self.captions
+        captions = None if texts is None else Texts(texts.input_ids_BT[index], texts.attention_mask_BT[index])
+        return Asked(self.labels_B[index], self.groups_B[index], captions)
+
+    def to(self, device: torch.device) -> "Asked":
+        """Copy to a device."""
+        captions = None if self.captions is None else self.captions.to(device)
+        return Asked(self.labels_B.to(device), self.groups_B.to(device), captions)
+
+
+class PicturePrompts(Protocol):
+    """What a policy is asked to draw."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes that labels are places in; none: no class is asked for."""
+
+    @property
+    def columns(self) -> int | None:
+        """Columns of a grid of what is shown; None: no matter how many."""
+
+    def asked(self, iteration: int) -> Asked:
+        """Give what all pictures [N] of an iteration are asked for, in the order of their numbers."""
+
+    def shown(self, count: int) -> Asked:
+        """Give what the pictures of the report's grid are asked for, the same ones every time."""
+
+
+class ClassPrompts:
+    """Classes in turn; `places` of [-1] where the actor knows none."""
+
+    def __init__(self, places: Sequence[int], classes: tuple[str, ...], pictures: int) -> None:
+        self._places = tuple(places)
+        self._pictures = pictures
+        self.classes = classes
+        self.columns = len(places) if len(places) > 1 else None
+
+    def asked(self, iteration: int) -> Asked:
+        """Give the class of every number."""
+        return self.shown(self._pictures)
+
+    def shown(self, count: int) -> Asked:
+        """Give the class of every number."""
+        labels_B = torch.tensor([self._places[number % len(self._places)] for number in range(count)])
+        return Asked(labels_B, labels_B)
+
+
+class CaptionPrompts:
+    """Captions of a set's pictures, drawn by the seed, each for `samples` neighbouring pictures.
+
+    A caption's label is that of the picture that it was drawn with. Captions of one text are one group.
+    """
+
+    columns = None
+
+    def __init__(self, dataset: ImageDataset, text: TextEncoder, *, pictures: int, samples: int, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+        self._tokens = read_captions(text, dataset)
+        self._rows = [row for row, caption in enumerate(dataset.captions) if caption]
+        self._pictures, self._samples = pictures, samples
+        self.classes = dataset.classes
+
+    def asked(self, iteration: int) -> Asked:
+        """Give the captions at the iteration's positions of an endless sequence of epochs."""
+        drawn = self._pictures // self._samples
+        rows = [self._row(iteration * drawn + place) for place in range(drawn)]
+        return self._asked([row for row in rows for _ in range(self._samples)])
+
+    def shown(self, count: int) -> Asked:
+        """Give the first captions of the sequence, each once."""
+        return self._asked([self._row(position) for position in range(count)])
+
+    def _row(self, position: int) -> int:
+        return self._rows[global_sample(self._dataset.digest, self._seed, position, len(self._rows))]
+
+    def _asked(self, rows: Sequence[int]) -> Asked:
+        captions = [self._dataset.captions[row] for row in rows]
+        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        labels_B = torch.from_numpy(self._dataset.labels_N[rows])
+        groups_B = torch.tensor([numbers[caption] for caption in captions])
+        texts = pad_texts([self._tokens.row(row) for row in rows], self._tokens.pad_id)
+        return Asked(labels_B, groups_B, texts)
+
+
+def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> PicturePrompts:
+    """Return what the actor is asked for; raises RequestError for what it cannot be asked. Collective."""
+    rollout, is_grouped = spec.rollout, spec.ppo.normalise == "classes"
+    pictures, samples = rollout.pictures_per_iteration, rollout.samples_per_prompt
+    if actor.text is None:
+        for key, is_idle in (("prompts", spec.prompts is None), ("rollout.samples_per_prompt", samples == 1)):
+            if not is_idle:
+                raise RequestError(f"{key}: the actor draws from no captions; leave it out")
+        places = asked_labels(actor, rollout)
+        if is_grouped and pictures <= len(places):
+            raise RequestError(
+                f"rollout.pictures_per_iteration ({pictures}): none of the {len(places)} classes is "
+                "drawn twice in an iteration, so that no reward is above another; draw more, or set normalise: all"
+            )
+        return ClassPrompts(places, actor.facts.classes if actor.is_conditional else (), pictures)
+    if rollout.classes:
+        raise RequestError("rollout.classes: the actor draws from captions; leave them out")
+    if spec.prompts is None:
+        raise RequestError(
+            "prompts: the actor draws from captions: say whose, for example those that it was trained on"
+        )
+    if is_grouped and samples < 2:
+        raise RequestError(
+            "rollout.samples_per_prompt (1): one picture of a caption has no deviation; draw more, or set "
+            "normalise: all"
+        )
+    request = ImageRequest(
+        get_source(spec, "prompts").pictures,
+        context.base_dir,
+        context.seed,
+        source_digest=context.data.get("prompts"),
+    )
+    try:
+        return CaptionPrompts(
+            open_images(context, request), actor.text, pictures=pictures, samples=samples, seed=context.seed
+        )
+    except RequestError as error:
+        raise RequestError(f"prompts: {error}") from None
+
+
+def asked_labels(actor: DdpmFamily, rollout: PictureRollout) -> list[int]:
+    """Places of the classes that are asked for in turn; [-1] where the actor knows none."""
+    known = actor.facts.classes
+    if not actor.is_conditional:
+        if rollout.classes:
+            raise RequestError("rollout.classes: the actor is not class-conditional; leave them out")
+        return [-1]
+    unknown = [name for name in rollout.classes if name not in known]
+    if unknown:
+        raise RequestError(f"rollout.classes: the actor knows no {unknown[0]!r}; it knows {', '.join(known[:32])}")
+    return [known.index(name) for name in rollout.classes or known]

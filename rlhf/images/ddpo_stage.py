@@ -1,0 +1,178 @@
+"""The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.errors import RequestError, StageError
+from recipes.planning.derive import largest_micro_batch, steps_per_iteration
+from recipes.stages.ddpo import ClassReward, PictureRollout, RuleReward
+from recipes.stages.kinds import PpoImages
+from rlhf.images.conditions import PicturePrompts, open_prompts
+from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
+from rlhf.images.policy import PictureModels
+from rlhf.images.rewards import PictureScorer, classifier_scorer, rule_scorer
+from rlhf.iterations import PpoSource, kept_iterations, run_iterations
+from trainers.engine.build import build_engine, parameter_group
+from trainers.inference.image_grid import grid_sample
+from trainers.models.images.build import Blueprint, open_family
+from trainers.models.images.classifier import ClassifierFamily
+from trainers.models.images.ddpm import DdpmFamily
+from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.store.manifest import Layout
+from trainers.training.context import Draft, StageContext, model_folder
+from trainers.training.image_candidate import write_image_draft
+from trainers.training.precision import dtype_of, unit_roundoff, use_fast_matmul
+from trainers.training.randomness import stream_seed
+from trainers.training.steps import one_group, stage_layout
+from trainers.training.tasks.image_start import adapt
+
+GROUP = "actor"
+ACTOR = "networks.actor."
+"""What the names of the trained parameters start with."""
+
+
+def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
+    """Tune a diffusion against a reward; the draft comes from rank 0. Collective."""
+    ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
+    use_fast_matmul(ranks.device)
+    layout = _layout(spec, context)
+
+    observer.phase("model")
+    actor = open_family(model_folder(context, "actor"), device=ranks.device)
+    assert isinstance(actor, DdpmFamily)
+    blueprint = _policy_of(actor, rollout)
+    prompts = open_prompts(spec, context, actor)
+    score = _scorer(spec, context, actor, prompts)
+    models, peft_config = _models(spec, context, blueprint, actor)
+    group = parameter_group(GROUP, models, settings.optimizer, prefix=ACTOR)
+    engine = build_engine(models, [group], spec.shard, clip=settings.gradient_clipping, device=ranks.device)
+    trained = [name for name, _ in group.parameters]
+    roundoff = unit_roundoff(spec.shard.precision, ranks.device)
+    estimator = DdpoEstimator(
+        engine=engine,
+        rollouts=ColocatedPictures(engine),
+        score=score,
+        settings=settings,
+        pictures=rollout.pictures_per_iteration,
+        prompts=prompts,
+        seed=context.seed,
+        rank=ranks.rank,
+        workers=ranks.world_size,
+        micro_batch=layout.micro_batch,
+        roundoff=roundoff,
+        observer=observer,
+        show=_grid_writer(spec, context, prompts) if settings.grid else None,
+    )
+    source = PpoSource(
+        estimator, engine=engine, settings=settings, trained=trained, seed=context.seed, observer=observer
+    )
+    checkpoint = context.checkpoint(layout)
+    objective = DdpoObjective(settings, roundoff)
+    rates = one_group(settings.optimizer.lr, settings.schedule, source.steps_planned, GROUP)
+    tuned = run_iterations(objective, source, context, checkpoint, rates)
+    start, metrics = source.start(), dict(tuned.metrics)
+    if start["score_std"] > 0:
+        metrics["score_gain_sd"] = (tuned.final.score_mean - start["score_mean"]) / start["score_std"]
+    tensors: dict[str, Tensor] = {
+        name.removeprefix(ACTOR): tensor.clone() for name, tensor in engine.full_parameters() if name.startswith(ACTOR)
+    }
+    whole = tensors if peft_config is None else merged_tensors(models.networks["actor"], tensors)
+    draft = write_image_draft(
+        blueprint,
+        {f"net.{name}": tensor for name, tensor in whole.items()},
+        context,
+        checkpoint,
+        tuned.outcome,
+        dtype=dtype_of(spec.shard.precision),
+        metrics=metrics,
+        gate_reasons=tuned.gate_reasons,
+        peft_config=peft_config,
+        adapter=None if peft_config is None else adapter_tensors(tensors),
+        base_input="actor",
+    )
+    engine.close()
+    return draft
+
+
+def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
+    """The actor as it is tuned, and as it draws afterwards: by the ancestral sampler."""
+    changes: dict[str, Any] = {"sampler": "ddpm"}
+    if rollout.steps is not None:
+        changes["sampling_steps"] = rollout.steps
+    if rollout.guidance is not None:
+        changes["guidance"] = rollout.guidance
+    settings = actor.settings.model_copy(update=changes)
+    if settings.guidance != 1 and not actor.is_guidable:
+        what = "caption" if actor.is_captioned else "label"
+        raise RequestError(f"rollout.guidance: the actor was never trained without its {what}, so it cannot be guided")
+    if not 2 <= settings.sampling_steps <= settings.timesteps:
+        raise RequestError(f"rollout.steps is {settings.sampling_steps}; 2 to {settings.timesteps} are possible")
+    return Blueprint(settings, actor.facts, actor.codec, actor.text)
+
+
+def _models(
+    spec: PpoImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily
+) -> tuple[PictureModels, Any]:
+    """Policy and frozen start; with LoRA one network, whose adapters have the configuration that is returned too."""
+    policy = _copy(blueprint, actor)
+    if spec.lora is None:
+        return PictureModels(policy, _copy(blueprint, actor), spec.rollout.min_sd), None
+    config = adapt(policy, spec.lora, stream_seed(context.seed, "adapter"))
+    return PictureModels(policy, None, spec.rollout.min_sd), config
+
+
+def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
+    """The actor's network once more, in fp32."""
+    weights = {name: parameter.detach().float() for name, parameter in actor.module.named_parameters()}
+    family = blueprint.with_weights(weights, torch.float32)
+    assert isinstance(family, DdpmFamily)
+    return family
+
+
+def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: PicturePrompts) -> PictureScorer:
+    """What rewards the pictures; equal on every rank."""
+    match spec.reward:
+        case RuleReward() as rule:
+            return rule_scorer(rule)
+        case ClassReward() as reward:
+            if reward.label is None and not prompts.classes:
+                what = "captions' pictures have no labels" if actor.is_captioned else "actor is not class-conditional"
+                raise RequestError(f"reward.label: the {what}; say which class is rewarded")
+            judge = open_family(model_folder(context, "reward.classifier"), device=context.ranks.device)
+            assert isinstance(judge, ClassifierFamily)
+            return classifier_scorer(reward, judge, replace(actor.facts, classes=prompts.classes))
+
+
+def _layout(spec: PpoImages, context: StageContext) -> Layout:
+    """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
+    pictures, workers, parts = spec.rollout.pictures_per_iteration, context.ranks.world_size, spec.ppo.mini_batches
+    if pictures % workers or pictures % (parts * workers):
+        raise StageError(
+            f"rollout.pictures_per_iteration ({pictures}) cannot be divided into ppo.mini_batches ({parts}) over "
+            f"{workers} workers"
+        )
+    return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+
+
+def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts) -> Show:
+    """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
+    steps, count = steps_per_iteration(spec.ppo), spec.ppo.grid
+    kept = kept_iterations(spec.ppo.iterations)
+    seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
+    asked = prompts.shown(count)
+    writer = None
+    if context.ranks.rank == 0:
+        writer = context.samples()
+
+    def show(iteration: int, rollouts: PictureRollouts) -> None:
+        if iteration not in kept:
+            return
+        pictures = rollouts.draw(seeds, asked, range(count)).pictures_BCHW
+        if writer is not None:
+            writer.append(grid_sample(pictures.cpu(), prompts.columns, iteration * steps))
+            writer.flush()
+
+    return show

@@ -1,0 +1,202 @@
+"""PPO's four models as one module: who shares which network, and what each says of responses.
+
+Shapes: B samples, R response tokens, T tokens of prompt and response, N response tokens of all rows, D width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
+from rlhf.experience import Responses
+from rlhf.text.reward_inputs import Reading
+from trainers.data.batches import TokenBatch
+from trainers.models.lora import active_adapters, adapter_layers, folded_adapter
+from trainers.models.token_losses import token_losses
+
+Role = Literal["actor", "critic", "reference", "reward"]
+
+LOGITS_PER_CHUNK = 1 << 26
+"""Logits that exist at once, in numbers, where nothing learns."""
+FOLDED_BYTES = 2 << 30
+"""Most bytes of adapted weights that are copied for sampling."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """The network that plays a role, and the adapters that are on meanwhile: one or none."""
+
+    network: str
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What the asked roles say; None where a role was not asked. Zero outside of the response."""
+
+    logprobs_BR: Tensor | None = None
+    entropy_BR: Tensor | None = None
+    reference_logprobs_BR: Tensor | None = None
+    values_BR: Tensor | None = None
+    scores_B: Tensor | None = None
+    text_loss: Tensor | None = None
+
+
+class PolicyModels(nn.Module):
+    """Actor, critic, reference and reward model over as few networks as their weights allow.
+
+    With LoRA one frozen network serves all four: under the adapters of actor, critic and reward model, and under none
+    as the reference. Under ZeRO-3 every forward is collective: all ranks ask the same roles equally often.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        routes: Mapping[Role, Route],
+        value_head: nn.Module,
+        score_head: nn.Module,
+        temperature: float,
+        reading: Reading,
+        num_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(dict(networks))
+        self.routes = dict(routes)
+        self.value_head = value_head
+        self.score_head = score_head
+        self.temperature = temperature
+        self._reading = reading
+        self._num_tokens = num_tokens
+        switch_dropout_off(self)
+        self._adapter_layers = {name: adapter_layers(network) for name, network in networks.items()}
+
+    def forward(
+        self,
+        responses: Responses,
+        roles: tuple[Role, ...],
+        with_entropy: bool,
+        max_tokens: int,
+        text: TokenBatch | None = None,
+    ) -> dict[str, Tensor]:
+        """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank.
+
+        With `text` the actor's summed loss on it is there too; all ranks have some or none has.
+        Gives the fields of `Opinions` that the roles fill, in a form that sharded engines find their tensors in.
+        """
+        answers: dict[str, Tensor] = {}
+        for role in roles:
+            with self.playing(role) as network:
+                match role:
+                    case "actor":
+                        logprobs, entropy = self._logprobs(network, responses, with_entropy, max_tokens)
+                        answers["logprobs_BR"] = logprobs
+                        if entropy is not None:
+                            answers["entropy_BR"] = entropy
+                    case "reference":
+                        logprobs, _ = self._logprobs(network, responses, False, max_tokens)
+                        answers["reference_logprobs_BR"] = logprobs
+                    case "critic":
+                        hidden_BTD = backbone_states(network, responses.input_ids_BT)
+                        states_ND = action_states(hidden_BTD, responses.response_mask_BT)
+                        values_N = self.value_head(states_ND)[:, 0].float()
+                        answers["values_BR"] = spread(values_N, responses.response_mask_BR)
+                    case "reward":
+                        read = self._reading(responses)
+                        hidden_BTD = backbone_states(network, read.input_ids_BT)
+                        answers["scores_B"] = last_scores(hidden_BTD, read.attention_mask_BT, self.score_head)
+        if text is not None:
+            with self.playing("actor") as network:
+                answers["text_loss"] = token_losses(
+                    network, text.input_ids_BT, text.segment_ids_BT, text.position_ids_BT, text.loss_mask_BT
+                )
+        return answers
+
+    @contextmanager
+    def playing(self, role: Role) -> Iterator[nn.Module]:
+        """Give the role's network with the role's adapters on."""
+        route = self.routes[role]
+        network = self.networks[route.network]
+        with active_adapters(network, route.adapters, self._adapter_layers[route.network]):
+            yield network
+
+    @contextmanager
+    def sampling(self) -> Iterator[nn.Module]:
+        """Give the actor's network to generate from, every parameter being whole: its adapter lies in the weights.
+
+        That takes a second copy of the adapted weights; past `FOLDED_BYTES` the adapter stays beside them.
+        """
+        route = self.routes["actor"]
+        network, layers = self.networks[route.network], self._adapter_layers[route.network]
+        folded_bytes = sum(layer.base_layer.weight.nbytes for layer in layers.values())
+        if not route.adapters or folded_bytes > FOLDED_BYTES:
+            with self.playing("actor"):
+                yield network
+        else:
+            with folded_adapter(network, route.adapters[0], layers):
+                yield network
+
+    def _logprobs(
+        self, network: nn.Module, responses: Responses, with_entropy: bool, max_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
+        states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
+        tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+        head = network.get_output_embeddings()  # type: ignore[operator]
+        largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)
+        logprobs_N, entropy_N = chosen_logprobs(
+            token_head(network, self._num_tokens),
+            states_ND,
+            tokens_N,
+            self.temperature,
+            with_entropy,
+            num_chunks=1 + largest // LOGITS_PER_CHUNK,
+        )
+        mask_BR = responses.response_mask_BR
+        return spread(logprobs_N, mask_BR), None if entropy_N is None else spread(entropy_N, mask_BR)
+
+
+def token_head(network: nn.Module, num_tokens: int) -> Callable[[Tensor], Tensor]:
+    """The head's logits of the ids that have a token: sampling draws no others, so that no others have a share."""
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    return lambda states: head(states)[..., :num_tokens]
+
+
+def response_logprobs(network: nn.Module, responses: Responses, temperature: float, num_tokens: int) -> Tensor:
+    """Log-probabilities [B, R] of the responses under a whole causal language model; zero outside of the response."""
+    states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
+    tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+    head = token_head(network, num_tokens)
+    logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, False)
+    return spread(logprobs_N, responses.response_mask_BR)
+
+
+def backbone_states(network: nn.Module, input_ids_BT: Tensor) -> Tensor:
+    """Last hidden states of right-padded rows: what stands after a row's end cannot be seen from before it."""
+    states: Tensor = network.base_model(  # type: ignore[operator]
+        input_ids=input_ids_BT, attention_mask=None, use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def last_scores(hidden_BTD: Tensor, attention_mask_BT: Tensor, score_head: nn.Module) -> Tensor:
+    """The scalar head at each row's last real token, in fp32."""
+    rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
+    scores: Tensor = score_head(hidden_BTD[rows_B, last_real_position(attention_mask_BT)])
+    return scores[:, 0].float()
+
+
+def spread(values_N: Tensor, mask_BR: Tensor) -> Tensor:
+    """Values of all response tokens, row by row, as a table with zeros elsewhere."""
+    return torch.zeros(mask_BR.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BR, values_N)
+
+
+def switch_dropout_off(module: nn.Module) -> None:
+    """In either mode: the ratio of two forwards then shows the update alone."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,271 @@
+"""The PPO stage: models, rollouts and experience around the one loop, and the draft of actor and critic."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from recipes.errors import StageError
+from recipes.planning.derive import steps_per_iteration
+from recipes.references import find_source, get_source
+from recipes.stages.kinds import PpoStage
+from recipes.stages.ppo import Rollout
+from rlhf.algorithms.scoring import ScoreStatistics
+from rlhf.experience import Responses
+from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
+from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
+from rlhf.text.critic import Critic
+from rlhf.text.ppo import GaeEstimator, PpoObjective, Show
+from rlhf.text.reward_inputs import Reading, reading_of
+from rlhf.text.rollout import ColocatedRollouts
+from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.data.batches import BatchPlan
+from trainers.data.dataset import Dataset
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.build import build_engine
+from trainers.engine.protocol import Engine, ParameterGroup
+from trainers.inference.generation import SamplingSettings, sampling_settings
+from trainers.models.load import longest_input
+from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
+from trainers.training.context import (
+    Check,
+    Draft,
+    StageContext,
+    data_request,
+    draft_folder,
+    model_folder,
+    open_dataset,
+    put_probe,
+)
+from trainers.training.model_folders import model_config
+from trainers.training.precision import dtype_of, unit_roundoff, use_fast_matmul
+from trainers.training.schedule import learning_rate_factor
+from trainers.training.steps import stage_layout
+from trainers.training.text_candidate import TrainedText, write_trained
+
+KEPT_SAMPLES = 4
+
+
+def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
+    """Optimise a policy against a reward model; the draft comes from rank 0. Collective."""
+    ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
+    observer.phase("data")
+    use_fast_matmul(ranks.device)
+    tokenization = load_tokenization(model_folder(context, "actor"))
+    if spec.critic == "reward":
+        require_same_contract(context, tokenization)
+    prompts = open_dataset(
+        context,
+        data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
+    )
+    text = _text_plan(spec, context, tokenization)
+    layout = _layout(spec, context)
+
+    observer.phase("model")
+    reward = reward_source(context, "reward")
+    shared = build_models(
+        spec,
+        model_folder(context, "actor"),
+        context.inputs["actor"].digest,
+        reward,
+        reading=reading_by(context, "reward", prompts, tokenization),
+        num_tokens=tokenization.vocab_size,
+        seed=context.seed,
+        device=ranks.device,
+    )
+    engine = build_engine(
+        shared.models, _groups(spec, shared), spec.shard, clip=settings.gradient_clipping, device=ranks.device
+    )
+    sampling = _sampling(rollout, tokenization)
+    roundoff = unit_roundoff(spec.shard.precision, ranks.device)
+    per_iteration = rollout.prompts_per_iteration
+    estimator = GaeEstimator(
+        engine=engine,
+        rollouts=ColocatedRollouts(engine, sampling),
+        prompts=BatchPlan(
+            prompts, context.seed, per_iteration, ranks.world_size, ranks.rank, per_iteration // ranks.world_size
+        ),
+        settings=settings,
+        rollout=rollout,
+        statistics=reward.statistics,
+        seed=context.seed,
+        micro_batch=layout.micro_batch,
+        roundoff=roundoff,
+        observer=observer,
+        text=text,
+        show=_sample_writer(spec, context, tokenization) if ranks.rank == 0 else None,
+    )
+    source = PpoSource(
+        estimator, engine=engine, settings=settings, trained=shared.trained, seed=context.seed, observer=observer
+    )
+    checkpoint = context.checkpoint(layout)
+    objective = PpoObjective(settings, rollout.max_new_tokens, roundoff)
+    rates = partial(_learning_rates, spec, source)
+    tuned = run_iterations(objective, source, context, checkpoint, rates)
+    draft = _write_draft(spec, context, engine, shared, tokenization, tuned, prompts, checkpoint)
+    engine.close()
+    return draft
+
+
+def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer: Tokenization) -> Reading:
+    """How the reward model of an input reads responses to these prompts."""
+    folder = model_folder(context, field_path)
+    return reading_of(prompts, writer, load_tokenization(folder), longest_input(folder))
+
+
+def require_same_contract(context: StageContext, tokenization: Tokenization) -> None:
+    """Refuse a critic that starts from a reward model which reads tokens in another way than the policy writes them."""
+    other = load_tokenization(model_folder(context, "reward"))
+    if other.contract_hash != tokenization.contract_hash:
+        raise StageError(
+            f"critic: {context.inputs['reward'].stage} has another vocabulary, special tokens or chat template "
+            f"(contract {other.contract_hash[:12]}) than the policy (contract {tokenization.contract_hash[:12]}), so "
+            "no critic can start from it; set critic: actor"
+        )
+
+
+def reward_source(context: StageContext, field_path: str) -> RewardSource:
+    """Where an input's reward model is, and how its scores are normalised."""
+    manifest = context.inputs[field_path]
+    has_adapter = any(name.startswith("adapter/") for name in manifest.files)
+    return RewardSource(
+        folder=model_folder(context, field_path),
+        adapter=context.store.folder(manifest, "adapter") if has_adapter else None,
+        base=manifest.base,
+        statistics=score_statistics(manifest),
+    )
+
+
+def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
+    """Mean and standard deviation that the reward stage stored; an imported model without them keeps its raw scale."""
+    scores: Any = manifest.metrics.get("scores")
+    if scores is None:
+        return ScoreStatistics(0.0, 1.0)
+    return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
+
+
+def _sampling(rollout: Rollout, tokenization: Tokenization) -> SamplingSettings:
+    """How responses are drawn, and what ends them."""
+    return sampling_settings(tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens)
+
+
+def _text_plan(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> BatchPlan | None:
+    """The text that is mixed into every step, a rank's share one micro-batch; None: there is none. Collective."""
+    mixed_in = find_source(spec, "text")
+    if mixed_in is None:
+        return None
+    text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
+    workers, rows = context.ranks.world_size, spec.ppo.text_batch
+    if rows % workers:
+        raise StageError(f"ppo.text_batch ({rows}) cannot be divided among {workers} workers")
+    return BatchPlan(text, context.seed, rows, workers, context.ranks.rank, rows // workers)
+
+
+def _layout(spec: PpoStage, context: StageContext) -> Layout:
+    """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
+    prompts, samples = spec.rollout.prompts_per_iteration, spec.rollout.samples_per_prompt
+    workers, parts = context.ranks.world_size, spec.ppo.mini_batches
+    if prompts % workers or (prompts * samples) % (parts * workers):
+        raise StageError(
+            f"rollout.prompts_per_iteration ({prompts}) x samples_per_prompt ({samples}) cannot be divided into "
+            f"ppo.mini_batches ({parts}) over {workers} workers"
+        )
+    return stage_layout(context, prompts * samples // parts, spec.shard.micro_batch)
+
+
+def _groups(spec: PpoStage, shared: SharedModels) -> list[ParameterGroup]:
+    adamw = spec.ppo.optimizer
+    return [
+        ParameterGroup(name, parameters, adamw.betas, adamw.eps, adamw.weight_decay)
+        for name, parameters in (("actor", shared.actor_parameters), ("critic", shared.critic_parameters))
+    ]
+
+
+def _learning_rates(spec: PpoStage, source: PpoSource[Any], step: int) -> dict[str, float]:
+    factor = learning_rate_factor(spec.ppo.schedule, step, source.steps_planned)
+    is_warming_up = step < spec.ppo.critic_warmup * source.steps_per_iteration
+    actor, critic = spec.ppo.optimizer.lr, spec.ppo.critic_lr
+    return {
+        "actor": 0.0 if is_warming_up else actor * factor,
+        "critic": (actor if critic is None else critic) * factor,
+    }
+
+
+def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
+    """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
+    writer = context.samples()
+    steps = steps_per_iteration(spec.ppo)
+    kept = kept_iterations(spec.ppo.iterations)
+
+    def show(iteration: int, responses: Responses, scores: Tensor) -> None:
+        if iteration not in kept:
+            return
+        shown = responses.rows(range(min(KEPT_SAMPLES, len(responses.sample_ids_B))))
+        for row, tokens in enumerate(shown.response_ids):
+            is_prompt = shown.attention_mask_BT[row] & ~shown.response_mask_BT[row]
+            prompt = tokenization.decode(shown.input_ids_BT[row][is_prompt].tolist())
+            line = {"prompt": prompt, "response": tokenization.decode(tokens), "score": float(scores[row])}
+            writer.append({"step": iteration * steps, **line})
+        writer.flush()
+
+    return show
+
+
+def _write_draft(
+    spec: PpoStage,
+    context: StageContext,
+    engine: Engine,
+    shared: SharedModels,
+    tokenization: Tokenization,
+    tuned: Tuned,
+    prompts: Dataset,
+    checkpoint: StoreCheckpoint,
+) -> Draft | None:
+    """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
+    dtype = dtype_of(spec.shard.precision)
+    models, is_first = shared.models, context.ranks.rank == 0
+    trained = TrainedText(
+        "language_model",
+        models.networks[POLICY],
+        f"networks.{POLICY}.",
+        tokenization,
+        dtype,
+        shared.peft_config,
+        merge=spec.merge,
+        start="actor",
+        part="actor",
+        adapter=ACTOR,
+    )
+    tensors = dict(engine.full_parameters())
+    policy = network_tensors(tensors, POLICY)
+    whole = trained.whole_tensors(policy) if is_first else {}
+    critic = Critic(models, tensors) if is_first else None
+    actor_probes = critic_probe = None
+    with engine.gathered():
+        if critic is not None:
+            actor_probes = trained.probes(whole)
+            critic_probe = critic.probe()
+    if critic is None or actor_probes is None or critic_probe is None:
+        return None
+    with draft_folder() as folder:
+        checks = write_trained(folder, trained, policy, whole, context, actor_probes)
+        critic.write(folder / "critic", tokenization, dtype)
+        files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
+    critic_entry = put_probe(context.store, critic_probe)
+    return Draft(
+        kind="actor_critic",
+        files=files,
+        checks=(Check("value_model", "critic", critic_entry), *checks),
+        outcome=tuned.outcome.ending(),
+        metrics={
+            **tuned.metrics,
+            "response_tokens": int(tuned.outcome.weight),
+            "data": prompts.report.to_json(),
+        },
+        gate_reasons=tuned.gate_reasons,
+        contract=tokenization.contract_hash,
+        base=trained.base(context),
+        architecture=model_config(models.networks[POLICY].config, "language_model", dtype),
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
+    )

@@ -1,0 +1,134 @@
+"""Texts with classes as batches, maybe beside texts without; whose label is used follows from its tokens.
+
+B labelled rows, U rows without a label, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.errors import RequestError
+from recipes.models.encoder import PseudoLabels
+from trainers.data.batches import FILLER, Texts, pad_texts
+from trainers.data.dataset import Dataset
+from trainers.data.masking import Masker
+from trainers.data.order import global_sample
+from trainers.training.randomness import stream_seed
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Texts with their classes, and maybe two views of others: as they are, and with words hidden."""
+
+    texts: Texts
+    labels_B: Tensor
+    """Numbers of the classes; -1 at fillers."""
+    sample_ids_B: Tensor
+    unlabelled: Texts | None = None
+    augmented: Texts | None = None
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """Copy to a device."""
+        return replace(
+            self,
+            texts=self.texts.to(device),
+            labels_B=self.labels_B.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+            augmented=None if self.augmented is None else self.augmented.to(device),
+        )
+
+
+def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows whose labels are used and all others; a row's part follows from its tokens.
+
+    Raises RequestError where fewer than two classes are left.
+    """
+    labels = np.asarray(dataset.arrays["labels"])
+    shares = np.array([_share(dataset.text_ids(row)) for row in range(len(dataset))])
+    is_used = (labels >= 0) & (shares < labelled_share)
+    found = sorted({dataset.classes[label] for label in labels[is_used]})
+    if len(found) < 2:
+        raise RequestError(
+            f"a classifier needs at least two classes; the labels that are used have {', '.join(found) or 'none'} "
+            f"({int(is_used.sum())} of {len(dataset)} rows)"
+        )
+    return np.flatnonzero(is_used), np.flatnonzero(~is_used)
+
+
+def build_labelled_batch(dataset: Dataset, rows: Sequence[int]) -> LabelledBatch:
+    """Build the batch of these rows; rows of -1 are fillers with the text of row 0."""
+    labels = [-1 if row == FILLER else int(dataset.arrays["labels"][row]) for row in rows]
+    texts = pad_texts([dataset.text_ids(max(row, 0)) for row in rows], dataset.pad_id)
+    return LabelledBatch(texts, torch.tensor(labels), torch.tensor(list(rows)))
+
+
+def labelled_evaluation_batches(
+    dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int
+) -> Iterator[LabelledBatch]:
+    """Yield this rank's share of at most `rows` rows with a label, the same ones every time, as many on every rank."""
+    known = np.flatnonzero(np.asarray(dataset.arrays["labels"]) >= 0)
+    count, stride = min(rows, len(known)), workers * micro_batch
+    for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
+        positions = range(start, start + micro_batch)
+        sampled = [int(known[global_sample(dataset.digest, 0, p, len(known))]) for p in positions if p < count]
+        yield build_labelled_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
+
+
+class LabelledPlan:
+    """Which labelled rows a rank takes at a step, and which rows of unknown class beside them."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labelled: np.ndarray,
+        unlabelled: np.ndarray,
+        pseudo_labels: PseudoLabels | None,
+        masker: Masker | None,
+        *,
+        seed: int,
+        global_batch: int,
+        workers: int,
+        rank: int,
+        micro_batch: int,
+    ) -> None:
+        """Raise RequestError where pseudo-labels are asked for and every row has a label."""
+        if pseudo_labels is not None and len(unlabelled) == 0:
+            raise RequestError("pseudo_labels: every row has a label that is used; lower labelled_share")
+        self._dataset, self._labelled, self._unlabelled = dataset, labelled, unlabelled
+        self._pseudo_labels, self._masker, self._seed, self._global_batch = pseudo_labels, masker, seed, global_batch
+        starts = range(rank * micro_batch, global_batch, workers * micro_batch)
+        self._runs = [range(start, start + micro_batch) for start in starts]
+
+    def micro_batches(self, step: int) -> list[LabelledBatch]:
+        """Return this rank's share of the step's rows."""
+        return [self._batch(step, run) for run in self._runs]
+
+    def _batch(self, step: int, run: range) -> LabelledBatch:
+        dataset, first = self._dataset, step * self._global_batch
+        places = [global_sample(dataset.digest, self._seed, first + place, len(self._labelled)) for place in run]
+        batch = build_labelled_batch(dataset, [int(self._labelled[place]) for place in places])
+        pseudo = self._pseudo_labels
+        if pseudo is None or step < pseudo.warmup_steps:
+            return batch
+        assert self._masker is not None
+        seed = stream_seed(self._seed, "unlabelled")
+        positions = [(first + place) * pseudo.ratio + copy for place in run for copy in range(pseudo.ratio)]
+        plain, augmented = [], []
+        for position in positions:
+            row = int(self._unlabelled[global_sample(dataset.digest, seed, position, len(self._unlabelled))])
+            ids = dataset.text_ids(row).astype(np.int64)
+            plain.append(ids)
+            rng = np.random.default_rng(stream_seed(self._seed, "augmented", position))
+            augmented.append(self._masker.hide(ids, np.ones_like(ids), rng)[0])
+        return replace(
+            batch, unlabelled=pad_texts(plain, dataset.pad_id), augmented=pad_texts(augmented, dataset.pad_id)
+        )
+
+
+def _share(ids: np.ndarray) -> float:
+    digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

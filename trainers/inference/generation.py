@@ -1,0 +1,268 @@
+"""Sampling token by token: inverse-CDF draws from given uniforms, so that a draw depends on its key alone.
+
+B batch, P prompt tokens, R response tokens, K cached tokens, V vocabulary, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.data.tokenizer import Tokenization
+from trainers.models.encoder_decoder import decode, encode, start_token
+from trainers.training.observer import Watch
+
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the batch when fewer than this share of it is left."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses are drawn; stop ids end a response and belong to it."""
+
+    max_new_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    num_tokens: int
+    """Ids from here on are rows of the embedding without a token: they are never drawn."""
+
+
+def sampling_settings(
+    tokenization: Tokenization, max_new_tokens: int, temperature: float = 1.0, stop_tokens: Sequence[str] = ()
+) -> SamplingSettings:
+    """Say how responses are drawn from a model with this tokenizer: its end tokens end them, and `stop_tokens` too."""
+    return SamplingSettings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_ids=(*tokenization.end_ids, *(tokenization.token_id(token) for token in stop_tokens)),
+        pad_id=tokenization.pad_id,
+        num_tokens=tokenization.vocab_size,
+    )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Responses, right-padded with the pad id to `max_new_tokens`."""
+
+    tokens_BR: Tensor
+    response_mask_BR: Tensor
+    """True at response tokens, the stop token included."""
+    ended_B: Tensor
+    """True where a stop token came."""
+    logprobs_BR: Tensor
+    """Of the drawn tokens, in fp32 at the sampling temperature; 0 past a response's end, and where nothing is drawn."""
+
+
+@torch.no_grad()
+def generate(
+    module: nn.Module,
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    settings: SamplingSettings,
+    uniforms_BR: np.ndarray | None,
+    pixels_ICHW: Tensor | None = None,
+    watch: Watch | None = None,
+) -> Generation:
+    """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
+
+    `pixels_ICHW` are the pictures of the prompts' image tokens, in their order, for a vision-language model. `watch`
+    hears of every token, and may raise.
+
+    `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
+    padded on either side where the encoder's positions are relative, else on the right. Runs no collective.
+    """
+    model: Any = module
+    device = prompt_ids_BP.device
+    rows, length = prompt_ids_BP.shape[0], settings.max_new_tokens
+    tokens = torch.full((rows, length), settings.pad_id, dtype=torch.int64, device=device)
+    mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(rows, length, device=device)
+    draws = None if uniforms_BR is None else torch.from_numpy(np.ascontiguousarray(uniforms_BR)).to(device)
+    stop_ids = torch.tensor(settings.stop_ids, dtype=torch.int64, device=device)
+
+    alive = torch.arange(rows, device=device)
+    continuation = _continuation(model, length, pixels_ICHW)
+    hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
+    for step in range(length):
+        logits_BV = model.get_output_embeddings()(hidden_BD)[:, : settings.num_tokens].float()
+        drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
+        tokens[alive, step] = drawn_B
+        mask[alive, step] = True
+        if draws is not None:
+            logprobs[alive, step] = _chosen_logprobs(logits_BV / settings.temperature, drawn_B)
+        going_B = ~torch.isin(drawn_B, stop_ids) & ~ended[alive]
+        ended[alive] = ~going_B
+        num_going = int(going_B.sum())
+        if num_going == 0 or step + 1 == length:
+            break
+        if watch is not None:
+            watch(1 - num_going / rows * (1 - (step + 1) / length))
+        if num_going < COMPACT_BELOW * len(alive):
+            kept = going_B.nonzero()[:, 0]
+            continuation.keep(kept)
+            alive, drawn_B = alive[kept], drawn_B[kept]
+        hidden_BD = continuation.advance(drawn_B)
+    _end_at_stop(tokens, mask, stop_ids, settings.pad_id)
+    return Generation(tokens, mask, ended, logprobs.where(mask, 0.0))
+
+
+class Continuation(Protocol):
+    """What a model remembers of the rows that it goes on with."""
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the left-padded prompts; returns the hidden states [B, D] to predict their next tokens from."""
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Read one more token of every row; returns the hidden states [B, D] after it."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these."""
+
+
+def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -> Continuation:
+    if model.config.is_encoder_decoder:
+        return TargetCache(model, max_new_tokens)
+    if model.config.model_type == "rnn":
+        return RecurrentState(model)
+    return KeyValueCache(model, max_new_tokens, pixels_ICHW)
+
+
+class KeyValueCache:
+    """Keys and values of a causal transformer; the prompts' pictures are read with them."""
+
+    def __init__(self, model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None = None) -> None:
+        self._model = model
+        self._pictures = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
+        self._max_new_tokens = max_new_tokens
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the prompts; padding sees itself alone."""
+        from trainers.inference.key_values import preallocated_cache
+
+        self._cache = preallocated_cache(self._model.config, prompt_ids_BP.shape[1] + self._max_new_tokens)
+        self._positions_B1 = prompt_mask_BP.sum(1, keepdim=True) - 1
+        self._bias_B11K: Tensor | None = None
+        if not bool(prompt_mask_BP.all()):
+            seen_BK = torch.nn.functional.pad(prompt_mask_BP, (0, self._max_new_tokens), value=True)
+            self._bias_B11K = _additive(seen_BK[:, None, None], self._model.dtype)
+        positions = (prompt_mask_BP.long().cumsum(1) - 1).clamp_(min=0)
+        bias = prompt_bias(prompt_mask_BP, self._model.dtype)
+        return self._forward(prompt_ids_BP, positions, bias, **self._pictures)
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        self._positions_B1 = self._positions_B1 + 1
+        bias = None if self._bias_B11K is None else self._bias_B11K[..., : self._cache.get_seq_length() + 1]
+        return self._forward(tokens_B[:, None], self._positions_B1, bias)
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache."""
+        self._cache.batch_select_indices(rows)
+        self._positions_B1 = self._positions_B1[rows]
+        self._bias_B11K = None if self._bias_B11K is None else self._bias_B11K[rows]
+
+    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **pictures: Tensor) -> Tensor:
+        output = self._model.base_model(
+            input_ids=input_ids,
+            attention_mask=bias,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            **pictures,
+        )
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+
+class TargetCache:
+    """Sources as an encoder left them, and the decoder's keys and values."""
+
+    def __init__(self, model: Any, max_new_tokens: int) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        from trainers.inference.key_values import preallocated_cache
+
+        self._model = model
+        # T5's own configuration counts the encoder's layers, which may be fewer.
+        config = model.get_decoder().config
+        written, sources = preallocated_cache(config, max_new_tokens), DynamicCache(config=config)
+        self._cache = EncoderDecoderCache(written, sources)
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Encode the sources and start their targets."""
+        self._mask_BS = prompt_mask_BP
+        self._states_BSD = encode(self._model, prompt_ids_BP, prompt_mask_BP)
+        return self.advance(torch.full_like(prompt_ids_BP[:, 0], start_token(self._model)))
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        hidden_B1D = decode(
+            self._model, tokens_B[:, None], self._states_BSD, self._mask_BS, past_key_values=self._cache
+        )
+        last: Tensor = hidden_B1D[:, -1]
+        return last
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache and in the sources."""
+        self._cache.batch_select_indices(rows)
+        self._states_BSD, self._mask_BS = self._states_BSD[rows], self._mask_BS[rows]
+
+
+class RecurrentState:
+    """The state of an LSTM or a GRU."""
+
+    def __init__(self, model: Any) -> None:
+        self._backbone = model.base_model
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read each prompt as a document's beginning."""
+        hidden_BD, self._state_SLBH = self._backbone.read_prompts(prompt_ids_BP, prompt_mask_BP)
+        return hidden_BD
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Run one step."""
+        hidden_BTD, self._state_SLBH = self._backbone.run(tokens_B[:, None], self._state_SLBH)
+        last: Tensor = hidden_BTD[:, -1]
+        return last
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the state."""
+        self._state_SLBH = self._state_SLBH[:, :, rows]
+
+
+def draw(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None) -> Tensor:
+    """Draw one token per row by the inverse of the cumulative distribution; None takes the likeliest."""
+    if uniforms_B is None:
+        return logits_BV.argmax(dim=-1)
+    cumulative = torch.softmax(logits_BV / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    wanted = uniforms_B[:, None].to(torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+
+
+def _chosen_logprobs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    return logits_BV.gather(1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(dim=1)
+
+
+def prompt_bias(prompt_mask_BP: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive B1PP mask of left-padded prompts; padding sees itself, so that no row is empty."""
+    length = prompt_mask_BP.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=prompt_mask_BP.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=prompt_mask_BP.device)
+    return _additive((prompt_mask_BP[:, None, :] & causal | itself)[:, None], dtype)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _end_at_stop(tokens_BR: Tensor, mask_BR: Tensor, stop_ids: Tensor, pad_id: int) -> None:
+    """Blank what rows that had ended drew while others went on."""
+    is_stop = torch.isin(tokens_BR, stop_ids) & mask_BR
+    after = is_stop.long().cumsum(1) - is_stop.long() > 0
+    mask_BR &= ~after
+    tokens_BR.masked_fill_(~mask_BR, pad_id)

@@ -1,0 +1,107 @@
+"""Encoder-decoders by transformers' own classes: built from a recipe, and the loss of their targets.
+
+B rows, S source tokens, T target tokens, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.errors import StageError
+from trainers.data.batches import Seq2SeqBatch
+from trainers.models.attention import attention_name
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.token_losses import linear_cross_entropy
+
+
+def build_encoder_decoder(
+    architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+) -> nn.Module:
+    """Build with random fp32 weights that depend on the seed alone.
+
+    `architecture` holds `type` and transformers' configuration keys. A target starts with the pad token (t5) or with
+    the end token (bart), as in the published models.
+    """
+    keys = {name: value for name, value in architecture.items() if name not in ("family", "type")}
+    shared = {
+        "vocab_size": facts.vocab_size,
+        "eos_token_id": facts.eos_id,
+        "pad_token_id": facts.pad_id,
+        "attn_implementation": attention_name(device, "encoder_decoder"),
+    }
+    model_class: Any
+    config: Any
+    if architecture["type"] == "t5":
+        from transformers.models.t5.configuration_t5 import T5Config
+        from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+        model_class = T5ForConditionalGeneration
+        config = T5Config(**keys, **shared, decoder_start_token_id=facts.pad_id)
+    else:
+        from transformers.models.bart.configuration_bart import BartConfig
+        from transformers.models.bart.modeling_bart import BartForConditionalGeneration
+
+        model_class = BartForConditionalGeneration
+        starts = {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
+        config = BartConfig(**keys, **shared, **starts, bos_token_id=facts.bos_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = model_class(config).float()
+    return model
+
+
+class TargetLosses(nn.Module):
+    """An encoder-decoder whose forward returns the loss sum over the tokens of the targets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Raise StageError for a model whose logits have a bias of their own, which no file of ours would hold."""
+        super().__init__()
+        self.model = model
+        bias = getattr(model, "final_logits_bias", None)
+        if bias is not None and bool(bias.any()):
+            raise StageError("the model's final_logits_bias is not zero; such models are not trained")
+
+    def forward(self, batch: Seq2SeqBatch) -> Tensor:
+        """Return the summed negative log-likelihood of the targets."""
+        model: Any = self.model
+        states_BSD = encode(model, batch.source_ids_BS, batch.source_mask_BS)
+        hidden_BTD = decode(model, shifted_right(model, batch.target_ids_BT), states_BSD, batch.source_mask_BS)
+        mask = batch.target_mask_BT
+        return linear_cross_entropy(hidden_BTD[mask], model.get_output_embeddings().weight, batch.target_ids_BT[mask])
+
+
+def shifted_right(model: Any, target_ids_BT: Tensor) -> Tensor:
+    """Return what the decoder reads: the start token, then the targets without their last."""
+    start = start_token(model)
+    return torch.cat([torch.full_like(target_ids_BT[:, :1], start), target_ids_BT[:, :-1]], dim=1)
+
+
+def start_token(model: Any) -> int:
+    """Return the id that a target starts with; raises StageError where the configuration names none."""
+    found = model.config.decoder_start_token_id
+    if found is None:
+        raise StageError("the model's config.json names no decoder_start_token_id")
+    return int(found)
+
+
+def encode(model: Any, source_ids_BS: Tensor, source_mask_BS: Tensor) -> Tensor:
+    """Run the encoder; returns its last states [B, S, D]."""
+    states: Tensor = model.get_encoder()(input_ids=source_ids_BS, attention_mask=source_mask_BS).last_hidden_state
+    return states
+
+
+def decode(model: Any, decoder_ids_BT: Tensor, states_BSD: Tensor, source_mask_BS: Tensor, **cache: Any) -> Tensor:
+    """Run the decoder; returns the states [B, T, D] that the head predicts from."""
+    hidden: Tensor = model.get_decoder()(
+        input_ids=decoder_ids_BT,
+        encoder_hidden_states=states_BSD,
+        encoder_attention_mask=source_mask_BS,
+        use_cache=bool(cache),
+        **cache,
+    ).last_hidden_state
+    # T5 scales tied outputs (Raffel et al. 2020's code); version 1.1 says in its configuration that it does not.
+    if getattr(model.config, "scale_decoder_outputs", False):
+        hidden = hidden * model.config.d_model**-0.5
+    return hidden

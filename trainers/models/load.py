@@ -1,0 +1,235 @@
+"""Strict loading of a model folder: the files hold every tensor of the class and no other."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from recipes.errors import StageError
+from recipes.models.architecture import MODEL_TYPES
+from recipes.models.folder_classes import find_class
+from trainers.models.attention import attention_name
+from trainers.store.hf_loaders import open_model
+
+ModelKind = Literal[
+    "language_model",
+    "masked_model",
+    "seq2seq_model",
+    "score_model",
+    "value_model",
+    "text_classifier",
+    "vision_language_model",
+]
+"""Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
+...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
+LlavaForConditionalGeneration."""
+
+CLASSIFIER_PARTS = ("classifier", "bert.pooler")
+"""What a classifier has and a masked language model has not."""
+_ENCODER_EXTRAS = ("bert.pooler", "pooler", "cls.seq_relationship")
+"""What files of a BertModel and a BertForPreTraining hold beside a masked language model; a bare model's keys have no
+prefix."""
+
+HEAD_NAMES = ("lm_head", "score", "classifier")
+"""Attributes under which stock classes hold their head; which one depends on class and kind."""
+
+
+def load_model(
+    folder: Path,
+    kind: ModelKind,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    new_head_seed: int | None = None,
+    classes: Sequence[str] = (),
+    dropout: float | None = None,
+) -> nn.Module:
+    """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
+
+    With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
+    head may be missing or left over; `classes` names what a new classifier tells apart. A masked model takes its head
+    from the folder where that has one. `dropout` takes the place of an encoder's own, but for its attention's. Raises
+    StageError naming the keys otherwise.
+    """
+    raw = json.loads((folder / "config.json").read_text())
+    model_type = raw["model_type"]
+    model_class = stock_class(model_type, kind)
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    if kind in ("score_model", "value_model"):
+        config.num_labels = 1
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+    if kind == "value_model":
+        config.classifier_dropout = 0.0
+    if dropout is not None:
+        config.hidden_dropout_prob = config.classifier_dropout = dropout
+    _quieten()
+    with torch.random.fork_rng(devices=[]):
+        if new_head_seed is not None:
+            torch.manual_seed(new_head_seed)
+        model, info = open_model(
+            model_class,
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=_attention(model_type, device),
+            output_loading_info=True,
+        )
+    if new_head_seed is not None and kind in ("score_model", "value_model"):
+        _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
+    made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
+    _demand_exact(folder, kind, model, info, made, left)
+    _note_untied(model)
+    model.train()
+    loaded: nn.Module = model
+    return loaded
+
+
+def _note_untied(model: Any) -> None:
+    """Let the configuration say that head and embedding differ, as in files of T5 1.1; T5Config always denies it."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
+
+
+def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:
+    """Return the attention of a type's model, or of each of its parts."""
+    family = MODEL_TYPES[model_type]
+    if family == "vision_language":
+        return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
+    return attention_name(device, family)
+
+
+def stock_class(model_type: str, kind: ModelKind) -> Any:
+    """Return transformers' class of a type and kind; each import takes a second, so only the wanted one is made."""
+    match model_type:
+        case "llama":
+            from transformers.models.llama import modeling_llama as llama
+
+            classes = (llama.LlamaForCausalLM, llama.LlamaForSequenceClassification, llama.LlamaForTokenClassification)
+        case "qwen3":
+            from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+            classes = (qwen3.Qwen3ForCausalLM, qwen3.Qwen3ForSequenceClassification, qwen3.Qwen3ForTokenClassification)
+        case "gpt2":
+            from transformers.models.gpt2 import modeling_gpt2 as gpt2
+
+            classes = (gpt2.GPT2LMHeadModel, gpt2.GPT2ForSequenceClassification, gpt2.GPT2ForTokenClassification)
+        case "bert" if kind in ("masked_model", "text_classifier"):
+            from transformers.models.bert import modeling_bert as bert
+
+            return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
+        case "t5" if kind == "seq2seq_model":
+            from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+            return T5ForConditionalGeneration
+        case "bart" if kind == "seq2seq_model":
+            from transformers.models.bart.modeling_bart import BartForConditionalGeneration
+
+            return BartForConditionalGeneration
+        case "llava" if kind == "vision_language_model":
+            from transformers.models.llava import modeling_llava as llava
+
+            return llava.LlavaForConditionalGeneration
+        case "rnn" if kind == "language_model":
+            from trainers.models.rnn import RnnForCausalLM
+
+            return RnnForCausalLM
+        case _:
+            families = {
+                "language_model": ("decoder", "rnn"),
+                "masked_model": ("encoder",),
+                "seq2seq_model": ("encoder_decoder",),
+                "text_classifier": ("encoder",),
+                "vision_language_model": ("vision_language",),
+            }
+            known = [name for name, family in MODEL_TYPES.items() if family in families.get(kind, ("decoder",))]
+            raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
+    kinds: tuple[ModelKind, ...] = ("language_model", "score_model", "value_model")
+    return dict(zip(kinds, classes, strict=True))[kind]
+
+
+def model_family(folder: Path) -> str:
+    """Return the family of a folder's model; raises StageError for a type that is none of them."""
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found not in MODEL_TYPES:
+        raise StageError(f"{folder}: model type {found!r} is not one of {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[found]
+
+
+def lacks_head(folder: Path) -> bool:
+    """Tell whether a folder's model was written without a head, by its class."""
+    return find_class(json.loads((folder / "config.json").read_text())).is_headless
+
+
+def longest_input(folder: Path) -> int | None:
+    """Return the most tokens that a folder's model is made for; None where its configuration says nothing."""
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") == "t5":
+        return None  # its positions are relative, whatever n_positions says
+    found: int | None = config.get("max_position_embeddings", config.get("n_positions"))
+    return found
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the attribute that holds a stock model's head."""
+    return next(name for name in HEAD_NAMES if hasattr(model, name))
+
+
+def _quieten() -> None:
+    """Keep transformers' progress bars and load reports off the output; what they say is checked and raised here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@torch.no_grad()
+def _make_head(head: nn.Linear, seed: int, deviation: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * deviation)
+    if head.bias is not None:
+        head.bias.zero_()
+
+
+def _exceptions(
+    kind: ModelKind, model: Any, config: dict[str, Any], *, has_new_head: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that are made new where the folder lacks them, and those of the folder that are left out."""
+    if kind == "masked_model":
+        try:
+            written_by = find_class(config)
+        except ValueError as error:
+            raise StageError(f"config.json: {error}") from None
+        is_headless = has_new_head and written_by.is_headless
+        return (("cls",) if is_headless else ()), (_ENCODER_EXTRAS if written_by.has_extras else ())
+    if not has_new_head:
+        return (), ()
+    if kind == "text_classifier":
+        return CLASSIFIER_PARTS, ("cls",)
+    return (head_name(model),), HEAD_NAMES
+
+
+def _demand_exact(
+    folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], made: tuple[str, ...], left: tuple[str, ...]
+) -> None:
+    def allowed(key: str, names: tuple[str, ...]) -> bool:
+        return any(key.startswith(f"{name}.") for name in names)
+
+    wrong = {
+        "missing": [key for key in info["missing_keys"] if not allowed(key, made)],
+        "unexpected": [key for key in info["unexpected_keys"] if not allowed(key, left)],
+        "of another shape": [str(key) for key in info["mismatched_keys"] if not allowed(str(key[0]), made)],
+    }
+    problems = [f"{what}: {', '.join(sorted(keys)[:8])}" for what, keys in wrong.items() if keys]
+    if problems:
+        raise StageError(
+            f"{folder} does not hold a {kind.replace('_', ' ')} ({type(model).__name__}); {'; '.join(problems)}"
+        )
+    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if bad:
+        raise StageError(f"{folder}: values are not finite in {', '.join(bad[:8])}")

@@ -1,0 +1,136 @@
+"""A decoder with a vision tower (transformers' Llava): its forward with pictures, and which of its parts learn.
+
+B batch, T tokens, I pictures, F features of a picture, D width.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.errors import StageError
+from recipes.stages.kinds import Part
+from recipes.stages.lora import Lora
+from trainers.data.batches import PicturedBatch
+from trainers.data.image_processor import PictureProcessor
+from trainers.models.attention import packed_attention_bias
+from trainers.models.token_losses import linear_cross_entropy
+
+MODULES: dict[Part, str] = {
+    "language": "language_model",
+    "projector": "multi_modal_projector",
+    "vision": "vision_tower",
+}
+"""Where each part lies in transformers' model."""
+
+
+class PicturedTokenLosses(nn.Module):
+    """A vision-language model whose forward returns the loss sum over target tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PicturedBatch) -> Tensor:
+        """Return the summed negative log-likelihood of the targets."""
+        model: Any = self.model
+        tokens = batch.tokens
+        hidden_BTD = pictured_hidden_states(model, batch)
+        mask = tokens.loss_mask_BT[:, 1:]
+        weight = model.get_output_embeddings().weight
+        return linear_cross_entropy(hidden_BTD[:, :-1][mask], weight, tokens.input_ids_BT[:, 1:][mask])
+
+
+def pictured_hidden_states(model: Any, batch: PicturedBatch) -> Tensor:
+    """Run tower, projector and decoder over packed rows; no token sees another segment.
+
+    The tower runs in every batch, over an empty picture where there is none: sharded parameters are gathered by all
+    ranks together, and every trainable parameter has a gradient in every step.
+    """
+    tokens, backbone = batch.tokens, model.base_model
+    embedded_BTD = backbone.get_input_embeddings()(tokens.input_ids_BT)
+    pixels = batch.pixels_ICHW.to(model.dtype)
+    is_blank = len(pixels) == 0
+    if is_blank:
+        pixels = pixels.new_zeros((1, *pixels.shape[1:]))
+    features = torch.cat(list(backbone.get_image_features(pixels, return_dict=True).pooler_output)).to(
+        embedded_BTD.dtype
+    )
+    if is_blank:
+        embedded_BTD = embedded_BTD + 0 * features.sum()
+    else:
+        is_place_BT1 = (tokens.input_ids_BT == model.config.image_token_id)[..., None]
+        embedded_BTD = embedded_BTD.masked_scatter(is_place_BT1, features)
+    output = backbone.language_model(
+        inputs_embeds=embedded_BTD,
+        attention_mask=packed_attention_bias(tokens.segment_ids_BT, model.dtype),
+        position_ids=tokens.position_ids_BT,
+        use_cache=False,
+    )
+    last: Tensor = output.last_hidden_state
+    return last
+
+
+def learning_parts(parts: Sequence[Part] | None, lora: Lora | None) -> tuple[Part, ...]:
+    """Return which parts learn: those of the recipe, else with adapters the language part, without all of them."""
+    if parts is not None:
+        return tuple(parts)
+    return tuple(MODULES) if lora is None else ("language",)
+
+
+def freeze(model: nn.Module, parts: Sequence[Part]) -> None:
+    """Leave only the parts' parameters trainable, the head with the language part, and none that no loss reaches."""
+    unused = unused_prefixes(model)
+    for key, parameter in model.named_parameters():
+        part = next((part for part, module in MODULES.items() if f".{module}." in f".{key}"), "language")
+        parameter.requires_grad_(part in parts and not any(prefix in f".{key}" for prefix in unused))
+
+
+def excluded_modules(model: nn.Module, parts: Sequence[Part]) -> str:
+    """Return peft's pattern of the modules that get no adapter: those of other parts, and those that nothing reads."""
+    others = [f"{module}." for part, module in MODULES.items() if part not in parts]
+    prefixes = [*others, *(prefix.removeprefix(".") for prefix in unused_prefixes(model))]
+    return rf"(.*\.)?({'|'.join(re.escape(prefix) for prefix in prefixes)}).*"
+
+
+def unused_prefixes(model: Any) -> list[str]:
+    """Return what names the tower's parameters behind the layer whose features are taken: nothing reads them."""
+    config = model.config
+    layers = config.vision_config.num_hidden_layers
+    taken = config.vision_feature_layer
+    states = [taken] if isinstance(taken, int) else list(taken)
+    used = max(state if state >= 0 else layers + 1 + state for state in states)
+    tower = f".{MODULES['vision']}"
+    return [f"{tower}.encoder.layers.{number}." for number in range(used, layers)] + [
+        f"{tower}.post_layernorm.",
+        f"{tower}.head.",
+    ]
+
+
+def demand_fitting(model: Any, processor: PictureProcessor) -> None:
+    """Raise StageError where the processor's image tokens are not those of the model."""
+    config = model.config
+    if processor.image_id != config.image_token_id:
+        raise StageError(
+            f"the processor's image token is {processor.image_id}, that of the model's configuration "
+            f"{config.image_token_id}"
+        )
+    with torch.no_grad():
+        weight = next(model.base_model.vision_tower.parameters())
+        pixels = torch.zeros((1, *processor.shape_CHW), dtype=weight.dtype, device=weight.device)
+        (features_FD,) = model.base_model.get_image_features(pixels, return_dict=True).pooler_output
+    if len(features_FD) != processor.tokens_per_picture:
+        raise StageError(
+            f"the processor writes {processor.tokens_per_picture} tokens for a picture, the vision tower gives "
+            f"{len(features_FD)} features"
+        )
+
+
+def probe_pixels(config: Any) -> Tensor:
+    """Return a fixed pattern [1, C, H, W] that a model's outputs are compared on."""
+    vision = config.vision_config
+    count = vision.num_channels * vision.image_size**2
+    pattern = torch.sin(torch.arange(count, dtype=torch.float64) * 0.37).float()
+    return pattern.view(1, vision.num_channels, vision.image_size, vision.image_size)

@@ -1,0 +1,257 @@
+"""What every training stage is given, what it hands back, and how that is verified before it is committed."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from recipes.errors import RequestError
+from recipes.references import SourceUse, default_template, find_source, get_source
+from recipes.stages.kinds import Stage, Template
+from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
+from trainers.checkpoint.find_state import find_state
+from trainers.data.dataset import WARN_LOST, Dataset
+from trainers.data.materialise import DataRequest, materialise
+from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
+from trainers.data.tokenizer import Tokenization
+from trainers.models.load import ModelKind
+from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
+from trainers.store.materialised_folders import folder as folder_of
+from trainers.store.runs import SegmentWriter
+from trainers.store.store import Store
+from trainers.training import distributed
+from trainers.training.distributed import Ranks
+from trainers.training.model_folders import verify_folder
+from trainers.training.observer import Observer
+from trainers.training.verification import MergeLoss, Probe
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Where a stage runs and what it was given; equal on all ranks but for `ranks` and `observer`."""
+
+    store: Store
+    run: str
+    stage: str
+    fingerprint: str
+    lease: int
+    seed: int
+    base_dir: Path
+    """Relative paths of the recipe start here."""
+    inputs: Mapping[str, ArtifactManifest]
+    """By field path: init_from, tokenizer.from, actor, reward, ..."""
+    data: Mapping[str, str]
+    """Digests of the sources when the run started, by field path: data, evaluation, prompts, ..."""
+    observer: Observer
+    ranks: Ranks
+    accepts: tuple[str, ...] = ()
+    """Earlier fingerprints of the stage whose states may be gone on from."""
+    replaced: tuple[str, ...] = ()
+    """Earlier fingerprints of the stage whose states are of no use: an input has changed."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """Settings that a resume was allowed to change: field, before, after."""
+
+    def checkpoint(self, layout: Layout) -> StoreCheckpoint:
+        """Return where the stage's training state is saved and found."""
+        place = (self.store, self.run, self.stage, self.fingerprint, self.lease)
+        return StoreCheckpoint(
+            *place, layout, versions(), accepts=self.accepts, replaced=self.replaced, changes=self.changes
+        )
+
+    def samples(self) -> SegmentWriter:
+        """Return where this attempt keeps samples for the run's report; rank 0 alone."""
+        return self.store.run(self.run).writer(f"samples/{self.stage}/{self.lease}")
+
+    def find_state(self) -> StateManifest | None:
+        """Return the training state that the stage goes on from; collective."""
+        return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
+
+
+CheckKind = ModelKind | Literal["image"]
+"""`image`: a model of pictures of any family."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way in which files of a draft are opened by stock classes and compared with the live model."""
+
+    kind: CheckKind
+    model: str
+    """Folder of the draft's files, or of `base` where that is given."""
+    probe: FileEntry
+    adapter: str | None = None
+    """Folder of an adapter to put on the model."""
+    base: str | None = None
+    """Input (field path) whose files hold `model`."""
+    merged: str | None = None
+    """Folder of the draft that must hold the same model with the adapter merged."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check as plain JSON."""
+        return {**vars(self), "probe": self.probe.model_dump(mode="json")}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Check":
+        """Read what `to_json` gave."""
+        return Check(**{**value, "probe": FileEntry.model_validate(value["probe"])})
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact before its verification: the fields of a manifest, files uploaded already; rank 0 has it."""
+
+    kind: str
+    files: Mapping[str, FileEntry]
+    checks: tuple[Check, ...]
+    outcome: Mapping[str, Any]
+    """state, rule, steps_done, steps_planned."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    gate_reasons: tuple[str, ...] = ()
+    """Why later stages should not build on it; empty passes the gate."""
+    contract: str | None = None
+    base: str | None = None
+    architecture: Mapping[str, Any] | None = None
+    exactness: str | None = None
+    changes: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the draft as plain JSON."""
+        return {
+            **vars(self),
+            "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
+            "checks": [check.to_json() for check in self.checks],
+            "gate_reasons": list(self.gate_reasons),
+            "changes": [dict(change) for change in self.changes],
+        }
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the checks of a draft found."""
+
+    difference: float
+    """Largest output difference over the outputs' size, both sides in fp32."""
+    merge: MergeLoss | None
+    """What merging the adapter has lost; None: nothing was merged."""
+
+
+def verify_checks(
+    store: Store,
+    files: Mapping[str, FileEntry],
+    checks: list[Check],
+    inputs: Mapping[str, ArtifactManifest],
+    uri: str,
+) -> Verified:
+    """Run a draft's checks in this process, which never saw the live model.
+
+    Raises StageError when files do not open strictly, VerificationError when they are not the live model.
+    """
+    largest, loss = 0.0, None
+    for check in checks:
+        owned = files if check.base is None else inputs[check.base].files
+        model = folder_of(store.objects, uri, owned, check.model)
+        adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
+        merged = None if check.merged is None else folder_of(store.objects, uri, files, check.merged)
+        expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
+        if check.kind == "image":
+            from trainers.models.images.build import verify_family
+
+            difference, found = verify_family(model, expected, adapter=adapter, merged=merged)
+        else:
+            difference, found = verify_folder(model, check.kind, expected, adapter=adapter, merged=merged)
+        largest, loss = max(largest, difference), found or loss
+    return Verified(largest, loss)
+
+
+@contextmanager
+def draft_folder() -> Iterator[Path]:
+    """Give a local folder to write a draft's files into; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="trainwright-draft-") as name:
+        yield Path(name)
+
+
+def put_probe(store: Store, probe: Probe) -> FileEntry:
+    """Store a probe beside a draft's files; no manifest names it."""
+    return store.objects.put_chunks([probe.to_bytes()])
+
+
+def model_folder(context: StageContext, field_path: str) -> Path:
+    """Return the local folder of an input's whole model."""
+    manifest = context.inputs[field_path]
+    return context.store.folder(manifest, model_part(manifest, field_path))
+
+
+def model_part(manifest: ArtifactManifest, field_path: str) -> str:
+    """Return the part of an artifact that holds its whole model; raises RequestError for an unmerged adapter."""
+    for part in ("model", "actor"):
+        if any(name.startswith(f"{part}/") for name in manifest.files):
+            return part
+    raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
+
+
+def data_request(
+    context: StageContext,
+    use: SourceUse,
+    tokenization: Tokenization,
+    sequence_length: int,
+    template: Template | None = None,
+) -> DataRequest:
+    """Return the request for one of the stage's sources as it was when the run started.
+
+    `template` is what the recipe says; None: what `default_template` says. Raises RequestError for a chat template that
+    the tokenizer lacks.
+    """
+    assert use.role != "images"
+    if template == "chat" and tokenization.chat_template is None:
+        raise RequestError(f"template: chat, but the model of {context.stage} has no chat template; set template: none")
+    return DataRequest(
+        source=use.rows,
+        field_path=use.field_path,
+        base_dir=context.base_dir,
+        role=use.role,
+        tokenization=tokenization,
+        sequence_length=sequence_length,
+        seed=context.seed,
+        held_out=use.held_out,
+        source_digest=context.data.get(use.field_path),
+        template=template or default_template(use.role, tokenization.chat_template is not None),
+    )
+
+
+def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
+    """Materialise on rank 0 first; the others open what it committed; collective.
+
+    Says which rows were lost; raises RequestError where they are more than the source's `max_dropped`.
+    """
+    observer = context.observer
+    observer.phase("data")
+    dataset = distributed.first_rank_first(
+        lambda: materialise(request, context.store, lambda rows: observer.phase("data", rows=rows))
+    )
+    report = dataset.report
+    dropped = sum(report.dropped.values()) / max(report.rows_in, 1)
+    for text in report.lost(request.sequence_length):
+        if dropped > request.source.max_dropped:
+            raise RequestError(
+                f"{request.field_path}: {text}; that is more than max_dropped ({request.source.max_dropped:g}): take a "
+                f"greater length or other rows, or set stages.{context.stage}.{request.field_path}.max_dropped: 1"
+            )
+        worth = max(dropped, report.truncated / max(report.rows_in, 1)) > WARN_LOST
+        observer.notify(f"{'warning: ' if worth else ''}{request.field_path}: {text}")
+    return dataset
+
+
+def open_sets(
+    spec: Stage, context: StageContext, request: Callable[[SourceUse], DataRequest]
+) -> tuple[Dataset, Dataset | None]:
+    """Open a stage's training rows, and its held-out ones where it has any, as requested of each source; collective."""
+    dataset = open_dataset(context, request(get_source(spec, "data")))
+    held_out = find_source(spec, "evaluation")
+    return dataset, None if held_out is None else open_dataset(context, request(held_out))
+
+
+def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
+    """Materialise pictures on rank 0 first; the others open what it committed; collective."""
+    return distributed.first_rank_first(lambda: materialise_images(request, context.store))

@@ -1,0 +1,281 @@
+"""Model folders in the Hugging Face layout: written, probed, and verified by stock classes."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recipes.errors import StageError
+from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
+from trainers.data.image_processor import load_picture_processor
+from trainers.models.load import ModelKind, load_model, stock_class
+from trainers.models.lora import base_tensors
+from trainers.models.vision_language import demand_fitting, probe_pixels
+from trainers.store.hf_loaders import open_adapter
+from trainers.training.precision import exact_matmul
+from trainers.training.verification import (
+    MergeLoss,
+    Probe,
+    compare_merge,
+    compare_outputs,
+    demand_same_weights,
+    in_fp32,
+    weight_digests,
+)
+
+WEIGHTS = "model.safetensors"
+PROBE_TOKENS = 16
+PROBE_POSITIONS = 4
+TOKEN_MODELS: tuple[ModelKind, ...] = ("language_model", "masked_model", "seq2seq_model", "vision_language_model")
+"""Kinds whose outputs are logits over the vocabulary at every position."""
+_VOLATILE = ("transformers_version", "_name_or_path", "_attn_implementation", "attn_implementation", "peft_version")
+"""Configuration keys that name a version or a place; no artifact holds them."""
+
+
+def write_model(
+    folder: Path,
+    kind: ModelKind,
+    config: Any,
+    tensors: Iterable[tuple[str, Tensor]],
+    further_files: Mapping[str, bytes],
+    *,
+    dtype: torch.dtype,
+    end_ids: Sequence[int] = (),
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write config.json, safetensors, generation_config.json (language models) and the files beside them; rank 0 only.
+
+    `tensors` have the stock class's names, tied ones once. `end_ids` are what ends a response, where that is not the
+    configuration's end token alone. More than `max_shard_bytes` become shards with an index. The
+    same weights give the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), max_shard_bytes)
+    write_json(folder / "config.json", model_config(config, kind, dtype))
+    if kind in ("language_model", "seq2seq_model", "vision_language_model"):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
+        ids = {key: getattr(config.get_text_config(), key, None) for key in names}
+        if end_ids:
+            ids["eos_token_id"] = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+        write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    for name, content in further_files.items():
+        (folder / name).write_bytes(content)
+
+
+def model_config(config: Any, kind: ModelKind, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the content of config.json: only what describes the model."""
+    content = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _VOLATILE}
+    content["architectures"] = [stock_class(config.model_type, kind).__name__]
+    content["dtype"] = str(dtype).removeprefix("torch.")
+    if kind in ("score_model", "value_model"):
+        content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    if kind == "value_model":
+        content["classifier_dropout"] = 0.0
+    return content
+
+
+def write_adapter(
+    folder: Path, peft_config: Any, tensors: Iterable[tuple[str, Tensor]], *, base_digest: str, dtype: torch.dtype
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors in peft's layout, the base by digest; rank 0 only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {key: _plain(value) for key, value in peft_config.to_dict().items() if key not in _VOLATILE}
+    content |= {"base_model_name_or_path": base_digest, "inference_mode": True}
+    write_json(folder / "adapter_config.json", content)
+    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
+    save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor]]) -> Probe:
+    """Run the fixed prompt through a bare, whole model in fp32, with an image before it where it takes any.
+
+    `weights` are its tensors by their names in the files. The model's mode is restored.
+    """
+    config: Any = model.config
+    left_out = {config.get_text_config().pad_token_id}
+    before: list[int] = []
+    if kind == "vision_language_model":
+        left_out.add(config.image_token_id)
+        with torch.no_grad():
+            before = [config.image_token_id] * _features_of_a_picture(model)
+    ids = [
+        token
+        for token in (
+            (7 * index * index + 3) % config.get_text_config().vocab_size for index in range(4 * PROBE_TOKENS)
+        )
+        if token not in left_out
+    ]
+    ids = before + ids[:PROBE_TOKENS]
+    dtype = next(iter(model.parameters())).dtype
+    digests = weight_digests(weights, dtype)
+    with in_fp32(model):
+        outputs = _outputs(model, kind, ids)
+    return Probe(ids, outputs, dtype, digests)
+
+
+def _features_of_a_picture(model: Any) -> int:
+    pixels = probe_pixels(model.config).to(next(iter(model.parameters())))
+    return len(model.base_model.get_image_features(pixels, return_dict=True).pooler_output[0])
+
+
+def verify_folder(
+    folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None, merged: Path | None = None
+) -> tuple[float, MergeLoss | None]:
+    """Open with stock classes; return the output difference over the outputs' size, and what merging has lost.
+
+    Demands the exact key set, shapes, finite values, tied weights, and a tokenizer that fits; where a live model is
+    `expected`, its weights bit for bit and its outputs. With `adapter` the peft adapter, and the scalar head that it
+    brings, is put on the model first; `merged` is the folder that must hold the same model with the adapter merged.
+    Raises StageError naming what is wrong.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
+    brings_head = adapter is not None and kind not in TOKEN_MODELS
+    classes = _adapter_classes(adapter) if adapter is not None and kind == "text_classifier" else ()
+    model: Any = load_model(
+        folder,
+        kind,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        new_head_seed=0 if brings_head else None,
+        classes=classes,
+    )
+    model.set_attn_implementation("sdpa")
+    # T5Config says so of every T5, whatever the files hold.
+    is_tied = bool(config.get("tie_word_embeddings")) and kind in TOKEN_MODELS and config["model_type"] != "t5"
+    if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
+    if kind in (*TOKEN_MODELS, "text_classifier"):
+        _check_tokenizer(folder, model.config.get_text_config())
+    if kind == "vision_language_model":
+        demand_fitting(model, load_picture_processor(folder))
+    if adapter is not None:
+        model = with_adapter(model, adapter)
+    model.eval()
+    if expected is None:
+        return 0.0, None
+    where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
+    demand_same_weights(where, weight_digests(file_weights(model).items(), dtype), expected.weights)
+    difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
+    return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name)
+
+
+def file_weights(model: Any) -> dict[str, Tensor]:
+    """Return a stock model's weights by their names in files; of peft's model the base's and the adapter's."""
+    named = dict(model.named_parameters())
+    if not hasattr(model, "peft_config"):
+        return named
+    from peft import get_peft_model_state_dict
+
+    start = "base_model.model."
+    base = {
+        name.removeprefix(start): tensor
+        for name, tensor in base_tensors(named).items()
+        if not {"modules_to_save", "original_module"} & set(name.split("."))
+    }
+    return {**base, **get_peft_model_state_dict(model, save_embedding_layers=False)}
+
+
+def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
+    was_training = model.training
+    model.eval()
+    device = next(iter(model.parameters())).device
+    ids = torch.tensor([token_ids], device=device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if kind == "vision_language_model":
+        inputs["pixel_values"] = probe_pixels(model.config).to(next(iter(model.parameters())))
+    if kind == "seq2seq_model":
+        inputs["decoder_input_ids"] = ids
+    with exact_matmul(), torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits[0].float().cpu()
+    model.train(was_training)
+    kept: np.ndarray = (logits[-PROBE_POSITIONS:] if kind in TOKEN_MODELS else logits.reshape(-1, 1)).numpy()
+    return np.ascontiguousarray(kept)
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Put a peft adapter on a model; raises StageError unless its file holds exactly the adapter's tensors."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    wrapped = open_adapter(model, adapter)
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        found = set(file.keys())
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if found != wanted:
+        raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
+    return wrapped
+
+
+def _adapter_classes(adapter: Path) -> list[str]:
+    """Return as many names of classes as the adapter's classifier tells apart."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        key = next(key for key in file.keys() if key.endswith("classifier.bias"))  # noqa: SIM118 - no mapping
+        return [str(number) for number in range(file.get_slice(key).get_shape()[0])]
+
+
+def _check_tokenizer(folder: Path, config: Any) -> None:
+    """Open the tokenizer by its stock class where the folder has one; its ids must fit the model."""
+    if not (folder / "tokenizer.json").exists():
+        return
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    facts = TokenizerFacts(
+        tokenizer.eos_token, tokenizer.pad_token, frozenset(special), tokenizer.get_vocab(), tokenizer.chat_template
+    )
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.exists() else {}
+    if problems := list(token_problems(facts, config.to_dict(), generation)):
+        raise StageError(f"{folder}: {'; '.join(problems)}")
+
+
+def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_bytes: int) -> None:
+    """Write shards as they fill up; one shard keeps the plain name."""
+    shards: list[tuple[Path, list[str]]] = []
+    total = 0
+
+    def flush(part: dict[str, Tensor]) -> None:
+        path = folder / f"part-{len(shards)}"
+        save_file(part, path, metadata={"format": "pt"})
+        shards.append((path, list(part)))
+
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if part and size + tensor.nbytes > max_shard_bytes:
+            flush(part)
+            part, size = {}, 0
+        part[name] = tensor.contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    flush(part)
+    if len(shards) == 1:
+        shards[0][0].rename(folder / WEIGHTS)
+        return
+    places: dict[str, str] = {}
+    for number, (path, names) in enumerate(shards, start=1):
+        final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / final)
+        places |= dict.fromkeys(names, final)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON such that equal contents give equal bytes."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Give sets an order and enumerations their value."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return getattr(value, "value", value)

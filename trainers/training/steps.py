@@ -1,0 +1,151 @@
+"""What training stages share: batches that follow from the step, a batch's division, their way through the loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
+
+from torch import nn
+
+from recipes.planning.derive import MAX_AUTO_MICRO_BATCH, largest_micro_batch, micro_batches, planned_steps
+from recipes.stages.kinds import Finetune, FinetuneImages, Pretrain, PretrainImages, Reward
+from recipes.stages.optim import Schedule
+from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.engine.build import build_engine, parameter_group
+from trainers.store.manifest import Layout
+from trainers.training.context import StageContext
+from trainers.training.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, SourceState, train
+from trainers.training.objectives.protocol import Objective
+from trainers.training.schedule import learning_rate_factor
+
+S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)
+"""A stage with a `train` section."""
+GROUP = "model"
+EVALUATION = -1
+"""Stands for the step in evaluations, so that they hide the same tokens every time."""
+
+
+def unchanged(batch: Any, step: int) -> Any:
+    """Return the batch as it is."""
+    return batch
+
+
+class Plan(Protocol):
+    """Which rows a rank takes: a pure function of the step."""
+
+    def micro_batches(self, step: int) -> Sequence[Any]:
+        """Return this rank's share of the step's rows."""
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
+
+    plan: Plan
+    steps_planned: int
+    prepare: Callable[[Any, int], Any] = unchanged
+    """What the objective reads of a batch at a step."""
+
+    def micro_batches(self, step: int) -> list[Any]:
+        """Return this rank's share of the step's rows."""
+        return [self.prepare(batch, step) for batch in self.plan.micro_batches(step)]
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Never stops early."""
+        return None
+
+    def state(self) -> SourceState:
+        """Nothing."""
+        return SourceState()
+
+    def load_state(self, state: SourceState) -> None:
+        """Nothing."""
+
+
+def one_group(lr: float, schedule: Schedule, steps_planned: int, name: str = GROUP) -> LearningRates:
+    """Return the learning rates of a stage with one parameter group."""
+    return lambda step: {name: lr * learning_rate_factor(schedule, step, steps_planned)}
+
+
+def stage_layout(
+    context: StageContext, global_batch: int, micro_batch: int | str, *, at_most: int = MAX_AUTO_MICRO_BATCH
+) -> Layout:
+    """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
+    workers = context.ranks.world_size
+    saved = context.find_state()
+    if saved is not None and saved.layout.workers == workers:
+        return saved.layout
+    micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)
+    return Layout(workers=workers, micro_batch=micro, accumulation=accumulation)
+
+
+class Share(TypedDict):
+    """Which rows of a step a rank takes, as plans of batches are told it."""
+
+    global_batch: int
+    workers: int
+    rank: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class TrainingPlan(Generic[S]):
+    """A stage's way through the loop, as its sections `train` and `shard` lay it down."""
+
+    spec: S
+    context: StageContext
+    steps: int
+    layout: Layout
+    checkpoint: StoreCheckpoint
+
+    @property
+    def share(self) -> Share:
+        """What this rank takes of every step's rows."""
+        return Share(
+            global_batch=self.spec.train.global_batch,
+            workers=self.layout.workers,
+            rank=self.context.ranks.rank,
+            micro_batch=self.layout.micro_batch,
+        )
+
+    def phase(self, module: nn.Module, objective: Objective, *, name: str = "", lr_ratio: float = 1.0) -> Phase:
+        """Put a module under an engine that trains it as one parameter group, in training mode; collective."""
+        settings = self.spec.train
+        group = parameter_group(GROUP, module, settings.optimizer)
+        engine = build_engine(
+            module, [group], self.spec.shard, clip=settings.gradient_clipping, device=self.context.ranks.device
+        )
+        engine.module.train()
+        return Phase(
+            name, engine, objective, one_group(settings.optimizer.lr * lr_ratio, settings.schedule, self.steps)
+        )
+
+    def run(self, phases: Sequence[Phase], source: BatchSource, evaluate: Evaluate | None) -> Outcome:
+        """Train to the end or to a stop rule, each step through all phases, and turn to the writing; collective."""
+        first, *further = phases
+        settings, observer = self.spec.train, self.context.observer
+        outcome = train(
+            first.engine,
+            first.objective,
+            source,
+            learning_rates=first.learning_rates,
+            cadence=Cadence(settings.save_every, settings.evaluate_every, settings.max_skipped_steps),
+            checkpoint=self.checkpoint,
+            evaluate=evaluate,
+            observer=observer,
+            seed=self.context.seed,
+            further=further,
+        )
+        observer.phase("write")
+        return outcome
+
+
+def plan_training(spec: S, context: StageContext, num_rows: int) -> TrainingPlan[S]:
+    """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
+    steps = planned_steps(spec.train, num_rows)
+    assert steps is not None
+    layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+    return TrainingPlan(spec, context, steps, layout, context.checkpoint(layout))

@@ -1,0 +1,116 @@
+"""What a stage of pictures starts from: random weights, or another model's, maybe with adapters on its attention."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recipes.errors import RequestError
+from recipes.models.image_memory import PROJECTIONS
+from recipes.stages.kinds import FinetuneImages, PretrainImages
+from recipes.stages.lora import Lora
+from trainers.data.materialise_images import ImageDataset
+from trainers.data.order import drawn_rows
+from trainers.models.images.build import Blueprint, load_tensors, open_blueprint, open_family, read_tensors
+from trainers.models.images.ddpm import DdpmFamily
+from trainers.models.images.protocol import Family, ImageFacts
+from trainers.models.images.text_encoder import TextEncoder, example_captions, read_captions
+from trainers.models.images.vae import LatentCodec, VaeFamily, fit_codec
+from trainers.models.lora import add_adapter
+from trainers.training.context import StageContext, model_folder
+from trainers.training.randomness import stream_seed
+
+EXAMPLE_ROWS = 4096
+"""Pictures among whose captions a model's examples are looked for."""
+
+
+@dataclass(frozen=True)
+class ImageStart:
+    """A family ready to be trained, and the set as it reads it."""
+
+    blueprint: Blueprint
+    family: Family
+    dataset: ImageDataset
+    ema_decay: float | None = None
+    """Decay of the moving average that is kept; adapters are kept as they are."""
+    peft_config: Any = None
+    """peft's configuration of the adapters; None: every parameter is trained."""
+
+
+def start_training(spec: PretrainImages | FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
+    """Build or open the family, equal on every rank; raises RequestError for pictures that do not fit it."""
+    match spec:
+        case PretrainImages():
+            text = _open_text_encoder(spec, context)
+            dataset = with_caption_tokens(dataset, text)
+            facts = ImageFacts.of(dataset, () if text is None else _examples(dataset))
+            blueprint = Blueprint(spec.architecture, facts, _open_codec(spec, context, dataset), text)
+            family = blueprint.build(stream_seed(context.seed, "weights"))
+            return ImageStart(blueprint, family, dataset, getattr(spec.architecture, "ema_decay", None))
+        case FinetuneImages():
+            return _go_on(spec, context, dataset)
+
+
+def with_caption_tokens(dataset: ImageDataset, text: TextEncoder | None) -> ImageDataset:
+    """Tokenize a set's captions, where there is something that reads them."""
+    return dataset if text is None else replace(dataset, caption_tokens=read_captions(text, dataset))
+
+
+def show_form(shape: tuple[int, int, int]) -> str:
+    """Name the form of pictures [C, H, W] in a message."""
+    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def _go_on(spec: FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
+    folder = model_folder(context, "init_from")
+    blueprint = open_blueprint(folder)
+    facts = blueprint.facts
+    if dataset.shape != facts.shape:
+        raise RequestError(
+            f"{spec.init_from} draws pictures of {show_form(facts.shape)}; the data's are {show_form(dataset.shape)}: "
+            "set size and channels of the source"
+        )
+    if getattr(blueprint.architecture, "class_conditional", False):
+        if not dataset.classes:
+            raise RequestError(f"{spec.init_from} draws by class; the pictures have no labels")
+        dataset = dataset.with_classes(facts.classes)
+    dataset = with_caption_tokens(dataset, blueprint.text)
+    if blueprint.text is not None:
+        blueprint = replace(blueprint, facts=replace(facts, captions=_examples(dataset)))
+    family = blueprint.build(0)
+    load_tensors(family, read_tensors(folder, family), str(folder))
+    if spec.lora is None:
+        return ImageStart(blueprint, family, dataset, getattr(blueprint.architecture, "ema_decay", None))
+    assert isinstance(family, DdpmFamily)
+    config = adapt(family, spec.lora, stream_seed(context.seed, "adapter"))
+    return ImageStart(blueprint, family, dataset, None, config)
+
+
+def adapt(family: DdpmFamily, lora: Lora, seed: int) -> Any:
+    """Put adapters on the attention of a diffusion's network; returns peft's configuration."""
+    targets = list(PROJECTIONS) if lora.target_modules == "all-linear" else lora.target_modules
+    return add_adapter(family.net, lora, seed=seed, targets=targets)
+
+
+def _open_text_encoder(spec: PretrainImages, context: StageContext) -> TextEncoder | None:
+    if spec.text_encoder is None:
+        return None
+    folder = model_folder(context, "text_encoder")
+    return TextEncoder(folder, folder)
+
+
+def _open_codec(spec: PretrainImages, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
+    """Open the autoencoder of a latent diffusion."""
+    if spec.autoencoder is None:
+        return None
+    autoencoder = open_family(model_folder(context, "autoencoder"))
+    assert isinstance(autoencoder, VaeFamily)
+    if autoencoder.facts.shape != dataset.shape:
+        raise RequestError(
+            f"the autoencoder takes pictures of {show_form(autoencoder.facts.shape)}; "
+            f"the data's are {show_form(dataset.shape)}"
+        )
+    return fit_codec(autoencoder, dataset)
+
+
+def _examples(dataset: ImageDataset) -> tuple[str, ...]:
+    rows = drawn_rows(dataset.digest, 0, min(EXAMPLE_ROWS, len(dataset)), len(dataset))
+    return example_captions(dataset, rows)

@@ -1,0 +1,233 @@
+"""Training a model of pictures, from data to draft; families differ in their module and in what they draw."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recipes.errors import RequestError
+from recipes.models.image_models import VENDI_PICTURES
+from recipes.references import find_source
+from recipes.stages.kinds import FinetuneImages, PretrainImages
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.materialise_images import ImageDataset, ImageRequest
+from trainers.data.order import drawn_rows
+from trainers.engine.protocol import Engine
+from trainers.evaluation.held_out import evaluate
+from trainers.evaluation.image_metrics import vendi_score
+from trainers.inference.image_grid import grid_sample
+from trainers.models.images.build import Blueprint
+from trainers.models.images.protocol import Drawing
+from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.store.manifest import Layout
+from trainers.training import distributed
+from trainers.training.context import Draft, StageContext, open_images
+from trainers.training.image_candidate import write_image_draft
+from trainers.training.loop import SourceState
+from trainers.training.objectives.images import ImageObjective
+from trainers.training.observer import interruptible
+from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.randomness import stream_seed
+from trainers.training.steps import plan_training
+from trainers.training.tasks.image_start import ImageStart, show_form, start_training, with_caption_tokens
+
+NETWORK = "net."
+"""What the names of an adapted network's parameters start with in its family's module."""
+ImageSpec = PretrainImages | FinetuneImages
+
+
+def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
+    """Train a model of pictures, or go on with one; the draft comes from rank 0. Collective."""
+    context.observer.phase("data")
+    use_fast_matmul(context.ranks.device)
+    dataset = open_images(context, _request(spec, context))
+    held_out = _held_out_set(spec, context)
+
+    context.observer.phase("model")
+    start = start_training(spec, context, dataset)
+    blueprint, family, dataset = start.blueprint, start.family, start.dataset
+    if held_out is not None:
+        held_out = _fitted(held_out, start)
+    training = plan_training(spec, context, len(dataset))
+    phases = [
+        training.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+        for part in family.phases()
+    ]
+    engines = [phase.engine for phase in phases]
+    plan = BatchPlan(dataset, context.seed, **training.share)
+    adapted = None if start.peft_config is None else family.module
+    source = ImageBatches(plan, training.steps, engines, start.ema_decay, family.averaged, adapted)
+    outcome = training.run(
+        phases, source, Evaluation(spec, context, blueprint, engines[0], source, dataset, held_out, training.layout)
+    )
+    evaluation = outcome.finite_evaluation()
+    draft = write_image_draft(
+        blueprint,
+        source.weights(),
+        context,
+        training.checkpoint,
+        outcome,
+        dtype=dtype_of(spec.shard.precision),
+        metrics={**outcome.amounts(), "evaluation": evaluation, "data": dataset.report.to_json()},
+        gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
+        peft_config=start.peft_config,
+        adapter=None if start.peft_config is None else source.adapter_weights(),
+    )
+    for engine in engines:
+        engine.close()
+    return draft
+
+
+@dataclass
+class ImageBatches:
+    """Batch source over a materialised set; with `ema_decay` it also keeps the moving average of the weights.
+
+    The average starts at the weights after the first step, with a decay that rises to its value: (1 + n) / (10 + n).
+    """
+
+    plan: BatchPlan
+    steps_planned: int
+    engines: Sequence[Engine]
+    ema_decay: float | None
+    averaged: str = ""
+    """What the names of averaged parameters start with."""
+    adapted: nn.Module | None = None
+    """The family's module where adapters are trained."""
+    _ema: dict[str, Tensor] = field(default_factory=dict)
+
+    def micro_batches(self, step: int) -> list[Any]:
+        """Return this rank's share of the step's rows."""
+        return list(self.plan.micro_batches(step))
+
+    def can_save(self, steps_done: int) -> bool:
+        """Always: rows are a pure function of the step."""
+        return True
+
+    @torch.no_grad()
+    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
+        """Move the average; never stops early."""
+        if self.ema_decay is None:
+            return None
+        decay = min(self.ema_decay, (1 + steps_done) / (10 + steps_done))
+        for name, tensor in self._parameters():
+            if not name.startswith(self.averaged):
+                continue
+            if name in self._ema:
+                self._ema[name].lerp_(tensor.float(), 1 - decay)
+            else:
+                self._ema[name] = tensor.float().clone()
+        return None
+
+    def state(self) -> SourceState:
+        """The average."""
+        return SourceState(tensors=dict(self._ema))
+
+    def load_state(self, state: SourceState) -> None:
+        """Take over a saved average."""
+        self._ema = dict(state.tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the parameters that are kept: the average where there is one, adapters added; collective."""
+        found = {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
+        return found if self.adapted is None else merged_tensors(self.adapted, found)
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """Return the adapters alone, named as peft's files of the network do; collective."""
+        found = {name.removeprefix(NETWORK): tensor.clone() for name, tensor in self._parameters()}
+        return adapter_tensors(found)
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for engine in self.engines:
+            yield from engine.full_parameters()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out metrics, and a grid of pictures at fixed seeds for the report."""
+
+    spec: ImageSpec
+    context: StageContext
+    blueprint: Blueprint
+    engine: Engine
+    source: ImageBatches
+    training: ImageDataset
+    held_out: ImageDataset | None
+    layout: Layout
+
+    def __call__(self) -> dict[str, float]:
+        """Evaluate; collective."""
+        found: dict[str, float] = {}
+        if self.held_out is not None:
+            rows, layout = self.spec.train.evaluation_rows, self.layout
+            batches = evaluation_batches(
+                self.held_out, rows, layout.workers, self.context.ranks.rank, layout.micro_batch
+            )
+            shown = interruptible(batches, self.context.observer, "evaluate", min(rows, len(self.held_out)))
+            found = evaluate(self.engine.module, ImageObjective(), shown, self.engine.device)
+        if self.spec.train.grid:
+            found |= distributed.broadcast_json(self._draw())
+        return found
+
+    def _draw(self) -> dict[str, float]:
+        """Draw the grid on rank 0; returns how diverse it is."""
+        weights = self.source.weights()
+        if self.context.ranks.rank != 0:
+            return {}
+        family = self.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
+        if not isinstance(family, Drawing):
+            return {}
+        pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
+        writer = self.context.samples()
+        step = self.engine.steps_applied
+        columns = len(family.facts.classes) if family.is_conditional else None
+        writer.append(grid_sample(pictures, columns, step))
+        writer.flush()
+        if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):
+            return {}
+        rows = drawn_rows(self.training.digest, 0, len(pictures), len(self.training))
+        real = vendi_score(self.training.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+        drawn = vendi_score(pictures.numpy())
+        return {"vendi": drawn, "vendi_share": drawn / real}
+
+
+def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
+    """Draw pictures at fixed seeds; where the family knows classes or captions, each in turn."""
+    classes = len(family.facts.classes)
+    labels = [number % classes for number in range(count)] if family.is_conditional else None
+    return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
+
+
+def _request(spec: ImageSpec, context: StageContext) -> ImageRequest:
+    return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
+
+
+def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None:
+    """Open the held-out pictures; None: there are none. Collective."""
+    use = find_source(spec, "evaluation")
+    if use is None:
+        return None
+    request = ImageRequest(
+        use.pictures,
+        context.base_dir,
+        context.seed,
+        held_out=use.held_out,
+        source_digest=context.data.get("evaluation"),
+    )
+    return open_images(context, request)
+
+
+def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
+    """Number held-out pictures' labels and tokenize their captions as the training's are."""
+    training, architecture = start.dataset, start.blueprint.architecture
+    if held_out.shape != training.shape:
+        raise RequestError(
+            f"held-out pictures are {show_form(held_out.shape)}, those trained on {show_form(training.shape)}; "
+            "set size and channels of both sources"
+        )
+    needs_labels = architecture.family == "classifier" or getattr(architecture, "class_conditional", False)
+    if needs_labels and not held_out.classes:
+        raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
+    return with_caption_tokens(held_out.with_classes(training.classes), start.blueprint.text)

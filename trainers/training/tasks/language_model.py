@@ -1,0 +1,324 @@
+"""Pretraining and fine-tuning: the same objective, engine and loop on other data."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.errors import RequestError
+from recipes.references import SourceUse, find_source
+from recipes.stages.kinds import Finetune, Pretrain
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.protocol import Engine
+from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.image_text_responses import pictured_response_report
+from trainers.evaluation.ngram import ngram_perplexity
+from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
+from trainers.evaluation.translation import Translations, translate
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.load import ModelKind, lacks_head, load_model, model_family
+from trainers.models.lora import add_adapter
+from trainers.models.vision_language import (
+    demand_fitting,
+    excluded_modules,
+    freeze,
+    learning_parts,
+)
+from trainers.store.manifest import Layout
+from trainers.training import distributed
+from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.training.loop import BatchSource, Outcome
+from trainers.training.objectives.objective_for import Learning, build_learning
+from trainers.training.observer import Observer, interruptible
+from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.randomness import stream_seed
+from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan, plan_training
+from trainers.training.tasks.text_classifier import run_classification
+from trainers.training.text_candidate import TrainedText, write_text_draft
+
+WRAPPER = "model."
+"""Prefix that `TokenLosses` gives to the model's parameter names."""
+
+
+def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
+    """Train a model of text of any family; the draft comes from rank 0. Collective."""
+    family = stage_family(spec, context)
+    if isinstance(spec, Finetune) and spec.parts is not None and family != "vision_language":
+        raise RequestError(f"parts: a model of family {family} has one part; remove the key")
+    if isinstance(spec, Finetune) and spec.dropout is not None and family != "encoder":
+        raise RequestError(f"dropout: serves encoders, which learn labels; the model is of family {family}")
+    if isinstance(spec, Finetune) and family == "encoder":
+        return run_classification(spec, context)
+    if isinstance(spec, Pretrain) and family == "vision_language":
+        raise RequestError("a pretrain stage takes no vision-language model; finetune does")
+    context.observer.phase("data")
+    use_fast_matmul(context.ranks.device)
+    tokenization = build_stage_tokenization(spec, context)
+    pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
+    dataset, evaluation_set = open_sets(
+        spec, context, lambda use: training_request(spec, family, use, context, tokenization, pictures)
+    )
+
+    context.observer.phase("model")
+    model = build_stage_model(spec, context, tokenization)
+    peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
+    learning = build_learning(spec, family, model, tokenization, context.seed)
+    training = plan_training(spec, context, len(dataset))
+    phase = training.phase(learning.module, learning.objective)
+    engine = phase.engine
+    translations: list[Translations] = []
+    evaluate_held_out = None
+    if evaluation_set is not None:
+        evaluate_held_out = held_out_loss(
+            engine,
+            learning,
+            dataset,
+            evaluation_set,
+            spec,
+            training.layout,
+            tokenization,
+            translations,
+            context.observer,
+        )
+    outcome = training.run([phase], batch_source(training, family, model, learning, dataset), evaluate_held_out)
+    trained = TrainedText(
+        learning.kind,
+        model,
+        WRAPPER,
+        tokenization,
+        dtype_of(spec.shard.precision),
+        peft_config,
+        merge=not isinstance(spec, Finetune) or spec.merge,
+        further_files={} if pictures is None else pictures.files,
+    )
+    metrics = stage_metrics(outcome, dataset)
+    if isinstance(spec, Finetune):
+        responses = held_out_responses(spec, context, engine, trained, evaluation_set)
+        metrics |= {} if responses is None else {"responses": responses}
+    if (
+        spec.init_from is not None
+        and learning.kind == "masked_model"
+        and lacks_head(model_folder(context, "init_from"))
+    ):
+        metrics["new_head"] = "the start has none; drawn from the seed"
+    if translations:
+        metrics["translations"] = translations[-1].report()
+    draft = write_text_draft(
+        trained,
+        context,
+        engine,
+        training.checkpoint,
+        outcome,
+        artifact="model" if peft_config is None else "adapter",
+        metrics=metrics,
+        gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
+    )
+    engine.close()
+    return draft
+
+
+def batch_source(
+    training: TrainingPlan[Pretrain | Finetune], family: str, model: Any, learning: Learning, dataset: Dataset
+) -> BatchSource:
+    """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
+    settings, seed = training.spec.train, training.context.seed
+    if dataset.form != "stream":
+        plan = BatchPlan(dataset, seed, **training.share, by_length=family == "encoder_decoder")
+        return PlannedBatches(plan, training.steps, learning.prepare)
+    return StreamBatches(
+        dataset,
+        LaneStates(model.base_model.zero_state(settings.global_batch).detach()),
+        seed=seed,
+        sequence_length=settings.sequence_length,
+        steps_planned=training.steps,
+        **training.share,
+    )
+
+
+def stage_family(spec: Pretrain | Finetune, context: StageContext) -> str:
+    """Return the family of the model that the stage builds or starts from."""
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        return spec.architecture.family
+    return model_family(model_folder(context, "init_from"))
+
+
+def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:
+    """Train the stage's tokenizer (rank 0 first), or take the input's. Collective."""
+    if isinstance(spec, Finetune) or spec.init_from is not None:
+        return load_tokenization(model_folder(context, "init_from"))
+    if isinstance(spec.tokenizer, ExistingTokenizer):
+        manifest = context.inputs["tokenizer.from"]
+        prefix = "model" if any(name.startswith("model/") for name in manifest.files) else ""
+        return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
+    assert isinstance(spec.tokenizer, TrainTokenizer)
+    observer = context.observer
+    observer.phase("tokenizer")
+    arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
+    return distributed.first_rank_first(
+        lambda: build_tokenization(*arguments, lambda rows: observer.phase("tokenizer", rows=rows))
+    )
+
+
+def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:
+    """Build from random weights or load the input, whole and equal on every rank."""
+    if spec.init_from is not None:
+        folder = model_folder(context, "init_from")
+        kinds: dict[str, ModelKind] = {
+            "encoder": "masked_model",
+            "encoder_decoder": "seq2seq_model",
+            "vision_language": "vision_language_model",
+        }
+        kind = kinds.get(model_family(folder), "language_model")
+        head = stream_seed(context.seed, "head") if kind == "masked_model" else None
+        return load_model(folder, kind, device=context.ranks.device, new_head_seed=head)
+    assert isinstance(spec, Pretrain)
+    assert spec.architecture is not None
+    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
+    architecture = spec.architecture.model_dump(exclude_none=True)
+    seed = stream_seed(context.seed, "weights")
+    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
+
+
+def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
+    """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
+    exclude: str | tuple[()] = ()
+    if pictures is not None:
+        demand_fitting(model, pictures)
+        parts = learning_parts(spec.parts, spec.lora)
+        freeze(model, parts)
+        exclude = excluded_modules(model, parts)
+    if spec.lora is None:
+        return None
+    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude)
+
+
+def training_request(
+    spec: Pretrain | Finetune,
+    family: str,
+    use: SourceUse,
+    context: StageContext,
+    tokenization: Tokenization,
+    pictures: PictureProcessor | None = None,
+) -> DataRequest:
+    """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
+    chosen = spec.template if isinstance(spec, Finetune) else None
+    if family == "encoder_decoder" and isinstance(spec, Finetune):
+        use = replace(use, role="seq2seq")
+        return data_request(context, use, tokenization, spec.train.sequence_length, chosen)
+    request = data_request(context, use, tokenization, spec.train.sequence_length, chosen)
+    request = replace(
+        request,
+        packing=spec.train.packing and family != "encoder_decoder",
+        loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
+        is_stream=isinstance(spec, Pretrain) and family == "rnn",
+    )
+    return request if pictures is None else replace(request, role="pictured", processor=pictures)
+
+
+def held_out_loss(
+    engine: Engine,
+    learning: Learning,
+    training_set: Dataset,
+    dataset: Dataset,
+    spec: Pretrain | Finetune,
+    layout: Layout,
+    tokenization: Tokenization,
+    translations: list[Translations],
+    observer: Observer,
+) -> Callable[[], dict[str, float]]:
+    """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's.
+
+    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`. Counts here. Collective.
+    """
+    rows, length = spec.train.evaluation_rows, spec.train.sequence_length
+    is_stream = dataset.form == "stream"
+    if is_stream:
+        dataset = beginning(dataset, rows, length)
+    baseline = math.nan
+    if learning.predicts_next:
+        observer.phase("ngram")
+        counted_rows = None if is_stream else rows
+        baseline = ngram_perplexity([training_set], dataset, counted_rows, tokenization.vocab_size)
+    count = min(rows, len(dataset))
+
+    def run() -> dict[str, float]:
+        share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
+        prepared: Iterable[Any]
+        if is_stream:
+            model: Any = learning.module
+            zero_state = model.model.base_model.zero_state
+            prepared = HeldOutStream(
+                dataset, zero_state, length=length, workers=layout.workers, rank=distributed.rank()
+            )
+        else:
+            prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
+        shown = interruptible(prepared, observer, "evaluate", count)
+        means = evaluate(engine.module, learning.objective, shown, engine.device)
+        if dataset.form == "seq2seq" and isinstance(spec, Finetune):
+            search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
+            with engine.gathered() as bare:
+                asked = interruptible(evaluation_batches(*share), observer, "targets", count)
+                written = translate(bare.model, dataset, asked, tokenization, **search)
+            translations.append(written)
+            return {**means, **written.scores()}
+        if "loss" not in means or not learning.predicts_next:
+            return means
+        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline}
+
+    return run
+
+
+def held_out_responses(
+    spec: Finetune, context: StageContext, engine: Engine, trained: TrainedText, evaluation_set: Dataset | None
+) -> dict[str, Any] | None:
+    """Report how a tuned model answers held-out prompts, on rank 0; None where there are none. Collective."""
+    with engine.gathered():
+        if context.ranks.rank != 0:
+            return None
+        if trained.kind == "language_model":
+            return _text_responses(spec, context, trained)
+        if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
+            return pictured_response_report(trained.model, evaluation_set, trained.tokenization)
+    return None
+
+
+def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText) -> dict[str, Any] | None:
+    held_out = find_source(spec, "evaluation")
+    if held_out is None:
+        return None
+    half = spec.train.sequence_length // 2
+    asked = replace(held_out, role="prompts")
+    request = data_request(context, asked, trained.tokenization, half, spec.template)
+    prompts = open_prompts(request, context.store)
+    if prompts is None:
+        return None
+    new_tokens = min(half, MAX_NEW_TOKENS)
+    return response_report(trained.model, prompts, trained.tokenization, max_new_tokens=new_tokens)
+
+
+def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
+    """Return the stage's standard report: losses, amounts, what became of the data's rows; no durations."""
+    return {
+        **outcome.amounts(),
+        "evaluation": outcome.finite_evaluation(),
+        "target_tokens": int(outcome.weight),
+        "data": dataset.report.to_json(),
+        "training_set": dataset.digest,
+    }
+
+
+def gate_reasons(outcome: Outcome, vocab_size: int) -> tuple[str, ...]:
+    """Return why later stages should not build on the model: held-out loss no better than guessing."""
+    loss = outcome.evaluation.get("loss")
+    if loss is not None and not loss < math.log(vocab_size):
+        return (f"held-out loss {loss:.3f} is not below that of a uniform guess, {math.log(vocab_size):.3f}",)
+    return ()

@@ -1,0 +1,166 @@
+"""The draft of a trained model of text: probed, written whole and as an adapter, uploaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.data.tokenizer import Tokenization
+from trainers.engine.protocol import Engine
+from trainers.models.load import ModelKind
+from trainers.models.lora import (
+    DEFAULT,
+    active_adapters,
+    adapter_layers,
+    adapter_tensors,
+    base_tensors,
+    config_with_heads,
+    folded_adapter,
+    merged_tensors,
+)
+from trainers.training.context import Check, Draft, StageContext, draft_folder, model_part, put_probe
+from trainers.training.loop import Outcome
+from trainers.training.model_folders import model_config, probe, write_adapter, write_model
+from trainers.training.verification import Probe
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What the live model gives: with its adapter on the base, and as the whole model that is written."""
+
+    adapter: Probe | None = None
+    whole: Probe | None = None
+
+
+@dataclass(frozen=True)
+class TrainedText:
+    """A live model of text under an engine, with what its files need beside its weights; equal on all ranks."""
+
+    kind: ModelKind
+    model: Any
+    prefix: str
+    """What the model's parameter names start with in the engine's module."""
+    tokenization: Tokenization
+    dtype: torch.dtype
+    peft_config: Any = None
+    """Of the adapter on the start that was trained; None: the whole model was."""
+    heads: tuple[str, ...] = ()
+    """Modules that learned whole beside the adapter and travel in its files."""
+    merge: bool = True
+    """Whether the model is also written with its adapter merged."""
+    further_files: Mapping[str, bytes] = field(default_factory=dict)
+    """What lies in the model's folder beside the tokenizer's files."""
+    start: str = "init_from"
+    """Field path of the model that it started from."""
+    part: str = "model"
+    """Folder of the whole model in the artifact."""
+    adapter: str = DEFAULT
+    """Name of the adapter in the model."""
+
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole model's tensors by their names in files, an adapter merged in fp32; {} if it is not."""
+        if self.peft_config is None:
+            return dict(tensors)
+        return merged_tensors(self.model, tensors, self.adapter) if self.merge else {}
+
+    def probes(self, whole: Mapping[str, Tensor]) -> "Probes":
+        """Probe the live model, every parameter in place; `whole` is what `whole_tensors` gave."""
+        model = self.model
+        if self.peft_config is None:
+            return Probes(whole=probe(model, self.kind, model.named_parameters()))
+        layers = adapter_layers(model)
+        with active_adapters(model, [self.adapter], layers):
+            named = dict(model.named_parameters())
+            own = adapter_tensors(named, self.adapter, heads=self.heads)
+            heads = tuple(f"{head}." for head in self.heads)
+            base = {name: tensor for name, tensor in base_tensors(named).items() if not name.startswith(heads)}
+            adapted = probe(model, self.kind, [*base.items(), *own.items()])
+        if not self.merge:
+            return Probes(adapter=adapted)
+        with folded_adapter(model, self.adapter, layers, whole):
+            merged = probe(model, self.kind, base_tensors(dict(model.named_parameters())).items())
+        return Probes(adapter=adapted, whole=merged)
+
+    def base(self, context: StageContext) -> str | None:
+        """Return the digest of what the adapter belongs to; None: there is no adapter."""
+        return None if self.peft_config is None else context.inputs[self.start].digest
+
+
+def write_text_draft(
+    trained: TrainedText,
+    context: StageContext,
+    engine: Engine,
+    checkpoint: StoreCheckpoint,
+    outcome: Outcome,
+    *,
+    artifact: str,
+    metrics: Mapping[str, Any],
+    gate_reasons: tuple[str, ...],
+) -> Draft | None:
+    """Write, probe and upload what the stage made, `artifact` its kind; the draft comes from rank 0. Collective."""
+    kind, model, tokenization, dtype = trained.kind, trained.model, trained.tokenization, trained.dtype
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in engine.full_parameters():
+        if context.ranks.rank == 0:
+            tensors[name.removeprefix(trained.prefix)] = tensor
+    whole = trained.whole_tensors(tensors) if context.ranks.rank == 0 else {}
+    with engine.gathered():
+        probes = trained.probes(whole) if context.ranks.rank == 0 else None
+    if probes is None:
+        return None
+    with draft_folder() as folder:
+        checks = write_trained(folder, trained, tensors, whole, context, probes)
+        files = context.store.objects.put_folder(folder)
+    return Draft(
+        kind=artifact,
+        files=files,
+        checks=tuple(checks),
+        outcome=outcome.ending(),
+        metrics=metrics,
+        gate_reasons=gate_reasons,
+        contract=tokenization.contract_hash,
+        base=trained.base(context),
+        architecture=model_config(model.config, kind, dtype),
+        exactness=checkpoint.exactness,
+        changes=tuple(checkpoint.made_changes),
+    )
+
+
+def write_trained(
+    folder: Path,
+    trained: TrainedText,
+    tensors: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    context: StageContext,
+    probes: Probes,
+) -> list[Check]:
+    """Write a model's adapter, and the model whole where there is none or it is merged; returns how to verify them.
+
+    `tensors` are its parameters by its own names; `whole` what `whole_tensors` made of them.
+    """
+    kind, dtype, base = trained.kind, trained.dtype, trained.base(context)
+    checks = []
+    if base is not None and probes.adapter is not None:
+        config = config_with_heads(trained.peft_config, trained.heads)
+        adapter = adapter_tensors(tensors, trained.adapter, heads=trained.heads)
+        write_adapter(folder / "adapter", config, adapter.items(), base_digest=base, dtype=dtype)
+        checks.append(
+            Check(
+                kind,
+                model_part(context.inputs[trained.start], trained.start),
+                put_probe(context.store, probes.adapter),
+                adapter="adapter",
+                base=trained.start,
+                merged=trained.part if trained.merge else None,
+            )
+        )
+    if probes.whole is not None:
+        beside = {**trained.tokenization.files(), **trained.further_files}
+        config, ends = trained.model.config, trained.tokenization.end_ids
+        write_model(folder / trained.part, kind, config, whole.items(), beside, dtype=dtype, end_ids=ends)
+        checks.append(Check(kind, trained.part, put_probe(context.store, probes.whole)))
+    return checks

@@ -23,14 +23,14 @@ from typing import Any
 from cluster.local_group import LocalGroup
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
 from launch.api import new_record
-from launch.capacity import Workers
-from launch.crew import GroupCrew
-from launch.drive import RUN_STAGE, VERIFY_DRAFT, CrewRequest, drive
-from launch.progress import SilentView
-from launch.resolve import data_digests, resolve
+from launch.report.progress import SilentView
+from launch.runs.capacity import Workers
+from launch.runs.execute_run import RUN_STAGE, VERIFY_DRAFT, CrewRequest, drive
+from launch.runs.resolve import data_digests, resolve
+from launch.runs.worker_pool import GroupCrew
 from recipes.errors import StageError, TrainwrightError
-from recipes.load import load_recipe
-from recipes.settle import Hardware
+from recipes.loading.load import load_recipe
+from recipes.planning.settle import Hardware
 from tests.golden.fingerprints import ROOT, shipped_recipes
 from tests.real_models import MINILM, SMOLLM2, cache
 from trainers.store.imports import import_folder
@@ -109,7 +109,7 @@ def missing_model(name: str) -> str:
 def run_recipes(names: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run smoke forms; what each came to by name, or its error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainers.preload"])
+    context.set_forkserver_preload(["trainers.training.preload"])
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
         for name in names:
@@ -163,7 +163,7 @@ def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[
 def _take_models_in(name: str, store: Store, folder: Path) -> None:
     """Give the store the model that a recipe starts from."""
     if name.startswith("image/vision_language"):
-        from trainers.architectures.small_llava import DIGIT_TEXTS, write_small_llava
+        from trainers.data.demo.small_llava import DIGIT_TEXTS, write_small_llava
 
         write_small_llava(folder / "eyes", DIGIT_TEXTS)
         import_folder(store, folder / "eyes", name="eyes")

@@ -30,6 +30,7 @@ from recipes.loading.load import LoadedRecipe, load_recipe, parse_recipe
 from recipes.loading.yaml_text import parse_yaml
 from recipes.planning.plan import Plan
 from recipes.planning.settle import keep_settled
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from trainers.store.background_threads import map_requests
 from trainers.store.store import Store
@@ -205,7 +206,9 @@ def resumable(
 def _present_digests(recipe: Recipe, base_dir: Path, run: Resolved) -> dict[str, dict[str, str]]:
     digests, wrong = data_digests(recipe, base_dir, run.external)
     if wrong:
-        raise RecipeError([Problem(run.source, None, path, found, message) for path, found, message in wrong])
+        raise RecipeError(
+            [Problem(Code.UNREADABLE_DATA, run.source, None, path, found, message) for path, found, message in wrong]
+        )
     return digests
 
 

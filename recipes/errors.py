@@ -12,13 +12,27 @@ TrainwrightError (1)
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+from recipes.problem_codes import Code
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, found by a rule that does not know the place in the recipe."""
+
+    code: Code
+    message: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.suggestion}" if self.suggestion else self.message
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong, where it stands, and what would be right."""
 
+    code: Code
     file: str
     line: int | None
     field: str
@@ -31,7 +45,9 @@ class Problem:
         text = f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
         if self.found:
             text += f" (found {self.found})"
-        return f"{text}; {self.suggestion}" if self.suggestion else text
+        if self.suggestion:
+            text += f"; {self.suggestion}"
+        return f"{text} [{self.code}]"
 
     def to_json(self) -> dict[str, Any]:
         """The problem as a plain JSON object."""
@@ -49,9 +65,7 @@ class RecipeError(TrainwrightError):
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, problems: Sequence[Problem] | str) -> None:
-        if isinstance(problems, str):
-            problems = [Problem("recipe", None, "", "", problems)]
+    def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(list(problems))
         self.problems: list[Problem] = list(problems)
 

@@ -3,9 +3,12 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from recipes.errors import Finding
+from recipes.problem_codes import Code
 
 Role = Literal["meaning", "placement"]
 
@@ -79,32 +82,47 @@ def _parse_iterations(value: Any) -> Any:
     return _parse_count(value, "iteration")
 
 
+class FieldError(ValueError):
+    """What a validator of the schema has found; pydantic carries it, and `explain` reads its findings."""
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__("; ".join(finding.message for finding in findings))
+        self.findings = findings
+
+
+def refuse(code: Code, message: str) -> NoReturn:
+    """Raise FieldError with one finding."""
+    raise FieldError(Finding(code, message))
+
+
 def _parse_count(value: Any, unit: str) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9][0-9_]*)\s+([a-z]+)\s*", value)
         if match is None or match.group(2) not in (unit, f"{unit}s"):
-            raise ValueError(f"expected a whole number of {unit}s, for example 50 or '50 {unit}s'")
+            message = f"expected a whole number of {unit}s, for example 50 or '50 {unit}s'"
+            refuse(Code.INVALID_FORMAT, message)
         return int(match.group(1))
     return value
 
 
 def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
-    """Raise ValueError unless the number in one field divides that in another."""
+    """Raise FieldError unless the number in one field divides that in another."""
     divisor, number = getattr(model, divisor_key), getattr(model, key)
     if number % divisor:
-        raise ValueError(f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}")
+        message = f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}"
+        refuse(Code.NOT_DIVISIBLE, message)
 
 
-def raise_all(findings: Iterable[str]) -> None:
-    """Raise one ValueError with everything that a check between fields has found; none where it found nothing."""
-    if message := "; ".join(findings):
-        raise ValueError(message)
+def raise_all(findings: Iterable[Finding]) -> None:
+    """Raise FieldError with everything that a check between fields has found; nothing where it found nothing."""
+    if found := tuple(findings):
+        raise FieldError(*found)
 
 
 def _refuse_other_numbers(value: Any) -> Any:
     """Refuse true and 2.0 where a Literal of whole numbers would take them for 1 and 2."""
     if isinstance(value, bool | float):
-        raise ValueError("must be a whole number")
+        refuse(Code.WRONG_TYPE, "must be a whole number")
     return value
 
 

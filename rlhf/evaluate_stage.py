@@ -95,7 +95,7 @@ def _demand_measured(spec: Evaluate, context: StageContext) -> None:
     for index in range(len(spec.of)):
         found = unmeasured(model_family(model_folder(context, f"of.{index}")), spec.suites)
         if found is not None:
-            raise RequestError(f"of.{index} {spec.of[index]}: {found[0]}; {found[1]}")
+            raise RequestError(f"of.{index} {spec.of[index]}: {found}")
 
 
 def _num_parts(spec: Evaluate) -> int:

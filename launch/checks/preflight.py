@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
 from recipes.loading.load import LoadedRecipe, load_recipe
 from recipes.models.memory import KEPT_STATES
+from recipes.problem_codes import Code
 from recipes.rules.static import static_warnings
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
     problems: list[Problem] = []
     exit_codes: list[int] = []
 
-    def note(field_path: str, found: str, error: TrainwrightError) -> None:
+    def note(code: Code, field_path: str, found: str, error: TrainwrightError) -> None:
         if isinstance(error, RecipeError):
             problems.extend(error.problems)
         elif loaded is not None and field_path in ("cluster.workers", "stages"):
-            problems.append(loaded.problem(field_path, found, str(error)))
+            problems.append(loaded.problem(code, field_path, found, str(error)))
         else:
-            problems.append(Problem("command line", None, field_path, found, str(error)))
+            problems.append(Problem(code, "command line", None, field_path, found, str(error)))
         exit_codes.append(error.exit_code)
 
     opened: Store | None = None
@@ -111,17 +112,18 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         opened = Store.open(store)
         opened.probe_writable()
     except TrainwrightError as error:
-        note("--store", str(store or "default"), error)
+        note(Code.STORE_NOT_USABLE, "--store", str(store or "default"), error)
     workers = None
     try:
         nodes = nodes_of(address)
     except (CapacityError, RequestError) as error:
-        note("--address", str(address), error)
+        note(Code.CLUSTER_NOT_REACHABLE, "--address", str(address), error)
     else:
         try:
             workers = settle_workers(loaded.recipe, nodes) if loaded is not None else None
         except CapacityError as error:
-            note("cluster.workers", str(loaded.recipe.cluster.workers) if loaded is not None else "", error)
+            found = str(loaded.recipe.cluster.workers) if loaded is not None else ""
+            note(Code.CLUSTER_TOO_SMALL, "cluster.workers", found, error)
     if loaded is None or opened is None or exit_codes:
         return CheckResult(problems, _worst(exit_codes))
     assert workers is not None
@@ -129,13 +131,19 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers))
         plan = resolved.plan(opened)
         check_disk(plan, opened)
-    except (RecipeError, RequestError, CapacityError, StoreDamaged) as error:
-        note("--store" if isinstance(error, CapacityError | StoreDamaged) else "stages", opened.uri, error)
+    except CapacityError as error:
+        note(Code.STORE_TOO_SMALL, "--store", opened.uri, error)
+        return CheckResult(problems, _worst(exit_codes))
+    except StoreDamaged as error:
+        note(Code.STORE_DAMAGED, "--store", opened.uri, error)
+        return CheckResult(problems, _worst(exit_codes))
+    except (RecipeError, RequestError) as error:
+        note(Code.INPUT_NOT_FOUND, "stages", opened.uri, error)
         return CheckResult(problems, _worst(exit_codes))
     try:
         check_memory(plan, workers, nodes)
     except CapacityError as error:
-        note("cluster.workers", str(workers.num_workers), error)
+        note(Code.MEMORY_TOO_SMALL, "cluster.workers", str(workers.num_workers), error)
         return CheckResult(problems, _worst(exit_codes))
     computed = sum(not stage.cached for stage in plan.stages)
     kind = "GPU" if workers.gpus_per_worker else "CPU"

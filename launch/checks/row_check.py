@@ -9,6 +9,7 @@ from recipes.data.text import Datasets, ExistingTokenizer, TextFiles, TrainToken
 from recipes.errors import Problem, RequestError, StoreDamaged
 from recipes.loading.document import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
+from recipes.problem_codes import Code
 from recipes.references import (
     FolderRef,
     Reference,
@@ -129,7 +130,7 @@ def _check_use(
             return
         report = judge_rows(rows, request)
     except RequestError as error:
-        found.problems.append(loaded.problem(f"stages.{name}.{use.field_path}", "", str(error)))
+        found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, f"stages.{name}.{use.field_path}", "", str(error)))
         return
     dropped = sum(report.dropped.values()) / report.rows_in
     for text in report.lost(request.sequence_length):

@@ -19,6 +19,7 @@ from launch.runs.resolve import Resolved, digest_of
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, TrainwrightError
+from recipes.problem_codes import Code
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.source_files import SourceFiles, source_files
 
@@ -68,7 +69,11 @@ def raise_differences(resolved: Resolved, sources: Sequence[LocalSource], lines:
         for source, message in zip(sources, found, strict=True):
             if message:
                 value = ", ".join(places(source.source))
-                problems.append(Problem(resolved.source, None, source.field, value, f"node {node}: {message}", ADVICE))
+                problems.append(
+                    Problem(
+                        Code.FILES_DIFFER, resolved.source, None, source.field, value, f"node {node}: {message}", ADVICE
+                    )
+                )
     if problems:
         raise RecipeError(problems)
     return len(by_node)

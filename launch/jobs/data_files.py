@@ -7,6 +7,7 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem, RecipeError, TrainwrightError
 from recipes.planning.fingerprint import LOCATION_KEYS
+from recipes.problem_codes import Code
 from trainers.data.source_files import SourceFiles, source_files
 
 
@@ -41,7 +42,7 @@ def local_sources(resolved: Resolved) -> list[LocalSource]:
         try:
             files = source_files(use.source, resolved.base_dir, names_pictures=names_pictures)
         except (TrainwrightError, OSError) as error:
-            problems.append(Problem(resolved.source, None, field, use.source.source, str(error)))
+            problems.append(Problem(Code.UNREADABLE_DATA, resolved.source, None, field, use.source.source, str(error)))
             continue
         digest, is_images = resolved.data[name][use.field_path], use.role == "images"
         if files is None:

@@ -17,6 +17,7 @@ from launch.runs.resolve import Resolved, source_uses
 from recipes.errors import Problem, RecipeError, RequestError, StoreDamaged
 from recipes.loading.load import dump_recipe, parse_recipe
 from recipes.planning.fingerprint import LOCATION_KEYS
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import stage_sources
 from recipes.stages.kinds import Stage
@@ -100,7 +101,7 @@ def _require_movable(resolved: Resolved, sources: Sequence[LocalSource]) -> None
     message = "rows name this file by a path that leads nowhere once the files are uploaded"
     advice = "name it by a path relative to the rows' file, or put the data where every node sees it"
     problems = [
-        Problem(resolved.source, None, source.field, source.found.immovable[0], message, advice)
+        Problem(Code.NOT_UPLOADABLE, resolved.source, None, source.field, source.found.immovable[0], message, advice)
         for source in sources
         if source.found.immovable
     ]

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import RequestError
+from recipes.errors import Finding, RequestError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import find_class
 from recipes.models.known_models import known_model
 from recipes.planning.fingerprint import ParentId
 from recipes.planning.plan import External
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
 from trainers.store.export import parts_of
@@ -60,14 +61,22 @@ def find_input(
             artifact = _describe((base_dir / reference.path).resolve(), wants, None)
         case HubRef():
             artifact = _find_hub_model(reference, text, wants, fetches=fetches)
-    if not any(artifact.kind in KINDS[want] for want in wants):
-        raise RequestError(f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here")
-    if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
-        raise RequestError(
-            f"{text} holds an adapter alone, and a whole model is needed here; merge it: trainwright store export "
-            f"{artifact.fingerprint[:16]} DIR --merge, then trainwright store import DIR"
-        )
     return artifact
+
+
+def wrong_kind(text: str, wants: tuple[str, ...], artifact: ArtifactManifest) -> Finding | None:
+    """Why an artifact does not serve where one of the wanted kinds is needed; None: it does."""
+    if not any(artifact.kind in KINDS[want] for want in wants):
+        message = f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here"
+        return Finding(Code.WRONG_ARTIFACT_KIND, message)
+    if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
+        advice = (
+            f"merge it: trainwright store export {artifact.fingerprint[:16]} DIR --merge, then trainwright store "
+            "import DIR"
+        )
+        message = f"{text} holds an adapter alone, and a whole model is needed here"
+        return Finding(Code.WRONG_ARTIFACT_KIND, message, advice)
+    return None
 
 
 def take_in(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.runs.capacity import Workers
-from launch.runs.inputs import external_of, find_input
+from launch.runs.inputs import external_of, find_input, wrong_kind
 from recipes.data.image_facts import find_picture_facts
 from recipes.data.images import (
     Digits,
@@ -31,6 +31,7 @@ from recipes.models.memory import Sizes
 from recipes.planning.fingerprint import ParentId, stage_meaning
 from recipes.planning.plan import Committed, Plan, build_plan
 from recipes.planning.settle import Hardware, settle_shards
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import (
     Reference,
@@ -151,7 +152,9 @@ class Resolved:
                 settled_by=self.settled_by,
             )
         except ValueError as error:
-            raise RecipeError([Problem(self.source, None, "cluster.workers", str(workers), str(error))]) from None
+            raise RecipeError(
+                [Problem(Code.BATCH_NOT_DIVISIBLE, self.source, None, "cluster.workers", str(workers), str(error))]
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The form of `recipe.json`."""
@@ -268,16 +271,27 @@ def resolve(
                 if key not in found:
                     found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches)
             except (RequestError, RecipeError) as error:
-                problems.append(loaded.problem(f"stages.{name}.{item.field_path}", item.text, str(error)))
+                problems.append(
+                    loaded.problem(Code.INPUT_NOT_FOUND, f"stages.{name}.{item.field_path}", item.text, str(error))
+                )
                 continue
             artifact = found[key]
-            if artifact is not None:
+            if artifact is None:
+                continue
+            finding = wrong_kind(*key, artifact)
+            if finding is not None:
+                problems.append(loaded.problem_from(finding, f"stages.{name}.{item.field_path}", item.text))
+            else:
                 external.setdefault(name, {})[item.field_path] = artifact
                 configs[parse_reference(item.text)] = artifact.architecture or {}
     problems += check_static(replace(loaded, configs=configs)) if configs else []
     reported = {problem.field for problem in problems}
     digests, wrong = data_digests(loaded.recipe, loaded.base_dir, external)
-    problems += [loaded.problem(path, found, message) for path, found, message in wrong if path not in reported]
+    problems += [
+        loaded.problem(Code.UNREADABLE_DATA, path, found, message)
+        for path, found, message in wrong
+        if path not in reported
+    ]
     if problems:
         raise RecipeError(problems)
     cluster = loaded.recipe.cluster.model_copy(

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.data.image_files import Note
+from recipes.errors import Finding
 from recipes.loading.schema_paths import nearest
+from recipes.problem_codes import Code
 from recipes.references import Role
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
@@ -21,7 +22,7 @@ FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
 COLUMNS = frozenset(column for forms in FORMS.values() for form in forms for column in form)
 
 
-def check_columns(file: str, names: list[str], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
+def check_columns(file: str, names: list[str], columns: Mapping[Any, str], role: Role) -> Iterator[Finding]:
     """The mapped columns are there, and one of the role's forms is whole."""
     is_whole = True
     for standard, own in columns.items():
@@ -29,17 +30,17 @@ def check_columns(file: str, names: list[str], columns: Mapping[Any, str], role:
             is_whole = False
             guess = nearest(own, names)
             suggestion = f"did you mean {guess}?" if guess else "columns there: " + ", ".join(names[:12])
-            yield f"{file}: no column {own!r} (mapped to {standard})", suggestion
+            yield Finding(Code.MISSING_COLUMN, f"{file}: no column {own!r} (mapped to {standard})", suggestion)
     standard_names = {standard for standard in COLUMNS if columns.get(standard, standard) in names}
     if "conversations" in names:
         standard_names.add("messages")
     if is_whole and not any(set(form) <= standard_names for form in FORMS[role]):
         needed = " or ".join(" and ".join(form) for form in FORMS[role])
         there = "columns there: " + ", ".join(names[:12])
-        yield f"{file}: needs {needed}", f"{there}; map them with `columns`"
+        yield Finding(Code.MISSING_COLUMN, f"{file}: needs {needed}", f"{there}; map them with `columns`")
 
 
-def check_row(place: str, row: dict[str, Any], columns: Mapping[Any, str], role: Role) -> Iterator[Note]:
+def check_row(place: str, row: dict[str, Any], columns: Mapping[Any, str], role: Role) -> Iterator[Finding]:
     """The columns of one row, and the kinds of what stands in them."""
     yield from check_columns(place, list(row), columns, role)
     for form in FORMS[role]:
@@ -49,7 +50,8 @@ def check_row(place: str, row: dict[str, Any], columns: Mapping[Any, str], role:
                 if not _fits(row[own], column):
                     expected = "text" if column == "text" else "a list of messages with role and content"
                     expected = expected if column in ("text", "messages") else f"text or {expected}"
-                    yield f"{place}: {own} must be {expected}, not {json.dumps(row[own])[:60]}", ""
+                    message = f"{place}: {own} must be {expected}, not {json.dumps(row[own])[:60]}"
+                    yield Finding(Code.WRONG_CELL_TYPE, message)
             return
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from recipes.data.files import HEADER_FILES, HEADER_ROWS, csv_dialect, match_files
 from recipes.data.image_files import MAX_LINE_BYTES, open_file
 from recipes.data.text import Csv, Datasets, JsonLines, Parquet, Source
-from recipes.errors import Problem, RequestError
+from recipes.errors import Finding, Problem, RequestError
 from recipes.loading.document import LoadedRecipe
+from recipes.problem_codes import Code
 from recipes.references import stage_sources
 from recipes.rules.models import ModelFacts, model_facts
 from recipes.stages.kinds import Finetune
@@ -68,7 +69,7 @@ def check_pictures(loaded: LoadedRecipe) -> Iterator[Problem]:
                 try:
                     yield from check(loaded, place, use.rows, facts)
                 except RequestError as error:
-                    yield loaded.problem(place, use.rows.source, str(error))
+                    yield loaded.problem(Code.UNREADABLE_DATA, place, use.rows.source, str(error))
         yield from _check_room(loaded, f"stages.{name}", stage, facts)
 
 
@@ -76,25 +77,27 @@ def _check_room(loaded: LoadedRecipe, place: str, stage: Finetune, facts: ModelF
     tokens = None if facts.vision is None else facts.vision.tokens_per_picture
     length = stage.train.sequence_length
     if tokens is not None and length < tokens + 2:
-        message = f"one picture takes {tokens} tokens of this model, which leaves no room for an answer"
-        yield loaded.problem(f"{place}.train.sequence_length", length, message, f"above {tokens + 1}")
+        message = f"one image takes {tokens} tokens of this model, which leaves no room for an answer"
+        yield loaded.problem(
+            Code.SEQUENCE_TOO_SHORT, f"{place}.train.sequence_length", length, message, f"above {tokens + 1}"
+        )
 
 
 def _refuse_pictures(loaded: LoadedRecipe, place: str, source: Source, facts: ModelFacts) -> Iterator[Problem]:
     for where, row, _ in _first_rows(source, loaded.base_dir, only_pictures=True):
         if find_pictures(row, getattr(source, "columns", {})):
-            message = (
-                f"{where}: the row has a picture, but the model is of family {facts.family}: it has no vision tower"
-            )
+            message = f"{where}: the row has an image, but the model ({facts.family}) has no vision tower"
             advice = "start from a vision-language model (llava), or take the column out of the file"
-            yield loaded.problem(place, source.source, message, advice)
+            yield loaded.problem(Code.UNEXPECTED_IMAGES, place, source.source, message, advice)
             return
 
 
 def _check_source(loaded: LoadedRecipe, place: str, source: Source, facts: ModelFacts) -> Iterator[Problem]:
     if not isinstance(source, JsonLines | Csv | Parquet | Datasets):
-        message = f"the model is of family {facts.family}, and rows of this source have no pictures"
-        yield loaded.problem(f"{place}.source", source.source, message, "use jsonl, csv, parquet or datasets")
+        message = "the model is a vision-language model, and rows of this source have no images"
+        yield loaded.problem(
+            Code.UNSUITABLE_SOURCE, f"{place}.source", source.source, message, "use jsonl, csv, parquet or datasets"
+        )
         return
     some = False
     for where, row, folder in _first_rows(source, loaded.base_dir):
@@ -103,21 +106,24 @@ def _check_source(loaded: LoadedRecipe, place: str, source: Source, facts: Model
         mapped = {source.columns[name] for name in ("images", "image") if name in source.columns}
         if pictures is None and mapped <= row.keys():
             there = ", ".join(map(repr, list(row)[:8]))
-            finding = (
+            finding = Finding(
+                Code.MISSING_COLUMN,
                 f"{where}: no column 'images' or 'image'; the row has {there}",
-                "map it with `columns`; a row without a picture says so by `images: []`",
+                "map it with `columns`; a row without an image has `images: []`",
             )
         for picture in pictures or ():
             some = True
             trouble = unusable(picture, folder)
             if trouble is not None:
-                finding = finding or (f"{where}: {trouble}", "")
+                finding = finding or Finding(Code.UNREADABLE_IMAGE, f"{where}: {trouble}")
         if finding is not None:
-            yield loaded.problem(place, source.source, *finding)
+            yield loaded.problem_from(finding, place, source.source)
             return
     if not some and any(True for _ in _first_rows(source, loaded.base_dir)):
-        message = f"none of the first {HEADER_ROWS} rows has a picture, and the model is of family {facts.family}"
-        yield loaded.problem(place, source.source, message, "fine-tune a language model on text alone")
+        message = f"none of the first {HEADER_ROWS} rows has an image, and the model is a vision-language model"
+        yield loaded.problem(
+            Code.MISSING_IMAGES, place, source.source, message, "fine-tune a language model on text alone"
+        )
 
 
 def unusable(picture: Any, folder: Path) -> str | None:

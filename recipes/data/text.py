@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from recipes.fields import Strict, meaning, placement
+from recipes.fields import Strict, meaning, placement, refuse
 from recipes.models.encoder_decoder import SENTINEL
+from recipes.problem_codes import Code
 
 Split = Literal["train", "validation", "test"]
 Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]
@@ -35,7 +36,7 @@ class Selection(Strict):
         if self.part is not None:
             index, of = (int(number) for number in self.part.split("/"))
             if index > of:
-                raise ValueError(f"part {self.part}: the first number must be between 1 and {of}")
+                refuse(Code.OUT_OF_RANGE, f"part {self.part}: the first number must be between 1 and {of}")
         return self
 
 
@@ -138,7 +139,7 @@ class Csv(_Rows, Patterns):
     def _distinct_columns(self) -> "Csv":
         repeated = sorted({name for name in self.header or [] if (self.header or []).count(name) > 1})
         if repeated:
-            raise ValueError(f"header names {repeated[0]!r} twice")
+            refuse(Code.DUPLICATE_ITEM, f"header names {repeated[0]!r} twice")
         return self
 
 
@@ -194,7 +195,7 @@ class TrainTokenizer(Strict):
         names = self.names
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"special tokens must differ from each other; {repeated} stands more than once")
+            refuse(Code.DUPLICATE_ITEM, f"special tokens must differ from each other; {repeated} is listed twice")
         return self
 
 

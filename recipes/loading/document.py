@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from recipes.errors import Problem
+from recipes.errors import Finding, Problem
 from recipes.loading.yaml_text import Mark, Path, path_text, shorten
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference
 from recipes.stages.kinds import Stage
@@ -49,11 +50,16 @@ class LoadedRecipe:
             if unsound.stage is not None and unsound.wrong.isdisjoint(fields):
                 yield name, unsound.stage
 
-    def problem(self, path: str | Path, found: Any, message: str, suggestion: str = "") -> Problem:
+    def problem(self, code: Code, path: str | Path, found: Any, message: str, suggestion: str = "") -> Problem:
         """A problem at a field path, with the file and line of that field or of the nearest one around it."""
         parts = parse_path(path) if isinstance(path, str) else path
         mark = mark_of(parts, self.sources, self.path)
-        return Problem(mark.file, mark.line, path_text(parts), "" if found == "" else shown(found), message, suggestion)
+        value = "" if found == "" else shown(found)
+        return Problem(code, mark.file, mark.line, path_text(parts), value, message, suggestion)
+
+    def problem_from(self, finding: Finding, path: str | Path, found: Any) -> Problem:
+        """A rule's finding as a problem at a field path."""
+        return self.problem(finding.code, path, found, finding.message, finding.suggestion)
 
 
 def parse_path(dotted: str) -> Path:

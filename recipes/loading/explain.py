@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from recipes.errors import Problem
+from recipes.errors import Finding, Problem
+from recipes.fields import FieldError
 from recipes.loading.document import mark_of, shown, value_at
 from recipes.loading.schema_paths import (
     Place,
@@ -23,18 +24,23 @@ from recipes.loading.schema_paths import (
     slot_at,
 )
 from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.problem_codes import Code
 
 
 def schema_problems(error: ValidationError, document: Document, path: FilePath) -> list[Problem]:
-    """pydantic's errors as problems, one for each place."""
+    """pydantic's errors as problems; what the members of a union say of one value becomes one problem."""
     by_field: dict[str, Problem] = {}
-    for _, problem in located_problems(error, document, path):
+    between_fields = []
+    for detail, problem in located_problems(error, document, path):
         first = by_field.get(problem.field)
-        if first is None:
+        if detail["type"] == "value_error" and isinstance(detail["input"], dict):
+            between_fields.append(problem)
+        elif first is None:
             by_field[problem.field] = problem
         elif problem.message not in first.message:
-            by_field[problem.field] = replace(first, message=f"{first.message}, or {problem.message}")
-    return list(by_field.values())
+            code = problem.code if first.code == Code.UNKNOWN_CHOICE else first.code
+            by_field[problem.field] = replace(first, code=code, message=f"{first.message}, or {problem.message}")
+    return [*by_field.values(), *between_fields]
 
 
 def located_problems(error: ValidationError, document: Document, path: FilePath) -> list[tuple[ErrorDetails, Problem]]:
@@ -43,11 +49,12 @@ def located_problems(error: ValidationError, document: Document, path: FilePath)
         at = place_of(detail["loc"])
         place = at.tag_path if detail["type"] in _TAG_ERRORS else at.path
         mark = mark_of(place, document.marks, path)
-        message, suggestion = _explain(detail, at, document.value)
         found = "" if detail["type"] in ("missing", "union_tag_not_found") else shown(value_at(document.value, place))
         if detail["type"] == "value_error" and isinstance(value_at(document.value, place), dict):
             found = ""
-        located.append((detail, Problem(mark.file, mark.line, path_text(place), found, message, suggestion)))
+        for finding in _findings(detail, at, document.value):
+            code, message, suggestion = finding
+            located.append((detail, Problem(code, mark.file, mark.line, path_text(place), found, message, suggestion)))
     return located
 
 
@@ -65,6 +72,36 @@ _TYPES = {
     "model_attributes_type": "must be a mapping of keys to values",
     "finite_number": "must be finite",
 }
+
+
+_CODES = {
+    "extra_forbidden": Code.UNKNOWN_KEY,
+    "missing": Code.MISSING_KEY,
+    "union_tag_not_found": Code.MISSING_KEY,
+    "union_tag_invalid": Code.UNKNOWN_CHOICE,
+    "literal_error": Code.UNKNOWN_CHOICE,
+    "string_pattern_mismatch": Code.INVALID_FORMAT,
+    "greater_than": Code.OUT_OF_RANGE,
+    "greater_than_equal": Code.OUT_OF_RANGE,
+    "less_than": Code.OUT_OF_RANGE,
+    "less_than_equal": Code.OUT_OF_RANGE,
+    "finite_number": Code.OUT_OF_RANGE,
+    "too_short": Code.WRONG_LENGTH,
+    "too_long": Code.WRONG_LENGTH,
+    "string_too_short": Code.WRONG_LENGTH,
+    "string_too_long": Code.WRONG_LENGTH,
+}
+"""pydantic's types of error; every other one is about the type of a value."""
+
+
+def _findings(detail: ErrorDetails, at: Place, raw: Any) -> tuple[Finding, ...]:
+    """What one of pydantic's errors says: one thing, or all that a check between fields has found."""
+    if detail["type"] == "value_error":
+        error = detail["ctx"]["error"]
+        assert isinstance(error, FieldError), f"validators of the schema raise FieldError, not {error!r}"
+        findings: tuple[Finding, ...] = error.findings
+        return findings
+    return (Finding(_CODES.get(detail["type"], Code.WRONG_TYPE), *_explain(detail, at, raw)),)
 
 
 def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
@@ -86,8 +123,6 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
         return message, suggestion or other_tags(place, raw, tag=context["tag"])
     if kind == "union_tag_not_found":
         return "the key is required", "one of " + ", ".join(at.slot.members)
-    if kind == "value_error":
-        return str(context["error"]), ""
     if kind == "string_pattern_mismatch":
         return f"does not match {context['pattern']}", info.description or "" if info is not None else ""
     if kind in _TYPES:

@@ -17,6 +17,7 @@ from recipes.loading.schema_paths import model_keys, nearest, path_of, slot_at
 from recipes.loading.spelling import correct_extends, correct_tags
 from recipes.loading.yaml_text import MAX_BYTES, Document, Mark, Path, parse_yaml, path_text, shorten
 from recipes.planning.smoke import shrink
+from recipes.problem_codes import Code
 from recipes.recipe import Cluster, Recipe
 from recipes.rules.static import check_static
 from recipes.stages.kinds import Stage
@@ -84,7 +85,9 @@ def _read_layers(path: FilePath) -> Document:
         seen.append(current.resolve())
         layers.append(document)
         if not isinstance(document.value, dict):
-            problem = Problem(str(current), 1, "", shorten(document.value), "a recipe is a mapping of keys to values")
+            problem = Problem(
+                Code.WRONG_TYPE, str(current), 1, "", shorten(document.value), "a recipe is a mapping of keys to values"
+            )
             by = () if named_by is None else (replace(named_by, message=f"{current} is not a recipe"),)
             raise RecipeError([*document.problems, problem, *by])
         document = layers[-1] = correct_extends(document, current)
@@ -92,12 +95,13 @@ def _read_layers(path: FilePath) -> Document:
             break
         parent = document.value.pop("extends")
         mark = document.marks[("extends",)]
-        named_by = Problem(mark.file, mark.line, "extends", shorten(parent), "")
+        named_by = Problem(Code.INVALID_EXTENDS, mark.file, mark.line, "extends", shorten(parent), "")
         if not isinstance(parent, str) or parent.startswith("~") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", parent):
             raise RecipeError([*document.problems, replace(named_by, message="expected the path of one recipe file")])
         current = current.parent / parent
         if current.resolve() in seen:
-            raise RecipeError([replace(named_by, message="the recipes extend each other in a circle")])
+            message = "recipes extend each other in a cycle"
+            raise RecipeError([replace(named_by, code=Code.EXTENDS_CYCLE, message=message)])
         if len(layers) >= MAX_EXTENDS:
             raise RecipeError([replace(named_by, message=f"at most {MAX_EXTENDS} recipes can extend each other")])
     merged = layers.pop()
@@ -121,8 +125,8 @@ def _read_file(path: FilePath, named_by: Problem | None) -> Document:
 
 def _file_problem(path: FilePath, named_by: Problem | None, message: str) -> Problem:
     if named_by is None:
-        return Problem(str(path), None, "", "", message)
-    return replace(named_by, message=f"{path}: {message}")
+        return Problem(Code.RECIPE_NOT_READABLE, str(path), None, "", "", message)
+    return replace(named_by, code=Code.RECIPE_NOT_READABLE, message=f"{path}: {message}")
 
 
 def _merge_documents(base: Document, over: Document) -> Document:
@@ -171,7 +175,15 @@ def _apply_override(document: Document, override: str) -> None:
     path: Path = parse_path(dotted.strip())
     if not equals or "" in path:
         document.problems.append(
-            Problem(source, None, "", "", "expected PATH=VALUE", "for example stages.base.train.steps=100")
+            Problem(
+                Code.INVALID_OVERRIDE,
+                source,
+                None,
+                "",
+                "",
+                "expected PATH=VALUE",
+                "for example stages.base.train.steps=100",
+            )
         )
         return
     try:
@@ -187,7 +199,9 @@ def _apply_override(document: Document, override: str) -> None:
         names = [str(name) for name in stages]
         guess = nearest(str(path[1]), names)
         advice = f"did you mean {guess}?" if guess else "there are: " + ", ".join(names)
-        document.problems.append(Problem(source, None, dotted, "", f"there is no stage {path[1]}", advice))
+        document.problems.append(
+            Problem(Code.UNKNOWN_STAGE, source, None, dotted, "", f"there is no stage {path[1]}", advice)
+        )
         return
     for depth, part in enumerate(path):
         is_last = depth == len(path) - 1
@@ -201,7 +215,9 @@ def _apply_override(document: Document, override: str) -> None:
         else:
             found = f"a list of {len(node)}" if isinstance(node, list) else shorten(node)
             document.problems.append(
-                Problem(source, None, dotted, found, f"{path_text(path[: depth + 1])}: no such place")
+                Problem(
+                    Code.INVALID_OVERRIDE, source, None, dotted, found, f"{path_text(path[: depth + 1])}: no such place"
+                )
             )
             return
         if is_last:

@@ -13,6 +13,7 @@ from recipes.errors import Problem
 from recipes.loading.document import mark_of, shown, value_at
 from recipes.loading.schema_paths import ROOT, Slot, describe_field, item_slot, model_keys, nearest
 from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 
 
@@ -43,7 +44,7 @@ def _corrected(document: Document, place: Path, right: str, path: FilePath) -> t
         (*place[:-1], right, *known[length:]) if known[:length] == place else known: mark
         for known, mark in document.marks.items()
     }
-    problem = Problem(mark.file, mark.line, path_text(place), found, "unknown key", suggestion)
+    problem = Problem(Code.UNKNOWN_KEY, mark.file, mark.line, path_text(place), found, "unknown key", suggestion)
     return replace(document, value=_renamed(document.value, place, right), marks=marks), problem
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from recipes.errors import Problem, RecipeError
+from recipes.problem_codes import Code
 
 Path = tuple[str | int, ...]
 
@@ -54,20 +55,40 @@ def parse_yaml(data: bytes | str, file: str, marked: bool = True) -> Document:
 
 def _decode(data: bytes | str, file: str) -> str:
     if len(data) > MAX_BYTES:
-        raise RecipeError([Problem(file, None, "", f"{len(data)} bytes", f"a recipe has at most {MAX_BYTES} bytes")])
+        raise RecipeError(
+            [
+                Problem(
+                    Code.RECIPE_TOO_LARGE,
+                    file,
+                    None,
+                    "",
+                    f"{len(data)} bytes",
+                    f"a recipe has at most {MAX_BYTES} bytes",
+                )
+            ]
+        )
     if isinstance(data, bytes):
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             found = f"byte 0x{data[error.start]:02x}"
-            raise RecipeError([Problem(file, line, "", found, "the file is not UTF-8 text")]) from None
+            raise RecipeError([Problem(Code.NOT_UTF8, file, line, "", found, "the file is not UTF-8 text")]) from None
     else:
         text = data
     if match := _FORBIDDEN.search(text):
         line = text.count("\n", 0, match.start()) + 1
         raise RecipeError(
-            [Problem(file, line, "", f"U+{ord(match.group()):04X}", "control characters are not allowed")]
+            [
+                Problem(
+                    Code.CONTROL_CHARACTER,
+                    file,
+                    line,
+                    "",
+                    f"U+{ord(match.group()):04X}",
+                    "control characters are not allowed",
+                )
+            ]
         )
     return text
 
@@ -113,22 +134,22 @@ class _Composer:
             while not isinstance(event, yaml.DocumentStartEvent | yaml.StreamEndEvent):
                 event = self._next()
             if isinstance(event, yaml.StreamEndEvent):
-                raise self._fatal(event, "", "the file is empty")
+                raise self._fatal(Code.INVALID_YAML, event, "", "the file is empty")
             self.document.value = self._node(self._next(), ())
             self._next()
             event = self._next()
             if not isinstance(event, yaml.StreamEndEvent):
-                raise self._fatal(event, "---", "a recipe is one YAML document")
+                raise self._fatal(Code.INVALID_YAML, event, "---", "a recipe is one YAML document")
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             message = f"not valid YAML: {error.problem or error.context}"
             if mark is not None:
                 message += f" (column {mark.column + 1})"
             line = self._line(mark.line) if mark is not None else None
-            raise RecipeError([*self.problems, Problem(self.file, line, "", "", message)]) from None
+            raise RecipeError([*self.problems, Problem(Code.INVALID_YAML, self.file, line, "", "", message)]) from None
         except yaml.YAMLError as error:
             message = f"not valid YAML: {error}".splitlines()[0]
-            raise RecipeError([*self.problems, Problem(self.file, None, "", "", message)]) from None
+            raise RecipeError([*self.problems, Problem(Code.INVALID_YAML, self.file, None, "", "", message)]) from None
         finally:
             self.loader.dispose()
         return self.document
@@ -142,31 +163,39 @@ class _Composer:
     def _mark(self, event: Any) -> Mark:
         return Mark(self.file, self._line(event.start_mark.line))
 
-    def _fatal(self, event: Any, found: str, message: str, path: Path = ()) -> RecipeError:
-        return RecipeError([*self.problems, self._problem(event, path, found, message)])
+    def _fatal(self, code: Code, event: Any, found: str, message: str, path: Path = ()) -> RecipeError:
+        return RecipeError([*self.problems, self._problem(code, event, path, found, message)])
 
-    def _problem(self, event: Any, path: Path, found: str, message: str, suggestion: str = "") -> Problem:
+    def _problem(self, code: Code, event: Any, path: Path, found: str, message: str, suggestion: str = "") -> Problem:
         line = self._line(event.start_mark.line)
-        return Problem(self.file, line, path_text(path), shorten(found), message, suggestion)
+        return Problem(code, self.file, line, path_text(path), shorten(found), message, suggestion)
 
     def _node(self, event: Any, path: Path) -> Any:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
-            raise self._fatal(event, "", f"a recipe has at most {MAX_NODES} values")
+            raise self._fatal(Code.RECIPE_TOO_LARGE, event, "", f"a recipe has at most {MAX_NODES} values")
         if len(path) > MAX_DEPTH:
-            raise self._fatal(event, "", f"a recipe is at most {MAX_DEPTH} levels deep", path[:3])
+            raise self._fatal(
+                Code.RECIPE_TOO_LARGE, event, "", f"a recipe is at most {MAX_DEPTH} levels deep", path[:3]
+            )
         if isinstance(event, yaml.AliasEvent):
             self.problems.append(
-                self._problem(event, path, f"*{event.anchor}", "aliases are not allowed", "use `extends`")
+                self._problem(
+                    Code.UNSUPPORTED_YAML, event, path, f"*{event.anchor}", "aliases are not allowed", "use `extends`"
+                )
             )
             return None
         if event.anchor is not None:
             self.problems.append(
-                self._problem(event, path, f"&{event.anchor}", "anchors are not allowed", "use `extends`")
+                self._problem(
+                    Code.UNSUPPORTED_YAML, event, path, f"&{event.anchor}", "anchors are not allowed", "use `extends`"
+                )
             )
         if event.tag is not None:
             self.problems.append(
-                self._problem(event, path, event.tag, "YAML tags are not allowed", "write the plain value")
+                self._problem(
+                    Code.UNSUPPORTED_YAML, event, path, event.tag, "YAML tags are not allowed", "write the plain value"
+                )
             )
         self.document.marks.setdefault(path, self._mark(event))
         if isinstance(event, yaml.ScalarEvent):
@@ -175,7 +204,7 @@ class _Composer:
             try:
                 return scalar(event.value)
             except ValueError as error:
-                self.problems.append(self._problem(event, path, event.value, str(error)))
+                self.problems.append(self._problem(Code.UNSUPPORTED_NUMBER, event, path, event.value, str(error)))
                 return None
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
@@ -188,18 +217,29 @@ class _Composer:
         values: dict[str, Any] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._fatal(event, "", "a key must be plain text", path)
+                raise self._fatal(Code.INVALID_YAML, event, "", "a key must be plain text", path)
             key = event.value
             if key == "<<" and event.implicit[0]:
-                self.problems.append(self._problem(event, path, "<<", "merge keys are not allowed", "use `extends`"))
+                self.problems.append(
+                    self._problem(
+                        Code.UNSUPPORTED_YAML, event, path, "<<", "merge keys are not allowed", "use `extends`"
+                    )
+                )
             if event.anchor is not None:
-                self.problems.append(self._problem(event, path, f"&{event.anchor}", "anchors are not allowed"))
+                self.problems.append(
+                    self._problem(Code.UNSUPPORTED_YAML, event, path, f"&{event.anchor}", "anchors are not allowed")
+                )
             here = (*path, key)
             if key in values:
                 first = self.document.marks[here].line
                 self.problems.append(
                     self._problem(
-                        event, here, key, f"the key stands twice; first in line {first}", "remove one of the two"
+                        Code.DUPLICATE_KEY,
+                        event,
+                        here,
+                        key,
+                        f"the key is given twice; first in line {first}",
+                        "remove one of the two",
                     )
                 )
                 self._node(self._next(), (*here, "(again)"))

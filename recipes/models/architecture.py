@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from recipes.fields import Strict, meaning, require_divides
+from recipes.fields import Strict, meaning, refuse, require_divides
 from recipes.models.encoder import Bert
 from recipes.models.encoder_decoder import T5, Bart
 from recipes.models.rnn import Rnn
+from recipes.problem_codes import Code
 
 Activation = Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
@@ -59,7 +60,9 @@ class RopeParameters(Strict):
         for key in ("factor", *extra):
             given = getattr(self, key) is not None
             if given != (key in needed):
-                raise ValueError(f"rope_type {self.rope_type!r} {'takes no' if given else 'needs'} {key}")
+                code = Code.NOT_APPLICABLE if given else Code.MISSING_KEY
+                message = f"rope_type {self.rope_type!r} {'takes no' if given else 'needs'} {key}"
+                refuse(code, message)
         return self
 
 
@@ -94,11 +97,12 @@ class _Rotary(Strict):
             require_divides(self, "num_attention_heads", "hidden_size")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if kv_heads is not None and heads % kv_heads:
-            raise ValueError(f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})")
+            refuse(Code.NOT_DIVISIBLE, f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})")
         if self.head_dim is None and (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError(
+            refuse(
+                Code.NOT_DIVISIBLE,
                 f"hidden_size / num_attention_heads ({self.hidden_size} / {self.num_attention_heads}) must be even "
-                "for rotary position embeddings"
+                "for rotary position embeddings",
             )
         return self
 

@@ -7,12 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
 from recipes.models.folder_tensors import missing_layers
 from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, PictureFolder, read_picture_folder
 from recipes.models.safetensors_headers import read_shapes
 from recipes.models.vision_language_folders import VisionFacts, read_vision
+from recipes.problem_codes import Code
 from recipes.references import PartKind
 from recipes.tokenizers.token_contract import (
     TokenizerFacts,
@@ -34,7 +36,7 @@ PICTURE_KINDS = ("classifier", "vae", "gan", "ddpm")
 class FolderFacts:
     """A folder in the Hugging Face layout: its findings and, where they could be read, its facts."""
 
-    problems: list[str] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
     type: str | None = None
     positions: int | None = None
     tokenizer: TokenizerFacts | None = None
@@ -51,8 +53,9 @@ class FolderFacts:
 def read_folder(path: Path, wants: str) -> FolderFacts:
     """Read a folder that should hold a model of the wanted kind, or a `tokenizer`; all that is wrong is found."""
     if not path.is_dir():
-        return FolderFacts([f"there is no folder {path}" if not path.exists() else f"{path} is not a folder"])
-    problems: list[str] = []
+        message = f"there is no folder {path}" if not path.exists() else f"{path} is not a folder"
+        return FolderFacts([Finding(Code.MISSING_FOLDER, message)])
+    problems: list[Finding] = []
     if wants == "tokenizer":
         tokenizer = _read_tokenizer(path, problems)
         return FolderFacts(problems, tokenizer=tokenizer)
@@ -60,7 +63,8 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         return _read_pictures(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
         advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"
-        return FolderFacts([f"{path} holds an adapter, not a whole model; {advice}"])
+        message = f"{path} holds an adapter, not a whole model"
+        return FolderFacts([Finding(Code.NOT_A_MODEL_FOLDER, message, advice)])
     return _read_language_model(path)
 
 
@@ -75,12 +79,18 @@ def _read_pictures(path: Path) -> FolderFacts:
 
 
 def _read_language_model(path: Path) -> FolderFacts:
-    problems: list[str] = []
+    problems: list[Finding] = []
     tokenizer = _read_tokenizer(path, problems)
     if tokenizer is not None and tokenizer.eos_token is None:
-        problems.append(f"{path}: the tokenizer names neither an eos_token nor a sep_token")
+        problems.append(
+            Finding(Code.MISSING_SPECIAL_TOKEN, f"{path}: the tokenizer names neither an eos_token nor a sep_token")
+        )
     elif tokenizer is not None and tokenizer.pad_token is None:
-        problems.append(f"{path}: the tokenizer has no pad token that differs from its end token")
+        problems.append(
+            Finding(
+                Code.MISSING_SPECIAL_TOKEN, f"{path}: the tokenizer has no pad token that differs from its end token"
+            )
+        )
     config = _read_json(path / "config.json", problems)
     kind, model_class = None, None
     if config is not None:
@@ -89,11 +99,21 @@ def _read_language_model(path: Path) -> FolderFacts:
             model_class = find_class(config)
             if kind is None:
                 known = ", ".join(MODEL_TYPES)
-                problems.append(f"{path / 'config.json'}: model_type {config['model_type']!r} is not one of {known}")
+                problems.append(
+                    Finding(
+                        Code.UNSUPPORTED_MODEL,
+                        f"{path / 'config.json'}: model_type {config['model_type']!r} is not one of {known}",
+                    )
+                )
         except ValueError as error:
-            problems.append(f"{path / 'config.json'}: {error}")
+            problems.append(Finding(Code.UNSUPPORTED_MODEL, f"{path / 'config.json'}: {error}"))
         if "auto_map" in config:
-            problems.append(f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run")
+            problems.append(
+                Finding(
+                    Code.REMOTE_CODE,
+                    f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run",
+                )
+            )
     configured: frozenset[int] = frozenset()
     if tokenizer is not None:
         generation = (
@@ -102,10 +122,13 @@ def _read_language_model(path: Path) -> FolderFacts:
             else None
         )
         configured = configured_ends(config or {}, generation or {})
-        problems += [f"{path}: {found}" for found in token_problems(tokenizer, config, generation)]
+        problems += [
+            found._replace(message=f"{path}: {found.message}")
+            for found in token_problems(tokenizer, config, generation)
+        ]
     shapes = _read_weights(path, problems)
     if shapes is not None and config is not None and kind is not None:
-        problems += [f"{path}: {finding}" for finding in missing_layers(config, shapes)]
+        problems += [Finding(Code.LAYER_MISMATCH, f"{path}: {message}") for message in missing_layers(config, shapes)]
     vision: VisionFacts | None = None
     if config is not None and kind == "llava":
         vision, findings = read_vision(path, config, tokenizer.vocabulary if tokenizer is not None else None)
@@ -115,20 +138,20 @@ def _read_language_model(path: Path) -> FolderFacts:
     return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured, found)
 
 
-def _read_weights(path: Path, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+def _read_weights(path: Path, problems: list[Finding]) -> dict[str, tuple[int, ...]] | None:
     if any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return _note_shapes(path, "model.safetensors", problems)
     is_pickle = (path / "pytorch_model.bin").exists()
     reason = " (pytorch_model.bin is pickle, which is never read; convert it to safetensors)" if is_pickle else ""
-    problems.append(f"{path}: no model.safetensors{reason}")
+    problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no model.safetensors{reason}"))
     return None
 
 
-def _note_shapes(folder: Path, weights: str, problems: list[str]) -> dict[str, tuple[int, ...]] | None:
+def _note_shapes(folder: Path, weights: str, problems: list[Finding]) -> dict[str, tuple[int, ...]] | None:
     try:
         return read_shapes(folder, weights)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(Finding(Code.UNREADABLE_MODEL_FILE, str(error)))
         return None
 
 
@@ -141,35 +164,35 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
     return next((part[key] for key in POSITION_KEYS if isinstance(part.get(key), int)), None)
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def _read_json(path: Path, problems: list[Finding]) -> dict[str, Any] | None:
     try:
         if not path.is_file():
-            problems.append(f"{path.parent}: no {path.name}")
+            problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path.parent}: no {path.name}"))
             return None
         if path.stat().st_size > MAX_JSON_BYTES:
-            problems.append(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+            problems.append(Finding(Code.UNREADABLE_MODEL_FILE, f"{path}: larger than {MAX_JSON_BYTES} bytes"))
             return None
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path}: not readable as JSON ({error})")
+        problems.append(Finding(Code.UNREADABLE_MODEL_FILE, f"{path}: not readable as JSON ({error})"))
         return None
     if not isinstance(value, dict):
-        problems.append(f"{path}: not a JSON object")
+        problems.append(Finding(Code.UNREADABLE_MODEL_FILE, f"{path}: not a JSON object"))
         return None
     return value
 
 
-def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
+def _read_tokenizer(path: Path, problems: list[Finding]) -> TokenizerFacts | None:
     file = path / "tokenizer.json"
     if not file.is_file():
-        problems.append(f"{path}: no tokenizer.json")
+        problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no tokenizer.json"))
         return None
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception for every malformed file
-        problems.append(f"{file}: not readable by tokenizers ({str(error)[:160]})")
+        problems.append(Finding(Code.UNREADABLE_MODEL_FILE, f"{file}: not readable by tokenizers ({str(error)[:160]})"))
         return None
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -188,9 +211,9 @@ def _read_tokenizer(path: Path, problems: list[str]) -> TokenizerFacts | None:
     )
 
 
-def _read_text(path: Path, problems: list[str]) -> str | None:
+def _read_text(path: Path, problems: list[Finding]) -> str | None:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: not readable as text ({error})")
+        problems.append(Finding(Code.UNREADABLE_MODEL_FILE, f"{path}: not readable as text ({error})"))
         return None

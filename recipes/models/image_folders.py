@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from recipes.errors import Finding
 from recipes.models.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.problem_codes import Code
 
 SETTINGS = "image.json"
 """What a model folder says of itself: family, configuration, pictures, classes."""
@@ -36,16 +38,20 @@ class PictureFolder:
     """Whether there is a text encoder, a language model in `text_encoder/` with its tokenizer in `tokenizer/`."""
 
 
-def read_picture_folder(path: Path) -> tuple[PictureFolder | None, list[str]]:
+def read_picture_folder(path: Path) -> tuple[PictureFolder | None, list[Finding]]:
     """Read the folder of a model of pictures: what it holds, and everything that is wrong with it."""
     if not (path / SETTINGS).is_file():
-        return None, [f"{path} is not the folder of a model of pictures: it has no {SETTINGS}"]
+        message = f"{path} is not the folder of an image model: it has no {SETTINGS}"
+        return None, [Finding(Code.NOT_A_MODEL_FOLDER, message)]
     try:
         found = _parse(json.loads(_read(path / SETTINGS)), (path / TEXT_ENCODER).is_dir())
     except (OSError, ValueError, RecursionError) as error:
-        return None, [f"{path / SETTINGS}: {error}"]
+        return None, [Finding(Code.UNREADABLE_MODEL_FILE, f"{path / SETTINGS}: {error}")]
     missing = [name for name in (*found.weights, *found.configs) if not (path / name).is_file()]
-    return found, [f"{path}: no {name}, which a model of family {found.architecture.family} has" for name in missing]
+    family = found.architecture.family
+    return found, [
+        Finding(Code.MISSING_MODEL_FILE, f"{path}: no {name}, which a model of family {family} has") for name in missing
+    ]
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recipes.fields import Strict, meaning, raise_all
+from recipes.errors import Finding
+from recipes.fields import Strict, meaning, raise_all, refuse
+from recipes.problem_codes import Code
 
 VENDI_PICTURES = 16
 """Fewest drawn pictures whose diversity says something."""
@@ -65,7 +67,7 @@ class Vae(Strict):
     @model_validator(mode="after")
     def _fitting(self) -> "Vae":
         if self.binarize and self.likelihood != "bernoulli":
-            raise ValueError("binarize draws pixels of 0 and 1, which needs likelihood: bernoulli")
+            refuse(Code.UNMET_REQUIREMENT, "binarize draws pixels of 0 and 1, which needs likelihood: bernoulli")
         return self
 
     @property
@@ -124,18 +126,27 @@ class Ddpm(Strict):
         raise_all(self._misfits())
         return self
 
-    def _misfits(self) -> Iterator[str]:
+    def _misfits(self) -> Iterator[Finding]:
         odd = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
         if odd:
-            yield f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels ({odd[0]})"
+            yield Finding(
+                Code.NOT_DIVISIBLE,
+                f"norm_num_groups ({self.norm_num_groups}) must divide block_out_channels ({odd[0]})",
+            )
         levels = len(self.block_out_channels)
         for level in self.attention_levels:
             if level >= levels:
-                yield f"attention_levels: no level {level}; there are 0 to {levels - 1}"
+                yield Finding(Code.OUT_OF_RANGE, f"attention_levels: no level {level}; there are 0 to {levels - 1}")
         if self.sampling_steps > self.timesteps:
-            yield f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})"
+            yield Finding(
+                Code.TOO_MANY_STEPS,
+                f"sampling_steps ({self.sampling_steps}) must be at most timesteps ({self.timesteps})",
+            )
         if self.guidance != 1 and self.label_dropout == 0:
-            yield "guidance needs samples trained without their condition: set label_dropout above 0"
+            yield Finding(
+                Code.UNMET_REQUIREMENT,
+                "guidance needs samples trained without their condition: set label_dropout above 0",
+            )
 
     @property
     def is_guidable(self) -> bool:

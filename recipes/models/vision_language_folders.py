@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.errors import Finding
+from recipes.problem_codes import Code
+
 TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
 TEXT_TYPES = ("llama", "qwen2", "qwen3")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -22,35 +25,60 @@ class VisionFacts:
 
 def read_vision(
     path: Path, config: dict[str, Any], vocabulary: Mapping[str, int] | None
-) -> tuple[VisionFacts, list[str]]:
+) -> tuple[VisionFacts, list[Finding]]:
     """The facts of a folder whose `config.json` says `llava`, and what is wrong with it."""
-    problems: list[str] = []
+    problems: list[Finding] = []
     text, tower = _part(config, "text_config"), _part(config, "vision_config")
     for key, part, known in (("text_config", text, TEXT_TYPES), ("vision_config", tower, TOWER_TYPES)):
         if part.get("model_type") not in known:
             found = part.get("model_type")
-            problems.append(f"{path / 'config.json'}: {key}.model_type {found!r} is not one of {', '.join(known)}")
+            problems.append(
+                Finding(
+                    Code.UNSUPPORTED_MODEL,
+                    f"{path / 'config.json'}: {key}.model_type {found!r} is not one of {', '.join(known)}",
+                )
+            )
     processor = _read(path / "processor_config.json")
     images = _part(processor, "image_processor") or _read(path / "preprocessor_config.json")
     if not processor:
-        problems.append(f"{path}: no processor_config.json that can be read, which says how pictures become tokens")
+        problems.append(
+            Finding(
+                Code.MISSING_MODEL_FILE,
+                f"{path}: no processor_config.json that can be read, which says how pictures become tokens",
+            )
+        )
     elif not images:
-        problems.append(f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor")
+        problems.append(
+            Finding(
+                Code.MISSING_MODEL_FILE,
+                f"{path}: neither processor_config.json nor preprocessor_config.json holds an image processor",
+            )
+        )
     for name, part in (("processor_config.json", processor), ("preprocessor_config.json", images)):
         if "auto_map" in part:
-            problems.append(f"{path / name}: it asks for code of its own (auto_map), which is never run")
+            problems.append(
+                Finding(Code.REMOTE_CODE, f"{path / name}: it asks for code of its own (auto_map), which is never run")
+            )
     token = processor.get("image_token", "<image>")
     number = config.get("image_token_index", config.get("image_token_id"))
     if vocabulary is not None and vocabulary.get(token) != number:
         found = "has no such token" if token not in vocabulary else f"numbers it {vocabulary[token]}"
         problems.append(
-            f"{path}: config.json says that pictures stand at token {number}; the tokenizer {found}: {token}"
+            Finding(
+                Code.IMAGE_TOKEN_MISMATCH,
+                f"{path}: config.json says that pictures stand at token {number}; the tokenizer {found}: {token}",
+            )
         )
     drops_first = config.get("vision_feature_select_strategy", "default") == "default"
     written = _written_tokens(processor, images)
     made = _made_tokens(tower, drops_first=drops_first)
     if written is not None and made is not None and written != made:
-        problems.append(f"{path}: the processor writes {written} tokens for a picture, the vision tower gives {made}")
+        problems.append(
+            Finding(
+                Code.IMAGE_TOKEN_MISMATCH,
+                f"{path}: the processor writes {written} tokens for a picture, the vision tower gives {made}",
+            )
+        )
     return VisionFacts(token, made if written is None else written), problems
 
 

@@ -20,6 +20,7 @@ from recipes.planning.derive import (
     stage_batch,
     stage_steps,
 )
+from recipes.problem_codes import Code
 from recipes.rules.chain import autoencoder_of, origin
 from recipes.rules.models import ModelFacts, model_facts, reference_facts
 from recipes.rules.reward_tuning import check_reward_tuning
@@ -68,8 +69,10 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
             case Evaluate():
                 facts = _shortest(loaded, stage)
                 if stage.images is not None and stage.images.limit is not None and stage.images.limit < 4:
-                    message = "distances need 2 held-out pictures and 2 others"
-                    yield loaded.problem(f"{place}.images.limit", stage.images.limit, message, "at least 4")
+                    message = "distances need 2 held-out images and 2 others"
+                    yield loaded.problem(
+                        Code.TOO_FEW_SAMPLES, f"{place}.images.limit", stage.images.limit, message, "at least 4"
+                    )
                 if "perplexity" in stage.suites or "targets" in stage.suites:
                     yield from _check_length(loaded, f"{place}.sequence_length", stage.sequence_length, facts)
                 if "generation" in stage.suites or "comparison" in stage.suites:
@@ -82,14 +85,20 @@ def _check_workers(loaded: LoadedRecipe) -> Iterator[Problem]:
     cluster = loaded.recipe.cluster
     if cluster.workers != "auto" and cluster.min_workers > cluster.workers:
         message = f"min_workers must be at most workers ({cluster.workers})"
-        yield loaded.problem("cluster.min_workers", cluster.min_workers, message)
+        yield loaded.problem(Code.MIN_ABOVE_MAX, "cluster.min_workers", cluster.min_workers, message)
 
 
 def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
     shard, cluster = stage.shard, loaded.recipe.cluster
     if isinstance(stage, PpoStage) and stage.lora is not None and shard.gradient_checkpointing:
-        message = "gradient checkpointing has no exact form with several adapters on one network"
-        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "set it to false, or drop lora")
+        message = "gradient checkpointing does not work with several adapters on one network"
+        yield loaded.problem(
+            Code.CONFLICTING_KEYS,
+            f"{place}.shard.gradient_checkpointing",
+            True,
+            message,
+            "set it to false, or drop lora",
+        )
     if shard.offload == "cpu":
         reason = None
         if shard.engine == "plain":
@@ -99,7 +108,7 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         elif cluster.gpus_per_worker == 0:
             reason = "offload moves state from the GPU; cluster.gpus_per_worker is 0"
         if reason is not None:
-            yield loaded.problem(f"{place}.shard.offload", "cpu", reason, "set offload to none")
+            yield loaded.problem(Code.UNMET_REQUIREMENT, f"{place}.shard.offload", "cpu", reason, "set offload to none")
 
 
 def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
@@ -116,7 +125,7 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         responses = rollout.prompts_per_iteration * rollout.samples_per_prompt
         if rollout.prompts_per_iteration % shares:
             message = f"the prompts of an iteration cannot be divided among {workers} workers"
-            yield loaded.problem(field, found, message, fitting)
+            yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, found, message, fitting)
             return
         if responses % mini_batches:
             message = (
@@ -125,39 +134,47 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
                 f"remainder {responses % mini_batches}"
             )
             suggestion = _near_divisor(responses // shares, mini_batches)
-            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, suggestion)
+            yield loaded.problem(
+                Code.BATCH_NOT_DIVISIBLE, f"{place}.ppo.mini_batches", mini_batches, message, suggestion
+            )
             return
         if workers != "auto" and stage.text is not None and stage.ppo.text_batch % workers:
             message = f"the text of a step cannot be divided among {workers} workers"
             suggestion = _near_multiple(stage.ppo.text_batch, workers)
-            yield loaded.problem(f"{place}.ppo.text_batch", stage.ppo.text_batch, message, suggestion)
+            yield loaded.problem(
+                Code.BATCH_NOT_DIVISIBLE, f"{place}.ppo.text_batch", stage.ppo.text_batch, message, suggestion
+            )
             return
     if isinstance(stage, PpoImages):
         mini_batches = stage.ppo.mini_batches
         if found % shares:
-            message = f"the pictures of an iteration cannot be divided among {workers} workers"
-            yield loaded.problem(field, found, message, fitting)
+            message = f"the images of an iteration cannot be divided among {workers} workers"
+            yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, found, message, fitting)
             return
         if found % mini_batches:
             message = f"pictures_per_iteration ({found}) must divide into mini_batches ({mini_batches})"
             suggestion = _near_divisor(found // shares, mini_batches)
-            yield loaded.problem(f"{place}.ppo.mini_batches", mini_batches, message, suggestion)
+            yield loaded.problem(
+                Code.BATCH_NOT_DIVISIBLE, f"{place}.ppo.mini_batches", mini_batches, message, suggestion
+            )
             return
     if workers != "auto" and batch % workers:
         message = f"the batch ({batch}) cannot be divided among {workers} workers; remainder {batch % workers}"
-        yield loaded.problem(field, found, message, fitting)
+        yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, found, message, fitting)
         return
     least = loaded.recipe.cluster.min_workers if workers == "auto" else workers
     if workers == "auto" and not any(_can_divide(stage, count) for count in range(least, batch + 1)):
         message = f"no number of workers from min_workers ({least}) on divides the batch ({batch})"
-        yield loaded.problem(field, batch, message)
+        yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, batch, message)
         return
     if stage.shard.micro_batch != "auto":
         try:
             micro_batches(batch, least if batch % least == 0 else 1, stage.shard.micro_batch)
         except ValueError as error:
             suggestion = "auto takes the largest divisor up to " + str(largest_micro_batch(stage))
-            yield loaded.problem(f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion)
+            yield loaded.problem(
+                Code.BATCH_NOT_DIVISIBLE, f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion
+            )
 
 
 def _batch_field(stage: Stage) -> tuple[str, int]:
@@ -203,26 +220,36 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
     train = stage.train
     if train.tokens is not None and isinstance(stage, Reward):
         message = "a reward stage counts pairs, not tokens"
-        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+        yield loaded.problem(
+            Code.NOT_APPLICABLE, f"{place}.train.tokens", train.tokens, message, "give steps or epochs"
+        )
     elif train.tokens is not None and not train.packing:
-        message = "tokens says how long only for packed rows, and packing is false"
-        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+        message = "tokens has no effect without packing, and packing is false"
+        yield loaded.problem(
+            Code.UNMET_REQUIREMENT, f"{place}.train.tokens", train.tokens, message, "give steps or epochs"
+        )
     if isinstance(stage, Reward) and train.packing and "packing" in train.model_fields_set and _written(loaded, place):
-        yield loaded.problem(f"{place}.train.packing", True, "pairs are never packed", "remove the key")
+        yield loaded.problem(
+            Code.NOT_APPLICABLE, f"{place}.train.packing", True, "pairs are never packed", "remove the key"
+        )
     if isinstance(stage, Pretrain) and isinstance(stage.architecture, Rnn):
         if not train.packing:
-            message = "a recurrent model reads its text as one stream"
-            yield loaded.problem(f"{place}.train.packing", False, message, "remove the key")
+            message = "an rnn reads its text as one stream"
+            yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.train.packing", False, message, "remove the key")
         if stage.shard.gradient_checkpointing:
-            message = "a recurrent model keeps its activations"
-            yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
+            message = "an rnn does not support gradient checkpointing"
+            yield loaded.problem(
+                Code.NOT_APPLICABLE, f"{place}.shard.gradient_checkpointing", True, message, "remove the key"
+            )
     steps = planned_steps(train)
     if train.tokens is not None and steps is not None and train.schedule.warmup_steps >= steps:
         message = (
             f"warmup_steps must be below the stage's {steps} steps (tokens {train.tokens} / "
             f"(global_batch {train.global_batch} x sequence_length {train.sequence_length}))"
         )
-        yield loaded.problem(f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message)
+        yield loaded.problem(
+            Code.WARMUP_TOO_LONG, f"{place}.train.schedule.warmup_steps", train.schedule.warmup_steps, message
+        )
 
 
 def _check_unpacked(
@@ -232,11 +259,17 @@ def _check_unpacked(
     train = stage.train
     if train.packing and "packing" in train.model_fields_set and _written(loaded, place):
         yield loaded.problem(
-            f"{place}.train.packing", True, "sources of an encoder-decoder are never packed", "remove it"
+            Code.NOT_APPLICABLE,
+            f"{place}.train.packing",
+            True,
+            "sources of an encoder-decoder are never packed",
+            "remove it",
         )
     if train.tokens is not None:
         message = "an encoder-decoder counts rows, not tokens"
-        yield loaded.problem(f"{place}.train.tokens", train.tokens, message, "give steps or epochs")
+        yield loaded.problem(
+            Code.NOT_APPLICABLE, f"{place}.train.tokens", train.tokens, message, "give steps or epochs"
+        )
     if not isinstance(stage, Pretrain) or facts.tokenizer is None:
         return
     known = count_sentinels(facts.tokenizer.special_tokens)
@@ -244,9 +277,17 @@ def _check_unpacked(
     if known < needed:
         message = f"{needed} spans are hidden of {train.sequence_length} tokens; the tokenizer has {known} sentinels"
         if isinstance(stage.tokenizer, TrainTokenizer):
-            yield loaded.problem(f"{place}.tokenizer.num_sentinels", known, message, f"at least {needed}")
+            yield loaded.problem(
+                Code.TOO_FEW_SENTINELS, f"{place}.tokenizer.num_sentinels", known, message, f"at least {needed}"
+            )
         else:
-            yield loaded.problem(f"{place}.train.sequence_length", train.sequence_length, message, "hide fewer spans")
+            yield loaded.problem(
+                Code.TOO_FEW_SENTINELS,
+                f"{place}.train.sequence_length",
+                train.sequence_length,
+                message,
+                "hide fewer spans",
+            )
 
 
 def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
@@ -255,15 +296,25 @@ def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Ite
     architecture, steps = stage.architecture, stage_steps(stage)
     if isinstance(architecture, Gan):
         if stage.shard.zero == 3:
-            message = "the two networks of a GAN run through each other, so each worker keeps their parameters whole"
-            yield loaded.problem(f"{place}.shard.zero", 3, message, "at most 2")
+            message = "the two networks of a GAN call each other, so each worker needs all parameters"
+            yield loaded.problem(Code.OUT_OF_RANGE, f"{place}.shard.zero", 3, message, "at most 2")
         if 0 < stage.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:
-            message = f"the alarm of collapse_below looks at the drawn pictures; it needs {VENDI_PICTURES}"
-            yield loaded.problem(f"{place}.train.grid", stage.train.grid, message, f"at least {VENDI_PICTURES}, or 0")
+            message = f"the check of collapse_below needs {VENDI_PICTURES} images"
+            yield loaded.problem(
+                Code.TOO_FEW_SAMPLES,
+                f"{place}.train.grid",
+                stage.train.grid,
+                message,
+                f"at least {VENDI_PICTURES}, or 0",
+            )
     if isinstance(architecture, Vae) and steps is not None and architecture.kl_warmup_steps > steps:
         message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
         yield loaded.problem(
-            f"{place}.architecture.kl_warmup_steps", architecture.kl_warmup_steps, message, f"at most {steps}"
+            Code.WARMUP_TOO_LONG,
+            f"{place}.architecture.kl_warmup_steps",
+            architecture.kl_warmup_steps,
+            message,
+            f"at most {steps}",
         )
 
 
@@ -271,14 +322,16 @@ def _check_activations(
     loaded: LoadedRecipe, place: str, stage: PretrainImages | FinetuneImages | PpoImages
 ) -> Iterator[Problem]:
     if stage.shard.gradient_checkpointing:
-        message = "models of pictures keep their activations"
-        yield loaded.problem(f"{place}.shard.gradient_checkpointing", True, message, "remove the key")
+        message = "image models do not support gradient checkpointing"
+        yield loaded.problem(
+            Code.NOT_APPLICABLE, f"{place}.shard.gradient_checkpointing", True, message, "remove the key"
+        )
 
 
 def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     """diffusers' networks halve the size by convolutions that need even numbers."""
     architecture, facts = stage.architecture, find_picture_facts(stage.data, loaded.base_dir)
-    what, reduced = "pictures", 1
+    what, reduced = "images", 1
     if isinstance(architecture, Ddpm):
         key, levels = "block_out_channels", len(architecture.block_out_channels)
         if stage.autoencoder is not None:
@@ -295,13 +348,15 @@ def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> 
     height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
     if height % factor or width % factor:
         message = (
-            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, no multiple of "
-            f"{factor}"
+            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, "
+            f"not a multiple of {factor}"
         )
         suggestion = (
             "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
         )
-        yield loaded.problem(f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion)
+        yield loaded.problem(
+            Code.SIZE_NOT_DIVISIBLE, f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion
+        )
 
 
 def _written(loaded: LoadedRecipe, place: str) -> bool:
@@ -317,17 +372,21 @@ def _check_updates(loaded: LoadedRecipe, place: str, stage: PpoStage | PpoImages
             f"warmup_steps must be below the stage's {steps} steps (iterations {ppo.iterations} x epochs {ppo.epochs} "
             f"x mini_batches {ppo.mini_batches})"
         )
-        yield loaded.problem(f"{place}.ppo.schedule.warmup_steps", ppo.schedule.warmup_steps, message)
+        yield loaded.problem(
+            Code.WARMUP_TOO_LONG, f"{place}.ppo.schedule.warmup_steps", ppo.schedule.warmup_steps, message
+        )
     if ppo.kl_controller.name == "adaptive" and ppo.kl_coef == 0:
         message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
-        yield loaded.problem(f"{place}.ppo.kl_coef", ppo.kl_coef, message, "start above 0, for example 0.05")
+        yield loaded.problem(
+            Code.UNMET_REQUIREMENT, f"{place}.ppo.kl_coef", ppo.kl_coef, message, "start above 0, for example 0.05"
+        )
 
 
 def _check_critic_warmup(loaded: LoadedRecipe, place: str, stage: PpoStage) -> Iterator[Problem]:
     ppo = stage.ppo
     if ppo.critic_warmup >= ppo.iterations:
-        message = f"critic_warmup must be below iterations ({ppo.iterations}); else the actor never learns"
-        yield loaded.problem(f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
+        message = f"critic_warmup must be below iterations ({ppo.iterations}); otherwise the actor never learns"
+        yield loaded.problem(Code.WARMUP_TOO_LONG, f"{place}.ppo.critic_warmup", ppo.critic_warmup, message)
 
 
 def _shortest(loaded: LoadedRecipe, stage: Evaluate) -> ModelFacts:
@@ -354,7 +413,7 @@ def _least_room(known: list[ModelFacts]) -> ModelFacts:
 def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFacts) -> Iterator[Problem]:
     if facts.positions is not None and length > facts.positions:
         message = f"longer than the model: {facts.positions_at} is {facts.positions}"
-        yield loaded.problem(place, length, message, f"at most {facts.positions}")
+        yield loaded.problem(Code.SEQUENCE_TOO_LONG, place, length, message, f"at most {facts.positions}")
 
 
 def _check_sampling(
@@ -374,4 +433,4 @@ def _check_sampling(
         are = "is" if what == summed else "are"
         message = f"{what} {are} longer than the model: {known.positions_at} is {known.positions}"
         suggestion = f"at most {limit - prompt}" if limit > prompt else f"max_prompt_tokens must be below {limit}"
-        yield loaded.problem(f"{place}.max_new_tokens", new, message, suggestion)
+        yield loaded.problem(Code.SEQUENCE_TOO_LONG, f"{place}.max_new_tokens", new, message, suggestion)

@@ -8,9 +8,10 @@ from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
 from recipes.models.image_memory import PROJECTIONS
 from recipes.models.image_models import Ddpm
+from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference, stage_sources
 from recipes.rules.chain import picture_stage_of
-from recipes.rules.models import reference_facts
+from recipes.rules.models import NOUN_OF, reference_facts
 from recipes.stages.kinds import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
 
 READERS = ("encoder", "decoder")
@@ -24,16 +25,24 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, PretrainImages) and stage.text_encoder is not None:
             family = reference_facts(loaded, stage.text_encoder).family
             if family not in (None, *READERS):
-                message = f"a model of family {family} reads no captions"
-                yield loaded.problem(f"{place}.text_encoder", stage.text_encoder, message, "an encoder or a decoder")
+                message = f"{NOUN_OF[family]} cannot be a text_encoder"
+                yield loaded.problem(
+                    Code.UNSUPPORTED_FAMILY,
+                    f"{place}.text_encoder",
+                    stage.text_encoder,
+                    message,
+                    "an encoder or a decoder",
+                )
         lora = stage.lora if isinstance(stage, FinetuneImages | PpoImages) else None
         if lora is not None and lora.target_modules != "all-linear":
             for index, target in enumerate(lora.target_modules):
                 if target not in PROJECTIONS:
                     guess = nearest(target, list(PROJECTIONS))
                     advice = f"did you mean {guess}?" if guess else "there are: " + ", ".join(PROJECTIONS)
-                    message = "adapters go on the linear modules of the network's attention"
-                    yield loaded.problem(f"{place}.lora.target_modules.{index}", target, message, advice)
+                    message = "adapters are for the linear modules of the network's attention"
+                    yield loaded.problem(
+                        Code.UNKNOWN_MODULE, f"{place}.lora.target_modules.{index}", target, message, advice
+                    )
         reader = _reader(loaded, stage)
         if reader is not None:
             for use in stage_sources(stage):
@@ -69,6 +78,12 @@ def _check_source(
     key = caption_key(source)
     if key is None or is_held_out:
         return
-    message = f"these pictures have no captions, which {reader} reads"
+    message = f"these images have no captions, which {reader} reads"
     advice = f"set {key}" if key else "a source of another kind holds captions: image-folder, arrays, jsonl, parquet"
-    yield loaded.problem(f"{place}.{key}" if key else f"{place}.source", "" if key else source.source, message, advice)
+    yield loaded.problem(
+        Code.MISSING_CAPTIONS,
+        f"{place}.{key}" if key else f"{place}.source",
+        "" if key else source.source,
+        message,
+        advice,
+    )

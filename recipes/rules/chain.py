@@ -8,6 +8,7 @@ from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
 from recipes.models.image_models import Vae
+from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import (
     INPUT_FIELDS,
@@ -142,7 +143,7 @@ def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | 
 
 
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
-    """References that cannot be read, name nothing, fit no need, or go round in a circle."""
+    """References that cannot be read, name nothing, fit no need, or form a cycle."""
     stages = loaded.recipe.stages
     for name, stage in loaded.stages_with(*INPUT_FIELDS):
         for item in stage_inputs(stage):
@@ -171,23 +172,25 @@ def _check_input(loaded: LoadedRecipe, name: str, item: Input) -> Iterator[Probl
     try:
         reference = parse_reference(item.text)
     except ValueError as error:
-        yield loaded.problem(place, item.text, str(error))
+        yield loaded.problem(Code.INVALID_REFERENCE, place, item.text, str(error))
         return
     stages = loaded.recipe.stages
     if isinstance(reference, StoreRef) or not isinstance(reference, StageRef) or reference.stage in loaded.unsound:
         return
     if item.field_path == "tokenizer.from":
         message = "a tokenizer comes from store://NAME, a local folder or hf://ORG/NAME@REVISION, not from a stage"
-        yield loaded.problem(place, item.text, message, "use init_from to go on from a stage's model")
+        yield loaded.problem(
+            Code.WRONG_ARTIFACT_KIND, place, item.text, message, "use init_from to continue from a stage's model"
+        )
         return
     if reference.stage == name:
-        yield loaded.problem(place, item.text, "a stage cannot take its own output")
+        yield loaded.problem(Code.STAGE_CYCLE, place, item.text, "a stage cannot take its own output")
         return
     if reference.stage not in stages:
         known = [other for other in [*stages, *loaded.unsound] if other != name]
         guess = nearest(reference.stage, known)
         suggestion = f"did you mean {guess}?" if guess else "stages here: " + ", ".join(known) if known else ""
-        yield loaded.problem(place, item.text, "the recipe has no such stage", suggestion)
+        yield loaded.problem(Code.UNKNOWN_STAGE, place, item.text, "the recipe has no such stage", suggestion)
         return
     yield from _check_kind(loaded, place, item, reference)
 
@@ -199,10 +202,12 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
     part = reference.part or next(iter(parts))
     if part not in parts:
         guess = nearest(part, list(parts))
-        suggestion = f"did you mean {reference.stage}.{guess}?" if guess else "its parts: " + ", ".join(parts)
+        suggestion = f"did you mean {reference.stage}.{guess}?" if guess else "its outputs: " + ", ".join(parts)
         if part == "model" and "adapter" in parts:
             suggestion = f"set stages.{reference.stage}.merge to true"
-        yield loaded.problem(place, item.text, f"stage {reference.stage} makes no part {part!r}", suggestion)
+        yield loaded.problem(
+            Code.UNKNOWN_OUTPUT, place, item.text, f"stage {reference.stage} has no output {part!r}", suggestion
+        )
         return
     if parts[part] in item.wants:
         return
@@ -217,19 +222,21 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
     if parts[part] == "adapter" and "model" in item.wants and reference.part is None:
         suggestion = f"set stages.{reference.stage}.merge to true: later stages build on the merged model"
     message = f"needs {needed}, but {item.text} ({source.kind}) is {NOUNS[parts[part]]}"
-    yield loaded.problem(place, item.text, message, suggestion)
+    yield loaded.problem(Code.WRONG_ARTIFACT_KIND, place, item.text, message, suggestion)
 
 
 def _check_distinct(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
     for index, text in enumerate(stage.of):
         if text in stage.of[:index]:
-            yield loaded.problem(f"stages.{name}.of.{index}", text, "the model stands twice in `of`", "remove one")
+            yield loaded.problem(
+                Code.DUPLICATE_ITEM, f"stages.{name}.of.{index}", text, "listed twice in `of`", "remove one"
+            )
 
 
 def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
     if stage.second_scorer is not None and stage.second_scorer == stage.reward:
         message = "the second scorer must be another reward model than `reward`"
-        yield loaded.problem(f"stages.{name}.second_scorer", stage.second_scorer, message)
+        yield loaded.problem(Code.DUPLICATE_ITEM, f"stages.{name}.second_scorer", stage.second_scorer, message)
     others = [] if "targets" in stage.suites else stage.of[1:]  # targets are compared as text
     for index, text in enumerate(others, start=1):
         yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
@@ -252,7 +259,7 @@ def _check_one_tokenizer(
         f"{other} and {model} do not share a tokenizer: they come from {names[id(second)]} and {names[id(first)]}, "
         "which train different ones"
     )
-    yield loaded.problem(place, other, message, f"build both on {names[id(first)]}{advice}")
+    yield loaded.problem(Code.TOKENIZER_MISMATCH, place, other, message, f"build both on {names[id(first)]}{advice}")
 
 
 def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:
@@ -262,7 +269,13 @@ def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -
         message = (
             f"diffusion needs latents with a height and a width; {stage.autoencoder} is of type {autoencoder.type}"
         )
-        yield loaded.problem(f"stages.{name}.autoencoder", stage.autoencoder, message, "type: autoencoder_kl there")
+        yield loaded.problem(
+            Code.UNSUPPORTED_AUTOENCODER,
+            f"stages.{name}.autoencoder",
+            stage.autoencoder,
+            message,
+            "type: autoencoder_kl there",
+        )
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -272,7 +285,7 @@ def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:
         closing = circle[-1]
         route = " -> ".join([edge.stage for edge in circle] + [closing.parent])
         place = f"stages.{closing.stage}.{closing.field_path}"
-        yield loaded.problem(place, closing.parent, f"stages go round in a circle: {route}")
+        yield loaded.problem(Code.STAGE_CYCLE, place, closing.parent, f"stages form a cycle: {route}")
         for edge in circle:
             del remaining[edge.stage]
 

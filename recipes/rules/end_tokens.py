@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE
-from recipes.errors import Problem
+from recipes.errors import Finding, Problem
 from recipes.loading.document import LoadedRecipe
+from recipes.problem_codes import Code
 from recipes.references import FolderRef
 from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, reference_facts
@@ -24,8 +25,8 @@ def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
             if key in told or facts.tokenizer is None or facts.family not in _WRITERS:
                 continue
             told.append(key)
-            for message in _disagreements(facts):
-                yield loaded.problem(f"stages.{name}.{field}", text, message)
+            for finding in _disagreements(facts):
+                yield loaded.problem_from(finding, f"stages.{name}.{field}", text)
 
 
 def _answering(stage: Stage) -> Iterator[tuple[str, str]]:
@@ -40,28 +41,31 @@ def _answering(stage: Stage) -> Iterator[tuple[str, str]]:
                 yield f"of.{index}", text
 
 
-def _disagreements(facts: ModelFacts) -> Iterator[str]:
+def _disagreements(facts: ModelFacts) -> Iterator[Finding]:
     tokenizer = facts.tokenizer
     assert tokenizer is not None
     vocabulary, own = tokenizer.vocabulary or {}, tokenizer.eos_token
     names = {number: token for token, number in vocabulary.items()}
     configured = [names.get(number, str(number)) for number in sorted(facts.configured_ends)]
     if configured and own is not None and own not in configured:
-        yield (
+        yield Finding(
+            Code.END_TOKENS_DISAGREE,
             f"the tokenizer's end token is {own}, config.json and generation_config.json name {', '.join(configured)}; "
-            "answers end at each of them, and generation_config.json of what is made names them all"
+            "answers end at each of them, and the output's generation_config.json names them all",
         )
     if tokenizer.chat_template in (None, DEFAULT_CHAT_TEMPLATE):
         return
     end = tokenizer.turn_end
     if end is None:
-        yield (
-            "the chat template writes no special token after an answer, so that a model tuned on chats does not learn "
-            "where to stop; its answers run to max_new_tokens"
+        yield Finding(
+            Code.NO_END_OF_TURN,
+            "the chat template writes no special token after an answer, so a model tuned on chats does not learn "
+            "where to stop; its answers run to max_new_tokens",
         )
     elif end != own and end not in configured:
         others = ", ".join(dict.fromkeys([own or "none", *configured]))
-        yield (
+        yield Finding(
+            Code.END_TOKENS_DISAGREE,
             f"the chat template ends an answer with {end}, which is not among the model's end tokens ({others}); "
-            "answers end there too in `sample`, RL and evaluations, and generation_config.json of what is made names it"
+            "answers end there too in `sample`, RL and evaluations, and the output's generation_config.json names it",
         )

@@ -6,6 +6,7 @@ from recipes.data.image_facts import find_picture_facts
 from recipes.data.images import ImageSource
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
+from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import picture_stage_of
 from recipes.stages.ddpo import ClassReward
@@ -23,9 +24,9 @@ def check_picture_forms(loaded: LoadedRecipe) -> Iterator[Problem]:
         for field_path, text, source in _met_pictures(stage, stages):
             other = _form(source, loaded)
             if other is not None and other != form:
-                message = f"its pictures are {other}; those of {_named(stage)} are {form}"
+                message = f"image shapes differ: {other} here, {form} in {_named(stage)}"
                 advice = "set size and channels of both sources"
-                yield loaded.problem(f"stages.{name}.{field_path}", text, message, advice)
+                yield loaded.problem(Code.IMAGE_SHAPE_MISMATCH, f"stages.{name}.{field_path}", text, message, advice)
 
 
 def _own_pictures(stage: Stage, stages: Mapping[str, Stage]) -> ImageSource | None:
@@ -88,4 +89,4 @@ def _form(source: ImageSource, loaded: LoadedRecipe) -> str | None:
     facts = find_picture_facts(source, loaded.base_dir)
     if facts is None:
         return None
-    return f"{facts.height}x{facts.width} with {facts.channels} channel{'s' if facts.channels > 1 else ''}"
+    return f"{facts.height}x{facts.width}x{facts.channels}"

@@ -8,6 +8,7 @@ from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.models.image_models import Classifier, Ddpm, Gan
 from recipes.planning.derive import stage_steps
+from recipes.problem_codes import Code
 from recipes.references import stage_sources
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.models import model_facts
@@ -30,7 +31,13 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
             for use in stage_sources(stage):
                 if isinstance(use.rows, TextFiles) and not use.held_out:
                     message = "plain text has no labels, which a classifier learns"
-                    yield loaded.problem(f"{place}.{use.field_path}.source", "text", message, "use jsonl, csv, parquet")
+                    yield loaded.problem(
+                        Code.MISSING_LABELS,
+                        f"{place}.{use.field_path}.source",
+                        "text",
+                        message,
+                        "use jsonl, csv, parquet",
+                    )
             yield from _check_pseudo_labels(loaded, place, stage)
 
 
@@ -47,17 +54,19 @@ def _reader(stage: PretrainImages) -> str | None:
 def _check_pictures(loaded: LoadedRecipe, place: str, source: ImageSource, reader: str) -> Iterator[Problem]:
     key = label_key(source)
     if key is not None:
-        message = f"these pictures have no labels, which {reader} reads"
-        yield loaded.problem(f"{place}.{key}", "", message, f"set {key}")
+        message = f"these images have no labels, which {reader} reads"
+        yield loaded.problem(Code.MISSING_LABELS, f"{place}.{key}", "", message, f"set {key}")
 
 
 def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> Iterator[Problem]:
     if stage.pseudo_labels is None:
         return
     if stage.labelled_share == 1 and isinstance(stage.data, PythonDocs):
-        message = "every row of python-docs has a label that is used; there are none to label"
-        yield loaded.problem(f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
+        message = "every row of python-docs has a label that is used; no row is left to pseudo-label"
+        yield loaded.problem(Code.NO_EFFECT, f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
     steps, warmup = stage_steps(stage), stage.pseudo_labels.warmup_steps
     if steps is not None and warmup >= steps:
-        message = f"the rows without a label would never be learnt from; the stage has {steps} steps"
-        yield loaded.problem(f"{place}.pseudo_labels.warmup_steps", warmup, message, f"below {steps}")
+        message = f"pseudo-labels would never be used; the stage has {steps} steps"
+        yield loaded.problem(
+            Code.WARMUP_TOO_LONG, f"{place}.pseudo_labels.warmup_steps", warmup, message, f"below {steps}"
+        )

@@ -11,6 +11,7 @@ from recipes.loading.schema_paths import nearest
 from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
 from recipes.models.folders import FolderFacts, config_positions, read_folder
 from recipes.models.vision_language_folders import VisionFacts
+from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
 from recipes.rules.chain import NOUNS, origin, start_of
 from recipes.rules.report import unmeasured
@@ -19,6 +20,15 @@ from recipes.tokenizers.token_contract import TokenizerFacts, find_pad_token, to
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
+NOUN_OF: dict[str | None, str] = {
+    None: "of an unknown family",
+    "decoder": "a decoder",
+    "rnn": "an rnn",
+    "encoder": "an encoder",
+    "encoder_decoder": "an encoder-decoder",
+    "vision_language": "a vision-language model",
+}
+"""Families of language models as messages name them."""
 _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 
@@ -144,13 +154,13 @@ def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[P
         if not isinstance(reference, FolderRef):
             continue
         facts = _folder(loaded, reference.path, item.wants[0])
-        for message in facts.problems:
-            yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
+        for finding in facts.problems:
+            yield loaded.problem_from(finding, f"{place}.{item.field_path}", item.text)
         if facts.kind is not None and facts.kind not in item.wants and "tokenizer" not in item.wants:
             needed = " or ".join(NOUNS[kind] for kind in item.wants)
             by = "" if facts.model_class is None else f" ({facts.model_class.name})"
             message = f"needs {needed}, but the folder holds {NOUNS[facts.kind]}{by}"
-            yield loaded.problem(f"{place}.{item.field_path}", item.text, message)
+            yield loaded.problem(Code.WRONG_ARTIFACT_KIND, f"{place}.{item.field_path}", item.text, message)
 
 
 def _check_tokenizer(
@@ -161,12 +171,14 @@ def _check_tokenizer(
 
         message = template_problem(tokenizer.chat_template, ROLES)
         if message is not None:
-            yield loaded.problem(f"{place}.chat_template", tokenizer.chat_template, message)
+            yield loaded.problem(Code.INVALID_CHAT_TEMPLATE, f"{place}.chat_template", tokenizer.chat_template, message)
     if isinstance(tokenizer, TrainTokenizer):
         needed = BYTES + len(tokenizer.names)
         if tokenizer.vocab_size < needed:
             message = f"too small for {BYTES} bytes and {len(tokenizer.names)} special tokens (eos and pad too)"
-            yield loaded.problem(f"{place}.vocab_size", tokenizer.vocab_size, message, f"at least {needed}")
+            yield loaded.problem(
+                Code.VOCABULARY_TOO_SMALL, f"{place}.vocab_size", tokenizer.vocab_size, message, f"at least {needed}"
+            )
         return
     if facts is None:
         return
@@ -175,20 +187,28 @@ def _check_tokenizer(
         if token is None:
             differs = " that differs from its end token" if key == "pad_token" else ""
             message = f"the tokenizer has no {key}{differs}"
-            yield loaded.problem(place, tokenizer.from_, message, f"give {key}: one of its tokens")
+            yield loaded.problem(
+                Code.MISSING_SPECIAL_TOKEN, place, tokenizer.from_, message, f"give {key}: one of its tokens"
+            )
         elif facts.vocabulary is not None and token not in facts.vocabulary:
             guess = nearest(token, sorted(facts.special_tokens))
             suggestion = f"did you mean {guess}?" if guess else ""
-            yield loaded.problem(f"{place}.{key}", token, "not a token of this tokenizer", suggestion)
+            yield loaded.problem(
+                Code.UNKNOWN_TOKEN, f"{place}.{key}", token, "not a token of this tokenizer", suggestion
+            )
     if facts.eos_token is not None and facts.eos_token == facts.pad_token:
         message = "pad_token must differ from eos_token; the end of a response is found by it"
         key = "pad_token" if tokenizer.pad_token is not None else "eos_token"
         yield loaded.problem(
-            f"{place}.{key}", facts.pad_token, message, "name another token of the vocabulary as pad_token"
+            Code.PAD_TOKEN_CONFLICT,
+            f"{place}.{key}",
+            facts.pad_token,
+            message,
+            "name another token of the vocabulary as pad_token",
         )
     template = None if tokenizer.chat_template else facts.chat_template  # the recipe's own is tried above
-    for message in token_problems(replace(facts, eos_token=None, pad_token=None, chat_template=template)):
-        yield loaded.problem(place, tokenizer.from_, message)
+    for finding in token_problems(replace(facts, eos_token=None, pad_token=None, chat_template=template)):
+        yield loaded.problem_from(finding, place, tokenizer.from_)
 
 
 def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -214,63 +234,71 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
             marks = set(_MARKER.findall(tokenizer.chat_template))
         known = set(tokenizer.names)
         for mark in sorted(marks - known):
-            message = f"the chat template writes {mark}, which is no special token and would be split"
+            message = f"the chat template writes {mark}, which is not a special token and would be split"
             place = f"stages.{name}.tokenizer.special_tokens"
-            yield loaded.problem(place, tokenizer.special_tokens, message, f"add {mark} to special_tokens")
+            yield loaded.problem(
+                Code.SPLIT_SPECIAL_TOKEN, place, tokenizer.special_tokens, message, f"add {mark} to special_tokens"
+            )
 
 
 def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFacts) -> Iterator[Problem]:
     """Stages that cannot work with the family of the model that they are given."""
     if isinstance(stage, Reward | PpoStage) and facts.family not in (None, "decoder"):
         field = "init_from" if isinstance(stage, Reward) else "actor"
-        message = f"a {stage.kind} stage needs a decoder; this model is of family {facts.family}"
-        yield loaded.problem(f"{place}.{field}", getattr(stage, field), message)
+        message = f"a {stage.kind} stage needs a decoder; this model is {NOUN_OF[facts.family]}"
+        yield loaded.problem(Code.UNSUPPORTED_FAMILY, f"{place}.{field}", getattr(stage, field), message)
         return
     if isinstance(stage, Evaluate):
         yield from _check_suites(loaded, place, stage)
         return
     if isinstance(stage, Pretrain) and facts.family == "vision_language":
-        message = "a pretrain stage takes no vision-language model; finetune does, and reports how it answers"
-        yield loaded.problem(f"{place}.init_from", stage.init_from or "", message)
+        message = "vision-language models can only be fine-tuned"
+        yield loaded.problem(Code.UNSUPPORTED_FAMILY, f"{place}.init_from", stage.init_from or "", message)
         return
     if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):
-        message = f"a model of family {facts.family} has one part"
-        yield loaded.problem(f"{place}.parts", stage.parts, message, "remove the key")
+        message = f"`parts` applies to vision-language models; this model is {NOUN_OF[facts.family]}"
+        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.parts", stage.parts, message, "remove the key")
     if isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
-        message = "a recurrent model has no linear modules that an adapter goes on"
-        yield loaded.problem(f"{place}.lora", "", message, "remove the key")
+        message = "an rnn has no linear modules for an adapter"
+        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.lora", "", message, "remove the key")
 
     if isinstance(stage, Finetune) and facts.family not in (None, "encoder"):
         for key in ("labelled_share", "pseudo_labels"):
             if getattr(stage, key) not in (None, 1.0):
-                message = f"labels belong to encoders; this model is of family {facts.family}"
-                yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
+                message = f"labels are for encoders; this model is {NOUN_OF[facts.family]}"
+                yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.{key}", "", message, "remove the key")
         if stage.dropout is not None:
-            message = f"serves encoders, which learn labels; this model is of family {facts.family}"
-            yield loaded.problem(f"{place}.dropout", stage.dropout, message, "remove the key")
+            message = f"`dropout` applies to encoders; this model is {NOUN_OF[facts.family]}"
+            yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.dropout", stage.dropout, message, "remove the key")
     if isinstance(stage, Pretrain | Finetune) and stage.init_from and is_text_classifier(loaded, stage.init_from):
         kind = "a classifier" if isinstance(stage, Finetune) else "pretraining"
         message = f"is a classifier already; {kind} starts from a pretrained encoder"
-        yield loaded.problem(f"{place}.init_from", stage.init_from, message)
+        yield loaded.problem(Code.WRONG_ARTIFACT_KIND, f"{place}.init_from", stage.init_from, message)
     if isinstance(stage, Finetune):
         yield from _check_targets(loaded, place, stage, facts)
     if isinstance(stage, Pretrain):
         for key, family in (("corruption", "encoder"), ("span_corruption", "encoder_decoder")):
             if getattr(stage, key) is None or facts.family in (None, family):
                 continue
-            message = f"hides tokens from family {family}; this model is of family {facts.family}"
-            if facts.family in ("decoder", "rnn"):
-                message = f"a model of family {facts.family} learns to predict the next token; nothing is hidden"
-            yield loaded.problem(f"{place}.{key}", "", message, "remove the key")
+            message = f"`{key}` applies to {family.replace('_', '-')}s; this model is {NOUN_OF[facts.family]}"
+            yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.{key}", "", message, "remove the key")
         cls_token = stage.tokenizer.cls_token if isinstance(stage.tokenizer, TrainTokenizer) else None
         if cls_token is not None and facts.family not in (None, "encoder"):
-            message = "with it the tokenizer would end every prompt with the end token; only encoders take it"
-            yield loaded.problem(f"{place}.tokenizer.cls_token", cls_token, message, "remove the key")
+            message = "with it the tokenizer would end every prompt with the end token; it is for encoders only"
+            yield loaded.problem(
+                Code.NOT_APPLICABLE, f"{place}.tokenizer.cls_token", cls_token, message, "remove the key"
+            )
         if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
             for key in ("cls_token", "mask_token"):
                 if getattr(stage.tokenizer, key) is None:
                     message = "an encoder needs this token"
-                    yield loaded.problem(f"{place}.tokenizer.{key}", "", message, f'for example "<|{key[:-6]}|>"')
+                    yield loaded.problem(
+                        Code.MISSING_SPECIAL_TOKEN,
+                        f"{place}.tokenizer.{key}",
+                        "",
+                        message,
+                        f'for example "<|{key[:-6]}|>"',
+                    )
 
 
 def _check_suites(loaded: LoadedRecipe, place: str, stage: Evaluate) -> Iterator[Problem]:
@@ -280,17 +308,17 @@ def _check_suites(loaded: LoadedRecipe, place: str, stage: Evaluate) -> Iterator
     for index, text in enumerate(stage.of):
         found = unmeasured(reference_facts(loaded, text).family, stage.suites)
         if found is not None:
-            yield loaded.problem(f"{place}.of.{index}", text, *found)
+            yield loaded.problem_from(found, f"{place}.of.{index}", text)
 
 
 def _check_targets(loaded: LoadedRecipe, place: str, stage: Finetune, facts: ModelFacts) -> Iterator[Problem]:
     """Keys of a fine-tuning that only encoder-decoders take, or that they do not."""
     if facts.family == "encoder_decoder" and stage.loss_on == "all":
-        message = "an encoder-decoder writes targets alone; sources have no loss"
-        yield loaded.problem(f"{place}.loss_on", "all", message, "remove the key")
+        message = "an encoder-decoder only generates targets; sources have no loss"
+        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.loss_on", "all", message, "remove the key")
     if facts.family not in (None, "encoder_decoder") and stage.num_beams > 1:
-        message = f"beams search the answers of an encoder-decoder; this model is of family {facts.family}"
-        yield loaded.problem(f"{place}.num_beams", stage.num_beams, message, "remove the key")
+        message = f"`num_beams` applies to encoder-decoders; this model is {NOUN_OF[facts.family]}"
+        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.num_beams", stage.num_beams, message, "remove the key")
 
 
 def _check_lora(
@@ -299,7 +327,9 @@ def _check_lora(
     if stage.lora is None:
         if isinstance(stage, Finetune | PpoStage) and not stage.merge:
             outer = place.removesuffix(".lora")
-            yield loaded.problem(f"{outer}.merge", False, "merge says something only with lora", "remove the key")
+            yield loaded.problem(
+                Code.NO_EFFECT, f"{outer}.merge", False, "merge has no effect without lora", "remove the key"
+            )
         return
     targets = stage.lora.target_modules
     if targets == "all-linear" or facts.type not in LINEAR_MODULES:
@@ -310,7 +340,7 @@ def _check_lora(
             guess = nearest(target, list(known))
             suggestion = f"did you mean {guess}?" if guess else "linear modules: " + ", ".join(known)
             message = f"{facts.type} has no linear module of this name"
-            yield loaded.problem(f"{place}.target_modules.{index}", target, message, suggestion)
+            yield loaded.problem(Code.UNKNOWN_MODULE, f"{place}.target_modules.{index}", target, message, suggestion)
 
 
 def _check_stop_tokens(loaded: LoadedRecipe, place: str, tokens: list[str], facts: ModelFacts) -> Iterator[Problem]:
@@ -321,6 +351,10 @@ def _check_stop_tokens(loaded: LoadedRecipe, place: str, tokens: list[str], fact
             known = sorted(facts.tokenizer.special_tokens)
             guess = nearest(token, known)
             suggestion = f"did you mean {guess}?" if guess else "special tokens: " + ", ".join(known[:12])
-            yield loaded.problem(f"{place}.stop_tokens.{index}", token, "not one token of the vocabulary", suggestion)
+            yield loaded.problem(
+                Code.UNKNOWN_TOKEN, f"{place}.stop_tokens.{index}", token, "not one token of the vocabulary", suggestion
+            )
         elif token == facts.tokenizer.pad_token:
-            yield loaded.problem(f"{place}.stop_tokens.{index}", token, "the pad token never ends a response")
+            yield loaded.problem(
+                Code.PAD_TOKEN_CONFLICT, f"{place}.stop_tokens.{index}", token, "the pad token cannot be a stop token"
+            )

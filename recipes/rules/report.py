@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from recipes.errors import Problem
+from recipes.errors import Finding, Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
+from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from recipes.stages.kinds import Evaluate
 
@@ -66,20 +67,22 @@ def _is_known(loaded: LoadedRecipe, text: str) -> bool:
     return not isinstance(reference, StageRef) or reference.stage in {*loaded.recipe.stages, *loaded.unsound}
 
 
-def unmeasured(family: str | None, suites: Sequence[str]) -> tuple[str, str] | None:
+def unmeasured(family: str | None, suites: Sequence[str]) -> Finding | None:
     """Why an evaluation's suites of text do not measure a family, and what would be right; None: they do."""
     match family:
         case "encoder":
-            return "an encoder predicts no next token; its own finetune reports how it classifies", "remove it"
+            message = "an encoder predicts no next token; its own finetune reports how it classifies"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, "remove it")
         case "vision_language":
-            return "an evaluate stage takes no vision-language model", "its own finetune reports how it answers"
+            message = "an evaluate stage takes no vision-language model"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, "its own finetune reports how it answers")
         case "encoder_decoder" if "targets" not in suites:
-            return "an encoder-decoder writes targets of sources", "suites: [targets]"
+            message = "an encoder-decoder writes targets of sources"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, "suites: [targets]")
         case "decoder" | "rnn" if "targets" in suites:
-            return (
-                f"suite 'targets' measures encoder-decoders; this model is of family {family}",
-                "suites: [perplexity]",
-            )
+            found = "an rnn" if family == "rnn" else "a decoder"
+            message = f"suite 'targets' measures encoder-decoders; this model is {found}"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, "suites: [perplexity]")
     return None
 
 
@@ -98,6 +101,8 @@ def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
                 guess = nearest(gate.metric, known)
                 suggestion = f"did you mean {guess}?" if guess else "there are: " + ", ".join(known)
                 message = f"the report of the suites {', '.join(stage.suites)} has no such metric"
-                yield loaded.problem(f"{place}.metric", gate.metric, message, suggestion)
+                yield loaded.problem(Code.UNKNOWN_METRIC, f"{place}.metric", gate.metric, message, suggestion)
             if gate.min is not None and gate.max is not None and gate.min > gate.max:
-                yield loaded.problem(f"{place}.min", gate.min, f"min must be at most max ({gate.max})")
+                yield loaded.problem(
+                    Code.MIN_ABOVE_MAX, f"{place}.min", gate.min, f"min must be at most max ({gate.max})"
+                )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
+from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.models import model_facts
 from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward, Stage, Template
@@ -37,12 +38,16 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator[Pr
         return
     facts, place = model_facts(loaded, stage), f"stages.{name}.template"
     if facts.family == "encoder":
-        message = "an encoder reads texts and their labels; no template has an effect"
-        yield loaded.problem(place, stage.template, message, "remove the key")
+        message = "an encoder reads texts and their labels; a template has no effect"
+        yield loaded.problem(Code.NOT_APPLICABLE, place, stage.template, message, "remove the key")
     elif stage.template == "chat" and facts.tokenizer is not None and not facts.tokenizer.has_chat_template:
         message = "the model's tokenizer has no chat template"
         yield loaded.problem(
-            place, stage.template, message, "template: none, or tokenizer.chat_template where it is made"
+            Code.MISSING_CHAT_TEMPLATE,
+            place,
+            stage.template,
+            message,
+            "template: none, or tokenizer.chat_template where it is made",
         )
 
 
@@ -62,8 +67,14 @@ def _check_inputs(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator
     if own is None or len(set(learned.values())) != 1 or own in learned.values():
         return
     field, template = next(iter(learned.items()))
-    message = f"plain text is put to the model in another way than where it was trained ({inputs[field]}: {template})"
-    yield loaded.problem(f"stages.{name}.template", own, message, f"template: {template} on both, or chat on both")
+    message = f"plain text is formatted differently from where the model was trained ({inputs[field]}: {template})"
+    yield loaded.problem(
+        Code.TEMPLATE_MISMATCH,
+        f"stages.{name}.template",
+        own,
+        message,
+        f"template: {template} on both, or chat on both",
+    )
 
 
 def _stage_of(loaded: LoadedRecipe, text: str | None) -> Stage | None:

@@ -7,11 +7,13 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.data.images import ImageSource
 from recipes.data.text import Source, Tokenizer
-from recipes.fields import Strict, TagAt, added_meaning, meaning, placement, raise_all
+from recipes.errors import Finding
+from recipes.fields import Strict, TagAt, added_meaning, meaning, placement, raise_all, refuse
 from recipes.models.architecture import Architecture
 from recipes.models.encoder import Corruption, PseudoLabels
 from recipes.models.encoder_decoder import SpanCorruption
 from recipes.models.image_models import Ddpm, ImageArchitecture
+from recipes.problem_codes import Code
 from recipes.stages.ddpo import Ddpo, PictureReward, PictureRollout
 from recipes.stages.lora import Lora
 from recipes.stages.ppo import Ppo, Rollout, Sampling
@@ -73,9 +75,9 @@ class Pretrain(_Stage):
     @model_validator(mode="after")
     def _one_origin(self) -> "Pretrain":
         if self.init_from is None and (self.architecture is None or self.tokenizer is None):
-            raise ValueError("give architecture and tokenizer, or init_from")
+            refuse(Code.MISSING_KEY, "give architecture and tokenizer, or init_from")
         if self.init_from is not None and (self.architecture is not None or self.tokenizer is not None):
-            raise ValueError("init_from brings its own architecture and tokenizer; remove them")
+            refuse(Code.CONFLICTING_KEYS, "init_from brings its own architecture and tokenizer; remove them")
         return self
 
 
@@ -102,17 +104,22 @@ class PretrainImages(_Stage):
         raise_all(self._misfits())
         return self
 
-    def _misfits(self) -> Iterator[str]:
+    def _misfits(self) -> Iterator[Finding]:
         if not isinstance(self.architecture, Ddpm):
             for key in ("autoencoder", "text_encoder"):
                 if getattr(self, key) is not None:
-                    yield f"{key} serves family ddpm; the family here is {self.architecture.family}"
+                    yield Finding(
+                        Code.NOT_APPLICABLE, f"{key} needs family ddpm; the family here is {self.architecture.family}"
+                    )
             return
         if self.architecture.class_conditional and self.text_encoder is not None:
-            yield "give text_encoder or class_conditional: true, not both: the caption names the class"
+            yield Finding(
+                Code.CONFLICTING_KEYS,
+                "give text_encoder or class_conditional: true, not both: the caption names the class",
+            )
         has_condition = self.architecture.class_conditional or self.text_encoder is not None
         if self.architecture.guidance != 1 and not has_condition:
-            yield "guidance needs class_conditional: true, or a text_encoder"
+            yield Finding(Code.UNMET_REQUIREMENT, "guidance needs class_conditional: true, or a text_encoder")
 
 
 class Finetune(_Stage):
@@ -216,7 +223,7 @@ class PpoStage(_Stage):
     def _text_has_weight(self) -> "PpoStage":
         if (self.text is None) != (self.ppo.text_coef == 0):
             found = "text without ppo.text_coef" if self.text is not None else "ppo.text_coef without text"
-            raise ValueError(f"text and a ppo.text_coef above 0 go together; found {found}")
+            refuse(Code.UNMET_REQUIREMENT, f"text and a ppo.text_coef above 0 go together; found {found}")
         return self
 
 
@@ -251,7 +258,7 @@ class Bound(Strict):
     @model_validator(mode="after")
     def _some_bound(self) -> "Bound":
         if self.min is None and self.max is None:
-            raise ValueError(f"gate on {self.metric}: give min, max or both")
+            refuse(Code.MISSING_KEY, f"gate on {self.metric}: give min, max or both")
         return self
 
 
@@ -341,24 +348,34 @@ class Evaluate(_Stage):
         raise_all(self._misfits())
         return self
 
-    def _misfits(self) -> Iterator[str]:
+    def _misfits(self) -> Iterator[Finding]:
         if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
-            yield "suite 'comparison' needs `reward` and at least two models in `of`"
+            yield Finding(Code.MISSING_KEY, "suite 'comparison' needs `reward` and at least two models in `of`")
         if self.num_sequences is not None and "perplexity" not in self.suites:
-            yield f"num_sequences ({self.num_sequences}) has no effect without suite 'perplexity'"
+            yield Finding(
+                Code.NO_EFFECT, f"num_sequences ({self.num_sequences}) has no effect without suite 'perplexity'"
+            )
         for suite, measured in ALONE.items():
             if suite in self.suites and len(self.suites) > 1:
-                yield f"suite {suite!r} measures {measured}; it stands alone"
+                yield Finding(
+                    Code.CONFLICTING_KEYS,
+                    f"suite {suite!r} cannot be combined with other suites: it measures {measured}",
+                )
         if "targets" in self.suites:
             if self.reward is not None or self.second_scorer is not None:
-                yield "reward models score answers; suite 'targets' takes no reward and no second_scorer"
+                yield Finding(
+                    Code.NO_EFFECT, "reward models score answers; suite 'targets' takes no reward and no second_scorer"
+                )
         elif self.num_beams > 1:
-            yield f"num_beams ({self.num_beams}) says something only with suites: [targets]"
+            yield Finding(Code.NO_EFFECT, f"num_beams ({self.num_beams}) has no effect without suites: [targets]")
         if "images" in self.suites:
             if self.features is None or self.images is None or self.images.hold_out == 0:
-                yield "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0"
+                yield Finding(
+                    Code.MISSING_KEY,
+                    "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0",
+                )
         elif self.features is not None or self.images is not None:
-            yield "features and images say something only with suites: [images]"
+            yield Finding(Code.NO_EFFECT, "features and images have no effect without suites: [images]")
 
 
 PretrainFamily = Annotated[

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recipes.fields import Strict, Whole, meaning, placement
+from recipes.fields import Strict, Whole, meaning, placement, refuse
+from recipes.problem_codes import Code
 
 FP32_BYTES = 4
 MAX_BUCKET = 50_000_000
@@ -47,7 +48,7 @@ class Shard(Strict):
     @model_validator(mode="after")
     def _sharded_by_deepspeed(self) -> "Shard":
         if self.engine == "plain" and self.zero not in ("auto", 0):
-            raise ValueError(f"zero {self.zero} has no effect without engine: deepspeed; found engine: plain")
+            refuse(Code.NO_EFFECT, f"zero {self.zero} has no effect without engine: deepspeed; found engine: plain")
         return self
 
     @property

@@ -2,7 +2,8 @@
 
 from pydantic import model_validator
 
-from recipes.fields import Steps, Strict, meaning, placement
+from recipes.fields import Steps, Strict, meaning, placement, refuse
+from recipes.problem_codes import Code
 from recipes.stages.optim import AdamW, Schedule
 
 
@@ -35,14 +36,18 @@ class _Steps(Strict):
 
 
 def _check_length(train: _Steps, names: tuple[str, ...]) -> None:
-    """Raise ValueError unless exactly one of the names says how long, and the warm-up ends before the steps do."""
+    """Raise refuse unless exactly one of the names says how long, and the warm-up ends before the steps do."""
     given = [name for name in names if getattr(train, name) is not None]
     if len(given) != 1:
         found = "none of them" if not given else " and ".join(given)
         listed = ", ".join(names[:-1]) + f" and {names[-1]}"
-        raise ValueError(f"give exactly one of {listed}; found {found}")
+        code = Code.CONFLICTING_KEYS if given else Code.MISSING_KEY
+        refuse(code, f"give exactly one of {listed}; found {found}")
     if train.steps is not None and train.schedule.warmup_steps >= train.steps:
-        raise ValueError(f"schedule.warmup_steps ({train.schedule.warmup_steps}) must be below steps ({train.steps})")
+        refuse(
+            Code.WARMUP_TOO_LONG,
+            f"schedule.warmup_steps ({train.schedule.warmup_steps}) must be below steps ({train.steps})",
+        )
 
 
 class Train(_Steps):

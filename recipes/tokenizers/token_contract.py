@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.errors import Finding
+from recipes.problem_codes import Code
+
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
 """Entries that serve as pad token, in this order, where a tokenizer names none or its end token.
 
@@ -83,7 +86,7 @@ def token_problems(
     facts: TokenizerFacts,
     config: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     """What does not fit: tokens that are in no vocabulary, ids without a row or a token, a template that is no Jinja.
 
     `config` and `generation` are a model's `config.json` and `generation_config.json`; None: there is none.
@@ -93,27 +96,29 @@ def token_problems(
         for key in ("eos_token", "pad_token", "bos_token"):
             token = getattr(facts, key)
             if token is not None and token not in vocabulary:
-                yield f"{key}: token {token!r} is not in the vocabulary of {_size(vocabulary)} entries"
+                message = f"{key}: token {token!r} is not in the vocabulary of {_size(vocabulary)} entries"
+                yield Finding(Code.UNKNOWN_TOKEN, message)
     if facts.chat_template is not None:
         from recipes.tokenizers.chat_template import template_problem
 
         if (found := template_problem(facts.chat_template)) is not None:
-            yield f"chat template: {found}"
+            yield Finding(Code.INVALID_CHAT_TEMPLATE, f"chat template: {found}")
     if config is not None and vocabulary is not None:
         yield from _id_problems(facts, vocabulary, config, generation or {})
 
 
 def _id_problems(
     facts: TokenizerFacts, vocabulary: Mapping[str, int], config: Mapping[str, Any], generation: Mapping[str, Any]
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     rows = embedding_rows(config)
     added = sorted(facts.named_tokens - vocabulary.keys())
     entries = _size(vocabulary) + len(added)
     if rows is not None and entries > rows:
         last = added[-1] if added else max(vocabulary, key=lambda token: vocabulary[token])
-        yield (
+        yield Finding(
+            Code.TOKEN_ID_MISMATCH,
             f"the tokenizer has {entries} entries (the last is {last!r}), the model's embedding {rows} rows "
-            "(vocab_size in config.json); resize the embedding, or remove the tokens that were added"
+            "(vocab_size in config.json); resize the embedding, or remove the tokens that were added",
         )
         return
     by_id = {number: token for token, number in vocabulary.items()}
@@ -122,17 +127,20 @@ def _id_problems(
         if key == "pad_token_id" and number == -1:  # how some old configurations say that there is none
             continue
         if not _is_id(number) or (rows is not None and number >= rows):
-            yield f"{file}: {key} is {number!r}, and the model's embedding has {rows} rows"
+            message = f"{file}: {key} is {number!r}, and the model's embedding has {rows} rows"
+            yield Finding(Code.TOKEN_ID_MISMATCH, message)
         elif key == "eos_token_id" and number not in by_id:
-            yield f"{file}: {key} is {number}, and the tokenizer has no token of that number"
+            message = f"{file}: {key} is {number}, and the tokenizer has no token with this id"
+            yield Finding(Code.TOKEN_ID_MISMATCH, message)
         elif key == "eos_token_id" and by_id[number] not in facts.special_tokens:
             ordinary[number] = file
     own = vocabulary.get(facts.eos_token or "")
     if own is not None and ordinary and own not in configured_ends(config, generation):
         number, file = next(iter(ordinary.items()))
-        yield (
+        yield Finding(
+            Code.TOKEN_ID_MISMATCH,
             f"{file}: eos_token_id is {number}, which is the ordinary token {by_id[number]!r} here; the tokenizer's "
-            f"end token {facts.eos_token!r} is {own}: the tokenizer is not this model's"
+            f"end token {facts.eos_token!r} is {own}: the tokenizer is not this model's",
         )
 
 

@@ -308,7 +308,7 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     complete = Tokenization(**{**found.__getstate__(), "pad_token": pad, "configured_ends": ends})
     complete.__dict__["tokenizer"] = found.tokenizer  # a large one takes long to read
     if problems := list(token_problems(complete.facts, settings if is_models else None, generation)):
-        raise RequestError("; ".join(problems))
+        raise RequestError("; ".join(map(str, problems)))
     return complete
 
 

@@ -201,7 +201,7 @@ def _look_at_pictures(folder: Path) -> _Found:
     refuse_code(folder, read_json(folder, SETTINGS, file_inside), SETTINGS)
     found, problems = read_picture_folder(folder)
     if found is None or problems:
-        raise RequestError("; ".join(problems))
+        raise RequestError("; ".join(map(str, problems)))
     index = ("model_index.json",) if (folder / "model_index.json").exists() else ()
     paths = {name: file_inside(folder, name) for name in (*found.configs, *index)}
     for name in paths:

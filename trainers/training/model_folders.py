@@ -235,7 +235,7 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text()) if path.exists() else {}
     if problems := list(token_problems(facts, config.to_dict(), generation)):
-        raise StageError(f"{folder}: {'; '.join(problems)}")
+        raise StageError(f"{folder}: {'; '.join(map(str, problems))}")
 
 
 def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_shard_bytes: int) -> None:

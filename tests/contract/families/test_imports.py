@@ -87,7 +87,7 @@ def test_a_damaged_export_is_refused_by_check_and_import(exported: Path, tmp_pat
             with pytest.raises(RequestError, match=path.stem):
                 import_folder(Store.open(str(tmp_path / "store")), folder)
             if name not in ADAPTED:
-                assert path.stem in " | ".join(read_folder(folder, "model").problems)
+                assert path.stem in " | ".join(map(str, read_folder(folder, "model").problems))
     assert not list((tmp_path / "store").glob("refs/artifacts/*"))
 
 

@@ -23,12 +23,15 @@ def test_check_names_file_line_field_and_value_of_everything(call: Any, recipe: 
     recipe.write_text(recipe.read_text().replace("steps: 4", "stepz: 4").replace("kind: finetune", "kind: finetun"))
     code, _, err = call("check", str(recipe))
     assert code == 2
-    assert f"{recipe}:11: stages.base.train.stepz: unknown key (found 4); did you mean steps?" in err
+    assert f"{recipe}:11: stages.base.train.stepz: unknown key (found 4); did you mean steps? [unknown-key]" in err
     assert f"{recipe}:13: stages.chat.kind" in err
     code, out, _ = call("check", str(recipe), "--json")
     found = json.loads(out)
     assert (code, found["ok"]) == (2, False)
-    assert {problem["field"] for problem in found["problems"]} >= {"stages.base.train.stepz", "stages.chat.kind"}
+    assert {(problem["code"], problem["field"]) for problem in found["problems"]} >= {
+        ("unknown-key", "stages.base.train.stepz"),
+        ("unknown-choice", "stages.chat.kind"),
+    }
 
 
 def test_check_with_a_store_says_what_there_is_to_do(call: Any, recipe: Path, tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_check_refuses_more_workers_than_there_are(call: Any, recipe: Path, tmp_
     code, _, err = call("check", str(recipe), *arguments)
     assert code == 3
     assert "cluster.workers" in err
-    assert "needs 4096 CPU (4096 workers)" in err
+    assert "[cluster-too-small]" in err
 
 
 def test_check_refuses_a_store_that_cannot_be_written(call: Any, recipe: Path, tmp_path: Path) -> None:
@@ -52,6 +55,7 @@ def test_check_refuses_a_store_that_cannot_be_written(call: Any, recipe: Path, t
     code, _, err = call("check", str(recipe), "--store", str(blocked / "store"))
     assert code == 3
     assert str(blocked) in err
+    assert "[store-not-usable]" in err
 
 
 def test_check_with_both_wrong_ends_with_two(call: Any, recipe: Path, tmp_path: Path) -> None:

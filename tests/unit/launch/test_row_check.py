@@ -109,8 +109,9 @@ def test_truncated_rows_are_a_warning(check: Check) -> None:
 def test_what_the_template_refuses_is_said_before_the_run(check: Check) -> None:
     found = check([{"messages": [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "A"}]}])
     (problem,) = found.problems
-    assert problem.field == "stages.tuned.data"
-    assert "rows.jsonl:1: chat template: no system turn" in problem.message
+    assert (problem.code, problem.field) == ("rows-not-usable", "stages.tuned.data")
+    assert "rows.jsonl:1: " in problem.message
+    assert "no system turn" in problem.message
     assert found.exit_code == 2
 
 

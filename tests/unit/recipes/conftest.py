@@ -116,15 +116,18 @@ def recipe_of(tmp_path: Path) -> Callable[..., Recipe]:
     return load
 
 
-@pytest.fixture
-def problems_of(recipe_of: Callable[..., Recipe]) -> Callable[..., str]:
-    """Load a recipe's text after edits; returns what is wrong, nothing where it is right."""
+ProblemsOf = Callable[..., list[tuple[str, str]]]
 
-    def load(text: str, *edits: tuple[str, str]) -> str:
+
+@pytest.fixture
+def problems_of(recipe_of: Callable[..., Recipe]) -> ProblemsOf:
+    """Load a recipe's text after edits; returns the code and the field of everything that is wrong."""
+
+    def load(text: str, *edits: tuple[str, str]) -> list[tuple[str, str]]:
         try:
             recipe_of(text, *edits)
         except RecipeError as error:
-            return str(error)
-        return ""
+            return [(str(problem.code), problem.field) for problem in error.problems]
+        return []
 
     return load

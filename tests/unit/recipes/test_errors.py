@@ -1,11 +1,13 @@
 """The exception tree crosses processes and carries the exit codes."""
 
+import json
 import pickle
 
 import pytest
 
 from recipes import errors
 from recipes.errors import Problem, RecipeError, TrainwrightError
+from recipes.problem_codes import Code
 
 
 @pytest.mark.parametrize(
@@ -20,9 +22,17 @@ def test_an_error_survives_pickling(name: str, code: int) -> None:
 
 
 def test_a_recipe_error_keeps_its_problems() -> None:
-    error = RecipeError([Problem("a.yaml", 1, "seed", "'x'", "must be a whole number")])
+    error = RecipeError([Problem(Code.WRONG_TYPE, "a.yaml", 1, "seed", "'x'", "must be a whole number")])
     copy = pickle.loads(pickle.dumps(error))
     assert copy.problems == error.problems
     assert copy.exit_code == 2
-    assert str(copy) == "a.yaml:1: seed: must be a whole number (found 'x')"
-    assert copy.problems[0].to_json()["line"] == 1
+    assert str(copy) == "a.yaml:1: seed: must be a whole number (found 'x') [wrong-type]"
+    assert json.loads(json.dumps(copy.problems[0].to_json())) == {
+        "code": "wrong-type",
+        "file": "a.yaml",
+        "line": 1,
+        "field": "seed",
+        "found": "'x'",
+        "message": "must be a whole number",
+        "suggestion": "",
+    }

@@ -17,30 +17,39 @@ from recipes.models.folders import read_folder
 Write = Callable[..., Path]
 
 
-def _messages(path: Path, field: str, *overrides: str) -> str:
+def _codes(path: Path, field: str, *overrides: str) -> list[str]:
+    """Codes of the problems at a field."""
     _, problems = check_file(path, overrides)
-    return " | ".join(problem.message for problem in problems if problem.field == field)
+    return [str(problem.code) for problem in problems if problem.field == field]
+
+
+def _folder_codes(folder: Path, wants: str = "model") -> list[str]:
+    """Codes of what is wrong with a folder, read afresh."""
+    read_folder.cache_clear()
+    return [str(finding.code) for finding in read_folder(folder, wants).problems]
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "code", "place"),
     [
-        (b"", "is empty"),
-        (b"\n\n\n", "holds no rows"),
-        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "chat.jsonl:2: not JSON"),
-        (b"[1, 2]\n", "chat.jsonl:1: not a JSON object but list"),
-        (b'{"prompt": "a"}\n', "chat.jsonl:1: needs messages or prompt and completion or text"),
-        (b'{"prompt": "a", "completion": 3}\n', "completion must be text or a list of messages"),
-        (b'{"messages": "hello"}\n', "messages must be a list of messages"),
-        (b'{"messages": [{"role": "user"}]}\n', "messages must be a list of messages"),
-        (b"\xff\xfe{\n", "not JSON"),
-        (b"[" * 100_000 + b"\n", "not JSON"),
+        (b"", "empty-file", ""),
+        (b"\n\n\n", "empty-file", ""),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "invalid-data-format", "chat.jsonl:2: "),
+        (b"[1, 2]\n", "invalid-data-format", "chat.jsonl:1: "),
+        (b'{"prompt": "a"}\n', "missing-column", "chat.jsonl:1: "),
+        (b'{"prompt": "a", "completion": 3}\n', "wrong-cell-type", "chat.jsonl:1: completion"),
+        (b'{"messages": "hello"}\n', "wrong-cell-type", "chat.jsonl:1: messages"),
+        (b'{"messages": [{"role": "user"}]}\n', "wrong-cell-type", "chat.jsonl:1: messages"),
+        (b"\xff\xfe{\n", "invalid-data-format", "chat.jsonl:1: "),
+        (b"[" * 100_000 + b"\n", "invalid-data-format", "chat.jsonl:1: "),
     ],
 )
-def test_rows_that_cannot_be_used(content: bytes, says: str, write_recipe: Write) -> None:
+def test_rows_that_cannot_be_used(content: bytes, code: str, place: str, write_recipe: Write) -> None:
     path = write_recipe()
     (path.parent / "rows" / "chat.jsonl").write_bytes(content)
-    assert says in _messages(path, "stages.chat.data.files.0")
+    (problem,) = check_file(path)[1]
+    assert (problem.code, problem.field) == (code, "stages.chat.data.files.0")
+    assert place in problem.message
 
 
 @pytest.mark.parametrize(
@@ -60,23 +69,24 @@ def test_the_ecosystem_s_standard_rows_are_taken(row: dict[str, Any], write_reci
 
 def test_a_single_document_is_not_divided(write_recipe: Write) -> None:
     one = "stages.base.data={source: text, files: [rows/text.txt], hold_out: 0.1}"
-    assert "is one document" in _messages(write_recipe(), "stages.base.data.hold_out", one)
+    assert _codes(write_recipe(), "stages.base.data.hold_out", one) == ["single-document"]
     for more in ("documents=paragraph", 'files=["rows/*.txt", "rows/chat.jsonl"]', "hold_out=0"):
-        assert _messages(write_recipe(), "stages.base.data.hold_out", one, f"stages.base.data.{more}") == ""
+        assert _codes(write_recipe(), "stages.base.data.hold_out", one, f"stages.base.data.{more}") == []
 
 
-@pytest.mark.parametrize(("stage", "says"), [("judge", "this needs chosen+rejected"), ("chat", ""), ("base", "")])
-def test_summaries_are_for_stages_that_read_prompt_and_completion(stage: str, says: str, write_recipe: Write) -> None:
+@pytest.mark.parametrize(("stage", "codes"), [("judge", ["unsuitable-source"]), ("chat", []), ("base", [])])
+def test_summaries_are_for_stages_that_read_prompt_and_completion(
+    stage: str, codes: list[str], write_recipe: Write
+) -> None:
     set_to = f"stages.{stage}.data={{source: python-docs-summaries}}"
-    assert says in (found := _messages(write_recipe(), f"stages.{stage}.data.source", set_to))
-    assert bool(found) is bool(says)
+    assert _codes(write_recipe(), f"stages.{stage}.data.source", set_to) == codes
 
 
 def test_columns_are_mapped(write_recipe: Write) -> None:
     path = write_recipe(("files: [rows/chat.jsonl]", "columns: {prompt: q, completion: a}, files: [rows/chat.jsonl]"))
     (path.parent / "rows" / "chat.jsonl").write_text('{"q": "x", "a": "y"}\n')
     assert check_file(path)[1] == []
-    assert "must be" in _messages(path, "stages.chat.data.columns.promt", "stages.chat.data.columns={promt: q}")
+    assert _codes(path, "stages.chat.data.columns.promt", "stages.chat.data.columns={promt: q}") == ["unknown-choice"]
 
 
 def test_gzip_is_read_and_a_cut_one_is_named(write_recipe: Write) -> None:
@@ -86,20 +96,20 @@ def test_gzip_is_read_and_a_cut_one_is_named(write_recipe: Write) -> None:
     file.write_bytes(packed)
     assert check_file(path)[1] == []
     file.write_bytes(packed[: len(packed) // 2])
-    assert "cannot be read" in _messages(path, "stages.chat.data.files.0")
+    assert _codes(path, "stages.chat.data.files.0") == ["unreadable-data"]
     file.write_bytes(b"not gzip")
-    assert "cannot be read" in _messages(path, "stages.chat.data.files.0")
+    assert _codes(path, "stages.chat.data.files.0") == ["unreadable-data"]
 
 
 def test_csv_headers(write_recipe: Write) -> None:
     path = write_recipe()
     file = path.parent / "rows" / "pairs.csv"
     file.write_text("prompt,chosen\na,b\n")
-    assert "needs chosen and rejected" in _messages(path, "stages.judge.data.files.0")
+    assert _codes(path, "stages.judge.data.files.0") == ["missing-column"]
     file.write_text("prompt,chosen,rejected\n")
-    assert "no rows" in _messages(path, "stages.judge.data.files.0")
+    assert _codes(path, "stages.judge.data.files.0") == ["empty-file"]
     file.write_text("chosen,chosen,rejected\na,b,c\n")
-    assert "names 'chosen' twice" in _messages(path, "stages.judge.data.files.0")
+    assert _codes(path, "stages.judge.data.files.0") == ["duplicate-item"]
 
 
 def test_parquet_columns(write_recipe: Write) -> None:
@@ -110,9 +120,9 @@ def test_parquet_columns(write_recipe: Write) -> None:
     parquet.write_table(pyarrow.table({"chosen": ["a"], "rejected": ["b"]}), file)
     assert check_file(path)[1] == []
     parquet.write_table(pyarrow.table({"chosen": ["a"]}), file)
-    assert "needs chosen and rejected" in _messages(path, "stages.judge.data.files.0")
+    assert _codes(path, "stages.judge.data.files.0") == ["missing-column"]
     file.write_bytes(file.read_bytes()[:-9] + b"\x00" * 5 + b"PAR1")
-    assert "footer cannot be read" in _messages(path, "stages.judge.data.files.0")
+    assert _codes(path, "stages.judge.data.files.0") == ["invalid-data-format"]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -127,19 +137,19 @@ def test_patterns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["~/x.jsonl", "$HOME/x.jsonl", "http://example.org/x.jsonl"])
 def test_nothing_is_expanded(pattern: str, write_recipe: Write) -> None:
-    assert "not expanded" in _messages(
-        write_recipe(), "stages.chat.data.files.0", f"stages.chat.data.files=['{pattern}']"
-    )
+    assert _codes(write_recipe(), "stages.chat.data.files.0", f"stages.chat.data.files=['{pattern}']") == [
+        "invalid-path"
+    ]
 
 
 def test_a_data_set_folder(write_recipe: Write) -> None:
     path = write_recipe(("{source: jsonl, files: [rows/chat.jsonl]", "{source: datasets, path: ./set, split: trian"))
-    assert "no such folder" in _messages(path, "stages.chat.data.path")
+    assert _codes(path, "stages.chat.data.path") == ["missing-folder"]
     folder = path.parent / "set"
     folder.mkdir()
-    assert "save_to_disk" in _messages(path, "stages.chat.data.path")
+    assert _codes(path, "stages.chat.data.path") == ["invalid-data-format"]
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert "no such split" in _messages(path, "stages.chat.data.split")
+    assert _codes(path, "stages.chat.data.split") == ["unknown-split"]
 
 
 def _tokenizer(folder: Path, **config: Any) -> None:
@@ -170,7 +180,7 @@ def _model(folder: Path, **config: Any) -> None:
 
 def test_a_model_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    assert "there is no folder" in read_folder(folder, "model").problems[0]
+    assert _folder_codes(folder) == ["missing-folder"]
     _model(folder)
     read_folder.cache_clear()
     facts = read_folder(folder, "model")
@@ -182,29 +192,28 @@ def test_a_model_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "code"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not readable as JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "xlnet"}'), "model_type 'xlnet'"),
-        (lambda folder: _model(folder, auto_map={"AutoModel": "x.y"}), "auto_map"),
-        (lambda folder: _model(folder, architectures=["T5Model"]), "T5Model is not taken in with model_type 'llama'"),
-        (lambda folder: _model(folder, architectures=None), "no class is not taken in"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not readable by tokenizers"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "is not a safetensors file"),
+        (lambda folder: (folder / "config.json").unlink(), "missing-model-file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "unreadable-model-file"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "xlnet"}'), "unsupported-model"),
+        (lambda folder: _model(folder, auto_map={"AutoModel": "x.y"}), "remote-code"),
+        (lambda folder: _model(folder, architectures=["T5Model"]), "unsupported-model"),
+        (lambda folder: _model(folder, architectures=None), "unsupported-model"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "unreadable-model-file"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "missing-model-file"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "missing-model-file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "unreadable-model-file"),
         (
             lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
-            "holds an adapter, not a whole",
+            "not-a-model-folder",
         ),
     ],
 )
-def test_a_model_folder_that_cannot_be_used(change: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
+def test_a_model_folder_that_cannot_be_used(change: Callable[[Path], Any], code: str, tmp_path: Path) -> None:
     _model(tmp_path / "model")
     change(tmp_path / "model")
-    read_folder.cache_clear()
-    assert says in " | ".join(read_folder(tmp_path / "model", "model").problems)
+    assert _folder_codes(tmp_path / "model") == [code]
 
 
 def test_everything_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path) -> None:
@@ -213,15 +222,12 @@ def test_everything_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path)
     _tokenizer(folder)
     layers = ["model.layers.0.a", "model.layers.0.b", "model.layers.1.a", "model.layers.1.b", "model.layers.2.a"]
     _weights(folder / "model.safetensors", layers)
-    read_folder.cache_clear()
-    found = " | ".join(read_folder(folder, "model").problems)
-    for said in (
-        "names neither an eos_token nor a sep_token",
-        "LlamaModel is not taken in",
-        "auto_map",
-        "model.layers.2 lacks 1 of 2 tensors, as b; config.json announces 3 layers",
-    ):
-        assert said in found
+    assert set(_folder_codes(folder)) == {
+        "missing-special-token",
+        "unsupported-model",
+        "remote-code",
+        "layer-mismatch",
+    }
 
 
 def test_shards_are_looked_at(tmp_path: Path) -> None:
@@ -231,11 +237,9 @@ def test_shards_are_looked_at(tmp_path: Path) -> None:
     _weights(folder / "one.safetensors", ["model.layers.0.a"])
     index = {"model.layers.0.a": "one.safetensors", "model.layers.1.a": "two.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    read_folder.cache_clear()
-    assert "names two.safetensors, which is missing" in " | ".join(read_folder(folder, "model").problems)
+    assert _folder_codes(folder) == ["unreadable-model-file"]
     _weights(folder / "two.safetensors", ["model.layers.1.a"])
-    read_folder.cache_clear()
-    assert "the files hold model.layers.1" in " | ".join(read_folder(folder, "model").problems)
+    assert _folder_codes(folder) == ["layer-mismatch"]
 
 
 PICTURES: dict[str, Any] = {"format": 1, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "family": "vae"}
@@ -261,48 +265,38 @@ def test_a_folder_of_a_model_of_pictures(write_recipe: Write) -> None:
     )
     _pictures(folder, {"family": "ddpm"}, "unet/config.json", "scheduler/scheduler_config.json")
     read_folder.cache_clear()
-    lost = "no unet/diffusion_pytorch_model.safetensors, which a model of family ddpm has"
-    assert lost in _messages(path, "stages.draw.init_from", drawing)
+    assert _codes(path, "stages.draw.init_from", drawing) == ["missing-model-file"]
     _pictures(folder, {"family": "ddpm"}, "unet/diffusion_pytorch_model.safetensors")
     read_folder.cache_clear()
     assert check_file(path, [drawing])[1] == []
-    assert "needs a language model, but the folder holds a diffusion model" in _messages(
-        path, "stages.chat.init_from", "stages.chat.init_from=./model"
-    )
+    assert _codes(path, "stages.chat.init_from", "stages.chat.init_from=./model") == ["wrong-artifact-kind"]
     _pictures(folder, {"family": "vae"}, "model.safetensors")
     read_folder.cache_clear()
-    assert "needs a diffusion model, but the folder holds a variational" in _messages(
-        path, "stages.draw.init_from", drawing
-    )
-    for wrong, said in (
-        ({"classes": [7]}, "classes is not a list of names"),
-        ({"format": 2}, "format is 2; this version reads 1"),
-        ({"height": "8"}, "height is '8'"),
-    ):
+    assert _codes(path, "stages.draw.init_from", drawing) == ["wrong-artifact-kind"]
+    wrongs: tuple[dict[str, Any], ...] = ({"classes": [7]}, {"format": 2}, {"height": "8"})
+    for wrong in wrongs:
         _pictures(folder, {"family": "vae"}, **wrong)
-        read_folder.cache_clear()
-        assert said in " | ".join(read_folder(folder, "vae").problems)
+        assert _folder_codes(folder, "vae") == ["unreadable-model-file"]
     _pictures(folder, {"family": "vae", "width": 0})
-    read_folder.cache_clear()
-    assert "architecture.vae.width" in " | ".join(read_folder(folder, "vae").problems)
+    assert _folder_codes(folder, "vae") == ["unreadable-model-file"]
 
 
 def test_a_folder_s_length_and_modules_are_checked(write_recipe: Write) -> None:
     path = write_recipe(("init_from: base", "init_from: ./model"))
     _model(path.parent / "model", max_position_embeddings=32, model_type="gpt2")
     read_folder.cache_clear()
-    assert "longer than the model" in _messages(path, "stages.chat.train.sequence_length")
-    assert "gpt2 has no linear module" in _messages(path, "stages.chat.lora.target_modules.0")
+    assert _codes(path, "stages.chat.train.sequence_length") == ["sequence-too-long"]
+    assert _codes(path, "stages.chat.lora.target_modules.0") == ["unknown-module"]
 
 
 def test_a_folder_of_another_kind_is_named(write_recipe: Write) -> None:
     path = write_recipe(("init_from: base", "init_from: ./model"))
     _model(path.parent / "model", architectures=["LlamaForSequenceClassification"], id2label={"0": "a"})
     read_folder.cache_clear()
-    assert "needs a language model, but the folder holds a reward model" in _messages(path, "stages.chat.init_from")
+    assert _codes(path, "stages.chat.init_from") == ["wrong-artifact-kind"]
     _model(path.parent / "model", architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b"})
     read_folder.cache_clear()
-    assert "a reward model has one label, this classifier has 2" in _messages(path, "stages.chat.init_from")
+    assert _codes(path, "stages.chat.init_from") == ["unsupported-model"]
 
 
 def test_a_stock_bert_is_taken(tmp_path: Path) -> None:
@@ -323,16 +317,16 @@ def test_a_stock_bert_is_taken(tmp_path: Path) -> None:
 def test_an_existing_tokenizer(write_recipe: Write) -> None:
     path = write_recipe(("train: bpe\n      vocab_size: 512", "from: ./words"))
     place = "stages.base.tokenizer"
-    assert "there is no folder" in _messages(path, f"{place}.from")
+    assert _codes(path, f"{place}.from") == ["missing-folder"]
     _tokenizer(path.parent / "words", eos_token="<eos>")
     read_folder.cache_clear()
     assert check_file(path)[1] == [], "a usual pad token of the vocabulary serves"
     _tokenizer(path.parent / "words", pad_token="<pad>")
     read_folder.cache_clear()
-    assert "has no eos_token" in _messages(path, place)
-    assert "has no pad_token that differs" in _messages(path, place, f"{place}.eos_token=<pad>")
+    assert _codes(path, place) == ["missing-special-token"]
+    assert _codes(path, place, f"{place}.eos_token=<pad>") == ["missing-special-token"]
     _tokenizer(path.parent / "words", eos_token="<eos>")
     read_folder.cache_clear()
-    assert "must differ" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<eos>")
-    assert "not a token" in _messages(path, f"{place}.pad_token", f"{place}.pad_token=<bad>")
+    assert _codes(path, f"{place}.pad_token", f"{place}.pad_token=<eos>") == ["pad-token-conflict"]
+    assert _codes(path, f"{place}.pad_token", f"{place}.pad_token=<bad>") == ["unknown-token"]
     assert check_file(path, [f"{place}.pad_token=<pad>"])[1] == []

@@ -8,9 +8,8 @@ import pytest
 from recipes.data.image_facts import PictureFacts
 from recipes.loading.load import load_recipe
 from recipes.planning.derive import samples_divide, stage_batch, stage_steps
-from recipes.planning.fingerprint import ParentId, fingerprint, meaning_of
+from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers
-from recipes.planning.settle import Hardware, settle_shards
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.references import stage_inputs, stage_parts, stage_sources
@@ -278,7 +277,7 @@ def test_adapters_and_captions_are_predicted_and_made_small(recipe_of: Callable[
 
 
 def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable[..., Recipe]) -> None:
-    """A class-conditional stage as it was before captions and adapters; its meaning is written out."""
+    """At their defaults they are no part of a class-conditional stage's meaning; tests/golden holds its fingerprint."""
     stage = recipe_of(TEXT).stages["policy"]
     meaning = meaning_of(stage)
     assert not {"lora", "prompts"} & set(meaning)
@@ -287,10 +286,6 @@ def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable
     assert captioned["rollout"]["samples_per_prompt"] == 4
     assert captioned["lora"]["r"] == 4
     assert captioned["prompts"]["source"] == "digits"
-    parents = {item.field_path: ParentId(item.text, "digest") for item in stage_inputs(stage)}
-    known = "b5533c66c0c6627c60097bf68ac186f9da24031daf4b13b7d7d1e244f2503540"
-    settled = settle_shards(recipe_of(TEXT), Hardware(), 1, lambda _: {}).recipe
-    assert fingerprint("policy", settled, parents, {}) == known
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_check_compares_the_predicted_bytes_with_free_space(
     code, _, err = call("check", str(recipe), "--store", str(tmp_path / "store"), "--set", "cluster.workers=1")
     assert code == 3
     assert "has 1 MiB free; the run needs about" in err
+    assert "[store-too-small]" in err
 
 
 def test_plan_json(call: Any, recipe: Path) -> None:

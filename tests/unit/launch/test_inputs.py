@@ -154,8 +154,10 @@ def test_a_hub_model_without_its_weights_is_planned_by_its_configuration(
 
 
 def test_a_hub_model_that_is_nowhere_is_named(recipe: Path, store: Store, hub: Path) -> None:
-    with pytest.raises(RecipeError, match="is not in the hub's cache on this machine, and cannot be fetched: "):
+    with pytest.raises(RecipeError, match="hf://org/name@main") as refused:
         resolved_of(recipe, store, HUB)
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.field) == ("input-not-found", "stages.chat.init_from")
 
 
 def test_a_real_model_is_planned_in_seconds(recipe: Path, tmp_path: Path, smollm2: Path) -> None:

@@ -51,6 +51,7 @@ BROKEN = [
     Broken("out-of-range", "num_hidden_layers: 2", "num_hidden_layers: 10_000", "stages.base.architecture.num_hidden_layers"),
     Broken("out-of-range", "hold_out: 0.1}", "hold_out: 1.5}", "stages.chat.data.hold_out"),
     Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 1, betas: [0.9, 1.0]}", "stages.policy.ppo.optimizer.betas.1"),
+    Broken("wrong-length", "of: [chat, policy]", "of: []", "stages.exam.of"),
     # unknown choice
     Broken("unknown-choice", "kind: reward", "kind: rewrad", "stages.judge.kind"),
     Broken("unknown-choice", "type: llama", "type: lama", "stages.base.architecture.type"),

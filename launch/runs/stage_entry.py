@@ -300,6 +300,7 @@ def manifest_of(draft: "Draft", job: Json) -> Json:
         "data": job["data"],
         "contract": fields["contract"],
         "base": fields["base"],
+        "stack": fields["stack"],
         "architecture": fields["architecture"],
         "versions": versions(),
         "metrics": fields["metrics"],

@@ -1,24 +1,26 @@
 """From a PPO stage's inputs to its four models: what they share, what learns, what they start from."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes.stages.kinds import PpoStage
-from recipes.stages.lora import Lora
-from rlhf.algorithms.scoring import ScoreStatistics
-from rlhf.text.policy import PolicyModels, Role, Route
-from rlhf.text.reward_inputs import Reading
-from trainers.models.load import head_name, load_model
-from trainers.models.lora import adapter_tensors, add_adapter, is_adapter_key
-from trainers.training.randomness import stream_seed
+from recipes.lora import Lora
+from recipes.sharding import Shard
+from recipes.stages import PpoStage
+from rlhf.models import PolicyModels, Role, Route
+from rlhf.reading import Reading
+from rlhf.scoring import ScoreStatistics
+from trainers.architectures.load import ModelKind, head_name
+from trainers.architectures.lora import add_adapter, is_adapter_key, put_adapter, start_names
+from trainers.architectures.stack import load_exact, load_stack
+from trainers.precision import dtype_of
+from trainers.randomness import stream_seed
+from trainers.store.adapters import Weights
 
 ACTOR, CRITIC, REWARD = "actor", "critic", "reward"
 """Names of the adapters."""
@@ -28,11 +30,11 @@ POLICY, JUDGE, REFERENCE = "policy", "judge", "reference"
 
 @dataclass(frozen=True)
 class RewardSource:
-    """Where the reward model is: whole, and as an adapter on a base of that digest if it was trained as one."""
+    """What the reward model is opened from; its adapter, where it was trained as one, and by digest what that lies on."""
 
-    folder: Path
+    weights: Weights
     adapter: Path | None
-    base: str | None
+    lies_on: tuple[str, ...]
     statistics: ScoreStatistics
 
 
@@ -53,8 +55,7 @@ class SharedModels:
 
 def build_models(
     spec: PpoStage,
-    actor: Path,
-    actor_digest: str,
+    actor: Weights,
     reward: RewardSource,
     *,
     reading: Reading,
@@ -64,18 +65,19 @@ def build_models(
 ) -> SharedModels:
     """Load and connect the models, whole and equal on every rank.
 
-    With LoRA the actor's start is frozen and serves as the reference; a reward model trained as an adapter on that very
-    model, and a critic that starts from it, are adapters too. Without LoRA there are four networks.
+    With LoRA the actor's start is frozen, its own adapters on it, and serves as the reference; a reward model trained
+    as an adapter on that very model, and a critic that starts from it, are adapters too. Without LoRA there are four
+    networks, and those that learn have their start's adapters merged in fp32.
     """
-    policy: Any = load_model(actor, "language_model", device=device)
     if spec.lora is None:
-        wiring = _separate_networks(policy, reward, spec.critic, device)
+        wiring = _separate_networks(actor, reward, spec, device)
     else:
-        wiring = _adapters(policy, actor_digest, reward, spec.lora, spec.critic, seed, device)
+        wiring = _adapters(actor, reward, spec.lora, spec, seed, device)
     wiring.score_head.requires_grad_(False)
     if spec.critic == "reward":
         value_head = _normalised_head(wiring.score_head, reward.statistics)
     else:
+        policy: Any = wiring.networks[POLICY]
         value_head = _zero_head(policy.config.hidden_size)
     temperature = spec.rollout.temperature
     models = PolicyModels(
@@ -97,44 +99,49 @@ class _Wiring:
     """Of the actor's adapter."""
 
 
-def _separate_networks(policy: Any, reward: RewardSource, critic: str, device: torch.device) -> _Wiring:
+def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, device: torch.device) -> _Wiring:
     """Four networks: two that learn, and the frozen reference and reward model."""
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    judge, score_head = _load_judge(reward.folder, device)
-    learner = copy.deepcopy(judge if critic == "reward" else policy.base_model).requires_grad_(True)
-    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge, CRITIC: learner}
+    policy: Any = load_exact(actor, "language_model", device=device)
+    reference, reference_on = _load_frozen(actor, "language_model", spec.shard, device)
+    judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
+    if spec.critic == "reward":
+        learner = load_exact(reward.weights, "score_model", device=device).base_model
+    else:
+        learner = copy.deepcopy(policy.base_model)
+    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge.base_model, CRITIC: learner}
     routes: dict[Role, Route] = {
         "actor": Route(POLICY),
-        "reference": Route(REFERENCE),
+        "reference": Route(REFERENCE, reference_on),
         "critic": Route(CRITIC),
-        "reward": Route(JUDGE),
+        "reward": Route(JUDGE, judge_on),
     }
-    return _Wiring(networks, routes, score_head)
+    return _Wiring(networks, routes, _head(judge))
 
 
 def _adapters(
-    policy: Any, actor_digest: str, reward: RewardSource, lora: Lora, critic: str, seed: int, device: torch.device
+    actor: Weights, reward: RewardSource, lora: Lora, spec: PpoStage, seed: int, device: torch.device
 ) -> _Wiring:
     """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network."""
+    policy: Any = load_stack(actor, "language_model", device=device)
     networks: dict[str, nn.Module] = {POLICY: policy}
-    saved = None
-    if reward.adapter is not None and reward.base == actor_digest:
-        saved, saved_lora = load_file(reward.adapter / "adapter_model.safetensors"), _saved_lora(reward.adapter)
-        score_head = _saved_head(saved)
-        _put_adapter(policy, saved_lora, saved, REWARD)
-        routes: dict[Role, Route] = {"reward": Route(POLICY, (REWARD,))}
+    start = start_names(len(actor.adapters))
+    shared = reward.adapter if reward.lies_on == actor.stack else None
+    if shared is not None:
+        score_head = _saved_head(put_adapter(policy, shared, REWARD))
+        routes: dict[Role, Route] = {"reward": Route(POLICY, (*start, REWARD))}
     else:
-        networks[JUDGE], score_head = _load_judge(reward.folder, device)
-        routes = {"reward": Route(JUDGE)}
+        judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
+        networks[JUDGE], score_head = judge.base_model, _head(judge)
+        routes = {"reward": Route(JUDGE, judge_on)}
     peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
-    routes |= {"actor": Route(POLICY, (ACTOR,)), "reference": Route(POLICY)}
-    if critic == "reward" and saved is not None:
-        _put_adapter(policy, saved_lora, saved, CRITIC)
-        routes["critic"] = Route(POLICY, (CRITIC,))
+    routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(POLICY, start)}
+    if spec.critic == "reward" and shared is not None:
+        put_adapter(policy, shared, CRITIC)
+        routes["critic"] = Route(POLICY, (*start, CRITIC))
     else:
-        place = JUDGE if critic == "reward" else POLICY
+        place, on = (JUDGE, judge_on) if spec.critic == "reward" else (POLICY, start)
         add_adapter(networks[place], lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
-        routes["critic"] = Route(place, (CRITIC,))
+        routes["critic"] = Route(place, (*on, CRITIC))
     for network in networks.values():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
@@ -151,39 +158,26 @@ def _is_critics(name: str) -> bool:
     return name.startswith((f"networks.{CRITIC}.", "value_head.")) or is_adapter_key(name, CRITIC)
 
 
-def _load_judge(folder: Path, device: torch.device) -> tuple[nn.Module, nn.Linear]:
-    """The reward model's frozen backbone and its head."""
-    network: Any = load_model(folder, "score_model", device=device).requires_grad_(False)
-    return network.base_model, getattr(network, head_name(network))
+def _load_frozen(weights: Weights, kind: ModelKind, shard: Shard, device: torch.device) -> tuple[Any, tuple[str, ...]]:
+    """A model that does not learn, and the adapters that it needs on: in fp32 they are merged into it."""
+    is_exact = dtype_of(shard.precision) == torch.float32
+    model: Any = (load_exact if is_exact else load_stack)(weights, kind, device=device)
+    return model.requires_grad_(False), () if is_exact else start_names(len(weights.adapters))
 
 
-def _saved_lora(adapter: Path) -> Lora:
-    """The recipe's form of an adapter's configuration."""
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        target_modules=sorted(config["target_modules"]),
-        dora=config["use_dora"],
-        rank_stabilised=config["use_rslora"],
-    )
+def _head(judge: Any) -> nn.Linear:
+    """A reward model's scalar head."""
+    head: nn.Linear = getattr(judge, head_name(judge))
+    return head
 
 
-def _saved_head(saved: Mapping[str, Tensor]) -> nn.Linear:
+def _saved_head(heads: Mapping[str, Tensor]) -> nn.Linear:
     """The scalar head that an adapter's file brings."""
-    (weight,) = [tensor for name, tensor in saved.items() if "lora_" not in name]
+    (weight,) = heads.values()
     head = nn.Linear(weight.shape[1], 1, bias=False)
     with torch.no_grad():
         head.weight.copy_(weight)
     return head
-
-
-@torch.no_grad()
-def _put_adapter(network: nn.Module, lora: Lora, saved: Mapping[str, Tensor], name: str) -> None:
-    """Add an adapter that holds saved weights."""
-    add_adapter(network, lora, seed=0, name=name)
-    for key, parameter in adapter_tensors(dict(network.named_parameters()), name).items():
-        parameter.copy_(saved[key])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""PPO's critic as an artifact: a token classification model with one label, its adapter merged."""
+"""PPO's critic as an artifact: a token classification model with one label, its adapters merged."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.text.build_policy import network_tensors
-from rlhf.text.policy import PolicyModels
+from rlhf.models import PolicyModels
+from rlhf.sharing import network_tensors
+from trainers.architectures.load import head_name, stock_class
+from trainers.architectures.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
+from trainers.artifacts import probe, write_model
 from trainers.data.tokenizer import Tokenization
 from trainers.models.load import head_name, stock_class
 from trainers.models.lora import active_adapters, adapter_layers, base_tensors, folded_adapter, merged_tensors
@@ -29,8 +32,8 @@ class Critic:
         self._route = models.routes["critic"]
         self._network: Any = models.networks[self._route.network]
         own = network_tensors(tensors, self._route.network)
-        self._adapter = self._route.adapters[0] if self._route.adapters else None
-        self._whole = own if self._adapter is None else merged_tensors(self._network, own, self._adapter)
+        adapters = self._route.adapters
+        self._whole = merged_tensors(self._network, own, adapters) if adapters else own
         self._head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
         config: Any = copy.deepcopy(self._network.config)
         config.num_labels = 1
@@ -38,13 +41,9 @@ class Critic:
             self._stock: Any = stock_class(config.model_type, "value_model")(config)
 
     def probe(self) -> Probe:
-        """Probe the live critic with its adapter merged, every parameter in place."""
+        """Probe the live critic with its adapters merged, every parameter in place."""
         layers = adapter_layers(self._network)
-        playing = (
-            active_adapters(self._network, (), layers)
-            if self._adapter is None
-            else folded_adapter(self._network, self._adapter, layers, self._whole)
-        )
+        playing = folded_adapter(self._network, self._route.adapters, layers, self._whole)
         head = self._models.value_head
         with playing:
             live = base_tensors(dict(self._network.named_parameters()))

@@ -28,7 +28,7 @@ FOLDED_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Route:
-    """The network that plays a role, and the adapters that are on meanwhile: one or none."""
+    """The network that plays a role, and the adapters that are on meanwhile."""
 
     network: str
     adapters: tuple[str, ...] = ()
@@ -49,8 +49,9 @@ class Opinions:
 class PolicyModels(nn.Module):
     """Actor, critic, reference and reward model over as few networks as their weights allow.
 
-    With LoRA one frozen network serves all four: under the adapters of actor, critic and reward model, and under none
-    as the reference. Under ZeRO-3 every forward is collective: all ranks ask the same roles equally often.
+    With LoRA one frozen network serves all four: under the adapters of actor, critic and reward model, and without them
+    as the reference; what its start had learned as adapters is on throughout. Under ZeRO-3 every forward is collective:
+    all ranks ask the same roles equally often.
     """
 
     def __init__(
@@ -125,18 +126,20 @@ class PolicyModels(nn.Module):
 
     @contextmanager
     def sampling(self) -> Iterator[nn.Module]:
-        """Give the actor's network to generate from, every parameter being whole: its adapter lies in the weights.
+        """Give the actor's network to generate from, every parameter being whole: its adapters lie in the weights.
 
-        That takes a second copy of the adapted weights; past `FOLDED_BYTES` the adapter stays beside them.
+        That takes a second copy of the adapted weights; past `FOLDED_BYTES` the adapters stay beside them, and where
+        the weights are not fp32, so that rounding would take of the updates.
         """
         route = self.routes["actor"]
         network, layers = self.networks[route.network], self._adapter_layers[route.network]
         folded_bytes = sum(layer.base_layer.weight.nbytes for layer in layers.values())
-        if not route.adapters or folded_bytes > FOLDED_BYTES:
+        is_exact = all(layer.base_layer.weight.dtype == torch.float32 for layer in layers.values())
+        if not route.adapters or not is_exact or folded_bytes > FOLDED_BYTES:
             with self.playing("actor"):
                 yield network
         else:
-            with folded_adapter(network, route.adapters[0], layers):
+            with folded_adapter(network, route.adapters, layers):
                 yield network
 
     def _logprobs(

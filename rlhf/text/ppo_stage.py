@@ -34,6 +34,7 @@ from trainers.training.context import (
     data_request,
     draft_folder,
     model_folder,
+    model_weights,
     open_dataset,
     put_probe,
 )
@@ -62,11 +63,10 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     layout = _layout(spec, context)
 
     observer.phase("model")
-    reward = reward_source(context, "reward")
+    actor, reward = model_weights(context, "actor", spec.lora), reward_source(context, "reward")
     shared = build_models(
         spec,
-        model_folder(context, "actor"),
-        context.inputs["actor"].digest,
+        actor,
         reward,
         reading=reading_by(context, "reward", prompts, tokenization),
         num_tokens=tokenization.vocab_size,
@@ -102,7 +102,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     objective = PpoObjective(settings, rollout.max_new_tokens, roundoff)
     rates = partial(_learning_rates, spec, source)
     tuned = run_iterations(objective, source, context, checkpoint, rates)
-    draft = _write_draft(spec, context, engine, shared, tokenization, tuned, prompts, checkpoint)
+    draft = _write_draft(spec, context, engine, shared, actor.stack, tokenization, tuned, prompts, checkpoint)
     engine.close()
     return draft
 
@@ -125,13 +125,13 @@ def require_same_contract(context: StageContext, tokenization: Tokenization) -> 
 
 
 def reward_source(context: StageContext, field_path: str) -> RewardSource:
-    """Where an input's reward model is, and how its scores are normalised."""
+    """What an input's reward model is opened from, and how its scores are normalised."""
     manifest = context.inputs[field_path]
     has_adapter = any(name.startswith("adapter/") for name in manifest.files)
     return RewardSource(
-        folder=model_folder(context, field_path),
+        weights=model_weights(context, field_path),
         adapter=context.store.folder(manifest, "adapter") if has_adapter else None,
-        base=manifest.base,
+        lies_on=manifest.lies_on,
         statistics=score_statistics(manifest),
     )
 
@@ -216,6 +216,7 @@ def _write_draft(
     context: StageContext,
     engine: Engine,
     shared: SharedModels,
+    stack: tuple[str, ...],
     tokenization: Tokenization,
     tuned: Tuned,
     prompts: Dataset,
@@ -235,6 +236,7 @@ def _write_draft(
         start="actor",
         part="actor",
         adapter=ACTOR,
+        stack=stack,
     )
     tensors = dict(engine.full_parameters())
     policy = network_tensors(tensors, POLICY)
@@ -265,6 +267,7 @@ def _write_draft(
         gate_reasons=tuned.gate_reasons,
         contract=tokenization.contract_hash,
         base=trained.base(context),
+        stack=trained.lower_stack,
         architecture=model_config(models.networks[POLICY].config, "language_model", dtype),
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),

@@ -3,20 +3,21 @@
 import math
 from typing import Any
 
-from recipes.stages.kinds import Reward
-from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
+from recipes.stages import Reward
+from rlhf.reward import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
+from trainers.architectures.load import head_name
+from trainers.architectures.lora import add_adapter, start_names
+from trainers.architectures.stack import load_exact, load_stack
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import load_tokenization
 from trainers.engine.protocol import Engine
-from trainers.models.load import head_name, load_model
-from trainers.models.lora import add_adapter
-from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
-from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of, use_fast_matmul
-from trainers.training.randomness import stream_seed
-from trainers.training.steps import PlannedBatches, TrainingPlan, plan_training
-from trainers.training.text_candidate import TrainedText, write_text_draft
+from trainers.observer import interruptible
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.stage import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.steps import PlannedBatches, TrainingPlan, plan_training
+from trainers.text_draft import TrainedText, write_text_draft
 
 WRAPPER = "network."
 """Prefix that `ScoreModel` gives to the network's parameter names."""
@@ -34,7 +35,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     evaluation_set = dataset if held_out is None else held_out
 
     context.observer.phase("model")
-    network, head, peft_config = _build_network(spec, context)
+    network, head, peft_config, stack = _build_network(spec, context)
     training = plan_training(spec, context, len(dataset))
     phase = training.phase(ScoreModel(network, head), RewardObjective(spec.center_coefficient))
     evaluations: list[RewardEvaluation] = []
@@ -49,7 +50,7 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     measured = {name: value for name, value in evaluation.metrics().items() if math.isfinite(value)}
     dtype = dtype_of(spec.shard.precision)
     draft = write_text_draft(
-        TrainedText("score_model", network, WRAPPER, tokenization, dtype, peft_config, (head,)),
+        TrainedText("score_model", network, WRAPPER, tokenization, dtype, peft_config, (head,), stack=stack),
         context,
         phase.engine,
         training.checkpoint,
@@ -67,18 +68,17 @@ def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     return draft
 
 
-def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any]:
-    """Return the model with a scalar head, the head's name, and peft's configuration of an adapter beside the head."""
-    network = load_model(
-        model_folder(context, "init_from"),
-        "score_model",
-        device=context.ranks.device,
-        new_head_seed=stream_seed(context.seed, "head"),
-    )
+def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any, tuple[str, ...]]:
+    """Return the model with a scalar head, the head's name, peft's configuration of an adapter, and what it lies on."""
+    weights = model_weights(context, "init_from", spec.lora)
+    load = load_exact if spec.lora is None else load_stack
+    seed = stream_seed(context.seed, "head")
+    network = load(weights, "score_model", device=context.ranks.device, new_head_seed=seed)
     head = head_name(network)
     if spec.lora is None:
-        return network, head, None
-    return network, head, add_adapter(network, spec.lora, seed=stream_seed(context.seed, "adapter"), heads=[head])
+        return network, head, None, ()
+    seed, on = stream_seed(context.seed, "adapter"), start_names(len(weights.adapters))
+    return network, head, add_adapter(network, spec.lora, seed=seed, heads=[head], on=on), weights.stack
 
 
 def _evaluation(engine: Engine, dataset: Dataset, training: TrainingPlan[Reward]) -> RewardEvaluation:

@@ -82,7 +82,7 @@ def write(folder: Path, width: int, depth: int, tied: bool, precision: str) -> W
     layers = adapter_layers(model)
     with active_adapters(model, ["default"], layers):
         adapted = probe(model, "language_model", [*base_tensors(tensors).items(), *own.items()])
-    with folded_adapter(model, "default", layers, whole):
+    with folded_adapter(model, ["default"], layers, whole):
         folded = probe(model, "language_model", base_tensors(dict(model.named_parameters())).items())
     return Written(base, adapter, merged, alone, adapted, folded)
 

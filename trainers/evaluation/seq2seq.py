@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from recipes.references import get_source
-from recipes.stages.kinds import Evaluate
+from recipes.stages import Evaluate
+from trainers.architectures.encoder_decoder import TargetLosses
+from trainers.architectures.stack import load_exact
 from trainers.data.batches import evaluation_batches
 from trainers.data.tokenizer import load_tokenization
-from trainers.evaluation.held_out import evaluate, perplexity
-from trainers.evaluation.translation import Translations, translate
-from trainers.models.encoder_decoder import TargetLosses
-from trainers.models.load import load_model
-from trainers.training.context import StageContext, data_request, model_folder, open_dataset
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
-from trainers.training.observer import counted
-from trainers.training.precision import dtype_of
+from trainers.evaluation import evaluate, perplexity
+from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.observer import counted
+from trainers.precision import dtype_of
+from trainers.stage import StageContext, data_request, model_folder, model_weights, open_dataset
+from trainers.translation import Translations, translate
 
 ROWS_AT_ONCE = 16
 
@@ -35,7 +35,8 @@ def measure_targets(
         use = get_source(spec, "prompts")
         dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length, spec.template))
         observer.phase("model", **place)
-        loaded = load_model(folder, "seq2seq_model", device=ranks.device, dtype=dtype_of(spec.shard.precision))
+        dtype = dtype_of(spec.shard.precision)
+        loaded = load_exact(model_weights(context, f"of.{index}"), "seq2seq_model", device=ranks.device, dtype=dtype)
         model = loaded.to(ranks.device).eval().requires_grad_(False)
         rows = min(spec.num_prompts, len(dataset))
         share = (dataset, rows, ranks.world_size, ranks.rank, ROWS_AT_ONCE)

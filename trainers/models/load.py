@@ -43,11 +43,14 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    rounded_to: torch.dtype | None = None,
     new_head_seed: int | None = None,
     classes: Sequence[str] = (),
     dropout: float | None = None,
 ) -> nn.Module:
     """Load a model folder on the CPU in `dtype`, with the attention that suits `device`.
+
+    With `rounded_to` the weights are those of the files in that precision, whatever `dtype` then holds them in.
 
     With `new_head_seed` the folder holds another kind of model: the head is made from the seed, and nothing but the
     head may be missing or left over; `classes` names what a new classifier tells apart. A masked model takes its head
@@ -75,7 +78,7 @@ def load_model(
             model_class,
             folder,
             config=config,
-            dtype=dtype,
+            dtype=rounded_to or dtype,
             attn_implementation=_attention(model_type, device),
             output_loading_info=True,
         )
@@ -84,6 +87,9 @@ def load_model(
     made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
     _demand_exact(folder, kind, model, info, made, left)
     _note_untied(model)
+    if rounded_to is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     model.train()
     loaded: nn.Module = model
     return loaded

@@ -8,15 +8,21 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.stages.lora import Lora
+from recipes.lora import Lora
+from trainers.store.foreign import linked_file, read_json
+from trainers.store.stock import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 DEFAULT = "default"
+_IN_FILES = "base_model.model."
+"""Prefix of all names in peft's files."""
 
 
 def add_adapter(
@@ -28,16 +34,17 @@ def add_adapter(
     exclude: Sequence[str] | str = (),
     targets: Sequence[str] | None = None,
     heads: Sequence[str] = (),
+    on: Sequence[str] = (),
 ) -> Any:
     """Add an adapter whose weights depend on the seed alone; returns peft's configuration.
 
-    Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition.
+    Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition. From
+    then on forwards run with it over the adapters `on`.
     Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are those of a
     model that is no language model. The modules `heads` learn whole beside the adapter.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
-    trainable = [key for key, parameter in model.named_parameters() if parameter.requires_grad and "lora_" in key]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -49,17 +56,54 @@ def add_adapter(
         task_type=_task_type(model) if targets is None else None,
         fan_in_fan_out=_is_transposed(model),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            inject_adapter_in_model(config, model, adapter_name=name)
-    kept = set(trainable)
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in kept or is_adapter_key(key, name))
+    _inject(model, config, name, seed)
+    activate(model, (*on, name))
     for head in heads:
         model.get_submodule(head).requires_grad_(True)
     return config
+
+
+@torch.no_grad()
+def put_adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
+    """Add a saved adapter, frozen and without its dropout; returns the tensors of modules that learned beside it.
+
+    Raises StageError unless the folder's file holds exactly the adapter's tensors.
+    """
+    from peft import LoraConfig
+
+    content = read_json(folder, ADAPTER_CONFIG, linked_file)
+    fields = (
+        "r", "lora_alpha", "target_modules", "exclude_modules", "use_dora", "use_rslora", "fan_in_fan_out",
+        "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
+    _inject(model, LoraConfig(**{key: content[key] for key in fields if key in content}), name, 0)
+    saved = load_file(folder / ADAPTER_WEIGHTS)
+    heads = {key.removeprefix(_IN_FILES): saved.pop(key) for key in list(saved) if "lora_" not in key}
+    own = adapter_tensors(dict(model.named_parameters()), name)
+    if own.keys() != saved.keys():
+        raise StageError(f"{folder}: keys differ from the adapter's: {sorted(own.keys() ^ saved.keys())[:8]}")
+    for key, parameter in own.items():
+        parameter.copy_(saved[key])
+        parameter.requires_grad_(False)
+    return heads
+
+
+def _inject(model: Any, config: Any, name: str, seed: int) -> None:
+    """Add an adapter that learns; of the others those learn that did, and of the base nothing."""
+    from peft import inject_adapter_in_model
+
+    learning = {key for key, parameter in model.named_parameters() if parameter.requires_grad and "lora_" in key}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        inject_adapter_in_model(config, model, adapter_name=name)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in learning or is_adapter_key(key, name))
+
+
+def start_names(count: int) -> tuple[str, ...]:
+    """Return the names of as many adapters that a model starts with, the lowest first."""
+    return tuple(f"start{number}" for number in range(1, count + 1))
 
 
 def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
@@ -94,7 +138,13 @@ def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> l
 
 def adapter_layers(model: nn.Module) -> dict[str, Any]:
     """Return the layers that hold adapters, by their place in the model."""
-    return {path: module for path, module in model.named_modules() if hasattr(module, "_disable_adapters")}
+    return {path: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def activate(model: nn.Module, names: Sequence[str]) -> None:
+    """From now on run forwards with these adapters."""
+    for layer in adapter_layers(model).values():
+        layer._active_adapter, layer._disable_adapters = list(names), not names
 
 
 @contextmanager
@@ -117,21 +167,21 @@ def active_adapters(model: nn.Module, names: Sequence[str], layers: Mapping[str,
 
 @contextmanager
 def folded_adapter(
-    model: nn.Module, name: str, layers: Mapping[str, Any], merged: Mapping[str, Tensor] | None = None
+    model: nn.Module, names: Sequence[str], layers: Mapping[str, Any], merged: Mapping[str, Tensor] | None = None
 ) -> Iterator[None]:
-    """Run forwards without gradients as under one adapter, at the cost of none: its update lies in the weights.
+    """Run forwards without gradients as under some adapters, at the cost of none: their updates lie in the weights.
 
-    Every parameter is whole. `merged` is what `merged_tensors` gave; without it the weights are merged here. Afterwards
-    the base's own tensors are put back as they were, not computed back.
+    In less than fp32 that rounds them. Every parameter is whole. `merged` is what `merged_tensors` gave; without it the
+    weights are merged here. Afterwards the base's own tensors are put back as they were, not computed back.
     """
     own = {path: layer.base_layer.weight.data for path, layer in layers.items()}
     with torch.no_grad(), active_adapters(model, (), layers):
         for path, layer in layers.items():
-            if name not in layer.scaling:
+            if not any(name in layer.scaling for name in names):
                 continue
             if merged is None:
                 tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
-                weight = _merged_weight(layer, path, tensors, name)
+                weight = _merged_weight(layer, path, tensors, names)
             else:
                 weight = merged[f"{path}.weight"]
             layer.base_layer.weight.data = weight.to(own[path])
@@ -169,8 +219,8 @@ def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace(".base_layer.", "."): tensor for key, tensor in tensors.items() if "lora_" not in key}
 
 
-def merged_tensors(model: Any, tensors: Mapping[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
-    """Return the base's tensors with the adapter added, in fp32; the live model is not touched.
+def merged_tensors(model: Any, tensors: Mapping[str, Tensor], names: Sequence[str] = (DEFAULT,)) -> dict[str, Tensor]:
+    """Return the base's tensors with the adapters added, in fp32; the live model is not touched.
 
     `model` gives the shape of things; `tensors` are its whole parameters by name.
     """
@@ -178,29 +228,48 @@ def merged_tensors(model: Any, tensors: Mapping[str, Tensor], name: str = DEFAUL
 
     merged = {key: tensor.float() for key, tensor in base_tensors(tensors).items()}
     for path, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and name in layer.scaling:
-            merged[f"{path}.weight"] = _merged_weight(layer, path, tensors, name)
+        if isinstance(layer, BaseTunerLayer) and any(name in layer.scaling for name in names):
+            merged[f"{path}.weight"] = _merged_weight(layer, path, tensors, names)
     return merged
 
 
-def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Add one layer's update to its base weight (LoRA: W + s B A; DoRA: m * that / its row norms)."""
+@torch.no_grad()
+def merge_adapters(model: Any, names: Sequence[str]) -> None:
+    """Add adapters to the weights, in fp32 before they are rounded to the weights' precision, and take all of them off.
+
+    Afterwards every parameter learns, as in a model that was loaded.
+    """
+    tensors = dict(model.named_parameters())
+    for path, layer in adapter_layers(model).items():
+        base = layer.base_layer
+        base.weight.data = _merged_weight(layer, path, tensors, names).to(base.weight)
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, base)
+    del model.peft_config
+    model.requires_grad_(True)
+
+
+def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Add updates to one layer's base weight (LoRA: W + s B A; DoRA, as the first: m * that / its row norms)."""
     prefix = f"{path}."
-    weight = tensors[f"{prefix}base_layer.weight"].float()
-    low = tensors[f"{prefix}lora_A.{name}.weight"].float()
-    high = tensors[f"{prefix}lora_B.{name}.weight"].float()
-    delta = (high @ low) * float(layer.scaling[name])
     is_transposed = bool(layer.fan_in_fan_out)
-    rows = (weight.T if is_transposed else weight) + delta
-    magnitude = tensors.get(f"{prefix}lora_magnitude_vector.{name}.weight")
-    if magnitude is not None:
-        rows = magnitude.float().view(-1, 1) * rows / rows.norm(dim=1, keepdim=True)
+    weight = tensors[f"{prefix}base_layer.weight"].float()
+    rows = weight.T if is_transposed else weight
+    for place, name in enumerate(name for name in names if name in layer.scaling):
+        low = tensors[f"{prefix}lora_A.{name}.weight"].float()
+        high = tensors[f"{prefix}lora_B.{name}.weight"].float()
+        rows = rows + (high @ low) * float(layer.scaling[name])
+        magnitude = tensors.get(f"{prefix}lora_magnitude_vector.{name}.weight")
+        if magnitude is not None:
+            if place > 0:
+                raise StageError(f"{path}: a DoRA adapter on another adapter has no weights of its own to scale")
+            rows = magnitude.float().view(-1, 1) * rows / rows.norm(dim=1, keepdim=True)
     return (rows.T if is_transposed else rows).contiguous()
 
 
 def _file_key(key: str, name: str) -> str:
     plain = ".".join(part for part in key.split(".") if part != name)
-    return f"base_model.model.{plain.replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')}"
+    return f"{_IN_FILES}{plain.replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')}"
 
 
 def _task_type(model: Any) -> str:

@@ -157,6 +157,9 @@ class ArtifactManifest(_Record):
     data: dict[str, str] = {}
     contract: str | None = None
     base: Sha256 | None = None
+    stack: list[Sha256] = Field(default=[], exclude_if=lambda value: not value)
+    """What an adapter was trained on, where that was a whole model with adapters on it that nobody merged: the digests
+    of the artifacts that these are of, the whole model's first and `base` last."""
     architecture: dict[str, JsonValue] | None = None
     versions: dict[str, str] = {}
     metrics: dict[str, JsonValue] = {}
@@ -177,6 +180,11 @@ class ArtifactManifest(_Record):
     def bytes(self) -> int:
         """Size of all files."""
         return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def lies_on(self) -> tuple[str, ...]:
+        """Digests of what the adapter was trained on, the whole model's first; empty without an adapter."""
+        return tuple(self.stack) or (() if self.base is None else (self.base,))
 
 
 Dtype = Literal["F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]

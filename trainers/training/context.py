@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.errors import RequestError
+from recipes.errors import RequestError, StageError
+from recipes.lora import Lora
 from recipes.references import SourceUse, default_template, find_source, get_source
 from recipes.stages.kinds import Stage, Template
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
@@ -16,7 +17,10 @@ from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization
-from trainers.models.load import ModelKind
+from trainers.distributed import Ranks
+from trainers.observer import Observer
+from trainers.saved_state import find_state
+from trainers.store.adapters import Weights, find_stack, weights_of, whole_part, whole_weights
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.materialised_folders import folder as folder_of
 from trainers.store.runs import SegmentWriter
@@ -86,16 +90,19 @@ class Check:
     base: str | None = None
     """Input (field path) whose files hold `model`."""
     merged: str | None = None
-    """Folder of the draft that must hold the same model with the adapter merged."""
+    """Folder of the draft that must hold the same model with all adapters merged."""
+    stack: tuple[str, ...] = ()
+    """Of an adapter on others that were not merged: what it lies on, by digest, as in the manifest."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the check as plain JSON."""
-        return {**vars(self), "probe": self.probe.model_dump(mode="json")}
+        return {**vars(self), "probe": self.probe.model_dump(mode="json"), "stack": list(self.stack)}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Check":
         """Read what `to_json` gave."""
-        return Check(**{**value, "probe": FileEntry.model_validate(value["probe"])})
+        probe = FileEntry.model_validate(value["probe"])
+        return Check(**{**value, "probe": probe, "stack": tuple(value.get("stack", ()))})
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Draft:
     """Why later stages should not build on it; empty passes the gate."""
     contract: str | None = None
     base: str | None = None
+    stack: tuple[str, ...] = ()
     architecture: Mapping[str, Any] | None = None
     exactness: str | None = None
     changes: tuple[Mapping[str, Any], ...] = ()
@@ -123,6 +131,7 @@ class Draft:
             "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
             "checks": [check.to_json() for check in self.checks],
             "gate_reasons": list(self.gate_reasons),
+            "stack": list(self.stack),
             "changes": [dict(change) for change in self.changes],
         }
 
@@ -150,8 +159,7 @@ def verify_checks(
     """
     largest, loss = 0.0, None
     for check in checks:
-        owned = files if check.base is None else inputs[check.base].files
-        model = folder_of(store.objects, uri, owned, check.model)
+        model, start = _open_base(store, files, check, inputs, uri)
         adapter = None if check.adapter is None else folder_of(store.objects, uri, files, check.adapter)
         merged = None if check.merged is None else folder_of(store.objects, uri, files, check.merged)
         expected = Probe.from_bytes(store.objects.get_bytes(check.probe.sha256))
@@ -160,9 +168,26 @@ def verify_checks(
 
             difference, found = verify_family(model, expected, adapter=adapter, merged=merged)
         else:
-            difference, found = verify_folder(model, check.kind, expected, adapter=adapter, merged=merged)
+            difference, found = verify_folder(model, check.kind, expected, adapter, start=start, merged=merged)
         largest, loss = max(largest, difference), found or loss
     return Verified(largest, loss)
+
+
+def _open_base(
+    store: Store,
+    files: Mapping[str, FileEntry],
+    check: Check,
+    inputs: Mapping[str, ArtifactManifest],
+    uri: str,
+) -> tuple[Path, Weights | None]:
+    """Return the folder of the model that a check opens, and what else lies on it below the draft's adapter."""
+    if check.base is None or not check.stack:
+        owned = files if check.base is None else inputs[check.base].files
+        return folder_of(store.objects, uri, owned, check.model), None
+    found = find_stack(store, inputs[check.base], check.stack)
+    if found is None:
+        raise StageError(f"{check.base}: the model that the adapter was trained on is not in store {uri} any more")
+    return found.folder, found
 
 
 @contextmanager
@@ -180,15 +205,21 @@ def put_probe(store: Store, probe: Probe) -> FileEntry:
 def model_folder(context: StageContext, field_path: str) -> Path:
     """Return the local folder of an input's whole model."""
     manifest = context.inputs[field_path]
-    return context.store.folder(manifest, model_part(manifest, field_path))
+    return context.store.folder(manifest, whole_part(manifest))
 
 
-def model_part(manifest: ArtifactManifest, field_path: str) -> str:
-    """Return the part of an artifact that holds its whole model; raises RequestError for an unmerged adapter."""
-    for part in ("model", "actor"):
-        if any(name.startswith(f"{part}/") for name in manifest.files):
-            return part
-    raise RequestError(f"{field_path}: {manifest.stage} holds no merged model; set merge: true there")
+def model_weights(context: StageContext, field_path: str, lora: Lora | None = None) -> Weights:
+    """Return what an input's model is opened from, and say where rounding has taken a part of it.
+
+    `lora` is what the stage trains on it: DoRA scales whole weights, so that it starts from a merged model.
+    """
+    manifest = context.inputs[field_path]
+    weights = weights_of(context.store, manifest)
+    if lora is not None and lora.dora and weights.adapters:
+        weights = whole_weights(context.store, manifest, "DoRA takes a base without adapters")
+    if weights.note is not None:
+        context.observer.notify(f"warning: {field_path}: {weights.note}")
+    return weights
 
 
 def data_request(

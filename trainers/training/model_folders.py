@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
-from trainers.data.image_processor import load_picture_processor
-from trainers.models.load import ModelKind, load_model, stock_class
-from trainers.models.lora import base_tensors
-from trainers.models.vision_language import demand_fitting, probe_pixels
-from trainers.store.hf_loaders import open_adapter
-from trainers.training.precision import exact_matmul
-from trainers.training.verification import (
+from recipes.token_contract import TokenizerFacts, token_problems
+from trainers.architectures.load import ModelKind, load_model, stock_class
+from trainers.architectures.lora import DEFAULT, active_adapters, base_tensors, start_names
+from trainers.architectures.vision_language import demand_fitting, probe_pixels
+from trainers.data.picture_processor import load_picture_processor
+from trainers.precision import exact_matmul
+from trainers.store.adapters import Weights
+from trainers.store.stock import open_adapter
+from trainers.verification import (
     MergeLoss,
     Probe,
     compare_merge,
@@ -124,17 +125,24 @@ def _features_of_a_picture(model: Any) -> int:
 
 
 def verify_folder(
-    folder: Path, kind: ModelKind, expected: Probe | None, *, adapter: Path | None = None, merged: Path | None = None
+    folder: Path,
+    kind: ModelKind,
+    expected: Probe | None,
+    adapter: Path | None = None,
+    *,
+    start: Weights | None = None,
+    merged: Path | None = None,
 ) -> tuple[float, MergeLoss | None]:
     """Open with stock classes; return the output difference over the outputs' size, and what merging has lost.
 
     Demands the exact key set, shapes, finite values, tied weights, and a tokenizer that fits; where a live model is
     `expected`, its weights bit for bit and its outputs. With `adapter` the peft adapter, and the scalar head that it
-    brings, is put on the model first; `merged` is the folder that must hold the same model with the adapter merged.
-    Raises StageError naming what is wrong.
+    brings, is put on the model first, over the adapters of its `start`; `merged` is the folder that must hold the same
+    model with all of them merged. Raises StageError naming what is wrong.
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
+    below = () if start is None else start.adapters
     brings_head = adapter is not None and kind not in TOKEN_MODELS
     classes = _adapter_classes(adapter) if adapter is not None and kind == "text_classifier" else ()
     model: Any = load_model(
@@ -142,6 +150,7 @@ def verify_folder(
         kind,
         device=torch.device("cpu"),
         dtype=dtype,
+        rounded_to=None if start is None else getattr(torch, start.dtype),
         new_head_seed=0 if brings_head else None,
         classes=classes,
     )
@@ -154,19 +163,26 @@ def verify_folder(
         _check_tokenizer(folder, model.config.get_text_config())
     if kind == "vision_language_model":
         demand_fitting(model, load_picture_processor(folder))
+    names = [*start_names(len(below)), DEFAULT]
     if adapter is not None:
         model = with_adapter(model, adapter)
+        for name, place in zip(names, below, strict=False):
+            model = with_adapter(model, place, name)
     model.eval()
     if expected is None:
         return 0.0, None
     where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
     demand_same_weights(where, weight_digests(file_weights(model).items(), dtype), expected.weights)
-    difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
-    return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name)
+    with active_adapters(model, names):
+        difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
+    return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name, names)
 
 
 def file_weights(model: Any) -> dict[str, Tensor]:
-    """Return a stock model's weights by their names in files; of peft's model the base's and the adapter's."""
+    """Return a stock model's weights by their names in files; of peft's model the base's and the adapters'.
+
+    Adapters below the uppermost have their own name before those in their files.
+    """
     named = dict(model.named_parameters())
     if not hasattr(model, "peft_config"):
         return named
@@ -178,7 +194,13 @@ def file_weights(model: Any) -> dict[str, Tensor]:
         for name, tensor in base_tensors(named).items()
         if not {"modules_to_save", "original_module"} & set(name.split("."))
     }
-    return {**base, **get_peft_model_state_dict(model, save_embedding_layers=False)}
+    below = {
+        f"{name}: {key}": tensor
+        for name in model.peft_config
+        if name != DEFAULT
+        for key, tensor in get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).items()
+    }
+    return {**base, **below, **get_peft_model_state_dict(model, save_embedding_layers=False)}
 
 
 def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
@@ -198,15 +220,15 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     return np.ascontiguousarray(kept)
 
 
-def with_adapter(model: Any, adapter: Path) -> Any:
+def with_adapter(model: Any, adapter: Path, name: str = DEFAULT) -> Any:
     """Put a peft adapter on a model; raises StageError unless its file holds exactly the adapter's tensors."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    wrapped = open_adapter(model, adapter)
+    wrapped = open_adapter(model, adapter, name)
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
-    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    wanted = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if found != wanted:
         raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
     return wrapped

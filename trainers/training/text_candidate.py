@@ -21,11 +21,16 @@ from trainers.models.lora import (
     config_with_heads,
     folded_adapter,
     merged_tensors,
+    start_names,
 )
-from trainers.training.context import Check, Draft, StageContext, draft_folder, model_part, put_probe
-from trainers.training.loop import Outcome
-from trainers.training.model_folders import model_config, probe, write_adapter, write_model
-from trainers.training.verification import Probe
+from trainers.artifacts import model_config, probe, write_adapter, write_model
+from trainers.checkpoint import StoreCheckpoint
+from trainers.data.tokenizer import Tokenization
+from trainers.engine.protocol import Engine
+from trainers.loop import Outcome
+from trainers.stage import Check, Draft, StageContext, draft_folder, put_probe
+from trainers.store.adapters import whole_part
+from trainers.verification import Probe
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,24 @@ class TrainedText:
     """Folder of the whole model in the artifact."""
     adapter: str = DEFAULT
     """Name of the adapter in the model."""
+    stack: tuple[str, ...] = ()
+    """What the model was opened from, by digest: its start, or a whole model and the adapters on it up to the start."""
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Names of the adapters that were there before, the lowest first."""
+        return start_names(len(self.stack) - 1)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of all adapters, the lowest first."""
+        return (*self.below, self.adapter)
 
     def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the whole model's tensors by their names in files, an adapter merged in fp32; {} if it is not."""
+        """Return the whole model's tensors by their names in files, adapters merged in fp32; {} if not."""
         if self.peft_config is None:
             return dict(tensors)
-        return merged_tensors(self.model, tensors, self.adapter) if self.merge else {}
+        return merged_tensors(self.model, tensors, self.adapters) if self.merge else {}
 
     def probes(self, whole: Mapping[str, Tensor]) -> "Probes":
         """Probe the live model, every parameter in place; `whole` is what `whole_tensors` gave."""
@@ -73,21 +90,29 @@ class TrainedText:
         if self.peft_config is None:
             return Probes(whole=probe(model, self.kind, model.named_parameters()))
         layers = adapter_layers(model)
-        with active_adapters(model, [self.adapter], layers):
+        with active_adapters(model, self.adapters, layers):
             named = dict(model.named_parameters())
             own = adapter_tensors(named, self.adapter, heads=self.heads)
             heads = tuple(f"{head}." for head in self.heads)
             base = {name: tensor for name, tensor in base_tensors(named).items() if not name.startswith(heads)}
-            adapted = probe(model, self.kind, [*base.items(), *own.items()])
+            under = {
+                f"{name}: {key}": tensor for name in self.below for key, tensor in adapter_tensors(named, name).items()
+            }
+            adapted = probe(model, self.kind, {**base, **under, **own}.items())
         if not self.merge:
             return Probes(adapter=adapted)
-        with folded_adapter(model, self.adapter, layers, whole):
+        with folded_adapter(model, self.adapters, layers, whole):
             merged = probe(model, self.kind, base_tensors(dict(model.named_parameters())).items())
         return Probes(adapter=adapted, whole=merged)
 
     def base(self, context: StageContext) -> str | None:
         """Return the digest of what the adapter belongs to; None: there is no adapter."""
         return None if self.peft_config is None else context.inputs[self.start].digest
+
+    @property
+    def lower_stack(self) -> tuple[str, ...]:
+        """What the adapter lies on, by digest, where that holds unmerged adapters."""
+        return self.stack if self.peft_config is not None and len(self.stack) > 1 else ()
 
 
 def write_text_draft(
@@ -124,6 +149,7 @@ def write_text_draft(
         gate_reasons=gate_reasons,
         contract=tokenization.contract_hash,
         base=trained.base(context),
+        stack=trained.lower_stack,
         architecture=model_config(model.config, kind, dtype),
         exactness=checkpoint.exactness,
         changes=tuple(checkpoint.made_changes),
@@ -151,11 +177,12 @@ def write_trained(
         checks.append(
             Check(
                 kind,
-                model_part(context.inputs[trained.start], trained.start),
+                whole_part(context.inputs[trained.start]),
                 put_probe(context.store, probes.adapter),
                 adapter="adapter",
                 base=trained.start,
                 merged=trained.part if trained.merge else None,
+                stack=trained.lower_stack,
             )
         )
     if probes.whole is not None:

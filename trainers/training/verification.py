@@ -7,7 +7,7 @@ itself: the outputs' response to weights that are off by as much as fp32 roundin
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,11 +220,14 @@ def _outermost_items(module: nn.Module, path: str = "") -> Iterator[tuple[str, n
             yield from _outermost_items(child, place)
 
 
-def compare_merge(adapted: Any, merged: Path, dtype: torch.dtype, where: str) -> MergeLoss:
+def compare_merge(
+    adapted: Any, merged: Path, dtype: torch.dtype, where: str, names: Sequence[str] = ("default",)
+) -> MergeLoss:
     """Hold merged files against what peft itself merges in fp32: each weight must be that, rounded once to `dtype`.
 
-    `adapted` is peft's model with the adapter on its base; its adapted layers are merged one by one and are of no use
-    afterwards. Raises VerificationError naming a layer that differs by more than the rounding.
+    `adapted` is peft's model with the adapters `names` on their base, the lowest first; its adapted layers are merged
+    one by one and are of no use afterwards. Raises VerificationError naming a layer that differs by more than the
+    rounding.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -232,14 +235,15 @@ def compare_merge(adapted: Any, merged: Path, dtype: torch.dtype, where: str) ->
     kept = moved = 0
     with _open_weights(merged) as read:
         for path, layer in adapted.base_model.model.named_modules():
-            if not isinstance(layer, BaseTunerLayer) or "default" not in layer.scaling:
+            own = [name for name in names if isinstance(layer, BaseTunerLayer) and name in layer.scaling]
+            if not own:
                 continue
             base = layer.get_base_layer().weight.data.float().clone()
             layer.float()
-            layer.merge(adapter_names=["default"])  # type: ignore[operator]
+            layer.merge(adapter_names=own)
             exact = layer.get_base_layer().weight.data
             found = read(f"{path}.weight").float()
-            _demand_rounded(f"{where}: {path}.weight", found, exact, layer.r["default"], dtype)
+            _demand_rounded(f"{where}: {path}.weight", found, exact, sum(layer.r[name] for name in own), dtype)
             rounding += float((found - exact).double().square().sum())
             update += float((exact - base).double().square().sum())
             moved += int((exact != base).sum())

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from rlhf.text.ppo_stage import reward_source, run_ppo
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from trainers.data.tokenizer import Tokenization, train_tokenizer
-from trainers.models.decoder import TokenizerFacts, build_decoder
-from trainers.models.load import load_model
+from trainers.distributed import Ranks
+from trainers.language_stage import run_language_model
+from trainers.stage import Draft, StageContext, model_folder, model_weights, verify_checks
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.training.context import Draft, StageContext, model_folder, verify_checks
@@ -318,11 +319,13 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
     parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
-    shared = build_models(ppo_spec(True), model_folder(context, "actor"), workshop.made["chat"].digest, reward, **parts)
+    actor = model_weights(context, "actor")
+    other = replace(actor, stack=("0" * 64,))
+    shared = build_models(ppo_spec(True), actor, reward, **parts)
     assert set(shared.models.networks) == {"policy"}
-    apart = build_models(ppo_spec(True), model_folder(context, "actor"), "0" * 64, reward, **parts)
+    apart = build_models(ppo_spec(True), other, reward, **parts)
     assert set(apart.models.networks) == {"policy", "judge"}
-    whole = build_models(ppo_spec(False), model_folder(context, "actor"), "0" * 64, reward, **parts)
+    whole = build_models(ppo_spec(False), other, reward, **parts)
     assert set(whole.models.networks) == {"policy", "reference", "critic", "judge"}
     sizes = [sum(p.numel() for p in built.models.parameters()) for built in (shared, apart, whole)]
     assert sizes[0] < sizes[1] < sizes[2]
@@ -338,8 +341,9 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
     mask = torch.ones(4, 6, dtype=torch.bool)
     responses = join_responses(prompt, mask, prompt, mask, torch.tensor([True, False, True, False]), torch.arange(4))
     found = []
-    for digest in (workshop.made["chat"].digest, "0" * 64):
-        built = build_models(ppo_spec(True), model_folder(context, "actor"), digest, reward, **parts)
+    actor = model_weights(context, "actor")
+    for start in (actor, replace(actor, stack=("0" * 64,))):
+        built = build_models(ppo_spec(True), start, reward, **parts)
         with torch.no_grad():
             found.append(built.models(responses, ("reward", "critic"), False, 6))
     torch.testing.assert_close(found[0]["scores_B"], found[1]["scores_B"], rtol=1e-4, atol=1e-5)

@@ -135,7 +135,7 @@ def test_adapter_and_merged_model_give_the_live_outputs(kind: str, dora: bool, t
     live = {**base_tensors(tensors), **adapter_tensors(tensors)}
     expected = probe_weights(model, "language_model", live.items())
     whole = merged_tensors(model, tensors)
-    with folded_adapter(model, "default", layers, whole):
+    with folded_adapter(model, ["default"], layers, whole):
         folded = probe_weights(model, "language_model", base_tensors(dict(model.named_parameters())).items())
     adapter = tmp_path / "adapter"
     write_adapter(adapter, config, adapter_tensors(tensors).items(), base_digest="b" * 64, dtype=torch.float32)

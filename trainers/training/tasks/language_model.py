@@ -1,7 +1,7 @@
 """Pretraining and fine-tuning: the same objective, engine and loop on other data."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,29 +10,37 @@ from torch import nn
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source
-from recipes.stages.kinds import Finetune, Pretrain
-from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.dataset import Dataset
-from trainers.data.image_processor import PictureProcessor, load_picture_processor
-from trainers.data.materialise import DataRequest, build_tokenization
-from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
-from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.protocol import Engine
-from trainers.evaluation.held_out import evaluate, perplexity
-from trainers.evaluation.image_text_responses import pictured_response_report
-from trainers.evaluation.ngram import ngram_perplexity
-from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.evaluation.translation import Translations, translate
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
-from trainers.models.load import ModelKind, lacks_head, load_model, model_family
-from trainers.models.lora import add_adapter
-from trainers.models.vision_language import (
+from recipes.stages import Finetune, Pretrain
+from trainers import distributed
+from trainers.architectures.build import build_language_model
+from trainers.architectures.decoder import TokenizerFacts
+from trainers.architectures.load import ModelKind, lacks_head, model_family
+from trainers.architectures.lora import add_adapter, start_names
+from trainers.architectures.stack import load_exact, load_stack
+from trainers.architectures.vision_language import (
     demand_fitting,
     excluded_modules,
     freeze,
     learning_parts,
 )
+from trainers.classification_stage import run_classification
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.picture_processor import PictureProcessor, load_picture_processor
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.protocol import Engine
+from trainers.evaluation import evaluate, perplexity
+from trainers.learning import Learning, build_learning
+from trainers.loop import BatchSource, Outcome
+from trainers.ngram import ngram_perplexity
+from trainers.observer import Observer, interruptible
+from trainers.pictured_responses import pictured_response_report
+from trainers.precision import dtype_of, use_fast_matmul
+from trainers.randomness import stream_seed
+from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
+from trainers.stage import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.steps import EVALUATION, PlannedBatches, TrainingPlan, plan_training
 from trainers.store.manifest import Layout
 from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
@@ -69,8 +77,9 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     )
 
     context.observer.phase("model")
-    model = build_stage_model(spec, context, tokenization)
-    peft_config = choose_trained(spec, context, model, pictures) if isinstance(spec, Finetune) else None
+    model, stack = build_stage_model(spec, context, tokenization)
+    on = start_names(len(stack) - 1)
+    peft_config = choose_trained(spec, context, model, pictures, on) if isinstance(spec, Finetune) else None
     learning = build_learning(spec, family, model, tokenization, context.seed)
     training = plan_training(spec, context, len(dataset))
     phase = training.phase(learning.module, learning.objective)
@@ -99,6 +108,7 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
         peft_config,
         merge=not isinstance(spec, Finetune) or spec.merge,
         further_files={} if pictures is None else pictures.files,
+        stack=stack,
     )
     metrics = stage_metrics(outcome, dataset)
     if isinstance(spec, Finetune):
@@ -168,8 +178,14 @@ def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -
     )
 
 
-def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization) -> nn.Module:
-    """Build from random weights or load the input, whole and equal on every rank."""
+def build_stage_model(
+    spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build from random weights or load the input, whole and equal on every rank.
+
+    Returns the digests of what it was opened from, too: of the input, or of a whole model and the adapters on it up to
+    the input's, which stay unmerged where the stage trains another.
+    """
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
         kinds: dict[str, ModelKind] = {
@@ -179,17 +195,22 @@ def build_stage_model(spec: Pretrain | Finetune, context: StageContext, tokeniza
         }
         kind = kinds.get(model_family(folder), "language_model")
         head = stream_seed(context.seed, "head") if kind == "masked_model" else None
-        return load_model(folder, kind, device=context.ranks.device, new_head_seed=head)
+        lora = spec.lora if isinstance(spec, Finetune) else None
+        weights = model_weights(context, "init_from", lora)
+        load = load_exact if lora is None else load_stack
+        return load(weights, kind, device=context.ranks.device, new_head_seed=head), weights.stack
     assert isinstance(spec, Pretrain)
     assert spec.architecture is not None
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
     architecture = spec.architecture.model_dump(exclude_none=True)
     seed = stream_seed(context.seed, "weights")
-    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device)
+    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), ()
 
 
-def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None) -> Any:
-    """Freeze what does not learn; returns peft's configuration of the adapter, or None."""
+def choose_trained(
+    spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None, on: Sequence[str]
+) -> Any:
+    """Freeze what does not learn; returns peft's configuration of the adapter over those `on`, or None."""
     exclude: str | tuple[()] = ()
     if pictures is not None:
         demand_fitting(model, pictures)
@@ -198,7 +219,7 @@ def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, pict
         exclude = excluded_modules(model, parts)
     if spec.lora is None:
         return None
-    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude)
+    return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude, on=on)
 
 
 def training_request(

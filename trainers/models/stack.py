@@ -1,0 +1,48 @@
+"""Models opened with the adapters that they learned: beside the weights, or in them where fp32 keeps them whole."""
+
+from typing import Any
+
+import torch
+
+from trainers.architectures.load import ModelKind, load_model
+from trainers.architectures.lora import activate, merge_adapters, put_adapter, start_names
+from trainers.store.adapters import Weights
+
+
+def load_stack(
+    weights: Weights,
+    kind: ModelKind,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    new_head_seed: int | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model as `load_model` does, frozen, its adapters on and not merged; without adapters it learns whole.
+
+    A head that the last adapter brings is its own.
+    """
+    if not weights.adapters:
+        return load_model(weights.folder, kind, device=device, dtype=dtype, new_head_seed=new_head_seed, **options)
+    if new_head_seed is None and kind in ("score_model", "value_model"):
+        new_head_seed = 0  # the adapter brings the head that takes its place
+    places: dict[str, Any] = {"device": device, "dtype": dtype, "rounded_to": getattr(torch, weights.dtype)}
+    model: Any = load_model(weights.folder, kind, new_head_seed=new_head_seed, **places, **options)
+    names = start_names(len(weights.adapters))
+    for folder, name in zip(weights.adapters, names, strict=True):
+        heads = put_adapter(model, folder, name)
+        with torch.no_grad():
+            for key, tensor in heads.items():
+                model.get_parameter(key).copy_(tensor)
+    activate(model, names)
+    return model
+
+
+def load_exact(
+    weights: Weights, kind: ModelKind, *, device: torch.device, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
+    """Load a model for forwards, or for training it whole in fp32: its adapters are merged where fp32 keeps them."""
+    model = load_stack(weights, kind, device=device, dtype=dtype, **options)
+    if weights.adapters and dtype == torch.float32:
+        merge_adapters(model, start_names(len(weights.adapters)))
+    return model

@@ -273,7 +273,7 @@ def _drawn_rows(spec: Evaluate, context: StageContext, prompts: Dataset) -> list
 
 
 def _load(spec: Evaluate, context: StageContext, field_path: str, kind: ModelKind) -> nn.Module:
-    """A model in evaluation mode on this rank's device; its adapters stay unmerged where rounding would take of them."""
+    """A model in evaluation mode on this rank's device; its adapters stay apart where rounding would take of them."""
     device = context.ranks.device
     context.observer.phase("model")
     weights = model_weights(context, field_path)

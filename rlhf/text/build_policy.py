@@ -30,7 +30,7 @@ POLICY, JUDGE, REFERENCE = "policy", "judge", "reference"
 
 @dataclass(frozen=True)
 class RewardSource:
-    """What the reward model is opened from; its adapter, where it was trained as one, and by digest what that lies on."""
+    """What a reward model is opened from; its adapter, where it was trained as one, and by digest what that lies on."""
 
     weights: Weights
     adapter: Path | None

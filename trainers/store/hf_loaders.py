@@ -6,6 +6,7 @@ peft falls back to adapter_model.bin.
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +30,8 @@ def open_model(stock: Any, folder: Path, *, weights: str = WEIGHTS, **options: A
         return stock.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
 
 
-def open_adapter(model: Any, folder: Path, name: str = "default") -> Any:
-    """Return peft's model with a folder's adapter on it, further ones where it is peft's already.
-
-    Raises RequestError naming a file that it must not see.
-    """
+def open_adapter(model: Any, folder: Path) -> Any:
+    """Return peft's model with a folder's adapter on it; raises RequestError naming a file that it must not see."""
     from peft import PeftModel
 
     config = read_json(folder, ADAPTER_CONFIG, linked_file)
@@ -41,11 +39,11 @@ def open_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     if config.get("peft_type") != "LORA":
         raise RequestError(f"{folder}/{ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA is opened")
     files = weight_files(folder, linked_file, ADAPTER_WEIGHTS)
-    with _alone({**files, ADAPTER_CONFIG: linked_file(folder, ADAPTER_CONFIG)}) as place:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(place), name)
-            return model
-        return PeftModel.from_pretrained(model, str(place), name)
+    shown = {**files, ADAPTER_CONFIG: linked_file(folder, ADAPTER_CONFIG)}
+    with _alone(shown) as place, warnings.catch_warnings():
+        # Adapters that are there already stay below this one.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        return PeftModel.from_pretrained(model, str(place))
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.token_contract import TokenizerFacts, token_problems
-from trainers.architectures.load import ModelKind, load_model, stock_class
-from trainers.architectures.lora import DEFAULT, active_adapters, base_tensors, start_names
+from trainers.architectures.load import ModelKind, stock_class
+from trainers.architectures.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
+from trainers.architectures.stack import load_stack
 from trainers.architectures.vision_language import demand_fitting, probe_pixels
 from trainers.data.picture_processor import load_picture_processor
 from trainers.precision import exact_matmul
@@ -142,15 +143,13 @@ def verify_folder(
     """
     config = json.loads((folder / "config.json").read_text())
     dtype = getattr(torch, config["dtype"]) if expected is None else expected.dtype
-    below = () if start is None else start.adapters
     brings_head = adapter is not None and kind not in TOKEN_MODELS
     classes = _adapter_classes(adapter) if adapter is not None and kind == "text_classifier" else ()
-    model: Any = load_model(
-        folder,
+    model: Any = load_stack(
+        start or Weights(folder, ()),
         kind,
         device=torch.device("cpu"),
         dtype=dtype,
-        rounded_to=None if start is None else getattr(torch, start.dtype),
         new_head_seed=0 if brings_head else None,
         classes=classes,
     )
@@ -163,25 +162,23 @@ def verify_folder(
         _check_tokenizer(folder, model.config.get_text_config())
     if kind == "vision_language_model":
         demand_fitting(model, load_picture_processor(folder))
-    names = [*start_names(len(below)), DEFAULT]
+    names = [*start_names(0 if start is None else len(start.adapters)), DEFAULT]
     if adapter is not None:
         model = with_adapter(model, adapter)
-        for name, place in zip(names, below, strict=False):
-            model = with_adapter(model, place, name)
     model.eval()
     if expected is None:
         return 0.0, None
     where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
-    demand_same_weights(where, weight_digests(file_weights(model).items(), dtype), expected.weights)
+    demand_same_weights(where, weight_digests(file_weights(model, names[:-1]).items(), dtype), expected.weights)
     with active_adapters(model, names):
         difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
     return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name, names)
 
 
-def file_weights(model: Any) -> dict[str, Tensor]:
+def file_weights(model: Any, below: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return a stock model's weights by their names in files; of peft's model the base's and the adapters'.
 
-    Adapters below the uppermost have their own name before those in their files.
+    The adapters `below` the uppermost have their own name before those in their files.
     """
     named = dict(model.named_parameters())
     if not hasattr(model, "peft_config"):
@@ -194,13 +191,9 @@ def file_weights(model: Any) -> dict[str, Tensor]:
         for name, tensor in base_tensors(named).items()
         if not {"modules_to_save", "original_module"} & set(name.split("."))
     }
-    below = {
-        f"{name}: {key}": tensor
-        for name in model.peft_config
-        if name != DEFAULT
-        for key, tensor in get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).items()
-    }
-    return {**base, **below, **get_peft_model_state_dict(model, save_embedding_layers=False)}
+    bare = {name.removeprefix(start): tensor for name, tensor in named.items()}
+    under = {f"{name}: {key}": tensor for name in below for key, tensor in adapter_tensors(bare, name).items()}
+    return {**base, **under, **get_peft_model_state_dict(model, save_embedding_layers=False)}
 
 
 def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
@@ -220,15 +213,15 @@ def _outputs(model: Any, kind: ModelKind, token_ids: list[int]) -> np.ndarray:
     return np.ascontiguousarray(kept)
 
 
-def with_adapter(model: Any, adapter: Path, name: str = DEFAULT) -> Any:
+def with_adapter(model: Any, adapter: Path) -> Any:
     """Put a peft adapter on a model; raises StageError unless its file holds exactly the adapter's tensors."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    wrapped = open_adapter(model, adapter, name)
+    wrapped = open_adapter(model, adapter)
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
-    wanted = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if found != wanted:
         raise StageError(f"{adapter}: keys differ from the adapter's: {sorted(found ^ wanted)[:8]}")
     return wrapped

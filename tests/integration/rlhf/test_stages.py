@@ -1,9 +1,7 @@
 """The stages of preference learning in one process: drafts that stock classes open, sharing, gates, best policies."""
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,145 +16,30 @@ from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
 from recipes.stages.lora import Lora
 from recipes.stages.train import Train
 from rlhf.evaluate_stage import run_evaluate
-from rlhf.text.build_policy import build_models
-from rlhf.text.ppo_stage import reward_source, run_ppo
-from rlhf.text.reward_inputs import same_tokens
-from rlhf.text.reward_stage import run_reward
-from trainers.data.tokenizer import Tokenization, train_tokenizer
-from trainers.distributed import Ranks
+from rlhf.ppo_stage import reward_source, run_ppo
+from rlhf.reading import same_tokens
+from rlhf.reward_stage import run_reward
+from rlhf.sharing import build_models
+from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
+from trainers.architectures.decoder import TokenizerFacts, build_decoder
+from trainers.architectures.load import load_model
+from trainers.artifacts import write_model
+from trainers.data.tokenizer import train_tokenizer
 from trainers.language_stage import run_language_model
-from trainers.stage import Draft, StageContext, model_folder, model_weights, verify_checks
-from trainers.store.manifest import ArtifactManifest, files_digest
-from trainers.store.store import Store
-from trainers.training.context import Draft, StageContext, model_folder, verify_checks
-from trainers.training.distributed import Ranks
-from trainers.training.model_folders import write_model
-from trainers.training.tasks.language_model import run_language_model
+from trainers.stage import model_folder, model_weights
+from trainers.store.manifest import files_digest
 
-CPU = torch.device("cpu")
 OTHER_TEMPLATE = (
     "{% for message in messages %}{{ ('[A]' if message['role'] == 'assistant' else '[Q]') + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
 )
-WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]
-PLAIN = {"engine": "plain", "precision": "fp32"}
-
-
-class Listener:
-    """Remembers metrics, phases and what it is told."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[int, dict[str, float]]] = []
-        self.phases: list[tuple[str, dict[str, float]]] = []
-        self.told: list[str] = []
-
-    def phase(self, name: str, **progress: float) -> None:
-        """Remember."""
-        self.phases.append((name, progress))
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Remember."""
-        self.heard.append((step, dict(values)))
-
-    def stop_requested(self) -> bool:
-        """Never."""
-        return False
-
-    def notify(self, text: str) -> None:
-        """Remember."""
-        self.told.append(text)
-
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
-        """Stops are answered everywhere."""
-        return nullcontext()
-
-
-@dataclass
-class Workshop:
-    """A store, its data folder and what was made so far."""
-
-    store: Store
-    folder: Path
-    tokenization: Tokenization
-    made: dict[str, ArtifactManifest]
-
-    def context(self, stage: str, inputs: Mapping[str, str]) -> StageContext:
-        """Where a stage of this workshop runs."""
-        return StageContext(
-            store=self.store,
-            run="run",
-            stage=stage,
-            fingerprint="f" * 64,
-            lease=self.store.take_lease("run", stage),
-            seed=0,
-            base_dir=self.folder,
-            inputs={path: self.made[name] for path, name in inputs.items()},
-            data={},
-            observer=Listener(),
-            ranks=Ranks(0, 1, 0, CPU),
-        )
-
-    def keep(self, stage: str, draft: Draft | None, inputs: Mapping[str, str]) -> None:
-        """Verify a draft as the driver does and remember it; raises VerificationError past what rounding explains."""
-        assert draft is not None
-        given = {path: self.made[name] for path, name in inputs.items()}
-        verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
-        self.made[stage] = ArtifactManifest(
-            fingerprint="e" * 64,
-            digest=files_digest(draft.files),
-            kind=draft.kind,
-            stage=stage,
-            files=dict(draft.files),
-            contract=draft.contract,
-            base=draft.base,
-            metrics=dict(draft.metrics),
-        )
-
-
-def sizes_of(width: int) -> dict[str, int]:
-    """A decoder's sizes."""
-    return {"num_hidden_layers": 2, "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2}
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tiny chat model, preferences and prompts; then a reward model and a policy with adapters, and without."""
     return open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
-
-
-def open_workshop(folder: Path, width: int) -> Workshop:
-    """A chat model of a width and 320 tokens, preferences and prompts."""
-    texts = [f"{a} the {b} of {c}." for a in WORDS for b in WORDS for c in WORDS[:3]]
-    prompts = [f"What does {a}_{b} do?" for a in WORDS for b in WORDS[:5]]
-    answers = [(f"{a} the {b}.", f"{b} {b} {b} {b}") for a in WORDS for b in WORDS[:5]]
-    jsonl(
-        folder / "pairs.jsonl",
-        [{"prompt": p, "chosen": c, "rejected": r} for p, (c, r) in zip(prompts, answers, strict=True)],
-    )
-    jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
-    jsonl(folder / "chats.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in prompts])
-    (folder / "text.txt").write_text("\n\n".join(texts[:40]))
-    tokenization = train_tokenizer(TrainTokenizer(train="bpe", vocab_size=320), texts + prompts)
-    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
-    sizes = sizes_of(width)
-    model = build_decoder({"type": "llama", "max_position_embeddings": 128, **sizes}, facts, seed=0, device=CPU)
-    store = Store.open(str(folder / "store"))
-    write_model(
-        folder / "chat" / "model",
-        "language_model",
-        model.config,
-        list(model.named_parameters()),
-        tokenization.files(),
-        dtype=torch.float32,
-    )
-    files = store.objects.put_folder(folder / "chat")
-    chat = ArtifactManifest(fingerprint="c" * 64, digest=files_digest(files), kind="model", stage="chat", files=files)
-    return Workshop(store, folder, tokenization, {"chat": chat})
 
 
 def reward_spec(lora: bool) -> Reward:

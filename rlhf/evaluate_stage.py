@@ -33,35 +33,31 @@ from rlhf.text_metrics import (
     side_by_side,
     written_side_by_side,
 )
-from rlhf.experience import Responses
-from rlhf.kl import k1, k3
-from rlhf.models import response_logprobs
-from rlhf.ppo_stage import reading_by
-from rlhf.reading import Reading
-from rlhf.reward import ScoreModel
-from rlhf.rollout import answer, response_uniforms
-from trainers import distributed
-from trainers.architectures.load import ModelKind, head_name, model_family
-from trainers.architectures.stack import load_exact
-from trainers.architectures.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.data.batches import PromptBatch, build_batch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.materialise import find_dataset
 from trainers.data.order import global_sample
 from trainers.data.streams import HeldOutStream, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.evaluation import evaluate, perplexity
-from trainers.generation import sampling_settings
-from trainers.ngram import ngram_perplexity
-from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.language_model import LanguageModelObjective
-from trainers.observer import counted
-from trainers.precision import dtype_of, use_fast_matmul
-from trainers.stage import Draft, StageContext, data_request, draft_folder, model_folder, model_weights, open_dataset
+from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.ngram import ngram_perplexity
+from trainers.evaluation.seq2seq import measure_targets
+from trainers.inference.generation import sampling_settings
+from trainers.models.load import ModelKind, head_name, model_family
+from trainers.models.stack import load_exact
+from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 from trainers.training import distributed
-from trainers.training.context import Draft, StageContext, data_request, draft_folder, model_folder, open_dataset
+from trainers.training.context import (
+    Draft,
+    StageContext,
+    data_request,
+    draft_folder,
+    model_folder,
+    model_weights,
+    open_dataset,
+)
 from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.training.objectives.language_model import LanguageModelObjective
 from trainers.training.observer import counted

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.lora import Lora
-from recipes.sharding import Shard
-from recipes.stages import PpoStage
-from rlhf.models import PolicyModels, Role, Route
-from rlhf.reading import Reading
-from rlhf.scoring import ScoreStatistics
-from trainers.architectures.load import ModelKind, head_name
-from trainers.architectures.lora import add_adapter, is_adapter_key, put_adapter, start_names
-from trainers.architectures.stack import load_exact, load_stack
-from trainers.precision import dtype_of
-from trainers.randomness import stream_seed
+from recipes.stages.kinds import PpoStage
+from recipes.stages.lora import Lora
+from recipes.stages.sharding import Shard
+from rlhf.algorithms.scoring import ScoreStatistics
+from rlhf.text.policy import PolicyModels, Role, Route
+from rlhf.text.reward_inputs import Reading
+from trainers.models.load import ModelKind, head_name
+from trainers.models.lora import add_adapter, is_adapter_key, put_adapter, start_names
+from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import Weights
+from trainers.training.precision import dtype_of
+from trainers.training.randomness import stream_seed
 
 ACTOR, CRITIC, REWARD = "actor", "critic", "reward"
 """Names of the adapters."""

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.models import PolicyModels
-from rlhf.sharing import network_tensors
-from trainers.architectures.load import head_name, stock_class
-from trainers.architectures.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
-from trainers.artifacts import probe, write_model
+from rlhf.text.build_policy import network_tensors
+from rlhf.text.policy import PolicyModels
 from trainers.data.tokenizer import Tokenization
 from trainers.models.load import head_name, stock_class
-from trainers.models.lora import active_adapters, adapter_layers, base_tensors, folded_adapter, merged_tensors
+from trainers.models.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
 from trainers.training.model_folders import probe, write_model
 from trainers.training.verification import Probe
 

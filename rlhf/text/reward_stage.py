@@ -3,21 +3,21 @@
 import math
 from typing import Any
 
-from recipes.stages import Reward
-from rlhf.reward import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
-from trainers.architectures.load import head_name
-from trainers.architectures.lora import add_adapter, start_names
-from trainers.architectures.stack import load_exact, load_stack
+from recipes.stages.kinds import Reward
+from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import load_tokenization
 from trainers.engine.protocol import Engine
-from trainers.observer import interruptible
-from trainers.precision import dtype_of, use_fast_matmul
-from trainers.randomness import stream_seed
-from trainers.stage import Draft, StageContext, data_request, model_folder, model_weights, open_sets
-from trainers.steps import PlannedBatches, TrainingPlan, plan_training
-from trainers.text_draft import TrainedText, write_text_draft
+from trainers.models.load import head_name
+from trainers.models.lora import add_adapter, start_names
+from trainers.models.stack import load_exact, load_stack
+from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.observer import interruptible
+from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.randomness import stream_seed
+from trainers.training.steps import PlannedBatches, TrainingPlan, plan_training
+from trainers.training.text_candidate import TrainedText, write_text_draft
 
 WRAPPER = "network."
 """Prefix that `ScoreModel` gives to the network's parameter names."""

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from recipes.references import get_source
-from recipes.stages import Evaluate
-from trainers.architectures.encoder_decoder import TargetLosses
-from trainers.architectures.stack import load_exact
+from recipes.stages.kinds import Evaluate
 from trainers.data.batches import evaluation_batches
 from trainers.data.tokenizer import load_tokenization
-from trainers.evaluation import evaluate, perplexity
-from trainers.objectives.seq2seq import Seq2SeqObjective
-from trainers.observer import counted
-from trainers.precision import dtype_of
-from trainers.stage import StageContext, data_request, model_folder, model_weights, open_dataset
-from trainers.translation import Translations, translate
+from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.translation import Translations, translate
+from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.stack import load_exact
+from trainers.training.context import StageContext, data_request, model_folder, model_weights, open_dataset
+from trainers.training.objectives.seq2seq import Seq2SeqObjective
+from trainers.training.observer import counted
+from trainers.training.precision import dtype_of
 
 ROWS_AT_ONCE = 16
 

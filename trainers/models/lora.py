@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.lora import Lora
-from trainers.store.foreign import linked_file, read_json
-from trainers.store.stock import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from recipes.stages.lora import Lora
+from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainers.store.untrusted_files import linked_file, read_json
 
 DEFAULT = "default"
 _IN_FILES = "base_model.model."

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from trainers.architectures.load import ModelKind, load_model
-from trainers.architectures.lora import activate, merge_adapters, put_adapter, start_names
+from trainers.models.load import ModelKind, load_model
+from trainers.models.lora import activate, merge_adapters, put_adapter, start_names
 from trainers.store.adapters import Weights
 
 

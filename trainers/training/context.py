@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.errors import RequestError, StageError
-from recipes.lora import Lora
 from recipes.references import SourceUse, default_template, find_source, get_source
 from recipes.stages.kinds import Stage, Template
+from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
 from trainers.checkpoint.find_state import find_state
 from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization
-from trainers.distributed import Ranks
-from trainers.observer import Observer
-from trainers.saved_state import find_state
+from trainers.models.load import ModelKind
 from trainers.store.adapters import Weights, find_stack, weights_of, whole_part, whole_weights
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.materialised_folders import folder as folder_of

@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.token_contract import TokenizerFacts, token_problems
-from trainers.architectures.load import ModelKind, stock_class
-from trainers.architectures.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
-from trainers.architectures.stack import load_stack
-from trainers.architectures.vision_language import demand_fitting, probe_pixels
-from trainers.data.picture_processor import load_picture_processor
-from trainers.precision import exact_matmul
+from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
+from trainers.data.image_processor import load_picture_processor
+from trainers.models.load import ModelKind, stock_class
+from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
+from trainers.models.stack import load_stack
+from trainers.models.vision_language import demand_fitting, probe_pixels
 from trainers.store.adapters import Weights
-from trainers.store.stock import open_adapter
-from trainers.verification import (
+from trainers.store.hf_loaders import open_adapter
+from trainers.training.precision import exact_matmul
+from trainers.training.verification import (
     MergeLoss,
     Probe,
     compare_merge,

@@ -23,14 +23,11 @@ from trainers.models.lora import (
     merged_tensors,
     start_names,
 )
-from trainers.artifacts import model_config, probe, write_adapter, write_model
-from trainers.checkpoint import StoreCheckpoint
-from trainers.data.tokenizer import Tokenization
-from trainers.engine.protocol import Engine
-from trainers.loop import Outcome
-from trainers.stage import Check, Draft, StageContext, draft_folder, put_probe
 from trainers.store.adapters import whole_part
-from trainers.verification import Probe
+from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
+from trainers.training.loop import Outcome
+from trainers.training.model_folders import model_config, probe, write_adapter, write_model
+from trainers.training.verification import Probe
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
 from recipes.stages.lora import Lora
 from recipes.stages.train import Train
 from rlhf.evaluate_stage import run_evaluate
-from rlhf.ppo_stage import reward_source, run_ppo
-from rlhf.reading import same_tokens
-from rlhf.reward_stage import run_reward
-from rlhf.sharing import build_models
+from rlhf.text.build_policy import build_models
+from rlhf.text.ppo_stage import reward_source, run_ppo
+from rlhf.text.reward_inputs import same_tokens
+from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.load import load_model
-from trainers.artifacts import write_model
 from trainers.data.tokenizer import train_tokenizer
-from trainers.language_stage import run_language_model
-from trainers.stage import model_folder, model_weights
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.load import load_model
 from trainers.store.manifest import files_digest
+from trainers.training.context import model_folder, model_weights
+from trainers.training.model_folders import write_model
+from trainers.training.tasks.language_model import run_language_model
 
 OTHER_TEMPLATE = (
     "{% for message in messages %}{{ ('[A]' if message['role'] == 'assistant' else '[Q]') + message['content'] }}"

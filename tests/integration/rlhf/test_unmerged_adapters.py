@@ -11,21 +11,21 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from recipes.stages import Evaluate, Finetune, PpoStage, Reward
+from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
 from rlhf.evaluate_stage import run_evaluate
-from rlhf.ppo_stage import reward_source, run_ppo
-from rlhf.reading import same_tokens
-from rlhf.reward_stage import run_reward
-from rlhf.sharing import SharedModels, build_models
+from rlhf.text.build_policy import SharedModels, build_models
+from rlhf.text.ppo_stage import reward_source, run_ppo
+from rlhf.text.reward_inputs import same_tokens
+from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, WORDS, Workshop, jsonl, open_workshop, sizes_of
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.architectures.stack import load_exact, load_stack
-from trainers.artifacts import write_model
-from trainers.language_stage import build_stage_model, run_language_model
-from trainers.stage import model_weights
+from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import weights_of
 from trainers.store.collection import Keep, collect
 from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.training.context import model_weights
+from trainers.training.model_folders import write_model
+from trainers.training.tasks.language_model import build_stage_model, run_language_model
 
 TOKENS = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))
 NOISE = 2e-5

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from recipes.data import TrainTokenizer
-from trainers.architectures.decoder import TokenizerFacts, build_decoder
-from trainers.artifacts import write_model
+from recipes.data.text import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, train_tokenizer
-from trainers.distributed import Ranks
-from trainers.stage import Draft, StageContext, verify_checks
+from trainers.models.decoder import TokenizerFacts, build_decoder
 from trainers.store.manifest import ArtifactManifest, Parent, Verification, files_digest, sha256_hex
 from trainers.store.store import Store
+from trainers.training.context import Draft, StageContext, verify_checks
+from trainers.training.distributed import Ranks
+from trainers.training.model_folders import write_model
 
 CPU = torch.device("cpu")
 WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]

@@ -10,40 +10,33 @@ from torch import nn
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.references import SourceUse, find_source
-from recipes.stages import Finetune, Pretrain
-from trainers import distributed
-from trainers.architectures.build import build_language_model
-from trainers.architectures.decoder import TokenizerFacts
-from trainers.architectures.load import ModelKind, lacks_head, model_family
-from trainers.architectures.lora import add_adapter, start_names
-from trainers.architectures.stack import load_exact, load_stack
-from trainers.architectures.vision_language import (
+from recipes.stages.kinds import Finetune, Pretrain
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.protocol import Engine
+from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.image_text_responses import pictured_response_report
+from trainers.evaluation.ngram import ngram_perplexity
+from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
+from trainers.evaluation.translation import Translations, translate
+from trainers.models.build import build_language_model
+from trainers.models.decoder import TokenizerFacts
+from trainers.models.load import ModelKind, lacks_head, model_family
+from trainers.models.lora import add_adapter, start_names
+from trainers.models.stack import load_exact, load_stack
+from trainers.models.vision_language import (
     demand_fitting,
     excluded_modules,
     freeze,
     learning_parts,
 )
-from trainers.classification_stage import run_classification
-from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.dataset import Dataset
-from trainers.data.materialise import DataRequest, build_tokenization
-from trainers.data.picture_processor import PictureProcessor, load_picture_processor
-from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.engine.protocol import Engine
-from trainers.evaluation import evaluate, perplexity
-from trainers.learning import Learning, build_learning
-from trainers.loop import BatchSource, Outcome
-from trainers.ngram import ngram_perplexity
-from trainers.observer import Observer, interruptible
-from trainers.pictured_responses import pictured_response_report
-from trainers.precision import dtype_of, use_fast_matmul
-from trainers.randomness import stream_seed
-from trainers.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.stage import Draft, StageContext, data_request, model_folder, model_weights, open_sets
-from trainers.steps import EVALUATION, PlannedBatches, TrainingPlan, plan_training
 from trainers.store.manifest import Layout
 from trainers.training import distributed
-from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import BatchSource, Outcome
 from trainers.training.objectives.objective_for import Learning, build_learning
 from trainers.training.observer import Observer, interruptible

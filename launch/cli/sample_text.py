@@ -13,6 +13,7 @@ from launch.cli.store_commands import find_artifact
 from recipes.errors import RequestError
 from recipes.models.encoder_decoder import SENTINEL
 from recipes.references import DRAWING_KINDS
+from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
@@ -26,7 +27,8 @@ MODEL_FOLDERS = ("model", "actor", "merged", "")
 class Sampler:
     """A loaded language model and its tokenizer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, weights: Weights | None = None) -> None:
+        """Open a model folder, an adapter's with its model in `base/`; `weights` are what it is opened from instead."""
         import torch
         import transformers
         from transformers.utils import logging
@@ -47,12 +49,32 @@ class Sampler:
             from trainers.data.image_processor import load_picture_processor
 
             self.pictures = load_picture_processor(model_folder)
-        model = open_model(getattr(transformers, f"AutoModel{self.kind}"), model_folder, dtype=torch.float32)
+        if weights is not None and weights.adapters:
+            model = self._open_unmerged(weights, config)
+        else:
+            model = open_model(getattr(transformers, f"AutoModel{self.kind}"), model_folder, dtype=torch.float32)
         if model_folder is not folder:
             model = open_adapter(model, folder).merge_and_unload()
         self.model = model.to(self.device).eval()
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens = sys.maxsize if longest is None else int(longest)
+
+    def _open_unmerged(self, weights: Weights, config: dict[str, Any]) -> Any:
+        """The whole model with its adapters, merged in fp32."""
+        from trainers.models.load import ModelKind
+        from trainers.models.stack import load_exact
+
+        kinds: dict[str, ModelKind] = {
+            "ForCausalLM": "language_model",
+            "ForImageTextToText": "vision_language_model",
+            "ForMaskedLM": "masked_model",
+            "ForSeq2SeqLM": "seq2seq_model",
+            "ForSequenceClassification": "text_classifier",
+        }
+        kind = kinds[self.kind]
+        labels = config.get("id2label", {}) if kind == "text_classifier" else {}
+        classes = [labels[key] for key in sorted(labels, key=int)]
+        return load_exact(weights, kind, device=self.device, classes=classes)
 
     def write(
         self,
@@ -181,26 +203,29 @@ def draws(ids: Sequence[int], seed: int, draw: int, num_tokens: int) -> "np.ndar
 
 
 @contextlib.contextmanager
-def model_folder(text: str, store: str | None = None) -> Iterator[Path]:
-    """A local folder with the language model that RUN/STAGE, a store address, a name or a folder means."""
+def opened(text: str, store: str | None = None) -> Iterator["Sampler"]:
+    """The language model that RUN/STAGE, a store address, a name or a folder means."""
     if "://" not in text and Path(text).is_dir():
         folder = Path(text)
         if not (folder / "adapter_config.json").is_file():
             _require_language_model(json.loads(_read(folder / "config.json")), text)
-        yield folder
+        yield Sampler(folder)
         return
-    opened = Store.open(store)
-    manifest = find_artifact(opened, text)
+    place = Store.open(store)
+    manifest = find_artifact(place, text)
     if manifest.kind in DRAWING_KINDS:
         raise RequestError(f"{text} is of kind {manifest.kind}, which draws: add --grid FILE")
     for prefix in MODEL_FOLDERS:
         name = f"{prefix}/config.json".lstrip("/")
         if name in manifest.files:
-            _require_language_model(json.loads(opened.objects.get_bytes(manifest.files[name].sha256)), text)
-            yield opened.folder(manifest, prefix)
+            _require_language_model(json.loads(place.objects.get_bytes(manifest.files[name].sha256)), text)
+            weights = weights_of(place, manifest) if prefix in WHOLE_PARTS else None
+            if weights is not None and weights.note is not None:
+                print(f"warning: {weights.note}", file=sys.stderr)
+            yield Sampler(place.folder(manifest, prefix), weights)
             return
     with tempfile.TemporaryDirectory(prefix="trainwright-sample-") as temporary:
-        yield _merged(opened, manifest, text, Path(temporary) / "model")
+        yield Sampler(_merged(place, manifest, text, Path(temporary) / "model"))
 
 
 def _merged(store: Store, manifest: ArtifactManifest, text: str, folder: Path) -> Path:
@@ -257,8 +282,7 @@ def sample_texts(
     `images` are what a vision-language model sees with every prompt. `continues` says whether the response goes on from
     the prompt, as a causal model's does.
     """
-    with model_folder(model, store) as folder:
-        sampler = Sampler(folder)
+    with opened(model, store) as sampler:
         return [
             {
                 "prompt": prompt,
@@ -283,8 +307,7 @@ def converse(
     model: str, *, store: str | None = None, max_new_tokens: int = 96, temperature: float = 0.7, seed: int = 0
 ) -> None:
     """A conversation on the terminal, until an empty line or the end of input."""
-    with model_folder(model, store) as folder:
-        sampler = Sampler(folder)
+    with opened(model, store) as sampler:
         messages: list[dict[str, str]] = []
         print("Write a message; an empty line ends the conversation.", file=sys.stderr)
         while True:

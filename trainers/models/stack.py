@@ -8,6 +8,9 @@ from trainers.models.load import ModelKind, load_model
 from trainers.models.lora import activate, merge_adapters, put_adapter, start_names
 from trainers.store.adapters import Weights
 
+BRINGS_HEAD = ("score_model", "value_model", "text_classifier")
+"""Kinds whose adapter has a head beside it."""
+
 
 def load_stack(
     weights: Weights,
@@ -24,7 +27,7 @@ def load_stack(
     """
     if not weights.adapters:
         return load_model(weights.folder, kind, device=device, dtype=dtype, new_head_seed=new_head_seed, **options)
-    if new_head_seed is None and kind in ("score_model", "value_model"):
+    if new_head_seed is None and kind in BRINGS_HEAD:
         new_head_seed = 0  # the adapter brings the head that takes its place
     places: dict[str, Any] = {"device": device, "dtype": dtype, "rounded_to": getattr(torch, weights.dtype)}
     model: Any = load_model(weights.folder, kind, new_head_seed=new_head_seed, **places, **options)

@@ -4,19 +4,19 @@ import json
 import os
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
-from trainers.store.hf_loaders import open_adapter, open_model
+from trainers.store.adapters import ADAPTER, WHOLE_PARTS, Weights, find_stack
+from trainers.store.hf_loaders import ADAPTER_CONFIG, open_adapter, open_model
+from trainers.store.joined_adapters import is_joinable, write_joined
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.materialised_folders import files_under
 from trainers.store.place import demand_empty, writing
 from trainers.store.store import Store
-
-MODEL_PARTS = ("model", "actor")
-"""Parts that a bare artifact means, in this order."""
 
 
 def parts_of(manifest: ArtifactManifest) -> list[str]:
@@ -29,9 +29,9 @@ def export(
 ) -> Path:
     """Write an artifact to a new folder.
 
-    A full model lands in the folder itself. An adapter does too, with its base model in `base/` and named there; with
-    `merge` the adapter's merged model is written instead. `part` picks one of several parts (`critic`). What has
-    neither model nor adapter (a report) is written whole.
+    A full model lands in the folder itself. An adapter does too, with its base model in `base/` and named there; one on
+    others is joined with them to one adapter. With `merge` the adapter's merged model is written instead. `part` picks
+    one of several parts (`critic`). What has neither model nor adapter (a report) is written whole.
     """
     target = directory.absolute()
     demand_empty(target)
@@ -54,20 +54,27 @@ def export(
 
 def _write(store: Store, manifest: ArtifactManifest, chosen: str, merge: bool, building: Path, target: Path) -> None:
     """Write what was chosen of an artifact to `building`, which becomes `target`."""
-    if chosen != "adapter":
+    if chosen != ADAPTER:
         _copy(store, manifest, chosen, building)
         return
-    base, base_part = _find_base(store, manifest)
+    weights = _opened(store, manifest)
     if merge:
-        _merge(store, manifest, base, base_part, building)
+        _merge(weights, manifest.kind, building)
         return
-    _copy(store, manifest, "adapter", building)
-    _copy(store, base, base_part, building / "base")
+    own, below = weights.adapters[-1], weights.adapters[:-1]
+    if below and is_joinable(weights.adapters):
+        write_joined(weights.adapters, building)
+    else:
+        _copy_folder(own, building)
+    if below and not is_joinable(weights.adapters):
+        _merge(replace(weights, adapters=below), "model", building / "base", "float32")
+    else:
+        _copy_folder(weights.folder, building / "base")
     _name_base(building, target / "base")
 
 
 def _main_part(parts: list[str], merge: bool) -> str:
-    models = [name for name in MODEL_PARTS if name in parts]
+    models = [name for name in WHOLE_PARTS if name in parts]
     if "adapter" in parts and not (merge and models):
         return "adapter"
     return models[0] if models else ""
@@ -81,20 +88,24 @@ def _copy(store: Store, manifest: ArtifactManifest, prefix: str, target: Path) -
         shutil.copyfile(store.objects.local_path(entry.sha256), place)
 
 
-def _find_base(store: Store, manifest: ArtifactManifest) -> tuple[ArtifactManifest, str]:
-    """Return the artifact that the adapter is bound to by digest, and the part that holds its whole model."""
+def _copy_folder(folder: Path, target: Path) -> None:
+    """Copy a folder of hash-checked files."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def _opened(store: Store, manifest: ArtifactManifest) -> Weights:
+    """Return the whole model and the adapters that an artifact's adapter is bound to by digest, itself the last."""
     if manifest.base is None:
         raise RequestError(f"{manifest.stage} has an adapter and no base")
-    parents = [store.find_artifact(parent.fingerprint) for parent in manifest.parents.values()]
-    candidates = [found for found in parents if found is not None and found.digest == manifest.base]
-    if not candidates:
-        candidates = [found for found in store.list_artifacts() if found.digest == manifest.base]
-    if not candidates:
-        raise RequestError(f"the base of {manifest.stage}, digest {manifest.base}, is not in store {store.uri}")
-    part = _main_part(parts_of(candidates[0]), merge=True)
-    if part not in MODEL_PARTS:
-        raise RequestError(f"the base of {manifest.stage}, {candidates[0].stage}, holds no whole model")
-    return candidates[0], part
+    found = find_stack(store, manifest, (*manifest.lies_on, manifest.digest))
+    if found is None:
+        listed = ", ".join(manifest.lies_on)
+        raise RequestError(f"the base of {manifest.stage}, digest {listed}, is not in store {store.uri}")
+    return found
 
 
 def _name_base(adapter: Path, base: Path) -> None:
@@ -104,33 +115,37 @@ def _name_base(adapter: Path, base: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _merge(store: Store, manifest: ArtifactManifest, base: ArtifactManifest, base_part: str, target: Path) -> None:
-    """Write the base with the adapter added to its weights, which is computed in fp32 and rounded once."""
+def _merge(weights: Weights, kind: str, target: Path, dtype: str | None = None) -> None:
+    """Write a whole model with adapters added to its weights, computed in fp32 and rounded once, to `dtype` or its own.
+
+    `kind` is that of the artifact whose adapter is the last.
+    """
     import torch
     import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = json.loads((store.folder(manifest, "adapter") / "adapter_config.json").read_bytes())
-    folder = store.folder(base, base_part)
-    stock = _stock_class(manifest, folder, config.get("task_type"))
-    options: dict[str, Any] = {"num_labels": 1} if manifest.kind == "reward_model" else {}
-    model = open_model(getattr(transformers, stock), folder, dtype=torch.float32, **options)
-    merged = open_adapter(model, store.folder(manifest, "adapter")).merge_and_unload(safe_merge=True)
-    _copy(store, base, base_part, target)
+    config = json.loads((weights.adapters[-1] / ADAPTER_CONFIG).read_bytes())
+    stock = _stock_class(kind, weights.folder, config.get("task_type"))
+    options: dict[str, Any] = {"num_labels": 1} if kind == "reward_model" else {}
+    model = open_model(getattr(transformers, stock), weights.folder, dtype=torch.float32, **options)
+    for adapter in weights.adapters:
+        model = open_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    _copy_folder(weights.folder, target)
     for path in target.glob("model*.safetensors*"):
         path.unlink()
     kept = {path.name: path.read_bytes() for path in target.iterdir()}
     stored = json.loads(kept["config.json"])
-    merged.to(getattr(torch, stored.get("dtype") or stored.get("torch_dtype") or "float32")).save_pretrained(target)
+    model.to(getattr(torch, dtype or stored.get("dtype") or stored.get("torch_dtype") or "float32"))
+    model.save_pretrained(target)
     for name in ("generation_config.json",):
         if name in kept:
             (target / name).write_bytes(kept[name])
 
 
-def _stock_class(manifest: ArtifactManifest, base: Path, task: str | None) -> str:
+def _stock_class(kind: str, base: Path, task: str | None) -> str:
     """Return the name of transformers' class of what an adapter is merged into."""
-    if manifest.kind == "reward_model":
+    if kind == "reward_model":
         return "AutoModelForSequenceClassification"
     path = base / "config.json"
     model_type = json.loads(path.read_bytes()).get("model_type") if path.is_file() else None

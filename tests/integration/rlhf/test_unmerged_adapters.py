@@ -1,8 +1,10 @@
 """Nothing that an adapter learned is lost when the next stage starts, however small: bf16 models whose adapter moves
 every weight by less than bf16 can tell, so that the merged files are the base's."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from launch.cli.sample_text import opened
 from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.text.build_policy import SharedModels, build_models
@@ -22,6 +25,7 @@ from trainers.models.decoder import TokenizerFacts, build_decoder
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import weights_of
 from trainers.store.collection import Keep, collect
+from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.training.context import model_weights
 from trainers.training.model_folders import write_model
@@ -232,6 +236,35 @@ def test_adapters_on_adapters_are_verified_and_opened(workshop: Workshop, precis
     assert is_live(logits(load_exact(weights, "language_model", device=CPU)), workshop, "chat", name)
     if precision == "bf16":
         assert is_live(logits(load_stack(weights, "language_model", device=CPU)), workshop, "chat", name)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_exported_adapter_on_an_adapter_opens_with_stock_peft(
+    workshop: Workshop, dora: bool, tmp_path: Path
+) -> None:
+    lower, upper = ("dora", "on-dora") if dora else ("lora", "on-lora")
+    first = tune_spec(lora={"r": 2, "alpha": 3, "dora": dora, "target_modules": ["q_proj", "up_proj"]})
+    given = {"init_from": "root"}
+    workshop.keep(lower, run_language_model(first, workshop.context(lower, given)), given)
+    given = {"init_from": lower}
+    second = tune_spec(
+        lower, lora={"r": 3, "alpha": 7, "rank_stabilised": True, "target_modules": ["q_proj", "v_proj"]}
+    )
+    workshop.keep(upper, run_language_model(second, workshop.context(upper, given)), given)
+    assert len(workshop.made[upper].stack) == 2
+    folder = export(workshop.store, workshop.made[upper], tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    assert is_live(logits(PeftModel.from_pretrained(base, folder)), workshop, lower, upper)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (3 if dora else 5, str(folder / "base"))
+    stored = json.loads((folder / "base" / "config.json").read_text())["dtype"]
+    assert stored == ("float32" if dora else "bfloat16")
+
+
+def test_what_is_sampled_is_what_was_learned(workshop: Workshop) -> None:
+    workshop.store.name_artifact("chat", workshop.made["chat"].fingerprint)
+    with opened("store://chat", workshop.store.uri) as sampler:
+        assert is_live(logits(sampler.model), workshop, "chat")
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.models.memory import predict_sizes
-from recipes.stages.kinds import Finetune, Pretrain, Reward
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
+from recipes.stages.reward import Reward
 
 VOCABULARY = 12_000
 PLAIN = {"engine": "plain", "precision": "fp32"}

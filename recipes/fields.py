@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -17,6 +17,10 @@ class Strict(BaseModel):
     """A closed, immutable part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, which are not validated."""
+        return self.model_copy(update=values)
 
 
 def meaning(default: Any = ..., *, description: str, **bounds: Any) -> Any:

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from recipes.errors import RequestError
-from recipes.references import get_source
 from recipes.rules.report import report_labels, unmeasured
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 from rlhf.algorithms.kl import k1, k3
 from rlhf.experience import Responses
 from rlhf.text.policy import response_logprobs
@@ -119,7 +118,7 @@ def _perplexity(spec: Evaluate, context: StageContext, index: int) -> dict[str, 
     place = {"step": index, "steps_planned": _num_parts(spec)}
     tokenization = load_tokenization(folder)
     is_carried = model_family(folder) == "rnn"
-    request = data_request(context, get_source(spec, "text"), tokenization, spec.sequence_length)
+    request = data_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     rows = min(spec.num_sequences or spec.num_prompts, len(dataset))
     model: Any = _load(spec, context, f"of.{index}", "language_model")
@@ -181,7 +180,7 @@ def _answers(
         prompts = open_dataset(
             context,
             data_request(
-                context, get_source(spec, "prompts"), tokenization, spec.sampling.max_prompt_tokens, spec.template
+                context, spec.get_source("prompts"), tokenization, spec.sampling.max_prompt_tokens, spec.template
             ),
         )
         model = first if index == 0 else _load(spec, context, f"of.{index}", "language_model")

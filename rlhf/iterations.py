@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
-from recipes.planning.derive import steps_per_iteration
 from recipes.stages.ppo import AdaptiveKl, Updates
 from rlhf.algorithms.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
@@ -119,7 +118,7 @@ class PpoSource(Generic[E]):
     @property
     def steps_per_iteration(self) -> int:
         """Optimiser steps between two rollouts."""
-        return steps_per_iteration(self.settings)
+        return self.settings.steps_per_iteration
 
     @property
     def steps_planned(self) -> int:
@@ -240,7 +239,7 @@ class PpoSource(Generic[E]):
 
 def iteration_place(settings: Updates, iteration: int) -> dict[str, float]:
     """Where an iteration's rollouts are on the stage's way, as an observer is told it."""
-    steps = steps_per_iteration(settings)
+    steps = settings.steps_per_iteration
     return {"step": iteration * steps, "steps_planned": settings.iterations * steps}
 
 

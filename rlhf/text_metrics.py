@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.stages.kinds import Bound
+from recipes.stages.evaluate import Bound
 from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
 from trainers.evaluation.translation import Translations
 

@@ -10,18 +10,11 @@ from recipes.errors import Problem, RequestError, StoreDamaged
 from recipes.loading.document import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
 from recipes.problem_codes import Code
-from recipes.references import (
-    FolderRef,
-    Reference,
-    SourceUse,
-    StoreRef,
-    default_template,
-    parse_reference,
-    stage_sources,
-)
-from recipes.rules.chain import origin, start_of
+from recipes.references import FolderRef, Reference, StoreRef, parse_reference
+from recipes.rules.chain import origin
 from recipes.rules.models import model_facts
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages.base import SourceUse, TextStage, default_template
+from recipes.stages.pretrain import Pretrain
 from trainers.data.dataset import WARN_LOST
 from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
 from trainers.data.materialise import DataRequest
@@ -38,7 +31,6 @@ from trainers.store.store import Store
 NUM_ROWS = 100
 SHOWN_PIECES = 6
 SHOWN_CHARACTERS = 160
-OfText = Pretrain | Finetune | Reward | PpoStage | Evaluate
 _ROLES: dict[str | None, Any] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
 
 
@@ -92,9 +84,9 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
     readers: dict[str, _Reader | None] = {}
     stages = loaded.recipe.stages
     for name, stage in loaded.recipe.stages.items():
-        if not isinstance(stage, OfText):
+        if not isinstance(stage, TextStage):
             continue
-        source = origin(start_of(stage) or name, stages)
+        source = origin(stage.text_start() or name, stages)
         key = repr(source)
         if key not in readers:
             try:
@@ -102,7 +94,7 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
             except (RequestError, StoreDamaged):  # what is wrong with an input is said of the input
                 readers[key] = None
         reader = readers[key]
-        for use in stage_sources(stage):
+        for use in stage.sources():
             is_derived = use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None
             if reader is None or is_derived or use.role == "images" or isinstance(use.source, Datasets):
                 continue
@@ -111,7 +103,7 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
 
 
 def _check_use(
-    loaded: LoadedRecipe, name: str, stage: OfText, use: SourceUse, reader: _Reader, found: RowFindings
+    loaded: LoadedRecipe, name: str, stage: TextStage, use: SourceUse, reader: _Reader, found: RowFindings
 ) -> None:
     family = reader.family or model_facts(loaded, stage).family
     if family == "vision_language":
@@ -162,30 +154,18 @@ def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: Existing
     return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
 
 
-def _request(loaded: LoadedRecipe, stage: OfText, use: SourceUse, tokenization: Tokenization) -> DataRequest:
+def _request(loaded: LoadedRecipe, stage: TextStage, use: SourceUse, tokenization: Tokenization) -> DataRequest:
     assert use.role != "images"
-    chosen = None if isinstance(stage, Pretrain) else stage.template
     return DataRequest(
         source=use.rows,
         base_dir=loaded.base_dir,
         role=use.role,
         tokenization=tokenization,
-        sequence_length=_length(stage, use),
+        sequence_length=stage.text_length(use),
         seed=0,
-        loss_on=stage.loss_on if isinstance(stage, Finetune) else "responses",
-        template=chosen or default_template(use.role, tokenization.chat_template is not None),
+        loss_on=stage.counted_tokens,
+        template=stage.own_template or default_template(use.role, tokenization.chat_template is not None),
     )
-
-
-def _length(stage: Stage, use: SourceUse) -> int:
-    match stage:
-        case PpoStage():
-            return stage.rollout.max_prompt_tokens if use.field_path == "prompts" else stage.ppo.text_length
-        case Evaluate():
-            return stage.sampling.max_prompt_tokens if use.role == "prompts" else stage.sequence_length
-        case Pretrain() | Finetune() | Reward():
-            return stage.train.sequence_length
-    raise AssertionError(f"a {stage.kind} stage reads no text")
 
 
 def _shortened(text: str) -> str:

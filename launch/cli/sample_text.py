@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cli.store_commands import find_artifact
+from recipes.artifact_kinds import DRAWING_KINDS
 from recipes.errors import RequestError
 from recipes.models.encoder_decoder import SENTINEL
-from recipes.references import DRAWING_KINDS
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model
 from trainers.store.manifest import ArtifactManifest

@@ -19,7 +19,6 @@ from recipes.loading.load import dump_recipe, parse_recipe
 from recipes.planning.fingerprint import LOCATION_KEYS
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
-from recipes.references import stage_sources
 from recipes.stages.kinds import Stage
 from trainers.store.background_threads import map_beside
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -64,7 +63,7 @@ def note_upload(store: Store, run: str, resolved: Resolved) -> None:
 
 def uploaded_folder(store: Store, digest: str, stage: Stage) -> Path | None:
     """A local folder with the uploaded files that a stage reads, hash-checked; None for a stage that reads none."""
-    numbers = {place.partition("/")[0] for use in stage_sources(stage) for place in places(use.source)}
+    numbers = {place.partition("/")[0] for use in stage.sources() for place in places(use.source)}
     manifest = store.find_dataset(digest)
     if manifest is None:
         raise StoreDamaged(f"store {store.uri} no longer holds the uploaded data files ({digest[:12]}); submit again")
@@ -76,7 +75,7 @@ def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping
     """A recipe that reads a run's uploaded files in place of its own ones wherever these have the same digest."""
     raw = dump_recipe(recipe)
     for name, stage in resolved.recipe.stages.items():
-        for use in stage_sources(stage):
+        for use in stage.sources():
             own = raw["stages"].get(name, {}).get(use.field_path)
             if isinstance(own, dict) and data.get(name, {}).get(use.field_path) == resolved.data[name][use.field_path]:
                 stored = use.source.model_dump(mode="json")
@@ -87,8 +86,8 @@ def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping
 def require_uploaded(run: str, resolved: Resolved, wanted: Resolved) -> None:
     """Raise RequestError, naming the field, where a resume of an uploaded run would read other files."""
     for name, stage in wanted.recipe.stages.items():
-        known = {use.field_path: use.source for use in stage_sources(resolved.recipe.stages[name])}
-        for use in stage_sources(stage):
+        known = {use.field_path: use.source for use in resolved.recipe.stages[name].sources()}
+        for use in stage.sources():
             if use.field_path not in known or places(use.source) != places(known[use.field_path]):
                 found = ", ".join(places(use.source)) or use.source.source
                 raise RequestError(

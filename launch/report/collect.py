@@ -11,7 +11,7 @@ from launch.runs.journal import RunSummary
 from launch.runs.records import RunRecord, origin_of
 from launch.runs.resolve import Resolved
 from recipes.errors import TrainwrightError
-from recipes.stages.kinds import Evaluate, Stage
+from recipes.stages.kinds import Stage
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -63,7 +63,7 @@ def collect(record: RunRecord) -> RunReport:
 
 def _shard(stage: Stage, *, is_cached: bool) -> str:
     """Precision and engine; another run may have made a cached stage by another engine."""
-    has_engine = not is_cached and not isinstance(stage, Evaluate)
+    has_engine = not is_cached and stage.trains
     return f"{stage.shard.precision} {stage.shard.engine_text}" if has_engine else stage.shard.precision
 
 

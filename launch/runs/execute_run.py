@@ -31,7 +31,6 @@ from recipes.data.images import ImageDatasets
 from recipes.data.text import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.recipe import Recipe
-from recipes.references import stage_sources
 
 RUN_STAGE = "launch.runs.stage_entry:run_stage"
 VERIFY_DRAFT = "launch.runs.stage_entry:verify_draft"
@@ -66,7 +65,7 @@ class Driven:
 
 def needs_hub(recipe: Recipe) -> bool:
     """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
-    sources = (use.source for stage in recipe.stages.values() for use in stage_sources(stage))
+    sources = (use.source for stage in recipe.stages.values() for use in stage.sources())
     return any(isinstance(source, Datasets | ImageDatasets) and source.revision is not None for source in sources)
 
 

@@ -17,7 +17,7 @@ from recipes.planning.fingerprint import ParentId
 from recipes.planning.plan import External
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
-from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
+from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from trainers.store.export import parts_of
 from trainers.store.imports import describe_folder, describe_tokenizer, import_folder, import_tokenizer
 from trainers.store.manifest import ArtifactManifest, Verification, canonical_json, files_digest, sha256_hex
@@ -105,7 +105,7 @@ def _outside(
 ) -> Iterator[tuple[str, str, tuple[str, ...], ArtifactManifest]]:
     """Every input from outside: its field, its text, what is wanted there, and what it was found to be."""
     for name, inputs in external.items():
-        for item in stage_inputs(recipe.stages[name]):
+        for item in recipe.stages[name].inputs():
             if item.field_path in inputs:
                 yield f"stages.{name}.{item.field_path}", item.text, item.wants, inputs[item.field_path]
 

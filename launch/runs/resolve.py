@@ -33,16 +33,10 @@ from recipes.planning.plan import Committed, Plan, build_plan
 from recipes.planning.settle import Hardware, settle_shards
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
-from recipes.references import (
-    Reference,
-    SourceUse,
-    StageRef,
-    parse_reference,
-    stage_inputs,
-    stage_sources,
-)
-from recipes.rules.chain import picture_stage_of, start_of
+from recipes.references import Reference, StageRef, parse_reference
+from recipes.rules.chain import picture_stage_of
 from recipes.rules.static import check_static
+from recipes.stages.base import SourceUse
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.images import image_source_digest
 from trainers.data.sources import source_digest
@@ -89,7 +83,7 @@ class Resolved:
         return {
             name: {
                 item.field_path: reference
-                for item in stage_inputs(stage)
+                for item in stage.inputs()
                 if isinstance(reference := parse_reference(item.text), StageRef)
             }
             for name, stage in self.recipe.stages.items()
@@ -97,7 +91,7 @@ class Resolved:
 
     def text_of(self, stage: str, field_path: str) -> str:
         """What the recipe has at an input."""
-        return next(item.text for item in stage_inputs(self.recipe.stages[stage]) if item.field_path == field_path)
+        return next(item.text for item in self.recipe.stages[stage].inputs() if item.field_path == field_path)
 
     def part_of(self, stage: str, field_path: str) -> str | None:
         """The part that an input names."""
@@ -226,7 +220,7 @@ def source_uses(
 ) -> Iterator[tuple[str, SourceUse, bool]]:
     """Every stage with each of its sources, and whether rows name pictures, as those for a vision-language model do."""
     for name, stage in recipe.stages.items():
-        for use in stage_sources(stage):
+        for use in stage.sources():
             yield name, use, use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
 
 
@@ -235,7 +229,7 @@ def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, 
     seen: set[str] = set()
     while stage not in seen:
         seen.add(stage)
-        text = start_of(recipe.stages[stage])
+        text = recipe.stages[stage].text_start()
         reference = None if text is None else parse_reference(text)
         if not isinstance(reference, StageRef):
             found = external.get(stage, {}).get("init_from")
@@ -265,7 +259,7 @@ def resolve(
     configs: dict[Reference, Mapping[str, Any]] = {}
     found: dict[tuple[str, tuple[str, ...]], ArtifactManifest | None] = {}
     for name, stage in loaded.recipe.stages.items():
-        for item in stage_inputs(stage):
+        for item in stage.inputs():
             key = (item.text, item.wants)
             try:
                 if key not in found:

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,13 @@ from launch.runs.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
-from recipes.planning.derive import steps_per_iteration
-from recipes.stages.kinds import (
-    Evaluate,
-    Finetune,
-    FinetuneImages,
-    PpoImages,
-    PpoStage,
-    Pretrain,
-    PretrainImages,
-    Reward,
-    Stage,
-)
+from recipes.stages.base import Progress
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune, FinetuneImages
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import Pretrain, PretrainImages
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoImages, PpoStage
 
 if TYPE_CHECKING:
     from trainers.store.store import Store
@@ -39,50 +33,6 @@ FIRST_FLUSH_S = 5.0
 follows from them and when the stage is asked to stop."""
 ROOM_WAIT_S = 1200.0
 """How long a worker or the driver waits for room on a full disk; less than the time after which silence is a stall."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a kind of stage counts its way for the people who watch it."""
-
-    unit: str
-    steps_per_unit: int
-    counted: str
-    """What the speed counts."""
-    shown: tuple[str, ...] = ()
-    """Metrics that the driver shows while the stage runs."""
-    counted_per_unit: int | None = None
-    """None: the weight of each step, over the time of the step alone."""
-
-
-def progress_of(spec: Stage, started_from: str | None = None) -> Progress:
-    """Steps, and what they work through; PPO counts iterations, whose rollouts take longer than their steps.
-
-    `started_from` is the model type of what the stage's `init_from` resolved to.
-    """
-    if isinstance(spec, Pretrain) and spec.architecture is not None:
-        is_encoder = spec.architecture.family == "encoder"
-    else:
-        is_encoder = MODEL_TYPES.get(started_from or "") == "encoder"
-    match spec:
-        case Pretrain():
-            return Progress("step", 1, "target_tokens" if is_encoder else "tokens", ("loss",))
-        case Finetune() if is_encoder:
-            return Progress("step", 1, "rows", ("loss", "accuracy"))
-        case Finetune():
-            return Progress("step", 1, "target_tokens" if spec.loss_on == "responses" else "tokens", ("loss",))
-        case Reward():
-            return Progress("step", 1, "pairs", ("loss", "accuracy"))
-        case PretrainImages() | FinetuneImages():
-            return Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
-        case PpoStage():
-            responses = spec.rollout.prompts_per_iteration * spec.rollout.samples_per_prompt
-            return Progress("iteration", steps_per_iteration(spec.ppo), "responses", ("score", "kl"), responses)
-        case PpoImages():
-            pictures = spec.rollout.pictures_per_iteration
-            return Progress("iteration", steps_per_iteration(spec.ppo), "pictures", ("score", "kl"), pictures)
-        case Evaluate():
-            return Progress("part", 1, "pictures" if "images" in spec.suites else "responses")
 
 
 class StageObserver:
@@ -200,7 +150,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
-    observer = StageObserver(worker, store, job, progress_of(spec, _model_type(job)))
+    observer = StageObserver(worker, store, job, spec.progress(_start_family(job)))
     ranks = distributed.join()
     worker.beat("joined")
     context = StageContext(
@@ -241,10 +191,10 @@ def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
     return Path(job["base_dir"]) if found is None else found
 
 
-def _model_type(job: Json) -> str | None:
-    """The type of the model that the stage starts from, where it does and the manifest says it."""
-    found: str | None = ((job["inputs"].get("init_from") or {}).get("architecture") or {}).get("model_type")
-    return found
+def _start_family(job: Json) -> str | None:
+    """The family of the model that the stage starts from, where it does and the manifest says it."""
+    architecture = (job["inputs"].get("init_from") or {}).get("architecture") or {}
+    return MODEL_TYPES.get(architecture.get("model_type") or "")
 
 
 def compute(spec: Stage, context: "StageContext") -> "Draft | None":
@@ -278,12 +228,12 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
 
 def manifest_of(draft: "Draft", job: Json) -> Json:
     """The draft as the manifest that will be committed, its verification left open."""
-    from recipes.references import parse_reference, stage_inputs
+    from recipes.references import parse_reference
     from trainers.checkpoint.checkpoint import versions
     from trainers.store.manifest import FileEntry, files_digest
 
     spec = parse_recipe(job["recipe"]).stages[job["stage"]]
-    parts = {item.field_path: getattr(parse_reference(item.text), "part", None) for item in stage_inputs(spec)}
+    parts = {item.field_path: getattr(parse_reference(item.text), "part", None) for item in spec.inputs()}
     parents: dict[str, Any] = {
         path: {"fingerprint": raw["fingerprint"], "digest": raw["digest"], "part": parts.get(path)}
         for path, raw in job["inputs"].items()

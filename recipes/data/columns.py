@@ -7,7 +7,7 @@ from typing import Any
 from recipes.errors import Finding
 from recipes.loading.schema_paths import nearest
 from recipes.problem_codes import Code
-from recipes.references import Role
+from recipes.stages.base import Role
 
 FORMS: dict[Role, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),

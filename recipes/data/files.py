@@ -37,9 +37,9 @@ from recipes.errors import Finding, Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
 from recipes.problem_codes import Code
-from recipes.references import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse, stage_sources
 from recipes.rules.models import model_facts
-from recipes.stages.kinds import Reward
+from recipes.stages.base import INPUT_FIELDS, SOURCE_FIELDS, Role, SourceUse
+from recipes.stages.reward import Reward
 
 _BY_FAMILY: dict[str | None, Role] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
 """What the rows of a fine-tuning are for, where they are no instructions."""
@@ -53,7 +53,7 @@ def check_data(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Everything wrong with the local files that the stages read."""
     seen: set[tuple[str, str]] = set()
     for name, stage in loaded.stages_with(*SOURCE_FIELDS, *INPUT_FIELDS):
-        uses = stage_sources(stage)
+        uses = stage.sources()
         if isinstance(stage, Reward) and not any(use.field_path == "evaluation" for use in uses):
             message = "there are no held-out pairs, and the gate needs their accuracy"
             yield loaded.problem(

@@ -13,9 +13,8 @@ from recipes.data.text import Csv, Datasets, JsonLines, Parquet, Source
 from recipes.errors import Finding, Problem, RequestError
 from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
-from recipes.references import stage_sources
 from recipes.rules.models import ModelFacts, model_facts
-from recipes.stages.kinds import Finetune
+from recipes.stages.finetune import Finetune
 
 PART_KEYS = ("image", "path", "url", "bytes")
 """Keys under which a part {type: image} of a message may hold its picture."""
@@ -62,7 +61,7 @@ def check_pictures(loaded: LoadedRecipe) -> Iterator[Problem]:
         facts = model_facts(loaded, stage)
         if facts.family not in ("vision_language", "decoder", "rnn"):
             continue
-        for use in stage_sources(stage):
+        for use in stage.sources():
             if not use.held_out and not (use.field_path == "evaluation" and stage.evaluation is None):
                 place = f"stages.{name}.{use.field_path}"
                 check = _check_source if facts.family == "vision_language" else _refuse_pictures

@@ -1,12 +1,13 @@
 """Data sources, tokenizers and chat templates of a recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.fields import Strict, meaning, placement, refuse
 from recipes.models.encoder_decoder import SENTINEL
 from recipes.problem_codes import Code
+from recipes.smoke_sizes import VOCABULARY
 
 Split = Literal["train", "validation", "test"]
 Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]
@@ -38,6 +39,10 @@ class Selection(Strict):
             if index > of:
                 refuse(Code.OUT_OF_RANGE, f"part {self.part}: the first number must be between 1 and {of}")
         return self
+
+    def limited(self, rows: int) -> Self:
+        """The source with at most this many rows."""
+        return self.changed(limit=rows if self.limit is None else min(self.limit, rows))
 
 
 class _TextSelection(Selection):
@@ -198,6 +203,11 @@ class TrainTokenizer(Strict):
             refuse(Code.DUPLICATE_ITEM, f"special tokens must differ from each other; {repeated} is listed twice")
         return self
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        needed = 256 + len(self.names)
+        return self.changed(vocab_size=min(self.vocab_size, max(VOCABULARY, needed + 64)))
+
 
 class ExistingTokenizer(Strict):
     """A tokenizer that exists already, in the Hugging Face layout."""
@@ -210,6 +220,10 @@ class ExistingTokenizer(Strict):
         None, description="Overrides the pad token; must be in the vocabulary and differ from eos."
     )
     chat_template: str | None = meaning(None, description="Overrides the Jinja chat template.")
+
+    def shrunk(self) -> Self:
+        """The smoke form, which has the same tokens."""
+        return self
 
 
 def _tokenizer_form(value: Any) -> str | None:

@@ -5,7 +5,7 @@ weight and no output of a decoder (`use_cache`, `pretraining_tp`, `summary_*`, .
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from recipes.models.encoder import Bert
 from recipes.models.encoder_decoder import T5, Bart
 from recipes.models.rnn import Rnn
 from recipes.problem_codes import Code
+from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
 Activation = Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
@@ -106,6 +107,19 @@ class _Rotary(Strict):
             )
         return self
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        is_grouped = self.num_key_value_heads not in (None, self.num_attention_heads)
+        return self.changed(
+            num_hidden_layers=min(self.num_hidden_layers, LAYERS),
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_attention_heads=HEADS,
+            max_position_embeddings=POSITIONS,
+            num_key_value_heads=HEADS // 2 if is_grouped else None,
+            head_dim=None if self.head_dim is None else WIDTH // HEADS,
+        )
+
 
 class Llama(_Rotary):
     """transformers' LlamaConfig (Touvron et al. 2023)."""
@@ -160,6 +174,16 @@ class Gpt2(Strict):
     def _heads_fit(self) -> "Gpt2":
         require_divides(self, "n_head", "n_embd")
         return self
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            n_layer=min(self.n_layer, LAYERS),
+            n_embd=WIDTH,
+            n_head=HEADS,
+            n_inner=None if self.n_inner is None else INTERMEDIATE,
+            n_positions=POSITIONS,
+        )
 
 
 Decoder = Annotated[Llama | Qwen3 | Gpt2, Field(discriminator="type")]

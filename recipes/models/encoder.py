@@ -1,10 +1,11 @@
 """Encoder-only models: the keys of their configuration, how they are pretrained, and how they learn without labels."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
+from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
 
 class Bert(Strict):
@@ -32,6 +33,16 @@ class Bert(Strict):
         require_divides(self, "num_attention_heads", "hidden_size")
         return self
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            num_hidden_layers=min(self.num_hidden_layers, LAYERS),
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_attention_heads=HEADS,
+            max_position_embeddings=POSITIONS,
+        )
+
 
 class Corruption(Strict):
     """What a model has to restore in pretraining; one in ten is kept and one replaced by a random one."""
@@ -51,3 +62,7 @@ class PseudoLabels(Strict):
     ratio: int = meaning(3, ge=1, le=64, description="Rows without a label beside each labelled row of a batch.")
     hidden_share: float = meaning(0.15, gt=0, lt=1, description="Share of the tokens hidden in the second view.")
     warmup_steps: int = meaning(0, ge=0, le=10**9, description="Steps without them, in which labels alone teach.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(ratio=min(self.ratio, 2), warmup_steps=min(self.warmup_steps, 2))

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection
 from itertools import count
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
+from recipes.smoke_sizes import HEADS, INTERMEDIATE, POSITIONS, WIDTH
 
 SENTINEL = "<extra_id_{}>"
 """T5's name of the token that stands for the n-th hidden span."""
@@ -53,6 +54,17 @@ class T5(Strict):
         """Whether the feed-forward layer has two input projections."""
         return self.feed_forward_proj.startswith("gated-")
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            num_layers=1,
+            num_decoder_layers=1,
+            d_model=WIDTH,
+            d_kv=WIDTH // HEADS,
+            d_ff=INTERMEDIATE,
+            num_heads=HEADS,
+        )
+
 
 class Bart(Strict):
     """transformers' BartConfig (Lewis et al. 2020): learned positions, norms after each part, biases."""
@@ -84,6 +96,19 @@ class Bart(Strict):
         require_divides(self, "encoder_attention_heads", "d_model")
         require_divides(self, "decoder_attention_heads", "d_model")
         return self
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            encoder_layers=1,
+            decoder_layers=1,
+            d_model=WIDTH,
+            encoder_ffn_dim=INTERMEDIATE,
+            decoder_ffn_dim=INTERMEDIATE,
+            encoder_attention_heads=HEADS,
+            decoder_attention_heads=HEADS,
+            max_position_embeddings=POSITIONS,
+        )
 
 
 class SpanCorruption(Strict):

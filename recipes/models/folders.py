@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
@@ -15,7 +16,6 @@ from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, PictureFolder, 
 from recipes.models.safetensors_headers import read_shapes
 from recipes.models.vision_language_folders import VisionFacts, read_vision
 from recipes.problem_codes import Code
-from recipes.references import PartKind
 from recipes.tokenizers.token_contract import (
     TokenizerFacts,
     configured_ends,
@@ -44,7 +44,7 @@ class FolderFacts:
     model_class: ModelClass | None = None
     configured_ends: frozenset[int] = frozenset()
     """End tokens that config.json and generation_config.json name."""
-    kind: PartKind | None = None
+    kind: ArtifactKind | None = None
     """What the folder's model is as an input of a stage."""
     pictures: PictureFolder | None = None
 

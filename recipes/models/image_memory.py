@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from recipes.data.image_facts import PictureFacts
 from recipes.models.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.models.memory import MOMENT_BYTES, Sizes, weights_bytes
-from recipes.stages.kinds import FinetuneImages, PpoImages, PretrainImages
+from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
+from recipes.stages.pretrain import PretrainImages
+from recipes.stages.rl import PpoImages
 from recipes.stages.sharding import FP32_BYTES
 
 CAPTION_TOKENS = 32
@@ -108,7 +110,7 @@ def predict_picture_sizes(
 
     `architecture` is what it builds or starts from, `autoencoder` that of a latent diffusion, `text` reads captions.
     """
-    lora = stage.lora if isinstance(stage, FinetuneImages) else None
+    lora = stage.adapters
     net = tally(architecture, facts, autoencoder, text)
     trainable, kept, frozen = net.parameters, net.kept, 0
     if lora is not None:

@@ -1,13 +1,14 @@
 """Families of picture models: one configuration each, network and objective together."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from recipes.errors import Finding
 from recipes.fields import Strict, meaning, raise_all, refuse
 from recipes.problem_codes import Code
+from recipes.smoke_sizes import STEPS, WIDTH
 
 VENDI_PICTURES = 16
 """Fewest drawn pictures whose diversity says something."""
@@ -26,6 +27,10 @@ class Classifier(Strict):
     depth: int = meaning(2, ge=1, le=12, description="Convolutions (each halves the size) or hidden layers.")
     features: int = meaning(64, ge=2, le=65_536, description="Width of the last hidden layer, the features of metrics.")
     label_smoothing: float = meaning(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(width=min(self.width, 16), features=min(self.features, 16))
 
 
 class Vae(Strict):
@@ -74,6 +79,15 @@ class Vae(Strict):
     def reduction(self) -> int:
         """autoencoder_kl: how many pixels of a row one place of the latents stands for."""
         return 1 << (self.depth - 1)
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        small = WIDTH if self.type == "mlp" else 8
+        return self.changed(
+            width=min(self.width, small),
+            latent=min(self.latent, 8),
+            kl_warmup_steps=min(self.kl_warmup_steps, STEPS),
+        )
 
 
 class Ddpm(Strict):
@@ -153,6 +167,17 @@ class Ddpm(Strict):
         """Whether the network knows how to do without a label."""
         return self.class_conditional and self.label_dropout > 0
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        groups = min(self.norm_num_groups, 4)
+        return self.changed(
+            block_out_channels=[8 for _ in self.block_out_channels],
+            layers_per_block=1,
+            norm_num_groups=groups if 8 % groups == 0 else 1,
+            timesteps=min(self.timesteps, 100),
+            sampling_steps=min(self.sampling_steps, 10),
+        )
+
 
 class Gan(Strict):
     """Generative adversarial networks (Goodfellow et al. 2014): a generator and a discriminator, trained in turn."""
@@ -189,6 +214,10 @@ class Gan(Strict):
         le=1,
         description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
     )
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(width=min(self.width, 8), latent=min(self.latent, 8))
 
 
 ImageArchitecture = Annotated[Classifier | Vae | Gan | Ddpm, Field(discriminator="family")]

@@ -12,8 +12,13 @@ from recipes.models.architecture import Architecture, Gpt2, Llama, Qwen3, archit
 from recipes.models.encoder import Bert
 from recipes.models.encoder_decoder import T5, Bart
 from recipes.models.rnn import Rnn
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward
+from recipes.stages.base import Counts
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
+from recipes.stages.pretrain import Pretrain
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
 
 Head = Literal["lm", "score", "value"]
@@ -206,37 +211,18 @@ def predict_sizes(
     full = num_parameters(architecture, vocab_size) + further_parameters
     scored = num_parameters(architecture, vocab_size, "score")
     valued = num_parameters(architecture, vocab_size, "value")
-    lora = getattr(stage, "lora", None)
+    lora = stage.adapters
     adapter = num_lora_parameters(architecture, lora) if lora is not None else 0
     width = architecture_shape(architecture).width
-    match stage:
-        case Pretrain():
-            trainable, frozen, stored = full, 0, full
-        case Finetune() if lora is not None:
-            trainable, frozen, stored = adapter, full, adapter + (full if stage.merge else 0)
-        case Finetune():
-            trainable, frozen, stored = full, 0, full
-        case Reward() if lora is not None:
-            trainable, frozen, stored = adapter + width, full, adapter + scored
-        case Reward():
-            trainable, frozen, stored = scored, 0, scored
-        case PpoStage() if lora is not None:
-            trainable = 2 * adapter + width + 1
-            frozen, stored = full + adapter + width, trainable + valued + (full if stage.merge else 0)
-        case PpoStage():
-            trainable, frozen, stored = full + valued, full + scored, full + valued
-        case Evaluate():
-            scorers = sum(reward is not None for reward in (stage.reward, stage.second_scorer))
-            trainable, frozen, stored = 0, len(stage.of) * full + scorers * scored, 0
+    held = stage.held(Counts(full, scored, valued, adapter, width))
+    trainable, frozen, stored = held.trainable, held.frozen, held.stored
     weight_bytes = shard.value_bytes
     memory = weights_bytes(shard, trainable, frozen, workers)
     if trainable and lora is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
         memory += 3 * vocab_size * width * FP32_BYTES
     memory += _activation_bytes(stage, architecture, vocab_size, micro_batch)
-    best = 0
-    if isinstance(stage, PpoStage) and stage.ppo.kl_limit is not None:
-        best = trainable * weight_bytes  # of the best iteration so far
+    best = trainable * weight_bytes if held.keeps_best else 0
     masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     return Sizes(
         parameters=full,
@@ -271,28 +257,19 @@ def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_si
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
     shape = architecture_shape(architecture)
     value_bytes = stage.shard.value_bytes
-    match stage:
-        case PpoStage():
-            length, copies = stage.rollout.max_prompt_tokens + stage.rollout.max_new_tokens, 2
-        case Evaluate() if "targets" in stage.suites:
-            length, copies = 2 * stage.sequence_length, stage.num_beams
-        case Evaluate():
-            length, copies = stage.sampling.max_prompt_tokens + stage.sampling.max_new_tokens, 1
-        case Reward():
-            length, copies = stage.train.sequence_length, 2
-        case _:
-            length, copies = stage.train.sequence_length, 1
+    passed = stage.forward()
+    length, copies = passed.length, passed.copies
     per_token = 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
     if isinstance(architecture, T5 | Bart):
         per_token += 8 * shape.width + 4 * shape.heads * length  # cross-attention; scores with a bias of their own
-    if getattr(stage, "lora", None) is not None:
+    if stage.adapters is not None:
         per_token = int(1.6 * per_token)  # an adapter's outputs are kept beside those of its base
-    layers = 2 if stage.shard.gradient_checkpointing or isinstance(stage, Evaluate) else shape.layers
+    layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers
     kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
-    logits = 0 if isinstance(stage, Reward) else 3 * micro_batch * length * vocab_size * FP32_BYTES
-    if isinstance(stage, Pretrain | Finetune):
+    logits = 0 if passed.logits == "none" else 3 * micro_batch * length * vocab_size * FP32_BYTES
+    if passed.logits == "chunks":
         logits = min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES)
     cache = 0
-    if isinstance(stage, PpoStage | Evaluate):
+    if passed.has_cache:
         cache = 2 * micro_batch * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes
     return kept + logits + cache

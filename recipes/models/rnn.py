@@ -1,8 +1,9 @@
 """Recurrent language models: the keys of their configuration."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from recipes.fields import Strict, meaning
+from recipes.smoke_sizes import LAYERS, WIDTH
 
 
 class Rnn(Strict):
@@ -27,3 +28,11 @@ class Rnn(Strict):
         "their width is not the state's.",
     )
     initializer_range: float = meaning(0.05, gt=0, le=1, description="Standard deviation of the initial embeddings.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            num_hidden_layers=min(self.num_hidden_layers, LAYERS),
+            hidden_size=min(self.hidden_size, WIDTH),
+            embedding_size=None if self.embedding_size is None else min(self.embedding_size, WIDTH),
+        )

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from recipes.recipe import Recipe
-from recipes.references import stage_inputs
 from recipes.stages.kinds import SEMANTICS
 
 FORMAT = 1
@@ -73,7 +72,7 @@ def stage_meaning(
     `changes` are settings that were changed while the stage was under way: what comes out is no other run's.
     """
     stage = recipe.stages[stage_name]
-    inputs = [item.field_path for item in stage_inputs(stage)]
+    inputs = [item.field_path for item in stage.inputs()]
     missing = sorted(set(inputs) ^ set(parents))
     if missing:
         raise ValueError(f"stage {stage_name}: parents and inputs differ in {', '.join(missing)}")

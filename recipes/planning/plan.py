@@ -10,13 +10,17 @@ from recipes.models.architecture import architecture_shape
 from recipes.models.image_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
 from recipes.models.image_models import Ddpm
 from recipes.models.known_models import KnownModel
-from recipes.models.memory import Sizes, num_parameters, predict_sizes
-from recipes.planning.derive import largest_micro_batch, micro_batches, samples_divide, stage_batch, stage_steps
+from recipes.models.memory import LanguageStage, Sizes, num_parameters, predict_sizes
+from recipes.planning.derive import micro_batches
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.recipe import Recipe
-from recipes.references import Reference, StageRef, parse_reference, stage_inputs, stage_parts
-from recipes.rules.chain import autoencoder_of, order, origin, picture_stage_of, start_of
-from recipes.stages.kinds import Evaluate, FinetuneImages, PpoImages, PpoStage, Pretrain, PretrainImages, Stage
+from recipes.references import Reference, StageRef, parse_reference
+from recipes.rules.chain import autoencoder_of, order, origin, picture_stage_of
+from recipes.stages.base import ImageStage
+from recipes.stages.finetune import FinetuneImages
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import Pretrain, PretrainImages
+from recipes.stages.rl import PpoImages
 
 FORMAT = 1
 
@@ -102,12 +106,11 @@ def fit_workers(recipe: Recipe, available: int) -> int:
 
 def divides(workers: int, stage: Stage) -> bool:
     """Whether the stage's batch can be shared evenly among the workers."""
-    if isinstance(stage, Evaluate):
+    batch = stage.batch()
+    if batch is None:
         return True
-    if isinstance(stage, PpoStage | PpoImages) and not samples_divide(stage, workers):
-        return False
-    share, remainder = divmod(stage_batch(stage), workers)
-    return remainder == 0 and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)
+    share = batch.size // workers
+    return batch.divides(workers) and (stage.shard.micro_batch == "auto" or share % stage.shard.micro_batch == 0)
 
 
 def build_plan(
@@ -141,13 +144,13 @@ def build_plan(
         is_cached = committed is not None and all(
             committed.parents.get(path) == parent.digest != "" for path, parent in parents.items()
         )
-        has_batch = not isinstance(stage, Evaluate)
+        batch = stage.batch()
         micro, accumulation = (
-            micro_batches(stage_batch(stage), workers, stage.shard.micro_batch, at_most=largest_micro_batch(stage))
-            if has_batch
-            else (None, None)
+            (None, None)
+            if batch is None
+            else micro_batches(batch.size, workers, stage.shard.micro_batch, at_most=stage.largest_micro_batch)
         )
-        texts = {item.field_path: item.text for item in stage_inputs(stage)}
+        texts = {item.field_path: item.text for item in stage.inputs()}
         done[name] = PlannedStage(
             name=name,
             kind=stage.kind,
@@ -160,14 +163,14 @@ def build_plan(
             workers=workers,
             micro_batch=micro,
             accumulation=accumulation,
-            steps=stage_steps(stage, rows.get(name)),
+            steps=stage.steps(rows.get(name)),
             precision=stage.shard.precision,
             engine=stage.shard.engine_text,
             settled_by=settled_by.get(name, {}),
             notes=tuple(note for external in externals.get(name, {}).values() for note in external.notes),
-            sizes=_picture_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
-            if isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
-            else _sizes(recipe, name, externals, workers, micro or 1),
+            sizes=_image_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
+            if isinstance(stage, ImageStage)
+            else _text_sizes(stage, recipe, externals, workers, micro or 1),
         )
         plan.stages.append(done[name])
     return plan
@@ -177,18 +180,18 @@ def _parents(
     recipe: Recipe, name: str, done: Mapping[str, PlannedStage], externals: Mapping[str, External]
 ) -> dict[str, ParentId]:
     parents: dict[str, ParentId] = {}
-    for item in stage_inputs(recipe.stages[name]):
+    for item in recipe.stages[name].inputs():
         reference = parse_reference(item.text)
         if isinstance(reference, StageRef):
             parent = done[reference.stage]
-            part = reference.part or next(iter(stage_parts(recipe.stages[reference.stage])))
+            part = reference.part or next(iter(recipe.stages[reference.stage].outputs()))
             parents[item.field_path] = ParentId(parent.fingerprint, parent.digest or "", part)
         else:
             parents[item.field_path] = externals[item.field_path].id
     return parents
 
 
-def _picture_sizes(
+def _image_sizes(
     stage: PretrainImages | FinetuneImages | PpoImages,
     recipe: Recipe,
     facts: PictureFacts | None,
@@ -216,12 +219,14 @@ def _picture_sizes(
     return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 
 
-def _sizes(
-    recipe: Recipe, name: str, externals: Mapping[str, Mapping[str, External]], workers: int, micro_batch: int
+def _text_sizes(
+    stage: LanguageStage,
+    recipe: Recipe,
+    externals: Mapping[str, Mapping[str, External]],
+    workers: int,
+    micro_batch: int,
 ) -> Sizes | None:
-    stage = recipe.stages[name]
-    assert not isinstance(stage, PretrainImages | FinetuneImages | PpoImages)
-    start = start_of(stage)
+    start = stage.text_start()
     known = _language_model(stage if start is None else origin(start, recipe.stages), recipe, externals)
     if known is None:
         return None
@@ -244,7 +249,7 @@ def _language_model(
             return None
         return KnownModel(source.architecture, vocab_size)
     for name, inputs in externals.items():
-        for item in stage_inputs(recipe.stages[name]):
+        for item in recipe.stages[name].inputs():
             if item.field_path in inputs and parse_reference(item.text) == source:
                 return inputs[item.field_path].model
     return None

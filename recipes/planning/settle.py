@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from recipes.models.image_models import Gan
 from recipes.models.memory import Sizes
 from recipes.recipe import Recipe
-from recipes.stages.kinds import Evaluate, FinetuneImages, PpoImages, PpoStage, PretrainImages, Stage
+from recipes.stages.kinds import Stage
 from recipes.stages.sharding import Shard
 
 PROCESS_BYTES = 500 << 20
@@ -62,7 +61,7 @@ def settle_shards(
 
     def size_of(name: str, engine: str, zero: int) -> Sizes | None:
         if (engine, zero) not in known:
-            tried = {other: _changed(shard, engine=engine, zero=zero) for other, shard in shards.items()}
+            tried = {other: shard.changed(engine=engine, zero=zero) for other, shard in shards.items()}
             known[engine, zero] = predict(_with_shards(settled, tried))
         return known[engine, zero].get(name)
 
@@ -87,53 +86,44 @@ def keep_settled(wanted: Recipe, settled: Recipe) -> Recipe:
         elif found.zero == "auto":
             is_same = before.engine == found.engine
             kept |= {"zero": before.zero if is_same else UNKNOWN_ZERO if found.engine == "deepspeed" else 0}
-        shards[name] = _changed(found, **kept)
+        shards[name] = found.changed(**kept)
     return _with_shards(wanted, shards)
-
-
-def _changed(shard: Shard, **values: Any) -> Shard:
-    return shard.model_copy(update=values)
 
 
 def _with_shards(recipe: Recipe, shards: Mapping[str, Shard]) -> Recipe:
     stages = {
-        name: stage.model_copy(update={"shard": shards[name]}) if name in shards else stage
-        for name, stage in recipe.stages.items()
+        name: stage.changed(shard=shards[name]) if name in shards else stage for name, stage in recipe.stages.items()
     }
-    return recipe.model_copy(update={"stages": stages})
+    return recipe.changed(stages=stages)
 
 
 def _settle_precision(stage: Stage, hardware: Hardware) -> tuple[Shard, str]:
     if stage.shard.precision != "auto":
         return stage.shard, ""
-    if isinstance(stage, PretrainImages | FinetuneImages | PpoImages) or (
-        isinstance(stage, Evaluate) and "images" in stage.suites
-    ):
-        return _changed(stage.shard, precision="fp32"), "fp32: bf16 hurts or slows small models of pictures"
-    if isinstance(stage, PpoStage):
-        return _changed(stage.shard, precision="fp32"), "fp32: in bf16 a policy was measured to gain less by PPO"
+    if reason := stage.fp32_reason():
+        return stage.shard.changed(precision="fp32"), f"fp32: {reason}"
     if not hardware.fast_bf16:
-        return _changed(stage.shard, precision="fp32"), f"fp32: {hardware.lacking}"
-    return _changed(stage.shard, precision="bf16"), f"bf16: {hardware.fast_bf16} makes it the faster one"
+        return stage.shard.changed(precision="fp32"), f"fp32: {hardware.lacking}"
+    return stage.shard.changed(precision="bf16"), f"bf16: {hardware.fast_bf16} makes it the faster one"
 
 
 def _settle_engine(stage: Stage, hardware: Hardware, workers: int, size_of: SizeOf) -> tuple[Shard, str]:
     shard = stage.shard
-    if shard.engine == "plain" or isinstance(stage, Evaluate):
-        return _changed(shard, engine="plain", zero=0), ""
+    if shard.engine == "plain" or not stage.trains:
+        return shard.changed(engine="plain", zero=0), ""
     if shard.zero != "auto":
-        return _changed(shard, engine="deepspeed"), ""
+        return shard.changed(engine="deepspeed"), ""
     candidates = _candidates(stage, hardware, workers)
     is_open = shard.engine == "auto"
     if candidates == [("plain", 0)]:
-        return _changed(shard, engine="plain", zero=0), "plain: one worker has nothing to share out"
+        return shard.changed(engine="plain", zero=0), "plain: one worker has nothing to share out"
     room = None if hardware.worker_bytes is None else hardware.worker_bytes * MEMORY_SHARE
     first: float | None = None
     for engine, zero in candidates:
         sizes = size_of(engine, zero)
         if room is None or sizes is None:
             reason = "its memory is not known" if sizes is None else "the workers' memory is not known"
-            return _changed(shard, engine="deepspeed", zero=UNKNOWN_ZERO), f"zero {UNKNOWN_ZERO}: {reason}"
+            return shard.changed(engine="deepspeed", zero=UNKNOWN_ZERO), f"zero {UNKNOWN_ZERO}: {reason}"
         needed = sizes.memory_per_worker_bytes if hardware.is_gpu else sizes.cpu_worker_bytes + PROCESS_BYTES
         if needed <= room or (engine, zero) == candidates[-1]:
             said = "every worker has room for the whole state"
@@ -142,7 +132,7 @@ def _settle_engine(stage: Stage, hardware: Hardware, workers: int, size_of: Size
                 said = f"{_gib(needed)} of {_gib(room)} GiB; {before} in each worker"
             elif engine != "plain":
                 said = f"{_gib(needed)} of {_gib(room)} GiB in each worker"
-            return _changed(shard, engine=engine, zero=zero), f"{_text(engine, zero)}: {said}" if is_open else ""
+            return shard.changed(engine=engine, zero=zero), f"{_text(engine, zero)}: {said}" if is_open else ""
         first = needed if first is None else first
     raise AssertionError(f"no engine for {stage.kind}")
 
@@ -153,8 +143,7 @@ def _candidates(stage: Stage, hardware: Hardware, workers: int) -> list[tuple[st
     sharded = [("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
     if hardware.is_gpu or shard.offload == "cpu":
         sharded = sharded[1:]
-    if isinstance(stage, PretrainImages) and isinstance(stage.architecture, Gan):
-        sharded = [candidate for candidate in sharded if candidate != ("deepspeed", 3)]
+    sharded = [(engine, zero) for engine, zero in sharded if zero <= stage.largest_zero]
     if shard.engine == "deepspeed" or shard.offload == "cpu":
         return [("deepspeed", 0)] if workers == 1 and shard.offload == "none" else sharded
     if workers == 1:

@@ -1,6 +1,5 @@
 """Numbers of a recipe that must fit each other: batches, steps, lengths, workers."""
 
-import math
 import sys
 from collections.abc import Iterator
 
@@ -12,30 +11,18 @@ from recipes.loading.yaml_text import Path
 from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
 from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, Vae
 from recipes.models.rnn import Rnn
-from recipes.planning.derive import (
-    largest_micro_batch,
-    micro_batches,
-    planned_steps,
-    samples_divide,
-    stage_batch,
-    stage_steps,
-)
+from recipes.planning.derive import micro_batches
 from recipes.problem_codes import Code
 from recipes.rules.chain import autoencoder_of, origin
 from recipes.rules.models import ModelFacts, model_facts, reference_facts
 from recipes.rules.reward_tuning import check_reward_tuning
-from recipes.stages.kinds import (
-    Evaluate,
-    Finetune,
-    FinetuneImages,
-    PpoImages,
-    PpoStage,
-    Pretrain,
-    PretrainImages,
-    Reward,
-    Stage,
-)
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune, FinetuneImages
+from recipes.stages.kinds import Stage
 from recipes.stages.ppo import Sampling
+from recipes.stages.pretrain import Pretrain, PretrainImages
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoImages, PpoStage
 
 
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -112,14 +99,14 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
 
 
 def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
-    if isinstance(stage, Evaluate):
+    shared = stage.batch()
+    if shared is None:
         return
     workers = loaded.recipe.cluster.workers
-    batch = stage_batch(stage)
-    key, found = _batch_field(stage)
-    field = f"{place}.{key}"
+    batch, found = shared.size, shared.written
+    field = f"{place}.{shared.field_path}"
     shares = 1 if workers == "auto" else workers
-    fitting = _near_multiple(found, _batch_unit(stage, shares))
+    fitting = _near_multiple(found, shared.unit(shares))
     if isinstance(stage, PpoStage):
         rollout, mini_batches = stage.rollout, stage.ppo.mini_batches
         responses = rollout.prompts_per_iteration * rollout.samples_per_prompt
@@ -163,7 +150,7 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, found, message, fitting)
         return
     least = loaded.recipe.cluster.min_workers if workers == "auto" else workers
-    if workers == "auto" and not any(_can_divide(stage, count) for count in range(least, batch + 1)):
+    if workers == "auto" and not any(shared.divides(count) for count in range(least, batch + 1)):
         message = f"no number of workers from min_workers ({least}) on divides the batch ({batch})"
         yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, field, batch, message)
         return
@@ -171,39 +158,10 @@ def _check_batch(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
         try:
             micro_batches(batch, least if batch % least == 0 else 1, stage.shard.micro_batch)
         except ValueError as error:
-            suggestion = "auto takes the largest divisor up to " + str(largest_micro_batch(stage))
+            suggestion = "auto takes the largest divisor up to " + str(stage.largest_micro_batch)
             yield loaded.problem(
                 Code.BATCH_NOT_DIVISIBLE, f"{place}.shard.micro_batch", stage.shard.micro_batch, str(error), suggestion
             )
-
-
-def _batch_field(stage: Stage) -> tuple[str, int]:
-    """The field that says how much the workers share in a step, and its value."""
-    match stage:
-        case PpoStage():
-            return "rollout.prompts_per_iteration", stage.rollout.prompts_per_iteration
-        case PpoImages():
-            return "rollout.pictures_per_iteration", stage.rollout.pictures_per_iteration
-        case _:
-            return "train.global_batch", stage_batch(stage)
-
-
-def _batch_unit(stage: Stage, workers: int) -> int:
-    """What the batch field must be a multiple of, for even shares of an iteration and of each of its steps."""
-    match stage:
-        case PpoStage():
-            shares = stage.ppo.mini_batches * workers
-            return math.lcm(workers, shares // math.gcd(shares, stage.rollout.samples_per_prompt))
-        case PpoImages():
-            return stage.ppo.mini_batches * workers
-        case _:
-            return workers
-
-
-def _can_divide(stage: Stage, workers: int) -> bool:
-    if isinstance(stage, PpoStage | PpoImages) and not samples_divide(stage, workers):
-        return False
-    return stage_batch(stage) % workers == 0
 
 
 def _near_multiple(value: int, of: int) -> str:
@@ -241,7 +199,7 @@ def _check_train(loaded: LoadedRecipe, place: str, stage: Pretrain | Finetune | 
             yield loaded.problem(
                 Code.NOT_APPLICABLE, f"{place}.shard.gradient_checkpointing", True, message, "remove the key"
             )
-    steps = planned_steps(train)
+    steps = train.planned_steps()
     if train.tokens is not None and steps is not None and train.schedule.warmup_steps >= steps:
         message = (
             f"warmup_steps must be below the stage's {steps} steps (tokens {train.tokens} / "
@@ -293,7 +251,7 @@ def _check_unpacked(
 def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     yield from _check_activations(loaded, place, stage)
     yield from _check_halvings(loaded, place, stage)
-    architecture, steps = stage.architecture, stage_steps(stage)
+    architecture, steps = stage.architecture, stage.steps()
     if isinstance(architecture, Gan):
         if stage.shard.zero == 3:
             message = "the two networks of a GAN call each other, so each worker needs all parameters"
@@ -365,7 +323,7 @@ def _written(loaded: LoadedRecipe, place: str) -> bool:
 
 
 def _check_updates(loaded: LoadedRecipe, place: str, stage: PpoStage | PpoImages) -> Iterator[Problem]:
-    ppo, steps = stage.ppo, stage_steps(stage)
+    ppo, steps = stage.ppo, stage.steps()
     assert steps is not None
     if ppo.schedule.warmup_steps >= steps:
         message = (

@@ -9,10 +9,14 @@ from recipes.loading.schema_paths import nearest
 from recipes.models.image_memory import PROJECTIONS
 from recipes.models.image_models import Ddpm
 from recipes.problem_codes import Code
-from recipes.references import StageRef, parse_reference, stage_sources
+from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.models import NOUN_OF, reference_facts
-from recipes.stages.kinds import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import FinetuneImages
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import PretrainImages
+from recipes.stages.rl import PpoImages
 
 READERS = ("encoder", "decoder")
 """Families of language models that read captions."""
@@ -45,7 +49,7 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
                     )
         reader = _reader(loaded, stage)
         if reader is not None:
-            for use in stage_sources(stage):
+            for use in stage.sources():
                 yield from _check_source(loaded, f"{place}.{use.field_path}", use.pictures, reader, use.held_out)
 
 

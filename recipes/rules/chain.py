@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from recipes.artifact_kinds import NOUNS
 from recipes.data.text import ExistingTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
@@ -10,42 +11,12 @@ from recipes.loading.schema_paths import nearest
 from recipes.models.image_models import Vae
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
-from recipes.references import (
-    INPUT_FIELDS,
-    Input,
-    PartKind,
-    Reference,
-    StageRef,
-    StoreRef,
-    parse_reference,
-    stage_inputs,
-    stage_parts,
-)
-from recipes.stages.kinds import (
-    Evaluate,
-    Finetune,
-    FinetuneImages,
-    PpoImages,
-    PpoStage,
-    Pretrain,
-    PretrainImages,
-    Reward,
-    Stage,
-)
-
-NOUNS: dict[PartKind, str] = {
-    "model": "a language model",
-    "adapter": "an adapter",
-    "reward_model": "a reward model",
-    "critic": "a critic",
-    "report": "a report",
-    "tokenizer": "a tokenizer",
-    "text_classifier": "a text classifier",
-    "classifier": "an image classifier",
-    "vae": "a variational autoencoder",
-    "gan": "generative adversarial networks",
-    "ddpm": "a diffusion model",
-}
+from recipes.references import Reference, StageRef, StoreRef, parse_reference
+from recipes.stages.base import INPUT_FIELDS, Input
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import Pretrain, PretrainImages
+from recipes.stages.rl import PpoStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +31,7 @@ class Edge:
 def edges(stages: Mapping[str, Stage]) -> Iterator[Edge]:
     """Every reference between two of the stages, in the order of the recipe."""
     for name, stage in stages.items():
-        for item in stage_inputs(stage):
+        for item in stage.inputs():
             reference = _parse(item.text)
             if isinstance(reference, StageRef) and reference.stage in stages:
                 yield Edge(name, item.field_path, reference.stage)
@@ -82,63 +53,62 @@ def order(recipe: Recipe) -> list[str]:
     return ordered
 
 
-def start_of(stage: Stage) -> str | None:
-    """The reference to the language model that the stage works with; None for random weights, and for pictures."""
-    match stage:
-        case Pretrain() | Finetune() | Reward():
-            return stage.init_from
-        case PretrainImages() | FinetuneImages() | PpoImages():
-            return None
-        case PpoStage():
-            return stage.actor
-        case Evaluate():
-            return None if "images" in stage.suites else stage.of[0]
-
-
 def origin(text: str, stages: Mapping[str, Stage]) -> Pretrain | Reference | None:
-    """Where a model comes from in the end: the stage that builds it, or something outside the recipe."""
+    """Where a language model comes from in the end: the stage that builds it, or something outside the recipe."""
     seen: set[str] = set()
     while True:
         reference = _parse(text)
         if not isinstance(reference, StageRef):
             return reference
         stage = stages.get(reference.stage)
-        if stage is None or reference.stage in seen:
-            return None
-        if isinstance(stage, Evaluate | PretrainImages | FinetuneImages | PpoImages):
+        if stage is None or reference.stage in seen or not stage.trains:
             return None
         seen.add(reference.stage)
-        start = start_of(stage)
+        start = stage.text_start()
         if start is None:
-            assert isinstance(stage, Pretrain)
-            return stage
+            return stage if isinstance(stage, Pretrain) else None
         text = start
+
+
+def built_by(text: str, stages: Mapping[str, Stage]) -> Pretrain | None:
+    """The stage of the recipe that builds a language model; None: it comes from outside, or is not known."""
+    found = origin(text, stages)
+    return found if isinstance(found, Pretrain) else None
+
+
+def stage_of(text: str | None, stages: Mapping[str, Stage]) -> Stage | None:
+    """The stage that a reference names; None: it names none of the recipe's."""
+    reference = None if text is None else _parse(text)
+    return stages.get(reference.stage) if isinstance(reference, StageRef) else None
+
+
+def image_builder(stage: Stage | None, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """What builds the model of images that a stage makes in the end: the stage itself, or the first of its starts."""
+    seen: set[int] = set()
+    while stage is not None and id(stage) not in seen:
+        start = stage.image_start()
+        if start is None:
+            return stage if isinstance(stage, PretrainImages) else None
+        seen.add(id(stage))
+        stage = stage_of(start, stages)
+    return None
 
 
 def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | None:
     """The stage that builds the diffusion model which a reference means in the end; None: none of the recipe's."""
-    seen: set[str] = set()
-    while isinstance(reference := _parse(text), StageRef) and reference.stage not in seen:
-        stage = stages.get(reference.stage)
-        if not isinstance(stage, PpoImages | FinetuneImages):
-            is_diffusion = isinstance(stage, PretrainImages) and stage.architecture.family == "ddpm"
-            return stage if is_diffusion and isinstance(stage, PretrainImages) else None
-        seen.add(reference.stage)
-        text = stage.actor if isinstance(stage, PpoImages) else stage.init_from
-    return None
+    found = image_builder(stage_of(text, stages), stages)
+    return found if found is not None and found.architecture.family == "ddpm" else None
 
 
 def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
-    """The stage on whose pictures a stage works: itself, or what built the diffusion model that it starts from."""
-    if isinstance(stage, PpoImages | FinetuneImages):
-        return diffusion_of(stage.actor if isinstance(stage, PpoImages) else stage.init_from, stages)
-    return stage if isinstance(stage, PretrainImages) else None
+    """The stage on whose images a stage works: itself, or what built the diffusion model that it starts from."""
+    start = stage.image_start()
+    return image_builder(stage, stages) if start is None else diffusion_of(start, stages)
 
 
 def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | None:
     """The autoencoder of this recipe in whose latents a diffusion runs; None: in pixels, or in those of another's."""
-    reference = None if stage.autoencoder is None else _parse(stage.autoencoder)
-    source = stages.get(reference.stage) if isinstance(reference, StageRef) else None
+    source = stage_of(stage.autoencoder, stages)
     return source.architecture if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae) else None
 
 
@@ -146,7 +116,7 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
     """References that cannot be read, name nothing, fit no need, or form a cycle."""
     stages = loaded.recipe.stages
     for name, stage in loaded.stages_with(*INPUT_FIELDS):
-        for item in stage_inputs(stage):
+        for item in stage.inputs():
             yield from _check_input(loaded, name, item)
     for name, stage in stages.items():
         if isinstance(stage, Evaluate):
@@ -198,7 +168,7 @@ def _check_input(loaded: LoadedRecipe, name: str, item: Input) -> Iterator[Probl
 def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageRef) -> Iterator[Problem]:
     stages = loaded.recipe.stages
     source = stages[reference.stage]
-    parts = stage_parts(source)
+    parts = source.outputs()
     part = reference.part or next(iter(parts))
     if part not in parts:
         guess = nearest(part, list(parts))
@@ -213,9 +183,9 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
         return
     needed = " or ".join(NOUNS[kind] for kind in item.wants)
     fitting = [
-        other if kind == next(iter(stage_parts(stage).values())) else f"{other}.{part_name}"
+        other if kind == next(iter(stage.outputs().values())) else f"{other}.{part_name}"
         for other, stage in stages.items()
-        for part_name, kind in stage_parts(stage).items()
+        for part_name, kind in stage.outputs().items()
         if kind in item.wants and f"stages.{other}." not in place
     ]
     suggestion = "fitting here: " + ", ".join(dict.fromkeys(fitting)) if fitting else ""
@@ -247,8 +217,8 @@ def _check_one_tokenizer(
 ) -> Iterator[Problem]:
     """Models that read each other's tokens must come from one tokenizer."""
     stages = loaded.recipe.stages
-    first, second = origin(model, stages), origin(other, stages)
-    if not isinstance(first, Pretrain) or not isinstance(second, Pretrain) or first is second:
+    first, second = built_by(model, stages), built_by(other, stages)
+    if first is None or second is None or first is second:
         return
     if isinstance(first.tokenizer, ExistingTokenizer) and first.tokenizer == second.tokenizer:
         return

@@ -9,7 +9,11 @@ from recipes.problem_codes import Code
 from recipes.references import FolderRef
 from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, reference_facts
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward, Stage
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.kinds import Stage
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 
 _WRITERS = ("decoder", "rnn", "vision_language")
 

@@ -10,7 +10,11 @@ from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import picture_stage_of
 from recipes.stages.ddpo import ClassReward
-from recipes.stages.kinds import Evaluate, FinetuneImages, PpoImages, PretrainImages, Stage
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import FinetuneImages
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import PretrainImages
+from recipes.stages.rl import PpoImages
 
 
 def check_picture_forms(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -7,12 +7,11 @@ from recipes.data.text import PythonDocs, TextFiles
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.models.image_models import Classifier, Ddpm, Gan
-from recipes.planning.derive import stage_steps
 from recipes.problem_codes import Code
-from recipes.references import stage_sources
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.kinds import Finetune, FinetuneImages, PretrainImages
+from recipes.stages.finetune import Finetune, FinetuneImages
+from recipes.stages.pretrain import PretrainImages
 
 
 def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -24,11 +23,11 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
             reader = None if start is None else _reader(start)
             if isinstance(stage, FinetuneImages):
                 reader = reader and stage.init_from
-            for use in stage_sources(stage):
+            for use in stage.sources():
                 if reader is not None and not use.held_out:
                     yield from _check_pictures(loaded, f"{place}.{use.field_path}", use.pictures, reader)
         if isinstance(stage, Finetune) and model_facts(loaded, stage).family == "encoder":
-            for use in stage_sources(stage):
+            for use in stage.sources():
                 if isinstance(use.rows, TextFiles) and not use.held_out:
                     message = "plain text has no labels, which a classifier learns"
                     yield loaded.problem(
@@ -64,7 +63,7 @@ def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> I
     if stage.labelled_share == 1 and isinstance(stage.data, PythonDocs):
         message = "every row of python-docs has a label that is used; no row is left to pseudo-label"
         yield loaded.problem(Code.NO_EFFECT, f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
-    steps, warmup = stage_steps(stage), stage.pseudo_labels.warmup_steps
+    steps, warmup = stage.steps(), stage.pseudo_labels.warmup_steps
     if steps is not None and warmup >= steps:
         message = f"pseudo-labels would never be used; the stage has {steps} steps"
         yield loaded.problem(

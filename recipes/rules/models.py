@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from recipes.artifact_kinds import NOUNS
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
@@ -12,10 +13,16 @@ from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, archi
 from recipes.models.folders import FolderFacts, config_positions, read_folder
 from recipes.models.vision_language_folders import VisionFacts
 from recipes.problem_codes import Code
-from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference, stage_inputs
-from recipes.rules.chain import NOUNS, origin, start_of
+from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
+from recipes.rules.chain import origin
 from recipes.rules.report import unmeasured
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward, Stage
+from recipes.stages.base import StageBase
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.kinds import Stage
+from recipes.stages.pretrain import Pretrain
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 from recipes.tokenizers.token_contract import TokenizerFacts, find_pad_token, token_problems
 
 BYTES = 256
@@ -46,9 +53,9 @@ class ModelFacts:
     """End tokens that the model's configuration files name."""
 
 
-def model_facts(loaded: LoadedRecipe, stage: Stage) -> ModelFacts:
+def model_facts(loaded: LoadedRecipe, stage: StageBase) -> ModelFacts:
     """The facts of the model that the stage starts from or builds."""
-    start = start_of(stage)
+    start = stage.text_start()
     if start is None:
         return _built(loaded, stage) if isinstance(stage, Pretrain) else ModelFacts()
     return reference_facts(loaded, start)
@@ -146,7 +153,7 @@ def _folder(loaded: LoadedRecipe, path: str, wants: str) -> FolderFacts:
 
 
 def _check_folders(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Problem]:
-    for item in stage_inputs(stage):
+    for item in stage.inputs():
         try:
             reference = parse_reference(item.text)
         except ValueError:
@@ -218,7 +225,7 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
         id(source)
         for stage in stages.values()
         if isinstance(stage, Finetune | Reward | PpoStage)
-        and isinstance(source := origin(start_of(stage) or "", stages), Pretrain)
+        and isinstance(source := origin(stage.text_start() or "", stages), Pretrain)
     }
     for name, stage in stages.items():
         if (

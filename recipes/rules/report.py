@@ -7,7 +7,7 @@ from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""

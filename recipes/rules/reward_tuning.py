@@ -11,7 +11,8 @@ from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import diffusion_of
 from recipes.stages.ddpo import ClassReward
-from recipes.stages.kinds import PpoImages, PretrainImages
+from recipes.stages.pretrain import PretrainImages
+from recipes.stages.rl import PpoImages
 
 
 def check_reward_tuning(loaded: LoadedRecipe, place: str, stage: PpoImages) -> Iterator[Problem]:

@@ -7,7 +7,12 @@ from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.models import model_facts
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward, Stage, Template
+from recipes.stages.base import Template
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.kinds import Stage
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 
 Templated = Finetune | Reward | PpoStage | Evaluate
 """Stages with a `template`."""

@@ -1,10 +1,11 @@
 """Reward-tuned diffusion: how pictures are drawn, what rewards them, and the settings of DDPO."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Tag, model_validator
 
 from recipes.fields import Strict, added_meaning, meaning, require_divides
+from recipes.smoke_sizes import BATCH, DENOISING_STEPS
 from recipes.stages.ppo import Updates
 
 
@@ -42,6 +43,16 @@ class PictureRollout(Strict):
     def _whole_prompts(self) -> "PictureRollout":
         require_divides(self, "samples_per_prompt", "pictures_per_iteration")
         return self
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        pictures = min(self.pictures_per_iteration, max(2 * BATCH, 2 * len(self.classes)))
+        is_smaller = pictures < self.pictures_per_iteration
+        return self.changed(
+            pictures_per_iteration=pictures,
+            samples_per_prompt=min(self.samples_per_prompt, 2) if is_smaller else self.samples_per_prompt,
+            steps=min(self.steps or DENOISING_STEPS, DENOISING_STEPS),
+        )
 
 
 class ClassReward(Strict):
@@ -101,3 +112,7 @@ class Ddpo(Updates):
     )
     advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
     grid: int = meaning(40, ge=0, le=1024, description="Pictures at fixed seeds shown in the report; 0: none.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self._shrunk(grid=10)

@@ -1,10 +1,11 @@
 """Rollouts, proximal policy optimisation and the sampling settings of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from recipes.fields import Iterations, Strict, meaning, placement
+from recipes.smoke_sizes import ITERATIONS, PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, SEQUENCE
 from recipes.stages.optim import AdamW, Schedule
 
 
@@ -23,12 +24,30 @@ class Sampling(Strict):
         description="Further tokens that end a response; each must be one token of the vocabulary.",
     )
 
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(
+            max_new_tokens=min(self.max_new_tokens, RESPONSE_TOKENS),
+            max_prompt_tokens=min(self.max_prompt_tokens, PROMPT_TOKENS),
+        )
+
 
 class Rollout(Sampling):
     """One iteration's experience."""
 
     prompts_per_iteration: int = meaning(64, ge=1, le=10**6, description="Prompts per iteration over all workers.")
     samples_per_prompt: int = meaning(1, ge=1, le=1024, description="Responses drawn for each prompt.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return (
+            super()
+            .shrunk()
+            .changed(
+                prompts_per_iteration=min(self.prompts_per_iteration, PROMPTS),
+                samples_per_prompt=min(self.samples_per_prompt, 2),
+            )
+        )
 
 
 class FixedKl(Strict):
@@ -87,6 +106,30 @@ class Updates(Strict):
         "state; the last one is always saved.",
     )
 
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps between two rollouts."""
+        return self.epochs * self.mini_batches
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimiser steps of all iterations."""
+        return self.iterations * self.steps_per_iteration
+
+    def _shrunk(self, **changes: Any) -> Self:
+        iterations = min(self.iterations, ITERATIONS)
+        epochs, mini_batches = min(self.epochs, 2), min(self.mini_batches, 2)
+        steps = iterations * epochs * mini_batches
+        return self.changed(
+            iterations=iterations,
+            epochs=epochs,
+            mini_batches=mini_batches,
+            kl_limit=None,
+            schedule=self.schedule.changed(warmup_steps=min(self.schedule.warmup_steps, steps // 4)),
+            save_every=1,
+            **changes,
+        )
+
 
 class Ppo(Updates):
     """PPO (Schulman et al. 2017) on token-level actions with a critic and a KL penalty."""
@@ -113,3 +156,11 @@ class Ppo(Updates):
     )
     critic_warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
     critic_lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self._shrunk(
+            text_batch=min(self.text_batch, 4),
+            text_length=min(self.text_length, SEQUENCE),
+            critic_warmup=min(self.critic_warmup, min(self.iterations, ITERATIONS) - 1),
+        )

@@ -1,9 +1,14 @@
 """The time axis of a training stage: how long, in which batches, with which optimiser, saving and evaluating when."""
 
+import math
+from typing import Any, Self
+
 from pydantic import model_validator
 
 from recipes.fields import Steps, Strict, meaning, placement, refuse
+from recipes.models.image_models import VENDI_PICTURES
 from recipes.problem_codes import Code
+from recipes.smoke_sizes import BATCH, HELD_OUT_ROWS, SEQUENCE, STEPS
 from recipes.stages.optim import AdamW, Schedule
 
 
@@ -33,6 +38,26 @@ class _Steps(Strict):
         le=10**6,
         description="Steps skipped for a non-finite loss or gradient before the stage fails with the sample ids.",
     )
+
+    def planned_steps(self, rows: int | None = None) -> int | None:
+        """Optimiser steps; `epochs` needs `rows`, the sequences, pairs or images in the data (None without)."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return None if rows is None else max(1, math.ceil(self.epochs * rows / self.global_batch))
+
+    def _shrunk(self, batch: int, **changes: Any) -> Self:
+        steps = min(self.steps or STEPS, STEPS)
+        return self.changed(
+            steps=steps,
+            epochs=None,
+            global_batch=min(self.global_batch, batch),
+            schedule=self.schedule.changed(warmup_steps=min(self.schedule.warmup_steps, steps // 4)),
+            save_every=min(self.save_every, 4),
+            evaluate_every=min(self.evaluate_every, 4),
+            evaluation_rows=min(self.evaluation_rows, HELD_OUT_ROWS),
+            **changes,
+        )
 
 
 def _check_length(train: _Steps, names: tuple[str, ...]) -> None:
@@ -68,6 +93,16 @@ class Train(_Steps):
         _check_length(self, ("steps", "tokens", "epochs"))
         return self
 
+    def planned_steps(self, rows: int | None = None) -> int | None:
+        """Optimiser steps; `epochs` needs `rows`, the sequences or pairs in the data (None without)."""
+        if self.tokens is not None:
+            return math.ceil(self.tokens / (self.global_batch * self.sequence_length))
+        return super().planned_steps(rows)
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self._shrunk(BATCH, tokens=None, sequence_length=min(self.sequence_length, SEQUENCE))
+
 
 class ImageTrain(_Steps):
     """Exactly one of steps and epochs says how long; micro-batch and accumulation are derived."""
@@ -80,3 +115,7 @@ class ImageTrain(_Steps):
     def _one_length(self) -> "ImageTrain":
         _check_length(self, ("steps", "epochs"))
         return self
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self._shrunk(2 * BATCH, grid=min(self.grid, VENDI_PICTURES))

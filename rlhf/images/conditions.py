@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError
-from recipes.references import get_source
 from recipes.stages.ddpo import PictureRollout
-from recipes.stages.kinds import PpoImages
+from recipes.stages.rl import PpoImages
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.materialise_images import ImageDataset, ImageRequest
 from trainers.data.order import global_sample
@@ -146,7 +145,7 @@ def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> P
             "normalise: all"
         )
     request = ImageRequest(
-        get_source(spec, "prompts").pictures,
+        spec.get_source("prompts").pictures,
         context.base_dir,
         context.seed,
         source_digest=context.data.get("prompts"),

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError, StageError
-from recipes.planning.derive import largest_micro_batch, steps_per_iteration
 from recipes.stages.ddpo import ClassReward, PictureRollout, RuleReward
-from recipes.stages.kinds import PpoImages
+from recipes.stages.rl import PpoImages
 from rlhf.images.conditions import PicturePrompts, open_prompts
 from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
 from rlhf.images.policy import PictureModels
@@ -154,12 +153,12 @@ def _layout(spec: PpoImages, context: StageContext) -> Layout:
             f"rollout.pictures_per_iteration ({pictures}) cannot be divided into ppo.mini_batches ({parts}) over "
             f"{workers} workers"
         )
-    return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+    return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
 
 
 def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts) -> Show:
     """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
-    steps, count = steps_per_iteration(spec.ppo), spec.ppo.grid
+    steps, count = spec.ppo.steps_per_iteration, spec.ppo.grid
     kept = kept_iterations(spec.ppo.iterations)
     seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
     asked = prompts.shown(count)

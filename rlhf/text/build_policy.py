@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.stages.kinds import PpoStage
 from recipes.stages.lora import Lora
+from recipes.stages.rl import PpoStage
 from recipes.stages.sharding import Shard
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.text.policy import PolicyModels, Role, Route

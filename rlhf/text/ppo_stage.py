@@ -6,10 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from recipes.errors import StageError
-from recipes.planning.derive import steps_per_iteration
-from recipes.references import find_source, get_source
-from recipes.stages.kinds import PpoStage
 from recipes.stages.ppo import Rollout
+from recipes.stages.rl import PpoStage
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.experience import Responses
 from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
@@ -57,7 +55,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
         require_same_contract(context, tokenization)
     prompts = open_dataset(
         context,
-        data_request(context, get_source(spec, "prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
+        data_request(context, spec.get_source("prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
     )
     text = _text_plan(spec, context, tokenization)
     layout = _layout(spec, context)
@@ -151,7 +149,7 @@ def _sampling(rollout: Rollout, tokenization: Tokenization) -> SamplingSettings:
 
 def _text_plan(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> BatchPlan | None:
     """The text that is mixed into every step, a rank's share one micro-batch; None: there is none. Collective."""
-    mixed_in = find_source(spec, "text")
+    mixed_in = spec.find_source("text")
     if mixed_in is None:
         return None
     text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
@@ -194,7 +192,7 @@ def _learning_rates(spec: PpoStage, source: PpoSource[Any], step: int) -> dict[s
 def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
     """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
     writer = context.samples()
-    steps = steps_per_iteration(spec.ppo)
+    steps = spec.ppo.steps_per_iteration
     kept = kept_iterations(spec.ppo.iterations)
 
     def show(iteration: int, responses: Responses, scores: Tensor) -> None:

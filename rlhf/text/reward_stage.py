@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from recipes.stages.kinds import Reward
+from recipes.stages.reward import Reward
 from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset

@@ -14,7 +14,7 @@ import pytest
 
 from recipes.loading.load import check_file, dump_recipe, load_recipe
 from recipes.loading.schema_paths import field_at
-from recipes.references import StageRef, parse_reference, stage_inputs
+from recipes.references import StageRef, parse_reference
 
 pytestmark = pytest.mark.serial
 
@@ -110,7 +110,7 @@ def rounds() -> list[tuple[str, int]]:
         if all(
             isinstance(parse_reference(item.text), StageRef)
             for stage in load_recipe(RECIPES / name).recipe.stages.values()
-            for item in stage_inputs(stage)
+            for item in stage.inputs()
         )
     ]
     return [(name, seed) for name in own for seed in range(ROUNDS.get(name, 1))]

@@ -12,7 +12,7 @@ from launch.runs.resolve import Resolved, data_digests, differing_values
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware, settle_shards
 from recipes.recipe import Recipe
-from recipes.references import StoreRef, parse_reference, stage_inputs, stage_sources
+from recipes.references import StoreRef, parse_reference
 from trainers.store.manifest import ArtifactManifest, files_digest, sha256_hex
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def _digests(
     digests, wrong = data_digests(recipe, base_dir, external)
     assert not wrong, wrong
     for name, stage in recipe.stages.items():
-        for use in stage_sources(stage):
+        for use in stage.sources():
             if use.source.source in INSTALLED:
                 digests[name][use.field_path] = sha256_hex(use.source.source.encode())
     return digests
@@ -75,7 +75,7 @@ def _digests(
 def _outside_models(recipe: Recipe) -> dict[str, dict[str, ArtifactManifest]]:
     found: dict[str, dict[str, ArtifactManifest]] = {}
     for name, stage in recipe.stages.items():
-        for item in stage_inputs(stage):
+        for item in stage.inputs():
             reference = parse_reference(item.text)
             if isinstance(reference, StoreRef):
                 model = reference.name_or_fingerprint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 from trainers.data.materialise_images import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
 from trainers.evaluation.image_metrics import (

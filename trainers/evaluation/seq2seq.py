@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from recipes.references import get_source
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 from trainers.data.batches import evaluation_batches
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.held_out import evaluate, perplexity
@@ -32,7 +31,7 @@ def measure_targets(
         observer, place = context.observer, {"step": index, "steps_planned": len(labels)}
         folder = model_folder(context, f"of.{index}")
         tokenization = load_tokenization(folder)
-        use = get_source(spec, "prompts")
+        use = spec.get_source("prompts")
         dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length, spec.template))
         observer.phase("model", **place)
         dtype = dtype_of(spec.shard.precision)

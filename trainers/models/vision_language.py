@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.stages.kinds import Part
+from recipes.stages.finetune import Part
 from recipes.stages.lora import Lora
 from trainers.data.batches import PicturedBatch
 from trainers.data.image_processor import PictureProcessor

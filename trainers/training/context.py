@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.errors import RequestError, StageError
-from recipes.references import SourceUse, default_template, find_source, get_source
-from recipes.stages.kinds import Stage, Template
+from recipes.stages.base import SourceUse, Template, default_template
+from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
 from trainers.checkpoint.find_state import find_state
@@ -276,8 +276,8 @@ def open_sets(
     spec: Stage, context: StageContext, request: Callable[[SourceUse], DataRequest]
 ) -> tuple[Dataset, Dataset | None]:
     """Open a stage's training rows, and its held-out ones where it has any, as requested of each source; collective."""
-    dataset = open_dataset(context, request(get_source(spec, "data")))
-    held_out = find_source(spec, "evaluation")
+    dataset = open_dataset(context, request(spec.get_source("data")))
+    held_out = spec.find_source("evaluation")
     return dataset, None if held_out is None else open_dataset(context, request(held_out))
 
 

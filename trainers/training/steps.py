@@ -6,9 +6,12 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
-from recipes.planning.derive import MAX_AUTO_MICRO_BATCH, largest_micro_batch, micro_batches, planned_steps
-from recipes.stages.kinds import Finetune, FinetuneImages, Pretrain, PretrainImages, Reward
+from recipes.planning.derive import micro_batches
+from recipes.stages.base import MAX_AUTO_MICRO_BATCH
+from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.optim import Schedule
+from recipes.stages.pretrain import Pretrain, PretrainImages
+from recipes.stages.reward import Reward
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.build import build_engine, parameter_group
 from trainers.store.manifest import Layout
@@ -145,7 +148,7 @@ class TrainingPlan(Generic[S]):
 
 def plan_training(spec: S, context: StageContext, num_rows: int) -> TrainingPlan[S]:
     """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
-    steps = planned_steps(spec.train, num_rows)
+    steps = spec.train.planned_steps(num_rows)
     assert steps is not None
-    layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=largest_micro_batch(spec))
+    layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
     return TrainingPlan(spec, context, steps, layout, context.checkpoint(layout))

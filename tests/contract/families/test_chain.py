@@ -188,7 +188,7 @@ def test_an_unconditional_diffusion_is_diffusers_pipeline(chain: Chain, tmp_path
 def test_the_report_has_every_metric_and_answers_the_gates(chain: Chain) -> None:
     _, made = chain
     from recipes.rules.report import report_metrics
-    from recipes.stages.kinds import Evaluate
+    from recipes.stages.evaluate import Evaluate
 
     spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["exam"]
     assert isinstance(spec, Evaluate)

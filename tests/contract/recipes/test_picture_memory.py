@@ -8,8 +8,8 @@ import torch
 from recipes.data.image_facts import PictureFacts
 from recipes.models.image_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
-from recipes.stages.kinds import PpoImages
 from recipes.stages.lora import Lora
+from recipes.stages.rl import PpoImages
 from rlhf.images.ddpo import DdpoBatch, DdpoObjective
 from rlhf.images.policy import PictureModels, Trajectories
 from trainers.data.batches import Texts

@@ -4,7 +4,7 @@ Those of the suite `targets` are compared in tests/integration/training/test_seq
 """
 
 from recipes.rules.report import PERPLEXITY, report_metrics
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 from rlhf.text_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics
 
 

@@ -12,8 +12,11 @@ from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.architecture import Llama
 from recipes.models.memory import predict_sizes
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 from recipes.stages.train import Train
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.text.build_policy import build_models

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from launch.cli.sample_text import opened
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Reward
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.text.build_policy import SharedModels, build_models
 from rlhf.text.ppo_stage import reward_source, run_ppo

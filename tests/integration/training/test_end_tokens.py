@@ -16,7 +16,9 @@ import torch
 
 from launch.cli.sample_text import sample_texts
 from recipes.data.text import JsonLines
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.rl import PpoStage
 from rlhf.evaluate_stage import run_evaluate
 from rlhf.experience import Responses
 from rlhf.text.ppo_stage import run_ppo

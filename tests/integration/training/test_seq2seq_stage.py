@@ -141,7 +141,7 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
 
 def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
     from recipes.rules.report import report_metrics
-    from recipes.stages.kinds import Evaluate
+    from recipes.stages.evaluate import Evaluate
 
     exam = result(finished, "straight-exam")
     found, own = exam["metrics"], result(finished, "straight-full")["metrics"]

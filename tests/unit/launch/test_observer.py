@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from launch.runs.records import RunRecord
-from launch.runs.stage_entry import StageObserver, progress_of
+from launch.runs.stage_entry import StageObserver
 from recipes.loading.load import parse_recipe
+from recipes.models.architecture import MODEL_TYPES
 from recipes.stages.kinds import Stage
 from trainers.store.store import Store
 
@@ -61,7 +62,7 @@ class Rank:
 
 def observer_of(stage: str, rank: Rank, started_from: str | None = None) -> StageObserver:
     spec: Stage = parse_recipe({"name": "a", "stages": STAGES}).stages[stage]
-    return StageObserver(rank, None, {}, progress_of(spec, started_from))  # type: ignore[arg-type]
+    return StageObserver(rank, None, {}, spec.progress(MODEL_TYPES.get(started_from or "")))  # type: ignore[arg-type]
 
 
 def test_ppo_counts_iterations_in_rollouts_and_updates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def writing_observer(rank: FirstRank) -> tuple[StageObserver, RunRecord]:
     record = RunRecord(store, store.new_run("recipe").id)
     job = {"run": record.run, "stage": "base", "attempt": 1}
     spec = parse_recipe({"name": "a", "stages": STAGES}).stages["base"]
-    return StageObserver(rank, store, job, progress_of(spec)), record  # type: ignore[arg-type]
+    return StageObserver(rank, store, job, spec.progress()), record  # type: ignore[arg-type]
 
 
 def test_the_longer_a_stage_runs_the_fewer_files_its_metrics_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ import pytest
 from recipes.data.image_facts import PictureFacts
 from recipes.planning.plan import build_plan
 from recipes.recipe import Recipe
-from recipes.references import stage_inputs, stage_parts
-from recipes.stages.kinds import Finetune, FinetuneImages
+from recipes.stages.finetune import Finetune, FinetuneImages
 
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 
@@ -66,11 +65,11 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
     stages = recipe_of(TEXT).stages
     assert isinstance(stages["tuned"], FinetuneImages)
     assert isinstance(stages["chat"], Finetune)
-    assert [(item.field_path, item.wants) for item in stage_inputs(stages["drawing"])] == [
+    assert [(item.field_path, item.wants) for item in stages["drawing"].inputs()] == [
         ("text_encoder", ("model", "text_classifier"))
     ]
-    assert [(item.field_path, item.wants) for item in stage_inputs(stages["tuned"])] == [("init_from", ("ddpm",))]
-    assert stage_parts(stages["tuned"]) == {"model": "ddpm", "adapter": "adapter"}
+    assert [(item.field_path, item.wants) for item in stages["tuned"].inputs()] == [("init_from", ("ddpm",))]
+    assert stages["tuned"].outputs() == {"model": "ddpm", "adapter": "adapter"}
 
 
 def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: Callable[..., Recipe]) -> None:

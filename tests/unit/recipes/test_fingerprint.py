@@ -8,7 +8,6 @@ import pytest
 from recipes.loading.load import load_recipe
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.planning.smoke import shrink
-from recipes.references import stage_inputs
 
 Write = Callable[..., Path]
 DATA = {"data": "data digest", "evaluation": "evaluation digest"}
@@ -16,7 +15,7 @@ DATA = {"data": "data digest", "evaluation": "evaluation digest"}
 
 def _fingerprint(path: Path, stage: str, *overrides: str, parent: str = "p", data: dict[str, str] | None = None) -> str:
     recipe = load_recipe(path, overrides).recipe
-    parents = {item.field_path: ParentId(parent, "digest") for item in stage_inputs(recipe.stages[stage])}
+    parents = {item.field_path: ParentId(parent, "digest") for item in recipe.stages[stage].inputs()}
     return fingerprint(stage, recipe, parents, DATA if data is None else data)
 
 

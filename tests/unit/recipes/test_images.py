@@ -8,7 +8,6 @@ import pytest
 from recipes.loading.load import load_recipe
 from recipes.models.families import FAMILIES
 from recipes.recipe import Recipe
-from recipes.references import stage_inputs, stage_parts, stage_sources
 
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 
@@ -50,18 +49,18 @@ stages:
 
 def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
     stages = recipe_of(TEXT).stages
-    assert [item.wants for item in stage_inputs(stages["latent"])] == [("vae",)]
-    assert [(item.field_path, item.wants[-1]) for item in stage_inputs(stages["exam"])] == [
+    assert [item.wants for item in stages["latent"].inputs()] == [("vae",)]
+    assert [(item.field_path, item.wants[-1]) for item in stages["exam"].inputs()] == [
         ("of.0", "ddpm"),
         ("of.1", "ddpm"),
         ("features", "classifier"),
     ]
-    assert stage_parts(stages["gan"]) == {"model": "gan"}
-    assert [(use.field_path, use.held_out) for use in stage_sources(stages["vae"])] == [
+    assert stages["gan"].outputs() == {"model": "gan"}
+    assert [(use.field_path, use.held_out) for use in stages["vae"].sources()] == [
         ("data", False),
         ("evaluation", True),
     ]
-    assert [use.role for use in stage_sources(stages["exam"])] == ["images"]
+    assert [use.role for use in stages["exam"].sources()] == ["images"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ import pytest
 
 from recipes.errors import Problem, RecipeError
 from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
-from recipes.stages.kinds import Evaluate, Finetune, PpoStage, Pretrain, Reward
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 
 Write = Callable[..., Path]
 

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.loading.load import load_recipe, parse_recipe
-from recipes.planning.derive import micro_batches, planned_steps, stage_batch, stage_steps
+from recipes.planning.derive import micro_batches
 from recipes.planning.plan import Committed, Plan, build_plan, divides, fit_workers
 from recipes.recipe import Recipe
-from recipes.references import stage_sources
 from recipes.rules.chain import edges, order
 from recipes.stages.train import Train
 
@@ -25,7 +24,7 @@ def _train(**given: Any) -> Train:
 
 
 def _digests(recipe: Recipe) -> dict[str, dict[str, str]]:
-    return {name: {use.field_path: "d" for use in stage_sources(stage)} for name, stage in recipe.stages.items()}
+    return {name: {use.field_path: "d" for use in stage.sources()} for name, stage in recipe.stages.items()}
 
 
 def _plan(recipe: Recipe, done: dict[str, Committed] | None = None, workers: int = 2) -> Plan:
@@ -49,12 +48,12 @@ def test_batches_that_do_not_divide() -> None:
 
 
 def test_planned_steps() -> None:
-    assert planned_steps(_train(steps=7)) == 7
-    assert planned_steps(_train(tokens=64)) == 1
-    assert planned_steps(_train(tokens=65)) == 2
-    assert planned_steps(_train(epochs=1.5)) is None
-    assert planned_steps(_train(epochs=1.5), rows=10) == 4
-    assert planned_steps(_train(epochs=0.01), rows=10) == 1
+    assert _train(steps=7).planned_steps() == 7
+    assert _train(tokens=64).planned_steps() == 1
+    assert _train(tokens=65).planned_steps() == 2
+    assert _train(epochs=1.5).planned_steps() is None
+    assert _train(epochs=1.5).planned_steps(rows=10) == 4
+    assert _train(epochs=0.01).planned_steps(rows=10) == 1
 
 
 @given(st.lists(st.lists(st.integers(0, 7), max_size=3), min_size=1, max_size=8), st.randoms())
@@ -91,9 +90,10 @@ def test_the_quickstart_plan() -> None:
     assert [stage.name for stage in plan.stages] == ["base", "chat", "judge", "second", "policy", "exam"]
     for stage in plan.stages:
         planned = recipe.stages[stage.name]
-        assert stage.steps == stage_steps(planned)
+        assert stage.steps == planned.steps()
         if stage.micro_batch is not None and stage.accumulation is not None:
-            assert stage.micro_batch * stage.accumulation * 2 == stage_batch(planned)
+            assert (batch := planned.batch()) is not None
+            assert stage.micro_batch * stage.accumulation * 2 == batch.size
         assert stage.sizes is not None
         assert stage.sizes.disk_bytes > 0
         best = 4 * stage.sizes.trainable_parameters if stage.name == "policy" else 0  # its kl_limit keeps the best one

@@ -3,18 +3,10 @@
 import pytest
 
 from recipes.data.text import JsonLines, PythonDocs, PythonSummaries, Source
-from recipes.references import (
-    FolderRef,
-    HubRef,
-    Reference,
-    SourceUse,
-    StageRef,
-    StoreRef,
-    find_source,
-    parse_reference,
-    stage_sources,
-)
-from recipes.stages.kinds import Evaluate, Finetune
+from recipes.references import FolderRef, HubRef, Reference, StageRef, StoreRef, parse_reference
+from recipes.stages.base import SourceUse
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
 from recipes.stages.optim import AdamW
 from recipes.stages.train import Train
 
@@ -86,16 +78,16 @@ def test_a_stage_is_never_evaluated_on_rows_that_it_learns_from(
 ) -> None:
     train = Train(steps=1, global_batch=1, sequence_length=8, optimizer=AdamW(lr=1e-3))
     stage = Finetune(kind="finetune", init_from="base", data=data, evaluation=evaluation, train=train)
-    found = find_source(stage, "evaluation")
+    found = stage.find_source("evaluation")
     assert found == (expected and SourceUse("evaluation", expected[0], "instructions", held_out=expected[1]))
 
 
 @pytest.mark.parametrize(("source", "is_held_out"), [(None, False), (DOCS, False), (LINES, False), (KEPT, True)])
 def test_an_exam_reads_the_rows_that_are_kept_away_from_training(source: Source | None, is_held_out: bool) -> None:
     exam = Evaluate(kind="evaluate", of=["chat"], text=source, prompts=source)
-    assert [(use.field_path, use.role, use.held_out) for use in stage_sources(exam)] == [
+    assert [(use.field_path, use.role, use.held_out) for use in exam.sources()] == [
         ("text", "text", is_held_out),
         ("prompts", "prompts", is_held_out),
     ]
     targets = Evaluate(kind="evaluate", of=["chat"], suites=["targets"], prompts=source)
-    assert stage_sources(targets) == [SourceUse("prompts", source or TEST, "seq2seq", held_out=is_held_out)]
+    assert targets.sources() == [SourceUse("prompts", source or TEST, "seq2seq", held_out=is_held_out)]

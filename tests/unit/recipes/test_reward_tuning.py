@@ -7,13 +7,11 @@ import pytest
 
 from recipes.data.image_facts import PictureFacts
 from recipes.loading.load import load_recipe
-from recipes.planning.derive import samples_divide, stage_batch, stage_steps
 from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
-from recipes.references import stage_inputs, stage_parts, stage_sources
-from recipes.stages.kinds import PpoImages, PpoStage
+from recipes.stages.rl import PpoImages, PpoStage
 
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 
@@ -63,15 +61,15 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
     stages = recipe_of(TEXT).stages
     policy = stages["policy"]
     assert isinstance(policy, PpoImages)
-    assert [(item.field_path, item.text, item.wants) for item in stage_inputs(policy)] == [
+    assert [(item.field_path, item.text, item.wants) for item in policy.inputs()] == [
         ("actor", "ddpm", ("ddpm",)),
         ("reward.classifier", "judge", ("classifier",)),
     ]
-    assert [item.field_path for item in stage_inputs(stages["again"])] == ["actor"]
-    assert stage_parts(policy) == {"model": "ddpm"}
-    assert stage_batch(policy) == 10
-    assert stage_steps(policy) == 20
-    assert [samples_divide(policy, workers) for workers in (1, 3, 5)] == [True, False, True]
+    assert [item.field_path for item in stages["again"].inputs()] == ["actor"]
+    assert policy.outputs() == {"model": "ddpm"}
+    assert policy.batch().size == 10
+    assert policy.steps() == 20
+    assert [policy.batch().divides(workers) for workers in (1, 3, 5)] == [True, False, True]
 
 
 def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
@@ -200,8 +198,8 @@ stages:
 
 def test_captions_of_a_source_are_asked_for_and_adapters_are_a_part(recipe_of: Callable[..., Recipe]) -> None:
     policy = recipe_of(CAPTIONED).stages["policy"]
-    assert [(use.field_path, use.role, use.held_out) for use in stage_sources(policy)] == [("prompts", "images", False)]
-    assert stage_parts(policy) == {"model": "ddpm", "adapter": "adapter"}
+    assert [(use.field_path, use.role, use.held_out) for use in policy.sources()] == [("prompts", "images", False)]
+    assert policy.outputs() == {"model": "ddpm", "adapter": "adapter"}
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import pytest
 
 from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.models.memory import num_parameters
-from recipes.planning.derive import stage_steps
 from recipes.planning.plan import fit_workers
 from recipes.planning.smoke import shrink
-from recipes.stages.kinds import Evaluate, PpoStage, Pretrain, Reward
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.pretrain import Pretrain
+from recipes.stages.reward import Reward
+from recipes.stages.rl import PpoStage
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))
@@ -27,7 +29,7 @@ def test_a_shipped_recipe_shrinks(path: Path) -> None:
     assert check_file(path, smoke=True)[1] == []
     assert fit_workers(small, 2) == 2
     for stage in small.stages.values():
-        assert (stage_steps(stage) or 0) <= 10
+        assert (stage.steps() or 0) <= 10
         if isinstance(stage, Pretrain) and stage.architecture is not None:
             assert num_parameters(stage.architecture, 512) < 200_000
         if isinstance(stage, Reward):

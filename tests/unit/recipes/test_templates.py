@@ -9,7 +9,7 @@ import pytest
 
 from recipes.loading.load import check_file, load_recipe
 from recipes.rules.templates import stage_template
-from recipes.stages.kinds import Finetune
+from recipes.stages.finetune import Finetune
 
 Write = Callable[..., Path]
 

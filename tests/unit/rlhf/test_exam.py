@@ -3,7 +3,7 @@
 import pytest
 
 from recipes.rules.report import report_labels
-from recipes.stages.kinds import Bound
+from recipes.stages.evaluate import Bound
 from rlhf.text_metrics import (
     Answer,
     ModelAnswers,

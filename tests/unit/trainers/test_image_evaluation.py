@@ -9,7 +9,7 @@ import pytest
 import trainers.evaluation.images
 from recipes.data.images import Digits
 from recipes.errors import RequestError
-from recipes.stages.kinds import Evaluate
+from recipes.stages.evaluate import Evaluate
 
 
 @pytest.mark.parametrize(("held_out", "others"), [(1, 9), (9, 1)])

@@ -8,7 +8,8 @@ from torch import nn
 
 from recipes.models.encoder import Corruption
 from recipes.models.encoder_decoder import SpanCorruption
-from recipes.stages.kinds import Finetune, Pretrain
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
 from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
 from trainers.data.span_corruption import SpanCorrupter
 from trainers.data.tokenizer import Tokenization

@@ -5,8 +5,9 @@ from typing import Any
 
 from recipes.errors import RequestError
 from recipes.models.image_memory import PROJECTIONS
-from recipes.stages.kinds import FinetuneImages, PretrainImages
+from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
+from recipes.stages.pretrain import PretrainImages
 from trainers.data.materialise_images import ImageDataset
 from trainers.data.order import drawn_rows
 from trainers.models.images.build import Blueprint, load_tensors, open_blueprint, open_family, read_tensors

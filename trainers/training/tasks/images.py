@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from recipes.errors import RequestError
 from recipes.models.image_models import VENDI_PICTURES
-from recipes.references import find_source
-from recipes.stages.kinds import FinetuneImages, PretrainImages
+from recipes.stages.finetune import FinetuneImages
+from recipes.stages.pretrain import PretrainImages
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.materialise_images import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
@@ -206,7 +206,7 @@ def _request(spec: ImageSpec, context: StageContext) -> ImageRequest:
 
 def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None:
     """Open the held-out pictures; None: there are none. Collective."""
-    use = find_source(spec, "evaluation")
+    use = spec.find_source("evaluation")
     if use is None:
         return None
     request = ImageRequest(

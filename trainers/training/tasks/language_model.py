@@ -9,8 +9,9 @@ from torch import nn
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.references import SourceUse, find_source
-from recipes.stages.kinds import Finetune, Pretrain
+from recipes.stages.base import SourceUse
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.image_processor import PictureProcessor, load_picture_processor
@@ -306,7 +307,7 @@ def held_out_responses(
 
 
 def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText) -> dict[str, Any] | None:
-    held_out = find_source(spec, "evaluation")
+    held_out = spec.find_source("evaluation")
     if held_out is None:
         return None
     half = spec.train.sequence_length // 2

@@ -1,0 +1,236 @@
+"""Evaluations."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from recipes.artifact_kinds import DRAWING_KINDS, ArtifactKind
+from recipes.data.images import ImageSource
+from recipes.data.text import PythonDocs, Source
+from recipes.errors import Finding
+from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
+from recipes.problem_codes import Code
+from recipes.smoke_sizes import EXAM_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
+from recipes.stages.base import (
+    Counts,
+    Forward,
+    Held,
+    Input,
+    Progress,
+    SourceUse,
+    Template,
+    TextStage,
+    held_out_use,
+    template_field,
+)
+from recipes.stages.ppo import Sampling
+from recipes.stages.sharding import Shard
+
+
+class Bound(Strict):
+    """A gate on one metric."""
+
+    metric: str = meaning(
+        pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", description="Dotted name in the report, for example policy.win_rate."
+    )
+    min: float | None = meaning(None, description="Smallest value that passes.")
+    max: float | None = meaning(None, description="Largest value that passes.")
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> "Bound":
+        if self.min is None and self.max is None:
+            refuse(Code.MISSING_KEY, f"gate on {self.metric}: give min, max or both")
+        return self
+
+
+ALONE = {"targets": "encoder-decoders", "images": "models of pictures"}
+"""Suites that measure what no other suite does."""
+
+
+class Evaluate(TextStage):
+    """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
+    models of pictures.
+    """
+
+    trains: ClassVar[bool] = False
+    kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
+    of: list[str] = meaning(
+        min_length=1,
+        max_length=16,
+        description="Models to measure; the first is the start that others are compared with.",
+    )
+    reward: str | None = meaning(None, description="Reward model that scores responses.")
+    second_scorer: str | None = meaning(
+        None, description="A second reward model, trained on other data, that judges comparisons."
+    )
+    features: str | None = meaning(None, description="images: the classifier whose features measure pictures.")
+    suites: list[Literal["perplexity", "generation", "comparison", "targets", "images"]] = meaning(
+        default_factory=lambda: ["perplexity", "generation"],
+        min_length=1,
+        description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
+        "scores and win rate; targets, alone, for encoder-decoders: loss, BLEU and chrF of held-out targets; "
+        "images, alone: distances of drawn pictures to real ones, classes, copies.",
+    )
+    text: Source | None = meaning(
+        None,
+        description="Held-out text for perplexity; with hold_out the rows that it keeps away from training. None: "
+        "python-docs' test split.",
+    )
+    prompts: Source | None = meaning(
+        None,
+        description="Held-out prompts, for targets with their completions; with hold_out the rows that it keeps away "
+        "from training. None: python-docs' test split.",
+    )
+    images: ImageSource | None = meaning(
+        None,
+        description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
+        "been copied.",
+    )
+    num_images: int = meaning(
+        1000, ge=8, le=10**6, description="images: most pictures of a draw; never more than are held out."
+    )
+    num_draws: int = meaning(
+        5, ge=2, le=10, description="images: independent draws of each model; intervals are those of their means."
+    )
+    num_prompts: int = meaning(
+        200,
+        ge=1,
+        le=10**6,
+        description="At most this many prompts to answer, drawn by the seed; targets: the rows that a finetune's "
+        "evaluation takes.",
+    )
+    num_sequences: int | None = added_meaning(
+        None,
+        ge=1,
+        le=10**9,
+        description="At most this many sequences of the perplexity text; None: as many as num_prompts.",
+    )
+    template: Template | None = template_field("prompts")
+    num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")
+    sequence_length: int = meaning(
+        256,
+        ge=8,
+        le=10**7,
+        description="Tokens per sequence of the perplexity text, which recurrent models read on in; targets: the most "
+        "that a source, a target and what is written may have, longer rows are left out and counted.",
+    )
+    num_beams: int = meaning(
+        1, ge=1, le=64, description="targets: beams of the search that BLEU and chrF are measured by; 1: greedily."
+    )
+    sampling: Sampling = meaning(default_factory=Sampling, description="How responses are drawn.")
+    gates: list[Bound] = meaning(
+        default_factory=list, description="Bounds that the report must meet for its gate to pass."
+    )
+    shard: Shard = meaning(
+        default_factory=Shard, description="Precision of the forward passes; engine and ZeRO stage have no effect."
+    )
+
+    @model_validator(mode="after")
+    def _suites_have_what_they_need(self) -> "Evaluate":
+        raise_all(self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Finding]:
+        if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
+            yield Finding(Code.MISSING_KEY, "suite 'comparison' needs `reward` and at least two models in `of`")
+        if self.num_sequences is not None and "perplexity" not in self.suites:
+            yield Finding(
+                Code.NO_EFFECT, f"num_sequences ({self.num_sequences}) has no effect without suite 'perplexity'"
+            )
+        for suite, measured in ALONE.items():
+            if suite in self.suites and len(self.suites) > 1:
+                yield Finding(
+                    Code.CONFLICTING_KEYS,
+                    f"suite {suite!r} cannot be combined with other suites: it measures {measured}",
+                )
+        if "targets" in self.suites:
+            if self.reward is not None or self.second_scorer is not None:
+                yield Finding(
+                    Code.NO_EFFECT, "reward models score answers; suite 'targets' takes no reward and no second_scorer"
+                )
+        elif self.num_beams > 1:
+            yield Finding(Code.NO_EFFECT, f"num_beams ({self.num_beams}) has no effect without suites: [targets]")
+        if "images" in self.suites:
+            if self.features is None or self.images is None or self.images.hold_out == 0:
+                yield Finding(
+                    Code.MISSING_KEY,
+                    "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0",
+                )
+        elif self.features is not None or self.images is not None:
+            yield Finding(Code.NO_EFFECT, "features and images have no effect without suites: [images]")
+
+    def inputs(self) -> list[Input]:
+        wants: tuple[ArtifactKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
+        inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(self.of)]
+        if self.features is not None:
+            inputs.append(Input("features", self.features, ("classifier",)))
+        for field, text in (("reward", self.reward), ("second_scorer", self.second_scorer)):
+            if text is not None:
+                inputs.append(Input(field, text, ("reward_model",)))
+        return inputs
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        return {"report": "report"}
+
+    def sources(self) -> list[SourceUse]:
+        default = PythonDocs(source="python-docs", split="test")
+        uses = []
+        if "perplexity" in self.suites:
+            uses.append(held_out_use("text", self.text or default, "text"))
+        if self.writes_answers:
+            uses.append(held_out_use("prompts", self.prompts or default, "prompts"))
+        if "targets" in self.suites:
+            uses.append(held_out_use("prompts", self.prompts or default, "seq2seq"))
+        if self.images is not None:
+            uses.append(SourceUse("images", self.images, "images"))
+        return uses
+
+    @property
+    def is_image(self) -> bool:
+        return "images" in self.suites
+
+    @property
+    def writes_answers(self) -> bool:
+        """Whether models answer prompts."""
+        return "generation" in self.suites or "comparison" in self.suites
+
+    def text_start(self) -> str | None:
+        return None if self.is_image else self.of[0]
+
+    def steps(self, rows: int | None = None) -> int:
+        return 0
+
+    def batch(self) -> None:
+        return None
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        return Progress("part", 1, "pictures" if self.is_image else "responses")
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self.changed(
+            text=None if self.text is None else self.text.limited(HELD_OUT_ROWS),
+            prompts=None if self.prompts is None else self.prompts.limited(ROWS),
+            num_prompts=min(self.num_prompts, EXAM_PROMPTS),
+            num_samples=min(self.num_samples, 2),
+            images=None if self.images is None else self.images.limited(ROWS),
+            num_images=min(self.num_images, EXAM_PROMPTS),
+            num_draws=2,
+            sequence_length=min(self.sequence_length, SEQUENCE),
+            sampling=self.sampling.shrunk(),
+            gates=[],
+        )
+
+    def text_length(self, use: SourceUse) -> int:
+        return self.sampling.max_prompt_tokens if use.role == "prompts" else self.sequence_length
+
+    def held(self, counts: Counts) -> Held:
+        scorers = sum(reward is not None for reward in (self.reward, self.second_scorer))
+        return Held(0, len(self.of) * counts.full + scorers * counts.scored, 0)
+
+    def forward(self) -> Forward:
+        if "targets" in self.suites:
+            length, copies = 2 * self.sequence_length, self.num_beams
+        else:
+            length, copies = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens, 1
+        return Forward(length, copies=copies, logits="all", has_cache=True, has_backward=False)

@@ -1,0 +1,134 @@
+"""Fine-tuning: models of text on rows, diffusion models on further images."""
+
+from typing import ClassVar, Literal, Self
+
+from recipes.artifact_kinds import ArtifactKind
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from recipes.fields import meaning
+from recipes.models.encoder import PseudoLabels
+from recipes.stages.base import (
+    IMAGE_PROGRESS,
+    Counts,
+    Held,
+    ImageTraining,
+    Input,
+    Progress,
+    Role,
+    Template,
+    TextTraining,
+    template_field,
+)
+from recipes.stages.lora import Lora
+from recipes.stages.sharding import Shard
+from recipes.stages.train import ImageTrain, Train
+
+Part = Literal["language", "projector", "vision"]
+"""Parts of a vision-language model."""
+
+
+class Finetune(TextTraining):
+    """Supervised learning on rows: responses to prompts (decoder, rnn) or to pictures with prompts (vision_language),
+    targets of sources (encoder_decoder), or labels of texts (encoder).
+    """
+
+    data_role: ClassVar[Role] = "instructions"
+    kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
+    init_from: str = meaning(description="The model to start from.")
+    lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
+    merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
+    loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
+    template: Template | None = template_field("a `prompt` and its `completion`")
+    parts: list[Part] | None = meaning(
+        None,
+        min_length=1,
+        description="vision_language: which parts learn; None: with lora the language part, without it all of them.",
+    )
+    labelled_share: float = meaning(
+        1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
+    )
+    pseudo_labels: PseudoLabels | None = meaning(
+        None, description="encoder: learn from the rows without a label too; None leaves them out."
+    )
+    dropout: float | None = meaning(
+        None,
+        ge=0,
+        lt=1,
+        description="encoder: dropout on embeddings, residual branches and the input of the head while labels are "
+        "learnt; None: the model's own.",
+    )
+    num_beams: int = meaning(
+        1, ge=1, le=64, description="encoder_decoder: beams of the search that held-out BLEU and chrF are measured by."
+    )
+    data: Source = meaning(
+        description="Rows with `messages`, `prompt`/`completion`, or `text`; for an encoder `text` and `label`; for a "
+        "vision-language model also `image` or `images`."
+    )
+    evaluation: Source | None = meaning(
+        None, description="Held-out rows; None: python-docs' validation split or hold_out."
+    )
+    train: Train = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def inputs(self) -> list[Input]:
+        return [Input("init_from", self.init_from, ("model",))]
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        if self.lora is None:
+            return {"model": "model"}
+        return {"model": "model", "adapter": "adapter"} if self.merge else {"adapter": "adapter"}
+
+    @property
+    def counted_tokens(self) -> Literal["responses", "all"]:
+        return self.loss_on
+
+    def text_start(self) -> str:
+        return self.init_from
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        if start_family == "encoder":
+            return Progress("step", 1, "rows", ("loss", "accuracy"))
+        return Progress("step", 1, "target_tokens" if self.loss_on == "responses" else "tokens", ("loss",))
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        # A model from outside the recipe keeps its size, and the length that its rows and images need.
+        train = self.train.shrunk()
+        return self._fewer_rows(
+            pseudo_labels=None if self.pseudo_labels is None else self.pseudo_labels.shrunk(),
+            train=train if is_built_here else train.changed(sequence_length=self.train.sequence_length),
+        )
+
+    def held(self, counts: Counts) -> Held:
+        if self.lora is None:
+            return Held(counts.full, 0, counts.full)
+        return Held(counts.adapter, counts.full, counts.adapter + (counts.full if self.merge else 0))
+
+
+class FinetuneImages(ImageTraining):
+    """Go on training a model of pictures on others; what it is conditioned on, it brings along."""
+
+    kind: Literal["finetune"] = meaning(description="Fine-tuning on pictures.")
+    family: Literal["ddpm"] = meaning(description="The family of the model; without the key a language model is tuned.")
+    init_from: str = meaning(description="The diffusion to start from.")
+    lora: Lora | None = meaning(
+        None, description="Train adapters on the network's attention; None trains every parameter."
+    )
+    data: ImageSource = meaning(description="Training pictures, with labels or captions where the model reads them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def inputs(self) -> list[Input]:
+        return [Input("init_from", self.init_from, ("ddpm",))]
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        return {"model": "ddpm"} if self.lora is None else {"model": "ddpm", "adapter": "adapter"}
+
+    def image_start(self) -> str:
+        return self.init_from
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        return IMAGE_PROGRESS
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self._fewer_rows(train=self.train.shrunk())

@@ -1,0 +1,151 @@
+"""Pretraining: models of text, and models of images."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from recipes.artifact_kinds import ArtifactKind
+from recipes.data.images import ImageSource
+from recipes.data.text import ExistingTokenizer, Source, Tokenizer
+from recipes.errors import Finding
+from recipes.fields import meaning, raise_all, refuse
+from recipes.models.architecture import Architecture
+from recipes.models.encoder import Corruption
+from recipes.models.encoder_decoder import SpanCorruption
+from recipes.models.image_models import Ddpm, Gan, ImageArchitecture
+from recipes.problem_codes import Code
+from recipes.stages.base import (
+    IMAGE_PROGRESS,
+    Counts,
+    Held,
+    ImageTraining,
+    Input,
+    Progress,
+    Role,
+    TextTraining,
+)
+from recipes.stages.sharding import Shard
+from recipes.stages.train import ImageTrain, Train
+
+
+class Pretrain(TextTraining):
+    """Train a model of text, from random weights or from another model's.
+
+    The objective follows from the family: the next token (decoder, rnn), hidden tokens (encoder), or hidden spans
+    (encoder_decoder).
+    """
+
+    data_role: ClassVar[Role] = "text"
+    kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
+    init_from: str | None = meaning(
+        None, description="Continue from this model; then architecture and tokenizer are its own."
+    )
+    architecture: Architecture | None = meaning(None, description="What to build from random weights.")
+    tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
+    corruption: Corruption | None = meaning(
+        None, description="encoder: what is hidden and has to be restored; None: the defaults."
+    )
+    span_corruption: SpanCorruption | None = meaning(
+        None, description="encoder_decoder: which spans are hidden and have to be written; None: the defaults."
+    )
+    data: Source = meaning(description="Training text: rows with a `text` column, or with `prompt` and `completion`.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out text; None: python-docs' validation split or the source's hold_out."
+    )
+    train: Train = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Pretrain":
+        if self.init_from is None and (self.architecture is None or self.tokenizer is None):
+            refuse(Code.MISSING_KEY, "give architecture and tokenizer, or init_from")
+        if self.init_from is not None and (self.architecture is not None or self.tokenizer is not None):
+            refuse(Code.CONFLICTING_KEYS, "init_from brings its own architecture and tokenizer; remove them")
+        return self
+
+    def inputs(self) -> list[Input]:
+        inputs = [] if self.init_from is None else [Input("init_from", self.init_from, ("model",))]
+        if isinstance(self.tokenizer, ExistingTokenizer):
+            inputs.append(Input("tokenizer.from", self.tokenizer.from_, ("tokenizer", "model")))
+        return inputs
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        return {"model": "model"}
+
+    def text_start(self) -> str | None:
+        return self.init_from
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        family = start_family if self.architecture is None else self.architecture.family
+        return Progress("step", 1, "target_tokens" if family == "encoder" else "tokens", ("loss",))
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self._fewer_rows(
+            architecture=None if self.architecture is None else self.architecture.shrunk(),
+            tokenizer=None if self.tokenizer is None else self.tokenizer.shrunk(),
+            train=self.train.shrunk(),
+        )
+
+    def held(self, counts: Counts) -> Held:
+        return Held(counts.full, 0, counts.full)
+
+
+class PretrainImages(ImageTraining):
+    """Train a model of pictures from random weights: a classifier, or one that draws."""
+
+    kind: Literal["pretrain"] = meaning(description="Training on pictures.")
+    architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
+    autoencoder: str | None = meaning(
+        None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
+    )
+    text_encoder: str | None = meaning(
+        None,
+        description="ddpm: an encoder or decoder whose hidden states of the captions condition the pictures; it stays "
+        "as it is, and its tokenizer reads the captions. None: no captions.",
+    )
+    data: ImageSource = meaning(description="Training pictures, with labels or captions where the family needs them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "PretrainImages":
+        raise_all(self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Finding]:
+        if not isinstance(self.architecture, Ddpm):
+            for key in ("autoencoder", "text_encoder"):
+                if getattr(self, key) is not None:
+                    yield Finding(
+                        Code.NOT_APPLICABLE, f"{key} needs family ddpm; the family here is {self.architecture.family}"
+                    )
+            return
+        if self.architecture.class_conditional and self.text_encoder is not None:
+            yield Finding(
+                Code.CONFLICTING_KEYS,
+                "give text_encoder or class_conditional: true, not both: the caption names the class",
+            )
+        has_condition = self.architecture.class_conditional or self.text_encoder is not None
+        if self.architecture.guidance != 1 and not has_condition:
+            yield Finding(Code.UNMET_REQUIREMENT, "guidance needs class_conditional: true, or a text_encoder")
+
+    def inputs(self) -> list[Input]:
+        inputs = [] if self.autoencoder is None else [Input("autoencoder", self.autoencoder, ("vae",))]
+        if self.text_encoder is not None:
+            inputs.append(Input("text_encoder", self.text_encoder, ("model", "text_classifier")))
+        return inputs
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        return {"model": self.architecture.family}
+
+    @property
+    def largest_zero(self) -> int:
+        return 2 if isinstance(self.architecture, Gan) else 3
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        return IMAGE_PROGRESS
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self._fewer_rows(architecture=self.architecture.shrunk(), train=self.train.shrunk())

@@ -1,0 +1,64 @@
+"""Reward models."""
+
+from typing import ClassVar, Literal, Self
+
+from recipes.artifact_kinds import ArtifactKind
+from recipes.data.text import Source
+from recipes.fields import meaning
+from recipes.stages.base import (
+    Counts,
+    Forward,
+    Held,
+    Input,
+    Progress,
+    Role,
+    Template,
+    TextTraining,
+    template_field,
+)
+from recipes.stages.lora import Lora
+from recipes.stages.sharding import Shard
+from recipes.stages.train import Train
+
+
+class Reward(TextTraining):
+    """Reward model: backbone and scalar head, Bradley-Terry loss on chosen against rejected."""
+
+    data_role: ClassVar[Role] = "preferences"
+    kind: Literal["reward"] = meaning(description="Reward modelling.")
+    init_from: str = meaning(description="The model to start from.")
+    lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
+    template: Template | None = template_field("a `prompt` and its answers")
+    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out pairs; None: python-docs' validation split or hold_out."
+    )
+    center_coefficient: float = meaning(
+        0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores."
+    )
+    min_accuracy: float = meaning(0.55, ge=0, le=1, description="Gate: least share of held-out pairs ranked right.")
+    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def inputs(self) -> list[Input]:
+        return [Input("init_from", self.init_from, ("model",))]
+
+    def outputs(self) -> dict[str, ArtifactKind]:
+        return {"model": "reward_model"}
+
+    def text_start(self) -> str:
+        return self.init_from
+
+    def progress(self, start_family: str | None = None) -> Progress:
+        return Progress("step", 1, "pairs", ("loss", "accuracy"))
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self._fewer_rows(train=self.train.shrunk(), min_accuracy=0.0)
+
+    def held(self, counts: Counts) -> Held:
+        if self.lora is None:
+            return Held(counts.scored, 0, counts.scored)
+        return Held(counts.adapter + counts.width, counts.full, counts.adapter + counts.scored)
+
+    def forward(self) -> Forward:
+        return Forward(self.train.sequence_length, copies=2, logits="none")

@@ -26,7 +26,8 @@ MARKS = {"stage classes": "kind", "model classes": "family", "source classes": "
 class Tree:
     """The product's modules, parsed, by dotted name."""
 
-    modules: dict[str, ast.Module]
+    modules: dict[str, list[ast.AST]]
+    """Every node of each."""
     paths: dict[str, Path]
     declared: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     """Mark -> class -> the names that its field takes."""
@@ -47,7 +48,7 @@ def read_tree(root: Path = ROOT, packages: Sequence[str] = PACKAGES) -> Tree:
     for path in sorted(file for package in packages for file in (root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        modules[name] = ast.parse(path.read_text(encoding="utf-8"))
+        modules[name] = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         paths[name] = path
     tree = Tree(modules, paths)
     for mark in MARKS.values():
@@ -57,8 +58,8 @@ def read_tree(root: Path = ROOT, packages: Sequence[str] = PACKAGES) -> Tree:
 
 def _declarations(tree: Tree, mark: str) -> Iterator[tuple[str, set[str]]]:
     """Classes of `recipes` whose field `mark` is a Literal; a stage's own `family` makes it no model."""
-    for name, module in tree.modules.items():
-        for node in ast.walk(module) if name.startswith("recipes") else ():
+    for name, nodes in tree.modules.items():
+        for node in nodes if name.startswith("recipes") else ():
             if isinstance(node, ast.ClassDef):
                 fields = {item.target.id: item for item in node.body if _is_literal_field(item)}
                 if mark in fields and (mark == "kind" or "kind" not in fields):
@@ -95,8 +96,8 @@ def _aliases(tree: Tree, classes: set[str]) -> set[str]:
     """Names of tuples and unions of the classes."""
     return {
         _name(node.targets[0])
-        for module in tree.modules.values()
-        for node in module.body
+        for nodes in tree.modules.values()
+        for node in nodes
         if isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Tuple | ast.BinOp)
         and classes & {_name(inner) for inner in ast.walk(node.value)}
@@ -139,17 +140,17 @@ def _name_tests(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 def _sites(tree: Tree, tested: Callable[[ast.AST], Iterator[tuple[ast.AST, str]]]) -> set[Site]:
     found: set[Site] = set()
-    for module, parsed in tree.modules.items():
-        declared = {id(inner) for annotation in _declared_in(parsed) for inner in ast.walk(annotation)}
-        for node in ast.walk(parsed):
+    for module, nodes in tree.modules.items():
+        declared = {id(inner) for annotation in _declared_in(nodes) for inner in ast.walk(annotation)}
+        for node in nodes:
             if id(node) not in declared:
                 found |= {Site(module, inner.lineno, name) for inner, name in tested(node)}
     return found
 
 
-def _declared_in(module: ast.Module) -> Iterator[ast.AST]:
+def _declared_in(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
     """The annotations of fields that declare a kind, a family or a source."""
-    for node in ast.walk(module):
+    for node in nodes:
         for item in node.body if isinstance(node, ast.ClassDef) else ():
             if _is_literal_field(item) and item.target.id in MARKS.values():
                 yield item.annotation
@@ -159,8 +160,10 @@ def imports(tree: Tree, module: str, *, for_types: bool = False) -> set[str]:
     """Modules of the tree that a module imports at any depth, in a function too; with `for_types` also those under
     `if TYPE_CHECKING`."""
     found: set[str] = set()
-    parsed = tree.modules[module]
-    for node in ast.walk(parsed) if for_types else _running(parsed):
+    skipped = set() if for_types else _for_types(tree.modules[module])
+    for node in tree.modules[module]:
+        if id(node) in skipped:
+            continue
         match node:
             case ast.Import(names=names):
                 wanted = [alias.name for alias in names]
@@ -177,16 +180,10 @@ def imports(tree: Tree, module: str, *, for_types: bool = False) -> set[str]:
     return found - {module}
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below, but for what stands under `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and _name(child.test) == "TYPE_CHECKING":
-            for statement in child.orelse:
-                yield statement
-                yield from _running(statement)
-            continue
-        yield child
-        yield from _running(child)
+def _for_types(nodes: Sequence[ast.AST]) -> set[int]:
+    """The ids of all nodes under `if TYPE_CHECKING`."""
+    guards = (node for node in nodes if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING")
+    return {id(inner) for guard in guards for statement in guard.body for inner in ast.walk(statement)}
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:

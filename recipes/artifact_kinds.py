@@ -1,22 +1,17 @@
-"""Kinds of what a stage makes or takes: the one vocabulary of outputs, inputs and artifacts."""
+"""The one vocabulary of kinds: of what a stage makes or takes, and of the artifacts that hold it."""
 
 from typing import Literal
 
+ImageKind = Literal["classifier", "vae", "gan", "ddpm"]
+"""Models of images, by their family."""
+OutputKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "text_classifier", ImageKind]
+"""What an input can be: an output of a stage, or something from outside the recipe. `model`: a language model."""
 ArtifactKind = Literal[
-    "model",
-    "adapter",
-    "reward_model",
-    "critic",
-    "report",
-    "tokenizer",
-    "text_classifier",
-    "classifier",
-    "vae",
-    "gan",
-    "ddpm",
+    "model", "adapter", "reward_model", "actor_critic", "report", "tokenizer", "dataset", "text_classifier", ImageKind
 ]
+"""What a manifest says that its artifact is; `actor_critic` holds all outputs of a PPO stage."""
 
-NOUNS: dict[ArtifactKind, str] = {
+NOUNS: dict[OutputKind, str] = {
     "model": "a language model",
     "adapter": "an adapter",
     "reward_model": "a reward model",
@@ -30,5 +25,20 @@ NOUNS: dict[ArtifactKind, str] = {
     "ddpm": "a diffusion model",
 }
 
-DRAWING_KINDS: tuple[ArtifactKind, ...] = ("vae", "gan", "ddpm")
+HOLDERS: dict[OutputKind, tuple[ArtifactKind, ...]] = {
+    "model": ("model", "adapter", "actor_critic"),
+    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
+    "reward_model": ("reward_model",),
+    "critic": ("actor_critic",),
+    "adapter": ("adapter", "actor_critic"),
+    "report": ("report",),
+    "text_classifier": ("text_classifier",),
+    "classifier": ("classifier",),
+    "vae": ("vae",),
+    "gan": ("gan",),
+    "ddpm": ("ddpm",),
+}
+"""Kinds of artifact that can hold an output of a kind."""
+
+DRAWING_KINDS: tuple[OutputKind, ...] = ("vae", "gan", "ddpm")
 """Models that draw images."""

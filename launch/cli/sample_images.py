@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from launch.cli.store_commands import find_artifact
+from recipes.artifact_kinds import ImageKind
 from recipes.data.image_files import PICTURE_SUFFIXES
 from recipes.data.images import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
 from recipes.errors import RequestError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from trainers.models.images.protocol import Family, ImageFacts
 
-KINDS = ("classifier", "vae", "gan", "ddpm")
 DRAWS = 16
 """Draws of the latents that a score is the mean of."""
 BATCH = 256
@@ -32,7 +32,7 @@ def picture_model(text: str, store: str | None = None) -> Iterator["Family"]:
         return
     opened = Store.open(store)
     manifest = find_artifact(opened, text)
-    if manifest.kind not in KINDS:
+    if manifest.kind not in get_args(ImageKind):
         raise RequestError(f"{text} is of kind {manifest.kind}; a model of pictures is needed here")
     yield open_family(opened.folder(manifest, "model"))
 

@@ -13,28 +13,10 @@ from importlib.resources import files
 from typing import Any
 
 from launch.report.charts import Node, Series, line_chart, lineage_graph, number
+from recipes.stages.kinds import first_curves
 from trainers.store.manifest import Verification
 
 HELD_OUT = ("eval/", "held_out_", "eval_")
-FIRST_CURVES = (
-    "loss",
-    "score_mean",
-    "kl",
-    "entropy",
-    "length_mean",
-    "eos_rate",
-    "accuracy",
-    "margin",
-    "perplexity",
-    "ngram_perplexity",
-    "policy_loss",
-    "value_loss",
-    "distinct_2",
-    "elbo",
-    "mse",
-    "bits_per_dim",
-)
-"""Curves that a reader looks for; the others stand behind a fold."""
 SHOWN_PROMPTS = 12
 PICTURE = "data:image/png;base64,"
 
@@ -100,16 +82,18 @@ def _held_out_base(name: str) -> str | None:
     return next((name.removeprefix(prefix) for prefix in HELD_OUT if name.startswith(prefix)), None)
 
 
-def _rank(name: str) -> tuple[int, str]:
+def _rank(name: str, first: Sequence[str]) -> tuple[int, str]:
     base = _held_out_base(name) or name
-    return (FIRST_CURVES.index(base) if base in FIRST_CURVES else len(FIRST_CURVES), name)
+    return (first.index(base) if base in first else len(first), name)
 
 
-def stage_charts(curves: Values) -> tuple[list[str], list[str]]:
-    """The charts of one stage: those to show and those to fold; a held-out curve lies over its training curve."""
+def stage_charts(curves: Values, first: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The charts of one stage: those of the first curves, and those to fold; a held-out curve lies over its training
+    curve.
+    """
     shown: list[str] = []
     folded: list[str] = []
-    for name in sorted(curves, key=_rank):
+    for name in sorted(curves, key=lambda name: _rank(name, first)):
         if _held_out_base(name) in curves:
             continue
         over = next((prefix + name for prefix in HELD_OUT if prefix + name in curves), None)
@@ -122,7 +106,7 @@ def stage_charts(curves: Values) -> tuple[list[str], list[str]]:
         title = base.replace("_", " ") + (", held out" if base != name else "")
         chart = line_chart(title, lines)
         if chart:
-            (shown if base in FIRST_CURVES else folded).append(chart)
+            (shown if base in first else folded).append(chart)
     return shown, folded
 
 
@@ -205,8 +189,8 @@ def _lineage(report: RunReport) -> str:
     return f'<div class="card">{lineage_graph(nodes)}</div>'
 
 
-def metric_table(metrics: Mapping[str, Any]) -> str:
-    """Metrics as a table; names of the form model.metric become one column per model."""
+def metric_table(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
+    """Metrics as a table, the first ones on top; names of the form model.metric become one column per model."""
     flat = {name: value for name, value in flatten(metrics).items() if value is not None}
     heads = [name for name, value in metrics.items() if isinstance(value, Mapping)]
     heads += [name.split(".")[0] for name in metrics if "." in name]
@@ -226,7 +210,7 @@ def metric_table(metrics: Mapping[str, Any]) -> str:
             f"<tr><td>{escape(metric.replace('_', ' '))}</td>"
             + "".join(f'<td class="num">{_cell(cells[model]) if model in cells else "-"}</td>' for model in models)
             + "</tr>"
-            for metric, cells in sorted(by_metric.items(), key=lambda item: _rank(item[0]))
+            for metric, cells in sorted(by_metric.items(), key=lambda item: _rank(item[0], first))
         )
         parts.append(f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>")
     if plain:
@@ -321,7 +305,8 @@ def _builds(builds: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _stage_section(stage: StageReport) -> str:
-    charts, folded = stage_charts(stage.curves)
+    first = first_curves(stage.kind)
+    charts, folded = stage_charts(stage.curves, first)
     parts = [
         f'<h2 id="{escape(stage.name)}">{escape(stage.name)} <span class="soft">· {escape(stage.kind)}</span></h2>'
     ]
@@ -335,7 +320,7 @@ def _stage_section(stage: StageReport) -> str:
             f'<div class="charts">{"".join(folded)}</div></details>'
         )
     metrics = {name: value for name, value in ((stage.manifest or {}).get("metrics") or {}).items() if name != "data"}
-    table = metric_table(metrics)
+    table = metric_table(metrics, first)
     if table and stage.kind == "evaluate":
         parts.append(table)
     elif table:

@@ -11,15 +11,12 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from recipes.stages.kinds import COUNTED, SHOWN_METRICS
 from trainers.store.manifest import ArtifactManifest
 
 PLAIN_EVERY_S = 10.0
 LOST_SHARE = 0.1
 """A stage that cannot use more of its rows than this says so when it is committed."""
-
-SHOWN_METRICS = ("loss", "score", "kl", "accuracy", "elbo", "generator_loss")
-COUNTED = ("tokens", "target_tokens", "rows", "pairs", "responses", "pictures")
-"""What a beat's `..._per_s` may count."""
 
 ACTIVITIES = {
     "start": "starting workers",

@@ -11,12 +11,13 @@ from typing import Any
 
 from cluster.protocol import Json, Verdict, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
-from launch.report.progress import COUNTED, PLAIN_EVERY_S, SHOWN_METRICS, View, merge_losses, rows_lost
+from launch.report.progress import PLAIN_EVERY_S, View, merge_losses, rows_lost
 from launch.runs.journal import Journal, interval_s
 from launch.runs.resolve import Resolved
 from launch.runs.worker_pool import Crew
 from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
 from recipes.planning.plan import Plan, PlannedStage
+from recipes.stages.kinds import COUNTED, SHOWN_METRICS
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.artifact_kinds import HOLDERS, OutputKind
 from recipes.errors import Finding, RequestError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import find_class
@@ -24,20 +25,6 @@ from trainers.store.manifest import ArtifactManifest, Verification, canonical_js
 from trainers.store.store import Store
 from trainers.store.untrusted_files import file_inside, weight_files
 
-KINDS = {
-    "model": ("model", "adapter", "actor_critic"),
-    "tokenizer": ("tokenizer", "model", "adapter", "actor_critic", "reward_model"),
-    "reward_model": ("reward_model",),
-    "critic": ("actor_critic",),
-    "adapter": ("adapter", "actor_critic"),
-    "report": ("report",),
-    "text_classifier": ("text_classifier",),
-    "classifier": ("classifier",),
-    "vae": ("vae",),
-    "gan": ("gan",),
-    "ddpm": ("ddpm",),
-}
-"""Kinds of artifact that can hold a part of the wanted kind."""
 NOT_FETCHED = "not downloaded yet"
 """How the files of a hub model that a run would download are verified."""
 _TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -45,7 +32,7 @@ _TOKENIZER_TEXTS = ["*.json", "*.jinja"]
 
 
 def find_input(
-    text: str, wants: tuple[str, ...], base_dir: Path, store: Store, *, fetches: bool
+    text: str, wants: tuple[OutputKind, ...], base_dir: Path, store: Store, *, fetches: bool
 ) -> ArtifactManifest | None:
     """The artifact that a reference means; None for a stage of the recipe. Nothing is written to the store.
 
@@ -64,9 +51,9 @@ def find_input(
     return artifact
 
 
-def wrong_kind(text: str, wants: tuple[str, ...], artifact: ArtifactManifest) -> Finding | None:
+def wrong_kind(text: str, wants: tuple[OutputKind, ...], artifact: ArtifactManifest) -> Finding | None:
     """Why an artifact does not serve where one of the wanted kinds is needed; None: it does."""
-    if not any(artifact.kind in KINDS[want] for want in wants):
+    if not any(artifact.kind in HOLDERS[want] for want in wants):
         message = f"{text} is of kind {artifact.kind}; a {' or '.join(wants)} is needed here"
         return Finding(Code.WRONG_ARTIFACT_KIND, message)
     if artifact.kind == "adapter" and "model" in wants and not {"model", "actor"} & set(parts_of(artifact)):
@@ -102,7 +89,7 @@ def take_in(
 
 def _outside(
     recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]
-) -> Iterator[tuple[str, str, tuple[str, ...], ArtifactManifest]]:
+) -> Iterator[tuple[str, str, tuple[OutputKind, ...], ArtifactManifest]]:
     """Every input from outside: its field, its text, what is wanted there, and what it was found to be."""
     for name, inputs in external.items():
         for item in recipe.stages[name].inputs():
@@ -132,12 +119,12 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
     )
 
 
-def _describe(folder: Path, wants: tuple[str, ...], source: str | None) -> ArtifactManifest:
+def _describe(folder: Path, wants: tuple[OutputKind, ...], source: str | None) -> ArtifactManifest:
     describe = describe_tokenizer if "tokenizer" in wants else describe_folder
     return describe(folder, source=source)
 
 
-def _find_hub_model(reference: HubRef, text: str, wants: tuple[str, ...], *, fetches: bool) -> ArtifactManifest:
+def _find_hub_model(reference: HubRef, text: str, wants: tuple[OutputKind, ...], *, fetches: bool) -> ArtifactManifest:
     folder = _download(reference, wants, fetches=fetches)
     if fetches or "tokenizer" in wants or _has_weights(folder):
         return _describe(folder, wants, text)
@@ -154,7 +141,7 @@ def _find_hub_model(reference: HubRef, text: str, wants: tuple[str, ...], *, fet
     )  # fmt: skip
 
 
-def _download(reference: HubRef, wants: tuple[str, ...], *, fetches: bool) -> Path:
+def _download(reference: HubRef, wants: tuple[OutputKind, ...], *, fetches: bool) -> Path:
     """Return the folder of a hub model at one revision, in the hub's cache on this machine.
 
     What is missing there is downloaded: all of it with `fetches`, else all but the weights.

@@ -5,7 +5,7 @@ Both functions are targets of a worker group; everything that crosses the proces
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,12 @@ ROOM_WAIT_S = 1200.0
 class StageObserver:
     """Tells the driver where this rank is; rank 0 also writes the run's metric segments."""
 
-    def __init__(self, worker: WorkerContext, store: "Store", job: Json, progress: Progress) -> None:
+    def __init__(
+        self, worker: WorkerContext, store: "Store", job: Json, progress: Progress, shown: Sequence[str] = ()
+    ) -> None:
         self._worker = worker
         self._progress = progress
+        self._named = tuple(shown)
         self._writer = None
         if worker.rank == 0:
             self._writer = store.run(job["run"]).writer(f"metrics/{job['stage']}/{job['attempt']}")
@@ -84,7 +87,7 @@ class StageObserver:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line of global metrics and keep what the driver shows."""
         named = {**values, "score": values["score_mean"]} if "score_mean" in values else values
-        self._shown |= {key: named[key] for key in self._progress.shown if key in named}
+        self._shown |= {key: named[key] for key in self._named if key in named}
         self._note_speed(values)
         if self._writer is None:
             return
@@ -150,7 +153,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     store.note_datasets(job["run"], job["fingerprint"])
     recipe = parse_recipe(job["recipe"])
     spec = recipe.stages[job["stage"]]
-    observer = StageObserver(worker, store, job, spec.progress(_start_family(job)))
+    observer = StageObserver(worker, store, job, spec.progress(_start_family(job)), spec.shown)
     ranks = distributed.join()
     worker.beat("joined")
     context = StageContext(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.models.architecture import MODEL_TYPES
 
 _STEMS = {
@@ -19,7 +19,7 @@ _STEMS = {
 }
 """What the names of a type's classes start with."""
 _SCORES = "ForSequenceClassification"
-_CLASSES: dict[str, dict[str, ArtifactKind]] = {
+_CLASSES: dict[str, dict[str, OutputKind]] = {
     "decoder": {
         "ForCausalLM": "model",
         "LMHeadModel": "model",
@@ -42,7 +42,7 @@ class ModelClass:
 
     name: str
     """transformers' class."""
-    kind: ArtifactKind
+    kind: OutputKind
     is_headless: bool = False
     """Whether its files hold no head: who trains it makes a new one."""
     has_extras: bool = False

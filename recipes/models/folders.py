@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
@@ -44,7 +44,7 @@ class FolderFacts:
     model_class: ModelClass | None = None
     configured_ends: frozenset[int] = frozenset()
     """End tokens that config.json and generation_config.json name."""
-    kind: ArtifactKind | None = None
+    kind: OutputKind | None = None
     """What the folder's model is as an input of a stage."""
     pictures: PictureFolder | None = None
 

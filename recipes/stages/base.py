@@ -5,7 +5,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import PythonDocs, PythonSummaries, Source
 from recipes.fields import Strict, added_meaning, meaning, placement
@@ -38,7 +38,7 @@ class Input:
 
     field_path: str
     text: str
-    wants: tuple[ArtifactKind, ...]
+    wants: tuple[OutputKind, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +94,20 @@ class Batch:
         return math.lcm(workers, shares // math.gcd(shares, self.samples))
 
 
+Counted = Literal["tokens", "target_tokens", "rows", "pairs", "responses", "pictures"]
+"""What a stage's speed may count; a beat holds it as `..._per_s`."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """How a kind of stage counts its way for the people who watch it."""
+    """How a stage counts its way for the people who watch it."""
 
-    unit: str
-    steps_per_unit: int
-    counted: str
+    unit: Literal["step", "iteration", "part"]
+    counted: Counted
     """What the speed counts."""
-    shown: tuple[str, ...] = ()
-    """Metrics that the driver shows while the stage runs."""
+    steps_per_unit: int = 1
     counted_per_unit: int | None = None
     """None: the weight of each step, over the time of the step alone."""
-
-
-IMAGE_PROGRESS = Progress("step", 1, "pictures", ("loss", "accuracy", "elbo", "generator_loss"))
-"""Of every training on images; each family has some of the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +156,10 @@ class StageBase(Strict):
 
     trains: ClassVar[bool] = True
     """Whether it makes a model, in steps; an evaluation only measures."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Metrics that a person sees while it runs, as far as its model has them; `score` is the mean."""
+    curves: ClassVar[tuple[str, ...]] = ()
+    """Metrics whose curves a reader of the report looks for, in this order; the others are folded away."""
     largest_micro_batch: ClassVar[int] = MAX_AUTO_MICRO_BATCH
     """The largest micro-batch that `auto` takes."""
 
@@ -179,7 +181,7 @@ class StageBase(Strict):
         """Every input in the order of its fields; field paths are relative to the stage (`init_from`, `of.0`)."""
 
     @abstractmethod
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         """What the stage makes, by name; the first is what a bare stage name means."""
 
     @abstractmethod
@@ -196,7 +198,7 @@ class StageBase(Strict):
 
     @abstractmethod
     def progress(self, start_family: str | None = None) -> Progress:
-        """How the stage counts its way; `start_family` is the family of the model that it starts from."""
+        """How it counts its way; `start_family` is the family of the model that it starts from."""
 
     @abstractmethod
     def shrunk(self, *, is_built_here: bool) -> Self:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from recipes.artifact_kinds import DRAWING_KINDS, ArtifactKind
+from recipes.artifact_kinds import DRAWING_KINDS, OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import Finding
@@ -54,6 +54,16 @@ class Evaluate(TextStage):
     """
 
     trains: ClassVar[bool] = False
+    curves: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "score_mean",
+        "kl",
+        "length_mean",
+        "eos_rate",
+        "perplexity",
+        "ngram_perplexity",
+        "distinct_2",
+    )
     kind: Literal["evaluate"] = meaning(description="Evaluation; makes a report.")
     of: list[str] = meaning(
         min_length=1,
@@ -161,7 +171,7 @@ class Evaluate(TextStage):
             yield Finding(Code.NO_EFFECT, "features and images have no effect without suites: [images]")
 
     def inputs(self) -> list[Input]:
-        wants: tuple[ArtifactKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
+        wants: tuple[OutputKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
         inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(self.of)]
         if self.features is not None:
             inputs.append(Input("features", self.features, ("classifier",)))
@@ -170,7 +180,7 @@ class Evaluate(TextStage):
                 inputs.append(Input(field, text, ("reward_model",)))
         return inputs
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"report": "report"}
 
     def sources(self) -> list[SourceUse]:
@@ -205,7 +215,7 @@ class Evaluate(TextStage):
         return None
 
     def progress(self, start_family: str | None = None) -> Progress:
-        return Progress("part", 1, "pictures" if self.is_image else "responses")
+        return Progress("part", "pictures" if self.is_image else "responses")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(

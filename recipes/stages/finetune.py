@@ -2,13 +2,12 @@
 
 from typing import ClassVar, Literal, Self
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.fields import meaning
 from recipes.models.encoder import PseudoLabels
 from recipes.stages.base import (
-    IMAGE_PROGRESS,
     Counts,
     Held,
     ImageTraining,
@@ -33,6 +32,8 @@ class Finetune(TextTraining):
     """
 
     data_role: ClassVar[Role] = "instructions"
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    curves: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perplexity", "ngram_perplexity")
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
@@ -73,7 +74,7 @@ class Finetune(TextTraining):
     def inputs(self) -> list[Input]:
         return [Input("init_from", self.init_from, ("model",))]
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         if self.lora is None:
             return {"model": "model"}
         return {"model": "model", "adapter": "adapter"} if self.merge else {"adapter": "adapter"}
@@ -87,8 +88,8 @@ class Finetune(TextTraining):
 
     def progress(self, start_family: str | None = None) -> Progress:
         if start_family == "encoder":
-            return Progress("step", 1, "rows", ("loss", "accuracy"))
-        return Progress("step", 1, "target_tokens" if self.loss_on == "responses" else "tokens", ("loss",))
+            return Progress("step", "rows")
+        return Progress("step", "target_tokens" if self.loss_on == "responses" else "tokens")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         # A model from outside the recipe keeps its size, and the length that its rows and images need.
@@ -107,6 +108,8 @@ class Finetune(TextTraining):
 class FinetuneImages(ImageTraining):
     """Go on training a model of pictures on others; what it is conditioned on, it brings along."""
 
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    curves: ClassVar[tuple[str, ...]] = ("loss", "mse", "bits_per_dim")
     kind: Literal["finetune"] = meaning(description="Fine-tuning on pictures.")
     family: Literal["ddpm"] = meaning(description="The family of the model; without the key a language model is tuned.")
     init_from: str = meaning(description="The diffusion to start from.")
@@ -121,14 +124,14 @@ class FinetuneImages(ImageTraining):
     def inputs(self) -> list[Input]:
         return [Input("init_from", self.init_from, ("ddpm",))]
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"model": "ddpm"} if self.lora is None else {"model": "ddpm", "adapter": "adapter"}
 
     def image_start(self) -> str:
         return self.init_from
 
     def progress(self, start_family: str | None = None) -> Progress:
-        return IMAGE_PROGRESS
+        return Progress("step", "pictures")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(train=self.train.shrunk())

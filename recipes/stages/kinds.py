@@ -1,10 +1,11 @@
 """The closed union of the kinds of stage, and the version of each kind's mathematics."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Discriminator, Field, Tag
 
 from recipes.fields import TagAt
+from recipes.stages.base import Counted, StageBase
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.pretrain import Pretrain, PretrainImages
@@ -37,6 +38,21 @@ PpoEstimator = Annotated[
 """One algorithm, and what its samples are: responses, or pictures."""
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
+
+STAGE_CLASSES: tuple[type[StageBase], ...] = (
+    Pretrain, PretrainImages, Finetune, FinetuneImages, Reward, PpoStage, PpoImages, Evaluate,
+)  # fmt: skip
+
+SHOWN_METRICS = tuple(dict.fromkeys(name for stage in STAGE_CLASSES for name in stage.shown))
+"""What a person sees of any stage while it runs."""
+COUNTED: tuple[Counted, ...] = get_args(Counted)
+
+
+def first_curves(kind: str) -> tuple[str, ...]:
+    """The curves that a reader looks for in the report of a stage of a kind."""
+    classes = [stage for stage in STAGE_CLASSES if get_args(stage.model_fields["kind"].annotation) == (kind,)]
+    return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
+
 
 SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "ppo": 4, "evaluate": 5}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""

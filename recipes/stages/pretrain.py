@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import ExistingTokenizer, Source, Tokenizer
 from recipes.errors import Finding
@@ -16,7 +16,6 @@ from recipes.models.encoder_decoder import SpanCorruption
 from recipes.models.image_models import Ddpm, Gan, ImageArchitecture
 from recipes.problem_codes import Code
 from recipes.stages.base import (
-    IMAGE_PROGRESS,
     Counts,
     Held,
     ImageTraining,
@@ -37,6 +36,8 @@ class Pretrain(TextTraining):
     """
 
     data_role: ClassVar[Role] = "text"
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    curves: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "ngram_perplexity")
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
     init_from: str | None = meaning(
         None, description="Continue from this model; then architecture and tokenizer are its own."
@@ -70,7 +71,7 @@ class Pretrain(TextTraining):
             inputs.append(Input("tokenizer.from", self.tokenizer.from_, ("tokenizer", "model")))
         return inputs
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"model": "model"}
 
     def text_start(self) -> str | None:
@@ -78,7 +79,7 @@ class Pretrain(TextTraining):
 
     def progress(self, start_family: str | None = None) -> Progress:
         family = start_family if self.architecture is None else self.architecture.family
-        return Progress("step", 1, "target_tokens" if family == "encoder" else "tokens", ("loss",))
+        return Progress("step", "target_tokens" if family == "encoder" else "tokens")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(
@@ -94,6 +95,8 @@ class Pretrain(TextTraining):
 class PretrainImages(ImageTraining):
     """Train a model of pictures from random weights: a classifier, or one that draws."""
 
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "elbo", "generator_loss")
+    curves: ClassVar[tuple[str, ...]] = ("loss", "kl", "accuracy", "elbo", "mse", "bits_per_dim")
     kind: Literal["pretrain"] = meaning(description="Training on pictures.")
     architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
     autoencoder: str | None = meaning(
@@ -137,7 +140,7 @@ class PretrainImages(ImageTraining):
             inputs.append(Input("text_encoder", self.text_encoder, ("model", "text_classifier")))
         return inputs
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"model": self.architecture.family}
 
     @property
@@ -145,7 +148,7 @@ class PretrainImages(ImageTraining):
         return 2 if isinstance(self.architecture, Gan) else 3
 
     def progress(self, start_family: str | None = None) -> Progress:
-        return IMAGE_PROGRESS
+        return Progress("step", "pictures")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(architecture=self.architecture.shrunk(), train=self.train.shrunk())

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
 from recipes.fields import meaning
 from recipes.stages.base import (
@@ -25,6 +25,8 @@ class Reward(TextTraining):
     """Reward model: backbone and scalar head, Bradley-Terry loss on chosen against rejected."""
 
     data_role: ClassVar[Role] = "preferences"
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    curves: ClassVar[tuple[str, ...]] = ("loss", "score_mean", "accuracy", "margin")
     kind: Literal["reward"] = meaning(description="Reward modelling.")
     init_from: str = meaning(description="The model to start from.")
     lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
@@ -43,14 +45,14 @@ class Reward(TextTraining):
     def inputs(self) -> list[Input]:
         return [Input("init_from", self.init_from, ("model",))]
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"model": "reward_model"}
 
     def text_start(self) -> str:
         return self.init_from
 
     def progress(self, start_family: str | None = None) -> Progress:
-        return Progress("step", 1, "pairs", ("loss", "accuracy"))
+        return Progress("step", "pairs")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(train=self.train.shrunk(), min_accuracy=0.0)

@@ -1,10 +1,10 @@
 """Reinforcement learning: of what a language model answers, and of what a diffusion model draws."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from recipes.artifact_kinds import ArtifactKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.fields import added_meaning, meaning, refuse
@@ -32,6 +32,18 @@ from recipes.stages.sharding import Shard
 class PpoStage(TextStage):
     """Proximal policy optimisation of a model against a reward model."""
 
+    shown: ClassVar[tuple[str, ...]] = ("score", "kl")
+    curves: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "score_mean",
+        "kl",
+        "entropy",
+        "length_mean",
+        "eos_rate",
+        "policy_loss",
+        "value_loss",
+        "distinct_2",
+    )
     kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward model.")
     actor: str = meaning(description="The model to start from; also the reference.")
     reward: str = meaning(description="The reward model.")
@@ -59,7 +71,7 @@ class PpoStage(TextStage):
     def inputs(self) -> list[Input]:
         return [Input("actor", self.actor, ("model",)), Input("reward", self.reward, ("reward_model",))]
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         if self.lora is None:
             return {"actor": "model", "critic": "critic"}
         if self.merge:
@@ -88,7 +100,7 @@ class PpoStage(TextStage):
 
     def progress(self, start_family: str | None = None) -> Progress:
         responses = self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
-        return Progress("iteration", self.ppo.steps_per_iteration, "responses", ("score", "kl"), responses)
+        return Progress("iteration", "responses", self.ppo.steps_per_iteration, responses)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(
@@ -121,6 +133,8 @@ class PpoStage(TextStage):
 class PpoImages(ImageStage):
     """Reward-tuned diffusion: proximal policy optimisation of what a model draws, step by step, against a reward."""
 
+    shown: ClassVar[tuple[str, ...]] = ("score", "kl")
+    curves: ClassVar[tuple[str, ...]] = ("loss", "score_mean", "kl", "policy_loss")
     kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of pictures.")
     actor: str = meaning(description="The diffusion model to start from; also the reference.")
     reward: PictureReward = meaning(description="What a picture is rewarded for.")
@@ -142,7 +156,7 @@ class PpoImages(ImageStage):
             inputs.append(Input("reward.classifier", self.reward.classifier, ("classifier",)))
         return inputs
 
-    def outputs(self) -> dict[str, ArtifactKind]:
+    def outputs(self) -> dict[str, OutputKind]:
         return {"model": "ddpm"} if self.lora is None else {"model": "ddpm", "adapter": "adapter"}
 
     def sources(self) -> list[SourceUse]:
@@ -160,7 +174,7 @@ class PpoImages(ImageStage):
 
     def progress(self, start_family: str | None = None) -> Progress:
         images = self.rollout.pictures_per_iteration
-        return Progress("iteration", self.ppo.steps_per_iteration, "pictures", ("score", "kl"), images)
+        return Progress("iteration", "pictures", self.ppo.steps_per_iteration, images)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError
 from recipes.models.folder_classes import find_class
 from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
@@ -18,7 +19,6 @@ from trainers.store.import_records import note_origin
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
-    Kind,
     Parent,
     Verification,
     canonical_json,
@@ -56,7 +56,7 @@ _HOW = "headers, names and sizes of the tensors; files hashed"
 class _Found:
     """A folder whose files were looked at: the artifact that it is, but for the bytes."""
 
-    kind: Kind
+    kind: ArtifactKind
     files: dict[str, Path]
     """By their names in the artifact."""
     contract: str | None = None

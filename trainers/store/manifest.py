@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import CapacityError, StoreDamaged
 
 FORMAT = 1
@@ -26,22 +27,6 @@ def check_format(record: Mapping[str, Any], what: str) -> None:
         raise StoreDamaged(f"{what} is of format {found!r}; this version reads format {FORMAT}")
     if found > FORMAT:
         raise StoreFormat(f"{what} is of format {found}; this version reads format {FORMAT}: take the later version")
-
-
-Kind = Literal[
-    "model",
-    "adapter",
-    "reward_model",
-    "actor_critic",
-    "report",
-    "tokenizer",
-    "dataset",
-    "classifier",
-    "text_classifier",
-    "vae",
-    "gan",
-    "ddpm",
-]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -150,7 +135,7 @@ class ArtifactManifest(_Record):
     type: Literal["artifact"] = "artifact"
     fingerprint: Sha256
     digest: Sha256
-    kind: Kind
+    kind: ArtifactKind
     stage: str
     files: Files
     parents: dict[str, Parent] = {}

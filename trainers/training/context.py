@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError, StageError
 from recipes.stages.base import SourceUse, Template, default_template
 from recipes.stages.kinds import Stage
@@ -107,7 +108,7 @@ class Check:
 class Draft:
     """An artifact before its verification: the fields of a manifest, files uploaded already; rank 0 has it."""
 
-    kind: str
+    kind: ArtifactKind
     files: Mapping[str, FileEntry]
     checks: tuple[Check, ...]
     outcome: Mapping[str, Any]

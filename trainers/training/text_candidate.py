@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
@@ -119,7 +120,7 @@ def write_text_draft(
     checkpoint: StoreCheckpoint,
     outcome: Outcome,
     *,
-    artifact: str,
+    artifact: ArtifactKind,
     metrics: Mapping[str, Any],
     gate_reasons: tuple[str, ...],
 ) -> Draft | None:

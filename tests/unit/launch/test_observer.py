@@ -62,7 +62,7 @@ class Rank:
 
 def observer_of(stage: str, rank: Rank, started_from: str | None = None) -> StageObserver:
     spec: Stage = parse_recipe({"name": "a", "stages": STAGES}).stages[stage]
-    return StageObserver(rank, None, {}, spec.progress(MODEL_TYPES.get(started_from or "")))  # type: ignore[arg-type]
+    return StageObserver(rank, None, {}, spec.progress(MODEL_TYPES.get(started_from or "")), spec.shown)  # type: ignore[arg-type]
 
 
 def test_ppo_counts_iterations_in_rollouts_and_updates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def writing_observer(rank: FirstRank) -> tuple[StageObserver, RunRecord]:
     record = RunRecord(store, store.new_run("recipe").id)
     job = {"run": record.run, "stage": "base", "attempt": 1}
     spec = parse_recipe({"name": "a", "stages": STAGES}).stages["base"]
-    return StageObserver(rank, store, job, spec.progress()), record  # type: ignore[arg-type]
+    return StageObserver(rank, store, job, spec.progress(), spec.shown), record  # type: ignore[arg-type]
 
 
 def test_the_longer_a_stage_runs_the_fewer_files_its_metrics_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,11 +77,13 @@ def test_points_that_are_not_finite_leave_a_chart_readable() -> None:
 
 
 def test_held_out_lies_over_its_training_curve_and_loss_comes_first() -> None:
-    shown, folded = stage_charts({"grad_norm": [(1, 1), (2, 2)], "eval/loss": [(2, 2)], "loss": [(1, 3), (2, 2)]})
+    shown, folded = stage_charts(
+        {"grad_norm": [(1, 1), (2, 2)], "eval/loss": [(2, 2)], "loss": [(1, 3), (2, 2)]}, ("loss",)
+    )
     assert len(shown) == len(folded) == 1
     assert "held out" in shown[0]
     assert "grad norm" in folded[0]
-    assert stage_charts({"policy.win_rate": [(0, 0.5)]}) == ([], [])
+    assert stage_charts({"policy.win_rate": [(0, 0.5)]}, ()) == ([], [])
 
 
 def test_lineage_columns_follow_the_parents() -> None:
@@ -95,7 +97,7 @@ def test_lineage_columns_follow_the_parents() -> None:
 
 
 def test_metrics_of_models_become_columns() -> None:
-    table = metric_table({"chat": {"score": 0.5}, "policy": {"score": 1.5, "win_rate": 0.7}, "prompts": 200})
+    table = metric_table({"chat": {"score": 0.5}, "policy": {"score": 1.5, "win_rate": 0.7}, "prompts": 200}, ())
     assert re.search(r"<th>chat</th><th>policy</th>", table)
     assert re.search(r"score</td><td class=\"num\">0.5</td><td class=\"num\">1.5</td>", table)
     assert "200" in table

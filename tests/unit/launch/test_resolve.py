@@ -12,11 +12,12 @@ from cluster.topology import Node
 from launch.runs.capacity import Workers, check_memory, settle_workers
 from launch.runs.inputs import take_in
 from launch.runs.resolve import resolve
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import CapacityError, RecipeError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
 from trainers.data.tokenizer import load_tokenization
-from trainers.store.manifest import ArtifactManifest, Kind, canonical_json, files_digest, sha256_hex
+from trainers.store.manifest import ArtifactManifest, canonical_json, files_digest, sha256_hex
 from trainers.store.store import Store
 
 
@@ -36,7 +37,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_gives_one(recipe: Path, store: St
     assert load_tokenization(store.folder(artifact, "")).eos_token == "<eos>"
 
 
-def put_model(store: Store, name: str, config: dict[str, Any], kind: Kind = "model") -> None:
+def put_model(store: Store, name: str, config: dict[str, Any], kind: ArtifactKind = "model") -> None:
     """Name an artifact without files, of which only its configuration matters."""
     manifest = ArtifactManifest(
         fingerprint=sha256_hex(canonical_json([name])),

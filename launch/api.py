@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launch.checks.data import load_checked
 from launch.checks.nodes import nodes_of
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check
@@ -26,7 +27,7 @@ from launch.runs.new_run import new_record, record_of
 from launch.runs.records import RunRecord, all_runs
 from launch.runs.resolve import Change, Resolved, changed_meaning, data_digests, resolve
 from recipes.errors import Problem, RecipeError, RequestError
-from recipes.loading.load import LoadedRecipe, load_recipe, parse_recipe
+from recipes.loading.load import LoadedRecipe, parse_recipe
 from recipes.loading.yaml_text import parse_yaml
 from recipes.planning.plan import Plan
 from recipes.planning.settle import keep_settled
@@ -57,7 +58,7 @@ def prepare(
     recipe: str | Path, overrides: Sequence[str], smoke: bool, store: Store, address: str | None, *, fetches: bool
 ) -> Resolved:
     """Load, check and resolve a recipe for a place."""
-    loaded = load_recipe(Path(recipe), overrides, smoke)
+    loaded = load_checked(Path(recipe), overrides, smoke)
     return resolve_for(loaded, store, address, fetches=fetches)
 
 
@@ -241,7 +242,7 @@ def with_placement(resolved: Resolved, recipe: str | Path | None, overrides: Seq
         for override in overrides:
             _set(data, override)
         return _settled_as(replace(resolved, recipe=parse_recipe(data)), resolved)
-    loaded = load_recipe(Path(recipe), overrides, resolved.smoke)
+    loaded = load_checked(Path(recipe), overrides, resolved.smoke)
     wanted = loaded.recipe
     if resolved.uploaded:
         data = _present_digests(wanted, loaded.base_dir, resolved)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
-from recipes.loading.load import LoadedRecipe, load_recipe
+from recipes.loading.load import LoadedRecipe
 from recipes.models.memory import KEPT_STATES
 from recipes.problem_codes import Code
 from recipes.rules.static import static_warnings
@@ -55,13 +55,14 @@ def check(
     address: str | None = None,
 ) -> CheckResult:
     """The static pass and the first rows; with a store or an address also the environment pass."""
+    from launch.checks.data import load_checked
     from launch.checks.row_check import RowFindings, check_rows
 
     problems: list[Problem] = []
     loaded: LoadedRecipe | None = None
     found_rows = RowFindings()
     try:
-        loaded = load_recipe(Path(recipe), overrides, smoke)
+        loaded = load_checked(Path(recipe), overrides, smoke)
     except RecipeError as error:
         problems += error.problems
     else:

@@ -1,11 +1,12 @@
 """What `check` says of the first rows that stages read: one as its model gets it, and what would become of them."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from recipes.data.text import Datasets, ExistingTokenizer, TextFiles, TrainTokenizer
+from launch.checks.data import row_roles
+from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import Problem, RequestError, StoreDamaged
 from recipes.loading.document import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
@@ -13,8 +14,9 @@ from recipes.problem_codes import Code
 from recipes.references import FolderRef, Reference, StoreRef, parse_reference
 from recipes.rules.chain import origin
 from recipes.rules.models import model_facts
-from recipes.stages.base import SourceUse, TextStage, default_template
+from recipes.stages.base import Role, SourceUse, TextStage, default_template
 from recipes.stages.pretrain import Pretrain
+from trainers.data.columns import RowRole
 from trainers.data.dataset import WARN_LOST
 from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
 from trainers.data.materialise import DataRequest
@@ -31,7 +33,6 @@ from trainers.store.store import Store
 NUM_ROWS = 100
 SHOWN_PIECES = 6
 SHOWN_CHARACTERS = 160
-_ROLES: dict[str | None, Any] = {"encoder": "labels", "encoder_decoder": "seq2seq"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
         reader = readers[key]
         for use in stage.sources():
             is_derived = use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None
-            if reader is None or is_derived or use.role == "images" or isinstance(use.source, Datasets):
+            if reader is None or is_derived or use.role == "images":
                 continue
             _check_use(loaded, name, stage, use, reader, found)
     return found
@@ -108,9 +109,7 @@ def _check_use(
     family = reader.family or model_facts(loaded, stage).family
     if family == "vision_language":
         return
-    if use.role == "instructions":
-        use = replace(use, role=_ROLES.get(family, use.role))
-    request = _request(loaded, stage, use, reader.tokenization)
+    request = _request(loaded, stage, use, row_roles(use, family)[0], reader.tokenization)
     try:
         rows = first_rows(request, NUM_ROWS)
         if not rows:
@@ -118,7 +117,7 @@ def _check_use(
         pieces = tuple(show_row(rows[0], request))
         template = request.template if {"prompt", "messages"} & rows[0].columns.keys() and use.role != "text" else None
         found.rows.append(StageRow(name, use.field_path, rows[0].id, template, pieces))
-        if not reader.is_trained or isinstance(request.source, TextFiles):
+        if not reader.is_trained:
             return
         report = judge_rows(rows, request)
     except RequestError as error:
@@ -154,17 +153,18 @@ def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: Existing
     return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
 
 
-def _request(loaded: LoadedRecipe, stage: TextStage, use: SourceUse, tokenization: Tokenization) -> DataRequest:
-    assert use.role != "images"
+def _request(
+    loaded: LoadedRecipe, stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization
+) -> DataRequest:
     return DataRequest(
         source=use.rows,
         base_dir=loaded.base_dir,
-        role=use.role,
+        role=role,
         tokenization=tokenization,
         sequence_length=stage.text_length(use),
         seed=0,
         loss_on=stage.counted_tokens,
-        template=stage.own_template or default_template(use.role, tokenization.chat_template is not None),
+        template=stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None),
     )
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from launch.cli.store_commands import find_artifact
 from recipes.artifact_kinds import ImageKind
-from recipes.data.image_files import PICTURE_SUFFIXES
 from recipes.data.images import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
 from recipes.errors import RequestError
+from trainers.data.sources.image_folder import IMAGE_SUFFIXES
 from trainers.store.store import Store
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _read(path: str, facts: "ImageFacts", limit: int | None) -> tuple[list[str],
     source = _source(path, facts, limit)
     names: list[str] = []
     arrays: list[np.ndarray] = []
-    if Path(path).suffix.lower() in PICTURE_SUFFIXES:
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         names, arrays = [Path(path).name], [decode_picture(_bytes(path), path, source)]
     else:
         for picture in read_pictures(source, Path.cwd(), seed=0):
@@ -208,7 +208,7 @@ def _source(path: str, facts: "ImageFacts", limit: int | None) -> ImageSource:
     if path == "digits":
         return Digits(source="digits", **form)
     name = path.lower()
-    if Path(path).is_dir() or Path(path).suffix.lower() in PICTURE_SUFFIXES:
+    if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return ImageFolder(source="image-folder", path=path, labels="none", **form)
     if name.endswith((".npy", ".npz")):
         return ImageArrays(source="arrays", files=[path], **form)

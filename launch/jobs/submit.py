@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.checks import shared_files
+from launch.checks.data import load_checked
 from launch.jobs.data_files import LocalSource, local_sources
 from launch.jobs.job_server import JobServer, ask_job, is_job_server, shake_hands
 from launch.jobs.upload import note_upload, upload
@@ -17,7 +18,6 @@ from launch.runs.new_run import new_record
 from launch.runs.records import RunRecord
 from launch.runs.resolve import Resolved, resolve
 from recipes.errors import RequestError
-from recipes.loading.load import load_recipe
 from trainers.store.store import Store
 
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ def submit(
     """
     if not is_job_server(address):
         raise RequestError(f"--address {address}: the job server's address is needed, as in http://HEAD:8265")
-    loaded = load_recipe(Path(recipe), overrides, smoke)
+    loaded = load_checked(Path(recipe), overrides, smoke)
     server = JobServer(address)
     server.ray_version()
     workers = settle_workers(loaded.recipe, server.nodes())

@@ -27,8 +27,6 @@ from launch.runs.records import RunRecord
 from launch.runs.resolve import Resolved
 from launch.runs.stage_entry import ROOM_WAIT_S
 from launch.runs.worker_pool import Crew, GroupCrew
-from recipes.data.images import ImageDatasets
-from recipes.data.text import Datasets
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.recipe import Recipe
 
@@ -66,7 +64,7 @@ class Driven:
 def needs_hub(recipe: Recipe) -> bool:
     """Whether a stage reads a data set of the hub; models of the hub are in the store by now."""
     sources = (use.source for stage in recipe.stages.values() for use in stage.sources())
-    return any(isinstance(source, Datasets | ImageDatasets) and source.revision is not None for source in sources)
+    return any(getattr(source, "revision", None) is not None for source in sources)
 
 
 def ray_crew(request: CrewRequest) -> Crew:

@@ -10,19 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launch.checks.data import DataCheck
 from launch.runs.capacity import Workers
 from launch.runs.inputs import external_of, find_input, wrong_kind
-from recipes.data.image_facts import find_picture_facts
-from recipes.data.images import (
-    Digits,
-    Idx,
-    ImageArrays,
-    ImageDatasets,
-    ImageFolder,
-    ImageJsonLines,
-    ImageParquet,
-    ImageSource,
-)
+from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem, RecipeError, RequestError, TrainwrightError
 from recipes.loading.load import LoadedRecipe, dump_recipe, parse_recipe
@@ -38,14 +29,13 @@ from recipes.rules.chain import picture_stage_of
 from recipes.rules.static import check_static
 from recipes.stages.base import SourceUse
 from trainers.data.image_text_digest import pictured_digest
-from trainers.data.images import image_source_digest
-from trainers.data.sources import source_digest
+from trainers.data.images import find_picture_facts
+from trainers.data.sources.open import open_source
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
 VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family == "vision_language")
-_PICTURES = (Digits, Idx, ImageFolder, ImageArrays, ImageJsonLines, ImageParquet, ImageDatasets)
 
 
 @dataclass(frozen=True)
@@ -241,9 +231,7 @@ def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, 
 
 def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
     """The digest of a source of text or of pictures."""
-    if isinstance(source, _PICTURES):
-        return image_source_digest(source, base_dir)
-    return source_digest(source, base_dir)
+    return open_source(source, base_dir).digest()
 
 
 def resolve(
@@ -278,7 +266,9 @@ def resolve(
             else:
                 external.setdefault(name, {})[item.field_path] = artifact
                 configs[parse_reference(item.text)] = artifact.architecture or {}
-    problems += check_static(replace(loaded, configs=configs)) if configs else []
+    if configs:
+        known = replace(loaded, configs=configs)
+        problems += [*check_static(known), *DataCheck()(known)]
     reported = {problem.field for problem in problems}
     digests, wrong = data_digests(loaded.recipe, loaded.base_dir, external)
     problems += [

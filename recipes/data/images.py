@@ -1,11 +1,31 @@
 """Sources of pictures: scikit-learn's digits, IDX files, folders, arrays, JSON lines, Parquet and `datasets`."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from recipes.data.text import DatasetsPlace, Patterns, Selection
-from recipes.fields import Strict, Whole, meaning
+from recipes.fields import Whole, meaning
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """Size of a stage's pictures, and how many classes they have at most."""
+
+    channels: int
+    height: int
+    width: int
+    classes: int = 10
+    """Where nothing tells it, ten are taken: it moves the number of parameters by a few rows of a matrix."""
+
+
+class RowColumns(NamedTuple):
+    """Columns of a row as a source's reader gives it; None: the source has none such."""
+
+    image: str
+    label: str | None
+    caption: str | None
 
 
 class _Pictures(Selection):
@@ -28,6 +48,28 @@ class _Pictures(Selection):
         description="1 grey, 3 RGB (alpha is laid over black), 4 RGBA; None: as they are, all of one number.",
     )
 
+    @property
+    def label_key(self) -> str | None:
+        """The key that has to be set for the pictures to have labels; None: they have."""
+        return None
+
+    @property
+    def caption_key(self) -> str | None:
+        """The key that has to be set for the pictures to have captions; None: they have, '': they cannot."""
+        return None
+
+    @property
+    def known_classes(self) -> list[str] | None:
+        """Classes that the pictures have; None: only the files tell."""
+        return None
+
+    @property
+    def row_columns(self) -> RowColumns:
+        """Where a row of the reader has its picture, label and caption."""
+        return RowColumns(
+            "image", "label" if self.label_key is None else None, "caption" if self.caption_key is None else None
+        )
+
 
 class Digits(_Pictures):
     """scikit-learn's 1,797 real handwritten digits of 8x8 grey pixels; every installation has them.
@@ -36,6 +78,11 @@ class Digits(_Pictures):
     """
 
     source: Literal["digits"] = meaning(description="Reads scikit-learn's handwritten digits.")
+
+    @property
+    def known_classes(self) -> list[str]:
+        """The ten digits."""
+        return [str(digit) for digit in range(10)]
 
 
 class Idx(_Pictures):
@@ -49,6 +96,16 @@ class Idx(_Pictures):
         default_factory=list,
         description="Paths of files with labels, one for each file with pictures; none: no labels.",
     )
+
+    @property
+    def label_key(self) -> str | None:
+        """Labels lie in files of their own."""
+        return None if self.label_files else "label_files"
+
+    @property
+    def caption_key(self) -> str:
+        """The format has no captions."""
+        return ""
 
 
 class ImageFolder(_Pictures):
@@ -65,6 +122,16 @@ class ImageFolder(_Pictures):
         "metadata.jsonl or metadata.csv in `path`, by the column file_name.",
     )
     caption: str = meaning("text", description="captions: metadata: column of captions.")
+
+    @property
+    def label_key(self) -> str | None:
+        """Labels are names of folders."""
+        return "labels" if self.labels == "none" else None
+
+    @property
+    def caption_key(self) -> str | None:
+        """Captions lie beside the pictures or in the folder's metadata."""
+        return "captions" if self.captions == "none" else None
 
 
 class ImageArrays(_Pictures, Patterns):
@@ -84,28 +151,53 @@ class ImageArrays(_Pictures, Patterns):
     )
     caption: str = meaning("caption", description="Column of captions in caption_files.")
 
+    @property
+    def label_key(self) -> str | None:
+        """Labels are an array."""
+        return "labels" if self.labels is None else None
 
-class _Column(Strict):
+    @property
+    def caption_key(self) -> str | None:
+        """Captions lie in files of their own."""
+        return None if self.caption_files else "caption_files"
+
+
+class _PictureRows(_Pictures):
     image: str = meaning(
         "image", description="Column of pictures: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
     )
     label: str | None = meaning(None, description="Column of labels; None: no labels.")
     caption: str | None = meaning(None, description="Column of captions; None: no captions.")
 
+    @property
+    def label_key(self) -> str | None:
+        """Labels are a column."""
+        return "label" if self.label is None else None
 
-class ImageJsonLines(_Pictures, _Column, Patterns):
+    @property
+    def caption_key(self) -> str | None:
+        """Captions are a column."""
+        return "caption" if self.caption is None else None
+
+    @property
+    def row_columns(self) -> RowColumns:
+        """Columns as the recipe names them."""
+        return RowColumns(self.image, self.label, self.caption)
+
+
+class ImageJsonLines(_PictureRows, Patterns):
     """One JSON object a line; a picture is the path of a file, starting at the lines' folder, or nested numbers."""
 
     source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
 
 
-class ImageParquet(_Pictures, _Column, Patterns):
+class ImageParquet(_PictureRows, Patterns):
     """Apache Parquet with a column of pictures."""
 
     source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
 
 
-class ImageDatasets(_Pictures, _Column, DatasetsPlace):
+class ImageDatasets(_PictureRows, DatasetsPlace):
     """A `datasets` data set with a column of pictures: a local folder, or a hub id with its revision."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
@@ -115,38 +207,3 @@ ImageSource = Annotated[
     Digits | Idx | ImageFolder | ImageArrays | ImageJsonLines | ImageParquet | ImageDatasets,
     Field(discriminator="source"),
 ]
-
-
-def known_classes(source: ImageSource) -> list[str] | None:
-    """Classes that the source's pictures have; None: only its files tell."""
-    return [str(digit) for digit in range(10)] if isinstance(source, Digits) else None
-
-
-def label_key(source: ImageSource) -> str | None:
-    """The key that has to be set for the source's pictures to have labels; None: they have."""
-    match source:
-        case Digits():
-            return None
-        case Idx():
-            return None if source.label_files else "label_files"
-        case ImageFolder():
-            return "labels" if source.labels == "none" else None
-        case ImageArrays():
-            return "labels" if source.labels is None else None
-        case _:
-            return "label" if source.label is None else None
-
-
-def caption_key(source: ImageSource) -> str | None:
-    """The key that has to be set for the source's pictures to have captions; None: they have, '': they cannot."""
-    match source:
-        case Digits():
-            return None
-        case Idx():
-            return ""
-        case ImageFolder():
-            return "captions" if source.captions == "none" else None
-        case ImageArrays():
-            return None if source.caption_files else "caption_files"
-        case _:
-            return "caption" if source.caption is None else None

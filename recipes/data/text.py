@@ -1,6 +1,6 @@
 """Data sources, tokenizers and chat templates of a recipe."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -44,9 +44,16 @@ class Selection(Strict):
         """The source with at most this many rows."""
         return self.changed(limit=rows if self.limit is None else min(self.limit, rows))
 
+    def next_split(self) -> Self | None:
+        """Rows to evaluate on where the recipe names none; None: what `hold_out` keeps away from training."""
+        return None
+
 
 class _TextSelection(Selection):
     """What every source of rows of text can be asked for."""
+
+    has_labels: ClassVar[bool | None] = None
+    """Whether every row has a label, or none has; None: only the rows tell."""
 
     max_dropped: float = placement(
         0.9,
@@ -57,16 +64,29 @@ class _TextSelection(Selection):
     )
 
 
-class PythonDocs(_TextSelection):
+class _Documentation(_TextSelection):
+    """Rows whose modules are split for good, so that none need to be held out."""
+
+    hold_out: ClassVar[float] = 0.0
+
+    def next_split(self) -> Self | None:
+        """The split after this one, whole."""
+        split = {"train": "validation", "validation": "test", "test": None}[self.split]  # type: ignore[attr-defined]
+        whole = {"source": self.source, "split": split, "max_dropped": self.max_dropped}  # type: ignore[attr-defined]
+        return None if split is None else type(self).model_validate(whole)
+
+
+class PythonDocs(_Documentation):
     """The documentation that the running Python installation carries; the stage's kind says which set is read."""
 
+    has_labels: ClassVar[bool | None] = True
     source: Literal["python-docs"] = meaning(
         description="Reads the standard library's docstrings and language reference."
     )
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
 
 
-class PythonSummaries(_TextSelection):
+class PythonSummaries(_Documentation):
     """Summaries from the same documentation: a docstring without its first sentence, and that sentence.
 
     Rows of `prompt` and `completion`. The modules are split as python-docs splits them.
@@ -116,6 +136,7 @@ class _Rows(_TextSelection):
 class TextFiles(_Rows, Patterns):
     """Plain UTF-8 text, one document a file, or one a blank-line-separated paragraph."""
 
+    has_labels: ClassVar[bool | None] = False
     source: Literal["text"] = meaning(description="Reads plain UTF-8 text files.")
     documents: Literal["file", "paragraph"] = meaning(
         "file", description="What one document is: a whole file or a paragraph."

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
@@ -23,36 +23,33 @@ from recipes.rules.static import check_static
 from recipes.stages.kinds import Stage
 
 MAX_EXTENDS = 8
+Check = Callable[[LoadedRecipe], list[Problem]]
+"""Says what is wrong with a recipe whose schema is right."""
 
 
-def load_recipe(path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False) -> LoadedRecipe:
+def load_recipe(
+    path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False, check_data: Check | None = None
+) -> LoadedRecipe:
     """Read, merge, validate and check a recipe; raises RecipeError with everything that is wrong.
 
-    With `smoke`, the recipe and its smoke form are both checked, and the smoke form is returned.
+    With `smoke`, the recipe and its smoke form are both checked, and the smoke form is returned. Data files are looked
+    at by `check_data` alone.
     """
+    checks = [check_static] if check_data is None else [check_static, check_data]
     path = FilePath(path)
     document = _read_layers(path)
     for override in overrides:
         _apply_override(document, override)
     loaded, problems = _validate(document, path)
     if loaded is not None:
-        problems += _further(problems, check_static(loaded))
+        for check in checks:
+            problems += _further(problems, check(loaded))
     if loaded is not None and smoke and not problems:
         loaded = replace(loaded, recipe=shrink(loaded.recipe), smoke=True)
-        problems += check_static(loaded)
+        problems += [problem for check in checks for problem in check(loaded)]
     if problems or loaded is None:
         raise RecipeError(sorted(problems, key=lambda problem: (problem.file != str(path), problem.line or 0)))
     return loaded
-
-
-def check_file(
-    path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False
-) -> tuple[LoadedRecipe | None, list[Problem]]:
-    """The loaded recipe and no problems, or None and every problem."""
-    try:
-        return load_recipe(path, overrides, smoke), []
-    except RecipeError as error:
-        return None, error.problems
 
 
 def _further(problems: list[Problem], found: list[Problem]) -> list[Problem]:

@@ -5,7 +5,7 @@ A contract test compares the parameters with the built networks and the kept val
 
 from dataclasses import dataclass, field
 
-from recipes.data.image_facts import PictureFacts
+from recipes.data.images import PictureFacts
 from recipes.models.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.models.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.stages.finetune import FinetuneImages

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recipes.data.image_facts import PictureFacts
+from recipes.data.images import PictureFacts
 from recipes.data.text import TrainTokenizer
 from recipes.models.architecture import architecture_shape
 from recipes.models.image_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes

@@ -3,17 +3,16 @@
 import sys
 from collections.abc import Iterator
 
-from recipes.data.image_facts import find_picture_facts
 from recipes.data.text import TrainTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.yaml_text import Path
 from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
-from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, Vae
+from recipes.models.image_models import VENDI_PICTURES, Gan, Vae
 from recipes.models.rnn import Rnn
 from recipes.planning.derive import micro_batches
 from recipes.problem_codes import Code
-from recipes.rules.chain import autoencoder_of, origin
+from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, model_facts, reference_facts
 from recipes.rules.reward_tuning import check_reward_tuning
 from recipes.stages.evaluate import Evaluate
@@ -250,7 +249,6 @@ def _check_unpacked(
 
 def _check_image(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
     yield from _check_activations(loaded, place, stage)
-    yield from _check_halvings(loaded, place, stage)
     architecture, steps = stage.architecture, stage.steps()
     if isinstance(architecture, Gan):
         if stage.shard.zero == 3:
@@ -283,37 +281,6 @@ def _check_activations(
         message = "image models do not support gradient checkpointing"
         yield loaded.problem(
             Code.NOT_APPLICABLE, f"{place}.shard.gradient_checkpointing", True, message, "remove the key"
-        )
-
-
-def _check_halvings(loaded: LoadedRecipe, place: str, stage: PretrainImages) -> Iterator[Problem]:
-    """diffusers' networks halve the size by convolutions that need even numbers."""
-    architecture, facts = stage.architecture, find_picture_facts(stage.data, loaded.base_dir)
-    what, reduced = "images", 1
-    if isinstance(architecture, Ddpm):
-        key, levels = "block_out_channels", len(architecture.block_out_channels)
-        if stage.autoencoder is not None:
-            autoencoder = autoencoder_of(stage, loaded.recipe.stages)
-            if autoencoder is None or autoencoder.type != "autoencoder_kl":
-                return
-            what, reduced = f"latents of {stage.autoencoder}", autoencoder.reduction
-    elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
-        key, levels = "depth", architecture.depth
-    else:
-        return
-    if facts is None or facts.height % reduced or facts.width % reduced:
-        return
-    height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
-    if height % factor or width % factor:
-        message = (
-            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, "
-            f"not a multiple of {factor}"
-        )
-        suggestion = (
-            "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
-        )
-        yield loaded.problem(
-            Code.SIZE_NOT_DIVISIBLE, f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.data.images import ImageSource, caption_key
+from recipes.data.images import ImageSource
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
@@ -79,7 +79,7 @@ def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:
 def _check_source(
     loaded: LoadedRecipe, place: str, source: ImageSource, reader: str, is_held_out: bool
 ) -> Iterator[Problem]:
-    key = caption_key(source)
+    key = source.caption_key
     if key is None or is_held_out:
         return
     message = f"these images have no captions, which {reader} reads"

@@ -1,14 +1,14 @@
-"""Pictures that meet in a stage: those of its data, and those that the models it takes were made for."""
+"""Sizes of pictures: those that meet in a stage must be of one, and networks that halve it need a multiple."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from recipes.data.image_facts import find_picture_facts
-from recipes.data.images import ImageSource
+from recipes.data.images import ImageSource, PictureFacts
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
+from recipes.models.image_models import Ddpm, Vae
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
-from recipes.rules.chain import picture_stage_of
+from recipes.rules.chain import autoencoder_of, picture_stage_of
 from recipes.stages.ddpo import ClassReward
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import FinetuneImages
@@ -16,17 +16,22 @@ from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import PretrainImages
 from recipes.stages.rl import PpoImages
 
+FactsOf = Callable[[ImageSource], PictureFacts | None]
+"""Tells the size of a source's pictures; None: not known."""
 
-def check_picture_forms(loaded: LoadedRecipe) -> Iterator[Problem]:
-    """Pictures of another size or with other channels than what they meet, as far as headers tell."""
+
+def check_picture_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Problem]:
+    """Pictures of another size or with other channels than what they meet, or of a size that cannot be halved."""
     stages = loaded.recipe.stages
     for name, stage in stages.items():
+        if isinstance(stage, PretrainImages):
+            yield from _check_halvings(loaded, f"stages.{name}", stage, facts_of(stage.data))
         known = _own_pictures(stage, stages)
-        form = None if known is None else _form(known, loaded)
+        form = None if known is None else _form(facts_of(known))
         if known is None or form is None:
             continue
         for field_path, text, source in _met_pictures(stage, stages):
-            other = _form(source, loaded)
+            other = _form(facts_of(source))
             if other is not None and other != form:
                 message = f"image shapes differ: {other} here, {form} in {_named(stage)}"
                 advice = "set size and channels of both sources"
@@ -89,8 +94,40 @@ def _pictures_of(text: str, stages: Mapping[str, Stage]) -> ImageSource | None:
     return None if start is None else start.data
 
 
-def _form(source: ImageSource, loaded: LoadedRecipe) -> str | None:
-    facts = find_picture_facts(source, loaded.base_dir)
+def _form(facts: PictureFacts | None) -> str | None:
     if facts is None:
         return None
     return f"{facts.height}x{facts.width}x{facts.channels}"
+
+
+def _check_halvings(
+    loaded: LoadedRecipe, place: str, stage: PretrainImages, facts: PictureFacts | None
+) -> Iterator[Problem]:
+    """diffusers' networks halve the size by convolutions that need even numbers."""
+    architecture = stage.architecture
+    what, reduced = "images", 1
+    if isinstance(architecture, Ddpm):
+        key, levels = "block_out_channels", len(architecture.block_out_channels)
+        if stage.autoencoder is not None:
+            autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+            if autoencoder is None or autoencoder.type != "autoencoder_kl":
+                return
+            what, reduced = f"latents of {stage.autoencoder}", autoencoder.reduction
+    elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
+        key, levels = "depth", architecture.depth
+    else:
+        return
+    if facts is None or facts.height % reduced or facts.width % reduced:
+        return
+    height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
+    if height % factor or width % factor:
+        message = (
+            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, "
+            f"not a multiple of {factor}"
+        )
+        suggestion = (
+            "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
+        )
+        yield loaded.problem(
+            Code.SIZE_NOT_DIVISIBLE, f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion
+        )

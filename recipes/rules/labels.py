@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.data.images import ImageSource, label_key
-from recipes.data.text import PythonDocs, TextFiles
+from recipes.data.images import ImageSource
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.models.image_models import Classifier, Ddpm, Gan
@@ -28,7 +27,7 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
                     yield from _check_pictures(loaded, f"{place}.{use.field_path}", use.pictures, reader)
         if isinstance(stage, Finetune) and model_facts(loaded, stage).family == "encoder":
             for use in stage.sources():
-                if isinstance(use.rows, TextFiles) and not use.held_out:
+                if use.rows.has_labels is False and not use.held_out:
                     message = "plain text has no labels, which a classifier learns"
                     yield loaded.problem(
                         Code.MISSING_LABELS,
@@ -51,7 +50,7 @@ def _reader(stage: PretrainImages) -> str | None:
 
 
 def _check_pictures(loaded: LoadedRecipe, place: str, source: ImageSource, reader: str) -> Iterator[Problem]:
-    key = label_key(source)
+    key = source.label_key
     if key is not None:
         message = f"these images have no labels, which {reader} reads"
         yield loaded.problem(Code.MISSING_LABELS, f"{place}.{key}", "", message, f"set {key}")
@@ -60,8 +59,8 @@ def _check_pictures(loaded: LoadedRecipe, place: str, source: ImageSource, reade
 def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> Iterator[Problem]:
     if stage.pseudo_labels is None:
         return
-    if stage.labelled_share == 1 and isinstance(stage.data, PythonDocs):
-        message = "every row of python-docs has a label that is used; no row is left to pseudo-label"
+    if stage.labelled_share == 1 and stage.data.has_labels:
+        message = f"every row of {stage.data.source} has a label that is used; no row is left to pseudo-label"
         yield loaded.problem(Code.NO_EFFECT, f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
     steps, warmup = stage.steps(), stage.pseudo_labels.warmup_steps
     if steps is not None and warmup >= steps:

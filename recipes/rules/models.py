@@ -262,6 +262,12 @@ def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFa
         message = "vision-language models can only be fine-tuned"
         yield loaded.problem(Code.UNSUPPORTED_FAMILY, f"{place}.init_from", stage.init_from or "", message)
         return
+    if isinstance(stage, Finetune) and facts.vision is not None and facts.vision.tokens_per_picture is not None:
+        tokens, length = facts.vision.tokens_per_picture, stage.train.sequence_length
+        if length < tokens + 2:
+            message = f"one image takes {tokens} tokens of this model, which leaves no room for an answer"
+            field = f"{place}.train.sequence_length"
+            yield loaded.problem(Code.SEQUENCE_TOO_SHORT, field, length, message, f"above {tokens + 1}")
     if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):
         message = f"`parts` applies to vision-language models; this model is {NOUN_OF[facts.family]}"
         yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.parts", stage.parts, message, "remove the key")

@@ -7,7 +7,9 @@ from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
+from recipes.stages.base import SOURCE_FIELDS
 from recipes.stages.evaluate import Evaluate
+from recipes.stages.reward import Reward
 
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
@@ -87,7 +89,17 @@ def unmeasured(family: str | None, suites: Sequence[str]) -> Finding | None:
 
 
 def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
-    """Gates on metrics that the report will not have, and bounds that nothing can meet."""
+    """Gates on metrics that will not be measured, and bounds that nothing can meet."""
+    for name, stage in loaded.stages_with(*SOURCE_FIELDS):
+        if isinstance(stage, Reward) and all(use.field_path != "evaluation" for use in stage.sources()):
+            message = "there are no held-out pairs, and the gate needs their accuracy"
+            yield loaded.problem(
+                Code.MISSING_HELD_OUT,
+                f"stages.{name}.data",
+                "",
+                message,
+                "give `evaluation`, or `hold_out: 0.05` in `data`",
+            )
     for name, stage in loaded.stages_with("of", "suites", "second_scorer", "gates"):
         if not isinstance(stage, Evaluate) or not stage.gates:
             continue

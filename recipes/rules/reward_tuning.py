@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from recipes.data.images import known_classes, label_key
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
@@ -51,12 +50,12 @@ def check_reward_tuning(loaded: LoadedRecipe, place: str, stage: PpoImages) -> I
         if isinstance(stage.reward, ClassReward) and stage.reward.label is None and not is_captioned:
             message = "the actor is not class-conditional: name the rewarded class"
             yield loaded.problem(Code.MISSING_KEY, f"{place}.reward.label", None, message, "for example label: 7")
-    known = known_classes(source.data) if actor.class_conditional else []
+    known = source.data.known_classes if actor.class_conditional else []
     for index, asked in enumerate(rollout.classes if known else []):
         if known and asked not in known:
             yield _unknown_class(loaded, f"{place}.rollout.classes.{index}", asked, known)
     judge = _classifier(loaded, stage)
-    judged = None if judge is None else known_classes(judge.data)
+    judged = None if judge is None else judge.data.known_classes
     if isinstance(stage.reward, ClassReward) and judged and stage.reward.label not in (None, *judged):
         yield _unknown_class(loaded, f"{place}.reward.label", stage.reward.label or "", judged)
     pictures, classes = rollout.pictures_per_iteration, len(rollout.classes)
@@ -99,7 +98,7 @@ def _check_prompts(loaded: LoadedRecipe, place: str, stage: PpoImages, is_captio
         yield loaded.problem(
             Code.TOO_FEW_SAMPLES, f"{place}.rollout.samples_per_prompt", rollout.samples_per_prompt, message, advice
         )
-    missing = label_key(prompts)
+    missing = prompts.label_key
     if isinstance(stage.reward, ClassReward) and stage.reward.label is None and missing is not None:
         message = "these images have no labels, and the reward needs the class of a caption's image"
         yield loaded.problem(

@@ -1,14 +1,11 @@
-"""The static pass: everything knowable about a recipe from its text and the headers of local files, all at once."""
+"""The static pass: everything knowable about a recipe from its text and the headers of model folders, all at once."""
 
-from recipes.data.files import check_data
-from recipes.data.image_rows import check_pictures
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.rules.arithmetic import check_arithmetic
 from recipes.rules.captions import check_captions
 from recipes.rules.chain import check_chain
 from recipes.rules.end_tokens import end_token_warnings
-from recipes.rules.image_shapes import check_picture_forms
 from recipes.rules.labels import check_labels
 from recipes.rules.models import check_models
 from recipes.rules.report import check_gates
@@ -24,9 +21,6 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
         *check_templates(loaded),
         *check_captions(loaded),
         *check_labels(loaded),
-        *check_picture_forms(loaded),
-        *check_data(loaded),
-        *check_pictures(loaded),
         *check_gates(loaded),
     ]
     return sorted(problems, key=lambda problem: (problem.file != str(loaded.path), problem.line or 0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
-from recipes.data.text import PythonDocs, PythonSummaries, Source
+from recipes.data.text import Source
 from recipes.fields import Strict, added_meaning, meaning, placement
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
 from recipes.stages.lora import Lora
@@ -298,12 +298,9 @@ class Training(StageBase):
         data, training = self.data, SourceUse("data", self.data, self.data_role)
         if self.evaluation is not None:
             return [training, held_out_use("evaluation", self.evaluation, self.data_role)]
-        if isinstance(data, PythonDocs | PythonSummaries):
-            if data.split == "test":
-                return [training]
-            split = "validation" if data.split == "train" else "test"
-            whole = {"source": data.source, "split": split, "max_dropped": data.max_dropped}
-            return [training, SourceUse("evaluation", type(data).model_validate(whole), self.data_role)]
+        other_rows = data.next_split()
+        if other_rows is not None:
+            return [training, SourceUse("evaluation", other_rows, self.data_role)]
         return [training, SourceUse("evaluation", data, self.data_role, held_out=True)] if data.hold_out else [training]
 
     def steps(self, rows: int | None = None) -> int | None:
@@ -363,5 +360,4 @@ def default_template(role: Role, has_chat_template: bool) -> Template:
 
 def held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
     """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
-    held_out = not isinstance(source, PythonDocs | PythonSummaries) and source.hold_out > 0
-    return SourceUse(field_path, source, role, held_out=held_out)
+    return SourceUse(field_path, source, role, held_out=source.hold_out > 0)

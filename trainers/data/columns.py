@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from recipes.data.image_rows import find_pictures
+from recipes.loading.schema_paths import nearest
+from recipes.problem_codes import Code
+from trainers.data.row_images import find_pictures
 
 RowRole = Literal["text", "labels", "instructions", "pictured", "seq2seq", "preferences", "prompts"]
 """What rows are read for: language modelling, classification, instruction tuning without or with pictures, source to
@@ -20,8 +22,25 @@ SPLIT = "split"
 """True in a pair of plain texts whose prompt is their common beginning, for lack of a column."""
 
 
+FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
+    "text": (("text",), ("prompt", "completion")),
+    "labels": (("text",),),
+    "instructions": (("messages",), ("prompt", "completion"), ("text",)),
+    "pictured": (("messages",), ("prompt", "completion")),
+    "seq2seq": (("messages",), ("prompt", "completion")),
+    "preferences": (("chosen", "rejected"),),
+    "prompts": (("prompt",), ("messages",)),
+}
+"""Standard columns of each role: one of the alternatives must be there."""
+
+
 class BadRow(ValueError):  # noqa: N818
-    """A row that does not have the form that its role needs; says what is wrong."""
+    """A row that does not have the form that its role needs; says what is wrong and what would be right."""
+
+    def __init__(self, message: str, suggestion: str = "", code: Code = Code.WRONG_CELL_TYPE) -> None:
+        super().__init__(message)
+        self.code = code
+        self.suggestion = suggestion
 
 
 def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -35,6 +54,9 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     of both, and `split` is True where they are plain text. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
+    if not any(found.keys() >= set(form) for form in FORMS[role]):
+        needed = " or ".join(" and ".join(form) for form in FORMS[role])
+        raise BadRow(f"needs {needed}", f"{_there(row)}; map them with `columns`", Code.MISSING_COLUMN)
     match role:
         case "text":
             if "text" not in found and {"prompt", "completion"} <= found.keys():
@@ -46,7 +68,9 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
         case "instructions":
             if find_pictures(row, columns):
                 raise BadRow(
-                    "the row has a picture, and the model takes text alone; only a vision-language model sees it"
+                    "the row has an image, but the model takes text alone",
+                    "start from a vision-language model (llava), or take the column out of the file",
+                    Code.UNEXPECTED_IMAGES,
                 )
             return _instruction(found)
         case "seq2seq":
@@ -83,9 +107,15 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
             found[name] = row[own]
     for name, own in columns.items():
         if own not in row:
-            raise BadRow(f"no column {own!r} (for {name}); the row has {', '.join(map(repr, row)) or 'nothing'}")
+            guess = nearest(own, [str(there) for there in row])
+            suggestion = f"did you mean {guess}?" if guess else _there(row)
+            raise BadRow(f"no column {own!r} (mapped to {name})", suggestion, Code.MISSING_COLUMN)
         found[name] = row[own]
     return found
+
+
+def _there(row: Mapping[str, Any]) -> str:
+    return "columns there: " + (", ".join(str(name) for name in list(row)[:12]) or "none")
 
 
 def _plain(row: Mapping[str, Any], name: str) -> str:
@@ -108,6 +138,8 @@ def _label(value: Any) -> str | None:
 def _text(row: Mapping[str, Any], name: str) -> Text:
     """Read a column that holds text or messages."""
     value = row.get(name)
+    if value is not None and not isinstance(value, str | list):
+        raise BadRow(f"column {name!r} is {type(value).__name__}, not text or a list of messages")
     return value if isinstance(value, str) else _messages(row, name)
 
 
@@ -149,15 +181,11 @@ def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
     if "prompt" in row or "completion" in row:
         prompt, completion = _text(row, "prompt"), _text(row, "completion")
         return {"prompt": prompt, "completion": _same_form(prompt, completion, "completion")}
-    if "text" in row:
-        return {"text": _plain(row, "text")}
-    raise BadRow("has neither 'messages' nor 'prompt' and 'completion' nor 'text'")
+    return {"text": _plain(row, "text")}
 
 
 def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
     found = _instruction(row)
-    if "text" in found:
-        raise BadRow("has a 'text' alone; a source and its target are 'prompt' and 'completion', or 'messages'")
     messages = found.get("messages")
     if messages is None and isinstance(found["completion"], str):
         return found
@@ -169,11 +197,13 @@ def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pictured(row: Mapping[str, Any], pictures: list[Any] | None) -> dict[str, Any]:
     if pictures is None:
-        raise BadRow("no column 'images' or 'image'; a row without a picture says so by an empty list")
+        raise BadRow(
+            "no column 'images' or 'image'",
+            "map it with `columns`; a row without an image says so by `images: []`",
+            Code.MISSING_COLUMN,
+        )
     if "messages" in row:
         return {"messages": _message_parts(row, "messages"), "images": pictures}
-    if "prompt" not in row and "completion" not in row:
-        raise BadRow("has neither 'messages' nor 'prompt' and 'completion'")
     found: dict[str, Any] = {
         name: row[name] if isinstance(row.get(name), str) else _message_parts(row, name)
         for name in ("prompt", "completion")
@@ -254,8 +284,6 @@ def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
         prompt = _text(row, "prompt")
         reference = row.get("reference", row.get("completion"))
         return {"prompt": prompt, "reference": reference if isinstance(reference, str) else None}
-    if "messages" not in row:
-        raise BadRow("has neither 'prompt' nor 'messages'")
     messages = _messages(row, "messages")
     reference = None
     while messages and messages[-1]["role"] == "assistant":

@@ -11,7 +11,7 @@ import numpy as np
 from recipes.errors import RequestError
 from trainers.data.columns import RowRole
 from trainers.data.conversation import as_conversation
-from trainers.data.sources import Row
+from trainers.data.rows import Row
 from trainers.data.template import Span
 from trainers.data.tokenizer import Tokenization
 

@@ -4,7 +4,6 @@ C channels, H height, W width of the pixel values.
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from recipes.errors import RequestError
 from recipes.models.vision_language_folders import PROCESSOR_FILES
+from trainers.data.images import open_image
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PictureProcessor:
 
     def pixels(self, data: bytes, place: str) -> np.ndarray:
         """Decode a picture and bring it to the model's size [C, H, W]; raises RequestError naming the place."""
-        pixels = _processed(self._inner.image_processor, _decode(data, place))
+        pixels = _processed(self._inner.image_processor, open_image(data, place, upright=True))
         if pixels.shape != self.shape_CHW:
             found, wanted = ("x".join(map(str, shape)) for shape in (pixels.shape, self.shape_CHW))
             raise RequestError(
@@ -100,19 +100,3 @@ def _processed(images: Any, picture: Any) -> np.ndarray:
             "that give one picture of 8-bit pixels are supported"
         )
     return pixels
-
-
-def _decode(data: bytes, place: str) -> Any:
-    """Open an encoded picture upright, as a camera's tag says; raises RequestError for damaged bytes."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "no picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise RequestError(f"{place}: not a readable picture: {reason}") from None
-    if picture.mode.startswith(("I", "F")):
-        raise RequestError(f"{place}: pixels of mode {picture.mode}; only 8 bits a channel are read")
-    return picture

@@ -11,7 +11,7 @@ from trainers.data.encoding import Encoded, encode_instructions
 from trainers.data.image_processor import PictureProcessor
 from trainers.data.layouts import Count, FormSettings, Parts, lay_out, offsets
 from trainers.data.row_images import RowPicture
-from trainers.data.sources import Row
+from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization
 
 IMAGE = {"type": "image"}
@@ -164,7 +164,7 @@ def pictured(
 def pixel_chunks(pictures: Sequence[RowPicture], processor: PictureProcessor) -> Iterator[bytes]:
     """Yield the pixels of one picture after the other."""
     for picture in pictures:
-        yield np.ascontiguousarray(processor.pixels(picture.read(), picture.place)).tobytes()
+        yield np.ascontiguousarray(processor.pixels(picture.read(), picture.name)).tobytes()
 
 
 def _places(content: list[dict[str, Any]], image_token: str) -> int:

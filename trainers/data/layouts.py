@@ -8,7 +8,7 @@ import numpy as np
 
 from trainers.data.encoding import Encoded
 from trainers.data.packing import best_fit, scattered, split_lengths
-from trainers.data.sources import Row
+from trainers.data.rows import Row
 
 NUM_EXAMPLES = 5
 

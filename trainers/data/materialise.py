@@ -30,7 +30,8 @@ from trainers.data.image_text import encode_pictured, pictured, pixel_chunks
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.layouts import Count, FormSettings, Parts, labelled, pack, pair, prompts, seq2seq, stream
 from trainers.data.row_images import RowPicture
-from trainers.data.sources import Row, read_rows, source_digest
+from trainers.data.rows import Row, read_rows
+from trainers.data.sources.open import open_source
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
@@ -122,8 +123,9 @@ class DataRequest:
 
 def content_digest(request: DataRequest) -> str:
     """Return the digest of the rows that a request reads, and of the picture files that they name."""
-    digest = pictured_digest if request.role == "pictured" else source_digest
-    return digest(request.source, request.base_dir)
+    if request.role == "pictured":
+        return pictured_digest(request.source, request.base_dir)
+    return open_source(request.source, request.base_dir, request.role).digest()
 
 
 def materialise(request: DataRequest, store: Store, on_rows: OnRows | None = None) -> Dataset:
@@ -150,7 +152,7 @@ def build_tokenization(
 ) -> Tokenization:
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
     selection = source.model_dump(mode="json", exclude=NO_CONTENT)
-    content = source_digest(source, base_dir)
+    content = open_source(source, base_dir).digest()
     identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, selection, seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     found = find_set(digest, store)

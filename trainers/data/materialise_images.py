@@ -13,8 +13,9 @@ import numpy as np
 from recipes.data.images import ImageSource
 from recipes.errors import RequestError
 from recipes.planning.fingerprint import LOCATION_KEYS
-from trainers.data.images import Label, Picture, image_source_digest, read_pictures
+from trainers.data.images import Label, OneShape, Picture, read_pictures
 from trainers.data.materialise import find_set
+from trainers.data.sources.open import open_source
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
 
@@ -124,7 +125,7 @@ class ImageRequest:
         identity = {
             "format": FORMAT,
             "form": "images",
-            "content": self.source_digest or image_source_digest(self.source, self.base_dir),
+            "content": self.source_digest or open_source(self.source, self.base_dir).digest(),
             "selection": selection,
             "held_out": self.held_out,
         }
@@ -163,13 +164,11 @@ def materialise_images(request: ImageRequest, store: Store) -> ImageDataset:
 
 def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
     source = request.source
-    if request.source_digest not in (None, image_source_digest(source, request.base_dir)):
+    if request.source_digest not in (None, open_source(source, request.base_dir).digest()):
         raise RequestError(f"the data of source '{source.source}' changed since the run started; start a new run")
-    pictures: list[Picture] = []
-    for picture in read_pictures(source, request.base_dir, request.seed, held_out=request.held_out):
-        if pictures and picture.pixels_HWC.shape != pictures[0].pixels_HWC.shape:
-            raise RequestError(_other_shape(pictures[0], picture))
-        pictures.append(picture)
+    one_shape = OneShape()
+    read = read_pictures(source, request.base_dir, request.seed, held_out=request.held_out)
+    pictures = [one_shape.require(picture) for picture in read]
     if not pictures:
         raise RequestError(f"source '{source.source}': no pictures (files, part, limit or hold_out leave nothing)")
     classes, labels = _number(pictures)
@@ -187,15 +186,6 @@ def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
     if captions:
         files["captions.json"] = _put(canonical_json(captions), store)
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
-
-
-def _other_shape(first: Picture, other: Picture) -> str:
-    def shown(picture: Picture) -> str:
-        height, width, channels = picture.pixels_HWC.shape
-        return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-    what = "channels" if first.pixels_HWC.shape[:2] == other.pixels_HWC.shape[:2] else "size"
-    return f"{other.id} is {shown(other)}, {first.id} is {shown(first)}; set `{what}` to bring all to one form"
 
 
 def _number(pictures: list[Picture]) -> tuple[list[str], np.ndarray]:

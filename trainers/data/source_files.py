@@ -5,24 +5,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from recipes.data.images import (
-    Digits,
-    Idx,
-    ImageArrays,
-    ImageDatasets,
-    ImageFolder,
-    ImageJsonLines,
-    ImageParquet,
-    ImageSource,
-)
-from recipes.data.text import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, Source, TextFiles
-from trainers.data.captions import folder_caption_files
-from trainers.data.files import files_in_order, find_files, read_json_lines
-from trainers.data.image_text_digest import named_files, named_in_dataset
-from trainers.data.images import folder_files
-from trainers.data.sources import dataset_files
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from trainers.data.image_text_digest import named_images
+from trainers.data.sources.open import open_source
+from trainers.data.sources.reader import FolderFiles, ListedFiles, Reader, RowFiles
 
 
 @dataclass(frozen=True)
@@ -41,43 +30,37 @@ class SourceFiles:
 def source_files(source: Source | ImageSource, base_dir: Path, *, names_pictures: bool) -> SourceFiles | None:
     """Find a source's files; None for one that every installation has, or the hub.
 
-    `names_pictures`: its rows of text name files of pictures. Raises RequestError naming a file that is missing.
+    `names_pictures`: its rows of text name files of pictures. Raises SourceError for a file that is missing.
     """
-    match source:
-        case PythonDocs() | PythonSummaries() | Digits():
+    reader = open_source(source, base_dir)
+    match reader.files():
+        case None:
             return None
-        case TextFiles() | JsonLines() | Csv() | Parquet():
-            paths = find_files(source.files, base_dir)
-            return _rows_files(paths, [named_files(source, path) if names_pictures else () for path in paths])
-        case ImageParquet():
-            return _rows_files(paths := find_files(source.files, base_dir), [()] * len(paths))
-        case ImageJsonLines():
-            paths = find_files(source.files, base_dir)
-            return _rows_files(paths, [_pictures_of_lines(source, path) for path in paths])
-        case Idx():
-            return _listed({name: files_in_order(getattr(source, name), base_dir) for name in ("files", "label_files")})
-        case ImageArrays():
-            return _listed(
-                {name: files_in_order(getattr(source, name), base_dir) for name in ("files", "caption_files")}
-            )
-        case ImageFolder():
-            folder, pictures = folder_files(source, base_dir)
-            return _folder(folder, [*pictures, *folder_caption_files(source, folder, pictures)])
-        case Datasets() | ImageDatasets():
-            found = dataset_files(source, base_dir)
-            if found is None:
-                return None
-            folder, paths = found
+        case RowFiles(paths, named):
+            if names_pictures:
+                named = _named(reader, cast(Source, source))
+            return _rows_files(paths, [named.get(path, ()) for path in paths])
+        case ListedFiles(by_key):
+            return _listed(by_key)
+        case FolderFiles(folder, paths, other_keys):
             moved = _folder(folder, paths)
-            if names_pictures and isinstance(source, Datasets):
-                outside = [name for name in named_in_dataset(source, base_dir) if not _is_inside(name)]
-                moved = SourceFiles(moved.files, moved.keys, sorted(set(outside)))
-            return SourceFiles(moved.files, {**moved.keys, "revision": None}, moved.immovable)
+            outside: set[str] = set()
+            if names_pictures:
+                outside = {
+                    name
+                    for names in _named(reader, cast(Source, source)).values()
+                    for name in names
+                    if not _is_inside(name)
+                }
+            return SourceFiles(moved.files, {**moved.keys, **other_keys}, sorted(outside))
 
 
-def _pictures_of_lines(source: ImageJsonLines, path: Path) -> list[str]:
-    named = [row.get(source.image) for _, row in read_json_lines(path)]
-    return [name for name in named if isinstance(name, str) and (path.parent / name).is_file()]
+def _named(reader: Reader, source: Source) -> dict[Path, list[str]]:
+    """Read which images the rows name, by the rows' file."""
+    return {
+        part.path: list(dict.fromkeys(str(path) for raw in part.rows() for path in named_images(raw, source)))
+        for part in reader.parts()
+    }
 
 
 def _rows_files(paths: Sequence[Path], named: Sequence[Iterable[str]]) -> SourceFiles:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.data.image_facts import PictureFacts
+from recipes.data.images import PictureFacts
 from recipes.models.image_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
 from recipes.stages.lora import Lora

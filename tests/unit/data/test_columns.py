@@ -56,23 +56,23 @@ def test_standard_rows(role: Any, row: dict[str, Any], expected: dict[str, Any])
 @pytest.mark.parametrize(
     ("role", "row", "complaint"),
     [
-        ("text", {"body": "abc"}, "column 'text' is missing"),
+        ("text", {"body": "abc"}, "needs text or prompt and completion"),
         ("text", {"text": 3}, "column 'text' is int, not text"),
-        ("text", {"text": None}, "column 'text' is missing"),
-        ("instructions", {"prompt": "Q"}, "column 'completion' is missing"),
-        ("instructions", {"question": "Q"}, "has neither 'messages'"),
+        ("text", {"text": None}, "needs text"),
+        ("instructions", {"prompt": "Q"}, "needs messages or prompt and completion or text"),
+        ("instructions", {"question": "Q"}, "needs messages"),
         ("instructions", {"messages": []}, "has no message"),
         ("instructions", {"messages": [{"content": "Q"}]}, r"messages\[0\] has no role"),
         ("instructions", {"messages": [USER, {"role": "assistant"}]}, r"messages\[1\] has no content"),
         ("instructions", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "other than text"),
         ("instructions", {"prompt": "Q", "completion": [GOOD]}, "'prompt' is text but 'completion' holds messages"),
         ("text", {"prompt": [USER], "completion": [GOOD]}, "column 'prompt' is list, not text"),
-        ("seq2seq", {"text": "abc"}, "has a 'text' alone"),
+        ("seq2seq", {"text": "abc"}, "needs messages or prompt and completion$"),
         ("seq2seq", {"messages": [USER, GOOD, USER]}, "last message must be the assistant's"),
         ("seq2seq", {"messages": [GOOD]}, "last message must be the assistant's, after another"),
-        ("preferences", {"prompt": "Q", "chosen": "a"}, "column 'rejected' is missing"),
+        ("preferences", {"prompt": "Q", "chosen": "a"}, "needs chosen and rejected"),
         ("preferences", {"chosen": "a", "rejected": [BAD]}, "both be text or both be messages"),
-        ("prompts", {"text": "Q"}, "neither 'prompt' nor 'messages'"),
+        ("prompts", {"text": "Q"}, "needs prompt or messages"),
         ("prompts", {"messages": [GOOD]}, "no turn before"),
     ],
 )
@@ -87,8 +87,9 @@ def test_columns_are_renamed() -> None:
         "prompt": "Q",
         "completion": "A",
     }
-    with pytest.raises(BadRow, match=r"no column 'answer' .for completion.; the row has 'instruction', 'output'"):
+    with pytest.raises(BadRow, match=r"no column 'answer' .mapped to completion.") as refusal:
         canonical(row, "instructions", {"prompt": "instruction", "completion": "answer"})
+    assert refusal.value.suggestion == "columns there: instruction, output"
 
 
 def test_text_parts_are_joined_and_other_keys_kept() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from recipes.errors import RequestError
 from trainers.data.demo.digit_captions import NAMES, caption_of, measure
-from trainers.data.images import image_source_digest, read_pictures
+from trainers.data.images import read_pictures
 from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -90,11 +91,11 @@ def test_every_source_gives_the_same_captions(tmp_path: Path, write: Callable[[P
     read = list(read_pictures(keys, tmp_path, seed=0))
     found = {picture.key(): picture.caption for picture in read}
     assert found == {picture_key(n): f"picture {n}" for n in range(9)}
-    before = image_source_digest(keys, tmp_path)
+    before = open_source(keys, tmp_path).digest()
     named = next(path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".txt", ".jsonl", ".csv", ".parquet"))
     if named.suffix != ".parquet":
         named.write_text(named.read_text().replace("picture ", "drawing "))
-        assert image_source_digest(keys, tmp_path) != before
+        assert open_source(keys, tmp_path).digest() != before
     dataset = materialise_images(ImageRequest(keys, tmp_path, 0), Store.open(str(tmp_path / "store")))
     assert len(dataset.captions) == 9
     assert dataset.report.captions == 9
@@ -103,30 +104,30 @@ def test_every_source_gives_the_same_captions(tmp_path: Path, write: Callable[[P
 def _no_text_beside(folder: Path) -> tuple[dict[str, Any], str]:
     keys = _captioned_folder(folder)
     (folder / "pictures" / "1" / "4.txt").unlink()
-    return keys, "4.txt: no such file; captions: beside needs one for each picture"
+    return keys, "4.png has no text file beside it; write 4.txt"
 
 
 def _no_metadata_row(folder: Path) -> tuple[dict[str, Any], str]:
     keys = _captioned_metadata(folder)
     path = folder / "pictures" / "metadata.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-2]))
-    return keys, r"metadata.jsonl has no caption for .*png \(2 of 9 pictures\)"
+    return keys, r"metadata.jsonl has no caption for .*png \(2 of 9 images\)"
 
 
 def _no_caption_column(folder: Path) -> tuple[dict[str, Any], str]:
-    return {**_captioned_arrays(folder), "caption": "text"}, "a.csv: no column 'text'; it has number, words"
+    return {**_captioned_arrays(folder), "caption": "text"}, "a.csv: no column 'text'; columns there: 'number', 'words'"
 
 
 def _fewer_captions(folder: Path) -> tuple[dict[str, Any], str]:
     keys = _captioned_arrays(folder)
     (folder / "a.csv").write_text("words\none\n")
-    return keys, "a.csv has 1 captions, .*a.npz 9 pictures"
+    return keys, "a.csv has 1 captions, .*a.npz 9 images"
 
 
 def _no_such_picture(folder: Path) -> tuple[dict[str, Any], str]:
     keys = _captioned_lines(folder)
     (folder / "pictures" / "1" / "4.png").unlink()
-    return keys, "a.jsonl:5: .*4.png: No such file"
+    return keys, "a.jsonl:5: image .*4.png cannot be read: No such file"
 
 
 def _no_caption_text(folder: Path) -> tuple[dict[str, Any], str]:

@@ -10,8 +10,8 @@ import pytest
 
 from recipes.errors import RequestError
 from trainers.data.batches import AFTER_WARM_UP, BatchPlan, ImageBatch, evaluation_batches
-from trainers.data.images import image_source_digest
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
+from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,11 +40,11 @@ def test_a_set_is_built_once_and_memory_mapped(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
     keys = source(**array_file(tmp_path))
-    before = image_source_digest(keys, tmp_path)
+    before = open_source(keys, tmp_path).digest()
     (tmp_path / "a.npz").rename(tmp_path / "b.npz")
-    assert image_source_digest(keys, tmp_path) == before
+    assert open_source(keys, tmp_path).digest() == before
     np.savez(tmp_path / "b.npz", images=np.zeros((9, 6, 6), dtype=np.uint8), kinds=np.arange(9))
-    assert image_source_digest(keys, tmp_path) != before
+    assert open_source(keys, tmp_path).digest() != before
 
 
 def test_noise_follows_the_position_not_the_rank(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _damaged(folder: Path) -> tuple[dict[str, Any], str]:
     keys = picture_folder(folder)
     place = folder / "pictures" / "1" / "4.png"
     place.write_bytes(place.read_bytes()[:40])
-    return keys, "4.png: not a readable picture"
+    return keys, "4.png: not a readable image"
 
 
 def _sizes(folder: Path) -> tuple[dict[str, Any], str]:
@@ -136,20 +136,20 @@ def _cut_off(folder: Path) -> tuple[dict[str, Any], str]:
 def _wrong_labels(folder: Path) -> tuple[dict[str, Any], str]:
     keys = idx_files(folder)
     write_idx(folder, np.stack([pixels(n)[:, :, 0] for n in range(9)]), np.zeros(8, dtype=np.uint8))
-    return keys, "labels.gz has 8 labels, .*images.gz 9 pictures"
+    return keys, "labels.gz has 8 labels, .*images.gz 9 images"
 
 
 def _no_array(folder: Path) -> tuple[dict[str, Any], str]:
-    return array_file(folder) | {"images": "pics"}, "a.npz: no array 'pics'; it has images, kinds"
+    return array_file(folder) | {"images": "pics"}, "a.npz: no array 'pics'; arrays there: images, kinds"
 
 
 def _empty(folder: Path) -> tuple[dict[str, Any], str]:
     (folder / "pictures").mkdir()
-    return {"source": "image-folder", "path": "pictures"}, "holds no pictures"
+    return {"source": "image-folder", "path": "pictures"}, "holds no images"
 
 
 def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
-    return parquet_file(folder) | {"image": "img"}, "a.parquet: row 1: no 'img'; it has image, label"
+    return parquet_file(folder) | {"image": "img"}, "a.parquet: row 1: no column 'img'; columns there: 'image', 'label'"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from recipes.data.text import Source
 from recipes.errors import RequestError
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.images import read_pictures
+from trainers.data.rows import read_rows
 from trainers.data.source_files import SourceFiles, source_files
-from trainers.data.sources import read_rows
 
 TEXT: TypeAdapter[Any] = TypeAdapter(Source)
 IMAGES: TypeAdapter[Any] = TypeAdapter(ImageSource)
@@ -155,5 +155,5 @@ def test_what_every_machine_has_does_not_move(base: Path, raw: dict[str, Any]) -
 
 def test_a_missing_file_is_named(base: Path) -> None:
     source = TEXT.validate_python({"source": "jsonl", "files": ["absent.jsonl"]})
-    with pytest.raises(RequestError, match=r"data file 'absent\.jsonl' does not exist"):
+    with pytest.raises(RequestError, match=r"there is no such file: absent\.jsonl"):
         source_files(source, base, names_pictures=False)

@@ -11,7 +11,9 @@ from pydantic import TypeAdapter
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import RequestError
 from trainers.data.columns import RowRole
-from trainers.data.sources import Row, read_rows, source_digest
+from trainers.data.rows import Row, read_rows
+from trainers.data.sources.open import open_source
+from trainers.data.sources.reader import SourceError
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Source)
 
@@ -99,27 +101,27 @@ def test_datasets_folder(base: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a", "b"]})}).save_to_disk(str(base / "d"))
     given = source(source="datasets", path="d")
     assert [row.columns["text"] for row in read_rows(given, base, "text", 0)] == ["a", "b"]
-    assert len(source_digest(given, base)) == 64
-    with pytest.raises(RequestError, match="no split 'test'; it has train"):
+    assert len(open_source(given, base).digest()) == 64
+    with pytest.raises(RequestError, match="no such split: test; splits there: train"):
         list(read_rows(source(source="datasets", path="d", split="test"), base, "text", 0))
-    with pytest.raises(RequestError, match="needs `revision`"):
-        source_digest(source(source="datasets", path="org/name"), base)
+    with pytest.raises(RequestError, match="needs its `revision`"):
+        open_source(source(source="datasets", path="org/name"), base).digest()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "kind", "complaint"),
     [
         ("b.jsonl", b'{"text": "a"}\n{"text": \n', "jsonl", r"b\.jsonl:2: not JSON"),
-        ("b.jsonl", b'{"text": "\\ud83d"}\n', "jsonl", r"b\.jsonl:1: not JSON: .*surrogates not allowed"),
-        ("b.jsonl", b"[1]\n", "jsonl", r"b\.jsonl:1: a list, not an object"),
-        ("b.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "jsonl", r"b\.jsonl: row 2: column 'text' is missing"),
-        ("b.jsonl", b'{"text": "\xff"}\n', "jsonl", r"b\.jsonl: not UTF-8 at byte 10"),
-        ("b.jsonl.gz", b"no gzip", "jsonl", r"b\.jsonl\.gz: "),
+        ("b.jsonl", b'{"text": "\\ud83d"}\n', "jsonl", r"b\.jsonl:1: not JSON .*surrogates not allowed"),
+        ("b.jsonl", b"[1]\n", "jsonl", r"b\.jsonl:1: not a JSON object but list"),
+        ("b.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "jsonl", r"b\.jsonl:2: needs text or prompt and completion"),
+        ("b.jsonl", b'{"text": "\xff"}\n', "jsonl", r"b\.jsonl:1 \(byte 0xff\) is not UTF-8 text"),
+        ("b.jsonl.gz", b"no gzip", "jsonl", r"b\.jsonl\.gz cannot be read"),
         ("b.csv", b"text,n\na\n", "csv", r"b\.csv: row 1 \(line 2\) has 1 cells, the header 2"),
         ("b.csv", b'text\n"a\n', "csv", r"b\.csv: row 1"),
-        ("b.csv", b"text,text\na,b\n", "csv", "stands twice in the header"),
+        ("b.csv", b"text,text\na,b\n", "csv", "the header names 'text' twice"),
         ("b.csv", b"", "csv", "no header line"),
-        ("b.parquet", b"PAR1nothing", "parquet", r"b\.parquet: not readable as Parquet"),
+        ("b.parquet", b"PAR1nothing", "parquet", r"b\.parquet is not readable as Parquet"),
     ],
 )
 def test_bad_files_are_named_with_the_row(tmp_path: Path, name: str, content: bytes, kind: str, complaint: str) -> None:
@@ -129,9 +131,9 @@ def test_bad_files_are_named_with_the_row(tmp_path: Path, name: str, content: by
 
 
 def test_missing_files_are_named(base: Path) -> None:
-    for pattern in ("nothing.txt", "*.nothing", "."):
-        with pytest.raises(RequestError, match="data file"):
-            source_digest(source(source="text", files=[pattern]), base)
+    for pattern, said in (("nothing.txt", "no such file"), ("*.nothing", "no file matches"), (".", "is a folder")):
+        with pytest.raises(SourceError, match=said):
+            open_source(source(source="text", files=[pattern]), base).digest()
 
 
 def test_patterns_give_each_file_once_in_sorted_order(base: Path) -> None:
@@ -151,11 +153,11 @@ def test_a_folder_named_like_a_pattern_is_no_pattern(tmp_path: Path) -> None:
 
 def test_digest_follows_bytes_not_names(base: Path) -> None:
     given = source(source="text", files=["t.txt"])
-    before = source_digest(given, base)
+    before = open_source(given, base).digest()
     (base / "t.txt").rename(base / "u.txt")
-    assert source_digest(source(source="text", files=["u.txt"]), base) == before
+    assert open_source(source(source="text", files=["u.txt"]), base).digest() == before
     (base / "u.txt").write_text("Other.")
-    assert source_digest(source(source="text", files=["u.txt"]), base) != before
+    assert open_source(source(source="text", files=["u.txt"]), base).digest() != before
 
 
 def prompts(rows: Any) -> set[str]:
@@ -214,8 +216,8 @@ def test_limit_is_drawn_by_the_seed_in_source_order(base: Path) -> None:
 
 
 def test_python_docs_rows_are_kept_in_the_store(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainers.data import sources
     from trainers.data.demo.python_docs import Entry
+    from trainers.data.sources import documentation
 
     calls = []
 
@@ -226,12 +228,12 @@ def test_python_docs_rows_are_kept_in_the_store(store: Any, monkeypatch: pytest.
             for i in range(9)
         ]
 
-    monkeypatch.setattr(sources, "read_entries", fake)
-    sources._docs_files.cache_clear()
+    monkeypatch.setattr(documentation, "read_entries", fake)
+    documentation._extract.cache_clear()
     first = [row.id for row in read_rows(PythonDocs(source="python-docs"), Path(), "prompts", 0, store=store)]
-    sources._docs_files.cache_clear()
+    documentation._extract.cache_clear()
     again = [row.id for row in read_rows(PythonDocs(source="python-docs"), Path(), "prompts", 0, store=store)]
-    sources._docs_files.cache_clear()
+    documentation._extract.cache_clear()
     assert first == again
     assert len(first) == 9
     assert calls == [1]

@@ -14,7 +14,7 @@ from tokenizers import processors
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.encoding import encode_instructions, encode_prompts
-from trainers.data.sources import Row
+from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization, load_tokenization, tokenization_from_files, train_tokenizer
 
 TEXT = "Return the sum of two numbers.\n\tdéjà vu 中文 🙂  end"

@@ -204,7 +204,7 @@ def test_files_that_every_node_sees_stay_where_they_are(cluster: Cluster, recipe
     assert resolved.recipe.stages["base"].data.files == ["text.txt"]
     cluster.status = "FAILED"
     (copy / "text.txt").unlink()
-    with pytest.raises(RecipeError, match=r"node 10\.0\.0\.2: data file 'text\.txt' does not exist"):
+    with pytest.raises(RecipeError, match=r"node 10\.0\.0\.2: there is no such file: text\.txt"):
         api.resume(run, store=store.uri)
 
 

@@ -84,7 +84,7 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
     put_model(store, "clone", {"model_type": "gpt2", "n_positions": 8})
     put_model(store, "kinds", {"model_type": "bert", "max_position_embeddings": 64}, "text_classifier")
     put_model(store, "score", {"model_type": "gpt2"}, "reward_model")
-    (recipe.parent / "rows.jsonl").write_text('{"text": "What?", "image": "a.png"}\n' * 20)
+    (recipe.parent / "rows.jsonl").write_text('{"prompt": "What?", "completion": "A.", "image": "a.png"}\n' * 20)
     Image.new("L", (8, 8)).save(recipe.parent / "a.png")
     pictured = ["stages.chat.data={source: jsonl, files: [rows.jsonl]}", "stages.exam.of=[base]"]
     loaded = load_recipe(recipe, [override, *(pictured if "eyes" in override and "chat" in override else [])])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.checks.data import load_checked
 from recipes.errors import RecipeError
-from recipes.loading.load import load_recipe
 from recipes.recipe import Recipe
 
 CHAIN = """\
@@ -111,7 +111,7 @@ def recipe_of(tmp_path: Path) -> Callable[..., Recipe]:
     def load(text: str, *edits: tuple[str, str], smoke: bool = False) -> Recipe:
         path = tmp_path / "recipe.yaml"
         path.write_text(edited(text, edits))
-        return load_recipe(path, smoke=smoke).recipe
+        return load_checked(path, smoke=smoke).recipe
 
     return load
 

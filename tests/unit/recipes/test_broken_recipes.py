@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from launch.checks.data import check_file, load_checked
 from recipes.errors import Problem, RecipeError
-from recipes.loading.load import check_file, load_recipe
 from recipes.problem_codes import Code
 
 
@@ -130,7 +130,7 @@ BROKEN = [
     Broken("invalid-path", "rows/chat.jsonl", "rows", "stages.chat.data.files.0"),
     Broken("invalid-data-format", "{source: jsonl, files: [rows/chat.jsonl]", "{source: parquet, files: [rows/chat.jsonl]", "stages.chat.data.files.0"),
     Broken("missing-column", "files: [rows/pairs.csv]", "columns: {chosen: good}, files: [rows/pairs.csv]", "stages.judge.data.files.0"),
-    Broken("unsuitable-source", "{source: csv, files: [rows/pairs.csv]", "{source: text, files: [rows/text.txt]", "stages.judge.data.source"),
+    Broken("missing-column", "{source: csv, files: [rows/pairs.csv]", "{source: text, files: [rows/text.txt]", "stages.judge.data.files.0"),
     Broken("missing-revision", "{source: jsonl, files: [rows/chat.jsonl], hold_out: 0.1}", "{source: datasets, path: org/name, hold_out: 0.1}", "stages.chat.data.path"),
     Broken("missing-held-out", "files: [rows/pairs.csv], hold_out: 0.1", "files: [rows/pairs.csv]", "stages.judge.data"),
     Broken("out-of-range", "part: 1/2", "part: 3/2", "stages.policy.prompts"),
@@ -163,7 +163,7 @@ def test_it_is_refused_with_its_place(case: Broken, write_recipe: Callable[..., 
     original = write_recipe().read_text()
     path = write_recipe((case.old, case.new))
     with refused(RecipeError, None, path) as refusal:
-        load_recipe(path)
+        load_checked(path)
     problems = refusal.value.problems
     matching = [problem for problem in problems if problem.field == case.field]
     assert matching, f"nothing names {case.field}: {[str(problem) for problem in problems]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.data.image_facts import PictureFacts
+from recipes.data.images import PictureFacts
 from recipes.planning.plan import build_plan
 from recipes.recipe import Recipe
 from recipes.stages.finetune import Finetune, FinetuneImages
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
         (
             "{source: arrays, files: [tiles.npz], images: tiles, caption_files: [recipe.yaml]}",
             "missing-column",
-            "stages.drawing.data.files.0",
+            "stages.drawing.data.images",
         ),
         ("{source: image-folder, path: empty, captions: metadata}", "missing-images", "stages.drawing.data.path"),
         (
@@ -177,9 +177,9 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
             "stages.drawing.data.caption_files",
         ),
         (
-            "{source: arrays, files: [recipe.yaml], caption_files: [recipe.yaml]}",
+            "{source: arrays, files: [tiles.npz], caption_files: [recipe.yaml]}",
             "missing-column",
-            "stages.drawing.data.caption_files.0",
+            "stages.drawing.data.caption",
         ),
         ("{source: jsonl, files: [recipe.yaml], caption: text}", "invalid-data-format", "stages.drawing.data.files.0"),
     ],

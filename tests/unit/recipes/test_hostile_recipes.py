@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from launch.checks.data import load_checked
 from recipes.errors import RecipeError
-from recipes.loading.load import load_recipe
 
 WriteRecipe = Callable[..., Path]
 TOUCH = "__import__('os').system('touch canary')"
@@ -92,7 +92,7 @@ def test_a_recipe_that_means_harm_is_refused(write_recipe: WriteRecipe, refused:
     path = write_recipe((old, new))
     (path.parent / "code.py").write_text("open('canary', 'w').close()\n")
     with refused(RecipeError, None, path) as refusal:
-        load_recipe(path)
+        load_checked(path)
     assert says in str(refusal.value)
     assert len(str(refusal.value)) < 3000
 
@@ -107,9 +107,9 @@ def bomb(path: Path) -> None:
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "a pickle as rows": ("chat.jsonl", lambda p: p.write_bytes(pickle.dumps(Payload())), "invalid-data-format"),
+    "a pickle as rows": ("chat.jsonl", lambda p: p.write_bytes(pickle.dumps(Payload())), "not-utf8"),
     "a pickle as Parquet": ("chat.parquet", lambda p: p.write_bytes(pickle.dumps(Payload())), "invalid-data-format"),
-    "an archive as rows": ("chat.jsonl", zipped, "invalid-data-format"),
+    "an archive as rows": ("chat.jsonl", zipped, "not-utf8"),
     "a deep row": ("chat.jsonl", lambda p: p.write_text("[" * 200_000 + "\n"), "invalid-data-format"),
     "a row without end": ("chat.jsonl", lambda p: p.write_bytes(b'{"prompt": "' + b"x" * (20 << 20)), "chat.jsonl"),
     "a bomb": ("chat.jsonl.gz", bomb, "chat.jsonl.gz"),
@@ -129,7 +129,7 @@ def test_a_data_file_that_means_harm_is_refused(write_recipe: WriteRecipe, refus
     (path.parent / "rows" / "chat.jsonl").unlink()
     make(path.parent / "rows" / name)
     with refused(RecipeError, None, path) as refusal:
-        load_recipe(path)
+        load_checked(path)
     assert says in str(refusal.value)
 
 
@@ -174,4 +174,4 @@ def test_a_file_that_is_no_recipe_is_refused(write_recipe: WriteRecipe, refused:
     path = write_recipe()
     RECIPES[case](path)
     with refused(RecipeError, None, path):
-        load_recipe(path)
+        load_checked(path)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.checks.data import check_file
 from recipes.errors import Problem, RecipeError
-from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
+from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain

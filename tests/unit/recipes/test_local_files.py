@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from recipes.data.files import match_files
-from recipes.loading.load import check_file
+from launch.checks.data import check_file
 from recipes.models.folders import read_folder
+from trainers.data.sources.local_files import match_files
 
 Write = Callable[..., Path]
 
@@ -37,10 +37,10 @@ def _folder_codes(folder: Path, wants: str = "model") -> list[str]:
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "invalid-data-format", "chat.jsonl:2: "),
         (b"[1, 2]\n", "invalid-data-format", "chat.jsonl:1: "),
         (b'{"prompt": "a"}\n', "missing-column", "chat.jsonl:1: "),
-        (b'{"prompt": "a", "completion": 3}\n', "wrong-cell-type", "chat.jsonl:1: completion"),
-        (b'{"messages": "hello"}\n', "wrong-cell-type", "chat.jsonl:1: messages"),
-        (b'{"messages": [{"role": "user"}]}\n', "wrong-cell-type", "chat.jsonl:1: messages"),
-        (b"\xff\xfe{\n", "invalid-data-format", "chat.jsonl:1: "),
+        (b'{"prompt": "a", "completion": 3}\n', "wrong-cell-type", "chat.jsonl:1: column 'completion'"),
+        (b'{"messages": "hello"}\n', "wrong-cell-type", "chat.jsonl:1: column 'messages'"),
+        (b'{"messages": [{"role": "user"}]}\n', "wrong-cell-type", "chat.jsonl:1: messages[0]"),
+        (b"\xff\xfe{\n", "not-utf8", "chat.jsonl:1 (byte 0xff)"),
         (b"[" * 100_000 + b"\n", "invalid-data-format", "chat.jsonl:1: "),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_single_document_is_not_divided(write_recipe: Write) -> None:
         assert _codes(write_recipe(), "stages.base.data.hold_out", one, f"stages.base.data.{more}") == []
 
 
-@pytest.mark.parametrize(("stage", "codes"), [("judge", ["unsuitable-source"]), ("chat", []), ("base", [])])
+@pytest.mark.parametrize(("stage", "codes"), [("judge", ["missing-column"]), ("chat", []), ("base", [])])
 def test_summaries_are_for_stages_that_read_prompt_and_completion(
     stage: str, codes: list[str], write_recipe: Write
 ) -> None:
@@ -143,12 +143,14 @@ def test_nothing_is_expanded(pattern: str, write_recipe: Write) -> None:
 
 
 def test_a_data_set_folder(write_recipe: Write) -> None:
+    datasets = pytest.importorskip("datasets")
     path = write_recipe(("{source: jsonl, files: [rows/chat.jsonl]", "{source: datasets, path: ./set, split: trian"))
     assert _codes(path, "stages.chat.data.path") == ["missing-folder"]
     folder = path.parent / "set"
     folder.mkdir()
     assert _codes(path, "stages.chat.data.path") == ["invalid-data-format"]
-    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    folder.rmdir()
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(str(folder))
     assert _codes(path, "stages.chat.data.split") == ["unknown-split"]
 
 

@@ -1,28 +1,30 @@
-"""The size of pictures as the headers of their files tell it."""
+"""The size of images as the first one of a source tells it."""
 
 import gzip
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
-from recipes.data.image_facts import PictureFacts, find_picture_facts
-from recipes.data.images import ImageSource
+from recipes.data.images import ImageSource, PictureFacts
+from trainers.data.images import find_picture_facts
 
 SOURCE: TypeAdapter[ImageSource] = TypeAdapter(ImageSource)
 
 
 def _write(folder: Path) -> None:
-    (folder / "a-idx3-ubyte.gz").write_bytes(gzip.compress(struct.pack(">4I", 0x803, 5, 28, 20) + bytes(9)))
+    head = struct.pack(">4I", 0x803, 5, 28, 20)
+    (folder / "a-idx3-ubyte.gz").write_bytes(gzip.compress(head + bytes(5 * 28 * 20)))
     (folder / "p" / "x").mkdir(parents=True)
-    (folder / "p" / "x" / "1.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", 12, 6, 8, 6) + bytes(3)
-    )
-    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (7, 9, 11, 3), }"
-    (folder / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    Image.new("RGBA", (12, 6)).save(folder / "p" / "x" / "1.png")
+    Image.new("RGB", (5, 4)).save(folder / "p" / "x" / "2.jpg")
+    np.save(folder / "a.npy", np.zeros((7, 9, 11, 3), np.uint8))
     (folder / "broken.npy").write_bytes(b"\x93NUMPY")
+    (folder / "rows.jsonl").write_text('{"image": "p/x/2.jpg"}\nnot JSON')
 
 
 @pytest.mark.parametrize(
@@ -36,9 +38,11 @@ def _write(folder: Path) -> None:
         ({"source": "arrays", "files": ["a.npy"], "channels": 1}, PictureFacts(1, 9, 11)),
         ({"source": "arrays", "files": ["broken.npy"]}, None),
         ({"source": "parquet", "files": ["a.parquet"]}, None),
+        ({"source": "jsonl", "files": ["rows.jsonl"]}, PictureFacts(3, 4, 5)),
+        ({"source": "datasets", "path": "org/name", "revision": "main"}, None),
         ({"source": "parquet", "files": ["a.parquet"], "size": 32, "channels": 3}, PictureFacts(3, 32, 32)),
     ],
 )
-def test_headers_tell_the_size(tmp_path: Path, source: dict[str, Any], facts: PictureFacts | None) -> None:
+def test_the_first_image_tells_the_size(tmp_path: Path, source: dict[str, Any], facts: PictureFacts | None) -> None:
     _write(tmp_path)
     assert find_picture_facts(SOURCE.validate_python(source), tmp_path) == facts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.data.image_facts import PictureFacts
+from recipes.data.images import PictureFacts
 from recipes.loading.load import load_recipe
 from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
+from launch.checks.data import check_file
+from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
 from recipes.models.memory import num_parameters
 from recipes.planning.plan import fit_workers
 from recipes.planning.smoke import shrink

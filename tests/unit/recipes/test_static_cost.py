@@ -9,9 +9,8 @@ ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "ray", "deepspeed", "transformers", "datasets", "numpy", "peft", "pyarrow", "tokenizers", "jinja2")
 PROGRAM = """
 import json, sys, time
-from recipes.loading.load import check_file
-loaded, problems = check_file(sys.argv[1])
-assert loaded is not None and not problems, problems
+from recipes.loading.load import load_recipe
+load_recipe(sys.argv[1])
 print(json.dumps([sorted(sys.modules), time.process_time()]))
 """
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from recipes.loading.load import check_file, load_recipe
+from launch.checks.data import check_file
+from recipes.loading.load import load_recipe
 from recipes.rules.templates import stage_template
 from recipes.stages.finetune import Finetune
 

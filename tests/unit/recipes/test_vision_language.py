@@ -92,17 +92,17 @@ def test_the_smoke_form_keeps_room_for_pictures(recipe_of: Callable[..., Recipe]
 @pytest.mark.parametrize(
     ("rows", "code", "field"),
     [
-        ([GOOD, QUESTION], "missing-column", "stages.see.data"),
-        ([{**GOOD, "images": ["b.png"]}], "unreadable-image", "stages.see.data"),
-        ([{**GOOD, "images": ["recipe.yaml"]}], "unreadable-image", "stages.see.data"),
-        ([{**GOOD, "images": ["cut.png"]}], "unreadable-image", "stages.see.data"),
-        ([{**GOOD, "images": ["https://a/b.png"]}], "unreadable-image", "stages.see.data"),
-        ([{**GOOD, "images": []}], "missing-images", "stages.see.data"),
+        ([GOOD, QUESTION], "missing-column", "stages.see.data.files.0"),
+        ([{**GOOD, "images": ["b.png"]}], "unreadable-image", "stages.see.data.files.0"),
+        ([{**GOOD, "images": ["recipe.yaml"]}], "unreadable-image", "stages.see.data.files.0"),
+        ([{**GOOD, "images": ["cut.png"]}], "unreadable-image", "stages.see.data.files.0"),
+        ([{**GOOD, "images": ["https://a/b.png"]}], "unreadable-image", "stages.see.data.files.0"),
+        ([{**GOOD, "images": []}], "missing-images", "stages.see.data.source"),
         ([GOOD, {**GOOD, "images": []}], "", ""),
     ],
 )
 def test_rows(problems_of: ProblemsOf, tmp_path: Path, rows: list[Any], code: str, field: str) -> None:
-    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     write_rows(tmp_path, *rows)
     found = problems_of(TEXT)
     assert (code, field) in found if code else found == []
@@ -112,7 +112,7 @@ def test_rows_of_files_with_other_cells(problems_of: ProblemsOf, tmp_path: Path)
     (tmp_path / "rows.csv").write_text("what?;one;a.png\nwhat?;two;b.png\n")
     csv = '{source: csv, files: [rows.csv], delimiter: ";", header: [prompt, completion, image]}'
     found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv))
-    assert found == [("unreadable-image", "stages.see.data")]
+    assert found == [("unreadable-image", "stages.see.data.files.0")]
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     assert problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", csv)) == []
 
@@ -124,10 +124,9 @@ def test_what_cannot_be_read_is_told_once(problems_of: ProblemsOf, tmp_path: Pat
     whole = (tmp_path / "rows.parquet").read_bytes()
     assert problems_of(TEXT, edit) == []
     (tmp_path / "rows.parquet").write_bytes(whole[:4] + b"\0" * 100 + whole[104:])
-    once = "stages.see.data"
-    assert problems_of(TEXT, edit).count(("unreadable-data", once)) == 1
-    (tmp_path / "rows.parquet").write_bytes(whole[:-20])
     once = "stages.see.data.files.0"
+    assert problems_of(TEXT, edit) == [("invalid-data-format", once)]
+    (tmp_path / "rows.parquet").write_bytes(whole[:-20])
     assert problems_of(TEXT, edit) == [("invalid-data-format", once)]
     assert problems_of(TEXT, ("[rows.jsonl]", '["**.jsonl"]')) == [("invalid-path", once)]
 
@@ -206,5 +205,5 @@ def test_folders(problems_of: ProblemsOf, folder: Path, file: str, change: Any, 
 def test_a_text_model_takes_no_pictures(problems_of: ProblemsOf, folder: Path) -> None:
     write_json(folder / "config.json", CONFIG["text_config"])
     found = problems_of(TEXT)
-    assert ("unexpected-images", "stages.see.data") in found
+    assert ("unexpected-images", "stages.see.data.files.0") in found
     assert ("not-applicable", "stages.see.parts") in found

@@ -36,8 +36,8 @@ IMPORTERS = {
 }  # fmt: skip
 """Who imports modules by name, and where the names come from; none is read from a store or a model."""
 UNPACKING = {"extract", "extractall"}
-LISTS_NAMES = {"recipes/data/image_files.py": "zipfile"}
-"""Looks up which arrays an .npz holds; unpacks nothing."""
+LISTS_NAMES = {"trainers/data/sources/arrays.py": "zipfile"}
+"""Reads the arrays of an .npz; unpacks nothing."""
 
 
 def findings(source: str, place: str = "") -> Iterator[str]:

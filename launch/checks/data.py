@@ -1,0 +1,99 @@
+"""The first rows of a recipe's data, read as training reads them: problems with the recipe's field and line."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.data.images import ImageSource, PictureFacts
+from recipes.data.text import Source
+from recipes.errors import Problem, RecipeError
+from recipes.loading.load import LoadedRecipe, load_recipe
+from recipes.rules.image_shapes import check_picture_forms
+from recipes.rules.models import model_facts
+from recipes.stages.base import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
+from recipes.stages.kinds import Stage
+from trainers.data.check_source import check_images, check_text
+from trainers.data.columns import RowRole
+from trainers.data.images import find_picture_facts
+from trainers.data.sources.reader import SourceError
+
+FINETUNING: dict[str, RowRole] = {
+    "decoder": "instructions",
+    "rnn": "instructions",
+    "encoder": "labels",
+    "encoder_decoder": "seq2seq",
+    "vision_language": "pictured",
+}
+"""What the rows of a fine-tuning are for, by the family of its model."""
+ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
+"""Where the family is not known; rows that name images are for a vision-language model."""
+
+
+def load_checked(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> LoadedRecipe:
+    """Load and check a recipe, its data included; raises RecipeError with everything that is wrong."""
+    return load_recipe(path, overrides, smoke, DataCheck())
+
+
+def check_file(
+    path: str | Path, overrides: Sequence[str] = (), smoke: bool = False
+) -> tuple[LoadedRecipe | None, list[Problem]]:
+    """The checked recipe and no problems, or None and every problem."""
+    try:
+        return load_checked(path, overrides, smoke), []
+    except RecipeError as error:
+        return None, error.problems
+
+
+def row_roles(use: SourceUse, family: str | None) -> tuple[RowRole, ...]:
+    """What the rows of a use may be for; the first is the likeliest."""
+    assert use.role != "images"
+    if use.role != "instructions":
+        return (use.role,)
+    return (FINETUNING[family],) if family in FINETUNING else ANY_FINETUNING
+
+
+class DataCheck:
+    """Says what is wrong with the data of recipes; each source is read once."""
+
+    def __init__(self) -> None:
+        self._errors: dict[tuple[str, Path, tuple[RowRole, ...]], list[SourceError]] = {}
+        self._facts: dict[tuple[str, Path], PictureFacts | None] = {}
+
+    def __call__(self, loaded: LoadedRecipe) -> list[Problem]:
+        """Everything wrong with the sources that the stages read; told once where several read them."""
+        problems = [*self._source_problems(loaded)]
+        problems += check_picture_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
+        return list({(problem.field, problem.message): problem for problem in problems}.values())
+
+    def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:
+        for name, stage in loaded.stages_with(*SOURCE_FIELDS, *INPUT_FIELDS):
+            for use in stage.sources():
+                if use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None:
+                    continue  # rows of the stage's `data`
+                for error in self._errors_of(loaded, stage, use):
+                    place = f"stages.{name}.{use.field_path}.{error.field}"
+                    value = _value(use.source, error.field)
+                    yield loaded.problem(error.code, place, value, error.message, error.suggestion)
+
+    def _errors_of(self, loaded: LoadedRecipe, stage: Stage, use: SourceUse) -> list[SourceError]:
+        roles = () if use.role == "images" else row_roles(use, model_facts(loaded, stage).family)
+        key = (use.source.model_dump_json(), loaded.base_dir, roles)
+        if key not in self._errors:
+            if use.role == "images":
+                self._errors[key] = check_images(use.pictures, loaded.base_dir)
+            else:
+                self._errors[key] = check_text(use.rows, loaded.base_dir, roles)
+        return self._errors[key]
+
+    def _facts_of(self, source: ImageSource, base_dir: Path) -> PictureFacts | None:
+        key = (source.model_dump_json(), base_dir)
+        if key not in self._facts:
+            self._facts[key] = find_picture_facts(source, base_dir)
+        return self._facts[key]
+
+
+def _value(source: Source | ImageSource, field: str) -> Any:
+    """What a source has at one of its keys, or at a place of a list."""
+    key, _, index = field.partition(".")
+    value = getattr(source, key, "")
+    return value[int(index)] if index and isinstance(value, list) else value

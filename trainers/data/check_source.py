@@ -1,0 +1,108 @@
+"""A source read as training reads it, stopped after the first rows of each file: what is wrong with it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from recipes.problem_codes import Code
+from trainers.data.columns import RowRole
+from trainers.data.images import OneShape, open_image, to_picture
+from trainers.data.row_images import find_pictures
+from trainers.data.rows import Row, column_names, to_row
+from trainers.data.sources.open import open_source
+from trainers.data.sources.reader import RawRow, Reader, SourceError
+
+CHECKED_ROWS = 20
+"""Of each file."""
+CHECKED_FILES = 32
+"""Of each pattern."""
+
+
+def check_text(source: Source, base_dir: Path, roles: Sequence[RowRole]) -> list[SourceError]:
+    """Read the first rows of each file in the role, or in any of several where it is not known which they are for.
+
+    What the hub holds is not fetched. An error's `field` is the source's key.
+    """
+    columns, seen = column_names(source), _Seen()
+
+    def read(raw: RawRow) -> bool:
+        row = _fitting(raw, roles, columns)
+        images = row.columns.get("images", ())
+        for image in images:
+            open_image(image.read(), image.name, upright=True)
+        seen.images += len(images)
+        return any(not isinstance(value, str) or value.strip() for value in row.columns.values())
+
+    errors = _errors(open_source(source, base_dir, roles[0]), read, seen)
+    if not errors and seen.is_whole and list(roles) == ["pictured"] and not seen.images:
+        message = "no row has an image, and the model is a vision-language model"
+        return [SourceError(Code.MISSING_IMAGES, message, "fine-tune a language model on text alone", "source")]
+    return errors
+
+
+def check_images(source: ImageSource, base_dir: Path) -> list[SourceError]:
+    """Read and decode the first images of each file; all must be of one shape."""
+    one_shape = OneShape()
+
+    def read(raw: RawRow) -> bool:
+        return bool(one_shape.require(to_picture(raw, source)).pixels_HWC.size)
+
+    return _errors(open_source(source, base_dir), read, _Seen())
+
+
+class _Seen:
+    """What was met in the rows."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.is_whole = True
+        """Whether the source has no rows but those that were read."""
+
+
+def _errors(reader: Reader, read: Callable[[RawRow], bool], seen: _Seen) -> list[SourceError]:
+    """Read the first rows of each part; `read` says whether a row holds anything. Of each part the first error."""
+    errors: list[SourceError] = []
+    if reader.is_remote:
+        seen.is_whole = False
+        try:
+            reader.files()
+        except SourceError as error:
+            return [error]
+        return []
+    parts: Counter[str] = Counter()
+    found, first = 0, None
+    for part in reader.parts():
+        first = first or part
+        parts[part.field] += 1
+        if parts[part.field] > CHECKED_FILES:
+            seen.is_whole = False
+            continue
+        rows = 0
+        try:
+            for raw in part.rows(CHECKED_ROWS):
+                rows += 1
+                found += read(raw)
+        except SourceError as error:
+            errors.append(error.at(part.field))
+        seen.is_whole = seen.is_whole and rows < CHECKED_ROWS
+    if not errors and not found and first is not None:
+        what = f"{first.path} holds" if first.path.name else "the source has"
+        errors.append(SourceError(Code.EMPTY_FILE, f"{what} no rows", field=first.field))
+    return errors
+
+
+def _fitting(raw: RawRow, roles: Sequence[RowRole], columns: Any) -> Row:
+    """Bring a row into the first of the roles that it fits; raises the first one's SourceError."""
+    if len(roles) > 1 and find_pictures(raw.columns, columns):
+        return to_row(raw, "pictured", columns)
+    refused: SourceError | None = None
+    for role in roles:
+        try:
+            return to_row(raw, role, columns)
+        except SourceError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused

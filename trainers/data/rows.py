@@ -1,0 +1,75 @@
+"""Rows of text: read from any source, brought into their role's form, with part, limit and hold_out applied."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.data.text import Source
+from trainers.data.columns import BadRow, RowRole, canonical
+from trainers.data.row_images import open_pictures
+from trainers.data.selection import select
+from trainers.data.sources.open import open_source
+from trainers.data.sources.reader import RawRow, SourceError, read_all
+from trainers.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row in its role's form (`columns.canonical`), and where it came from."""
+
+    id: str
+    """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""
+    columns: dict[str, Any]
+
+    def key(self) -> bytes:
+        """Return what part and hold_out go by: the prompt where there is one, else the row without its label.
+
+        So stages that read the same rows in different roles keep the same ones away from training.
+        """
+        columns = self.columns
+        if "messages" in columns:
+            messages = columns["messages"]
+            turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            shared: Any = messages[: turns[0]] if turns and turns[0] else messages
+        else:
+            shared = columns.get("prompt") or {name: value for name, value in columns.items() if name != "label"}
+        if "images" in columns:
+            shared = [shared, columns["images"]]
+        return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).digest()
+
+
+def read_rows(
+    source: Source, base_dir: Path, role: RowRole, seed: int, *, held_out: bool = False, store: Store | None = None
+) -> Iterator[Row]:
+    """Yield the selected rows in source order; raises SourceError naming file and row of anything unreadable.
+
+    First hold_out (or, with `held_out`, only what it keeps away), then part, then limit. `store` keeps what was
+    extracted from python-docs, so that its sources are read once.
+    """
+
+    def rows() -> Iterator[Row]:
+        raws = read_all(open_source(source, base_dir, role, store))
+        return (to_row(raw, role, column_names(source)) for raw in raws)
+
+    return select(rows, source, seed, held_out=held_out)
+
+
+def column_names(source: Source) -> Mapping[str, str]:
+    """Return the source's own names of standard columns."""
+    return getattr(source, "columns", {})
+
+
+def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
+    """Bring a row into its form; the images that it names are opened, relative paths from its file's folder."""
+    if raw.is_canonical:
+        return Row(raw.id, raw.columns)
+    try:
+        found = canonical(raw.columns, role, columns)
+    except BadRow as error:
+        raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
+    if role == "pictured":
+        found["images"] = open_pictures(found["images"], raw.folder, raw.place)
+    return Row(raw.id, found)

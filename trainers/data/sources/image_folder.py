@@ -1,0 +1,135 @@
+"""Folders of images, with captions in files beside them or in the folder's metadata."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from recipes.data.images import ImageFolder
+from recipes.problem_codes import Code
+from trainers.data.sources.csv_files import read_csv
+from trainers.data.sources.json_lines import read_json_lines
+from trainers.data.sources.local_files import files_digest, naming_file
+from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError, columns_there
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+"""Names of files that are read."""
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the file with a folder's captions."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolderReader:
+    """Reads the images of a folder and the folders below it: columns image (encoded), label and caption."""
+
+    source: ImageFolder
+    base_dir: Path
+    is_remote = False
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the folder."""
+        yield Part("path", self._read)
+
+    def digest(self) -> str:
+        """Hash names and bytes of the images, and of the files with their captions."""
+        files = self.files()
+        names = [path.relative_to(files.folder).as_posix() for path in files.paths]
+        return hashlib.sha256(json.dumps([names, files_digest(files.paths)]).encode()).hexdigest()
+
+    def files(self) -> FolderFiles:
+        """Return the images, then the files with their captions."""
+        images = self._images()
+        return FolderFiles(self._folder, [*images, *self._caption_files(images)])
+
+    @property
+    def _folder(self) -> Path:
+        return self.base_dir / self.source.path
+
+    def _images(self) -> list[Path]:
+        folder = self._folder
+        if not folder.is_dir():
+            message = f"{self.source.path} is a file, not a folder" if folder.exists() else "there is no such folder"
+            raise SourceError(Code.MISSING_FOLDER, message, f"looked for {folder}", "path")
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        if not images:
+            raise SourceError(
+                Code.MISSING_IMAGES,
+                "the folder holds no images",
+                f"files that end in {' '.join(IMAGE_SUFFIXES)}",
+                "path",
+            )
+        return images
+
+    def _caption_files(self, images: list[Path]) -> list[Path]:
+        match self.source.captions:
+            case "none":
+                return []
+            case "metadata":
+                found = [self._folder / name for name in METADATA if (self._folder / name).is_file()]
+                if not found:
+                    message = f"the folder holds no {' or '.join(METADATA)}"
+                    raise SourceError(Code.MISSING_CAPTIONS, message, "rows with file_name and a caption", "captions")
+                return found[:1]
+            case "beside":
+                texts = [path.with_suffix(".txt") for path in images]
+                bare = next((image for image, text in zip(images, texts, strict=True) if not text.is_file()), None)
+                if bare is not None:
+                    message = f"{bare} has no text file beside it"
+                    raise SourceError(
+                        Code.MISSING_CAPTIONS, message, f"write {bare.with_suffix('.txt').name}", "captions"
+                    )
+                return texts
+
+    def _read(self, limit: int | None) -> Iterator[RawRow]:
+        images = self._images()
+        captions = self._captions(images, limit)
+        for path in images:
+            name = path.relative_to(self._folder)
+            columns: dict[str, Any] = {}
+            if self.source.labels == "folder":
+                if len(name.parts) < 2:
+                    message = f"{path} lies in no folder that could be its label"
+                    raise SourceError(Code.MISSING_LABELS, message, "move it into one, or set labels: none")
+                columns["label"] = name.parts[0]
+            if captions:
+                columns["caption"] = captions[name.as_posix()]
+            with naming_file(path):
+                columns["image"] = path.read_bytes()
+            yield RawRow(name.as_posix(), str(path), columns, self._folder)
+
+    def _captions(self, images: list[Path], limit: int | None) -> dict[str, Any]:
+        """Read captions by the images' names in the folder; every image has one, or none has."""
+        files = self._caption_files(images)
+        names = [path.relative_to(self._folder).as_posix() for path in images]
+        if self.source.captions == "beside":
+            return {name: _read_text(file) for name, file in islice(zip(names, files, strict=True), limit)}
+        found: dict[str, Any] = {}
+        for path in files:
+            found |= self._metadata(path)
+            missing = [name for name in names if name not in found]
+            if missing:
+                message = f"{path} has no caption for {missing[0]} ({len(missing)} of {len(names)} images)"
+                raise SourceError(Code.MISSING_CAPTIONS, message, field="captions")
+        return found
+
+    def _metadata(self, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with naming_file(path):
+            for row in read_json_lines(path) if path.suffix == ".jsonl" else read_csv(path):
+                for column in ("file_name", self.source.caption):
+                    if not isinstance(row.columns.get(column), str):
+                        message = f"{row.place}: no text in {column!r}"
+                        raise SourceError(Code.MISSING_COLUMN, message, columns_there(row.columns), "caption")
+                found[row.columns["file_name"]] = row.columns[self.source.caption]
+        return found
+
+
+def _read_text(path: Path) -> str:
+    with naming_file(path):
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(Code.NOT_UTF8, f"{path}: not UTF-8 at byte {error.start}", field="captions") from None

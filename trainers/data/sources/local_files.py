@@ -1,0 +1,168 @@
+"""Local files by paths and patterns: found, opened, hashed; errors name the key, the file and the line."""
+
+import codecs
+import errno
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, NoReturn, TextIO, cast
+
+from recipes.loading.schema_paths import nearest
+from recipes.problem_codes import Code
+from trainers.data.sources.reader import Part, RawRow, SourceError, reason
+
+MAX_FILES = 10_000
+Found = tuple[str, Path | SourceError]
+"""The key that names a file, for example `files.0`, with the file, or with what is wrong there."""
+ReadFile = Callable[[Path, int | None], Iterator[RawRow]]
+
+
+def find_each(patterns: list[str], base_dir: Path, key: str = "files") -> list[Found]:
+    """Look for every file in the order of the patterns, a pattern's own sorted."""
+    found: list[Found] = []
+    for index, pattern in enumerate(patterns):
+        field = f"{key}.{index}"
+        try:
+            found += [(field, path) for path in _matches(pattern, base_dir)]
+        except SourceError as error:
+            found.append((field, error.at(field)))
+    return found
+
+
+def find_sorted(patterns: list[str], base_dir: Path) -> list[Found]:
+    """Look for every file, each once, in the order of their paths; what is not there comes first."""
+    by_path: dict[Path, str] = {}
+    missing: list[Found] = []
+    for field, path in find_each(patterns, base_dir):
+        if isinstance(path, SourceError):
+            missing.append((field, path))
+        else:
+            by_path.setdefault(path, field)
+    return [*missing, *((by_path[path], path) for path in sorted(by_path, key=lambda path: path.as_posix()))]
+
+
+def require(found: Iterable[Found]) -> list[Path]:
+    """Return the files; raises the SourceError of the first one that is not there."""
+    paths = []
+    for _, path in found:
+        if isinstance(path, SourceError):
+            raise path
+        paths.append(path)
+    return paths
+
+
+def file_parts(found: Iterable[Found], read: ReadFile) -> Iterator[Part]:
+    """Yield a part for every file."""
+    for field, path in found:
+        if isinstance(path, SourceError):
+            yield Part(field, partial(_refuse, path))
+        else:
+            yield Part(field, partial(_read_file, read, path), path)
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return 64 hex digits over the files' bytes in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with naming_file(path), open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def match_files(pattern: str, base_dir: Path) -> list[Path]:
+    """Return the files that a path or glob pattern names, sorted; relative patterns start at `base_dir`."""
+    path = Path(pattern)
+    if not _is_pattern(pattern):
+        file = path if path.is_absolute() else base_dir / path
+        return [file] if file.exists() else []
+    root, relative = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (base_dir, path)
+    found = []
+    for file in root.glob(str(relative)):
+        if file.is_file():
+            found.append(file)
+        if len(found) > MAX_FILES:
+            raise ValueError(f"more than {MAX_FILES} files match")
+    return sorted(found)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file, unpacked where its name ends in .gz; raises OSError for a pipe, which nobody may ever write to."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open UTF-8 text; a byte order mark is passed over. Bytes that are not UTF-8 raise SourceError with their line."""
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
+        try:
+            yield file
+        except UnicodeDecodeError:
+            raise SourceError(Code.NOT_UTF8, f"{_bad_byte(path)} is not UTF-8 text", "convert it to UTF-8") from None
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file into SourceError."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(Code.UNREADABLE_DATA, f"{path} cannot be read: {reason(error)}") from None
+
+
+def _matches(pattern: str, base_dir: Path) -> list[Path]:
+    if pattern.startswith("~") or "://" in pattern or "$" in pattern:
+        raise SourceError(Code.INVALID_PATH, "expected a path or a glob pattern; '~', '$' and URLs are not expanded")
+    try:
+        matches = match_files(pattern, base_dir)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise SourceError(Code.INVALID_PATH, f"not a usable pattern ({error})") from None
+    if not matches and _is_pattern(pattern):
+        raise SourceError(Code.MISSING_FILE, f"no file matches {pattern}", f"looked in {base_dir.resolve()}")
+    if not matches:
+        raise SourceError(Code.MISSING_FILE, f"there is no such file: {pattern}", _nearby(pattern, base_dir))
+    for path in matches:
+        if path.is_dir():
+            raise SourceError(Code.INVALID_PATH, f"{path} is a folder", f"did you mean {pattern.rstrip('/')}/*?")
+        if not path.is_file():
+            raise SourceError(Code.INVALID_PATH, f"{path} is no regular file")
+    return matches
+
+
+def _nearby(pattern: str, base_dir: Path) -> str:
+    folder = base_dir / Path(pattern).parent
+    names = sorted(os.listdir(folder))[:1000] if folder.is_dir() else []
+    guess = nearest(Path(pattern).name, names) if names else None
+    return f"did you mean {Path(pattern).parent / guess}?" if guess else f"looked in {folder.resolve()}"
+
+
+def _is_pattern(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[")
+
+
+def _refuse(error: SourceError, limit: int | None) -> NoReturn:
+    raise error
+
+
+def _read_file(read: ReadFile, path: Path, limit: int | None) -> Iterator[RawRow]:
+    with naming_file(path):
+        yield from read(path, limit)
+
+
+def _bad_byte(path: Path) -> str:
+    """Find the line of the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                decoder.decode(line)
+            except UnicodeDecodeError as error:
+                return f"{path}:{number} (byte 0x{error.object[error.start]:02x})"
+    return f"{path} (its last character is cut off)"

@@ -1,71 +1,118 @@
 """The reward stage: train a score model on preference pairs, measure it on held-out ones, hand back a draft."""
 
-import math
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.stages.reward import Reward
 from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.data.tokenizer import load_tokenization
+from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.models.load import head_name
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
 from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.loop import Evaluation, Outcome
 from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
-from trainers.training.steps import PlannedBatches, TrainingPlan, plan_training
+from trainers.training.steps import PlannedBatches, TrainingPlan
+from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_draft
 
 WRAPPER = "network."
 """Prefix that `ScoreModel` gives to the network's parameter names."""
 
 
+@dataclass(frozen=True)
+class PreferenceData:
+    """Pairs of a chosen and a rejected answer."""
+
+    tokenization: Tokenization
+    training: Dataset
+    held_out: Dataset | None
+
+
+@dataclass(frozen=True)
+class RewardTask:
+    """Training of a reward model."""
+
+    spec: Reward
+    context: StageContext
+
+    def open_data(self) -> PreferenceData:
+        """Open the pairs."""
+        spec, context = self.spec, self.context
+        tokenization = load_tokenization(model_folder(context, "init_from"))
+        length = spec.train.sequence_length
+        training, held_out = open_sets(
+            spec, context, lambda use: data_request(context, use, tokenization, length, spec.template)
+        )
+        return PreferenceData(tokenization, training, held_out)
+
+    def build(self, data: PreferenceData) -> "RewardTrainee":
+        """Load the backbone with a new scalar head."""
+        network, head, peft_config, stack = _build_network(self.spec, self.context)
+        return RewardTrainee(self.spec, self.context, data, network, head, peft_config, stack)
+
+
+@dataclass(frozen=True)
+class RewardTrainee:
+    """A score model on its pairs."""
+
+    spec: Reward
+    context: StageContext
+    data: PreferenceData
+    network: Any
+    head: str
+    peft_config: Any
+    stack: tuple[str, ...]
+    """What an adapter lies on: the digests of the base and of the adapters on it."""
+
+    @property
+    def num_rows(self) -> int:
+        """Pairs of an epoch."""
+        return len(self.data.training)
+
+    def course(self, training: TrainingPlan[Reward]) -> Course:
+        """One engine; measured on held-out pairs, or on the training's where there are none. Collective."""
+        spec, data = self.spec, self.data
+        phase = training.phase(ScoreModel(self.network, self.head), RewardObjective(spec.center_coefficient))
+        measured = data.training if data.held_out is None else data.held_out
+
+        def evaluate() -> Evaluation:
+            found = _evaluation(phase.engine, measured, training)
+            return Evaluation(found.metrics(), gate_reasons=tuple(failed_gates(found, spec.min_accuracy)))
+
+        plan = BatchPlan(data.training, self.context.seed, **training.share)
+        return Course([phase], PlannedBatches(plan, training.steps), evaluate)
+
+    def draft(self, training: TrainingPlan[Reward], course: Course, outcome: Outcome) -> Draft | None:
+        """Write the reward model with the statistics that its scores are normalised by; collective."""
+        data, found, dtype = self.data, outcome.evaluation, dtype_of(self.spec.shard.precision)
+        return write_text_draft(
+            TrainedText(
+                *("score_model", self.network, WRAPPER, data.tokenization, dtype, self.peft_config, (self.head,)),
+                stack=self.stack,
+            ),
+            self.context,
+            course.phases[0].engine,
+            training.checkpoint,
+            outcome,
+            artifact="reward_model",
+            metrics={
+                **outcome.amounts(),
+                "evaluation": {**found.finite(), "held_out": data.held_out is not None},
+                "scores": {"mean": found.scalars["score_mean"], "std": found.scalars["score_std"]},
+                "data": data.training.report.to_json(),
+            },
+        )
+
+
 def run_reward(spec: Reward, context: StageContext) -> Draft | None:
     """Train a reward model; the draft comes from rank 0. Collective."""
-    context.observer.phase("data")
-    use_fast_matmul(context.ranks.device)
-    tokenization = load_tokenization(model_folder(context, "init_from"))
-    length = spec.train.sequence_length
-    dataset, held_out = open_sets(
-        spec, context, lambda use: data_request(context, use, tokenization, length, spec.template)
-    )
-    evaluation_set = dataset if held_out is None else held_out
-
-    context.observer.phase("model")
-    network, head, peft_config, stack = _build_network(spec, context)
-    training = plan_training(spec, context, len(dataset))
-    phase = training.phase(ScoreModel(network, head), RewardObjective(spec.center_coefficient))
-    evaluations: list[RewardEvaluation] = []
-
-    def evaluate() -> dict[str, float]:
-        evaluations.append(_evaluation(phase.engine, evaluation_set, training))
-        return evaluations[-1].metrics()
-
-    plan = BatchPlan(dataset, context.seed, **training.share)
-    outcome = training.run([phase], PlannedBatches(plan, training.steps), evaluate)
-    evaluation = evaluations[-1]
-    measured = {name: value for name, value in evaluation.metrics().items() if math.isfinite(value)}
-    dtype = dtype_of(spec.shard.precision)
-    draft = write_text_draft(
-        TrainedText("score_model", network, WRAPPER, tokenization, dtype, peft_config, (head,), stack=stack),
-        context,
-        phase.engine,
-        training.checkpoint,
-        outcome,
-        artifact="reward_model",
-        metrics={
-            **outcome.amounts(),
-            "evaluation": {**measured, "held_out": held_out is not None},
-            "scores": {"mean": evaluation.score_mean, "std": evaluation.score_std},
-            "data": dataset.report.to_json(),
-        },
-        gate_reasons=tuple(failed_gates(evaluation, spec.min_accuracy)),
-    )
-    phase.engine.close()
-    return draft
+    return run_training(RewardTask(spec, context))
 
 
 def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any, tuple[str, ...]]:

@@ -66,6 +66,8 @@ class StoreCheckpoint:
     """Earlier fingerprints of this stage whose states are of no use: an input has changed."""
     changes: Sequence[Mapping[str, Any]] = ()
     """Those settings: field, before, after."""
+    search: Callable[[], StateManifest | None] | None = None
+    """Gives the state to resume from, the same one on every rank; None: the store is searched. Collective."""
     _task: BackgroundTask = field(default_factory=BackgroundTask, init=False, repr=False)
     _buffer: HostBuffer = field(default_factory=HostBuffer, init=False, repr=False)
     _differing: list[str] = field(default_factory=list, init=False, repr=False)
@@ -134,7 +136,7 @@ class StoreCheckpoint:
 
     def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest state that verifies, the same one on every rank."""
-        manifest = find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
+        manifest = self._find() if self.search is None else self.search()
         if manifest is None:
             return None
         with TensorReader(self.store, manifest) as reader:
@@ -146,6 +148,9 @@ class StoreCheckpoint:
             # What was finished, or stopped by a rule, under other settings may go on under these.
             loop = LoopState(**{**asdict(loop), "rule": None})
         return loop, SourceState(_value(manifest, "source"), tensors)
+
+    def _find(self) -> StateManifest | None:
+        return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
     def _note_resume(self, manifest: StateManifest, engine: StatefulEngine) -> None:
         """Take over what differed at earlier resumes, and find what differs at this one."""

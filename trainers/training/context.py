@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,17 +59,21 @@ class StageContext:
 
     def checkpoint(self, layout: Layout) -> StoreCheckpoint:
         """Return where the stage's training state is saved and found."""
-        place = (self.store, self.run, self.stage, self.fingerprint, self.lease)
         return StoreCheckpoint(
-            *place, layout, versions(), accepts=self.accepts, replaced=self.replaced, changes=self.changes
+            *(self.store, self.run, self.stage, self.fingerprint, self.lease, layout, versions()),
+            accepts=self.accepts,
+            replaced=self.replaced,
+            changes=self.changes,
+            search=lambda: self.saved_state,
         )
 
     def samples(self) -> SegmentWriter:
         """Return where this attempt keeps samples for the run's report; rank 0 alone."""
         return self.store.run(self.run).writer(f"samples/{self.stage}/{self.lease}")
 
-    def find_state(self) -> StateManifest | None:
-        """Return the training state that the stage goes on from; collective."""
+    @cached_property
+    def saved_state(self) -> StateManifest | None:
+        """The training state that the stage resumes from, searched for once; collective at the first use."""
         return find_state(self.store, self.run, self.stage, self.fingerprint, self.accepts, self.replaced)
 
 

@@ -99,6 +99,26 @@ class Cadence:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What was measured on held-out rows at one point of a training; equal on all ranks."""
+
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """By name; they are logged."""
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What is no number: a confusion matrix, examples. Plain JSON; it goes into the artifact's metrics."""
+    gate_reasons: tuple[str, ...] = ()
+    """Why later stages should not build on the model as it is now; empty passes the gate."""
+
+    def finite(self) -> dict[str, float]:
+        """Return the scalars that are numbers."""
+        return {name: value for name, value in self.scalars.items() if math.isfinite(value)}
+
+
+Evaluate = Callable[[], Evaluation]
+"""Measures the model on held-out rows; collective."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a training ended; a preempted one raises `Preempted` instead."""
 
@@ -109,7 +129,8 @@ class Outcome:
     skipped_steps: int
     samples: int
     weight: float
-    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """The last one; empty where nothing was measured."""
     last_metrics: dict[str, float] = field(default_factory=dict)
 
     def ending(self) -> dict[str, Any]:
@@ -129,16 +150,9 @@ class Outcome:
             "skipped_steps": self.skipped_steps,
         }
 
-    def finite_evaluation(self) -> dict[str, float]:
-        """Return the held-out metrics that are numbers."""
-        return {name: value for name, value in self.evaluation.items() if math.isfinite(value)}
-
 
 LearningRates = Callable[[int], Mapping[str, float]]
 """Learning rate of each parameter group at a step, from 0."""
-
-Evaluate = Callable[[], Mapping[str, float]]
-"""Held-out metrics, equal on all ranks; collective."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,7 @@ class _Training:
         self._seed = seed
         self._loop = LoopState()
         self._saved_at = 0
-        self._evaluation: dict[str, float] = {}
+        self._evaluation = Evaluation()
         self._evaluated_at = -1
         self._metrics: dict[str, float] = {}
 
@@ -273,8 +287,8 @@ class _Training:
     def _evaluate(self) -> None:
         assert self._evaluate_model is not None
         self._phase("evaluate")
-        found = dict(self._evaluate_model())
-        named = {f"eval/{name}": value for name, value in found.items() if math.isfinite(value)}
+        found = self._evaluate_model()
+        named = {f"eval/{name}": value for name, value in found.finite().items()}
         self._observer.metrics(self._loop.steps_done, named)
         self._evaluation, self._evaluated_at = found, self._loop.steps_done
 
@@ -293,7 +307,7 @@ class _Training:
         raise Preempted(f"stopped after {done} of {self._planned} steps; {kept}")
 
 
-def _outcome(loop: LoopState, planned: int, evaluation: dict[str, float], metrics: dict[str, float]) -> Outcome:
+def _outcome(loop: LoopState, planned: int, evaluation: Evaluation, metrics: dict[str, float]) -> Outcome:
     return Outcome(
         state="completed" if loop.rule is None else "stopped_by",
         rule=loop.rule,

@@ -78,7 +78,7 @@ def stage_layout(
 ) -> Layout:
     """Derive micro-batch and accumulation; a saved state of as many workers keeps its own. Collective."""
     workers = context.ranks.world_size
-    saved = context.find_state()
+    saved = context.saved_state
     if saved is not None and saved.layout.workers == workers:
         return saved.layout
     micro, accumulation = micro_batches(global_batch, workers, micro_batch, at_most=at_most)

@@ -122,7 +122,6 @@ def write_text_draft(
     *,
     artifact: ArtifactKind,
     metrics: Mapping[str, Any],
-    gate_reasons: tuple[str, ...],
 ) -> Draft | None:
     """Write, probe and upload what the stage made, `artifact` its kind; the draft comes from rank 0. Collective."""
     kind, model, tokenization, dtype = trained.kind, trained.model, trained.tokenization, trained.dtype
@@ -144,7 +143,7 @@ def write_text_draft(
         checks=tuple(checks),
         outcome=outcome.ending(),
         metrics=metrics,
-        gate_reasons=gate_reasons,
+        gate_reasons=outcome.evaluation.gate_reasons,
         contract=tokenization.contract_hash,
         base=trained.base(context),
         stack=trained.lower_stack,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.errors import Preempted
 from trainers.training import loop
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import Cadence, Evaluation, train
 from trainers.training.observer import Interrupted, counted, interruptible, raise_if_stopping
 
 
@@ -114,7 +114,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(tiny: SimpleNamespace, uri: str) -> None:
     def evaluation(listener: Listener) -> Any:
-        return lambda: {"loss": float(len(list(interruptible(batches(5), listener, "evaluate", 10))))}
+        return lambda: Evaluation({"loss": float(len(list(interruptible(batches(5), listener, "evaluate", 10))))})
 
     whole = Listener()
     straight = run(tiny, f"{uri}-straight", whole, evaluate=evaluation(whole))
@@ -196,7 +196,7 @@ def test_a_stop_is_answered_in_the_loop_alone(tiny: SimpleNamespace, uri: str) -
 def test_a_stop_has_to_be_answered_where_steps_would_be_lost(tiny: SimpleNamespace, uri: str) -> None:
     listener = Listener()
     checkpoint = tiny.open_checkpoint(uri)
-    evaluate = lambda: {"loss": 1.0}  # noqa: E731
+    evaluate = lambda: Evaluation({"loss": 1.0})  # noqa: E731
     train(
         tiny.make_engine(), tiny.Squares(), tiny.Source(4), learning_rates=lambda step: {"model": 0.05}, seed=3,
         cadence=Cadence(2, 1), checkpoint=checkpoint, evaluate=evaluate, observer=listener,

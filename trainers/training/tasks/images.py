@@ -1,7 +1,7 @@
 """Training a model of pictures, from data to draft; families differ in their module and in what they draw."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,19 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
 from trainers.evaluation.image_metrics import vendi_score
 from trainers.inference.image_grid import grid_sample
-from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import Drawing
 from trainers.models.lora import adapter_tensors, merged_tensors
 from trainers.store.manifest import Layout
 from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, open_images
 from trainers.training.image_candidate import write_image_draft
-from trainers.training.loop import SourceState
+from trainers.training.loop import Evaluation, Outcome, SourceState
 from trainers.training.objectives.images import ImageObjective
 from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
-from trainers.training.steps import plan_training
+from trainers.training.steps import TrainingPlan
+from trainers.training.task import Course, run_training
 from trainers.training.tasks.image_start import ImageStart, show_form, start_training, with_caption_tokens
 
 NETWORK = "net."
@@ -39,46 +39,83 @@ NETWORK = "net."
 ImageSpec = PretrainImages | FinetuneImages
 
 
-def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
-    """Train a model of pictures, or go on with one; the draft comes from rank 0. Collective."""
-    context.observer.phase("data")
-    use_fast_matmul(context.ranks.device)
-    dataset = open_images(context, _request(spec, context))
-    held_out = _held_out_set(spec, context)
+@dataclass(frozen=True)
+class ImageData:
+    """Images to learn from, and held-out ones where the recipe has any."""
 
-    context.observer.phase("model")
-    start = start_training(spec, context, dataset)
-    blueprint, family, dataset = start.blueprint, start.family, start.dataset
-    if held_out is not None:
-        held_out = _fitted(held_out, start)
-    training = plan_training(spec, context, len(dataset))
-    phases = [
-        training.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
-        for part in family.phases()
-    ]
-    engines = [phase.engine for phase in phases]
-    plan = BatchPlan(dataset, context.seed, **training.share)
-    adapted = None if start.peft_config is None else family.module
-    source = ImageBatches(plan, training.steps, engines, start.ema_decay, family.averaged, adapted)
-    outcome = training.run(
-        phases, source, Evaluation(spec, context, blueprint, engines[0], source, dataset, held_out, training.layout)
-    )
-    evaluation = outcome.finite_evaluation()
-    draft = write_image_draft(
-        blueprint,
-        source.weights(),
-        context,
-        training.checkpoint,
-        outcome,
-        dtype=dtype_of(spec.shard.precision),
-        metrics={**outcome.amounts(), "evaluation": evaluation, "data": dataset.report.to_json()},
-        gate_reasons=tuple(family.gate_reasons(evaluation, dataset)),
-        peft_config=start.peft_config,
-        adapter=None if start.peft_config is None else source.adapter_weights(),
-    )
-    for engine in engines:
-        engine.close()
-    return draft
+    training: ImageDataset
+    held_out: ImageDataset | None
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Training of an image model of any family, from random weights or from another model."""
+
+    spec: ImageSpec
+    context: StageContext
+
+    def open_data(self) -> ImageData:
+        """Open the images."""
+        training = open_images(self.context, _request(self.spec, self.context))
+        return ImageData(training, _held_out_set(self.spec, self.context))
+
+    def build(self, data: ImageData) -> "ImageTrainee":
+        """Build or open the family; raises RequestError for images that do not fit it."""
+        start = start_training(self.spec, self.context, data.training)
+        held_out = None if data.held_out is None else _fitted(data.held_out, start)
+        return ImageTrainee(self.spec, self.context, start, held_out)
+
+
+@dataclass(frozen=True)
+class ImageTrainee:
+    """An image model on its images."""
+
+    spec: ImageSpec
+    context: StageContext
+    start: ImageStart
+    held_out: ImageDataset | None
+
+    @property
+    def num_rows(self) -> int:
+        """Images of an epoch."""
+        return len(self.start.dataset)
+
+    def course(self, training: TrainingPlan[ImageSpec]) -> Course:
+        """An engine for each part that the family trains in turn; collective."""
+        start, family = self.start, self.start.family
+        phases = [
+            training.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+            for part in family.phases()
+        ]
+        engines = [phase.engine for phase in phases]
+        plan = BatchPlan(start.dataset, self.context.seed, **training.share)
+        adapted = None if start.peft_config is None else family.module
+        source = ImageBatches(plan, training.steps, engines, start.ema_decay, family.averaged, adapted)
+        measure = ImageEvaluation(self.spec, self.context, start, engines[0], source, self.held_out, training.layout)
+        return Course(phases, source, measure)
+
+    def draft(self, training: TrainingPlan[ImageSpec], course: Course, outcome: Outcome) -> Draft | None:
+        """Write the family as it is kept: averaged where it keeps an average. Collective."""
+        start, source = self.start, course.source
+        assert isinstance(source, ImageBatches)
+        metrics = {"evaluation": outcome.evaluation.finite(), "data": start.dataset.report.to_json()}
+        return write_image_draft(
+            start.blueprint,
+            source.weights(),
+            self.context,
+            training.checkpoint,
+            outcome,
+            dtype=dtype_of(self.spec.shard.precision),
+            metrics={**outcome.amounts(), **metrics},
+            gate_reasons=outcome.evaluation.gate_reasons,
+            peft_config=start.peft_config,
+            adapter=None if start.peft_config is None else source.adapter_weights(),
+        )
+
+
+def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
+    """Train an image model; the draft comes from rank 0. Collective."""
+    return run_training(ImageTask(spec, context))
 
 
 @dataclass
@@ -145,19 +182,18 @@ class ImageBatches:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Held-out metrics, and a grid of pictures at fixed seeds for the report."""
+class ImageEvaluation:
+    """Held-out metrics, and a grid of images at fixed seeds for the report."""
 
     spec: ImageSpec
     context: StageContext
-    blueprint: Blueprint
+    start: ImageStart
     engine: Engine
     source: ImageBatches
-    training: ImageDataset
     held_out: ImageDataset | None
     layout: Layout
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> Evaluation:
         """Evaluate; collective."""
         found: dict[str, float] = {}
         if self.held_out is not None:
@@ -169,14 +205,16 @@ class Evaluation:
             found = evaluate(self.engine.module, ImageObjective(), shown, self.engine.device)
         if self.spec.train.grid:
             found |= distributed.broadcast_json(self._draw())
-        return found
+        measured = Evaluation(found)
+        reasons = self.start.family.gate_reasons(measured.finite(), self.start.dataset)
+        return replace(measured, gate_reasons=tuple(reasons))
 
     def _draw(self) -> dict[str, float]:
         """Draw the grid on rank 0; returns how diverse it is."""
         weights = self.source.weights()
         if self.context.ranks.rank != 0:
             return {}
-        family = self.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
+        family = self.start.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
         if not isinstance(family, Drawing):
             return {}
         pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
@@ -185,10 +223,10 @@ class Evaluation:
         columns = len(family.facts.classes) if family.is_conditional else None
         writer.append(grid_sample(pictures, columns, step))
         writer.flush()
-        if len(pictures) < VENDI_PICTURES or len(self.training) < len(pictures):
+        if len(pictures) < VENDI_PICTURES or len(self.start.dataset) < len(pictures):
             return {}
-        rows = drawn_rows(self.training.digest, 0, len(pictures), len(self.training))
-        real = vendi_score(self.training.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+        rows = drawn_rows(self.start.dataset.digest, 0, len(pictures), len(self.start.dataset))
+        real = vendi_score(self.start.dataset.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
         drawn = vendi_score(pictures.numpy())
         return {"vendi": drawn, "vendi_share": drawn / real}
 

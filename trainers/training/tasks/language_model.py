@@ -1,8 +1,8 @@
 """Pretraining and fine-tuning: the same objective, engine and loop on other data."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,7 @@ from trainers.evaluation.held_out import evaluate, perplexity
 from trainers.evaluation.image_text_responses import pictured_response_report
 from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
-from trainers.evaluation.translation import Translations, translate
+from trainers.evaluation.translation import translate
 from trainers.models.build import build_language_model
 from trainers.models.decoder import TokenizerFacts
 from trainers.models.load import ModelKind, lacks_head, model_family
@@ -38,96 +38,149 @@ from trainers.models.vision_language import (
 from trainers.store.manifest import Layout
 from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
-from trainers.training.loop import BatchSource, Outcome
+from trainers.training.loop import BatchSource, Evaluate, Evaluation, Outcome
 from trainers.training.objectives.objective_for import Learning, build_learning
 from trainers.training.observer import Observer, interruptible
-from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
-from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan, plan_training
-from trainers.training.tasks.text_classifier import run_classification
+from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan
+from trainers.training.task import Course, run_training
+from trainers.training.tasks.text_classifier import TextClassifierTask
 from trainers.training.text_candidate import TrainedText, write_text_draft
 
 WRAPPER = "model."
 """Prefix that `TokenLosses` gives to the model's parameter names."""
 
 
+@dataclass(frozen=True)
+class TextData:
+    """What a language model learns from, and how it is read."""
+
+    family: str
+    tokenization: Tokenization
+    images: PictureProcessor | None
+    """Of a vision-language model."""
+    training: Dataset
+    held_out: Dataset | None
+
+
+@dataclass(frozen=True)
+class LanguageModelTask:
+    """Pretraining or fine-tuning of a language model of any family."""
+
+    spec: Pretrain | Finetune
+    context: StageContext
+
+    def open_data(self) -> TextData:
+        """Train or take the tokenizer, and open the rows."""
+        spec, context = self.spec, self.context
+        family = stage_family(spec, context)
+        tokenization = build_stage_tokenization(spec, context)
+        images = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
+        training, held_out = open_sets(
+            spec, context, lambda use: training_request(spec, family, use, context, tokenization, images)
+        )
+        return TextData(family, tokenization, images, training, held_out)
+
+    def build(self, data: TextData) -> "LanguageTrainee":
+        """Build the model from random weights or load it, with an adapter where one is trained."""
+        spec, context = self.spec, self.context
+        model, stack = build_stage_model(spec, context, data.tokenization)
+        on = start_names(len(stack) - 1)
+        peft_config = choose_trained(spec, context, model, data.images, on) if isinstance(spec, Finetune) else None
+        learning = build_learning(spec, data.family, model, data.tokenization, context.seed)
+        return LanguageTrainee(spec, context, data, model, learning, peft_config, stack)
+
+
+@dataclass(frozen=True)
+class LanguageTrainee:
+    """A language model on its rows."""
+
+    spec: Pretrain | Finetune
+    context: StageContext
+    data: TextData
+    model: Any
+    learning: Learning
+    peft_config: Any
+    stack: tuple[str, ...]
+    """What an adapter lies on: the digests of the base and of the adapters on it."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.data.training)
+
+    def course(self, training: TrainingPlan[Pretrain | Finetune]) -> Course:
+        """One engine; held-out rows are measured where there are any. Collective."""
+        data, learning = self.data, self.learning
+        phase = training.phase(learning.module, learning.objective)
+        evaluate_held_out = None
+        if data.held_out is not None:
+            evaluate_held_out = held_out_loss(
+                phase.engine,
+                learning,
+                data.training,
+                data.held_out,
+                self.spec,
+                training.layout,
+                data.tokenization,
+                self.context.observer,
+            )
+        source = batch_source(training, data.family, self.model, learning, data.training)
+        return Course([phase], source, evaluate_held_out)
+
+    def draft(self, training: TrainingPlan[Pretrain | Finetune], course: Course, outcome: Outcome) -> Draft | None:
+        """Ask a tuned model held-out prompts, then write it; collective."""
+        spec, data, (phase,) = self.spec, self.data, course.phases
+        trained = TrainedText(
+            self.learning.kind,
+            self.model,
+            WRAPPER,
+            data.tokenization,
+            dtype_of(spec.shard.precision),
+            self.peft_config,
+            merge=not isinstance(spec, Finetune) or spec.merge,
+            further_files={} if data.images is None else data.images.files,
+            stack=self.stack,
+        )
+        metrics = stage_metrics(outcome, data.training)
+        if isinstance(spec, Finetune):
+            responses = held_out_responses(spec, self.context, phase.engine, trained, data.held_out)
+            metrics |= {} if responses is None else {"responses": responses}
+        if self._has_new_head():
+            metrics["new_head"] = "the start has none; drawn from the seed"
+        return write_text_draft(
+            trained,
+            self.context,
+            phase.engine,
+            training.checkpoint,
+            outcome,
+            artifact="model" if self.peft_config is None else "adapter",
+            metrics={**metrics, **outcome.evaluation.tables},
+        )
+
+    def _has_new_head(self) -> bool:
+        is_masked = self.learning.kind == "masked_model"
+        return self.spec.init_from is not None and is_masked and lacks_head(model_folder(self.context, "init_from"))
+
+
 def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
-    """Train a model of text of any family; the draft comes from rank 0. Collective."""
+    """Train a text model of any family; the draft comes from rank 0. Collective."""
     family = stage_family(spec, context)
+    _demand_keys(spec, family)
+    if isinstance(spec, Finetune) and family == "encoder":
+        return run_training(TextClassifierTask(spec, context))
+    return run_training(LanguageModelTask(spec, context))
+
+
+def _demand_keys(spec: Pretrain | Finetune, family: str) -> None:
+    """Raise RequestError for a key that serves other families."""
+    if isinstance(spec, Pretrain) and family == "vision_language":
+        raise RequestError("vision-language models can only be fine-tuned; use kind: finetune")
     if isinstance(spec, Finetune) and spec.parts is not None and family != "vision_language":
         raise RequestError(f"parts: a model of family {family} has one part; remove the key")
     if isinstance(spec, Finetune) and spec.dropout is not None and family != "encoder":
         raise RequestError(f"dropout: serves encoders, which learn labels; the model is of family {family}")
-    if isinstance(spec, Finetune) and family == "encoder":
-        return run_classification(spec, context)
-    if isinstance(spec, Pretrain) and family == "vision_language":
-        raise RequestError("a pretrain stage takes no vision-language model; finetune does")
-    context.observer.phase("data")
-    use_fast_matmul(context.ranks.device)
-    tokenization = build_stage_tokenization(spec, context)
-    pictures = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
-    dataset, evaluation_set = open_sets(
-        spec, context, lambda use: training_request(spec, family, use, context, tokenization, pictures)
-    )
-
-    context.observer.phase("model")
-    model, stack = build_stage_model(spec, context, tokenization)
-    on = start_names(len(stack) - 1)
-    peft_config = choose_trained(spec, context, model, pictures, on) if isinstance(spec, Finetune) else None
-    learning = build_learning(spec, family, model, tokenization, context.seed)
-    training = plan_training(spec, context, len(dataset))
-    phase = training.phase(learning.module, learning.objective)
-    engine = phase.engine
-    translations: list[Translations] = []
-    evaluate_held_out = None
-    if evaluation_set is not None:
-        evaluate_held_out = held_out_loss(
-            engine,
-            learning,
-            dataset,
-            evaluation_set,
-            spec,
-            training.layout,
-            tokenization,
-            translations,
-            context.observer,
-        )
-    outcome = training.run([phase], batch_source(training, family, model, learning, dataset), evaluate_held_out)
-    trained = TrainedText(
-        learning.kind,
-        model,
-        WRAPPER,
-        tokenization,
-        dtype_of(spec.shard.precision),
-        peft_config,
-        merge=not isinstance(spec, Finetune) or spec.merge,
-        further_files={} if pictures is None else pictures.files,
-        stack=stack,
-    )
-    metrics = stage_metrics(outcome, dataset)
-    if isinstance(spec, Finetune):
-        responses = held_out_responses(spec, context, engine, trained, evaluation_set)
-        metrics |= {} if responses is None else {"responses": responses}
-    if (
-        spec.init_from is not None
-        and learning.kind == "masked_model"
-        and lacks_head(model_folder(context, "init_from"))
-    ):
-        metrics["new_head"] = "the start has none; drawn from the seed"
-    if translations:
-        metrics["translations"] = translations[-1].report()
-    draft = write_text_draft(
-        trained,
-        context,
-        engine,
-        training.checkpoint,
-        outcome,
-        artifact="model" if peft_config is None else "adapter",
-        metrics=metrics,
-        gate_reasons=gate_reasons(outcome, tokenization.vocab_size),
-    )
-    engine.close()
-    return draft
 
 
 def batch_source(
@@ -247,12 +300,11 @@ def held_out_loss(
     spec: Pretrain | Finetune,
     layout: Layout,
     tokenization: Tokenization,
-    translations: list[Translations],
     observer: Observer,
-) -> Callable[[], dict[str, float]]:
+) -> Evaluate:
     """Return the evaluation of the stage: mean loss and perplexity over held-out rows, and a counted model's.
 
-    What a fine-tuned encoder-decoder wrote is scored, and left in `translations`. Counts here. Collective.
+    What a fine-tuned encoder-decoder writes is scored and becomes the table `translations`. Counts here. Collective.
     """
     rows, length = spec.train.evaluation_rows, spec.train.sequence_length
     is_stream = dataset.form == "stream"
@@ -265,7 +317,10 @@ def held_out_loss(
         baseline = ngram_perplexity([training_set], dataset, counted_rows, tokenization.vocab_size)
     count = min(rows, len(dataset))
 
-    def run() -> dict[str, float]:
+    def reasons(means: Mapping[str, float]) -> tuple[str, ...]:
+        return gate_reasons(means.get("loss"), tokenization.vocab_size)
+
+    def run() -> Evaluation:
         share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared: Iterable[Any]
         if is_stream:
@@ -283,11 +338,10 @@ def held_out_loss(
             with engine.gathered() as bare:
                 asked = interruptible(evaluation_batches(*share), observer, "targets", count)
                 written = translate(bare.model, dataset, asked, tokenization, **search)
-            translations.append(written)
-            return {**means, **written.scores()}
-        if "loss" not in means or not learning.predicts_next:
-            return means
-        return {**means, "perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline}
+            return Evaluation({**means, **written.scores()}, {"translations": written.report()}, reasons(means))
+        if "loss" in means and learning.predicts_next:
+            means |= {"perplexity": perplexity(means["loss"]), "ngram_perplexity": baseline}
+        return Evaluation(means, gate_reasons=reasons(means))
 
     return run
 
@@ -324,16 +378,15 @@ def stage_metrics(outcome: Outcome, dataset: Dataset) -> dict[str, Any]:
     """Return the stage's standard report: losses, amounts, what became of the data's rows; no durations."""
     return {
         **outcome.amounts(),
-        "evaluation": outcome.finite_evaluation(),
+        "evaluation": outcome.evaluation.finite(),
         "target_tokens": int(outcome.weight),
         "data": dataset.report.to_json(),
         "training_set": dataset.digest,
     }
 
 
-def gate_reasons(outcome: Outcome, vocab_size: int) -> tuple[str, ...]:
+def gate_reasons(loss: float | None, vocab_size: int) -> tuple[str, ...]:
     """Return why later stages should not build on the model: held-out loss no better than guessing."""
-    loss = outcome.evaluation.get("loss")
     if loss is not None and not loss < math.log(vocab_size):
         return (f"held-out loss {loss:.3f} is not below that of a uniform guess, {math.log(vocab_size):.3f}",)
     return ()

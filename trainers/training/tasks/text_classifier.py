@@ -1,7 +1,6 @@
 """Fine-tuning of an encoder to a classifier of texts, full or with adapters, maybe beside rows without a label."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,71 +14,110 @@ from trainers.data.dataset import Dataset
 from trainers.data.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
 from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest
-from trainers.data.tokenizer import load_tokenization
+from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.class_metrics import Predictions
 from trainers.models.load import CLASSIFIER_PARTS, load_model
 from trainers.models.lora import add_adapter
 from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.training.loop import Evaluate, Evaluation, Outcome
 from trainers.training.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of, use_fast_matmul
+from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
-from trainers.training.steps import PlannedBatches, TrainingPlan, plan_training
+from trainers.training.steps import PlannedBatches, TrainingPlan
+from trainers.training.task import Course
 from trainers.training.text_candidate import TrainedText, write_text_draft
 
 WRAPPER = "model."
 """Prefix that `ClassLosses` gives to the model's parameter names."""
 
 
-def run_classification(spec: Finetune, context: StageContext) -> Draft | None:
-    """Train a classifier; the draft comes from rank 0. Collective."""
-    context.observer.phase("data")
-    use_fast_matmul(context.ranks.device)
-    tokenization = load_tokenization(model_folder(context, "init_from"))
+@dataclass(frozen=True)
+class LabelledData:
+    """Texts with classes, maybe beside texts without."""
 
-    def request(use: SourceUse) -> DataRequest:
-        return data_request(context, replace(use, role="labels"), tokenization, spec.train.sequence_length)
+    tokenization: Tokenization
+    rows: Dataset
+    labelled: np.ndarray
+    """Numbers of the rows with a label."""
+    unlabelled: np.ndarray
+    held_out: Dataset | None
+    """With the classes numbered as `rows` does."""
 
-    dataset, evaluation_set = open_sets(spec, context, request)
-    if evaluation_set is not None:
-        evaluation_set = _with_classes(evaluation_set, dataset.classes)
-    labelled, unlabelled = split_by_label(dataset, spec.labelled_share)
 
-    context.observer.phase("model")
-    model, peft_config = _build_model(spec, context, dataset.classes)
-    training = plan_training(spec, context, len(labelled))
-    phase = training.phase(ClassLosses(model, spec.pseudo_labels), ClassificationObjective(spec.pseudo_labels))
-    pseudo, seed = spec.pseudo_labels, context.seed
-    masker = None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), tokenization, seed)
-    plan = LabelledPlan(dataset, labelled, unlabelled, pseudo, masker, seed=seed, **training.share)
-    found: list[Predictions] = []
-    outcome = training.run(
-        [phase],
-        PlannedBatches(plan, training.steps),
-        None if evaluation_set is None else _evaluation(phase.engine, evaluation_set, spec, training, found),
-    )
-    predictions = found[-1] if found else None
-    tables = {} if predictions is None else predictions.tables()
-    dtype = dtype_of(spec.shard.precision)
-    draft = write_text_draft(
-        TrainedText("text_classifier", model, WRAPPER, tokenization, dtype, peft_config, CLASSIFIER_PARTS),
-        context,
-        phase.engine,
-        training.checkpoint,
-        outcome,
-        artifact="text_classifier",
-        metrics={
-            **outcome.amounts(),
-            "evaluation": outcome.finite_evaluation() | tables,
-            "rows": {"labelled": len(labelled), "unlabelled": len(unlabelled)},
-            "data": dataset.report.to_json(),
-        },
-        gate_reasons=_gate_reasons(predictions),
-    )
-    phase.engine.close()
-    return draft
+@dataclass(frozen=True)
+class TextClassifierTask:
+    """Fine-tuning of an encoder to a classifier."""
+
+    spec: Finetune
+    context: StageContext
+
+    def open_data(self) -> LabelledData:
+        """Open the rows and tell those with a label from the others."""
+        spec, context = self.spec, self.context
+        tokenization = load_tokenization(model_folder(context, "init_from"))
+
+        def request(use: SourceUse) -> DataRequest:
+            return data_request(context, replace(use, role="labels"), tokenization, spec.train.sequence_length)
+
+        rows, held_out = open_sets(spec, context, request)
+        labelled, unlabelled = split_by_label(rows, spec.labelled_share)
+        if held_out is not None:
+            held_out = _with_classes(held_out, rows.classes)
+        return LabelledData(tokenization, rows, labelled, unlabelled, held_out)
+
+    def build(self, data: LabelledData) -> "TextClassifierTrainee":
+        """Load the encoder with a new head for the classes."""
+        model, peft_config = _build_model(self.spec, self.context, data.rows.classes)
+        return TextClassifierTrainee(self.spec, self.context, data, model, peft_config)
+
+
+@dataclass(frozen=True)
+class TextClassifierTrainee:
+    """An encoder with a head, on its texts."""
+
+    spec: Finetune
+    context: StageContext
+    data: LabelledData
+    model: Any
+    peft_config: Any
+
+    @property
+    def num_rows(self) -> int:
+        """Rows with a label, of which an epoch is made."""
+        return len(self.data.labelled)
+
+    def course(self, training: TrainingPlan[Finetune]) -> Course:
+        """One engine; unlabelled rows learn by pseudo-labels where the recipe says so. Collective."""
+        spec, data, seed = self.spec, self.data, self.context.seed
+        pseudo = spec.pseudo_labels
+        phase = training.phase(ClassLosses(self.model, pseudo), ClassificationObjective(pseudo))
+        masker = None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), data.tokenization, seed)
+        plan = LabelledPlan(data.rows, data.labelled, data.unlabelled, pseudo, masker, seed=seed, **training.share)
+        evaluate = None if data.held_out is None else _evaluation(phase.engine, data.held_out, spec, training)
+        return Course([phase], PlannedBatches(plan, training.steps), evaluate)
+
+    def draft(self, training: TrainingPlan[Finetune], course: Course, outcome: Outcome) -> Draft | None:
+        """Write the classifier; collective."""
+        data, dtype = self.data, dtype_of(self.spec.shard.precision)
+        return write_text_draft(
+            TrainedText(
+                "text_classifier", self.model, WRAPPER, data.tokenization, dtype, self.peft_config, CLASSIFIER_PARTS
+            ),
+            self.context,
+            course.phases[0].engine,
+            training.checkpoint,
+            outcome,
+            artifact="text_classifier",
+            metrics={
+                **outcome.amounts(),
+                "evaluation": {**outcome.evaluation.finite(), **outcome.evaluation.tables},
+                "rows": {"labelled": len(data.labelled), "unlabelled": len(data.unlabelled)},
+                "data": data.rows.report.to_json(),
+            },
+        )
 
 
 def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]) -> tuple[Any, Any]:
@@ -110,12 +148,10 @@ def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     )
 
 
-def _evaluation(
-    engine: Engine, dataset: Dataset, spec: Finetune, training: TrainingPlan[Finetune], found: list[Predictions]
-) -> Callable[[], dict[str, float]]:
-    """Return the evaluation of the stage, which leaves what it saw in `found`; collective."""
+def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: TrainingPlan[Finetune]) -> Evaluate:
+    """Return the evaluation of the stage; collective."""
 
-    def run() -> dict[str, float]:
+    def run() -> Evaluation:
         rank, layout, rows_planned = distributed.rank(), training.layout, spec.train.evaluation_rows
         read = labelled_evaluation_batches(dataset, rows_planned, layout.workers, rank, layout.micro_batch)
         batches = interruptible(read, training.context.observer, "evaluate", min(rows_planned, len(dataset)))
@@ -135,16 +171,14 @@ def _evaluation(
         if len(table) == 0:
             raise RequestError("no held-out row has a label")
         labels, guesses = table[:, 0].astype(int), table[:, 1].astype(int)
-        found.append(Predictions(labels, guesses, table[:, 2], table[:, 3], dataset.classes))
-        return found[-1].scalars()
+        predictions = Predictions(labels, guesses, table[:, 2], table[:, 3], dataset.classes)
+        return Evaluation(predictions.scalars(), predictions.tables(), _gate_reasons(predictions))
 
     return run
 
 
-def _gate_reasons(predictions: Predictions | None) -> tuple[str, ...]:
+def _gate_reasons(predictions: Predictions) -> tuple[str, ...]:
     """Return why later stages should not build on it: it is no better than naming the commonest class."""
-    if predictions is None:
-        return ()
     accuracy, commonest = predictions.scalars()["accuracy"], predictions.commonest_share()
     if accuracy > commonest:
         return ()

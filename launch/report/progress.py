@@ -128,11 +128,12 @@ def rows_lost(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def merge_losses(manifest: ArtifactManifest) -> list[str]:
-    """Say how much of an adapter the precision of the merged model swallows, where that is worth a look."""
+    """Say how much of its adapters the precision of the merged model swallows, where that is worth a look."""
     checked = manifest.verification
     if checked is None or checked.merge_lost is None or checked.merge_lost < LOST_SHARE:
         return []
-    return [f"rounding the merged model swallowed {checked.merge_lost:.0%} of the adapter's update; see its adapter"]
+    lost = f"rounding the merged model swallowed {checked.merge_lost:.0%} of the adapters' update"
+    return [f"{lost}; stages and `sample` open the adapters instead"]
 
 
 class Pace:

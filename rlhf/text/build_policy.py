@@ -102,7 +102,7 @@ class _Wiring:
 def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, device: torch.device) -> _Wiring:
     """Four networks: two that learn, and the frozen reference and reward model."""
     policy: Any = load_exact(actor, "language_model", device=device)
-    reference, reference_on = _load_frozen(actor, "language_model", spec.shard, device)
+    reference = copy.deepcopy(policy).requires_grad_(False)
     judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
     if spec.critic == "reward":
         learner = load_exact(reward.weights, "score_model", device=device).base_model
@@ -111,7 +111,7 @@ def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, dev
     networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge.base_model, CRITIC: learner}
     routes: dict[Role, Route] = {
         "actor": Route(POLICY),
-        "reference": Route(REFERENCE, reference_on),
+        "reference": Route(REFERENCE),
         "critic": Route(CRITIC),
         "reward": Route(JUDGE, judge_on),
     }

@@ -1,6 +1,6 @@
 """What a stage that starts from an adapter sees of it: opened unmerged, as stages do, and from the merged files.
 
-    python benchmarks/unmerged.py ARTIFACT ROWS.jsonl [--columns instruction output] [--rows 64] [--store URI]
+    python benchmarks/unmerged.py ARTIFACT ROWS.jsonl [--columns instruction output] [--rows 16] [--store URI]
 
 ARTIFACT (RUN/STAGE, an address or a name) has an adapter; ROWS are texts that it did not learn from. `live` is the
 model that the artifact's stage ended with: the whole model below and every adapter on it, by stock peft in fp32. It is
@@ -29,7 +29,7 @@ from trainers.store.hf_loaders import open_adapter
 from trainers.store.store import Store
 
 CPU = torch.device("cpu")
-MAX_TOKENS = 256
+MAX_TOKENS = 128
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("artifact")
     parser.add_argument("rows_file", type=Path)
     parser.add_argument("--columns", nargs="+", default=["instruction", "output"])
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--store")
     chosen = parser.parse_args()
     store = Store.open(chosen.store)
@@ -53,19 +53,22 @@ def main() -> None:
     texts = ["\n".join(record[column] for column in chosen.columns) for record in records]
     rows = [torch.tensor([tokenization.encode(text)[:MAX_TOKENS]]) for text in texts]
     sides: dict[str, Callable[[], nn.Module]] = {
-        "live": lambda: by_stock_peft(weights, len(weights.adapters)),
         "opened in fp32": lambda: load_exact(weights, "language_model", device=CPU),
         "opened in bf16": lambda: load_exact(weights, "language_model", device=CPU, dtype=torch.bfloat16),
         "merged files in fp32": lambda: load_model(merged, "language_model", device=CPU),
         "merged files in bf16": lambda: load_model(merged, "language_model", device=CPU, dtype=torch.bfloat16),
         "start": lambda: by_stock_peft(weights, len(weights.adapters) - 1),
     }
-    found = {name: measure(build(), rows) for name, build in sides.items()}
-    live, start = found["live"][1], found["start"][1]
-    learned = distance(start, live)
-    print(f"{'':22} perplexity  lost of what was learned")
-    for name, (perplexity, logits) in found.items():
-        print(f"{name:22} {perplexity:10.4f}  {distance(logits, live) / learned:.2g}")
+    live = forward(by_stock_peft(weights, len(weights.adapters)), rows)
+    distances = {}
+    print(f"{'':22} perplexity")
+    print(f"{'live':22} {perplexity(live, rows):10.4f}")
+    for name, build in sides.items():
+        logits = forward(build(), rows)
+        distances[name] = distance(logits, live)
+        print(f"{name:22} {perplexity(logits, rows):10.4f}", flush=True)
+    for name, value in distances.items():
+        print(f"{name:22} lost {value / distances['start']:.2g} of what was learned")
 
 
 def by_stock_peft(weights: Weights, count: int) -> Any:
@@ -77,15 +80,19 @@ def by_stock_peft(weights: Weights, count: int) -> Any:
 
 
 @torch.no_grad()
-def measure(model: Any, rows: list[Tensor]) -> tuple[float, list[Tensor]]:
-    """Perplexity over all tokens of the rows, and each row's logits."""
+def forward(model: Any, rows: list[Tensor]) -> list[Tensor]:
+    """Each row's logits."""
     model.eval()
-    logits = [model(input_ids=row, use_cache=False).logits[0].float() for row in rows]
+    return [model(input_ids=row, use_cache=False).logits[0].float() for row in rows]
+
+
+def perplexity(logits: list[Tensor], rows: list[Tensor]) -> float:
+    """Over all tokens of the rows."""
     losses = [
         nn.functional.cross_entropy(own[:-1], row[0, 1:], reduction="none")
         for own, row in zip(logits, rows, strict=True)
     ]
-    return float(torch.cat(losses).double().mean().exp()), logits
+    return float(torch.cat(losses).double().mean().exp())
 
 
 def distance(one: list[Tensor], other: list[Tensor]) -> float:

@@ -5,10 +5,11 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
+from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
 
-class Bert(Strict):
+class Bert(LanguageArchitecture):
     """transformers' BertConfig (Devlin et al. 2019)."""
 
     family: Literal["encoder"] = meaning(description="Encoder-only transformer.")
@@ -32,6 +33,38 @@ class Bert(Strict):
     def _heads_fit(self) -> "Bert":
         require_divides(self, "num_attention_heads", "hidden_size")
         return self
+
+    def shape(self) -> Shape:
+        """The architecture's numbers under one name for every type."""
+        return Shape(
+            layers=self.num_hidden_layers,
+            width=self.hidden_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_attention_heads,
+            head_dim=self.hidden_size // self.num_attention_heads,
+            intermediate=self.intermediate_size,
+            positions=self.max_position_embeddings,
+            tied=self.tie_word_embeddings,
+        )
+
+    def body_parameters(self, vocab_size: int) -> int:
+        """Parameters without a head."""
+        width, wide = self.hidden_size, self.intermediate_size
+        block = 4 * (width * width + width) + 2 * width * wide + wide + width
+        rows = vocab_size + self.max_position_embeddings + self.type_vocab_size
+        return (rows + 2) * width + self.num_hidden_layers * (block + 4 * width)
+
+    def head_parameters(self, vocab_size: int, head: Head) -> int:
+        """Parameters that a head adds; that of hidden tokens has a layer, a norm and a bias."""
+        own = self.hidden_size**2 + 3 * self.hidden_size + vocab_size if head == "lm" else 0
+        return own + super().head_parameters(vocab_size, head)
+
+    def linears(self) -> list[Linear]:
+        """The linear modules that an adapter can be put on; three places have one called `dense`."""
+        width, wide, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
+        sizes = {"query": (width, width), "key": (width, width), "value": (width, width)}
+        dense = ((width, width), (width, wide), (wide, width))
+        return [Linear(name, *size, layers) for name, size in (*sizes.items(), *(("dense", size) for size in dense))]
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -66,3 +99,16 @@ class PseudoLabels(Strict):
     def shrunk(self) -> Self:
         """The smoke form."""
         return self.changed(ratio=min(self.ratio, 2), warmup_steps=min(self.warmup_steps, 2))
+
+
+ENCODER = TextFamily(
+    name="encoder",
+    noun="an encoder",
+    types={"bert": ModelType("Bert", Bert, ("query", "key", "value", "dense"))},
+    classes={
+        "ForMaskedLM": "model",
+        "ForPreTraining": "model",
+        "Model": "model",
+        "ForSequenceClassification": "text_classifier",
+    },
+)

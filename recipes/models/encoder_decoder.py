@@ -1,12 +1,14 @@
 """Encoder-decoder models: the keys of their configuration, and what is hidden in pretraining."""
 
-from collections.abc import Collection
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
+from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, POSITIONS, WIDTH
 
 SENTINEL = "<extra_id_{}>"
@@ -18,9 +20,35 @@ def count_sentinels(tokens: Collection[str]) -> int:
     return next(number for number in count() if SENTINEL.format(number) not in tokens)
 
 
-class T5(Strict):
+class _EncoderDecoder(LanguageArchitecture):
+    """What the types share: source, target and output have one embedding."""
+
+    biases: ClassVar[int]
+    """Biases of each output of a linear module: one or none."""
+
+    def body_parameters(self, vocab_size: int) -> int:
+        """Parameters without a head; the tied one is the embedding's."""
+        linear = sum(module.count * (module.inputs + self.biases) * module.outputs for module in self.linears())
+        return vocab_size * self.shape().width + linear + self._further_in_body()
+
+    def head_parameters(self, vocab_size: int, head: Head) -> int:
+        """Parameters that a head adds; these types make no scalar one here, so it is counted as a column."""
+        return {"lm": 0, "score": self.shape().width, "value": self.shape().width + 1}[head]
+
+    @abstractmethod
+    def _further_in_body(self) -> int:
+        """Parameters of norms and positions."""
+
+    def kept_per_token(self, length: int) -> int:
+        """Values of a token that a layer keeps: cross-attention too, and scores with a bias."""
+        shape = self.shape()
+        return super().kept_per_token(length) + 8 * shape.width + 4 * shape.heads * length
+
+
+class T5(_EncoderDecoder):
     """transformers' T5Config (Raffel et al. 2020): relative positions, norms before each part, no biases."""
 
+    biases: ClassVar[int] = 0
     family: Literal["encoder_decoder"] = meaning(description="Encoder-decoder transformer.")
     type: Literal["t5"] = meaning(description="transformers' model_type.")
     d_model: int = meaning(ge=8, le=65_536, description="Width of the residual stream.")
@@ -54,6 +82,48 @@ class T5(Strict):
         """Whether the feed-forward layer has two input projections."""
         return self.feed_forward_proj.startswith("gated-")
 
+    def shape(self) -> Shape:
+        """The architecture's numbers under one name for every type."""
+        return Shape(
+            layers=self.num_layers + self.decoder_layers,
+            width=self.d_model,
+            heads=self.num_heads,
+            kv_heads=self.num_heads,
+            head_dim=self.d_kv,
+            intermediate=self.d_ff,
+            positions=None,
+            tied=True,
+        )
+
+    def _further_in_body(self) -> int:
+        """Norms, and the biases of relative positions."""
+        norms = 2 * self.num_layers + 3 * self.decoder_layers + 2
+        return norms * self.d_model + 2 * self.relative_attention_num_buckets * self.num_heads
+
+    def linears(self) -> list[Linear]:
+        """The linear modules that an adapter can be put on; the decoder attends twice."""
+        width, inner, wide = self.d_model, self.num_heads * self.d_kv, self.d_ff
+        attention = {"q": (width, inner), "k": (width, inner), "v": (width, inner), "o": (inner, width)}
+        inputs = ("wi_0", "wi_1") if self.is_gated else ("wi",)
+        feed_forward = {**dict.fromkeys(inputs, (width, wide)), "wo": (wide, width)}
+        attentions, layers = self.num_layers + 2 * self.decoder_layers, self.num_layers + self.decoder_layers
+        return [
+            *(Linear(name, *size, attentions) for name, size in attention.items()),
+            *(Linear(name, *size, layers) for name, size in feed_forward.items()),
+        ]
+
+    @classmethod
+    def further_parameters(cls, config: Mapping[str, Any]) -> int:
+        """A head that is not the embedding, as in files of T5 1.1."""
+        is_tied = config.get("tie_word_embeddings") is not False
+        return 0 if is_tied else int(config["vocab_size"]) * int(config["d_model"])
+
+    @classmethod
+    def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
+        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        decoder = config.get("num_decoder_layers") if stack.startswith("decoder") else None
+        return decoder or config.get("num_layers")
+
     def shrunk(self) -> Self:
         """The smoke form."""
         return self.changed(
@@ -66,9 +136,10 @@ class T5(Strict):
         )
 
 
-class Bart(Strict):
+class Bart(_EncoderDecoder):
     """transformers' BartConfig (Lewis et al. 2020): learned positions, norms after each part, biases."""
 
+    biases: ClassVar[int] = 1
     family: Literal["encoder_decoder"] = meaning(description="Encoder-decoder transformer.")
     type: Literal["bart"] = meaning(description="transformers' model_type.")
     d_model: int = meaning(ge=8, le=65_536, description="Width of the residual stream.")
@@ -96,6 +167,43 @@ class Bart(Strict):
         require_divides(self, "encoder_attention_heads", "d_model")
         require_divides(self, "decoder_attention_heads", "d_model")
         return self
+
+    def shape(self) -> Shape:
+        """The architecture's numbers under one name for every type; of encoder and decoder the larger."""
+        heads = max(self.encoder_attention_heads, self.decoder_attention_heads)
+        return Shape(
+            layers=self.encoder_layers + self.decoder_layers,
+            width=self.d_model,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=self.d_model // heads,
+            intermediate=max(self.encoder_ffn_dim, self.decoder_ffn_dim),
+            positions=self.max_position_embeddings,
+            tied=True,
+        )
+
+    def _further_in_body(self) -> int:
+        """Norms with biases, and learned positions: two more than tokens, of source and target each."""
+        norms = 2 * self.encoder_layers + 3 * self.decoder_layers + 2
+        return 2 * (self.max_position_embeddings + 2) * self.d_model + norms * 2 * self.d_model
+
+    def linears(self) -> list[Linear]:
+        """The linear modules that an adapter can be put on; the decoder attends twice."""
+        width, attentions = self.d_model, self.encoder_layers + 2 * self.decoder_layers
+        return [
+            *(Linear(name, width, width, attentions) for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+            *self._feed_forward(self.encoder_layers, self.encoder_ffn_dim),
+            *self._feed_forward(self.decoder_layers, self.decoder_ffn_dim),
+        ]
+
+    def _feed_forward(self, layers: int, wide: int) -> Iterator[Linear]:
+        yield Linear("fc1", self.d_model, wide, layers)
+        yield Linear("fc2", wide, self.d_model, layers)
+
+    @classmethod
+    def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
+        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        return config.get(f"{'decoder' if 'decoder' in stack else 'encoder'}_layers")
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -125,3 +233,14 @@ class SpanCorruption(Strict):
         """Hidden spans of so many tokens; each follows at least one token that is shown."""
         hidden = self.num_noise_tokens(length)
         return min(max(round(hidden / self.mean_span_length), 1), length - hidden) if hidden else 0
+
+
+ENCODER_DECODER = TextFamily(
+    name="encoder_decoder",
+    noun="an encoder-decoder",
+    types={
+        "t5": ModelType("T5", T5, ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")),
+        "bart": ModelType("Bart", Bart, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    },
+    classes={"ForConditionalGeneration": "model"},
+)

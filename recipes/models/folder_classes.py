@@ -5,33 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.artifact_kinds import OutputKind
-from recipes.models.architecture import MODEL_TYPES
+from recipes.models.architecture import MODEL_TYPES, TEXT_FAMILIES
 
-_STEMS = {
-    "llama": "Llama",
-    "qwen3": "Qwen3",
-    "gpt2": "GPT2",
-    "rnn": "Rnn",
-    "bert": "Bert",
-    "t5": "T5",
-    "bart": "Bart",
-    "llava": "Llava",
-}
-"""What the names of a type's classes start with."""
-_SCORES = "ForSequenceClassification"
-_CLASSES: dict[str, dict[str, OutputKind]] = {
-    "decoder": {
-        "ForCausalLM": "model",
-        "LMHeadModel": "model",
-        _SCORES: "reward_model",
-        "ForTokenClassification": "critic",
-    },
-    "rnn": {"ForCausalLM": "model"},
-    "encoder": {"ForMaskedLM": "model", "ForPreTraining": "model", "Model": "model", _SCORES: "text_classifier"},
-    "encoder_decoder": {"ForConditionalGeneration": "model"},
-    "vision_language": {"ForConditionalGeneration": "model"},
-}
-"""Endings of the names of the classes of each family that are taken in."""
 _HEADLESS = ("Model",)
 _WITH_EXTRAS = ("Model", "ForPreTraining")
 
@@ -61,9 +36,9 @@ def find_class(config: Mapping[str, Any]) -> ModelClass:
         if name.endswith(("ForCausalLM", "LMHeadModel")):
             return ModelClass(name, "model")
         raise ValueError(f"model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
-    stem = _STEMS[kind]
+    stem = TEXT_FAMILIES[family].types[kind].stem
     ending = name.removeprefix(stem) if name.startswith(stem) else ""
-    known = _CLASSES[family]
+    known = TEXT_FAMILIES[family].classes
     if ending not in known:
         fitting = ", ".join(stem + other for other in known)
         raise ValueError(f"architectures {name or 'no class'} is not taken in with model_type {kind!r}; {fitting} is")

@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from recipes.models.architecture import TYPES
+
 _LAYER = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers?|h|block))\.(?P<number>\d+)\.(?P<name>.+?)")
 """A tensor of a stack of layers; of stacks within each other (T5's) the outer one."""
 
@@ -35,17 +37,6 @@ def missing_layers(config: Mapping[str, Any], names: Collection[str]) -> Iterato
 
 def _announced(config: Mapping[str, Any], stack: str) -> int | None:
     """Layers of a stack, which is told by its path in the files; None where that is not known."""
-    match config.get("model_type"):
-        case "llama" | "qwen3" | "bert":
-            count = config.get("num_hidden_layers")
-        case "gpt2":
-            count = config.get("n_layer")
-        case "t5" if stack.startswith("decoder"):
-            count = config.get("num_decoder_layers") or config.get("num_layers")
-        case "t5":
-            count = config.get("num_layers")
-        case "bart":
-            count = config.get("decoder_layers" if "decoder" in stack else "encoder_layers")
-        case _:
-            count = None
+    known = TYPES.get(str(config.get("model_type")))
+    count = None if known is None or known.architecture is None else known.architecture.num_layers_of(config, stack)
     return count if type(count) is int and count > 0 else None

@@ -12,9 +12,10 @@ from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
 from recipes.models.folder_tensors import missing_layers
-from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, PictureFolder, read_picture_folder
+from recipes.models.image_folders import TEXT_ENCODER, PictureFolder, read_picture_folder
+from recipes.models.image_models import SETTINGS
 from recipes.models.safetensors_headers import read_shapes
-from recipes.models.vision_language_folders import VisionFacts, read_vision
+from recipes.models.vision_language import VisionFacts, read_vision
 from recipes.problem_codes import Code
 from recipes.tokenizers.token_contract import (
     TokenizerFacts,

@@ -8,13 +8,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from recipes.errors import Finding
-from recipes.models.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.models.image_models import SETTINGS, ImageArchitecture
 from recipes.problem_codes import Code
 
-SETTINGS = "image.json"
-"""What a model folder says of itself: family, configuration, pictures, classes."""
 FORMAT = 1
-STOCK_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_ENCODER, TEXT_TOKENIZER = "text_encoder", "tokenizer"
 """Where diffusers' pipelines keep what reads captions."""
 _MAX_BYTES = 64 << 20
@@ -81,32 +78,9 @@ def _parse(settings: Any, reads_captions: bool) -> PictureFolder:
         raise ValueError("classes is not a list of names")
     if "latent_scale" in settings and type(settings["latent_scale"]) is not float:
         raise ValueError("latent_scale is not a number")
-    weights, configs = _files(architecture, is_latent="latent_scale" in settings)
+    weights, configs = architecture.files(is_latent="latent_scale" in settings)
     if reads_captions:
         configs = (*configs, f"{TEXT_ENCODER}/config.json", f"{TEXT_TOKENIZER}/tokenizer.json")
     return PictureFolder(
         architecture, **sides, classes=tuple(classes), weights=weights, configs=configs, reads_captions=reads_captions
     )
-
-
-_Names = tuple[str, ...]
-
-
-def _files(architecture: ImageArchitecture, *, is_latent: bool) -> tuple[_Names, _Names]:
-    """Weights and configurations of a family's networks; a test compares them with what the families write."""
-    match architecture:
-        case Classifier():
-            return ("model.safetensors",), (SETTINGS,)
-        case Vae() if architecture.type == "autoencoder_kl":
-            return (STOCK_WEIGHTS,), (SETTINGS, "config.json")
-        case Vae():
-            return ("model.safetensors",), (SETTINGS,)
-        case Gan():
-            return ("discriminator.safetensors", "generator.safetensors"), (SETTINGS,)
-        case Ddpm():
-            weights: _Names = (f"unet/{STOCK_WEIGHTS}",)
-            configs: _Names = (SETTINGS, "scheduler/scheduler_config.json", "unet/config.json")
-            if is_latent:
-                weights = (*weights, f"vae/{STOCK_WEIGHTS}")
-                configs = (*configs, "vae/config.json", f"vae/{SETTINGS}")
-            return weights, configs

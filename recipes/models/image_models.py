@@ -5,14 +5,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from recipes.data.images import PictureFacts
 from recipes.errors import Finding
 from recipes.fields import Strict, meaning, raise_all, refuse
+from recipes.models.tally import Tally, TextSizes, count_decoder, count_encoder
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import STEPS, WIDTH
 
 VENDI_PICTURES = 16
 """Fewest drawn pictures whose diversity says something."""
 
+SETTINGS = "image.json"
+"""What a model folder says of itself: family, configuration, images, classes."""
+STOCK_WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""diffusers' name of a network's weights."""
+
+Names = tuple[str, ...]
 EmaDecay = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -27,6 +35,17 @@ class Classifier(Strict):
     depth: int = meaning(2, ge=1, le=12, description="Convolutions (each halves the size) or hidden layers.")
     features: int = meaning(64, ge=2, le=65_536, description="Width of the last hidden layer, the features of metrics.")
     label_smoothing: float = meaning(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+
+    def tally(self, facts: PictureFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
+        """The network."""
+        net = Tally()
+        count_encoder(net, self.type, facts, self.width, self.depth, self.features)
+        net.linear(self.features, facts.classes)
+        return net
+
+    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
+        """Weights and configurations of its folder."""
+        return ("model.safetensors",), (SETTINGS,)
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -79,6 +98,56 @@ class Vae(Strict):
     def reduction(self) -> int:
         """autoencoder_kl: how many pixels of a row one place of the latents stands for."""
         return 1 << (self.depth - 1)
+
+    def tally(self, facts: PictureFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
+        """The network."""
+        net = Tally()
+        if self.type == "autoencoder_kl":
+            self._tally_autoencoder_kl(net, facts)
+        else:
+            count_encoder(net, self.type, facts, self.width, self.depth, 2 * self.latent)
+            count_decoder(net, self.type, facts, self.width, self.depth, self.latent)
+        net.kept += 4 * facts.channels * facts.height * facts.width
+        return net
+
+    def _tally_autoencoder_kl(self, net: Tally, facts: PictureFacts) -> None:
+        """Count diffusers' AutoencoderKL with one residual layer a level."""
+        levels, latent = self.depth, self.latent
+        channels = [self.width << level for level in range(levels)]
+        areas = [max(1, (facts.height >> level) * (facts.width >> level)) for level in range(levels)]
+        deep, area = channels[-1], areas[-1]
+        net.conv(facts.channels, channels[0], areas[0])
+        inputs = channels[0]
+        for level, outputs in enumerate(channels):
+            net.residual(inputs, outputs, areas[level])
+            if level < levels - 1:
+                net.conv(outputs, outputs, areas[level])
+            inputs = outputs
+        for _ in range(2):  # the middles of encoder and decoder
+            net.residual(deep, deep, area)
+            net.attention(deep, area, 1)
+            net.residual(deep, deep, area)
+        net.norm(deep, area)
+        net.conv(deep, 2 * latent, area)
+        net.conv(2 * latent, 2 * latent, area, size=1)
+        net.conv(latent, latent, area, size=1)
+        net.conv(latent, deep, area)
+        inputs = deep
+        for level in reversed(range(levels)):
+            outputs = channels[level]
+            net.residual(inputs, outputs, areas[level])
+            net.residual(outputs, outputs, areas[level])
+            if level > 0:
+                net.conv(outputs, outputs, areas[level - 1])
+            inputs = outputs
+        net.norm(channels[0], areas[0])
+        net.conv(channels[0], facts.channels, areas[0])
+
+    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
+        """Weights and configurations of its folder."""
+        if self.type == "autoencoder_kl":
+            return (STOCK_WEIGHTS,), (SETTINGS, "config.json")
+        return ("model.safetensors",), (SETTINGS,)
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -167,6 +236,64 @@ class Ddpm(Strict):
         """Whether the network knows how to do without a label."""
         return self.class_conditional and self.label_dropout > 0
 
+    def tally(self, facts: PictureFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
+        """diffusers' UNet2DModel, or with a text encoder UNet2DConditionModel; in an autoencoder's latents."""
+        net = Tally()
+        if autoencoder is not None:
+            factor = autoencoder.reduction
+            facts = PictureFacts(autoencoder.latent, facts.height // factor, facts.width // factor, facts.classes)
+
+        def attend(width: int, area: int) -> None:
+            if text is None:
+                net.attention(width, area, width // head)
+            else:
+                net.transformer(width, area, max(1, width // 8), text.width)
+
+        channels, layers = self.block_out_channels, self.layers_per_block
+        head = min(8, *channels)
+        areas = [max(1, (facts.height >> level) * (facts.width >> level)) for level in range(len(channels))]
+        embedding, last = 4 * channels[0], len(channels) - 1
+        net.conv(facts.channels, channels[0], areas[0])
+        net.linear(channels[0], embedding)
+        net.linear(embedding, embedding)
+        if self.class_conditional:
+            net.parameters += (facts.classes + self.is_guidable) * embedding
+        inputs = channels[0]
+        for level, outputs in enumerate(channels):
+            for layer in range(layers):
+                net.residual(inputs if layer == 0 else outputs, outputs, areas[level], embedding)
+                if level in self.attention_levels:
+                    attend(outputs, areas[level])
+            if level < last:
+                net.conv(outputs, outputs, areas[level])
+            inputs = outputs
+        for _ in range(2):
+            net.residual(channels[-1], channels[-1], areas[-1], embedding)
+        attend(channels[-1], areas[-1])
+        before = channels[-1]
+        for level in reversed(range(len(channels))):
+            outputs = channels[level]
+            for layer in range(layers + 1):
+                skipped = channels[max(level - 1, 0)] if layer == layers else outputs
+                net.residual((before if layer == 0 else outputs) + skipped, outputs, areas[level], embedding)
+                if level in self.attention_levels:
+                    attend(outputs, areas[level])
+            if level > 0:
+                net.conv(outputs, outputs, areas[level - 1])
+            before = outputs
+        net.norm(channels[0], areas[0])
+        net.conv(channels[0], facts.channels, areas[0])
+        return net
+
+    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
+        """Weights and configurations of its folder; of one in latents the autoencoder's too."""
+        weights: Names = (f"unet/{STOCK_WEIGHTS}",)
+        configs: Names = (SETTINGS, "scheduler/scheduler_config.json", "unet/config.json")
+        if is_latent:
+            weights = (*weights, f"vae/{STOCK_WEIGHTS}")
+            configs = (*configs, "vae/config.json", f"vae/{SETTINGS}")
+        return weights, configs
+
     def shrunk(self) -> Self:
         """The smoke form."""
         groups = min(self.norm_num_groups, 4)
@@ -214,6 +341,25 @@ class Gan(Strict):
         le=1,
         description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
     )
+
+    def tally(self, facts: PictureFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
+        """Both networks, and what the larger phase of a step keeps."""
+        generator, discriminator = Tally(), Tally()
+        inputs, features = self.latent, 4 * self.width
+        if self.class_conditional:
+            generator.parameters += facts.classes * self.latent
+            discriminator.parameters += facts.classes * features
+            inputs *= 2
+        count_decoder(generator, self.type, facts, self.width, self.depth, inputs)
+        count_encoder(discriminator, self.type, facts, self.width, self.depth, features)
+        discriminator.linear(features, 1)
+        is_penalised = self.r1_gamma > 0 or self.loss == "wasserstein_gp"
+        judged = discriminator.kept * (6 if is_penalised else 2)  # of real and of drawn ones; a gradient of a gradient
+        return Tally(generator.parameters + discriminator.parameters, max(judged, generator.kept + discriminator.kept))
+
+    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
+        """Weights and configurations of its folder."""
+        return ("discriminator.safetensors", "generator.safetensors"), (SETTINGS,)
 
     def shrunk(self) -> Self:
         """The smoke form."""

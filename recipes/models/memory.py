@@ -6,22 +6,16 @@ rollout's cache. The host buffer of a save stands beside it: on a GPU it takes n
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from recipes.models.architecture import Architecture, Gpt2, Llama, Qwen3, architecture_shape
-from recipes.models.encoder import Bert
-from recipes.models.encoder_decoder import T5, Bart
-from recipes.models.rnn import Rnn
+from recipes.models.base import LanguageArchitecture
 from recipes.stages.base import Counts
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
-from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
 
-Head = Literal["lm", "score", "value"]
 LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
 MOMENT_BYTES = 8
@@ -56,151 +50,9 @@ class Sizes:
         return self.artifact_bytes + (KEPT_STATES + 1) * self.state_bytes
 
 
-def num_parameters(architecture: Architecture, vocab_size: int, head: Head = "lm") -> int:
-    """Parameters of the model with one head; tied embeddings are counted once."""
-    shape = architecture_shape(architecture)
-    width, vocabulary = shape.width, vocab_size
-    inner = shape.heads * shape.head_dim
-    inner_kv = shape.kv_heads * shape.head_dim
-    match architecture:
-        case Rnn():
-            gates, state = (4 if architecture.type == "lstm" else 3), architecture.hidden_size
-            inputs = width + (shape.layers - 1) * state
-            body = vocabulary * width + gates * state * (inputs + shape.layers * (state + 2))
-            body += 0 if width == state else state * width
-        case Bert():
-            block = 4 * (width * width + width) + 2 * width * shape.intermediate + shape.intermediate + width
-            rows = vocabulary + architecture.max_position_embeddings + architecture.type_vocab_size
-            body = (rows + 2) * width + shape.layers * (block + 4 * width)
-            # The head of masked tokens has a layer, a norm and a bias of its own.
-            body += width * width + 3 * width + vocabulary if head == "lm" else 0
-        case T5() | Bart():
-            return _encoder_decoder_parameters(architecture, vocabulary, head)
-        case Gpt2():
-            assert shape.positions is not None
-            attention = width * 3 * width + 3 * width + width * width + width
-            feed_forward = 2 * width * shape.intermediate + shape.intermediate + width
-            body = (
-                (vocabulary + shape.positions) * width
-                + shape.layers * (attention + feed_forward + 4 * width)
-                + 2 * width
-            )
-        case Llama() | Qwen3():
-            attention = width * inner + 2 * width * inner_kv + inner * width
-            if architecture.attention_bias:
-                attention += inner + 2 * inner_kv + width
-            if isinstance(architecture, Qwen3):
-                attention += 2 * shape.head_dim
-            feed_forward = 3 * width * shape.intermediate
-            if isinstance(architecture, Llama) and architecture.mlp_bias:
-                feed_forward += 2 * shape.intermediate + width
-            body = vocabulary * width + shape.layers * (attention + feed_forward + 2 * width) + width
-    if head == "lm":
-        return body + (0 if shape.tied else vocabulary * width)
-    return body + width + (1 if head == "value" else 0)
-
-
-def _encoder_decoder_parameters(architecture: T5 | Bart, vocabulary: int, head: Head) -> int:
-    """Parameters with the tied head; these types make no other one here, so a scalar head is counted as a column."""
-    width = architecture.d_model
-    linear = sum(
-        count * (inputs * outputs + (outputs if isinstance(architecture, Bart) else 0))
-        for (inputs, outputs), count in _encoder_decoder_linears(architecture).values()
-    )
-    if isinstance(architecture, T5):
-        norms = 2 * architecture.num_layers + 3 * architecture.decoder_layers + 2
-        biases = 2 * architecture.relative_attention_num_buckets * architecture.num_heads
-        body = vocabulary * width + linear + norms * width + biases
-    else:
-        norms = 2 * architecture.encoder_layers + 3 * architecture.decoder_layers + 2
-        positions = 2 * (architecture.max_position_embeddings + 2)
-        body = (vocabulary + positions) * width + linear + norms * 2 * width
-    return body + {"lm": 0, "score": width, "value": width + 1}[head]
-
-
-def _encoder_decoder_linears(architecture: T5 | Bart) -> dict[str, tuple[tuple[int, int], int]]:
-    """Inputs and outputs of every kind of linear module, by part and name, and how many of it there are."""
-    width = architecture.d_model
-    found: dict[str, tuple[tuple[int, int], int]] = {}
-    if isinstance(architecture, T5):
-        inner, wide = architecture.num_heads * architecture.d_kv, architecture.d_ff
-        attention = {"q": (width, inner), "k": (width, inner), "v": (width, inner), "o": (inner, width)}
-        inputs = ("wi_0", "wi_1") if architecture.is_gated else ("wi",)
-        for part, count, attentions in (
-            ("encoder", architecture.num_layers, ("self",)),
-            ("decoder", architecture.decoder_layers, ("self", "cross")),
-        ):
-            found |= {f"{part}.{kind}.{name}": (size, count) for kind in attentions for name, size in attention.items()}
-            found |= {f"{part}.{name}": ((width, wide), count) for name in inputs}
-            found[f"{part}.wo"] = ((wide, width), count)
-        return found
-    names = ("q_proj", "k_proj", "v_proj", "out_proj")
-    for part, count, attentions, wide in (
-        ("encoder", architecture.encoder_layers, ("self",), architecture.encoder_ffn_dim),
-        ("decoder", architecture.decoder_layers, ("self", "cross"), architecture.decoder_ffn_dim),
-    ):
-        found |= {f"{part}.{kind}.{name}": ((width, width), count) for kind in attentions for name in names}
-        found |= {f"{part}.fc1": ((width, wide), count), f"{part}.fc2": ((wide, width), count)}
-    return found
-
-
-def linear_sizes(architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of one layer's linear modules; gpt2's two `c_proj` under their places; none in an RNN.
-
-    An encoder-decoder has two kinds of layer: here stand those of the decoder, which has the encoder's and more.
-    """
-    if isinstance(architecture, Rnn):
-        return {}
-    if isinstance(architecture, T5 | Bart):
-        found = _encoder_decoder_linears(architecture).items()
-        return {name.removeprefix("decoder."): size for name, (size, _) in found if name.startswith("decoder.")}
-    shape = architecture_shape(architecture)
-    width, inner, inner_kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if isinstance(architecture, Bert):
-        return {
-            "query": (width, width),
-            "key": (width, width),
-            "value": (width, width),
-            "attention.output.dense": (width, width),
-            "intermediate.dense": (width, shape.intermediate),
-            "output.dense": (shape.intermediate, width),
-        }
-    if isinstance(architecture, Gpt2):
-        return {
-            "attn.c_attn": (width, 3 * width),
-            "attn.c_proj": (width, width),
-            "mlp.c_fc": (width, shape.intermediate),
-            "mlp.c_proj": (shape.intermediate, width),
-        }
-    return {
-        "q_proj": (width, inner),
-        "k_proj": (width, inner_kv),
-        "v_proj": (width, inner_kv),
-        "o_proj": (inner, width),
-        "gate_proj": (width, shape.intermediate),
-        "up_proj": (width, shape.intermediate),
-        "down_proj": (shape.intermediate, width),
-    }
-
-
-def num_lora_parameters(architecture: Architecture, lora: Lora) -> int:
-    """Parameters of one adapter over all layers (the head excluded)."""
-    targets = lora.target_modules
-    if isinstance(architecture, T5 | Bart):
-        sizes = _encoder_decoder_linears(architecture)
-    else:
-        layers = architecture_shape(architecture).layers
-        sizes = {name: (size, layers) for name, size in linear_sizes(architecture).items()}
-    total = 0
-    for name, ((inputs, outputs), count) in sizes.items():
-        if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets:
-            total += count * (lora.r * (inputs + outputs) + (outputs if lora.dora else 0))
-    return total
-
-
 def predict_sizes(
     stage: LanguageStage,
-    architecture: Architecture,
+    architecture: LanguageArchitecture,
     vocab_size: int,
     workers: int,
     micro_batch: int,
@@ -208,12 +60,12 @@ def predict_sizes(
 ) -> Sizes:
     """The stage's sizes on `workers` workers of `micro_batch` samples; further parameters: `KnownModel`'s."""
     shard = stage.shard
-    full = num_parameters(architecture, vocab_size) + further_parameters
-    scored = num_parameters(architecture, vocab_size, "score")
-    valued = num_parameters(architecture, vocab_size, "value")
+    full = architecture.num_parameters(vocab_size) + further_parameters
+    scored = architecture.num_parameters(vocab_size, "score")
+    valued = architecture.num_parameters(vocab_size, "value")
     lora = stage.adapters
-    adapter = num_lora_parameters(architecture, lora) if lora is not None else 0
-    width = architecture_shape(architecture).width
+    adapter = lora.num_parameters(architecture.linears()) if lora is not None else 0
+    width = architecture.shape().width
     held = stage.held(Counts(full, scored, valued, adapter, width))
     trainable, frozen, stored = held.trainable, held.frozen, held.stored
     weight_bytes = shard.value_bytes
@@ -253,15 +105,15 @@ def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> in
     return int(weights + gradients + optimizer + buckets)
 
 
-def _activation_bytes(stage: LanguageStage, architecture: Architecture, vocab_size: int, micro_batch: int) -> int:
+def _activation_bytes(
+    stage: LanguageStage, architecture: LanguageArchitecture, vocab_size: int, micro_batch: int
+) -> int:
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
-    shape = architecture_shape(architecture)
+    shape = architecture.shape()
     value_bytes = stage.shard.value_bytes
     passed = stage.forward()
     length, copies = passed.length, passed.copies
-    per_token = 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
-    if isinstance(architecture, T5 | Bart):
-        per_token += 8 * shape.width + 4 * shape.heads * length  # cross-attention; scores with a bias of their own
+    per_token = architecture.kept_per_token(length)
     if stage.adapters is not None:
         per_token = int(1.6 * per_token)  # an adapter's outputs are kept beside those of its base
     layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers

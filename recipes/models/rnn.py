@@ -1,12 +1,14 @@
 """Recurrent language models: the keys of their configuration."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from recipes.fields import Strict, meaning
+from recipes.fields import meaning
+from recipes.models.base import LanguageArchitecture, Linear, ModelType, Shape, TextFamily
 from recipes.smoke_sizes import LAYERS, WIDTH
 
 
-class Rnn(Strict):
+class Rnn(LanguageArchitecture):
     """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) language model over torch's own layers."""
 
     family: Literal["rnn"] = meaning(description="Recurrent language model.")
@@ -29,6 +31,42 @@ class Rnn(Strict):
     )
     initializer_range: float = meaning(0.05, gt=0, le=1, description="Standard deviation of the initial embeddings.")
 
+    def shape(self) -> Shape:
+        """The architecture's numbers under one name for every type."""
+        return Shape(
+            layers=self.num_hidden_layers,
+            width=self.embedding_size or self.hidden_size,
+            heads=1,
+            kv_heads=1,
+            head_dim=self.hidden_size,
+            intermediate=4 * self.hidden_size,
+            positions=None,
+            tied=self.tie_word_embeddings,
+        )
+
+    def body_parameters(self, vocab_size: int) -> int:
+        """Parameters without a head."""
+        shape, state = self.shape(), self.hidden_size
+        gates = 4 if self.type == "lstm" else 3
+        inputs = shape.width + (shape.layers - 1) * state
+        body = vocab_size * shape.width + gates * state * (inputs + shape.layers * (state + 2))
+        return body + (0 if shape.width == state else state * shape.width)
+
+    def linears(self) -> list[Linear]:
+        """None that an adapter can be put on."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LanguageArchitecture:
+        """The architecture of a `config.json`, which names the type `cell`."""
+        known = {name: config[name] for name in cls.model_fields if name in config and name not in ("family", "type")}
+        return cls.model_construct(family="rnn", type=config["cell"], **known)
+
+    @classmethod
+    def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
+        """None: torch names the layers in one module, which is no stack."""
+        return None
+
     def shrunk(self) -> Self:
         """The smoke form."""
         return self.changed(
@@ -36,3 +74,11 @@ class Rnn(Strict):
             hidden_size=min(self.hidden_size, WIDTH),
             embedding_size=None if self.embedding_size is None else min(self.embedding_size, WIDTH),
         )
+
+
+RNN = TextFamily(
+    name="rnn",
+    noun="an rnn",
+    types={"rnn": ModelType("Rnn", Rnn)},
+    classes={"ForCausalLM": "model"},
+)

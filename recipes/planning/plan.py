@@ -6,11 +6,11 @@ from typing import Any
 
 from recipes.data.images import PictureFacts
 from recipes.data.text import TrainTokenizer
-from recipes.models.architecture import architecture_shape
-from recipes.models.image_memory import TextSizes, predict_picture_sizes, predict_tuning_sizes
+from recipes.models.image_memory import predict_picture_sizes, predict_tuning_sizes
 from recipes.models.image_models import Ddpm
 from recipes.models.known_models import KnownModel
-from recipes.models.memory import LanguageStage, Sizes, num_parameters, predict_sizes
+from recipes.models.memory import LanguageStage, Sizes, predict_sizes
+from recipes.models.tally import TextSizes
 from recipes.planning.derive import micro_batches
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.recipe import Recipe
@@ -211,8 +211,8 @@ def _image_sizes(
         reader = _language_model(origin(start.text_encoder, recipe.stages), recipe, externals)
         if reader is None:
             return None
-        count = num_parameters(reader.architecture, reader.vocab_size)
-        text = TextSizes(architecture_shape(reader.architecture).width, count)
+        count = reader.architecture.num_parameters(reader.vocab_size)
+        text = TextSizes(reader.architecture.shape().width, count)
     if isinstance(stage, PpoImages):
         assert isinstance(start.architecture, Ddpm)
         return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)

@@ -6,8 +6,8 @@ from recipes.data.images import ImageSource
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
-from recipes.models.image_memory import PROJECTIONS
 from recipes.models.image_models import Ddpm
+from recipes.models.tally import PROJECTIONS
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import picture_stage_of

@@ -9,9 +9,9 @@ from recipes.data.text import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenize
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.loading.schema_paths import nearest
-from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, Gpt2, architecture_shape
+from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES
 from recipes.models.folders import FolderFacts, config_positions, read_folder
-from recipes.models.vision_language_folders import VisionFacts
+from recipes.models.vision_language import VisionFacts
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from recipes.rules.chain import origin
@@ -112,12 +112,11 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
     if stage.architecture is None:
         return ModelFacts()
     name = next((name for name, other in loaded.recipe.stages.items() if other is stage), "")
-    key = "n_positions" if isinstance(stage.architecture, Gpt2) else "max_position_embeddings"
     return ModelFacts(
         type=stage.architecture.type,
         family=stage.architecture.family,
-        positions=architecture_shape(stage.architecture).positions,
-        positions_at=f"stages.{name}.architecture.{key}",
+        positions=stage.architecture.shape().positions,
+        positions_at=f"stages.{name}.architecture.{stage.architecture.positions_key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
     )
 

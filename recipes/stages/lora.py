@@ -1,8 +1,10 @@
 """Low-rank adapters of a recipe."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from recipes.fields import Strict, meaning
+from recipes.models.base import Linear
 
 
 class Lora(Strict):
@@ -16,3 +18,11 @@ class Lora(Strict):
     )
     dora: bool = meaning(False, description="Weight-decomposed adaptation.")
     rank_stabilised: bool = meaning(False, description="Scale by alpha / sqrt(r) (Kalajdzievski 2023).")
+
+    def num_parameters(self, linears: Iterable[Linear]) -> int:
+        """Parameters of one adapter on those of a network's linear modules that it is put on."""
+        return sum(
+            linear.count * (self.r * (linear.inputs + linear.outputs) + (linear.outputs if self.dora else 0))
+            for linear in linears
+            if self.target_modules == "all-linear" or linear.name in self.target_modules
+        )

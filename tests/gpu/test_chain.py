@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from recipes.models.architecture import Llama
+from recipes.models.decoder import Llama
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 

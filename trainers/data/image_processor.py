@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import RequestError
-from recipes.models.vision_language_folders import PROCESSOR_FILES
+from recipes.models.vision_language import PROCESSOR_FILES
 from trainers.data.images import open_image
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError
 from recipes.models.folder_classes import find_class
-from recipes.models.image_folders import SETTINGS, TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
-from recipes.models.vision_language_folders import PROCESSOR_FILES
+from recipes.models.image_folders import TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
+from recipes.models.image_models import SETTINGS
+from recipes.models.vision_language import PROCESSOR_FILES
 from recipes.tokenizers.token_contract import CONFIG_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS

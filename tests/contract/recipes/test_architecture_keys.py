@@ -8,10 +8,10 @@ import torch
 import transformers
 from pydantic import TypeAdapter
 
-from recipes.models.architecture import Architecture, Gpt2, Llama, Qwen3, config_keys
+from recipes.models.architecture import Architecture
+from recipes.models.decoder import Gpt2, Llama, Qwen3
 from recipes.models.encoder import Bert
 from recipes.models.encoder_decoder import T5, Bart
-from recipes.models.memory import linear_sizes, num_lora_parameters, num_parameters
 from recipes.stages.lora import Lora
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Architecture)
@@ -55,7 +55,7 @@ SMALL: list[dict[str, Any]] = [
 
 
 def _config(architecture: Any, **more: Any) -> Any:
-    return transformers.AutoConfig.for_model(architecture.type, vocab_size=97, **config_keys(architecture), **more)
+    return transformers.AutoConfig.for_model(architecture.type, vocab_size=97, **architecture.config_keys(), **more)
 
 
 def _count(model: torch.nn.Module) -> int:
@@ -89,31 +89,31 @@ def test_an_encoder_decoder_builds_and_counts_right(keys: dict[str, Any]) -> Non
 
     architecture = ARCHITECTURE.validate_python({"family": "encoder_decoder", **keys})
     config = _config(architecture)
-    for key, value in config_keys(architecture).items():
+    for key, value in architecture.config_keys().items():
         assert getattr(config, key) == (value if key != "num_decoder_layers" else architecture.decoder_layers)
     with torch.device("meta"):
         model = transformers.AutoModelForSeq2SeqLM.from_config(config)
-    assert _count(model) == num_parameters(architecture, 97)
-    names = sorted({name.rsplit(".", 1)[-1] for name in linear_sizes(architecture)})
+    assert _count(model) == architecture.num_parameters(97)
+    names = sorted({linear.name for linear in architecture.linears()})
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names, task_type="SEQ_2_SEQ_LM"))
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    assert trainable == num_lora_parameters(architecture, Lora(r=4))
+    assert trainable == Lora(r=4).num_parameters(architecture.linears())
 
 
 @pytest.mark.parametrize("keys", SMALL, ids=lambda keys: f"{keys['type']}-{len(keys)}")
 def test_a_recipe_s_architecture_builds_and_counts_right(keys: dict[str, Any]) -> None:
     architecture = ARCHITECTURE.validate_python({"family": "decoder", **keys})
     config = _config(architecture)
-    for key, value in config_keys(architecture).items():
+    for key, value in architecture.config_keys().items():
         if key != "rope_parameters":
             assert getattr(config, key) == value
     with torch.device("meta"):
-        assert _count(transformers.AutoModelForCausalLM.from_config(config)) == num_parameters(architecture, 97)
+        assert _count(transformers.AutoModelForCausalLM.from_config(config)) == architecture.num_parameters(97)
         labelled = _config(architecture, num_labels=1)
         score = transformers.AutoModelForSequenceClassification.from_config(labelled)
         value = transformers.AutoModelForTokenClassification.from_config(labelled)
-    assert _count(score) == num_parameters(architecture, 97, "score")
-    assert _count(value) == num_parameters(architecture, 97, "value")
+    assert _count(score) == architecture.num_parameters(97, "score")
+    assert _count(value) == architecture.num_parameters(97, "value")
 
 
 @pytest.mark.parametrize("keys", [SMALL[0], SMALL[3], SMALL[5]], ids=lambda keys: keys["type"])
@@ -123,9 +123,9 @@ def test_adapters_count_right(keys: dict[str, Any], dora: bool) -> None:
 
     architecture = ARCHITECTURE.validate_python({"family": "decoder", **keys})
     model = transformers.AutoModelForCausalLM.from_config(_config(architecture))
-    names = sorted({name.rsplit(".", 1)[-1] for name in linear_sizes(architecture)})
+    names = sorted({linear.name for linear in architecture.linears()})
     lora = Lora(r=4, dora=dora)
     config = peft.LoraConfig(r=4, target_modules=names, use_dora=dora, fan_in_fan_out=isinstance(architecture, Gpt2))
     adapted = peft.get_peft_model(model, config)
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    assert trainable == num_lora_parameters(architecture, lora)
+    assert trainable == lora.num_parameters(architecture.linears())

@@ -9,7 +9,6 @@ import pytest
 import transformers
 
 from recipes.models.known_models import known_model
-from recipes.models.memory import num_parameters
 from recipes.models.safetensors_headers import read_shapes
 
 WIDE = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -51,7 +50,7 @@ LEFT_OUT = ("pooler.", "embeddings.position_ids")
 def counted(config: dict[str, Any]) -> int:
     known = known_model(config)
     assert known is not None
-    return num_parameters(known.architecture, known.vocab_size) + known.further_parameters
+    return known.architecture.num_parameters(known.vocab_size) + known.further_parameters
 
 
 @pytest.mark.parametrize("name", CASES)

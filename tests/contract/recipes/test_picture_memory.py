@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from recipes.data.images import PictureFacts
-from recipes.models.image_memory import TextSizes, num_lora_parameters, predict_tuning_sizes, tally
+from recipes.models.image_memory import predict_tuning_sizes
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.models.tally import TextSizes
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages
 from rlhf.images.ddpo import DdpoBatch, DdpoObjective
@@ -63,7 +64,7 @@ def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
     words: Any = Words() if is_captioned else None
     family = Blueprint(architecture, facts, codec, words).build(0)
     text = TextSizes(TEXT_WIDTH, 0) if is_captioned else None
-    net = tally(architecture, PictureFacts(3, 16, 16, 7), KL if codec is not None else None, text)
+    net = architecture.tally(PictureFacts(3, 16, 16, 7), KL if codec is not None else None, text)
     parameters, kept = net.parameters, net.kept
     assert parameters == sum(parameter.numel() for parameter in family.module.parameters())
 
@@ -94,9 +95,9 @@ def test_an_adapter_s_parameters_are_exact(name: str, lora: Lora) -> None:
     words: Any = Words() if name == "captioned" else None
     family: Any = Blueprint(CASES[name], ImageFacts(3, 16, 16, tuple("abcdefg")), None, words).build(0)
     adapt(family, lora, 0)
-    net = tally(CASES[name], PictureFacts(3, 16, 16, 7), None, None if words is None else TextSizes(TEXT_WIDTH, 0))
+    net = CASES[name].tally(PictureFacts(3, 16, 16, 7), None, None if words is None else TextSizes(TEXT_WIDTH, 0))
     trained = sum(parameter.numel() for parameter in family.module.parameters() if parameter.requires_grad)
-    assert num_lora_parameters(net, lora) == trained
+    assert lora.num_parameters(net.projections) == trained
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -10,7 +10,7 @@ import torch
 
 from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
-from recipes.models.architecture import Llama
+from recipes.models.decoder import Llama
 from recipes.models.memory import predict_sizes
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune

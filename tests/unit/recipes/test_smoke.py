@@ -6,7 +6,6 @@ import pytest
 
 from launch.checks.data import check_file
 from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
-from recipes.models.memory import num_parameters
 from recipes.planning.plan import fit_workers
 from recipes.planning.smoke import shrink
 from recipes.stages.evaluate import Evaluate
@@ -32,7 +31,7 @@ def test_a_shipped_recipe_shrinks(path: Path) -> None:
     for stage in small.stages.values():
         assert (stage.steps() or 0) <= 10
         if isinstance(stage, Pretrain) and stage.architecture is not None:
-            assert num_parameters(stage.architecture, 512) < 200_000
+            assert stage.architecture.num_parameters(512) < 200_000
         if isinstance(stage, Reward):
             assert stage.min_accuracy == 0
         if isinstance(stage, PpoStage):

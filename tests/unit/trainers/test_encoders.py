@@ -11,7 +11,6 @@ from torch import nn
 from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.encoder import Bert, Corruption, PseudoLabels
-from recipes.models.memory import num_parameters
 from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
@@ -101,7 +100,7 @@ def test_the_masked_loss_is_transformers_own_and_segments_are_apart(tokenization
     facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id)
     model: Any = build_language_model({"family": "encoder", **KEYS}, facts, seed=0, device=torch.device("cpu"))
     model.eval()
-    counted = num_parameters(Bert(family="encoder", **KEYS), tokenization.vocab_size)
+    counted = Bert(family="encoder", **KEYS).num_parameters(tokenization.vocab_size)
     assert sum(parameter.numel() for parameter in model.parameters()) == counted
     texts = [tokenization.encode(text, special=True) for text in ("the quick number", "over 12 jumps")]
     ids = torch.tensor([[*texts[0], *texts[1]]])

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from recipes.errors import RequestError
-from recipes.models.architecture import Rnn
-from recipes.models.memory import num_parameters
+from recipes.models.rnn import Rnn
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.inference.generation import SamplingSettings, generate
@@ -201,7 +200,7 @@ def test_sampling_continues_what_a_forward_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(KEYS))
 def test_parameters_are_counted_right(name: str) -> None:
-    counted = num_parameters(Rnn(family="rnn", **KEYS[name]), V)
+    counted = Rnn(family="rnn", **KEYS[name]).num_parameters(V)
     assert sum(parameter.numel() for parameter in build(name).parameters()) == counted
 
 

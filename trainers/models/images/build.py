@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.errors import RequestError, StageError
-from recipes.models.image_folders import FORMAT, SETTINGS
-from recipes.models.image_models import Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.models.image_folders import FORMAT
+from recipes.models.image_models import SETTINGS, Classifier, Ddpm, Gan, ImageArchitecture, Vae
 from trainers.models.images.protocol import Family, ImageFacts, Part, settings_of
 from trainers.store.hf_loaders import open_model
 from trainers.training.model_folders import with_adapter, write_json

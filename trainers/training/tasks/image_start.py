@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.errors import RequestError
-from recipes.models.image_memory import PROJECTIONS
+from recipes.models.tally import PROJECTIONS
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages

@@ -1,4 +1,4 @@
-"""What the folder of a vision-language model tells without torch: tokens of a picture, and what does not fit."""
+"""Decoders with a vision tower, which come from outside: what their folders tell without torch, and their size."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import Finding
+from recipes.models.base import ModelType, TextFamily
+from recipes.models.decoder import ROTARY_MODULES
 from recipes.problem_codes import Code
 
 TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
@@ -116,3 +118,30 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def tower_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters of a CLIP or SigLIP tower and of the projector, two linear modules, of a `config.json`."""
+    tower = config["vision_config"]
+    width, inner, layers = (int(tower[key]) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    patch, is_clip = int(tower["patch_size"]), tower["model_type"] == "clip_vision_model"
+    places = (int(tower["image_size"]) // patch) ** 2 + is_clip
+    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    embedding = width * int(tower.get("num_channels", 3)) * patch * patch + places * width + width
+    norms = 4 * width if is_clip else 2 * width
+    count = layers * block + embedding + norms
+    if not is_clip and tower.get("vision_use_head", True):  # attention pooling: a probe, an attention, a norm, an MLP
+        count += width + 4 * (width * width + width) + 2 * width + 2 * width * inner + inner + width
+    chosen = config.get("vision_feature_layer", -2)
+    read = width * (len(chosen) if isinstance(chosen, list) else 1)
+    made = int(config["text_config"]["hidden_size"])
+    bias = bool(config.get("multimodal_projector_bias", True))
+    return int(count + read * made + made * made + 2 * made * bias)
+
+
+VISION_LANGUAGE = TextFamily(
+    name="vision_language",
+    noun="a vision-language model",
+    types={"llava": ModelType("Llava", None, (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"))},
+    classes={"ForConditionalGeneration": "model"},
+)

@@ -1,0 +1,129 @@
+"""What the families of language models share: what an architecture answers, and what is said of a family (pure)."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from recipes.artifact_kinds import OutputKind
+from recipes.fields import Strict
+
+Head = Literal["lm", "score", "value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers that memory and length checks need, under one name for every type."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    positions: int | None
+    """Longest sequence in tokens; None: any."""
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Linear modules of one place in a network, which an adapter can be put on."""
+
+    name: str
+    """What an adapter's `target_modules` names them by."""
+    inputs: int
+    outputs: int
+    count: int = 1
+    """How many there are: one a layer."""
+
+
+class LanguageArchitecture(Strict):
+    """The keys of a language model's configuration, and what follows from them."""
+
+    positions_key: ClassVar[str] = "max_position_embeddings"
+    """The key of the longest sequence."""
+
+    @abstractmethod
+    def shape(self) -> Shape:
+        """The architecture's numbers under one name for every type."""
+
+    @abstractmethod
+    def body_parameters(self, vocab_size: int) -> int:
+        """Parameters without a head; the input embedding is among them."""
+
+    def head_parameters(self, vocab_size: int, head: Head) -> int:
+        """Parameters that a head adds; a tied embedding is counted with the body."""
+        shape = self.shape()
+        if head == "lm":
+            return 0 if shape.tied else vocab_size * shape.width
+        return shape.width + (1 if head == "value" else 0)
+
+    def num_parameters(self, vocab_size: int, head: Head = "lm") -> int:
+        """Parameters of the model with one head."""
+        return self.body_parameters(vocab_size) + self.head_parameters(vocab_size, head)
+
+    @abstractmethod
+    def linears(self) -> list[Linear]:
+        """The linear modules that an adapter can be put on, the head excluded."""
+
+    def kept_per_token(self, length: int) -> int:
+        """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
+        shape = self.shape()
+        return 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
+
+    def config_keys(self) -> dict[str, Any]:
+        """Keyword arguments of the type's configuration class."""
+        return self.model_dump(exclude={"family", "type"})
+
+    @abstractmethod
+    def shrunk(self) -> Self:
+        """The smoke form."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "LanguageArchitecture | None":
+        """The architecture of a `config.json`; None where it lacks a key that is needed.
+
+        It is not validated: sizes need some of the keys, and files of others have values that recipes lack.
+        """
+        known = {name: config[name] for name in cls.model_fields if name in config and name not in ("family", "type")}
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        if required - known.keys() - {"family", "type"}:
+            return None
+        (known["type"],) = get_args(cls.model_fields["type"].annotation)
+        return cls.model_construct(**known)
+
+    @classmethod
+    def further_parameters(cls, config: Mapping[str, Any]) -> int:
+        """Parameters of a `config.json`'s model that the architecture's keys do not tell of."""
+        return 0
+
+    @classmethod
+    def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
+        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        return config.get("num_hidden_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelType:
+    """A `model_type` of configuration files."""
+
+    stem: str
+    """What the names of its classes start with."""
+    architecture: type[LanguageArchitecture] | None = None
+    """Its keys; None: only its files are known."""
+    linear_modules: tuple[str, ...] = ()
+    """Names of its linear modules that an adapter can be put on."""
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """What is said of a family of language models wherever it matters which one a model belongs to."""
+
+    name: str
+    noun: str
+    """As messages name one."""
+    types: Mapping[str, ModelType]
+    """Its types, by `model_type`."""
+    classes: Mapping[str, OutputKind]
+    """Endings of the names of its classes, and what a model of each is."""

@@ -224,9 +224,10 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
 
             return run_ddpo(spec, context)
         case Evaluate():
-            from rlhf.evaluate_stage import run_evaluate
+            from launch.runs.suites import suites_of
+            from trainers.evaluation.evaluate_stage import run_evaluate
 
-            return run_evaluate(spec, context)
+            return run_evaluate(spec, context, suites_of(spec))
 
 
 def manifest_of(draft: "Draft", job: Json) -> Json:

@@ -15,7 +15,6 @@ from recipes.models.vision_language import VisionFacts
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from recipes.rules.chain import origin
-from recipes.rules.report import unmeasured
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
@@ -318,7 +317,7 @@ def _check_suites(loaded: LoadedRecipe, place: str, stage: Evaluate) -> Iterator
     if "images" in stage.suites:
         return
     for index, text in enumerate(stage.of):
-        found = unmeasured(reference_facts(loaded, text).family, stage.suites)
+        found = stage.unmeasured(reference_facts(loaded, text).family)
         if found is not None:
             yield loaded.problem_from(found, f"{place}.of.{index}", text)
 

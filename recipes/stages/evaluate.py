@@ -26,6 +26,7 @@ from recipes.stages.base import (
 )
 from recipes.stages.ppo import Sampling
 from recipes.stages.sharding import Shard
+from recipes.stages.suites import SUITES, SuiteName, SuiteSpec, report_labels
 
 
 class Bound(Strict):
@@ -42,10 +43,6 @@ class Bound(Strict):
         if self.min is None and self.max is None:
             refuse(Code.MISSING_KEY, f"gate on {self.metric}: give min, max or both")
         return self
-
-
-ALONE = {"targets": "encoder-decoders", "images": "models of pictures"}
-"""Suites that measure what no other suite does."""
 
 
 class Evaluate(TextStage):
@@ -75,7 +72,7 @@ class Evaluate(TextStage):
         None, description="A second reward model, trained on other data, that judges comparisons."
     )
     features: str | None = meaning(None, description="images: the classifier whose features measure pictures.")
-    suites: list[Literal["perplexity", "generation", "comparison", "targets", "images"]] = meaning(
+    suites: list[SuiteName] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
         description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
@@ -142,33 +139,57 @@ class Evaluate(TextStage):
         return self
 
     def _misfits(self) -> Iterator[Finding]:
-        if "comparison" in self.suites and (self.reward is None or len(self.of) < 2):
-            yield Finding(Code.MISSING_KEY, "suite 'comparison' needs `reward` and at least two models in `of`")
-        if self.num_sequences is not None and "perplexity" not in self.suites:
-            yield Finding(
-                Code.NO_EFFECT, f"num_sequences ({self.num_sequences}) has no effect without suite 'perplexity'"
-            )
-        for suite, measured in ALONE.items():
-            if suite in self.suites and len(self.suites) > 1:
+        for name, suite in self._chosen.items():
+            missing = [key for key in suite.needs if getattr(self, key) is None]
+            if missing or len(self.of) < suite.num_models:
+                models = f" and at least {suite.num_models} models in `of`" if suite.num_models > 1 else ""
+                keys = " and ".join(f"`{key}`" for key in suite.needs)
+                yield Finding(Code.MISSING_KEY, f"suite {name!r} needs {keys}{models}")
+            if suite.is_alone and len(self.suites) > 1:
                 yield Finding(
                     Code.CONFLICTING_KEYS,
-                    f"suite {suite!r} cannot be combined with other suites: it measures {measured}",
+                    f"suite {name!r} cannot be combined with other suites: it measures {suite.measures}",
                 )
-        if "targets" in self.suites:
-            if self.reward is not None or self.second_scorer is not None:
-                yield Finding(
-                    Code.NO_EFFECT, "reward models score answers; suite 'targets' takes no reward and no second_scorer"
-                )
-        elif self.num_beams > 1:
-            yield Finding(Code.NO_EFFECT, f"num_beams ({self.num_beams}) has no effect without suites: [targets]")
-        if "images" in self.suites:
-            if self.features is None or self.images is None or self.images.hold_out == 0:
-                yield Finding(
-                    Code.MISSING_KEY,
-                    "suite 'images' needs `features` (a classifier) and `images` with a hold_out above 0",
-                )
-        elif self.features is not None or self.images is not None:
-            yield Finding(Code.NO_EFFECT, "features and images have no effect without suites: [images]")
+            refused = [key for key in suite.refuses if getattr(self, key) is not None]
+            if refused:
+                yield Finding(Code.NO_EFFECT, f"{' and '.join(refused)} has no effect with suite {name!r}")
+        for name, suite in SUITES.items():
+            given = [key for key in suite.takes if getattr(self, key) != type(self).model_fields[key].get_default()]
+            if name not in self.suites and given:
+                yield Finding(Code.NO_EFFECT, f"{' and '.join(given)} has no effect without suites: [{name}]")
+        if self.is_image and self.images is not None and self.images.hold_out == 0:
+            yield Finding(Code.MISSING_KEY, "suite 'images' needs `images` with a hold_out above 0")
+
+    @property
+    def _chosen(self) -> dict[SuiteName, SuiteSpec]:
+        return {name: suite for name, suite in SUITES.items() if name in self.suites}
+
+    def labels(self) -> list[str]:
+        """Return the names of the models in the report's metrics."""
+        return report_labels(self.of)
+
+    def metrics(self) -> set[str]:
+        """Return the name of every metric that the report can hold; raises ValueError for an invalid reference."""
+        labels = self.labels()
+        names: set[str] = set()
+        for suite in self._chosen.values():
+            names |= {f"{label}.{metric}" for label in labels for metric in suite.metrics} | set(suite.totals)
+            names |= {f"{label}.{metric}" for label in labels[1:] for metric in suite.against_first}
+        if self.second_scorer is None:
+            names = {name for name in names if not name.endswith(".second_score_mean")}
+        return names
+
+    def unmeasured(self, family: str | None) -> Finding | None:
+        """Say why the suites do not measure a text family, and what would be right; None: they do."""
+        if family is None or all(family in suite.families for suite in self._chosen.values()):
+            return None
+        fitting = [name for name, suite in SUITES.items() if family in suite.families]
+        if not fitting:
+            message = f"no suite measures models of family {family}; their own finetune reports how they do"
+            return Finding(Code.UNSUPPORTED_FAMILY, message, "remove it")
+        refusing = [name for name, suite in self._chosen.items() if family not in suite.families]
+        message = f"suite {refusing[0]!r} measures {SUITES[refusing[0]].measures}; this model is of family {family}"
+        return Finding(Code.UNSUPPORTED_FAMILY, message, f"suites: [{', '.join(fitting)}]")
 
     def inputs(self) -> list[Input]:
         wants: tuple[OutputKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
@@ -185,13 +206,8 @@ class Evaluate(TextStage):
 
     def sources(self) -> list[SourceUse]:
         default = PythonDocs(source="python-docs", split="test")
-        uses = []
-        if "perplexity" in self.suites:
-            uses.append(held_out_use("text", self.text or default, "text"))
-        if self.writes_answers:
-            uses.append(held_out_use("prompts", self.prompts or default, "prompts"))
-        if "targets" in self.suites:
-            uses.append(held_out_use("prompts", self.prompts or default, "seq2seq"))
+        read = dict.fromkeys(suite.source for suite in self._chosen.values() if suite.source is not None)
+        uses = [held_out_use(key, getattr(self, key) or default, role) for key, role in read]
         if self.images is not None:
             uses.append(SourceUse("images", self.images, "images"))
         return uses

@@ -3,9 +3,9 @@
 Those of the suite `targets` are compared in tests/integration/training/test_seq2seq_stage.py, where it runs.
 """
 
-from recipes.rules.report import PERPLEXITY, report_metrics
 from recipes.stages.evaluate import Evaluate
-from rlhf.text_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics
+from recipes.stages.suites import PERPLEXITY
+from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics
 
 
 def _answers(label: str, scores: list[float], has_kl: bool) -> ModelAnswers:
@@ -26,4 +26,4 @@ def test_every_reported_metric_is_known_and_the_other_way_round() -> None:
     for model in models:
         reported |= set(generation_metrics(model))
     reported |= set(comparison_metrics(models))
-    assert reported == report_metrics(Evaluate.model_validate(keys))
+    assert reported == Evaluate.model_validate(keys).metrics()

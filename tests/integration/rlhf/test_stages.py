@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.decoder import Llama
@@ -18,13 +19,13 @@ from recipes.stages.lora import Lora
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
 from recipes.stages.train import Train
-from rlhf.evaluate_stage import run_evaluate
 from rlhf.text.build_policy import build_models
 from rlhf.text.ppo_stage import reward_source, run_ppo
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
 from trainers.data.tokenizer import train_tokenizer
+from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import TokenizerFacts, build_decoder
 from trainers.models.load import load_model
 from trainers.store.manifest import files_digest
@@ -120,7 +121,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
         }
     )
     given = {"of.0": "chat", "of.1": policy, "of.2": "chat", "reward": judge}
-    report = run_evaluate(spec, workshop.context("exam", given))
+    report = run_evaluate(spec, workshop.context("exam", given), suites_of(spec))
     assert report is not None
     metrics = report.metrics
     assert metrics["prompts"] == 12
@@ -151,7 +152,7 @@ def examine(workshop: Workshop, **changes: Any) -> tuple[dict[str, Any], Listene
         }
     )
     context = workshop.context("exam", {"of.0": "chat"})
-    report = run_evaluate(spec, context)
+    report = run_evaluate(spec, context, suites_of(spec))
     assert report is not None
     assert isinstance(context.observer, Listener)
     return dict(report.metrics), context.observer

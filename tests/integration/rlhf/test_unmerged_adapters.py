@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from launch.cli.sample_text import opened
+from launch.runs.suites import suites_of
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
-from rlhf.evaluate_stage import run_evaluate
 from rlhf.text.build_policy import SharedModels, build_models
 from rlhf.text.ppo_stage import reward_source, run_ppo
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, WORDS, Workshop, jsonl, open_workshop, sizes_of
+from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import TokenizerFacts, build_decoder
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import weights_of
@@ -210,7 +211,7 @@ def test_evaluation_measures_what_was_learned(workshop: Workshop) -> None:
         }
     )
     given = {f"of.{place}": name for place, name in enumerate(spec.of)}
-    draft = run_evaluate(spec, workshop.context("exam", given))
+    draft = run_evaluate(spec, workshop.context("exam", given), suites_of(spec))
     assert draft is not None
     found = {name: draft.metrics[f"{name}.perplexity"] for name in spec.of}
     assert found["chat"] == pytest.approx(found["exact"], rel=1e-7)

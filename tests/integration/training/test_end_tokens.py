@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from launch.cli.sample_text import sample_texts
+from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.rl import PpoStage
-from rlhf.evaluate_stage import run_evaluate
 from rlhf.experience import Responses
 from rlhf.text.ppo_stage import run_ppo
 from rlhf.text.reward_inputs import reading_of
@@ -27,6 +27,7 @@ from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_cha
 from trainers.data.batches import build_batch
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
+from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.store.export import export
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -185,6 +186,6 @@ def test_an_evaluation_ends_answers_at_the_templates_end_token(shop: Shop) -> No
             "sampling": {"max_prompt_tokens": 48, "max_new_tokens": 16, "temperature": 0.1},
         }
     )  # fmt: skip
-    draft = run_evaluate(spec, shop.context("exam", {"of.0": "chat", "of.1": "chat"}))
+    draft = run_evaluate(spec, shop.context("exam", {"of.0": "chat", "of.1": "chat"}), suites_of(spec))
     assert draft is not None
     assert draft.metrics["chat.eos_rate"] > 0.8

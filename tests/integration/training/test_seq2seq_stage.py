@@ -140,13 +140,12 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
 
 
 def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
-    from recipes.rules.report import report_metrics
     from recipes.stages.evaluate import Evaluate
 
     exam = result(finished, "straight-exam")
     found, own = exam["metrics"], result(finished, "straight-full")["metrics"]
     assert exam["kind"] == "report"
-    assert found.keys() == report_metrics(Evaluate.model_validate(EXAM))
+    assert found.keys() == Evaluate.model_validate(EXAM).metrics()
     assert found["prompts"] == own["translations"]["rows"] == 10
     for name in ("loss", "bleu", "chrf"):
         assert found[f"full.{name}"] == pytest.approx(own["evaluation"][name], rel=1e-5)

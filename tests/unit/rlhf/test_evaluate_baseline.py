@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rlhf import evaluate_stage
-from rlhf.evaluate_stage import chain_training_sets
+from trainers.evaluation.suites import perplexity
+from trainers.evaluation.suites.perplexity import chain_training_sets
 from trainers.store.manifest import ArtifactManifest, Parent, files_digest
 
 ENDED = {"state": "completed", "rule": None, "steps_done": 1, "steps_planned": 1}
@@ -47,7 +47,7 @@ POLICY = manifest(4, None, actor=2, reward=3)
 @pytest.fixture(autouse=True)
 def sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every digest is a set of its name, but for one that is gone."""
-    monkeypatch.setattr(evaluate_stage, "find_dataset", lambda digest, store: None if digest == "gone" else digest)
+    monkeypatch.setattr(perplexity, "find_dataset", lambda digest, store: None if digest == "gone" else digest)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,16 @@
 
 import pytest
 
-from recipes.rules.report import report_labels
 from recipes.stages.evaluate import Bound
-from rlhf.text_metrics import (
+from recipes.stages.suites import report_labels
+from rlhf.text.answer_metrics import (
     Answer,
     ModelAnswers,
     comparison_metrics,
-    failed_bounds,
     generation_metrics,
     side_by_side,
 )
+from trainers.evaluation.evaluate_stage import failed_bounds
 
 
 def models() -> list[ModelAnswers]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-import trainers.evaluation.images
+import trainers.evaluation.suites.images
 from recipes.data.images import Digits
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
+from trainers.evaluation.suite import Parts
 
 
 @pytest.mark.parametrize(("held_out", "others"), [(1, 9), (9, 1)])
@@ -17,7 +18,7 @@ def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: i
     def opened(context: Any, request: Any) -> list[int]:
         return [0] * (held_out if request.held_out else others)
 
-    monkeypatch.setattr(trainers.evaluation.images, "open_images", opened)
+    monkeypatch.setattr(trainers.evaluation.suites.images, "open_images", opened)
     spec = Evaluate(
         kind="evaluate",
         of=["gan"],
@@ -27,4 +28,4 @@ def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: i
     )
     context: Any = SimpleNamespace(data={}, base_dir=Path(), seed=0, ranks=SimpleNamespace(rank=0))
     with pytest.raises(RequestError, match=f"{held_out} pictures are held out and {others} are not; distances need 2"):
-        trainers.evaluation.images.measure_pictures(spec, context, ["gan"])
+        trainers.evaluation.suites.images.measure_images(spec, context, ["gan"], Parts(0, 1))

@@ -4,12 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.stages.evaluate import Bound
 from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
-from trainers.evaluation.translation import Translations
-
-REFERENCE = "reference"
-"""Under this name the data's own answer stands among the samples."""
+from trainers.evaluation.suite import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,6 @@ def comparison_metrics(models: Sequence[ModelAnswers]) -> dict[str, float]:
     return found
 
 
-def failed_bounds(gates: Sequence[Bound], metrics: Mapping[str, float]) -> list[str]:
-    """Why the report's gate fails."""
-    reasons = []
-    for gate in gates:
-        value = metrics.get(gate.metric)
-        if value is None:
-            reasons.append(f"there is no metric {gate.metric}; there are {', '.join(sorted(metrics))}")
-        elif gate.min is not None and value < gate.min:
-            reasons.append(f"{gate.metric} is {value:.4g}, below {gate.min}")
-        elif gate.max is not None and value > gate.max:
-            reasons.append(f"{gate.metric} is {value:.4g}, above {gate.max}")
-    return reasons
-
-
 def side_by_side(
     models: Sequence[ModelAnswers],
     prompts: Mapping[int, Mapping[str, Any]],
@@ -117,23 +99,6 @@ def side_by_side(
                     **{name: value for name, value in scores.items() if value is not None},
                 }
             )
-    return lines
-
-
-def written_side_by_side(found: Mapping[str, Translations], num_samples: int) -> list[dict[str, Any]]:
-    """Lines {prompt, model, response} for some rows of the first model's; the data's own target stands first.
-
-    A row that another model left out has no line of it.
-    """
-    lines: list[dict[str, Any]] = []
-    written = {label: {(one.source, one.target): one for one in each.written} for label, each in found.items()}
-    for row in list(next(iter(written.values())))[:num_samples]:
-        source, target = row
-        lines.append({"prompt": source, "model": REFERENCE, "response": target})
-        for label, rows in written.items():
-            if row in rows:
-                one = rows[row]
-                lines.append({"prompt": source, "model": label, "response": one.written, "ended": one.ended})
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Measures models of pictures: drawn against held-out real ones by a classifier's features, and against copying."""
+"""Suite `images`: drawn images against held-out real ones by a classifier's features, and against copying."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from trainers.evaluation.image_metrics import (
     kid,
     precision_recall,
 )
+from trainers.evaluation.suite import Measured, Parts
 from trainers.inference.image_grid import encode_grid
 from trainers.models.images.build import open_family
 from trainers.models.images.classifier import ClassifierFamily
@@ -35,9 +36,7 @@ REAL_DRAWS = 5
 """Disjoint real sets whose distance to the held-out one says what a distance of real pictures is."""
 
 
-def measure_pictures(
-    spec: Evaluate, context: StageContext, labels: Sequence[str]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts) -> Measured:
     """Return metrics by `model.metric` and one grid for each model; rank 0 computes, the others return nothing.
 
     The distances compare as many drawn pictures as real ones, the smaller of `num_images` and the held-out pictures,
@@ -58,7 +57,7 @@ def measure_pictures(
             "take more pictures, or another hold_out"
         )
     if context.ranks.rank != 0:
-        return {}, []
+        return Measured({})
     context.observer.phase("features")
     judge = open_family(model_folder(context, "features"))
     assert isinstance(judge, ClassifierFamily)
@@ -80,7 +79,7 @@ def measure_pictures(
             wanted = [int(label) for label in real.labels_N[np.asarray(rows)]] if real.classes else None
         drawn = []
         for draw in range(spec.num_draws):
-            place = {"step": index * spec.num_draws + draw, "steps_planned": len(labels) * spec.num_draws}
+            place = parts.place(index, draw, spec.num_draws)
             seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
             drawn.append(_draw(model, seeds, wanted, captions, context.observer, place))
         context.observer.phase("features")
@@ -92,7 +91,7 @@ def measure_pictures(
         metrics |= {f"{label}.{name}": value for name, value in found.items()}
         grid = base64.b64encode(encode_grid(drawn[0][: max(spec.num_samples, 1) * 8])).decode()
         samples.append({"model": label, "step": 0, "image": f"data:image/png;base64,{grid}", "caption": label})
-    return metrics, samples
+    return Measured(metrics, samples)
 
 
 def compare(

@@ -1,0 +1,78 @@
+"""The evaluate stage: every suite of the recipe measures every model; their findings make one report."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipes.errors import RequestError
+from recipes.stages.evaluate import Bound, Evaluate
+from trainers.evaluation.suite import Parts, Suite
+from trainers.models.load import model_family
+from trainers.training.context import Draft, StageContext, draft_folder, model_folder
+from trainers.training.precision import use_fast_matmul
+
+
+def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite]) -> Draft | None:
+    """Measure models by the suites in turn; the draft of the report comes from rank 0. Collective."""
+    use_fast_matmul(context.ranks.device)
+    _demand_measured(spec, context)
+    labels = spec.labels()
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = []
+    for number, measure in enumerate(suites):
+        found = measure(spec, context, labels, Parts(number * len(labels), len(suites) * len(labels)))
+        metrics |= found.metrics
+        samples += found.samples
+    context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
+    context.observer.phase("write")
+    return _write_draft(spec, context, metrics, samples)
+
+
+def _demand_measured(spec: Evaluate, context: StageContext) -> None:
+    """Raise RequestError for a text model that the suites do not measure."""
+    for index in range(0 if spec.is_image else len(spec.of)):
+        found = spec.unmeasured(model_family(model_folder(context, f"of.{index}")))
+        if found is not None:
+            raise RequestError(f"of.{index} {spec.of[index]}: {found}")
+
+
+def _write_draft(
+    spec: Evaluate, context: StageContext, metrics: Mapping[str, float], samples: Sequence[dict[str, Any]]
+) -> Draft | None:
+    """Upload the report, and show its samples in the run's folder."""
+    if context.ranks.rank != 0:
+        return None
+    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+    reasons = failed_bounds(spec.gates, finite)
+    writer = context.samples()
+    for line in samples:
+        writer.append(line)
+    writer.flush()
+    with draft_folder() as folder:
+        for name, content in (("report.json", finite), ("samples.json", samples)):
+            text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
+            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+        files = context.store.objects.put_folder(folder)
+    return Draft(
+        kind="report",
+        files=files,
+        checks=(),
+        outcome={"state": "completed", "rule": None, "steps_done": 0, "steps_planned": 0},
+        metrics=finite,
+        gate_reasons=tuple(reasons),
+    )
+
+
+def failed_bounds(gates: Sequence[Bound], metrics: Mapping[str, float]) -> list[str]:
+    """Why the report's gate fails."""
+    reasons = []
+    for gate in gates:
+        value = metrics.get(gate.metric)
+        if value is None:
+            reasons.append(f"there is no metric {gate.metric}; there are {', '.join(sorted(metrics))}")
+        elif gate.min is not None and value < gate.min:
+            reasons.append(f"{gate.metric} is {value:.4g}, below {gate.min}")
+        elif gate.max is not None and value > gate.max:
+            reasons.append(f"{gate.metric} is {value:.4g}, above {gate.max}")
+    return reasons

@@ -10,7 +10,7 @@ TrainwrightError (1)
 └── Preempted (75)      stopped early with resumable state
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,6 +26,24 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.suggestion}" if self.suggestion else self.message
+
+
+class FieldFinding(NamedTuple):
+    """A finding at a field of a stage: what `check` reports with its place, and a worker raises."""
+
+    field_path: str
+    """Relative to the stage, as `train.tokens`."""
+    found: Any
+    """The field's value; an empty text is not shown."""
+    finding: Finding
+
+    def __str__(self) -> str:
+        return f"{self.field_path}: {self.finding}"
+
+
+def at(field_path: str, found: Any, code: Code, message: str, suggestion: str = "") -> FieldFinding:
+    """A finding at a field of a stage."""
+    return FieldFinding(field_path, found, Finding(code, message, suggestion))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +123,9 @@ class Preempted(TrainwrightError):  # noqa: N818
     """The work was stopped early and its state is saved; `resume` continues it."""
 
     exit_code: ClassVar[int] = 75
+
+
+def raise_findings(findings: Iterable[FieldFinding], error: type[TrainwrightError] = RequestError) -> None:
+    """Raise one error with everything that a stage's rules have found; nothing where they found nothing."""
+    if message := "; ".join(map(str, findings)):
+        raise error(message)

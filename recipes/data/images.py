@@ -6,7 +6,12 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from recipes.data.text import DatasetsPlace, Patterns, Selection
+from recipes.errors import Finding
 from recipes.fields import Whole, meaning
+from recipes.problem_codes import Code
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 
 @dataclass(frozen=True)
@@ -207,3 +212,28 @@ ImageSource = Annotated[
     Digits | Idx | ImageFolder | ImageArrays | ImageJsonLines | ImageParquet | ImageDatasets,
     Field(discriminator="source"),
 ]
+
+
+def missing_labels(reader: str, key: str = "") -> Finding:
+    """The rule that images have the labels which `reader` reads; `key` would give them."""
+    return Finding(Code.MISSING_LABELS, f"these images have no labels, which {reader} reads", key and f"set {key}")
+
+
+def missing_captions(reader: str, key: str = "") -> Finding:
+    """The rule that images have the captions which `reader` reads; `key` would give them."""
+    advice = f"set {key}" if key else "a source of another kind holds captions: image-folder, arrays, jsonl, parquet"
+    return Finding(Code.MISSING_CAPTIONS, f"these images have no captions, which {reader} reads", advice)
+
+
+def shape_rule(here: Shape, there: Shape, name: str) -> Finding | None:
+    """The rule that images here have the shape of those of `name`; None: they have."""
+    if here == there:
+        return None
+    message = f"image shapes differ: {show_shape(here)} here, {show_shape(there)} in {name}"
+    return Finding(Code.IMAGE_SHAPE_MISMATCH, message, "set size and channels of both sources")
+
+
+def show_shape(shape: Shape) -> str:
+    """A shape (channels, height, width) in words."""
+    channels, height, width = shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"

@@ -1,12 +1,12 @@
 """A recipe with what is needed to talk about it: the place of every value, and problems that name it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from recipes.errors import Finding, Problem
+from recipes.errors import FieldFinding, Finding, Problem
 from recipes.loading.yaml_text import Mark, Path, path_text, shorten
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
@@ -60,6 +60,15 @@ class LoadedRecipe:
     def problem_from(self, finding: Finding, path: str | Path, found: Any) -> Problem:
         """A rule's finding as a problem at a field path."""
         return self.problem(finding.code, path, found, finding.message, finding.suggestion)
+
+    def problems(self, stage: str, findings: Iterable[FieldFinding]) -> Iterator[Problem]:
+        """Findings at fields of a stage as problems."""
+        for field_path, found, finding in findings:
+            yield self.problem_from(finding, f"stages.{stage}.{field_path}", found)
+
+    def is_written(self, stage: str, field_path: str) -> bool:
+        """Whether the recipe's text holds a field of a stage."""
+        return parse_path(f"stages.{stage}.{field_path}") in self.sources
 
 
 def parse_path(dotted: str) -> Path:

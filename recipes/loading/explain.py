@@ -18,12 +18,12 @@ from recipes.loading.schema_paths import (
     field_at,
     key_elsewhere,
     model_keys,
-    nearest,
     other_tags,
     place_of,
     slot_at,
 )
 from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 
 

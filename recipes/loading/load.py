@@ -13,9 +13,10 @@ from recipes.errors import Problem, RecipeError
 from recipes.loading.document import LoadedRecipe as LoadedRecipe
 from recipes.loading.document import UnsoundStage, parse_path, value_at
 from recipes.loading.explain import located_problems, schema_problems
-from recipes.loading.schema_paths import model_keys, nearest, path_of, slot_at
+from recipes.loading.schema_paths import model_keys, path_of, slot_at
 from recipes.loading.spelling import correct_extends, correct_tags
 from recipes.loading.yaml_text import MAX_BYTES, Document, Mark, Path, parse_yaml, path_text, shorten
+from recipes.nearest import nearest
 from recipes.planning.smoke import shrink
 from recipes.problem_codes import Code
 from recipes.recipe import Cluster, Recipe

@@ -1,6 +1,5 @@
 """Where in the schema a path of a recipe lies: the model in charge, its valid keys, pydantic's locations as paths."""
 
-import difflib
 import json
 import re
 import types
@@ -200,19 +199,6 @@ def place_of(loc: Loc) -> Place:
         else:
             break
     return Place(tuple(path), slot)
-
-
-def nearest(word: str, candidates: list[str]) -> str | None:
-    """The candidate that a typing mistake most likely meant."""
-    lowered = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lowered), n=1, cutoff=0.6)
-    if close:
-        return lowered[close[0]]
-    swapped = [candidate for candidate in candidates if sorted(candidate) == sorted(word)]
-    if len(word) == 2 and len(swapped) == 1:
-        return swapped[0]
-    inside = [candidate for candidate in candidates if len(word) >= 3 and (word in candidate or candidate in word)]
-    return inside[0] if len(inside) == 1 else None
 
 
 def alternatives(choices: Sequence[str]) -> str:

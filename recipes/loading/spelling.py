@@ -11,8 +11,9 @@ from typing import Any
 
 from recipes.errors import Problem
 from recipes.loading.document import mark_of, shown, value_at
-from recipes.loading.schema_paths import ROOT, Slot, describe_field, item_slot, model_keys, nearest
+from recipes.loading.schema_paths import ROOT, Slot, describe_field, item_slot, model_keys
 from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 

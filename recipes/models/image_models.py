@@ -24,6 +24,18 @@ Names = tuple[str, ...]
 EmaDecay = Annotated[float, Field(gt=0, lt=1)]
 
 
+def halving_rule(levels: int, height: int, width: int, what: str = "images") -> Finding | None:
+    """diffusers' networks halve the size by convolutions that need even numbers; None: they fit."""
+    factor = 2 ** (levels - 1)
+    if height % factor == 0 and width % factor == 0:
+        return None
+    message = (
+        f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, not a multiple of "
+        f"{factor}"
+    )
+    return Finding(Code.SIZE_NOT_DIVISIBLE, message, "fewer levels, or set the source's size")
+
+
 class Classifier(Strict):
     """Image classifier, supervised with the labels of its data; also the feature network of image metrics."""
 
@@ -46,6 +58,11 @@ class Classifier(Strict):
     def files(self, *, is_latent: bool) -> tuple[Names, Names]:
         """Weights and configurations of its folder."""
         return ("model.safetensors",), (SETTINGS,)
+
+    @property
+    def label_reader(self) -> str | None:
+        """What reads the images' labels, as a message names it; None: nothing does."""
+        return "a classifier"
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -93,6 +110,17 @@ class Vae(Strict):
         if self.binarize and self.likelihood != "bernoulli":
             refuse(Code.UNMET_REQUIREMENT, "binarize draws pixels of 0 and 1, which needs likelihood: bernoulli")
         return self
+
+    def latents_rule(self) -> Finding | None:
+        """Why no diffusion can run in its latents; None: one can."""
+        if self.type == "autoencoder_kl":
+            return None
+        message = f"diffusion needs latents with a height and a width; the autoencoder is of type {self.type}"
+        return Finding(Code.UNSUPPORTED_AUTOENCODER, message, "train one of type: autoencoder_kl")
+
+    def size_rule(self, height: int, width: int) -> Finding | None:
+        """Why it cannot take images of a size; None: it can."""
+        return halving_rule(self.depth, height, width) if self.type == "autoencoder_kl" else None
 
     @property
     def reduction(self) -> int:
@@ -148,6 +176,11 @@ class Vae(Strict):
         if self.type == "autoencoder_kl":
             return (STOCK_WEIGHTS,), (SETTINGS, "config.json")
         return ("model.safetensors",), (SETTINGS,)
+
+    @property
+    def label_reader(self) -> str | None:
+        """What reads the images' labels, as a message names it; None: nothing does."""
+        return None
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -231,6 +264,10 @@ class Ddpm(Strict):
                 "guidance needs samples trained without their condition: set label_dropout above 0",
             )
 
+    def size_rule(self, height: int, width: int, what: str = "images") -> Finding | None:
+        """Why its network cannot take images or latents of a size; None: it can."""
+        return halving_rule(len(self.block_out_channels), height, width, what)
+
     @property
     def is_guidable(self) -> bool:
         """Whether the network knows how to do without a label."""
@@ -293,6 +330,11 @@ class Ddpm(Strict):
             weights = (*weights, f"vae/{STOCK_WEIGHTS}")
             configs = (*configs, "vae/config.json", f"vae/{SETTINGS}")
         return weights, configs
+
+    @property
+    def label_reader(self) -> str | None:
+        """What reads the images' labels, as a message names it; None: nothing does."""
+        return "class_conditional" if self.class_conditional else None
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -360,6 +402,11 @@ class Gan(Strict):
     def files(self, *, is_latent: bool) -> tuple[Names, Names]:
         """Weights and configurations of its folder."""
         return ("discriminator.safetensors", "generator.safetensors"), (SETTINGS,)
+
+    @property
+    def label_reader(self) -> str | None:
+        """What reads the images' labels, as a message names it; None: nothing does."""
+        return "class_conditional" if self.class_conditional else None
 
     def shrunk(self) -> Self:
         """The smoke form."""

@@ -11,12 +11,12 @@ from recipes.models.image_models import Ddpm
 from recipes.models.known_models import KnownModel
 from recipes.models.memory import LanguageStage, Sizes, predict_sizes
 from recipes.models.tally import TextSizes
-from recipes.planning.derive import micro_batches
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
 from recipes.rules.chain import autoencoder_of, order, origin, picture_stage_of
 from recipes.stages.base import ImageStage
+from recipes.stages.batch import micro_batches
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages

@@ -7,16 +7,14 @@ from recipes.artifact_kinds import NOUNS
 from recipes.data.text import ExistingTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
-from recipes.loading.schema_paths import nearest
 from recipes.models.image_models import Vae
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, StoreRef, parse_reference
-from recipes.stages.base import INPUT_FIELDS, Input
-from recipes.stages.evaluate import Evaluate
+from recipes.stages.base import INPUT_FIELDS, Input, SharedTokens, TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
-from recipes.stages.rl import PpoStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +117,11 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
         for item in stage.inputs():
             yield from _check_input(loaded, name, item)
     for name, stage in stages.items():
-        if isinstance(stage, Evaluate):
-            yield from _check_distinct(loaded, name, stage)
-            yield from _check_scorers(loaded, name, stage)
+        if isinstance(stage, TextStage):
+            for pair in stage.shared_tokens():
+                yield from _check_one_tokenizer(loaded, name, pair)
         if isinstance(stage, PretrainImages):
             yield from _check_autoencoder(loaded, name, stage)
-        if isinstance(stage, PpoStage) and stage.critic == "reward":
-            advice = ", or set critic: actor"
-            yield from _check_one_tokenizer(loaded, f"stages.{name}.reward", stage.actor, stage.reward, advice)
     yield from _check_cycles(loaded)
 
 
@@ -195,29 +190,10 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
     yield loaded.problem(Code.WRONG_ARTIFACT_KIND, place, item.text, message, suggestion)
 
 
-def _check_distinct(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
-    for index, text in enumerate(stage.of):
-        if text in stage.of[:index]:
-            yield loaded.problem(
-                Code.DUPLICATE_ITEM, f"stages.{name}.of.{index}", text, "listed twice in `of`", "remove one"
-            )
-
-
-def _check_scorers(loaded: LoadedRecipe, name: str, stage: Evaluate) -> Iterator[Problem]:
-    if stage.second_scorer is not None and stage.second_scorer == stage.reward:
-        message = "the second scorer must be another reward model than `reward`"
-        yield loaded.problem(Code.DUPLICATE_ITEM, f"stages.{name}.second_scorer", stage.second_scorer, message)
-    others = [] if "targets" in stage.suites else stage.of[1:]  # targets are compared as text
-    for index, text in enumerate(others, start=1):
-        yield from _check_one_tokenizer(loaded, f"stages.{name}.of.{index}", stage.of[0], text)
-
-
-def _check_one_tokenizer(
-    loaded: LoadedRecipe, place: str, model: str, other: str, advice: str = ""
-) -> Iterator[Problem]:
+def _check_one_tokenizer(loaded: LoadedRecipe, name: str, pair: SharedTokens) -> Iterator[Problem]:
     """Models that read each other's tokens must come from one tokenizer."""
     stages = loaded.recipe.stages
-    first, second = built_by(model, stages), built_by(other, stages)
+    first, second = built_by(pair.other, stages), built_by(pair.text, stages)
     if first is None or second is None or first is second:
         return
     if isinstance(first.tokenizer, ExistingTokenizer) and first.tokenizer == second.tokenizer:
@@ -226,26 +202,18 @@ def _check_one_tokenizer(
         return
     names = {id(stage): name for name, stage in stages.items()}
     message = (
-        f"{other} and {model} do not share a tokenizer: they come from {names[id(second)]} and {names[id(first)]}, "
-        "which train different ones"
+        f"{pair.text} and {pair.other} do not share a tokenizer: they come from {names[id(second)]} and "
+        f"{names[id(first)]}, which train different ones"
     )
-    yield loaded.problem(Code.TOKENIZER_MISMATCH, place, other, message, f"build both on {names[id(first)]}{advice}")
+    place, advice = f"stages.{name}.{pair.field_path}", f"build both on {names[id(first)]}{pair.advice}"
+    yield loaded.problem(Code.TOKENIZER_MISMATCH, place, pair.text, message, advice)
 
 
 def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:
     """The latents of an autoencoder of this recipe must keep a height and a width."""
     autoencoder = autoencoder_of(stage, loaded.recipe.stages)
-    if autoencoder is not None and autoencoder.type != "autoencoder_kl":
-        message = (
-            f"diffusion needs latents with a height and a width; {stage.autoencoder} is of type {autoencoder.type}"
-        )
-        yield loaded.problem(
-            Code.UNSUPPORTED_AUTOENCODER,
-            f"stages.{name}.autoencoder",
-            stage.autoencoder,
-            message,
-            "type: autoencoder_kl there",
-        )
+    if autoencoder is not None and (finding := autoencoder.latents_rule()) is not None:
+        yield loaded.problem_from(finding, f"stages.{name}.autoencoder", stage.autoencoder)
 
 
 def _check_cycles(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -9,11 +9,7 @@ from recipes.problem_codes import Code
 from recipes.references import FolderRef
 from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, reference_facts
-from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import Finetune
-from recipes.stages.kinds import Stage
-from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.base import TextStage
 
 _WRITERS = ("decoder", "rnn", "vision_language")
 
@@ -22,7 +18,8 @@ def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Warnings about the end tokens of every model that answers, each model once."""
     told: list[object] = []
     for name, stage in loaded.recipe.stages.items():
-        for field, text in _answering(stage):
+        answering = stage.writers() if isinstance(stage, TextStage) and stage.reads_chats else []
+        for field, text in ((item.field_path, item.text) for item in answering):
             source = origin(text, loaded.recipe.stages)
             key = source.path if isinstance(source, FolderRef) else id(source)
             facts = reference_facts(loaded, text)
@@ -31,18 +28,6 @@ def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
             told.append(key)
             for finding in _disagreements(facts):
                 yield loaded.problem_from(finding, f"stages.{name}.{field}", text)
-
-
-def _answering(stage: Stage) -> Iterator[tuple[str, str]]:
-    """Fields of a stage that name a model which learns from chats or answers them."""
-    match stage:
-        case Finetune() | Reward():
-            yield "init_from", stage.init_from
-        case PpoStage():
-            yield "actor", stage.actor
-        case Evaluate():
-            for index, text in enumerate(stage.of):
-                yield f"of.{index}", text
 
 
 def _disagreements(facts: ModelFacts) -> Iterator[Finding]:

@@ -1,133 +1,76 @@
-"""Sizes of pictures: those that meet in a stage must be of one, and networks that halve it need a multiple."""
+"""Pictures that meet in a stage: those of its data, and those that the models it takes were made for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import get_args
 
-from recipes.data.images import ImageSource, PictureFacts
+from recipes.artifact_kinds import ImageKind
+from recipes.data.images import ImageSource, PictureFacts, Shape, shape_rule
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.models.image_models import Ddpm, Vae
-from recipes.problem_codes import Code
-from recipes.references import StageRef, parse_reference
-from recipes.rules.chain import autoencoder_of, picture_stage_of
-from recipes.stages.ddpo import ClassReward
-from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import FinetuneImages
-from recipes.stages.kinds import Stage
+from recipes.rules.chain import autoencoder_of, image_builder, stage_of
+from recipes.stages.base import StageBase
 from recipes.stages.pretrain import PretrainImages
-from recipes.stages.rl import PpoImages
 
 FactsOf = Callable[[ImageSource], PictureFacts | None]
-"""Tells the size of a source's pictures; None: not known."""
+"""Tells the size of a source's images; None: not known."""
 
 
 def check_picture_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Problem]:
-    """Pictures of another size or with other channels than what they meet, or of a size that cannot be halved."""
-    stages = loaded.recipe.stages
-    for name, stage in stages.items():
+    """Images of another size or with other channels than what they meet, as far as headers tell; sizes that a network
+    cannot halve.
+    """
+    for name, stage in loaded.recipe.stages.items():
         if isinstance(stage, PretrainImages):
-            yield from _check_halvings(loaded, f"stages.{name}", stage, facts_of(stage.data))
-        known = _own_pictures(stage, stages)
-        form = None if known is None else _form(facts_of(known))
-        if known is None or form is None:
+            yield from _check_halvings(loaded, name, stage, facts_of)
+        reference = stage.image_reference()
+        if reference is None:
             continue
-        for field_path, text, source in _met_pictures(stage, stages):
-            other = _form(facts_of(source))
-            if other is not None and other != form:
-                message = f"image shapes differ: {other} here, {form} in {_named(stage)}"
-                advice = "set size and channels of both sources"
-                yield loaded.problem(Code.IMAGE_SHAPE_MISMATCH, f"stages.{name}.{field_path}", text, message, advice)
+        named, own = reference
+        known = _shape(own, loaded, facts_of)
+        for field_path, text, source in _met_images(stage, own):
+            other = None if known is None else _shape(source, loaded, facts_of)
+            if known is not None and other is not None and (finding := shape_rule(other, known, named)) is not None:
+                yield loaded.problem_from(finding, f"stages.{name}.{field_path}", text)
 
 
-def _own_pictures(stage: Stage, stages: Mapping[str, Stage]) -> ImageSource | None:
-    """The pictures that what a stage meets must be like."""
-    match stage:
-        case PretrainImages() | FinetuneImages():
-            return stage.data
-        case PpoImages():
-            return _pictures_of(stage.actor, stages)
-        case Evaluate():
-            return stage.images
-        case _:
-            return None
+def _met_images(stage: StageBase, own: ImageSource | str) -> Iterator[tuple[str, str, ImageSource | str]]:
+    """Field, what it holds, and the images or the model behind it."""
+    evaluation = stage.find_source("evaluation")
+    if evaluation is not None and evaluation.role == "images" and not evaluation.is_derived:
+        yield "evaluation", evaluation.pictures.source, evaluation.pictures
+    for item in stage.inputs():
+        if set(item.wants) & set(get_args(ImageKind)) and item.text != own:
+            yield item.field_path, item.text, item.text
 
 
-def _named(stage: Stage) -> str:
-    match stage:
-        case PpoImages():
-            return "the actor"
-        case Evaluate():
-            return "images"
-        case _:
-            return "data"
-
-
-def _met_pictures(stage: Stage, stages: Mapping[str, Stage]) -> Iterator[tuple[str, str, ImageSource]]:
-    """Field, what it holds, and the pictures behind it."""
-    inputs: dict[str, str] = {}
-    match stage:
-        case PretrainImages() | FinetuneImages():
-            if stage.evaluation is not None:
-                yield "evaluation", stage.evaluation.source, stage.evaluation
-            if isinstance(stage, FinetuneImages):
-                inputs["init_from"] = stage.init_from
-            elif stage.autoencoder is not None:
-                inputs["autoencoder"] = stage.autoencoder
-        case PpoImages(reward=ClassReward(classifier=classifier)):
-            inputs["reward.classifier"] = classifier
-        case Evaluate():
-            inputs |= {f"of.{index}": text for index, text in enumerate(stage.of)}
-            inputs |= {} if stage.features is None else {"features": stage.features}
-    for field_path, text in inputs.items():
-        source = _pictures_of(text, stages)
-        if source is not None:
-            yield field_path, text, source
-
-
-def _pictures_of(text: str, stages: Mapping[str, Stage]) -> ImageSource | None:
-    """The pictures that a referenced model was made for; None: it is none of the recipe's."""
-    try:
-        reference = parse_reference(text)
-    except ValueError:
-        return None
-    stage = stages.get(reference.stage) if isinstance(reference, StageRef) else None
-    start = None if stage is None else picture_stage_of(stage, stages)
-    return None if start is None else start.data
-
-
-def _form(facts: PictureFacts | None) -> str | None:
-    if facts is None:
-        return None
-    return f"{facts.height}x{facts.width}x{facts.channels}"
-
-
-def _check_halvings(
-    loaded: LoadedRecipe, place: str, stage: PretrainImages, facts: PictureFacts | None
-) -> Iterator[Problem]:
-    """diffusers' networks halve the size by convolutions that need even numbers."""
-    architecture = stage.architecture
-    what, reduced = "images", 1
-    if isinstance(architecture, Ddpm):
-        key, levels = "block_out_channels", len(architecture.block_out_channels)
-        if stage.autoencoder is not None:
-            autoencoder = autoencoder_of(stage, loaded.recipe.stages)
-            if autoencoder is None or autoencoder.type != "autoencoder_kl":
-                return
-            what, reduced = f"latents of {stage.autoencoder}", autoencoder.reduction
-    elif isinstance(architecture, Vae) and architecture.type == "autoencoder_kl":
-        key, levels = "depth", architecture.depth
-    else:
+def _check_halvings(loaded: LoadedRecipe, name: str, stage: PretrainImages, facts_of: FactsOf) -> Iterator[Problem]:
+    architecture, shape = stage.architecture, _shape(stage.data, loaded, facts_of)
+    if shape is None:
         return
-    if facts is None or facts.height % reduced or facts.width % reduced:
-        return
-    height, width, factor = facts.height // reduced, facts.width // reduced, 2 ** (levels - 1)
-    if height % factor or width % factor:
-        message = (
-            f"{levels} levels halve the size {levels - 1} times, but the {what} are {height}x{width}, "
-            f"not a multiple of {factor}"
-        )
-        suggestion = (
-            "fewer levels" + (f", there or in {stage.autoencoder}" if reduced > 1 else "") + ", or set data.size"
-        )
-        yield loaded.problem(
-            Code.SIZE_NOT_DIVISIBLE, f"{place}.architecture.{key}", getattr(architecture, key), message, suggestion
-        )
+    _, height, width = shape
+    finding, key = None, ""
+    if isinstance(architecture, Vae):
+        finding, key = architecture.size_rule(height, width), "depth"
+    elif isinstance(architecture, Ddpm) and stage.autoencoder is None:
+        finding, key = architecture.size_rule(height, width), "block_out_channels"
+    elif isinstance(architecture, Ddpm):
+        autoencoder = autoencoder_of(stage, loaded.recipe.stages)
+        if autoencoder is None or autoencoder.latents_rule() is not None or autoencoder.size_rule(height, width):
+            return
+        reduced = autoencoder.reduction
+        what = f"latents of {stage.autoencoder}"
+        finding = architecture.size_rule(height // reduced, width // reduced, what)
+        key = "block_out_channels"
+    if finding is not None:
+        yield loaded.problem_from(finding, f"stages.{name}.architecture.{key}", getattr(architecture, key))
+
+
+def _shape(of: ImageSource | str, loaded: LoadedRecipe, facts_of: FactsOf) -> Shape | None:
+    """The shape of a source's images, or of those that a model of the recipe was made for; None: not known."""
+    if isinstance(of, str):
+        stages = loaded.recipe.stages
+        built = image_builder(stage_of(of, stages), stages)
+        return None if built is None else _shape(built.data, loaded, facts_of)
+    facts = facts_of(of)
+    return None if facts is None else (facts.channels, facts.height, facts.width)

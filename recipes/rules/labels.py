@@ -2,29 +2,28 @@
 
 from collections.abc import Iterator
 
-from recipes.data.images import ImageSource
+from recipes.data.images import missing_labels
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
-from recipes.models.image_models import Classifier, Ddpm, Gan
 from recipes.problem_codes import Code
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.finetune import Finetune, FinetuneImages
-from recipes.stages.pretrain import PretrainImages
+from recipes.stages.base import ImageTraining
+from recipes.stages.finetune import Finetune
 
 
 def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Sources without the labels that a family learns from; pseudo-labels without rows or steps to learn from."""
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
-        if isinstance(stage, PretrainImages | FinetuneImages):
+        if isinstance(stage, ImageTraining):
             start = picture_stage_of(stage, loaded.recipe.stages)
-            reader = None if start is None else _reader(start)
-            if isinstance(stage, FinetuneImages):
-                reader = reader and stage.init_from
+            reader = None if start is None else start.architecture.label_reader
             for use in stage.sources():
-                if reader is not None and not use.held_out:
-                    yield from _check_pictures(loaded, f"{place}.{use.field_path}", use.pictures, reader)
+                key = use.pictures.label_key
+                if reader is not None and key is not None and not use.held_out:
+                    finding = missing_labels(stage.image_start() or reader, key)
+                    yield loaded.problem_from(finding, f"{place}.{use.field_path}.{key}", "")
         if isinstance(stage, Finetune) and model_facts(loaded, stage).family == "encoder":
             for use in stage.sources():
                 if use.rows.has_labels is False and not use.held_out:
@@ -37,23 +36,6 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
                         "use jsonl, csv, parquet",
                     )
             yield from _check_pseudo_labels(loaded, place, stage)
-
-
-def _reader(stage: PretrainImages) -> str | None:
-    """What of a stage reads its pictures' labels, as a message names it; None: nothing does."""
-    match stage.architecture:
-        case Classifier():
-            return "a classifier"
-        case Ddpm(class_conditional=True) | Gan(class_conditional=True):
-            return "class_conditional"
-    return None
-
-
-def _check_pictures(loaded: LoadedRecipe, place: str, source: ImageSource, reader: str) -> Iterator[Problem]:
-    key = source.label_key
-    if key is not None:
-        message = f"these images have no labels, which {reader} reads"
-        yield loaded.problem(Code.MISSING_LABELS, f"{place}.{key}", "", message, f"set {key}")
 
 
 def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> Iterator[Problem]:

@@ -8,33 +8,22 @@ from recipes.artifact_kinds import NOUNS
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
-from recipes.loading.schema_paths import nearest
 from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES
 from recipes.models.folders import FolderFacts, config_positions, read_folder
 from recipes.models.vision_language import VisionFacts
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
-from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
-from recipes.rules.chain import origin
-from recipes.stages.base import StageBase
-from recipes.stages.evaluate import Evaluate
+from recipes.references import FolderRef, HubRef, StoreRef, parse_reference
+from recipes.rules.chain import built_by, origin, stage_of
+from recipes.stages.base import StageBase, TextFacts, TextStage
 from recipes.stages.finetune import Finetune
 from recipes.stages.kinds import Stage
+from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
-from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
 from recipes.tokenizers.token_contract import TokenizerFacts, find_pad_token, token_problems
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
-NOUN_OF: dict[str | None, str] = {
-    None: "of an unknown family",
-    "decoder": "a decoder",
-    "rnn": "an rnn",
-    "encoder": "an encoder",
-    "encoder_decoder": "an encoder-decoder",
-    "vision_language": "a vision-language model",
-}
-"""Families of language models as messages name them."""
 _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
 
@@ -79,14 +68,14 @@ def reference_facts(loaded: LoadedRecipe, text: str) -> ModelFacts:
     return ModelFacts()
 
 
-def is_text_classifier(loaded: LoadedRecipe, text: str) -> bool:
-    """Whether a reference means a stage of the recipe that makes a text classifier."""
-    try:
-        reference = parse_reference(text)
-    except ValueError:
-        return False
-    made = loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None
-    return isinstance(made, Finetune) and model_facts(loaded, made).family == "encoder"
+def text_facts(loaded: LoadedRecipe, stage: TextStage) -> TextFacts:
+    """What the stage's own rules ask of its model."""
+    facts = model_facts(loaded, stage)
+    tokens = None if facts.tokenizer is None else facts.tokenizer.special_tokens
+    made = stage_of(stage.text_start(), loaded.recipe.stages)
+    is_classifier = isinstance(made, Finetune) and model_facts(loaded, made).family == "encoder"
+    images = None if facts.vision is None else facts.vision.tokens_per_picture
+    return TextFacts(facts.family, tokens, is_classifier, images)
 
 
 def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -94,16 +83,15 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
         yield from _check_folders(loaded, place, stage)
-        facts = model_facts(loaded, stage)
-        yield from _check_family(loaded, place, stage, facts)
+        if isinstance(stage, TextStage):
+            facts = model_facts(loaded, stage)
+            yield from _check_family(loaded, name, stage)
+            yield from _check_lora(loaded, f"{place}.lora", stage.adapters, facts)
+            if stage.sampled is not None:
+                field_path, sampling = stage.sampled
+                yield from _check_stop_tokens(loaded, f"{place}.{field_path}", sampling.stop_tokens, facts)
         if isinstance(stage, Pretrain) and stage.tokenizer is not None:
             yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.tokenizer, facts.tokenizer)
-        if isinstance(stage, Finetune | Reward | PpoStage):
-            yield from _check_lora(loaded, f"{place}.lora", stage, facts)
-        if isinstance(stage, PpoStage):
-            yield from _check_stop_tokens(loaded, f"{place}.rollout", stage.rollout.stop_tokens, facts)
-        if isinstance(stage, Evaluate):
-            yield from _check_stop_tokens(loaded, f"{place}.sampling", stage.sampling.stop_tokens, facts)
     yield from _check_chat_marks(loaded)
 
 
@@ -222,8 +210,10 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
     talking = {
         id(source)
         for stage in stages.values()
-        if isinstance(stage, Finetune | Reward | PpoStage)
-        and isinstance(source := origin(stage.text_start() or "", stages), Pretrain)
+        if isinstance(stage, TextStage)
+        and stage.trains
+        and stage.reads_chats
+        and (source := built_by(stage.text_start() or "", stages)) is not None
     }
     for name, stage in stages.items():
         if (
@@ -246,107 +236,23 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
             )
 
 
-def _check_family(loaded: LoadedRecipe, place: str, stage: Stage, facts: ModelFacts) -> Iterator[Problem]:
-    """Stages that cannot work with the family of the model that they are given."""
-    if isinstance(stage, Reward | PpoStage) and facts.family not in (None, "decoder"):
-        field = "init_from" if isinstance(stage, Reward) else "actor"
-        message = f"a {stage.kind} stage needs a decoder; this model is {NOUN_OF[facts.family]}"
-        yield loaded.problem(Code.UNSUPPORTED_FAMILY, f"{place}.{field}", getattr(stage, field), message)
-        return
-    if isinstance(stage, Evaluate):
-        yield from _check_suites(loaded, place, stage)
-        return
-    if isinstance(stage, Pretrain) and facts.family == "vision_language":
-        message = "vision-language models can only be fine-tuned"
-        yield loaded.problem(Code.UNSUPPORTED_FAMILY, f"{place}.init_from", stage.init_from or "", message)
-        return
-    if isinstance(stage, Finetune) and facts.vision is not None and facts.vision.tokens_per_picture is not None:
-        tokens, length = facts.vision.tokens_per_picture, stage.train.sequence_length
-        if length < tokens + 2:
-            message = f"one image takes {tokens} tokens of this model, which leaves no room for an answer"
-            field = f"{place}.train.sequence_length"
-            yield loaded.problem(Code.SEQUENCE_TOO_SHORT, field, length, message, f"above {tokens + 1}")
-    if isinstance(stage, Finetune) and stage.parts is not None and facts.family not in (None, "vision_language"):
-        message = f"`parts` applies to vision-language models; this model is {NOUN_OF[facts.family]}"
-        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.parts", stage.parts, message, "remove the key")
-    if isinstance(stage, Finetune) and stage.lora is not None and facts.family == "rnn":
-        message = "an rnn has no linear modules for an adapter"
-        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.lora", "", message, "remove the key")
-
-    if isinstance(stage, Finetune) and facts.family not in (None, "encoder"):
-        for key in ("labelled_share", "pseudo_labels"):
-            if getattr(stage, key) not in (None, 1.0):
-                message = f"labels are for encoders; this model is {NOUN_OF[facts.family]}"
-                yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.{key}", "", message, "remove the key")
-        if stage.dropout is not None:
-            message = f"`dropout` applies to encoders; this model is {NOUN_OF[facts.family]}"
-            yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.dropout", stage.dropout, message, "remove the key")
-    if isinstance(stage, Pretrain | Finetune) and stage.init_from and is_text_classifier(loaded, stage.init_from):
-        kind = "a classifier" if isinstance(stage, Finetune) else "pretraining"
-        message = f"is a classifier already; {kind} starts from a pretrained encoder"
-        yield loaded.problem(Code.WRONG_ARTIFACT_KIND, f"{place}.init_from", stage.init_from, message)
-    if isinstance(stage, Finetune):
-        yield from _check_targets(loaded, place, stage, facts)
-    if isinstance(stage, Pretrain):
-        for key, family in (("corruption", "encoder"), ("span_corruption", "encoder_decoder")):
-            if getattr(stage, key) is None or facts.family in (None, family):
-                continue
-            message = f"`{key}` applies to {family.replace('_', '-')}s; this model is {NOUN_OF[facts.family]}"
-            yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.{key}", "", message, "remove the key")
-        cls_token = stage.tokenizer.cls_token if isinstance(stage.tokenizer, TrainTokenizer) else None
-        if cls_token is not None and facts.family not in (None, "encoder"):
-            message = "with it the tokenizer would end every prompt with the end token; it is for encoders only"
-            yield loaded.problem(
-                Code.NOT_APPLICABLE, f"{place}.tokenizer.cls_token", cls_token, message, "remove the key"
-            )
-        if facts.family == "encoder" and isinstance(stage.tokenizer, TrainTokenizer):
-            for key in ("cls_token", "mask_token"):
-                if getattr(stage.tokenizer, key) is None:
-                    message = "an encoder needs this token"
-                    yield loaded.problem(
-                        Code.MISSING_SPECIAL_TOKEN,
-                        f"{place}.tokenizer.{key}",
-                        "",
-                        message,
-                        f'for example "<|{key[:-6]}|>"',
-                    )
+def _check_family(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
+    """Stages that cannot work with the model that they are given, or with keys that do not fit it."""
+    refused = False
+    for item in stage.writers():
+        finding = stage.refuse_model(reference_facts(loaded, item.text).family)
+        if finding is not None:
+            refused = True
+            yield loaded.problem_from(finding, f"stages.{name}.{item.field_path}", item.text)
+    if not refused:
+        yield from loaded.problems(name, stage.text_rules(text_facts(loaded, stage)))
 
 
-def _check_suites(loaded: LoadedRecipe, place: str, stage: Evaluate) -> Iterator[Problem]:
-    """Models of text that the suites do not measure."""
-    if "images" in stage.suites:
-        return
-    for index, text in enumerate(stage.of):
-        found = stage.unmeasured(reference_facts(loaded, text).family)
-        if found is not None:
-            yield loaded.problem_from(found, f"{place}.of.{index}", text)
-
-
-def _check_targets(loaded: LoadedRecipe, place: str, stage: Finetune, facts: ModelFacts) -> Iterator[Problem]:
-    """Keys of a fine-tuning that only encoder-decoders take, or that they do not."""
-    if facts.family == "encoder_decoder" and stage.loss_on == "all":
-        message = "an encoder-decoder only generates targets; sources have no loss"
-        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.loss_on", "all", message, "remove the key")
-    if facts.family not in (None, "encoder_decoder") and stage.num_beams > 1:
-        message = f"`num_beams` applies to encoder-decoders; this model is {NOUN_OF[facts.family]}"
-        yield loaded.problem(Code.NOT_APPLICABLE, f"{place}.num_beams", stage.num_beams, message, "remove the key")
-
-
-def _check_lora(
-    loaded: LoadedRecipe, place: str, stage: Finetune | Reward | PpoStage, facts: ModelFacts
-) -> Iterator[Problem]:
-    if stage.lora is None:
-        if isinstance(stage, Finetune | PpoStage) and not stage.merge:
-            outer = place.removesuffix(".lora")
-            yield loaded.problem(
-                Code.NO_EFFECT, f"{outer}.merge", False, "merge has no effect without lora", "remove the key"
-            )
-        return
-    targets = stage.lora.target_modules
-    if targets == "all-linear" or facts.type not in LINEAR_MODULES:
+def _check_lora(loaded: LoadedRecipe, place: str, lora: Lora | None, facts: ModelFacts) -> Iterator[Problem]:
+    if lora is None or lora.target_modules == "all-linear" or facts.type not in LINEAR_MODULES:
         return
     known = LINEAR_MODULES[facts.type]
-    for index, target in enumerate(targets):
+    for index, target in enumerate(lora.target_modules):
         if target not in known:
             guess = nearest(target, list(known))
             suggestion = f"did you mean {guess}?" if guess else "linear modules: " + ", ".join(known)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
-from recipes.loading.schema_paths import nearest
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.stages.base import SOURCE_FIELDS

@@ -9,6 +9,7 @@ from recipes.rules.end_tokens import end_token_warnings
 from recipes.rules.labels import check_labels
 from recipes.rules.models import check_models
 from recipes.rules.report import check_gates
+from recipes.rules.reward_tuning import check_reward_tuning
 from recipes.rules.templates import check_templates
 
 
@@ -17,6 +18,7 @@ def check_static(loaded: LoadedRecipe) -> list[Problem]:
     problems = [
         *check_chain(loaded),
         *check_arithmetic(loaded),
+        *check_reward_tuning(loaded),
         *check_models(loaded),
         *check_templates(loaded),
         *check_captions(loaded),

@@ -5,69 +5,58 @@ from collections.abc import Iterator
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
-from recipes.references import StageRef, parse_reference
+from recipes.rules.chain import stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.base import Template
-from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import Finetune
-from recipes.stages.kinds import Stage
-from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
-
-Templated = Finetune | Reward | PpoStage | Evaluate
-"""Stages with a `template`."""
+from recipes.stages.base import StageBase, Template, TextStage
 
 
 def check_templates(loaded: LoadedRecipe) -> Iterator[Problem]:
     """A template that the model lacks or its family does not take; stages that put the same text in two ways."""
     for name, stage in loaded.recipe.stages.items():
-        if isinstance(stage, Templated):
+        if isinstance(stage, TextStage) and stage.reads_chats:
             yield from _check_own(loaded, name, stage)
             yield from _check_inputs(loaded, name, stage)
 
 
-def stage_template(loaded: LoadedRecipe, stage: Stage) -> Template | None:
+def stage_template(loaded: LoadedRecipe, stage: StageBase) -> Template | None:
     """What the stage does with prompts and answers of plain text; None: it reads none, or its model is not known."""
-    if not isinstance(stage, Templated):
+    if not isinstance(stage, TextStage) or not stage.reads_chats:
         return None
     facts = model_facts(loaded, stage)
     if facts.family in ("encoder", "encoder_decoder"):
         return None
-    if stage.template is not None or facts.tokenizer is None:
-        return stage.template
+    if stage.own_template is not None or facts.tokenizer is None:
+        return stage.own_template
     return "chat" if facts.tokenizer.has_chat_template else "none"
 
 
-def _check_own(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator[Problem]:
-    if stage.template is None:
+def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
+    if stage.own_template is None:
         return
     facts, place = model_facts(loaded, stage), f"stages.{name}.template"
     if facts.family == "encoder":
         message = "an encoder reads texts and their labels; a template has no effect"
-        yield loaded.problem(Code.NOT_APPLICABLE, place, stage.template, message, "remove the key")
-    elif stage.template == "chat" and facts.tokenizer is not None and not facts.tokenizer.has_chat_template:
+        yield loaded.problem(Code.NOT_APPLICABLE, place, stage.own_template, message, "remove the key")
+    elif stage.own_template == "chat" and facts.tokenizer is not None and not facts.tokenizer.has_chat_template:
         message = "the model's tokenizer has no chat template"
         yield loaded.problem(
             Code.MISSING_CHAT_TEMPLATE,
             place,
-            stage.template,
+            stage.own_template,
             message,
             "template: none, or tokenizer.chat_template where it is made",
         )
 
 
-def _check_inputs(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator[Problem]:
+def _check_inputs(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
     """Models that learned from plain text put to them in another way than this stage puts it."""
     own = stage_template(loaded, stage)
-    inputs = {"init_from": getattr(stage, "init_from", None), "actor": getattr(stage, "actor", None)}
-    inputs |= {"reward": getattr(stage, "reward", None)}
-    if isinstance(stage, Evaluate):
-        inputs |= {f"of.{index}": text for index, text in enumerate(stage.of)}
+    inputs = {item.field_path: item.text for item in stage.inputs() if item.field_path != "second_scorer"}
     learned: dict[str, Template] = {}
     for field, text in inputs.items():
-        made = _stage_of(loaded, text)
-        template = None if made is None else stage_template(loaded, made)
-        if template is not None and not isinstance(made, Evaluate):
+        made = stage_of(text, loaded.recipe.stages)
+        template = None if made is None or not made.trains else stage_template(loaded, made)
+        if template is not None:
             learned[field] = template
     if own is None or len(set(learned.values())) != 1 or own in learned.values():
         return
@@ -80,11 +69,3 @@ def _check_inputs(loaded: LoadedRecipe, name: str, stage: Templated) -> Iterator
         message,
         f"template: {template} on both, or chat on both",
     )
-
-
-def _stage_of(loaded: LoadedRecipe, text: str | None) -> Stage | None:
-    try:
-        reference = parse_reference(text or "")
-    except ValueError:
-        return None
-    return loaded.recipe.stages.get(reference.stage) if isinstance(reference, StageRef) else None

@@ -1,16 +1,21 @@
 """What every kind of stage answers for itself: inputs, outputs, data, batch, steps, progress, sizes, smoke form."""
 
-import math
 from abc import abstractmethod
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findings
 from recipes.fields import Strict, added_meaning, meaning, placement
+from recipes.models.families import NOUN_OF
+from recipes.problem_codes import Code
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
+from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, Batch
 from recipes.stages.lora import Lora
+from recipes.stages.ppo import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
 
@@ -18,8 +23,6 @@ Template = Literal["chat", "none"]
 """How rows of plain text are put to a model: as turns of its chat template, or as they are."""
 Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
 """What the rows of a source are for."""
-MAX_AUTO_MICRO_BATCH = 16
-"""The largest micro-batch that `auto` takes, but for images."""
 CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "prompts")
 """Roles of prompts and answers."""
 
@@ -50,6 +53,8 @@ class SourceUse:
     role: Role
     held_out: bool = False
     """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
+    is_derived: bool = False
+    """Whether no field of the recipe names the source: it follows from the training rows'."""
 
     @property
     def rows(self) -> Source:
@@ -62,36 +67,6 @@ class SourceUse:
         """The source of a use of images."""
         assert self.role == "images", f"{self.field_path} is no source of pictures"
         return cast(ImageSource, self.source)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the workers share in an optimiser step, or in an iteration of rollouts."""
-
-    field_path: str
-    """The field that says how much."""
-    written: int
-    """Its value: sequences, pairs, images or prompts."""
-    samples: int = 1
-    """Responses to each prompt."""
-    mini_batches: int = 1
-    """Optimiser steps that an iteration is divided into."""
-    text: int = 0
-    """Sequences of text that are mixed into a step."""
-
-    @property
-    def size(self) -> int:
-        """Samples of an optimiser step over all workers."""
-        return self.written * self.samples // self.mini_batches
-
-    def divides(self, workers: int) -> bool:
-        """Whether the workers can share an iteration and each of its steps evenly."""
-        return not any(number % workers for number in (self.written, self.text, self.size))
-
-    def unit(self, workers: int) -> int:
-        """What `written` must be a multiple of for that."""
-        shares = self.mini_batches * workers
-        return math.lcm(workers, shares // math.gcd(shares, self.samples))
 
 
 Counted = Literal["tokens", "target_tokens", "rows", "pairs", "responses", "pictures"]
@@ -108,6 +83,31 @@ class Progress:
     steps_per_unit: int = 1
     counted_per_unit: int | None = None
     """None: the weight of each step, over the time of the step alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTokens:
+    """A model whose tokenizer has to be that of another one."""
+
+    field_path: str
+    text: str
+    other: str
+    """The reference to the other one."""
+    advice: str = ""
+    """What else would do, as the end of a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """What is known of the language model that a stage builds or starts from."""
+
+    family: str | None = None
+    special_tokens: Collection[str] | None = None
+    """Of its tokenizer."""
+    is_classifier: bool = False
+    """Whether it is a text classifier already."""
+    image_tokens: int | None = None
+    """Tokens that an image takes of a vision-language model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +228,20 @@ class StageBase(Strict):
         """The reference to the diffusion model that it starts from; None: it starts from none."""
         return None
 
+    def rules(self) -> Iterator[FieldFinding]:
+        """What is wrong with its own values."""
+        yield from ()
+
+    def no_checkpointing(self) -> Finding | None:
+        """Why it cannot recompute activations; None: it can."""
+        return None
+
+    def image_reference(self) -> tuple[str, ImageSource | str] | None:
+        """What images and models of images that it meets must fit: in words, and the source or the reference to a
+        model; None: it meets none.
+        """
+        return None
+
     def fp32_reason(self) -> str:
         """Why `precision: auto` is fp32 on any hardware; empty: it depends on the hardware."""
         return "bf16 hurts or slows small models of pictures" if self.is_image else ""
@@ -249,6 +263,52 @@ class TextStage(StageBase):
     @property
     def is_image(self) -> bool:
         return False
+
+    reads_chats: ClassVar[bool] = True
+    """Whether its rows are prompts with answers, which a chat template may put to its model."""
+
+    def refuse_model(self, family: str | None) -> Finding | None:
+        """Why it cannot work with a language model of a family; None: it can, or the family is not known."""
+        return None
+
+    def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        """Keys that do not fit the model that it works with."""
+        yield from ()
+
+    def packing_rule(self, family: str | None) -> Finding | None:
+        """Why `train.packing: true` in a recipe's text has no effect; None: it has one, or is not there."""
+        return None
+
+    def check_model(self, facts: TextFacts) -> None:
+        """Raise RequestError with what its rules find about a model that is there."""
+        if (finding := self.refuse_model(facts.family)) is not None:
+            raise RequestError(str(finding))
+        raise_findings(self.text_rules(facts))
+
+    def rules(self) -> Iterator[FieldFinding]:
+        if self.adapters is None and not getattr(self, "merge", True):
+            yield at("merge", False, Code.NO_EFFECT, "merge has no effect without lora", "remove the key")
+
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        """Fields that say how many tokens a sequence of its model has, and what they say."""
+        yield from ()
+
+    def shared_tokens(self) -> Iterator[SharedTokens]:
+        """Pairs of its models that read each other's tokens, and so need one tokenizer."""
+        yield from ()
+
+    def writers(self) -> list[Input]:
+        """Inputs that are language models which write or learn text."""
+        return [item for item in self.inputs() if item.wants == ("model",)]
+
+    def scorers(self) -> list[Input]:
+        """Inputs that are reward models."""
+        return [item for item in self.inputs() if item.wants == ("reward_model",)]
+
+    @property
+    def sampled(self) -> tuple[str, Sampling] | None:
+        """The field that says how it draws answers, and what it says; None: it draws none."""
+        return None
 
     @property
     def own_template(self) -> Template | None:
@@ -277,6 +337,9 @@ class TextStage(StageBase):
 class ImageStage(StageBase):
     """A stage that trains a model of images."""
 
+    def no_checkpointing(self) -> Finding:
+        return Finding(Code.NOT_APPLICABLE, "image models do not support gradient checkpointing", "remove the key")
+
     @property
     def is_image(self) -> bool:
         return True
@@ -300,8 +363,10 @@ class Training(StageBase):
             return [training, held_out_use("evaluation", self.evaluation, self.data_role)]
         other_rows = data.next_split()
         if other_rows is not None:
-            return [training, SourceUse("evaluation", other_rows, self.data_role)]
-        return [training, SourceUse("evaluation", data, self.data_role, held_out=True)] if data.hold_out else [training]
+            return [training, SourceUse("evaluation", other_rows, self.data_role, is_derived=True)]
+        if data.hold_out == 0:
+            return [training]
+        return [training, SourceUse("evaluation", data, self.data_role, held_out=True, is_derived=True)]
 
     def steps(self, rows: int | None = None) -> int | None:
         return self.train.planned_steps(rows)
@@ -326,6 +391,25 @@ class TextTraining(Training, TextStage):
     def text_length(self, use: SourceUse) -> int:
         return self.train.sequence_length
 
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        yield "train.sequence_length", self.train.sequence_length
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        yield from self.train.rules()
+
+    def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        if facts.family == "encoder_decoder" and self.train.tokens is not None:
+            message = "an encoder-decoder counts rows, not tokens"
+            yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
+
+    def packing_rule(self, family: str | None) -> Finding | None:
+        if not self.train.packing:
+            return None
+        if family == "encoder_decoder":
+            return Finding(Code.NOT_APPLICABLE, "sources of an encoder-decoder are never packed", "remove it")
+        return None
+
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length)
 
@@ -334,6 +418,10 @@ class ImageTraining(Training, ImageStage):
     """A stage that trains a model of images on images."""
 
     data_role: ClassVar[Role] = "images"
+
+    def image_reference(self) -> tuple[str, ImageSource | str]:
+        return "data", self.data
+
     largest_micro_batch: ClassVar[int] = 256
     """Images are small next to sequences."""
 
@@ -361,3 +449,10 @@ def default_template(role: Role, has_chat_template: bool) -> Template:
 def held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
     """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
     return SourceUse(field_path, source, role, held_out=source.hold_out > 0)
+
+
+def needs_decoder(kind: str, family: str | None) -> Finding | None:
+    """The rule of a kind of stage that works with decoders alone."""
+    if family in (None, "decoder"):
+        return None
+    return Finding(Code.UNSUPPORTED_FAMILY, f"a {kind} stage needs a decoder; this model is {NOUN_OF[family]}")

@@ -1,12 +1,42 @@
 """Reward-tuned diffusion: how pictures are drawn, what rewards them, and the settings of DDPO."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Tag, model_validator
 
+from recipes.errors import Finding
 from recipes.fields import Strict, added_meaning, meaning, require_divides
+from recipes.models.image_models import Ddpm
+from recipes.nearest import nearest
+from recipes.problem_codes import Code
 from recipes.smoke_sizes import BATCH, DENOISING_STEPS
 from recipes.stages.ppo import Updates
+
+
+@dataclass(frozen=True, slots=True)
+class ActorFacts:
+    """What is known of the diffusion model that is tuned."""
+
+    settings: Ddpm
+    is_captioned: bool
+    classes: Sequence[str] = ()
+    """Classes that it draws; none: it draws no classes, or they are not known."""
+
+    @property
+    def is_guidable(self) -> bool:
+        """Whether it learned to do without its label or caption."""
+        return self.settings.is_guidable or (self.is_captioned and self.settings.label_dropout > 0)
+
+
+def unknown_class(name: str, known: Sequence[str]) -> Finding | None:
+    """The rule that a class is one of those that are known; None: it is, or none are known."""
+    if not known or name in known:
+        return None
+    guess = nearest(name, known)
+    suggestion = f"did you mean {guess}?" if guess else "one of " + ", ".join(known[:32])
+    return Finding(Code.UNKNOWN_CLASS, "no such class", suggestion)
 
 
 class PictureRollout(Strict):

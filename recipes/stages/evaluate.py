@@ -8,7 +8,7 @@ from pydantic import model_validator
 from recipes.artifact_kinds import DRAWING_KINDS, OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import PythonDocs, Source
-from recipes.errors import Finding
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import EXAM_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
@@ -18,6 +18,7 @@ from recipes.stages.base import (
     Held,
     Input,
     Progress,
+    SharedTokens,
     SourceUse,
     Template,
     TextStage,
@@ -179,8 +180,7 @@ class Evaluate(TextStage):
             names = {name for name in names if not name.endswith(".second_score_mean")}
         return names
 
-    def unmeasured(self, family: str | None) -> Finding | None:
-        """Say why the suites do not measure a text family, and what would be right; None: they do."""
+    def refuse_model(self, family: str | None) -> Finding | None:
         if family is None or all(family in suite.families for suite in self._chosen.values()):
             return None
         fitting = [name for name, suite in SUITES.items() if family in suite.families]
@@ -229,6 +229,33 @@ class Evaluate(TextStage):
 
     def batch(self) -> None:
         return None
+
+    def rules(self) -> Iterator[FieldFinding]:
+        for index, text in enumerate(self.of):
+            if text in self.of[:index]:
+                yield at(f"of.{index}", text, Code.DUPLICATE_ITEM, "listed twice in `of`", "remove one")
+        if self.second_scorer is not None and self.second_scorer == self.reward:
+            message = "the second scorer must be another reward model than `reward`"
+            yield at("second_scorer", self.second_scorer, Code.DUPLICATE_ITEM, message)
+        if self.images is not None and self.images.limit is not None and self.images.limit < 4:
+            message = "distances need 2 held-out images and 2 others"
+            yield at("images.limit", self.images.limit, Code.TOO_FEW_SAMPLES, message, "at least 4")
+
+    def image_reference(self) -> tuple[str, ImageSource | str] | None:
+        return None if self.images is None else ("images", self.images)
+
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        if "perplexity" in self.suites or "targets" in self.suites:
+            yield "sequence_length", self.sequence_length
+
+    def shared_tokens(self) -> Iterator[SharedTokens]:
+        if "targets" not in self.suites:  # targets are compared as text
+            for index, text in enumerate(self.of[1:], start=1):
+                yield SharedTokens(f"of.{index}", text, self.of[0])
+
+    @property
+    def sampled(self) -> tuple[str, Sampling] | None:
+        return ("sampling", self.sampling) if self.writes_answers else None
 
     def progress(self, start_family: str | None = None) -> Progress:
         return Progress("part", "pictures" if self.is_image else "responses")

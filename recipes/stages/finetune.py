@@ -1,12 +1,16 @@
 """Fine-tuning: models of text on rows, diffusion models on further images."""
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
+from recipes.errors import FieldFinding, at
 from recipes.fields import meaning
 from recipes.models.encoder import PseudoLabels
+from recipes.models.families import NOUN_OF
+from recipes.problem_codes import Code
 from recipes.stages.base import (
     Counts,
     Held,
@@ -15,6 +19,7 @@ from recipes.stages.base import (
     Progress,
     Role,
     Template,
+    TextFacts,
     TextTraining,
     template_field,
 )
@@ -78,6 +83,32 @@ class Finetune(TextTraining):
         if self.lora is None:
             return {"model": "model"}
         return {"model": "model", "adapter": "adapter"} if self.merge else {"adapter": "adapter"}
+
+    def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        yield from super().text_rules(facts)
+        if facts.is_classifier:
+            message = "is a classifier already; a classifier starts from a pretrained encoder"
+            yield at("init_from", self.init_from, Code.WRONG_ARTIFACT_KIND, message)
+        if facts.image_tokens is not None and self.train.sequence_length < facts.image_tokens + 2:
+            message = f"one image takes {facts.image_tokens} tokens of this model, which leaves no room for an answer"
+            advice, length = f"above {facts.image_tokens + 1}", self.train.sequence_length
+            yield at("train.sequence_length", length, Code.SEQUENCE_TOO_SHORT, message, advice)
+        if self.lora is not None and facts.family == "rnn":
+            yield at("lora", "", Code.NOT_APPLICABLE, "an rnn has no linear modules for an adapter", "remove the key")
+        if facts.family == "encoder_decoder" and self.loss_on == "all":
+            message = "an encoder-decoder only generates targets; sources have no loss"
+            yield at("loss_on", "all", Code.NOT_APPLICABLE, message, "remove the key")
+        for key, found, is_default, family in (
+            ("parts", self.parts, self.parts is None, "vision_language"),
+            ("labelled_share", "", self.labelled_share == 1, "encoder"),
+            ("pseudo_labels", "", self.pseudo_labels is None, "encoder"),
+            ("dropout", self.dropout, self.dropout is None, "encoder"),
+            ("num_beams", self.num_beams, self.num_beams == 1, "encoder_decoder"),
+        ):
+            if not is_default and facts.family not in (None, family):
+                applies = NOUN_OF[family].partition(" ")[2]
+                message = f"`{key}` applies to {applies}s; this model is {NOUN_OF[facts.family]}"
+                yield at(key, found, Code.NOT_APPLICABLE, message, "remove the key")
 
     @property
     def counted_tokens(self) -> Literal["responses", "all"]:

@@ -1,10 +1,13 @@
 """Rollouts, proximal policy optimisation and the sampling settings of a recipe."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from recipes.errors import FieldFinding, at
 from recipes.fields import Iterations, Strict, meaning, placement
+from recipes.problem_codes import Code
 from recipes.smoke_sizes import ITERATIONS, PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, SEQUENCE
 from recipes.stages.optim import AdamW, Schedule
 
@@ -105,6 +108,19 @@ class Updates(Strict):
         description="Iterations (a rollout and its epochs x mini_batches steps) between two commits of resumable "
         "state; the last one is always saved.",
     )
+
+    def rules(self) -> Iterator[FieldFinding]:
+        """A warm-up past the last step, and a controller that has nothing to multiply."""
+        steps, warmup = self.planned_steps, self.schedule.warmup_steps
+        if warmup >= steps:
+            message = (
+                f"warmup_steps must be below the stage's {steps} steps (iterations {self.iterations} x epochs "
+                f"{self.epochs} x mini_batches {self.mini_batches})"
+            )
+            yield at("ppo.schedule.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message)
+        if self.kl_controller.name == "adaptive" and self.kl_coef == 0:
+            message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
+            yield at("ppo.kl_coef", self.kl_coef, Code.UNMET_REQUIREMENT, message, "start above 0, for example 0.05")
 
     @property
     def steps_per_iteration(self) -> int:

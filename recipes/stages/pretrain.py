@@ -7,13 +7,15 @@ from pydantic import model_validator
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
-from recipes.data.text import ExistingTokenizer, Source, Tokenizer
-from recipes.errors import Finding
+from recipes.data.text import ExistingTokenizer, Source, Tokenizer, TrainTokenizer
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning, raise_all, refuse
 from recipes.models.architecture import Architecture
 from recipes.models.encoder import Corruption
-from recipes.models.encoder_decoder import SpanCorruption
-from recipes.models.image_models import Ddpm, Gan, ImageArchitecture
+from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
+from recipes.models.families import NOUN_OF
+from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.models.rnn import Rnn
 from recipes.problem_codes import Code
 from recipes.stages.base import (
     Counts,
@@ -22,6 +24,7 @@ from recipes.stages.base import (
     Input,
     Progress,
     Role,
+    TextFacts,
     TextTraining,
 )
 from recipes.stages.sharding import Shard
@@ -36,6 +39,7 @@ class Pretrain(TextTraining):
     """
 
     data_role: ClassVar[Role] = "text"
+    reads_chats: ClassVar[bool] = False
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     curves: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "ngram_perplexity")
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
@@ -76,6 +80,60 @@ class Pretrain(TextTraining):
 
     def text_start(self) -> str | None:
         return self.init_from
+
+    def refuse_model(self, family: str | None) -> Finding | None:
+        if family == "vision_language":
+            return Finding(Code.UNSUPPORTED_FAMILY, "vision-language models can only be fine-tuned")
+        return None
+
+    def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        yield from super().text_rules(facts)
+        if facts.is_classifier:
+            message = "is a classifier already; pretraining starts from a pretrained encoder"
+            yield at("init_from", self.init_from, Code.WRONG_ARTIFACT_KIND, message)
+        for key, family in (("corruption", "encoder"), ("span_corruption", "encoder_decoder")):
+            if getattr(self, key) is not None and facts.family not in (None, family):
+                message = f"`{key}` applies to {family.replace('_', '-')}s; this model is {NOUN_OF[facts.family]}"
+                yield at(key, "", Code.NOT_APPLICABLE, message, "remove the key")
+        if facts.family == "encoder_decoder":
+            yield from self._sentinel_rules(facts)
+        if isinstance(self.tokenizer, TrainTokenizer):
+            yield from self._token_rules(self.tokenizer, facts)
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        if isinstance(self.architecture, Rnn) and not self.train.packing:
+            message = "an rnn reads its text as one stream"
+            yield at("train.packing", False, Code.NOT_APPLICABLE, message, "remove the key")
+
+    def no_checkpointing(self) -> Finding | None:
+        if not isinstance(self.architecture, Rnn):
+            return None
+        return Finding(Code.NOT_APPLICABLE, "an rnn does not support gradient checkpointing", "remove the key")
+
+    def _sentinel_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        """An encoder-decoder needs a sentinel for every span that is hidden of its text."""
+        if facts.special_tokens is None:
+            return
+        length, known = self.train.sequence_length, count_sentinels(facts.special_tokens)
+        needed = (self.span_corruption or SpanCorruption()).num_spans(length)
+        if known < needed:
+            code = Code.TOO_FEW_SENTINELS
+            message = f"{needed} spans are hidden of {length} tokens; the tokenizer has {known} sentinels"
+            if isinstance(self.tokenizer, TrainTokenizer):
+                yield at("tokenizer.num_sentinels", known, code, message, f"at least {needed}")
+            else:
+                yield at("train.sequence_length", length, code, message, "hide fewer spans")
+
+    def _token_rules(self, tokenizer: TrainTokenizer, facts: TextFacts) -> Iterator[FieldFinding]:
+        if facts.family == "encoder":
+            for key in ("cls_token", "mask_token"):
+                if getattr(tokenizer, key) is None:
+                    advice = f'for example "<|{key[:-6]}|>"'
+                    yield at(f"tokenizer.{key}", "", Code.MISSING_SPECIAL_TOKEN, "an encoder needs this token", advice)
+        elif facts.family is not None and tokenizer.cls_token is not None:
+            message = "with it the tokenizer would end every prompt with the end token; it is for encoders only"
+            yield at("tokenizer.cls_token", tokenizer.cls_token, Code.NOT_APPLICABLE, message, "remove the key")
 
     def progress(self, start_family: str | None = None) -> Progress:
         family = start_family if self.architecture is None else self.architecture.family
@@ -147,8 +205,32 @@ class PretrainImages(ImageTraining):
     def largest_zero(self) -> int:
         return 2 if isinstance(self.architecture, Gan) else 3
 
+    def rules(self) -> Iterator[FieldFinding]:
+        architecture, steps = self.architecture, self.steps()
+        if isinstance(architecture, Gan):
+            if self.shard.zero == 3:
+                message = "the two networks of a GAN call each other, so each worker needs all parameters"
+                yield at("shard.zero", 3, Code.OUT_OF_RANGE, message, f"at most {self.largest_zero}")
+            if 0 < self.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:
+                message = f"the check of collapse_below needs {VENDI_PICTURES} images"
+                advice = f"at least {VENDI_PICTURES}, or 0"
+                yield at("train.grid", self.train.grid, Code.TOO_FEW_SAMPLES, message, advice)
+        if isinstance(architecture, Vae) and steps is not None and architecture.kl_warmup_steps > steps:
+            message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
+            warmup = architecture.kl_warmup_steps
+            yield at("architecture.kl_warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"at most {steps}")
+
     def progress(self, start_family: str | None = None) -> Progress:
         return Progress("step", "pictures")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(architecture=self.architecture.shrunk(), train=self.train.shrunk())
+
+
+def text_encoder_rule(family: str | None) -> Finding | None:
+    """Why a language model of a family cannot read captions; None: it can, or the family is not known."""
+    if family in (None, "encoder", "decoder"):
+        return None
+    return Finding(
+        Code.UNSUPPORTED_FAMILY, f"{NOUN_OF.get(family, family)} cannot be a text_encoder", "an encoder or a decoder"
+    )

@@ -1,10 +1,13 @@
 """Reward models."""
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning
+from recipes.problem_codes import Code
 from recipes.stages.base import (
     Counts,
     Forward,
@@ -14,6 +17,7 @@ from recipes.stages.base import (
     Role,
     Template,
     TextTraining,
+    needs_decoder,
     template_field,
 )
 from recipes.stages.lora import Lora
@@ -50,6 +54,17 @@ class Reward(TextTraining):
 
     def text_start(self) -> str:
         return self.init_from
+
+    def refuse_model(self, family: str | None) -> Finding | None:
+        return needs_decoder(self.kind, family)
+
+    def rules(self) -> Iterator[FieldFinding]:
+        if self.train.tokens is not None:
+            message = "a reward stage counts pairs, not tokens"
+            yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
+
+    def packing_rule(self, family: str | None) -> Finding | None:
+        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
 
     def progress(self, start_family: str | None = None) -> Progress:
         return Progress("step", "pairs")

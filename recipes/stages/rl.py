@@ -1,5 +1,6 @@
 """Reinforcement learning: of what a language model answers, and of what a diffusion model draws."""
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -7,25 +8,28 @@ from pydantic import model_validator
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
 from recipes.stages.base import (
-    Batch,
     Counts,
     Forward,
     Held,
     ImageStage,
     Input,
     Progress,
+    SharedTokens,
     SourceUse,
     Template,
     TextStage,
+    needs_decoder,
     template_field,
 )
-from recipes.stages.ddpo import ClassReward, Ddpo, PictureReward, PictureRollout
+from recipes.stages.batch import Batch
+from recipes.stages.ddpo import ActorFacts, ClassReward, Ddpo, PictureReward, PictureRollout, unknown_class
 from recipes.stages.lora import Lora
-from recipes.stages.ppo import Ppo, Rollout
+from recipes.stages.ppo import Ppo, Rollout, Sampling
 from recipes.stages.sharding import Shard
 
 
@@ -96,7 +100,34 @@ class PpoStage(TextStage):
             samples=rollout.samples_per_prompt,
             mini_batches=self.ppo.mini_batches,
             text=0 if self.text is None else self.ppo.text_batch,
+            noun="prompts",
         )
+
+    def refuse_model(self, family: str | None) -> Finding | None:
+        return needs_decoder(self.kind, family)
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        yield from self.ppo.rules()
+        if self.ppo.critic_warmup >= self.ppo.iterations:
+            message = (
+                f"critic_warmup must be below iterations ({self.ppo.iterations}); otherwise the actor never learns"
+            )
+            yield at("ppo.critic_warmup", self.ppo.critic_warmup, Code.WARMUP_TOO_LONG, message)
+
+    def no_checkpointing(self) -> Finding | None:
+        if self.lora is None:
+            return None
+        message = "gradient checkpointing does not work with several adapters on one network"
+        return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
+
+    def shared_tokens(self) -> Iterator[SharedTokens]:
+        if self.critic == "reward":
+            yield SharedTokens("reward", self.reward, self.actor, ", or set critic: actor")
+
+    @property
+    def sampled(self) -> tuple[str, Sampling]:
+        return "rollout", self.rollout
 
     def progress(self, start_family: str | None = None) -> Progress:
         responses = self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
@@ -170,7 +201,84 @@ class PpoImages(ImageStage):
 
     def batch(self) -> Batch:
         images = self.rollout.pictures_per_iteration
-        return Batch("rollout.pictures_per_iteration", images, mini_batches=self.ppo.mini_batches)
+        return Batch("rollout.pictures_per_iteration", images, mini_batches=self.ppo.mini_batches, noun="images")
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from self.ppo.rules()
+        if len(set(self.rollout.classes)) < len(self.rollout.classes):
+            yield at("rollout.classes", self.rollout.classes, Code.DUPLICATE_ITEM, "class listed more than once")
+
+    def image_reference(self) -> tuple[str, ImageSource | str]:
+        return "the actor", self.actor
+
+    def actor_rules(self, actor: ActorFacts) -> Iterator[FieldFinding]:
+        """Steps, guidance, classes and captions that the actor cannot be asked for; too few samples to normalise."""
+        rollout, settings = self.rollout, actor.settings
+        yield from self._caption_rules(actor) if actor.is_captioned else self._class_rules(actor)
+        if rollout.steps is not None and rollout.steps > settings.timesteps:
+            message = f"the actor's noising process has {settings.timesteps} steps"
+            yield at("rollout.steps", rollout.steps, Code.TOO_MANY_STEPS, message, f"at most {settings.timesteps}")
+        if rollout.steps is None and settings.sampling_steps < 2:
+            message = (
+                "the last denoising step is not an action; the actor's sampling_steps (1) leave none to learn from"
+            )
+            yield at("rollout.steps", None, Code.TOO_FEW_STEPS, message, "give at least 2")
+        if rollout.guidance not in (None, 1) and not actor.is_guidable:
+            message = "classifier-free guidance needs label_dropout > 0 in pretraining"
+            yield at("rollout.guidance", rollout.guidance, Code.UNMET_REQUIREMENT, message, "remove the key")
+        if rollout.classes and not settings.class_conditional:
+            what = "generates from captions" if actor.is_captioned else "is not class-conditional"
+            message = f"the actor {what}: classes cannot be requested"
+            yield at("rollout.classes", rollout.classes, Code.NOT_APPLICABLE, message, "remove the key")
+
+    def _class_rules(self, actor: ActorFacts) -> Iterator[FieldFinding]:
+        rollout, is_conditional = self.rollout, actor.settings.class_conditional
+        images, asked = rollout.pictures_per_iteration, rollout.classes
+        for key, found, is_default in (
+            ("prompts", "", self.prompts is None),
+            ("rollout.samples_per_prompt", rollout.samples_per_prompt, rollout.samples_per_prompt == 1),
+        ):
+            if not is_default:
+                yield at(key, found, Code.NOT_APPLICABLE, "the actor does not read captions", "remove the key")
+        if isinstance(self.reward, ClassReward) and self.reward.label is None and not is_conditional:
+            message = "the actor is not class-conditional: name the rewarded class"
+            yield at("reward.label", None, Code.MISSING_KEY, message, "for example label: 7")
+        for index, name in enumerate(asked if is_conditional and actor.classes else []):
+            if (finding := unknown_class(name, actor.classes)) is not None:
+                yield FieldFinding(f"rollout.classes.{index}", name, finding)
+        if self.ppo.normalise != "classes":
+            return
+        if images < 2 * len(asked):
+            message = f"{images} images of {len(asked)} classes an iteration: too few of each for a standard deviation"
+            advice = f"at least {2 * len(asked)}, or normalise: all"
+            yield at("rollout.pictures_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
+        elif is_conditional and not asked and images <= len(actor.classes):
+            known = len(actor.classes)
+            message = f"each of the {known} classes is sampled once at most, so rewards cannot be normalised per class"
+            advice = f"at least {2 * known}, rollout.classes, or normalise: all"
+            yield at("rollout.pictures_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
+
+    def _caption_rules(self, actor: ActorFacts) -> Iterator[FieldFinding]:
+        samples = self.rollout.samples_per_prompt
+        if self.prompts is None:
+            message = "the actor reads captions: name the images that have them"
+            yield at("prompts", "", Code.MISSING_KEY, message, "the images that it was trained on, or others")
+            return
+        if self.ppo.normalise == "classes" and samples < 2:
+            message, advice = "one image per caption has zero standard deviation", "at least 2, or normalise: all"
+            yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, advice)
+        missing = self.prompts.label_key
+        if isinstance(self.reward, ClassReward) and self.reward.label is None and missing is not None:
+            message = "these images have no labels, and the reward needs the class of a caption's image"
+            yield at(f"prompts.{missing}", "", Code.MISSING_LABELS, message, f"set {missing}, or reward.label")
+
+    def judge_rules(self, known: Sequence[str], asked: Sequence[str] = ()) -> Iterator[FieldFinding]:
+        """Classes that the reward's classifier does not know: the one that is rewarded, or those that are asked for."""
+        if isinstance(self.reward, ClassReward):
+            wanted = asked if self.reward.label is None else (self.reward.label,)
+            for name in wanted:
+                if (finding := unknown_class(name, known)) is not None:
+                    yield FieldFinding("reward.label", name, finding)
 
     def progress(self, start_family: str | None = None) -> Progress:
         images = self.rollout.pictures_per_iteration

@@ -1,10 +1,12 @@
 """The time axis of a training stage: how long, in which batches, with which optimiser, saving and evaluating when."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import model_validator
 
+from recipes.errors import FieldFinding, at
 from recipes.fields import Steps, Strict, meaning, placement, refuse
 from recipes.models.image_models import VENDI_PICTURES
 from recipes.problem_codes import Code
@@ -92,6 +94,21 @@ class Train(_Steps):
     def _one_length(self) -> "Train":
         _check_length(self, ("steps", "tokens", "epochs"))
         return self
+
+    def rules(self) -> Iterator[FieldFinding]:
+        """Tokens that say nothing of rows that are not packed; a warm-up past the steps that follow from tokens."""
+        if self.tokens is None:
+            return
+        if not self.packing:
+            message = "tokens has no effect without packing, and packing is false"
+            yield at("train.tokens", self.tokens, Code.UNMET_REQUIREMENT, message, "give steps or epochs")
+        steps, warmup = self.planned_steps(), self.schedule.warmup_steps
+        if steps is not None and warmup >= steps:
+            message = (
+                f"warmup_steps must be below the stage's {steps} steps (tokens {self.tokens} / "
+                f"(global_batch {self.global_batch} x sequence_length {self.sequence_length}))"
+            )
+            yield at("train.schedule.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message)
 
     def planned_steps(self, rows: int | None = None) -> int | None:
         """Optimiser steps; `epochs` needs `rows`, the sequences or pairs in the data (None without)."""

@@ -119,31 +119,12 @@ class CaptionPrompts:
 
 
 def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> PicturePrompts:
-    """Return what the actor is asked for; raises RequestError for what it cannot be asked. Collective."""
-    rollout, is_grouped = spec.rollout, spec.ppo.normalise == "classes"
+    """Return what the actor is asked for, which `PpoImages.actor_rules` allow. Collective."""
+    rollout = spec.rollout
     pictures, samples = rollout.pictures_per_iteration, rollout.samples_per_prompt
     if actor.text is None:
-        for key, is_idle in (("prompts", spec.prompts is None), ("rollout.samples_per_prompt", samples == 1)):
-            if not is_idle:
-                raise RequestError(f"{key}: the actor draws from no captions; leave it out")
         places = asked_labels(actor, rollout)
-        if is_grouped and pictures <= len(places):
-            raise RequestError(
-                f"rollout.pictures_per_iteration ({pictures}): none of the {len(places)} classes is "
-                "drawn twice in an iteration, so that no reward is above another; draw more, or set normalise: all"
-            )
         return ClassPrompts(places, actor.facts.classes if actor.is_conditional else (), pictures)
-    if rollout.classes:
-        raise RequestError("rollout.classes: the actor draws from captions; leave them out")
-    if spec.prompts is None:
-        raise RequestError(
-            "prompts: the actor draws from captions: say whose, for example those that it was trained on"
-        )
-    if is_grouped and samples < 2:
-        raise RequestError(
-            "rollout.samples_per_prompt (1): one picture of a caption has no deviation; draw more, or set "
-            "normalise: all"
-        )
     request = ImageRequest(
         spec.get_source("prompts").pictures,
         context.base_dir,
@@ -161,11 +142,4 @@ def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> P
 def asked_labels(actor: DdpmFamily, rollout: PictureRollout) -> list[int]:
     """Places of the classes that are asked for in turn; [-1] where the actor knows none."""
     known = actor.facts.classes
-    if not actor.is_conditional:
-        if rollout.classes:
-            raise RequestError("rollout.classes: the actor is not class-conditional; leave them out")
-        return [-1]
-    unknown = [name for name in rollout.classes if name not in known]
-    if unknown:
-        raise RequestError(f"rollout.classes: the actor knows no {unknown[0]!r}; it knows {', '.join(known[:32])}")
-    return [known.index(name) for name in rollout.classes or known]
+    return [known.index(name) for name in rollout.classes or known] if actor.is_conditional else [-1]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.errors import RequestError, StageError
-from recipes.stages.ddpo import ClassReward, PictureRollout, RuleReward
+from recipes.errors import RequestError, StageError, raise_findings
+from recipes.stages.ddpo import ActorFacts, ClassReward, PictureRollout, RuleReward
 from recipes.stages.rl import PpoImages
 from rlhf.images.conditions import PicturePrompts, open_prompts
 from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
@@ -42,6 +42,7 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     observer.phase("model")
     actor = open_family(model_folder(context, "actor"), device=ranks.device)
     assert isinstance(actor, DdpmFamily)
+    raise_findings(spec.actor_rules(ActorFacts(actor.settings, actor.is_captioned, actor.facts.classes)))
     blueprint = _policy_of(actor, rollout)
     prompts = open_prompts(spec, context, actor)
     score = _scorer(spec, context, actor, prompts)
@@ -104,11 +105,6 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
     if rollout.guidance is not None:
         changes["guidance"] = rollout.guidance
     settings = actor.settings.model_copy(update=changes)
-    if settings.guidance != 1 and not actor.is_guidable:
-        what = "caption" if actor.is_captioned else "label"
-        raise RequestError(f"rollout.guidance: the actor was never trained without its {what}, so it cannot be guided")
-    if not 2 <= settings.sampling_steps <= settings.timesteps:
-        raise RequestError(f"rollout.steps is {settings.sampling_steps}; 2 to {settings.timesteps} are possible")
     return Blueprint(settings, actor.facts, actor.codec, actor.text)
 
 
@@ -138,22 +134,18 @@ def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: 
             return rule_scorer(rule)
         case ClassReward() as reward:
             if reward.label is None and not prompts.classes:
-                what = "captions' pictures have no labels" if actor.is_captioned else "actor is not class-conditional"
-                raise RequestError(f"reward.label: the {what}; say which class is rewarded")
+                raise RequestError("reward.label: the captions' images have no labels; name the rewarded class")
             judge = open_family(model_folder(context, "reward.classifier"), device=context.ranks.device)
             assert isinstance(judge, ClassifierFamily)
+            raise_findings(spec.judge_rules(judge.facts.classes, prompts.classes))
             return classifier_scorer(reward, judge, replace(actor.facts, classes=prompts.classes))
 
 
 def _layout(spec: PpoImages, context: StageContext) -> Layout:
     """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
-    pictures, workers, parts = spec.rollout.pictures_per_iteration, context.ranks.world_size, spec.ppo.mini_batches
-    if pictures % workers or pictures % (parts * workers):
-        raise StageError(
-            f"rollout.pictures_per_iteration ({pictures}) cannot be divided into ppo.mini_batches ({parts}) over "
-            f"{workers} workers"
-        )
-    return stage_layout(context, pictures // parts, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
+    batch = spec.batch()
+    raise_findings(batch.rules(context.ranks.world_size), StageError)
+    return stage_layout(context, batch.size, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
 
 
 def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts) -> Show:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from recipes.data.images import shape_rule
 from recipes.errors import RequestError
 from recipes.stages.ddpo import ClassReward, RuleReward
 from trainers.inference.image_grid import to_pixels
@@ -45,16 +46,11 @@ def compressibility(pictures_BCHW: Tensor) -> Tensor:
 
 
 def classifier_scorer(reward: ClassReward, judge: ClassifierFamily, actor: ImageFacts) -> PictureScorer:
-    """The scorer of what a classifier says; raises RequestError where it does not know the actor's pictures."""
-    if judge.facts.shape != actor.shape:
-        raise RequestError(
-            f"reward.classifier takes pictures [C, H, W] {list(judge.facts.shape)}; the actor draws {list(actor.shape)}"
-        )
+    """The scorer of what a classifier says; raises RequestError for images of another shape."""
+    if (finding := shape_rule(judge.facts.shape, actor.shape, "the actor")) is not None:
+        raise RequestError(f"reward.classifier: {finding}")
     known = judge.facts.classes
     wanted = actor.classes if reward.label is None else (reward.label,)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise RequestError(f"reward: the classifier knows no class {unknown[0]!r}; it knows {', '.join(known[:32])}")
     places = torch.tensor([known.index(name) for name in wanted])
     is_log = reward.value == "log_probability"
 

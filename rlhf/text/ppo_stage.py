@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.errors import StageError
+from recipes.errors import StageError, raise_findings
 from recipes.stages.ppo import Rollout
 from recipes.stages.rl import PpoStage
 from rlhf.algorithms.scoring import ScoreStatistics
@@ -154,21 +154,14 @@ def _text_plan(spec: PpoStage, context: StageContext, tokenization: Tokenization
         return None
     text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
     workers, rows = context.ranks.world_size, spec.ppo.text_batch
-    if rows % workers:
-        raise StageError(f"ppo.text_batch ({rows}) cannot be divided among {workers} workers")
     return BatchPlan(text, context.seed, rows, workers, context.ranks.rank, rows // workers)
 
 
 def _layout(spec: PpoStage, context: StageContext) -> Layout:
     """Micro-batch and accumulation of a mini-batch; raises StageError where the numbers do not divide."""
-    prompts, samples = spec.rollout.prompts_per_iteration, spec.rollout.samples_per_prompt
-    workers, parts = context.ranks.world_size, spec.ppo.mini_batches
-    if prompts % workers or (prompts * samples) % (parts * workers):
-        raise StageError(
-            f"rollout.prompts_per_iteration ({prompts}) x samples_per_prompt ({samples}) cannot be divided into "
-            f"ppo.mini_batches ({parts}) over {workers} workers"
-        )
-    return stage_layout(context, prompts * samples // parts, spec.shard.micro_batch)
+    batch = spec.batch()
+    raise_findings(batch.rules(context.ranks.world_size), StageError)
+    return stage_layout(context, batch.size, spec.shard.micro_batch)
 
 
 def _groups(spec: PpoStage, shared: SharedModels) -> list[ParameterGroup]:

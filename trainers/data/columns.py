@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from recipes.loading.schema_paths import nearest
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from trainers.data.row_images import find_pictures
 

@@ -32,7 +32,7 @@ def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite])
 def _demand_measured(spec: Evaluate, context: StageContext) -> None:
     """Raise RequestError for a text model that the suites do not measure."""
     for index in range(0 if spec.is_image else len(spec.of)):
-        found = spec.unmeasured(model_family(model_folder(context, f"of.{index}")))
+        found = spec.refuse_model(model_family(model_folder(context, f"of.{index}")))
         if found is not None:
             raise RequestError(f"of.{index} {spec.of[index]}: {found}")
 

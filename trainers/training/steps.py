@@ -6,8 +6,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
-from recipes.planning.derive import micro_batches
-from recipes.stages.base import MAX_AUTO_MICRO_BATCH
+from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, micro_batches
 from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.optim import Schedule
 from recipes.stages.pretrain import Pretrain, PretrainImages

@@ -328,7 +328,7 @@ def test_bad_captions_are_named(made: Made, tmp_path: Path, name: str, captions:
 def test_pictures_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path: Path) -> None:
     store, found, _ = made
     data = _arrays(tmp_path, ["a seven"] * 12, side=6)
-    with pytest.raises(RequestError, match="drawing draws pictures of 8x8 with 1 channel; the data's are 6x6"):
+    with pytest.raises(RequestError, match="shapes differ: 6x6 with 1 channel here, 8x8 with 1 channel in drawing"):
         run(store, tmp_path, "bad-form", {**STAGES["tuned"][0], "data": data}, {"init_from": found["drawing"]})
 
 
@@ -346,9 +346,9 @@ POLICY: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "captions", "said"),
     [
-        ({"prompts": None}, None, "prompts: the actor draws from captions: say whose"),
-        ({}, [], "prompts: the pictures have no captions"),
-        ({}, ["a seven"] * 12, "reward.label: the captions' pictures have no labels; say which class is rewarded"),
+        ({"prompts": None}, None, "prompts: the actor reads captions"),
+        ({}, [], "prompts: these images have no captions"),
+        ({}, ["a seven"] * 12, r"(reward.label|prompts.labels): the.* images have no labels"),
         (
             {},
             ["a seven"] * 4 + ["z" * 50] * 8,
@@ -357,9 +357,9 @@ POLICY: dict[str, Any] = {
         (
             {"rollout": {"pictures_per_iteration": 8}},
             None,
-            r"samples_per_prompt \(1\): one picture of a caption has no",
+            "samples_per_prompt: one image per caption",
         ),
-        ({"rollout": {"classes": ["1"]}}, None, "rollout.classes: the actor draws from captions"),
+        ({"rollout": {"classes": ["1"]}}, None, "rollout.classes: the actor generates from captions"),
     ],
 )
 def test_what_a_captioned_policy_cannot_be_asked_is_named(

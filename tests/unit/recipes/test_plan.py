@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.loading.load import load_recipe, parse_recipe
-from recipes.planning.derive import micro_batches
 from recipes.planning.plan import Committed, Plan, build_plan, divides, fit_workers
 from recipes.recipe import Recipe
 from recipes.rules.chain import edges, order
+from recipes.stages.batch import micro_batches
 from recipes.stages.train import Train
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"

@@ -64,7 +64,7 @@ def test_captions_of_one_text_are_one_group_and_labels_are_their_pictures(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("captions", "said"), [((), "the pictures have no captions"), (("", ""), r"every caption is empty \(2 pictures\)")]
+    ("captions", "said"), [((), "these images have no captions"), (("", ""), r"every caption is empty \(2 pictures\)")]
 )
 def test_pictures_without_captions_are_refused(tmp_path: Path, captions: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError, match=said):

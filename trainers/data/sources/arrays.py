@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from recipes.data.images import ImageArrays
-from recipes.loading.schema_paths import nearest
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from trainers.data.sources.csv_files import read_csv
 from trainers.data.sources.idx import demand_one_each, no_rows

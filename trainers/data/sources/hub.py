@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.text import DatasetsPlace
-from recipes.loading.schema_paths import nearest
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from trainers.data.sources.local_files import files_digest
 from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn, TextIO, cast
 
-from recipes.loading.schema_paths import nearest
+from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from trainers.data.sources.reader import Part, RawRow, SourceError, reason
 

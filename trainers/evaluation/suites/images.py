@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.data.images import missing_captions, shape_rule
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
 from trainers.data.materialise_images import ImageDataset, ImageRequest
@@ -168,7 +169,7 @@ def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[st
     if not isinstance(model, Captioned) or not model.is_captioned:
         return None
     if not real.captions:
-        raise RequestError("the model draws from captions; `images` has none: give its source's captions")
+        raise RequestError(f"images: {missing_captions('the model')}")
     return [real.captions[row] for row in rows]
 
 
@@ -185,5 +186,5 @@ def _pixels(dataset: ImageDataset, rows: Sequence[int]) -> Tensor:
 
 
 def _require_shape(field: str, shape: tuple[int, int, int], real: ImageDataset) -> None:
-    if shape != real.shape:
-        raise RequestError(f"{field} takes pictures [C, H, W] {list(shape)}; the real ones are {list(real.shape)}")
+    if (finding := shape_rule(shape, real.shape, "images")) is not None:
+        raise RequestError(f"{field}: {finding}")

@@ -205,13 +205,9 @@ class DdpmFamily:
         self.codec = codec
         self.text = text
         _, height, width = self._shape = facts.shape if codec is None else codec.shape
-        levels = len(architecture.block_out_channels)
-        factor = 2 ** (levels - 1)
-        if height % factor or width % factor:
-            raise RequestError(
-                f"a network of {levels} levels halves the size {levels - 1} times; {height}x{width} is no "
-                f"multiple of {factor}: give fewer block_out_channels, or set the source's size"
-            )
+        finding = architecture.size_rule(height, width, "images" if codec is None else "latents")
+        if finding is not None:
+            raise RequestError(str(finding))
         if architecture.class_conditional and len(facts.classes) < 2:
             found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
             raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")

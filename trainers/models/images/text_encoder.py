@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.data.images import missing_captions
 from recipes.errors import RequestError, StageError
 from recipes.models.architecture import MODEL_TYPES
+from recipes.stages.pretrain import text_encoder_rule
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.materialise_images import CaptionTokens, ImageDataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.load import longest_input
 from trainers.store.hf_loaders import open_model
 
-FAMILIES = ("encoder", "decoder")
-"""Families of language models that read captions."""
 FOLDERS = ("text_encoder", "tokenizer")
 """Where diffusers' pipelines keep the two."""
 EXAMPLES = 64
@@ -124,7 +124,7 @@ def find_text_encoder(folder: Path) -> TextEncoder | None:
 def read_captions(encoder: TextEncoder, dataset: ImageDataset) -> CaptionTokens:
     """Tokenize a set's captions; raises RequestError for none, for only empty and for too long ones."""
     if not dataset.captions:
-        raise RequestError("the pictures have no captions, which a text_encoder reads; give their source's captions")
+        raise RequestError(str(missing_captions("text_encoder")))
     if not any(dataset.captions):
         raise RequestError(f"every caption is empty ({len(dataset)} pictures)")
     names = dataset.row_ids_path.read_text(encoding="utf-8").split("\n")[: len(dataset)]
@@ -143,9 +143,8 @@ def _open_backbone(folder: Path) -> Any:
     from transformers.utils import logging
 
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    if MODEL_TYPES.get(model_type) not in FAMILIES:
-        known = " or ".join(name for name, family in MODEL_TYPES.items() if family in FAMILIES)
-        raise RequestError(f"text_encoder: a model of type {model_type!r} reads no captions; {known} does")
+    if (finding := text_encoder_rule(MODEL_TYPES.get(model_type, f"a model of type {model_type}"))) is not None:
+        raise RequestError(f"text_encoder: {finding}")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     options: dict[str, Any] = {"add_pooling_layer": False} if model_type == "bert" else {}

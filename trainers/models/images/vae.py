@@ -56,13 +56,9 @@ class SpatialAutoencoder(nn.Module):
         super().__init__()
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+        if (finding := architecture.size_rule(facts.height, facts.width)) is not None:
+            raise RequestError(str(finding))
         levels = architecture.depth
-        factor = 2 ** (levels - 1)
-        if facts.height % factor or facts.width % factor:
-            raise RequestError(
-                f"autoencoder_kl of {levels} levels halves the size {levels - 1} times; {facts.height}x{facts.width} "
-                f"is no multiple of {factor}: use fewer levels, or set the source's size"
-            )
         channels = tuple(architecture.width << level for level in range(levels))
         groups = math.gcd(8, architecture.width)
         self.model = AutoencoderKL(
@@ -77,7 +73,11 @@ class SpatialAutoencoder(nn.Module):
             sample_size=facts.height,
             scaling_factor=1.0,
         )
-        self.latent_shape = (architecture.latent, facts.height // factor, facts.width // factor)
+        self.latent_shape = (
+            architecture.latent,
+            facts.height // architecture.reduction,
+            facts.width // architecture.reduction,
+        )
 
     def posterior(self, inputs_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean, log variance) [B, *latent_shape] of inputs in [-1, 1]."""
@@ -148,11 +148,8 @@ class LatentCodec:
     """A frozen autoencoder between pictures and latents of about unit variance."""
 
     def __init__(self, autoencoder: "VaeFamily", scale: float) -> None:
-        if len(autoencoder.latent_shape) != 3:
-            raise RequestError(
-                f"diffusion needs latents with a height and a width; the autoencoder is of type "
-                f"{autoencoder.settings.type}: train one of type autoencoder_kl"
-            )
+        if (finding := autoencoder.settings.latents_rule()) is not None:
+            raise RequestError(str(finding))
         self.autoencoder = autoencoder
         self.autoencoder.module.eval().requires_grad_(False)
         self.scale = scale

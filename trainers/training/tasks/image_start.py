@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from recipes.data.images import Shape, missing_labels, shape_rule
 from recipes.errors import RequestError
 from recipes.models.tally import PROJECTIONS
 from recipes.stages.finetune import FinetuneImages
@@ -55,23 +56,25 @@ def with_caption_tokens(dataset: ImageDataset, text: TextEncoder | None) -> Imag
     return dataset if text is None else replace(dataset, caption_tokens=read_captions(text, dataset))
 
 
-def show_form(shape: tuple[int, int, int]) -> str:
-    """Name the form of pictures [C, H, W] in a message."""
-    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+def require_shape(dataset: ImageDataset, shape: Shape, name: str) -> None:
+    """Raise RequestError unless a set's images have the shape of those of `name`."""
+    if (finding := shape_rule(dataset.shape, shape, name)) is not None:
+        raise RequestError(str(finding))
+
+
+def require_labels(dataset: ImageDataset, reader: str) -> None:
+    """Raise RequestError for a set without the labels that `reader` reads."""
+    if not dataset.classes:
+        raise RequestError(str(missing_labels(reader)))
 
 
 def _go_on(spec: FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
     folder = model_folder(context, "init_from")
     blueprint = open_blueprint(folder)
     facts = blueprint.facts
-    if dataset.shape != facts.shape:
-        raise RequestError(
-            f"{spec.init_from} draws pictures of {show_form(facts.shape)}; the data's are {show_form(dataset.shape)}: "
-            "set size and channels of the source"
-        )
-    if getattr(blueprint.architecture, "class_conditional", False):
-        if not dataset.classes:
-            raise RequestError(f"{spec.init_from} draws by class; the pictures have no labels")
+    require_shape(dataset, facts.shape, spec.init_from)
+    if blueprint.architecture.label_reader is not None:
+        require_labels(dataset, spec.init_from)
         dataset = dataset.with_classes(facts.classes)
     dataset = with_caption_tokens(dataset, blueprint.text)
     if blueprint.text is not None:
@@ -104,11 +107,7 @@ def _open_codec(spec: PretrainImages, context: StageContext, dataset: ImageDatas
         return None
     autoencoder = open_family(model_folder(context, "autoencoder"))
     assert isinstance(autoencoder, VaeFamily)
-    if autoencoder.facts.shape != dataset.shape:
-        raise RequestError(
-            f"the autoencoder takes pictures of {show_form(autoencoder.facts.shape)}; "
-            f"the data's are {show_form(dataset.shape)}"
-        )
+    require_shape(dataset, autoencoder.facts.shape, "the autoencoder")
     return fit_codec(autoencoder, dataset)
 
 

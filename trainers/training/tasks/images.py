@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.errors import RequestError
 from recipes.models.image_models import VENDI_PICTURES
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.pretrain import PretrainImages
@@ -32,7 +31,13 @@ from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
 from trainers.training.steps import TrainingPlan
 from trainers.training.task import Course, run_training
-from trainers.training.tasks.image_start import ImageStart, show_form, start_training, with_caption_tokens
+from trainers.training.tasks.image_start import (
+    ImageStart,
+    require_labels,
+    require_shape,
+    start_training,
+    with_caption_tokens,
+)
 
 NETWORK = "net."
 """What the names of an adapted network's parameters start with in its family's module."""
@@ -260,12 +265,7 @@ def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None
 def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
     """Number held-out pictures' labels and tokenize their captions as the training's are."""
     training, architecture = start.dataset, start.blueprint.architecture
-    if held_out.shape != training.shape:
-        raise RequestError(
-            f"held-out pictures are {show_form(held_out.shape)}, those trained on {show_form(training.shape)}; "
-            "set size and channels of both sources"
-        )
-    needs_labels = architecture.family == "classifier" or getattr(architecture, "class_conditional", False)
-    if needs_labels and not held_out.classes:
-        raise RequestError("the held-out pictures have no labels, which this family needs; give their source's labels")
+    require_shape(held_out, training.shape, "the training images")
+    if architecture.label_reader is not None:
+        require_labels(held_out, architecture.label_reader)
     return with_caption_tokens(held_out.with_classes(training.classes), start.blueprint.text)

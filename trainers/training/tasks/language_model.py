@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
-from recipes.errors import RequestError
-from recipes.stages.base import SourceUse
+from recipes.stages.base import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
@@ -167,20 +166,10 @@ class LanguageTrainee:
 def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
     """Train a text model of any family; the draft comes from rank 0. Collective."""
     family = stage_family(spec, context)
-    _demand_keys(spec, family)
+    spec.check_model(TextFacts(family))
     if isinstance(spec, Finetune) and family == "encoder":
         return run_training(TextClassifierTask(spec, context))
     return run_training(LanguageModelTask(spec, context))
-
-
-def _demand_keys(spec: Pretrain | Finetune, family: str) -> None:
-    """Raise RequestError for a key that serves other families."""
-    if isinstance(spec, Pretrain) and family == "vision_language":
-        raise RequestError("vision-language models can only be fine-tuned; use kind: finetune")
-    if isinstance(spec, Finetune) and spec.parts is not None and family != "vision_language":
-        raise RequestError(f"parts: a model of family {family} has one part; remove the key")
-    if isinstance(spec, Finetune) and spec.dropout is not None and family != "encoder":
-        raise RequestError(f"dropout: serves encoders, which learn labels; the model is of family {family}")
 
 
 def batch_source(

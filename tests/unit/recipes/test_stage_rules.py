@@ -1,0 +1,96 @@
+"""Rules that `check` and the worker share: both ask the stage, and refuse in the same words."""
+
+from typing import Any
+
+import pytest
+
+from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
+from recipes.models.image_models import Ddpm, Vae
+from recipes.problem_codes import Code
+from recipes.stages.base import TextFacts
+from recipes.stages.ddpo import ActorFacts
+from recipes.stages.evaluate import Evaluate
+from recipes.stages.finetune import Finetune
+from recipes.stages.rl import PpoImages, PpoStage
+
+LR = {"optimizer": {"lr": 0.1}}
+
+
+def policy(**changes: Any) -> PpoImages:
+    keys = {"kind": "ppo", "actor": "store://a", "reward": {"classifier": "store://j"}}
+    ppo = {"estimator": "ddpo", "iterations": 1, **LR}
+    return PpoImages.model_validate({**keys, "ppo": ppo, "rollout": {"pictures_per_iteration": 8}, **changes})
+
+
+def codes(findings: list[FieldFinding]) -> set[tuple[str, Code]]:
+    return {(found.field_path, found.finding.code) for found in findings}
+
+
+def test_a_classifier_must_know_the_classes_that_are_asked_for_or_rewarded() -> None:
+    assert codes([*policy().judge_rules(["a"], ["a", "z"])]) == {("reward.label", Code.UNKNOWN_CLASS)}
+    labelled = policy(reward={"classifier": "store://j", "label": "a"})
+    assert [*labelled.judge_rules(["a"], ["z"])] == []
+    assert codes([*labelled.judge_rules(["b"])]) == {("reward.label", Code.UNKNOWN_CLASS)}
+
+
+def test_what_an_actor_cannot_be_asked_for() -> None:
+    plain = Ddpm(family="ddpm", timesteps=10, sampling_steps=1)
+    found = codes([*policy(rollout={"pictures_per_iteration": 8, "guidance": 2}).actor_rules(ActorFacts(plain, False))])
+    assert found == {
+        ("reward.label", Code.MISSING_KEY),
+        ("rollout.steps", Code.TOO_FEW_STEPS),
+        ("rollout.guidance", Code.UNMET_REQUIREMENT),
+    }
+    by_class = ActorFacts(Ddpm(family="ddpm", class_conditional=True), False, tuple("abcdefghi"))
+    assert codes([*policy().actor_rules(by_class)]) == {("rollout.pictures_per_iteration", Code.TOO_FEW_SAMPLES)}
+    assert codes([*policy().actor_rules(ActorFacts(plain, True))]) >= {("prompts", Code.MISSING_KEY)}
+
+
+@pytest.mark.parametrize(
+    ("workers", "rollout", "mini_batches", "text", "field"),
+    [
+        (2, {"prompts_per_iteration": 7}, 1, 0, "rollout.prompts_per_iteration"),
+        (2, {"prompts_per_iteration": 8, "samples_per_prompt": 2}, 3, 0, "ppo.mini_batches"),
+        (2, {"prompts_per_iteration": 8}, 1, 3, "ppo.text_batch"),
+        (4, {"prompts_per_iteration": 8}, 4, 0, "rollout.prompts_per_iteration"),
+        (2, {"prompts_per_iteration": 8}, 2, 0, None),
+    ],
+)
+def test_what_workers_cannot_share(
+    workers: int, rollout: dict[str, Any], mini_batches: int, text: int, field: str | None
+) -> None:
+    keys: dict[str, Any] = {"kind": "ppo", "actor": "a", "reward": "r", "prompts": {"source": "python-docs"}}
+    ppo: dict[str, Any] = {"iterations": 1, "mini_batches": mini_batches, **LR}
+    if text:
+        keys["text"] = {"source": "python-docs"}
+        ppo |= {"text_coef": 1.0, "text_batch": text}
+    batch = PpoStage.model_validate({**keys, "ppo": ppo, "rollout": rollout}).batch()
+    findings = [*batch.rules(workers)]
+    assert [found.field_path for found in findings] == ([] if field is None else [field])
+    assert batch.divides(workers) is (field is None)
+    if findings:
+        with pytest.raises(StageError, match=field):
+            raise_findings(findings, StageError)
+
+
+def test_a_model_of_another_family_is_refused() -> None:
+    train = {"steps": 1, "global_batch": 1, "sequence_length": 8, **LR}
+    keys = {"kind": "finetune", "init_from": "a", "data": {"source": "python-docs"}, "train": train}
+    stage = Finetune.model_validate({**keys, "parts": ["vision"], "dropout": 0.1})
+    with pytest.raises(RequestError, match=r"parts: .*; dropout: `dropout` applies to encoders; this model is a dec"):
+        stage.check_model(TextFacts("decoder"))
+    exam = Evaluate.model_validate({"kind": "evaluate", "of": ["a"]})
+    with pytest.raises(RequestError, match="an encoder predicts no next token"):
+        exam.check_model(TextFacts("encoder"))
+    exam.check_model(TextFacts("decoder"))
+
+
+def test_a_network_says_which_sizes_it_cannot_halve() -> None:
+    drawing = Ddpm(family="ddpm", block_out_channels=[8, 8, 8])
+    assert drawing.size_rule(8, 8) is None
+    finding = drawing.size_rule(8, 6, "latents")
+    assert finding is not None
+    assert finding.code == Code.SIZE_NOT_DIVISIBLE
+    assert "latents are 8x6" in finding.message
+    assert Vae(family="vae", type="mlp", depth=4).size_rule(9, 9) is None
+    assert Vae(family="vae", type="mlp").latents_rule() is not None

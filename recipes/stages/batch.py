@@ -52,7 +52,8 @@ class Batch:
             message = f"the {self.noun} of an iteration cannot be divided among {workers} workers"
             yield at(self.field_path, self.written, code, message, fitting)
         elif self.written * self.samples % self.mini_batches:
-            message = f"{self._iteration} must divide into mini_batches ({self.mini_batches})"
+            remainder = self.written * self.samples % self.mini_batches
+            message = f"{self._iteration} must divide into mini_batches ({self.mini_batches}); remainder {remainder}"
             suggestion = _near_divisor(self.written * self.samples // shares, self.mini_batches)
             yield at("ppo.mini_batches", self.mini_batches, code, message, suggestion)
         elif self.text % shares:

@@ -310,9 +310,9 @@ def _arrays(folder: Path, captions: list[str] | None, side: int = 8) -> dict[str
 @pytest.mark.parametrize(
     ("captions", "said"),
     [
-        (None, "the pictures have no captions, which a text_encoder reads"),
+        (None, "these images have no captions, which text_encoder reads"),
         (['""'] * 12, r"every caption is empty \(12 pictures\)"),
-        (["a seven"] * 11, "a.csv has 11 captions, .*a.npz 12 pictures"),
+        (["a seven"] * 11, "a.csv has 11 captions, .*a.npz 12 images"),
         (["a seven"] * 4 + ["z" * 50] * 8, r"a.npz:4: the caption has 52 tokens; the text encoder reads at most 24"),
     ],
 )
@@ -343,14 +343,17 @@ POLICY: dict[str, Any] = {
 }
 
 
+LABELLED = {"reward": {"classifier": "judge", "label": "7"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "captions", "said"),
     [
         ({"prompts": None}, None, "prompts: the actor reads captions"),
-        ({}, [], "prompts: these images have no captions"),
-        ({}, ["a seven"] * 12, r"(reward.label|prompts.labels): the.* images have no labels"),
+        (LABELLED, [], "prompts: these images have no captions"),
+        ({}, ["a seven"] * 12, "prompts.labels: these images have no labels"),
         (
-            {},
+            LABELLED,
             ["a seven"] * 4 + ["z" * 50] * 8,
             r"prompts: .*a.npz:4: the caption has 52 tokens; the text encoder reads",
         ),

@@ -15,11 +15,9 @@ from launch.runs.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
-from recipes.stages.base import Progress
+from recipes.stages.base import ImageTraining, Progress, TextTraining
 from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.kinds import Stage
-from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoImages, PpoStage
 
@@ -203,18 +201,18 @@ def _start_family(job: Json) -> str | None:
 def compute(spec: Stage, context: "StageContext") -> "Draft | None":
     """Run the function of the stage's kind; collective, the draft comes from rank 0."""
     match spec:
-        case Pretrain() | Finetune():
-            from trainers.training.tasks.language_model import run_language_model
-
-            return run_language_model(spec, context)
-        case PretrainImages() | FinetuneImages():
-            from trainers.training.tasks.images import run_image
-
-            return run_image(spec, context)
         case Reward():
             from rlhf.text.reward_stage import run_reward
 
             return run_reward(spec, context)
+        case TextTraining():
+            from trainers.training.tasks.language_model import run_language_model
+
+            return run_language_model(spec, context)
+        case ImageTraining():
+            from trainers.training.tasks.images import run_image
+
+            return run_image(spec, context)
         case PpoStage():
             from rlhf.text.ppo_stage import run_ppo
 

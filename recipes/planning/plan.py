@@ -15,7 +15,7 @@ from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
 from recipes.rules.chain import autoencoder_of, order, origin, picture_stage_of
-from recipes.stages.base import ImageStage
+from recipes.stages.base import ImageStage, ImageTraining
 from recipes.stages.batch import micro_batches
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
@@ -213,10 +213,10 @@ def _image_sizes(
             return None
         count = reader.architecture.num_parameters(reader.vocab_size)
         text = TextSizes(reader.architecture.shape().width, count)
-    if isinstance(stage, PpoImages):
-        assert isinstance(start.architecture, Ddpm)
-        return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
-    return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
+    if isinstance(stage, ImageTraining):
+        return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
+    assert isinstance(start.architecture, Ddpm)
+    return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 
 
 def _text_sizes(

@@ -106,8 +106,8 @@ def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImage
 
 def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | None:
     """The autoencoder of this recipe in whose latents a diffusion runs; None: in pixels, or in those of another's."""
-    source = stage_of(stage.autoencoder, stages)
-    return source.architecture if isinstance(source, PretrainImages) and isinstance(source.architecture, Vae) else None
+    built = image_builder(stage_of(stage.autoencoder, stages), stages)
+    return built.architecture if built is not None and isinstance(built.architecture, Vae) else None
 
 
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -8,8 +8,7 @@ from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.base import ImageTraining
-from recipes.stages.finetune import Finetune
+from recipes.stages.base import ImageTraining, TextStage
 
 
 def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -24,7 +23,7 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
                 if reader is not None and key is not None and not use.held_out:
                     finding = missing_labels(stage.image_start() or reader, key)
                     yield loaded.problem_from(finding, f"{place}.{use.field_path}.{key}", "")
-        if isinstance(stage, Finetune) and model_facts(loaded, stage).family == "encoder":
+        if isinstance(stage, TextStage) and stage.is_classifier(model_facts(loaded, stage).family):
             for use in stage.sources():
                 if use.rows.has_labels is False and not use.held_out:
                     message = "plain text has no labels, which a classifier learns"
@@ -35,18 +34,3 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
                         message,
                         "use jsonl, csv, parquet",
                     )
-            yield from _check_pseudo_labels(loaded, place, stage)
-
-
-def _check_pseudo_labels(loaded: LoadedRecipe, place: str, stage: Finetune) -> Iterator[Problem]:
-    if stage.pseudo_labels is None:
-        return
-    if stage.labelled_share == 1 and stage.data.has_labels:
-        message = f"every row of {stage.data.source} has a label that is used; no row is left to pseudo-label"
-        yield loaded.problem(Code.NO_EFFECT, f"{place}.pseudo_labels", "", message, "a labelled_share below 1")
-    steps, warmup = stage.steps(), stage.pseudo_labels.warmup_steps
-    if steps is not None and warmup >= steps:
-        message = f"pseudo-labels would never be used; the stage has {steps} steps"
-        yield loaded.problem(
-            Code.WARMUP_TOO_LONG, f"{place}.pseudo_labels.warmup_steps", warmup, message, f"below {steps}"
-        )

@@ -16,7 +16,6 @@ from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StoreRef, parse_reference
 from recipes.rules.chain import built_by, origin, stage_of
 from recipes.stages.base import StageBase, TextFacts, TextStage
-from recipes.stages.finetune import Finetune
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
@@ -73,7 +72,7 @@ def text_facts(loaded: LoadedRecipe, stage: TextStage) -> TextFacts:
     facts = model_facts(loaded, stage)
     tokens = None if facts.tokenizer is None else facts.tokenizer.special_tokens
     made = stage_of(stage.text_start(), loaded.recipe.stages)
-    is_classifier = isinstance(made, Finetune) and model_facts(loaded, made).family == "encoder"
+    is_classifier = isinstance(made, TextStage) and made.is_classifier(model_facts(loaded, made).family)
     images = None if facts.vision is None else facts.vision.tokens_per_picture
     return TextFacts(facts.family, tokens, is_classifier, images)
 
@@ -90,8 +89,8 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
             if stage.sampled is not None:
                 field_path, sampling = stage.sampled
                 yield from _check_stop_tokens(loaded, f"{place}.{field_path}", sampling.stop_tokens, facts)
-        if isinstance(stage, Pretrain) and stage.tokenizer is not None:
-            yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.tokenizer, facts.tokenizer)
+            if stage.own_tokenizer is not None:
+                yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.own_tokenizer, facts.tokenizer)
     yield from _check_chat_marks(loaded)
 
 
@@ -216,13 +215,9 @@ def _check_chat_marks(loaded: LoadedRecipe) -> Iterator[Problem]:
         and (source := built_by(stage.text_start() or "", stages)) is not None
     }
     for name, stage in stages.items():
-        if (
-            id(stage) not in talking
-            or not isinstance(stage, Pretrain)
-            or not isinstance(stage.tokenizer, TrainTokenizer)
-        ):
+        tokenizer = stage.own_tokenizer if isinstance(stage, TextStage) and id(stage) in talking else None
+        if not isinstance(tokenizer, TrainTokenizer):
             continue
-        tokenizer = stage.tokenizer
         if tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE:
             marks = {f"<|{role}|>" for role in ROLES}
         else:

@@ -9,7 +9,6 @@ from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
 from recipes.stages.base import SOURCE_FIELDS
 from recipes.stages.evaluate import Evaluate
-from recipes.stages.reward import Reward
 
 
 def _is_known(loaded: LoadedRecipe, text: str) -> bool:
@@ -21,15 +20,8 @@ def _is_known(loaded: LoadedRecipe, text: str) -> bool:
 def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Gates on metrics that will not be measured, and bounds that nothing can meet."""
     for name, stage in loaded.stages_with(*SOURCE_FIELDS):
-        if isinstance(stage, Reward) and all(use.field_path != "evaluation" for use in stage.sources()):
-            message = "there are no held-out pairs, and the gate needs their accuracy"
-            yield loaded.problem(
-                Code.MISSING_HELD_OUT,
-                f"stages.{name}.data",
-                "",
-                message,
-                "give `evaluation`, or `hold_out: 0.05` in `data`",
-            )
+        if (finding := stage.held_out_rule()) is not None:
+            yield loaded.problem_from(finding, f"stages.{name}.data", "")
     for name, stage in loaded.stages_with("of", "suites", "second_scorer", "gates"):
         if not isinstance(stage, Evaluate) or not stage.gates:
             continue

@@ -14,8 +14,10 @@ def check_reward_tuning(loaded: LoadedRecipe) -> Iterator[Problem]:
     """What the stage's own rules find where the recipe builds its actor."""
     stages = loaded.recipe.stages
     for name, stage in stages.items():
-        source = diffusion_of(stage.actor, stages) if isinstance(stage, PpoImages) else None
-        if not isinstance(stage, PpoImages) or source is None or not isinstance(source.architecture, Ddpm):
+        if not isinstance(stage, PpoImages):
+            continue
+        source = diffusion_of(stage.actor, stages)
+        if source is None or not isinstance(source.architecture, Ddpm):
             continue
         classes = source.data.known_classes if source.architecture.class_conditional else None
         actor = ActorFacts(source.architecture, source.text_encoder is not None, classes or ())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
-from recipes.data.text import Source
+from recipes.data.text import Source, Tokenizer
 from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findings
 from recipes.fields import Strict, added_meaning, meaning, placement
 from recipes.models.families import NOUN_OF
@@ -232,6 +232,10 @@ class StageBase(Strict):
         """What is wrong with its own values."""
         yield from ()
 
+    def held_out_rule(self) -> Finding | None:
+        """Why it needs held-out rows that it has not; None: it has them, or does without."""
+        return None
+
     def no_checkpointing(self) -> Finding | None:
         """Why it cannot recompute activations; None: it can."""
         return None
@@ -286,7 +290,7 @@ class TextStage(StageBase):
         raise_findings(self.text_rules(facts))
 
     def rules(self) -> Iterator[FieldFinding]:
-        if self.adapters is None and not getattr(self, "merge", True):
+        if self.adapters is None and not self.commits_merged:
             yield at("merge", False, Code.NO_EFFECT, "merge has no effect without lora", "remove the key")
 
     def lengths(self) -> Iterator[tuple[str, int]]:
@@ -309,6 +313,21 @@ class TextStage(StageBase):
     def sampled(self) -> tuple[str, Sampling] | None:
         """The field that says how it draws answers, and what it says; None: it draws none."""
         return None
+
+    @property
+    def commits_merged(self) -> bool:
+        """Whether a whole model is committed next to an adapter."""
+        merge: bool = getattr(self, "merge", True)
+        return merge
+
+    @property
+    def own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that it brings; None: its model's."""
+        return None
+
+    def is_classifier(self, family: str | None) -> bool:
+        """Whether it makes a text classifier of a model of a family."""
+        return False
 
     @property
     def own_template(self) -> Template | None:

@@ -93,6 +93,8 @@ class Finetune(TextTraining):
             message = f"one image takes {facts.image_tokens} tokens of this model, which leaves no room for an answer"
             advice, length = f"above {facts.image_tokens + 1}", self.train.sequence_length
             yield at("train.sequence_length", length, Code.SEQUENCE_TOO_SHORT, message, advice)
+        if facts.family == "encoder":
+            yield from self._pseudo_label_rules()
         if self.lora is not None and facts.family == "rnn":
             yield at("lora", "", Code.NOT_APPLICABLE, "an rnn has no linear modules for an adapter", "remove the key")
         if facts.family == "encoder_decoder" and self.loss_on == "all":
@@ -109,6 +111,20 @@ class Finetune(TextTraining):
                 applies = NOUN_OF[family].partition(" ")[2]
                 message = f"`{key}` applies to {applies}s; this model is {NOUN_OF[facts.family]}"
                 yield at(key, found, Code.NOT_APPLICABLE, message, "remove the key")
+
+    def _pseudo_label_rules(self) -> Iterator[FieldFinding]:
+        if self.pseudo_labels is None:
+            return
+        if self.labelled_share == 1 and self.data.has_labels:
+            message = f"every row of {self.data.source} has a label that is used; no row is left to pseudo-label"
+            yield at("pseudo_labels", "", Code.NO_EFFECT, message, "a labelled_share below 1")
+        steps, warmup = self.steps(), self.pseudo_labels.warmup_steps
+        if steps is not None and warmup >= steps:
+            message = f"pseudo-labels would never be used; the stage has {steps} steps"
+            yield at("pseudo_labels.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"below {steps}")
+
+    def is_classifier(self, family: str | None) -> bool:
+        return family == "encoder"
 
     @property
     def counted_tokens(self) -> Literal["responses", "all"]:

@@ -81,6 +81,14 @@ class Pretrain(TextTraining):
     def text_start(self) -> str | None:
         return self.init_from
 
+    @property
+    def own_tokenizer(self) -> Tokenizer | None:
+        return self.tokenizer
+
+    @property
+    def counted_tokens(self) -> Literal["responses", "all"]:
+        return "all"
+
     def refuse_model(self, family: str | None) -> Finding | None:
         if family == "vision_language":
             return Finding(Code.UNSUPPORTED_FAMILY, "vision-language models can only be fine-tuned")

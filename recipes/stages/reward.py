@@ -55,6 +55,12 @@ class Reward(TextTraining):
     def text_start(self) -> str:
         return self.init_from
 
+    def held_out_rule(self) -> Finding | None:
+        if self.find_source("evaluation") is not None:
+            return None
+        message = "there are no held-out pairs, and the gate needs their accuracy"
+        return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
+
     def refuse_model(self, family: str | None) -> Finding | None:
         return needs_decoder(self.kind, family)
 

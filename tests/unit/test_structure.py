@@ -11,6 +11,12 @@ def test_no_module_imports_itself_in_the_end() -> None:
     assert import_circles(read_tree(), for_types=True) == []
 
 
+def test_stages_answer_for_themselves() -> None:
+    tree = read_tree()
+    sites = class_sites(tree, set(tree.declared["kind"]))
+    assert len(sites) <= 25, "ask the stage: python -m benchmarks.structure --sites lists who asks for its class"
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     folder = tmp_path / "recipes"

@@ -39,16 +39,14 @@ class ImageStart:
 
 def start_training(spec: PretrainImages | FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
     """Build or open the family, equal on every rank; raises RequestError for pictures that do not fit it."""
-    match spec:
-        case PretrainImages():
-            text = _open_text_encoder(spec, context)
-            dataset = with_caption_tokens(dataset, text)
-            facts = ImageFacts.of(dataset, () if text is None else _examples(dataset))
-            blueprint = Blueprint(spec.architecture, facts, _open_codec(spec, context, dataset), text)
-            family = blueprint.build(stream_seed(context.seed, "weights"))
-            return ImageStart(blueprint, family, dataset, getattr(spec.architecture, "ema_decay", None))
-        case FinetuneImages():
-            return _go_on(spec, context, dataset)
+    if isinstance(spec, FinetuneImages):
+        return _go_on(spec, context, dataset)
+    text = _open_text_encoder(spec, context)
+    dataset = with_caption_tokens(dataset, text)
+    facts = ImageFacts.of(dataset, () if text is None else _examples(dataset))
+    blueprint = Blueprint(spec.architecture, facts, _open_codec(spec, context, dataset), text)
+    family = blueprint.build(stream_seed(context.seed, "weights"))
+    return ImageStart(blueprint, family, dataset, getattr(spec.architecture, "ema_decay", None))
 
 
 def with_caption_tokens(dataset: ImageDataset, text: TextEncoder | None) -> ImageDataset:

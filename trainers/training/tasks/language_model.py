@@ -138,7 +138,7 @@ class LanguageTrainee:
             data.tokenization,
             dtype_of(spec.shard.precision),
             self.peft_config,
-            merge=not isinstance(spec, Finetune) or spec.merge,
+            merge=spec.commits_merged,
             further_files={} if data.images is None else data.images.files,
             stack=self.stack,
         )
@@ -199,16 +199,16 @@ def stage_family(spec: Pretrain | Finetune, context: StageContext) -> str:
 
 def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:
     """Train the stage's tokenizer (rank 0 first), or take the input's. Collective."""
-    if isinstance(spec, Finetune) or spec.init_from is not None:
+    if spec.init_from is not None:
         return load_tokenization(model_folder(context, "init_from"))
-    if isinstance(spec.tokenizer, ExistingTokenizer):
+    if isinstance(spec.own_tokenizer, ExistingTokenizer):
         manifest = context.inputs["tokenizer.from"]
         prefix = "model" if any(name.startswith("model/") for name in manifest.files) else ""
-        return load_tokenization(context.store.folder(manifest, prefix), spec.tokenizer)
-    assert isinstance(spec.tokenizer, TrainTokenizer)
+        return load_tokenization(context.store.folder(manifest, prefix), spec.own_tokenizer)
+    assert isinstance(spec.own_tokenizer, TrainTokenizer)
     observer = context.observer
     observer.phase("tokenizer")
-    arguments = (spec.tokenizer, spec.data, context.base_dir, context.seed, context.store)
+    arguments = (spec.own_tokenizer, spec.data, context.base_dir, context.seed, context.store)
     return distributed.first_rank_first(
         lambda: build_tokenization(*arguments, lambda rows: observer.phase("tokenizer", rows=rows))
     )
@@ -231,7 +231,7 @@ def build_stage_model(
         }
         kind = kinds.get(model_family(folder), "language_model")
         head = stream_seed(context.seed, "head") if kind == "masked_model" else None
-        lora = spec.lora if isinstance(spec, Finetune) else None
+        lora = spec.adapters
         weights = model_weights(context, "init_from", lora)
         load = load_exact if lora is None else load_stack
         return load(weights, kind, device=context.ranks.device, new_head_seed=head), weights.stack
@@ -267,16 +267,16 @@ def training_request(
     pictures: PictureProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
-    chosen = spec.template if isinstance(spec, Finetune) else None
-    if family == "encoder_decoder" and isinstance(spec, Finetune):
+    chosen = spec.own_template
+    if family == "encoder_decoder" and spec.data_role == "instructions":
         use = replace(use, role="seq2seq")
         return data_request(context, use, tokenization, spec.train.sequence_length, chosen)
     request = data_request(context, use, tokenization, spec.train.sequence_length, chosen)
     request = replace(
         request,
         packing=spec.train.packing and family != "encoder_decoder",
-        loss_on=spec.loss_on if isinstance(spec, Finetune) else "all",
-        is_stream=isinstance(spec, Pretrain) and family == "rnn",
+        loss_on=spec.counted_tokens,
+        is_stream=spec.data_role == "text" and family == "rnn",
     )
     return request if pictures is None else replace(request, role="pictured", processor=pictures)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from recipes.data.images import ImageSource, PictureFacts
 from recipes.data.text import Source
-from recipes.errors import Problem, RecipeError
+from recipes.errors import Problem
 from recipes.loading.load import LoadedRecipe, load_recipe
 from recipes.rules.image_shapes import check_picture_forms
 from recipes.rules.models import model_facts
@@ -32,16 +32,6 @@ ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
 def load_checked(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> LoadedRecipe:
     """Load and check a recipe, its data included; raises RecipeError with everything that is wrong."""
     return load_recipe(path, overrides, smoke, DataCheck())
-
-
-def check_file(
-    path: str | Path, overrides: Sequence[str] = (), smoke: bool = False
-) -> tuple[LoadedRecipe | None, list[Problem]]:
-    """The checked recipe and no problems, or None and every problem."""
-    try:
-        return load_checked(path, overrides, smoke), []
-    except RecipeError as error:
-        return None, error.problems
 
 
 def row_roles(use: SourceUse, family: str | None) -> tuple[RowRole, ...]:

@@ -53,6 +53,16 @@ def load_recipe(
     return loaded
 
 
+def check_file(
+    path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False, check_data: Check | None = None
+) -> tuple[LoadedRecipe | None, list[Problem]]:
+    """The loaded recipe and no problems, or None and every problem."""
+    try:
+        return load_recipe(path, overrides, smoke, check_data), []
+    except RecipeError as error:
+        return None, error.problems
+
+
 def _further(problems: list[Problem], found: list[Problem]) -> list[Problem]:
     """What was found at places that have no problem yet."""
     reported = {problem.field for problem in problems}

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import check_file
-from recipes.loading.load import dump_recipe, load_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe
 from recipes.loading.schema_paths import field_at
 from recipes.references import StageRef, parse_reference
 

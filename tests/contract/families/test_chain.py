@@ -246,6 +246,6 @@ def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -
         with pytest.raises(RequestError, match="draws: add --grid FILE"):
             sample_texts(f"store://{name}", ["three"], store=store)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG and no more")
-    with pytest.raises(RequestError, match=r"bad\.png: not a readable picture"):
+    with pytest.raises(RequestError, match=r"bad\.png: not a readable image"):
         score("store://flat", str(tmp_path / "bad.png"), store=store)
     assert not grid.exists()

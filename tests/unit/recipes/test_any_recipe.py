@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launch.checks.data import check_file
-from recipes.loading.load import dump_recipe, load_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe
 
 SCALARS = st.one_of(
     st.none(),

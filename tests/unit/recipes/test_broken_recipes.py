@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from launch.checks.data import check_file, load_checked
+from launch.checks.data import DataCheck, load_checked
 from recipes.errors import Problem, RecipeError
+from recipes.loading.load import check_file
 from recipes.problem_codes import Code
 
 
@@ -174,7 +175,7 @@ def test_it_is_refused_with_its_place(case: Broken, write_recipe: Callable[..., 
 
 def test_the_chain_itself_is_accepted(write_recipe: Callable[..., Path]) -> None:
     for smoke in (False, True):
-        loaded, problems = check_file(write_recipe(), smoke=smoke)
+        loaded, problems = check_file(write_recipe(), smoke=smoke, check_data=DataCheck())
         assert loaded is not None
         assert problems == []
 
@@ -214,7 +215,7 @@ SAID = [
 def test_it_says_what_was_found_and_what_would_be_right(
     write_recipe: Callable[..., Path], old: str, new: str, said: tuple[str, ...]
 ) -> None:
-    _, problems = check_file(write_recipe((old, new)))
+    _, problems = check_file(write_recipe((old, new)), check_data=DataCheck())
     assert any(all(part in str(problem) for part in said) for problem in problems), problems
 
 
@@ -228,7 +229,7 @@ def test_all_errors_of_a_file_come_at_once(write_recipe: Callable[..., Path]) ->
         ("mini_batches: 2", "mini_batches: 3"),
         ("of: [chat, policy]", "of: [chat, judge]"),
     )
-    _, problems = check_file(path)
+    _, problems = check_file(path, check_data=DataCheck())
     fields = {problem.field for problem in problems}
     assert fields == {
         "sede",

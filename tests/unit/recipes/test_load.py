@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks.data import check_file
+from launch.checks.data import DataCheck
 from recipes.errors import Problem, RecipeError
-from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
@@ -77,10 +77,10 @@ def test_paths_of_an_extended_recipe_start_at_the_extending_file(write_recipe: W
     folder.mkdir()
     child = folder / "child.yaml"
     child.write_text("extends: ../parent.yaml\nname: child\n")
-    _, problems = check_file(child)
+    _, problems = check_file(child, check_data=DataCheck())
     assert {problem.field for problem in problems} == {"stages.chat.data.files.0", "stages.judge.data.files.0"}
     (tmp_path / "rows").rename(folder / "rows")
-    assert check_file(child)[1] == []
+    assert check_file(child, check_data=DataCheck())[1] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launch.checks.data import check_file
+from launch.checks.data import DataCheck
+from recipes.loading.load import check_file
 from recipes.models.folders import read_folder
 from trainers.data.sources.local_files import match_files
 
@@ -19,7 +20,7 @@ Write = Callable[..., Path]
 
 def _codes(path: Path, field: str, *overrides: str) -> list[str]:
     """Codes of the problems at a field."""
-    _, problems = check_file(path, overrides)
+    _, problems = check_file(path, overrides, check_data=DataCheck())
     return [str(problem.code) for problem in problems if problem.field == field]
 
 
@@ -47,7 +48,7 @@ def _folder_codes(folder: Path, wants: str = "model") -> list[str]:
 def test_rows_that_cannot_be_used(content: bytes, code: str, place: str, write_recipe: Write) -> None:
     path = write_recipe()
     (path.parent / "rows" / "chat.jsonl").write_bytes(content)
-    (problem,) = check_file(path)[1]
+    (problem,) = check_file(path, check_data=DataCheck())[1]
     assert (problem.code, problem.field) == (code, "stages.chat.data.files.0")
     assert place in problem.message
 
@@ -64,7 +65,7 @@ def test_rows_that_cannot_be_used(content: bytes, code: str, place: str, write_r
 def test_the_ecosystem_s_standard_rows_are_taken(row: dict[str, Any], write_recipe: Write) -> None:
     path = write_recipe()
     (path.parent / "rows" / "chat.jsonl").write_text(json.dumps(row) + "\n")
-    assert check_file(path)[1] == []
+    assert check_file(path, check_data=DataCheck())[1] == []
 
 
 def test_a_single_document_is_not_divided(write_recipe: Write) -> None:
@@ -85,7 +86,7 @@ def test_summaries_are_for_stages_that_read_prompt_and_completion(
 def test_columns_are_mapped(write_recipe: Write) -> None:
     path = write_recipe(("files: [rows/chat.jsonl]", "columns: {prompt: q, completion: a}, files: [rows/chat.jsonl]"))
     (path.parent / "rows" / "chat.jsonl").write_text('{"q": "x", "a": "y"}\n')
-    assert check_file(path)[1] == []
+    assert check_file(path, check_data=DataCheck())[1] == []
     assert _codes(path, "stages.chat.data.columns.promt", "stages.chat.data.columns={promt: q}") == ["unknown-choice"]
 
 
@@ -94,7 +95,7 @@ def test_gzip_is_read_and_a_cut_one_is_named(write_recipe: Write) -> None:
     packed = gzip.compress(b'{"text": "some words that do not repeat"}\n' * 50)
     file = path.parent / "rows" / "chat.jsonl.gz"
     file.write_bytes(packed)
-    assert check_file(path)[1] == []
+    assert check_file(path, check_data=DataCheck())[1] == []
     file.write_bytes(packed[: len(packed) // 2])
     assert _codes(path, "stages.chat.data.files.0") == ["unreadable-data"]
     file.write_bytes(b"not gzip")
@@ -118,7 +119,7 @@ def test_parquet_columns(write_recipe: Write) -> None:
     path = write_recipe(("{source: csv, files: [rows/pairs.csv]", "{source: parquet, files: [rows/pairs.parquet]"))
     file = path.parent / "rows" / "pairs.parquet"
     parquet.write_table(pyarrow.table({"chosen": ["a"], "rejected": ["b"]}), file)
-    assert check_file(path)[1] == []
+    assert check_file(path, check_data=DataCheck())[1] == []
     parquet.write_table(pyarrow.table({"chosen": ["a"]}), file)
     assert _codes(path, "stages.judge.data.files.0") == ["missing-column"]
     file.write_bytes(file.read_bytes()[:-9] + b"\x00" * 5 + b"PAR1")
@@ -270,7 +271,7 @@ def test_a_folder_of_a_model_of_pictures(write_recipe: Write) -> None:
     assert _codes(path, "stages.draw.init_from", drawing) == ["missing-model-file"]
     _pictures(folder, {"family": "ddpm"}, "unet/diffusion_pytorch_model.safetensors")
     read_folder.cache_clear()
-    assert check_file(path, [drawing])[1] == []
+    assert check_file(path, [drawing], check_data=DataCheck())[1] == []
     assert _codes(path, "stages.chat.init_from", "stages.chat.init_from=./model") == ["wrong-artifact-kind"]
     _pictures(folder, {"family": "vae"}, "model.safetensors")
     read_folder.cache_clear()
@@ -322,7 +323,7 @@ def test_an_existing_tokenizer(write_recipe: Write) -> None:
     assert _codes(path, f"{place}.from") == ["missing-folder"]
     _tokenizer(path.parent / "words", eos_token="<eos>")
     read_folder.cache_clear()
-    assert check_file(path)[1] == [], "a usual pad token of the vocabulary serves"
+    assert check_file(path, check_data=DataCheck())[1] == [], "a usual pad token of the vocabulary serves"
     _tokenizer(path.parent / "words", pad_token="<pad>")
     read_folder.cache_clear()
     assert _codes(path, place) == ["missing-special-token"]
@@ -331,4 +332,4 @@ def test_an_existing_tokenizer(write_recipe: Write) -> None:
     read_folder.cache_clear()
     assert _codes(path, f"{place}.pad_token", f"{place}.pad_token=<eos>") == ["pad-token-conflict"]
     assert _codes(path, f"{place}.pad_token", f"{place}.pad_token=<bad>") == ["unknown-token"]
-    assert check_file(path, [f"{place}.pad_token=<pad>"])[1] == []
+    assert check_file(path, [f"{place}.pad_token=<pad>"], check_data=DataCheck())[1] == []

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import check_file
 from recipes.fields import TagAt
-from recipes.loading.load import dump_recipe, load_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe
 from recipes.loading.schema_paths import Slot, field_at, slot_at
 
 RECIPES = Path(__file__).parents[3] / "recipes"

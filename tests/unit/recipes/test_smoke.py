@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks.data import check_file
-from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
+from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.planning.plan import fit_workers
 from recipes.planning.smoke import shrink
 from recipes.stages.evaluate import Evaluate

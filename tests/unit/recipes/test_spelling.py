@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import check_file
+from recipes.loading.load import check_file
 from recipes.loading.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import check_file
-from recipes.loading.load import load_recipe
+from recipes.loading.load import check_file, load_recipe
 from recipes.rules.templates import stage_template
 from recipes.stages.finetune import Finetune
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import check_file
 from launch.checks.preflight import check
 from recipes.errors import RequestError
+from recipes.loading.load import check_file
 from recipes.models.folders import read_folder
 from recipes.tokenizers.chat_template import end_of_turn
 from recipes.tokenizers.token_contract import DEFAULT_ROWS

@@ -4,8 +4,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from recipes.errors import Finding
 from recipes.fields import Strict, meaning, require_divides
 from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
+from recipes.problem_codes import Code
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
 
@@ -95,6 +97,11 @@ class PseudoLabels(Strict):
     ratio: int = meaning(3, ge=1, le=64, description="Rows without a label beside each labelled row of a batch.")
     hidden_share: float = meaning(0.15, gt=0, lt=1, description="Share of the tokens hidden in the second view.")
     warmup_steps: int = meaning(0, ge=0, le=10**9, description="Steps without them, in which labels alone teach.")
+
+    def needs_unlabelled(self, rows: str) -> Finding:
+        """The rule that rows are left to learn from without a label is broken by `rows`."""
+        message = f"every row of {rows} has a label that is used; no row is left to pseudo-label"
+        return Finding(Code.NO_EFFECT, message, "a labelled_share below 1")
 
     def shrunk(self) -> Self:
         """The smoke form."""

@@ -201,12 +201,9 @@ def _check_one_tokenizer(loaded: LoadedRecipe, name: str, pair: SharedTokens) ->
     if (first.tokenizer, first.data, first.seed) == (second.tokenizer, second.data, second.seed):
         return
     names = {id(stage): name for name, stage in stages.items()}
-    message = (
-        f"{pair.text} and {pair.other} do not share a tokenizer: they come from {names[id(second)]} and "
-        f"{names[id(first)]}, which train different ones"
-    )
-    place, advice = f"stages.{name}.{pair.field_path}", f"build both on {names[id(first)]}{pair.advice}"
-    yield loaded.problem(Code.TOKENIZER_MISMATCH, place, pair.text, message, advice)
+    made, other = names[id(second)], names[id(first)]
+    finding = pair.finding(f"they come from {made} and {other}, which train different ones", other)
+    yield loaded.problem_from(finding, f"stages.{name}.{pair.field_path}", pair.text)
 
 
 def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:

@@ -94,7 +94,12 @@ class SharedTokens:
     other: str
     """The reference to the other one."""
     advice: str = ""
-    """What else would do, as the end of a sentence."""
+    """What else would do."""
+
+    def finding(self, why: str, origin: str) -> Finding:
+        """The rule that both have one tokenizer is broken: how that is known, and where both should come from."""
+        message = f"{self.text} and {self.other} do not share a tokenizer: {why}"
+        return Finding(Code.TOKENIZER_MISMATCH, message, f"build both on {origin}{self.advice}")
 
 
 @dataclass(frozen=True, slots=True)

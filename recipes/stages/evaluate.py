@@ -46,6 +46,12 @@ class Bound(Strict):
         return self
 
 
+TOO_FEW_IMAGES = Finding(
+    Code.TOO_FEW_SAMPLES, "distances need 2 held-out images and 2 others", "more images, or another hold_out"
+)
+"""The rule of a suite that compares images."""
+
+
 class Evaluate(TextStage):
     """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
     models of pictures.
@@ -238,8 +244,7 @@ class Evaluate(TextStage):
             message = "the second scorer must be another reward model than `reward`"
             yield at("second_scorer", self.second_scorer, Code.DUPLICATE_ITEM, message)
         if self.images is not None and self.images.limit is not None and self.images.limit < 4:
-            message = "distances need 2 held-out images and 2 others"
-            yield at("images.limit", self.images.limit, Code.TOO_FEW_SAMPLES, message, "at least 4")
+            yield FieldFinding("images.limit", self.images.limit, TOO_FEW_IMAGES)
 
     def image_reference(self) -> tuple[str, ImageSource | str] | None:
         return None if self.images is None else ("images", self.images)

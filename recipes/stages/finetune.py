@@ -116,8 +116,7 @@ class Finetune(TextTraining):
         if self.pseudo_labels is None:
             return
         if self.labelled_share == 1 and self.data.has_labels:
-            message = f"every row of {self.data.source} has a label that is used; no row is left to pseudo-label"
-            yield at("pseudo_labels", "", Code.NO_EFFECT, message, "a labelled_share below 1")
+            yield FieldFinding("pseudo_labels", "", self.pseudo_labels.needs_unlabelled(self.data.source))
         steps, warmup = self.steps(), self.pseudo_labels.warmup_steps
         if steps is not None and warmup >= steps:
             message = f"pseudo-labels would never be used; the stage has {steps} steps"

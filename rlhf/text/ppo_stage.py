@@ -51,8 +51,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     observer.phase("data")
     use_fast_matmul(ranks.device)
     tokenization = load_tokenization(model_folder(context, "actor"))
-    if spec.critic == "reward":
-        require_same_contract(context, tokenization)
+    require_one_tokenizer(spec, context, tokenization)
     prompts = open_dataset(
         context,
         data_request(context, spec.get_source("prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
@@ -111,15 +110,13 @@ def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer:
     return reading_of(prompts, writer, load_tokenization(folder), longest_input(folder))
 
 
-def require_same_contract(context: StageContext, tokenization: Tokenization) -> None:
-    """Refuse a critic that starts from a reward model which reads tokens in another way than the policy writes them."""
-    other = load_tokenization(model_folder(context, "reward"))
-    if other.contract_hash != tokenization.contract_hash:
-        raise StageError(
-            f"critic: {context.inputs['reward'].stage} has another vocabulary, special tokens or chat template "
-            f"(contract {other.contract_hash[:12]}) than the policy (contract {tokenization.contract_hash[:12]}), so "
-            "no critic can start from it; set critic: actor"
-        )
+def require_one_tokenizer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> None:
+    """Raise StageError for a critic that starts from a model which reads other tokens than the policy writes."""
+    for pair in spec.shared_tokens():
+        other = load_tokenization(model_folder(context, pair.field_path))
+        if other.contract_hash != tokenization.contract_hash:
+            hashes = f"contracts {other.contract_hash[:12]} and {tokenization.contract_hash[:12]}"
+            raise StageError(f"{pair.field_path}: {pair.finding(hashes, 'one model')}")
 
 
 def reward_source(context: StageContext, field_path: str) -> RewardSource:

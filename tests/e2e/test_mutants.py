@@ -39,7 +39,7 @@ PLACES = (
 )
 """Fields that say where or what, not how: another value is another recipe."""
 
-ROWS_TELL = ("which no training row has", "distances need 2 of each")
+ROWS_TELL = ("which no training row has", "distances need 2 held-out images")
 """Refusals for what no check without the rows can know."""
 
 FieldPath = tuple[str | int, ...]

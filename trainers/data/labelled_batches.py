@@ -97,7 +97,7 @@ class LabelledPlan:
     ) -> None:
         """Raise RequestError where pseudo-labels are asked for and every row has a label."""
         if pseudo_labels is not None and len(unlabelled) == 0:
-            raise RequestError("pseudo_labels: every row has a label that is used; lower labelled_share")
+            raise RequestError(f"pseudo_labels: {pseudo_labels.needs_unlabelled('the data')}")
         self._dataset, self._labelled, self._unlabelled = dataset, labelled, unlabelled
         self._pseudo_labels, self._masker, self._seed, self._global_batch = pseudo_labels, masker, seed, global_batch
         starts = range(rank * micro_batch, global_batch, workers * micro_batch)

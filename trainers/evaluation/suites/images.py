@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recipes.data.images import missing_captions, shape_rule
 from recipes.errors import RequestError
-from recipes.stages.evaluate import Evaluate
+from recipes.stages.evaluate import TOO_FEW_IMAGES, Evaluate
 from trainers.data.materialise_images import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
 from trainers.evaluation.image_metrics import (
@@ -53,10 +53,7 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         for held_out in (False, True)
     )
     if min(len(training), len(real)) < 2:
-        raise RequestError(
-            f"images: {len(real)} pictures are held out and {len(training)} are not; distances need 2 of each: "
-            "take more pictures, or another hold_out"
-        )
+        raise RequestError(f"images: {TOO_FEW_IMAGES} (found {len(real)} and {len(training)})")
     if context.ranks.rank != 0:
         return Measured({})
     context.observer.phase("features")

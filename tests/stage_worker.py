@@ -107,8 +107,8 @@ def run_stage(
         return None
     manifest = ArtifactManifest(
         fingerprint=fingerprint, digest=files_digest(draft.files), kind=draft.kind, stage=stage,
-        files=dict(draft.files), base=draft.base, contract=draft.contract, metrics=dict(draft.metrics),
-        outcome=dict(draft.outcome),
+        files=dict(draft.files), base=draft.base, stack=list(draft.stack), contract=draft.contract,
+        metrics=dict(draft.metrics), outcome=dict(draft.outcome), architecture=draft.architecture,
     )  # fmt: skip
     if name_as is not None:
         store.put_artifact(manifest)

@@ -10,7 +10,7 @@ from recipes.errors import Problem
 from recipes.loading.load import LoadedRecipe, load_recipe
 from recipes.rules.image_shapes import check_picture_forms
 from recipes.rules.models import model_facts
-from recipes.stages.base import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
+from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
 from recipes.stages.kinds import Stage
 from trainers.data.check_source import check_images, check_text
 from trainers.data.columns import RowRole

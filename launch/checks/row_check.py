@@ -14,7 +14,8 @@ from recipes.problem_codes import Code
 from recipes.references import FolderRef, Reference, StoreRef, parse_reference
 from recipes.rules.chain import origin
 from recipes.rules.models import model_facts
-from recipes.stages.base import Role, SourceUse, TextStage, default_template
+from recipes.stages.answers import Role, SourceUse, default_template
+from recipes.stages.base import TextStage
 from recipes.stages.pretrain import Pretrain
 from trainers.data.columns import RowRole
 from trainers.data.dataset import WARN_LOST

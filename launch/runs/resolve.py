@@ -27,7 +27,7 @@ from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
 from recipes.rules.chain import picture_stage_of
 from recipes.rules.static import check_static
-from recipes.stages.base import SourceUse
+from recipes.stages.answers import SourceUse
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.images import find_picture_facts
 from trainers.data.sources.open import open_source

@@ -15,7 +15,8 @@ from launch.runs.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
-from recipes.stages.base import ImageTraining, Progress, TextTraining
+from recipes.stages.answers import Progress
+from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.kinds import Stage
 from recipes.stages.reward import Reward

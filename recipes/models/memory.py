@@ -8,7 +8,7 @@ rollout's cache. The host buffer of a save stands beside it: on a GPU it takes n
 from dataclasses import dataclass
 
 from recipes.models.base import LanguageArchitecture
-from recipes.stages.base import Counts
+from recipes.stages.answers import Counts
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain

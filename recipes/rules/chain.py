@@ -12,7 +12,8 @@ from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, StoreRef, parse_reference
-from recipes.stages.base import INPUT_FIELDS, Input, SharedTokens, TextStage
+from recipes.stages.answers import INPUT_FIELDS, Input, SharedTokens
+from recipes.stages.base import TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
 

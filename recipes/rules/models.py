@@ -15,7 +15,8 @@ from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, HubRef, StoreRef, parse_reference
 from recipes.rules.chain import built_by, origin, stage_of
-from recipes.stages.base import StageBase, TextFacts, TextStage
+from recipes.stages.answers import TextFacts
+from recipes.stages.base import StageBase, TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain

@@ -7,7 +7,7 @@ from recipes.loading.document import LoadedRecipe
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference
-from recipes.stages.base import SOURCE_FIELDS
+from recipes.stages.answers import SOURCE_FIELDS
 from recipes.stages.evaluate import Evaluate
 
 

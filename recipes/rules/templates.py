@@ -7,7 +7,8 @@ from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.base import StageBase, Template, TextStage
+from recipes.stages.answers import Template
+from recipes.stages.base import StageBase, TextStage
 
 
 def check_templates(loaded: LoadedRecipe) -> Iterator[Problem]:

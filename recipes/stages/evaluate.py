@@ -12,7 +12,7 @@ from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import EXAM_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
-from recipes.stages.base import (
+from recipes.stages.answers import (
     Counts,
     Forward,
     Held,
@@ -21,10 +21,10 @@ from recipes.stages.base import (
     SharedTokens,
     SourceUse,
     Template,
-    TextStage,
     held_out_use,
     template_field,
 )
+from recipes.stages.base import TextStage
 from recipes.stages.ppo import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.suites import SUITES, SuiteName, SuiteSpec, report_labels

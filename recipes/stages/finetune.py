@@ -11,18 +11,8 @@ from recipes.fields import meaning
 from recipes.models.encoder import PseudoLabels
 from recipes.models.families import NOUN_OF
 from recipes.problem_codes import Code
-from recipes.stages.base import (
-    Counts,
-    Held,
-    ImageTraining,
-    Input,
-    Progress,
-    Role,
-    Template,
-    TextFacts,
-    TextTraining,
-    template_field,
-)
+from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
+from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.lora import Lora
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train

@@ -5,7 +5,8 @@ from typing import Annotated, get_args
 from pydantic import Discriminator, Field, Tag
 
 from recipes.fields import TagAt
-from recipes.stages.base import Counted, StageBase
+from recipes.stages.answers import Counted
+from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.pretrain import Pretrain, PretrainImages

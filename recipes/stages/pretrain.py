@@ -17,16 +17,8 @@ from recipes.models.families import NOUN_OF
 from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, ImageArchitecture, Vae
 from recipes.models.rnn import Rnn
 from recipes.problem_codes import Code
-from recipes.stages.base import (
-    Counts,
-    Held,
-    ImageTraining,
-    Input,
-    Progress,
-    Role,
-    TextFacts,
-    TextTraining,
-)
+from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
+from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
 

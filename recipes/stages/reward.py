@@ -8,18 +8,8 @@ from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning
 from recipes.problem_codes import Code
-from recipes.stages.base import (
-    Counts,
-    Forward,
-    Held,
-    Input,
-    Progress,
-    Role,
-    Template,
-    TextTraining,
-    needs_decoder,
-    template_field,
-)
+from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
+from recipes.stages.base import TextTraining
 from recipes.stages.lora import Lora
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train

@@ -12,20 +12,19 @@ from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
-from recipes.stages.base import (
+from recipes.stages.answers import (
     Counts,
     Forward,
     Held,
-    ImageStage,
     Input,
     Progress,
     SharedTokens,
     SourceUse,
     Template,
-    TextStage,
     needs_decoder,
     template_field,
 )
+from recipes.stages.base import ImageStage, TextStage
 from recipes.stages.batch import Batch
 from recipes.stages.ddpo import ActorFacts, ClassReward, Ddpo, PictureReward, PictureRollout, unknown_class
 from recipes.stages.lora import Lora

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
-from recipes.stages.base import Role
+from recipes.stages.answers import Role
 
 SuiteName = Literal["perplexity", "generation", "comparison", "targets", "images"]
 TEXT_FAMILIES = ("decoder", "rnn")

@@ -14,7 +14,7 @@ import numpy as np
 
 from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
-from recipes.stages.base import Template
+from recipes.stages.answers import Template
 from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport, Dataset, Form
 from trainers.data.encoding import (

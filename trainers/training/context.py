@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError, StageError
-from recipes.stages.base import SourceUse, Template, default_template
+from recipes.stages.answers import SourceUse, Template, default_template
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions

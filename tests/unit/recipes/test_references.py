@@ -4,7 +4,7 @@ import pytest
 
 from recipes.data.text import JsonLines, PythonDocs, PythonSummaries, Source
 from recipes.references import FolderRef, HubRef, Reference, StageRef, StoreRef, parse_reference
-from recipes.stages.base import SourceUse
+from recipes.stages.answers import SourceUse
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.optim import AdamW

@@ -7,7 +7,7 @@ import pytest
 from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
 from recipes.models.image_models import Ddpm, Vae
 from recipes.problem_codes import Code
-from recipes.stages.base import TextFacts
+from recipes.stages.answers import TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune

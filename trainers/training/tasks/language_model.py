@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
-from recipes.stages.base import SourceUse, TextFacts
+from recipes.stages.answers import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches

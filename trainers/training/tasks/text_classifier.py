@@ -8,7 +8,7 @@ import torch
 
 from recipes.errors import RequestError
 from recipes.models.encoder import Corruption
-from recipes.stages.base import SourceUse
+from recipes.stages.answers import SourceUse
 from recipes.stages.finetune import Finetune
 from trainers.data.dataset import Dataset
 from trainers.data.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label

@@ -1,0 +1,176 @@
+"""What a stage answers with when it is asked: values, and the fields and rules that kinds of stage share."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from recipes.artifact_kinds import OutputKind
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from recipes.errors import Finding
+from recipes.fields import added_meaning
+from recipes.models.families import NOUN_OF
+from recipes.problem_codes import Code
+
+Template = Literal["chat", "none"]
+"""How rows of plain text are put to a model: as turns of its chat template, or as they are."""
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
+"""What the rows of a source are for."""
+CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "prompts")
+"""Roles of prompts and answers."""
+
+INPUT_FIELDS = (
+    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "suites", "of", "features",
+    "second_scorer",
+)  # fmt: skip
+"""Fields that a stage's `inputs()` and `text_start()` read, of any kind of stage."""
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites")
+"""Fields that a stage's `sources()` reads, of any kind of stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a stage: its field, what is written there, and which kinds of output fit."""
+
+    field_path: str
+    text: str
+    wants: tuple[OutputKind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUse:
+    """One data source of a stage: its field, what its rows are for, and the source with its default filled in."""
+
+    field_path: str
+    source: Source | ImageSource
+    role: Role
+    held_out: bool = False
+    """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
+    is_derived: bool = False
+    """Whether no field of the recipe names the source: it follows from the training rows'."""
+
+    @property
+    def rows(self) -> Source:
+        """The source of a use of text."""
+        assert self.role != "images", f"{self.field_path} is a source of pictures"
+        return cast(Source, self.source)
+
+    @property
+    def pictures(self) -> ImageSource:
+        """The source of a use of images."""
+        assert self.role == "images", f"{self.field_path} is no source of pictures"
+        return cast(ImageSource, self.source)
+
+
+Counted = Literal["tokens", "target_tokens", "rows", "pairs", "responses", "pictures"]
+"""What a stage's speed may count; a beat holds it as `..._per_s`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a stage counts its way for the people who watch it."""
+
+    unit: Literal["step", "iteration", "part"]
+    counted: Counted
+    """What the speed counts."""
+    steps_per_unit: int = 1
+    counted_per_unit: int | None = None
+    """None: the weight of each step, over the time of the step alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTokens:
+    """A model whose tokenizer has to be that of another one."""
+
+    field_path: str
+    text: str
+    other: str
+    """The reference to the other one."""
+    advice: str = ""
+    """What else would do."""
+
+    def finding(self, why: str, origin: str) -> Finding:
+        """The rule that both have one tokenizer is broken: how that is known, and where both should come from."""
+        message = f"{self.text} and {self.other} do not share a tokenizer: {why}"
+        return Finding(Code.TOKENIZER_MISMATCH, message, f"build both on {origin}{self.advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """What is known of the language model that a stage builds or starts from."""
+
+    family: str | None = None
+    special_tokens: Collection[str] | None = None
+    """Of its tokenizer."""
+    is_classifier: bool = False
+    """Whether it is a text classifier already."""
+    image_tokens: int | None = None
+    """Tokens that an image takes of a vision-language model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Parameters of a stage's language model."""
+
+    full: int
+    """With the head that predicts tokens."""
+    scored: int
+    """With a head that gives one score."""
+    valued: int
+    """With a critic's head."""
+    adapter: int
+    """Of the stage's adapter; 0: it has none."""
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Parameters that a stage trains, keeps frozen, and stores in its artifact."""
+
+    trainable: int
+    frozen: int
+    stored: int
+    keeps_best: bool = False
+    """Whether the weights of the best iteration so far are kept next to those of the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward pass of a stage keeps in memory."""
+
+    length: int
+    """Tokens of a sequence."""
+    copies: int = 1
+    """Sequences of one sample."""
+    logits: Literal["none", "chunks", "all"] = "chunks"
+    """chunks: only a few positions at a time."""
+    has_cache: bool = False
+    """Whether keys and values are cached while answers are written."""
+    has_backward: bool = True
+
+
+def template_field(rows: str) -> Any:
+    """The field `template` of a stage that reads such rows."""
+    return added_meaning(
+        None,
+        description=f"How {rows} of plain text are put to the model: chat, as the user's and the assistant's turns in "
+        "its chat template; none, as they are, one after the other. None: chat where a decoder or rnn has a template. "
+        "Rows of messages always take the template.",
+    )
+
+
+def default_template(role: Role, has_chat_template: bool) -> Template:
+    """How plain text of the role is put to a model where the recipe does not say."""
+    return "chat" if has_chat_template and role in CHAT_ROLES else "none"
+
+
+def held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:
+    """An evaluation reads what `hold_out` keeps away from training; of a source without it every row."""
+    return SourceUse(field_path, source, role, held_out=source.hold_out > 0)
+
+
+def needs_decoder(kind: str, family: str | None) -> Finding | None:
+    """The rule of a kind of stage that works with decoders alone."""
+    if family in (None, "decoder"):
+        return None
+    return Finding(Code.UNSUPPORTED_FAMILY, f"a {kind} stage needs a decoder; this model is {NOUN_OF[family]}")

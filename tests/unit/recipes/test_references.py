@@ -79,7 +79,8 @@ def test_a_stage_is_never_evaluated_on_rows_that_it_learns_from(
     train = Train(steps=1, global_batch=1, sequence_length=8, optimizer=AdamW(lr=1e-3))
     stage = Finetune(kind="finetune", init_from="base", data=data, evaluation=evaluation, train=train)
     found = stage.find_source("evaluation")
-    assert found == (expected and SourceUse("evaluation", expected[0], "instructions", held_out=expected[1]))
+    is_derived = evaluation is None
+    assert found == (expected and SourceUse("evaluation", expected[0], "instructions", expected[1], is_derived))
 
 
 @pytest.mark.parametrize(("source", "is_held_out"), [(None, False), (DOCS, False), (LINES, False), (KEPT, True)])

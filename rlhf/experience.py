@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from rlhf.algorithms.advantages import Credit
 from trainers.data.batches import SequenceBatch, TokenBatch
 from trainers.training.distributed import gather_json, sum_tensor, world_size
 
@@ -83,7 +84,8 @@ class Judged:
     micro-batches."""
     reference_logprobs_BR: Tensor
     entropy_BR: Tensor
-    values_BR: Tensor
+    values_BR: Tensor | None
+    """Of the critic; None where there is none."""
     scores_B: Tensor
     """As the reward model gave them."""
 
@@ -95,9 +97,9 @@ class PpoBatch:
     responses: Responses
     old_logprobs_BR: Tensor
     reference_logprobs_BR: Tensor
-    old_values_BR: Tensor
+    old_values_BR: Tensor | None
     advantages_BR: Tensor
-    returns_BR: Tensor
+    returns_BR: Tensor | None
     kl_coef: float
     """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
     actor_learns: bool
@@ -130,24 +132,21 @@ class Experience:
 
     responses: Responses
     judged: Judged
-    advantages_NR: Tensor
-    """Whitened."""
-    returns_NR: Tensor
-    deviation: float
-    """Of the advantages before they were whitened: units of the score in one of an advantage."""
+    credit: Credit
 
     def batch(self, rows: Sequence[int], *, kl_coef: float, actor_learns: bool, is_untouched: bool) -> PpoBatch:
         """These rows as a micro-batch."""
         responses = self.responses.rows(rows)
         width = int(responses.response_mask_BT.sum(dim=1).max())
-        index = torch.as_tensor(rows, device=self.advantages_NR.device)
+        credit, values_NR = self.credit, self.judged.values_BR
+        index = torch.as_tensor(rows, device=credit.advantages_NR.device)
         return PpoBatch(
             responses=responses,
             old_logprobs_BR=self.judged.logprobs_BR[index, :width],
             reference_logprobs_BR=self.judged.reference_logprobs_BR[index, :width],
-            old_values_BR=self.judged.values_BR[index, :width],
-            advantages_BR=self.advantages_NR[index, :width],
-            returns_BR=self.returns_NR[index, :width],
+            old_values_BR=None if values_NR is None else values_NR[index, :width],
+            advantages_BR=credit.advantages_NR[index, :width],
+            returns_BR=None if credit.returns_NR is None else credit.returns_NR[index, :width],
             kl_coef=kl_coef,
             actor_learns=actor_learns,
             is_untouched=is_untouched,

@@ -1,10 +1,68 @@
-"""Advantages on response tokens: generalised advantage estimation and whitening.
+"""Credit assignment: from rewards of a whole iteration to advantages; generalised advantage estimation, whitening.
 
-Shapes: B samples, R response tokens. A mask is True where the policy acted.
+Shapes: B samples, N samples of all ranks, R response tokens. A mask is True where the policy acted.
 """
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What credit is assigned from: an iteration's samples of all ranks."""
+
+    rewards_NR: Tensor
+    """Per token, penalties included."""
+    action_mask_NR: Tensor
+    values_NR: Tensor | None
+    """The critic's, of the state before each token; None where there is no critic."""
+    groups_N: Tensor
+    """Number of each sample's prompt: samples of one prompt are compared with each other."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a policy, and a critic where there is one, learn from."""
+
+    advantages_NR: Tensor
+    """Whitened."""
+    returns_NR: Tensor | None
+    """What the critic learns; None where there is none."""
+    deviation: float
+    """Of the advantages before they were whitened: units of the score in one of an advantage."""
+
+
+class CreditAssignment(Protocol):
+    """Assigns an iteration's rewards to its actions; pure."""
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether it uses values."""
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        """Return advantages, 0 where the policy did not act."""
+
+
+@dataclass(frozen=True)
+class Gae:
+    """Generalised advantage estimation (Schulman et al. 2016), whitened over all samples."""
+
+    gamma: float
+    lam: float
+    needs_critic: bool = True
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        """Estimate; the values are those of a critic."""
+        assert rewarded.values_NR is not None
+        mask_NR = rewarded.action_mask_NR
+        advantages_NR, returns_NR = estimate_advantages(
+            rewarded.rewards_NR, rewarded.values_NR, mask_NR, self.gamma, self.lam
+        )
+        deviation = float(masked_deviation(advantages_NR, mask_NR))
+        return Credit(whiten(advantages_NR, mask_NR), returns_NR, deviation)
 
 
 def estimate_advantages(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.stages.ppo import Ppo, Rollout
-from rlhf.algorithms.advantages import estimate_advantages, masked_deviation, whiten
+from rlhf.algorithms.advantages import CreditAssignment, Rewarded
 from rlhf.algorithms.kl import kl_in_loss
 from rlhf.algorithms.losses import policy_loss, value_loss
 from rlhf.algorithms.scoring import ScoreStatistics, shaped_scores, token_rewards
@@ -27,7 +27,7 @@ from rlhf.invariants import require_ratio_one, require_reference, require_versio
 from rlhf.iterations import Estimate, Update, iteration_place
 from rlhf.monitors import report_rollouts
 from rlhf.text.policy import Opinions, Role
-from rlhf.text.rollout import RolloutEngine, Rollouts, draw_keys, repeated_prompts, response_uniforms
+from rlhf.text.rollout import RolloutEngine, Rollouts, draw_keys, repeated_prompts
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.order import deal_by_length
@@ -36,11 +36,9 @@ from trainers.training.objectives.language_model import LanguageModelObjective
 from trainers.training.objectives.protocol import ObjectiveOutput
 from trainers.training.observer import Observer, agreed, raise_if_stopping, watching
 
-ROLES: tuple[Role, ...] = ("actor", "reference", "critic", "reward")
-
 
 class PpoObjective:
-    """Clipped surrogate, value loss, entropy bonus and the optional KL term, joint over actor and critic."""
+    """Clipped surrogate, entropy bonus and the optional KL term; with a critic its value loss, joint with them."""
 
     def __init__(self, settings: Ppo, max_new_tokens: int, roundoff: float) -> None:
         self._settings = settings
@@ -52,15 +50,13 @@ class PpoObjective:
         return batch.weight
 
     def loss(self, module: nn.Module, batch: PpoBatch) -> ObjectiveOutput:
-        """One forward of the actor and one of the critic over the responses."""
+        """One forward of the actor, and of the critic where there is one, over the responses."""
         settings = self._settings
+        roles: tuple[Role, ...] = ("actor",) if batch.returns_BR is None else ("actor", "critic")
         mask_BR = batch.responses.response_mask_BR
         with_entropy = settings.entropy_coef > 0
-        opinions = Opinions(
-            **module(batch.responses, ("actor", "critic"), with_entropy, self._max_new_tokens, batch.text)
-        )
+        opinions = Opinions(**module(batch.responses, roles, with_entropy, self._max_new_tokens, batch.text))
         assert opinions.logprobs_BR is not None
-        assert opinions.values_BR is not None
         policy = policy_loss(
             opinions.logprobs_BR,
             batch.old_logprobs_BR,
@@ -73,7 +69,6 @@ class PpoObjective:
         if batch.is_untouched:
             log_ratios_N = (opinions.logprobs_BR - batch.old_logprobs_BR)[mask_BR]
             require_ratio_one(log_ratios_N, token_scales(batch.old_logprobs_BR[mask_BR]), self._roundoff)
-        value = value_loss(opinions.values_BR, batch.old_values_BR, batch.returns_BR, mask_BR, settings.value_clip)
         actor = policy.loss
         if opinions.entropy_BR is not None:
             actor = actor - settings.entropy_coef * opinions.entropy_BR.sum()
@@ -84,20 +79,29 @@ class PpoObjective:
         if batch.text is not None and opinions.text_loss is not None:
             actor = actor + batch.text_scale * opinions.text_loss
             text["text_loss"] = (opinions.text_loss.detach(), LanguageModelObjective().weight(batch.text))
-        loss = actor * float(batch.actor_learns) + settings.value_coef * value.loss
+        loss = actor * float(batch.actor_learns)
         tokens = batch.weight
+        critic: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+        if batch.returns_BR is not None:
+            assert opinions.values_BR is not None
+            assert batch.old_values_BR is not None
+            value = value_loss(opinions.values_BR, batch.old_values_BR, batch.returns_BR, mask_BR, settings.value_clip)
+            loss = loss + settings.value_coef * value.loss
+            critic = {
+                "value_loss": (value.loss.detach(), tokens),
+                "value_error": (value.squared_error, tokens),
+                "value_clip_fraction": (value.clipped, tokens),
+            }
         return ObjectiveOutput(
             loss,
             {
                 **text,
+                **critic,
                 "loss": (loss.detach(), tokens),
                 "policy_loss": (policy.loss.detach(), tokens),
-                "value_loss": (value.loss.detach(), tokens),
-                "value_error": (value.squared_error, tokens),
                 "ratio": (policy.ratio, tokens),
                 "log_ratio": (policy.log_ratio, tokens),
                 "clip_fraction": (policy.clipped, tokens),
-                "value_clip_fraction": (value.clipped, tokens),
                 "old_kl": (policy.old_kl, tokens),
             },
             {"log_ratio_max": policy.max_log_ratio},
@@ -108,8 +112,8 @@ Show = Callable[[int, Responses, Tensor], None]
 """Hears of an iteration, its responses and their scores."""
 
 
-class GaeEstimator:
-    """Responses to prompts, judged by the four models, with advantages for every token."""
+class ResponseExperience:
+    """Responses to prompts, judged by the models, with the credit that each token gets."""
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class GaeEstimator:
         settings: Ppo,
         rollout: Rollout,
         statistics: ScoreStatistics,
-        seed: int,
+        credit: CreditAssignment,
         micro_batch: int,
         roundoff: float,
         observer: Observer,
@@ -133,7 +137,9 @@ class GaeEstimator:
         self._settings = settings
         self._rollout = rollout
         self._statistics = statistics
-        self._seed = seed
+        self._credit = credit
+        critic: tuple[Role, ...] = ("critic",) if credit.needs_critic else ()
+        self._roles: tuple[Role, ...] = ("actor", "reference", *critic, "reward")
         self._micro_batch = micro_batch
         self._roundoff = roundoff
         self._observer = observer
@@ -167,9 +173,7 @@ class GaeEstimator:
             settings.missing_eos_penalty,
         )
         rewards_NR = token_rewards(judged.logprobs_BR, judged.reference_logprobs_BR, scores_N, mask_NR, kl_coef)
-        advantages_NR, returns_NR = estimate_advantages(
-            rewards_NR, judged.values_BR, mask_NR, settings.gamma, settings.lam
-        )
+        credit = self._credit(Rewarded(rewards_NR, mask_NR, judged.values_BR, responses.sample_ids_B))
         report = report_rollouts(
             judged.scores_B,
             responses.response_ids,
@@ -181,9 +185,7 @@ class GaeEstimator:
             shaped_scores_N=scores_N,
             sampler_logprobs_NR=gather_rows(rollouts.logprobs_BR)[:, : mask_NR.shape[1]],
         )
-        deviation = float(masked_deviation(advantages_NR, mask_NR))
-        experience = Experience(responses, judged, whiten(advantages_NR, mask_NR), returns_NR, deviation)
-        return Estimate(experience, report)
+        return Estimate(Experience(responses, judged, credit), report)
 
     def micro_batches(self, experience: Experience, rows: Sequence[int], update: Update) -> Sequence[PpoBatch]:
         """This rank's share of a mini-batch; a penalty in the loss is in the unit of the whitened advantages there."""
@@ -191,7 +193,7 @@ class GaeEstimator:
         batches = [
             experience.batch(
                 share,
-                kl_coef=update.kl_coef / experience.deviation,
+                kl_coef=update.kl_coef / experience.credit.deviation,
                 actor_learns=update.iteration >= self._settings.critic_warmup,
                 is_untouched=update.is_untouched,
             )
@@ -220,10 +222,9 @@ class GaeEstimator:
         own = range(plan.rank * plan.micro_batch, (plan.rank + 1) * plan.micro_batch)
         keys = draw_keys(plan.sample_ids(iteration), own, samples)
         prompts = repeated_prompts(batch.to(self._engine.device), samples)
-        uniforms_BR = response_uniforms(self._seed, "rollout", iteration, keys, self._rollout.max_new_tokens)
         watch = watching(self._observer, "rollout", self.num_samples, **place)
         watch(0.0)
-        return self._rollouts.generate(prompts, uniforms_BR, watch)
+        return self._rollouts.generate(prompts, keys, watch)
 
     def _shares(self, responses: Responses, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of a mini-batch of these rows on this rank, alike in length on all ranks."""
@@ -232,26 +233,22 @@ class GaeEstimator:
 
     @torch.no_grad()
     def _judged(self, responses: Responses, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float]) -> Judged:
-        """What all four models say of every rank's responses, each judged by the rank that first learns from it."""
+        """What the models say of every rank's responses, each judged by the rank that first learns from it."""
         count, width = responses.response_mask_BR.shape
-        table = torch.zeros(4, count, width, device=self._engine.device)
+        table = torch.zeros(3 + self._credit.needs_critic, count, width, device=self._engine.device)
         scores_N = torch.zeros(count, device=self._engine.device)
         shares = [share for mini_batch in first_epoch for share in self._shares(responses, mini_batch)]
         for number, rows in enumerate(shares):
             self._observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
             raise_if_stopping(self._observer)
             part = responses.rows(rows)
-            opinions = Opinions(**self._engine.module(part, ROLES, True, self._rollout.max_new_tokens))
-            columns = (
-                opinions.logprobs_BR,
-                opinions.reference_logprobs_BR,
-                opinions.entropy_BR,
-                opinions.values_BR,
-            )
-            for index, column in enumerate(columns):
+            opinions = Opinions(**self._engine.module(part, self._roles, True, self._rollout.max_new_tokens))
+            columns = (opinions.logprobs_BR, opinions.reference_logprobs_BR, opinions.entropy_BR, opinions.values_BR)
+            for index, column in enumerate(columns[: len(table)]):
                 assert column is not None
                 table[index, rows, : column.shape[1]] = column
             assert opinions.scores_B is not None
             scores_N[rows] = opinions.scores_B
         table, scores_N = join_tables(table, scores_N)
-        return Judged(table[0], table[1], table[2], table[3], scores_N)
+        values_NR = table[3] if self._credit.needs_critic else None
+        return Judged(table[0], table[1], table[2], values_NR, scores_N)

@@ -8,12 +8,13 @@ from torch import Tensor
 from recipes.errors import StageError, raise_findings
 from recipes.stages.ppo import Rollout
 from recipes.stages.rl import PpoStage
+from rlhf.algorithms.advantages import Gae
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.experience import Responses
 from rlhf.iterations import PpoSource, Tuned, kept_iterations, run_iterations
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from rlhf.text.critic import Critic
-from rlhf.text.ppo import GaeEstimator, PpoObjective, Show
+from rlhf.text.ppo import PpoObjective, ResponseExperience, Show
 from rlhf.text.reward_inputs import Reading, reading_of
 from rlhf.text.rollout import ColocatedRollouts
 from trainers.checkpoint.checkpoint import StoreCheckpoint
@@ -76,16 +77,16 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     sampling = _sampling(rollout, tokenization)
     roundoff = unit_roundoff(spec.shard.precision, ranks.device)
     per_iteration = rollout.prompts_per_iteration
-    estimator = GaeEstimator(
+    estimator = ResponseExperience(
         engine=engine,
-        rollouts=ColocatedRollouts(engine, sampling),
+        rollouts=ColocatedRollouts(engine, sampling, context.seed),
         prompts=BatchPlan(
             prompts, context.seed, per_iteration, ranks.world_size, ranks.rank, per_iteration // ranks.world_size
         ),
         settings=settings,
         rollout=rollout,
         statistics=reward.statistics,
-        seed=context.seed,
+        credit=Gae(settings.gamma, settings.lam),
         micro_batch=layout.micro_batch,
         roundoff=roundoff,
         observer=observer,

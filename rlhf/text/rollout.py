@@ -25,6 +25,10 @@ GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""
 
 
+SampleKey = tuple[int, int]
+"""Sample id of a prompt, and which of the iteration's draws for that prompt."""
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """Responses and the policy that wrote them."""
@@ -41,16 +45,20 @@ class RolloutEngine(Protocol):
     def sync(self, iteration: int) -> WeightsVersion:
         """Take over the learner's weights and say which they are; collective."""
 
-    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray, watch: Watch) -> Rollouts:
-        """Answer this rank's prompts, one uniform number per token; `watch` may end it. Collective before and after."""
+    def generate(self, prompts: PromptBatch, keys: Sequence[SampleKey], watch: Watch) -> Rollouts:
+        """Answer this rank's prompts, each response drawn by its key; `watch` may end it. Collective before and after.
+
+        Equal keys give equal responses where the engine can promise that.
+        """
 
 
 class ColocatedRollouts:
     """Samples on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
 
-    def __init__(self, engine: Engine, settings: SamplingSettings) -> None:
+    def __init__(self, engine: Engine, settings: SamplingSettings, seed: int) -> None:
         self._engine = engine
         self._settings = settings
+        self._seed = seed
         self._iteration = -1
 
     def sync(self, iteration: int) -> WeightsVersion:
@@ -58,8 +66,10 @@ class ColocatedRollouts:
         self._iteration = iteration
         return WeightsVersion(iteration, self._engine.steps_applied)
 
-    def generate(self, prompts: PromptBatch, uniforms_BR: np.ndarray, watch: Watch) -> Rollouts:
-        """Sample under the actor's adapter, every parameter in place."""
+    def generate(self, prompts: PromptBatch, keys: Sequence[SampleKey], watch: Watch) -> Rollouts:
+        """Sample under the actor's adapter, every parameter in place; a key's uniform numbers draw its tokens."""
+        width = self._settings.max_new_tokens
+        uniforms_BR = response_uniforms(self._seed, "rollout", self._iteration, keys, width)
         with self._engine.gathered() as module, torch.no_grad():
             assert isinstance(module, PolicyModels)
             with module.sampling() as actor:
@@ -67,7 +77,7 @@ class ColocatedRollouts:
         return Rollouts(responses, logprobs_BR, WeightsVersion(self._iteration, self._engine.steps_applied))
 
 
-def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[int, int]], width: int) -> np.ndarray:
+def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[SampleKey], width: int) -> np.ndarray:
     """Uniform numbers in [0, 1) of each response, keyed by (seed, stream, round, sample id, draw) alone."""
     rows = []
     for sample, draw in keys:
@@ -77,13 +87,13 @@ def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[tuple[
     return np.stack(rows) if rows else np.empty((0, width))
 
 
-def draw_keys(rows: Sequence[int], own: range, samples_per_prompt: int) -> list[tuple[int, int]]:
+def draw_keys(rows: Sequence[int], own: range, samples_per_prompt: int) -> list[SampleKey]:
     """The (sample id, draw) of each response to a rank's `own` places among an iteration's prompts `rows`.
 
     Draws of a prompt are counted over the whole iteration: one that comes again gets other responses.
     """
     seen: Counter[int] = Counter()
-    keys: list[tuple[int, int]] = []
+    keys: list[SampleKey] = []
     for place, row in enumerate(rows):
         if place in own:
             keys += [(row, seen[row] + draw) for draw in range(samples_per_prompt)]

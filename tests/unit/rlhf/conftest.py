@@ -16,10 +16,11 @@ from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.ppo import Ppo, Rollout
 from recipes.stages.sharding import Shard
+from rlhf.algorithms.advantages import CreditAssignment, Gae
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.iterations import PpoSource
 from rlhf.text.policy import PolicyModels, Role, Route
-from rlhf.text.ppo import GaeEstimator, PpoObjective
+from rlhf.text.ppo import PpoObjective, ResponseExperience
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.rollout import ColocatedRollouts
 from trainers.data.batches import BatchPlan
@@ -217,6 +218,7 @@ def build_tiny_ppo(
     shard: Shard | None = None,
     listener: Listener | None = None,
     sizes: Mapping[str, int] | None = None,
+    credit: CreditAssignment | None = None,
     **settings: Any,
 ) -> TinyPpo:
     """Put a PPO together as its stage does, on this process's rank; further arguments are settings of `ppo`."""
@@ -239,14 +241,14 @@ def build_tiny_ppo(
     listener = listener or Listener()
     roundoff = unit_roundoff(shard.precision, CPU)
     workers, rank = distributed.world_size(), distributed.rank()
-    estimator = GaeEstimator(
+    estimator = ResponseExperience(
         engine=engine,
-        rollouts=ColocatedRollouts(engine, sampling),
+        rollouts=ColocatedRollouts(engine, sampling, seed=0),
         prompts=BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers),
         settings=ppo,
         rollout=rollout,
         statistics=ScoreStatistics(0.0, 0.5),
-        seed=0,
+        credit=credit or Gae(ppo.gamma, ppo.lam),
         micro_batch=micro_batch,
         roundoff=roundoff,
         observer=listener,

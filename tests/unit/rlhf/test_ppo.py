@@ -10,6 +10,7 @@ import torch
 
 from recipes.errors import StageError
 from recipes.stages.sharding import Shard
+from rlhf.algorithms.advantages import Credit, Rewarded, masked_deviation, whiten
 from rlhf.invariants import require_version
 
 TinyPpo = Any
@@ -65,6 +66,33 @@ def test_a_wanted_token_is_learnt(tiny_ppo: Build, lora: bool) -> None:
     most = statistics.mean(6 / (6 + prompt) for prompt in (1, 2, 3, 4))  # the prompt's one to four tokens count too
     assert scores[0] < most / 4
     assert statistics.mean(scores[-5:]) > most / 2  # one iteration's 32 responses alone scatter by 0.05
+
+
+class RewardLessMean:
+    """Each token's credit is its response's reward, whitened over all responses; nobody values states."""
+
+    needs_critic = False
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        mask_NR = rewarded.action_mask_NR
+        rewards_N = (rewarded.rewards_NR * mask_NR).sum(dim=1, keepdim=True)
+        advantages_NR = torch.where(mask_NR, rewards_N, 0.0)
+        return Credit(whiten(advantages_NR, mask_NR), None, float(masked_deviation(advantages_NR, mask_NR)))
+
+
+def test_credit_without_a_critic_teaches_the_actor_alone(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(
+        credit=RewardLessMean(), wants_one_token=True, prompts=32, micro_batch=16, iterations=20, kl_coef=0.0,
+        missing_eos_penalty=0.0,
+    )  # fmt: skip
+    before = ppo.parameters()
+    metrics = ppo.run()
+    scores = [heard["score_mean"] for _, heard in ppo.listener.heard]
+    assert statistics.mean(scores[-5:]) > 2 * scores[0]
+    assert not {"value_loss", "value_error", "value_clip_fraction"} & {name for seen in metrics for name in seen}
+    changed = {name for name, tensor in ppo.parameters().items() if not torch.equal(before[name], tensor)}
+    assert changed
+    assert all(".actor." in name for name in changed)
 
 
 def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:

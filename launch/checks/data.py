@@ -58,7 +58,7 @@ class DataCheck:
     def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:
         for name, stage in loaded.stages_with(*SOURCE_FIELDS, *INPUT_FIELDS):
             for use in stage.sources():
-                if use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None:
+                if use.is_derived:
                     continue  # rows of the stage's `data`
                 for error in self._errors_of(loaded, stage, use):
                     place = f"stages.{name}.{use.field_path}.{error.field}"

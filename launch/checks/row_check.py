@@ -97,8 +97,7 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
                 readers[key] = None
         reader = readers[key]
         for use in stage.sources():
-            is_derived = use.field_path == "evaluation" and getattr(stage, "evaluation", None) is None
-            if reader is None or is_derived or use.role == "images":
+            if reader is None or use.is_derived or use.role == "images":
                 continue
             _check_use(loaded, name, stage, use, reader, found)
     return found

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
@@ -26,6 +27,18 @@ def reported() -> dict[type[StageBase], set[str]]:
                 names = {curve.removeprefix(HELD_OUT).rpartition(".")[2] for curve in run["curves"]}
                 found.setdefault(type(stages[stage]), set()).update(names)
     return found
+
+
+def test_every_class_of_the_union_is_listed() -> None:
+    def classes(annotation: Any) -> set[type]:
+        inner = get_args(annotation)
+        return set().union(*map(classes, inner)) if inner else {annotation} & {*_subclasses(StageBase)}
+
+    assert classes(Stage) == set(STAGE_CLASSES)
+
+
+def _subclasses(base: type) -> list[type]:
+    return [base, *(found for child in base.__subclasses__() for found in _subclasses(child))]
 
 
 def test_recorded_runs_have_a_stage_of_every_kind(reported: dict[type[StageBase], set[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import RequestError
+from recipes.problem_codes import Code
 from trainers.data.columns import RowRole
 from trainers.data.rows import Row, read_rows
 from trainers.data.sources.open import open_source
@@ -128,6 +130,14 @@ def test_bad_files_are_named_with_the_row(tmp_path: Path, name: str, content: by
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RequestError, match=complaint):
         list(read_rows(source(source=kind, files=[name]), tmp_path, "text", 0))
+
+
+def test_an_error_of_a_source_crosses_processes(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(b"text,n\na\n")
+    with pytest.raises(SourceError) as refusal:
+        list(read_rows(source(source="csv", files=["b.csv"]), tmp_path, "text", 0))
+    there = pickle.loads(pickle.dumps(refusal.value))
+    assert (there.code, there.field, str(there)) == (Code.CELL_COUNT_MISMATCH, "files.0", str(refusal.value))
 
 
 def test_missing_files_are_named(base: Path) -> None:

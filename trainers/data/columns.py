@@ -34,6 +34,10 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
 """Standard columns of each role: one of the alternatives must be there."""
 
 
+_NAME_IMAGES: tuple[RowRole, ...] = ("instructions", "pictured")
+"""Roles in which images that a row names count."""
+
+
 class BadRow(ValueError):  # noqa: N818
     """A row that does not have the form that its role needs; says what is wrong and what would be right."""
 
@@ -54,9 +58,17 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     of both, and `split` is True where they are plain text. prompts: {prompt, reference}. Raises BadRow.
     """
     found = _rename(row, columns)
-    if not any(found.keys() >= set(form) for form in FORMS[role]):
-        needed = " or ".join(" and ".join(form) for form in FORMS[role])
-        raise BadRow(f"needs {needed}", f"{_there(row)}; map them with `columns`", Code.MISSING_COLUMN)
+    try:
+        return _in_form(found, role, find_pictures(row, columns) if role in _NAME_IMAGES else None)
+    except BadRow:
+        if any(found.keys() >= set(form) for form in FORMS[role]):
+            raise
+    needed = " or ".join(" and ".join(form) for form in FORMS[role])
+    raise BadRow(f"needs {needed}", f"{_there(row)}; map them with `columns`", Code.MISSING_COLUMN)
+
+
+def _in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) -> dict[str, Any]:
+    """Bring a row of standard columns into its role's form; `images` are those that it names."""
     match role:
         case "text":
             if "text" not in found and {"prompt", "completion"} <= found.keys():
@@ -66,7 +78,7 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
         case "labels":
             return {"text": _plain(found, "text"), "label": _label(found.get("label"))}
         case "instructions":
-            if find_pictures(row, columns):
+            if images:
                 raise BadRow(
                     "the row has an image, but the model takes text alone",
                     "start from a vision-language model (llava), or take the column out of the file",
@@ -76,7 +88,7 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
         case "seq2seq":
             return _source_and_target(found)
         case "pictured":
-            return _pictured(found, find_pictures(row, columns))
+            return _pictured(found, images)
         case "preferences":
             return _preference(found)
         case "prompts":
@@ -186,6 +198,8 @@ def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
     found = _instruction(row)
+    if "text" in found:
+        raise BadRow("a text alone has no target")
     messages = found.get("messages")
     if messages is None and isinstance(found["completion"], str):
         return found

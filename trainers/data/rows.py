@@ -51,8 +51,8 @@ def read_rows(
     """
 
     def rows() -> Iterator[Row]:
-        raws = read_all(open_source(source, base_dir, role, store))
-        return (to_row(raw, role, column_names(source)) for raw in raws)
+        columns = column_names(source)
+        return (to_row(raw, role, columns) for raw in read_all(open_source(source, base_dir, role, store)))
 
     return select(rows, source, seed, held_out=held_out)
 

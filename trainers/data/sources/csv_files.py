@@ -43,6 +43,7 @@ def read_csv(path: Path, source: Csv | None = None) -> Iterator[RawRow]:
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     header = None if source is None else source.header
+    name, folder = path.name, path.parent
     number = 0
     with open_text(path) as file:
         reader = csv.reader(file, **_dialect(source, path), strict=True)
@@ -62,7 +63,7 @@ def read_csv(path: Path, source: Csv | None = None) -> Iterator[RawRow]:
                         "" if source is None else "set `delimiter` or `header`",
                     )
                 columns = dict(zip(header, cells, strict=True))
-                yield RawRow(f"{path.name}:{number}", f"{path}: row {number}", columns, path.parent)
+                yield RawRow(f"{name}:{number}", f"{path}: row {number}", columns, folder)
         except csv.Error as error:
             raise SourceError(
                 Code.INVALID_DATA_FORMAT, f"{path}: row {number + 1} (line {reader.line_num}): {error}"

@@ -64,6 +64,7 @@ class JsonLinesReader:
 
 def read_json_lines(path: Path) -> Iterator[RawRow]:
     """Yield the rows of a file; raises SourceError naming file and line, OSError and EOFError."""
+    name, folder = path.name, path.parent
     with open_text(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_CHARACTERS + 1):
@@ -89,7 +90,7 @@ def read_json_lines(path: Path) -> Iterator[RawRow]:
                 raise SourceError(
                     Code.INVALID_DATA_FORMAT, f"{place}: not a JSON object but {type(row).__name__}", ONE_OBJECT
                 )
-            yield RawRow(f"{path.name}:{number}", place, row, path.parent)
+            yield RawRow(f"{name}:{number}", place, row, folder)
 
 
 def _image_bytes(path: Path, place: str) -> bytes:

@@ -43,14 +43,14 @@ def _read(path: Path, limit: int | None) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number, name, folder = 0, path.name, path.parent
     rows_at_once = ROWS_AT_ONCE if limit is None else min(limit, ROWS_AT_ONCE)
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=0 if limit is None else BUFFER_BYTES) as file:
             for batch in file.iter_batches(batch_size=rows_at_once):
                 for row in batch.to_pylist():
                     number += 1
-                    yield RawRow(f"{path.name}:{number}", f"{path}: row {number}", row, path.parent)
+                    yield RawRow(f"{name}:{number}", f"{path}: row {number}", row, folder)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         message = " ".join(str(error).split())[:200]
         raise SourceError(

@@ -28,7 +28,7 @@ class SourceError(RequestError):
         return SourceError(self.code, self.message, self.suggestion, self.field or field)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RawRow:
     """One row as its file has it."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from recipes.errors import StageError, raise_findings
+from recipes.stages.answers import TextFacts
 from recipes.stages.ppo import Rollout
 from recipes.stages.rl import PpoStage
 from rlhf.algorithms.advantages import Gae
@@ -24,7 +25,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings, sampling_settings
-from trainers.models.load import longest_input
+from trainers.models.load import longest_input, model_family
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 from trainers.training.context import (
     Check,
@@ -51,6 +52,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
     observer.phase("data")
     use_fast_matmul(ranks.device)
+    spec.check_model(TextFacts(model_family(model_folder(context, "actor"))))
     tokenization = load_tokenization(model_folder(context, "actor"))
     require_one_tokenizer(spec, context, tokenization)
     prompts = open_dataset(

@@ -202,6 +202,18 @@ def test_lost_rows_are_told_and_too_many_stop_the_stage(workshop: Workshop) -> N
         exam(4, max_dropped=0.5)
 
 
+def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
+    folder = workshop.folder / "encoder"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
+    files = workshop.store.objects.put_folder(folder)
+    workshop.made["encoder"] = workshop.made["chat"].model_copy(update={"files": files, "digest": files_digest(files)})
+    with pytest.raises(RequestError, match="a reward stage needs a decoder; this model is an encoder"):
+        run_reward(reward_spec(False), workshop.context("bad-judge", {"init_from": "encoder"}))
+    with pytest.raises(RequestError, match="a ppo stage needs a decoder; this model is an encoder"):
+        run_ppo(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "reward": "encoder"}))
+
+
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")

@@ -100,9 +100,10 @@ def measure(shape: Shape) -> int:
     from trainers import preload  # noqa: F401  (what a worker imports)
     from trainers.data.batches import PairBatch, SequenceBatch, TokenBatch
     from trainers.engine.build import build_engine, parameter_group
-    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.decoder import build_decoder
     from trainers.models.load import stock_class
     from trainers.models.lora import add_adapter
+    from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
     from trainers.training.objectives.language_model import LanguageModelObjective
 

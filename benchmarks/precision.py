@@ -33,11 +33,11 @@ from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
 from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.families import build_language_model
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, Phase, train

@@ -24,7 +24,8 @@ from torch import Tensor
 from cluster.rank_process import rank_environment
 from trainers.inference import generation
 from trainers.inference.generation import SamplingSettings, generate, prompt_bias
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 
 EOS, PAD = 0, 1
 

@@ -242,7 +242,8 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import parameter_group
     from trainers.engine.plain import PlainEngine
-    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.decoder import build_decoder
+    from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
     from trainers.store.manifest import Layout
     from trainers.store.store import Store

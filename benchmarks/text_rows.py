@@ -29,8 +29,8 @@ from trainers.data.materialise import DataRequest, build_tokenization, materiali
 from trainers.data.streams import LaneStates, StreamBatches
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
+from trainers.models.families import build_language_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, train

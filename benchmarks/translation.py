@@ -24,8 +24,9 @@ from trainers.data.dataset import Dataset
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
-from trainers.models.decoder import TokenizerFacts
-from trainers.models.encoder_decoder import TargetLosses, build_encoder_decoder
+from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.families import build_language_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, train
 from trainers.training.objectives.seq2seq import Seq2SeqObjective
@@ -65,7 +66,7 @@ class Translation:
     def model(self) -> Any:
         """Build the model, in the mode of training."""
         facts = TokenizerFacts(self.tokenization.vocab_size, self.tokenization.eos_id, self.tokenization.pad_id)
-        return build_encoder_decoder(ARCHITECTURE, facts, seed=0, device=CPU).train()
+        return build_language_model({"family": "encoder_decoder", **ARCHITECTURE}, facts, seed=0, device=CPU).train()
 
     def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad as the model's own forward wants it."""

@@ -8,6 +8,7 @@ from recipes.data.images import ImageSource, PictureFacts
 from recipes.data.text import Source
 from recipes.errors import Problem
 from recipes.loading.load import LoadedRecipe, load_recipe
+from recipes.models.base import TextFamily
 from recipes.rules.image_shapes import check_picture_forms
 from recipes.rules.models import model_facts
 from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
@@ -17,14 +18,6 @@ from trainers.data.columns import RowRole
 from trainers.data.images import find_picture_facts
 from trainers.data.sources.reader import SourceError
 
-FINETUNING: dict[str, RowRole] = {
-    "decoder": "instructions",
-    "rnn": "instructions",
-    "encoder": "labels",
-    "encoder_decoder": "seq2seq",
-    "vision_language": "pictured",
-}
-"""What the rows of a fine-tuning are for, by the family of its model."""
 ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
 """Where the family is not known; rows that name images are for a vision-language model."""
 
@@ -34,12 +27,12 @@ def load_checked(path: str | Path, overrides: Sequence[str] = (), smoke: bool = 
     return load_recipe(path, overrides, smoke, DataCheck())
 
 
-def row_roles(use: SourceUse, family: str | None) -> tuple[RowRole, ...]:
+def row_roles(use: SourceUse, family: TextFamily | None) -> tuple[RowRole, ...]:
     """What the rows of a use may be for; the first is the likeliest."""
     assert use.role != "images"
     if use.role != "instructions":
         return (use.role,)
-    return (FINETUNING[family],) if family in FINETUNING else ANY_FINETUNING
+    return ANY_FINETUNING if family is None else (family.tuning_role,)
 
 
 class DataCheck:

@@ -10,6 +10,7 @@ from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import Problem, RequestError, StoreDamaged
 from recipes.loading.document import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.references import FolderRef, Reference, StoreRef, parse_reference
 from recipes.rules.chain import origin
@@ -76,7 +77,7 @@ class _Reader:
 
     tokenization: Tokenization
     is_trained: bool
-    family: str | None = None
+    family: TextFamily | None = None
     """Of a model of the store, which the recipe does not tell."""
 
 
@@ -107,7 +108,7 @@ def _check_use(
     loaded: LoadedRecipe, name: str, stage: TextStage, use: SourceUse, reader: _Reader, found: RowFindings
 ) -> None:
     family = reader.family or model_facts(loaded, stage).family
-    if family == "vision_language":
+    if family is not None and family.tuning_role == "pictured":
         return
     request = _request(loaded, stage, use, row_roles(use, family)[0], reader.tokenization)
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launch.cli.store_commands import find_artifact
 from recipes.artifact_kinds import DRAWING_KINDS
 from recipes.errors import RequestError
+from recipes.models.architecture import MODEL_TYPES
 from recipes.models.encoder_decoder import SENTINEL
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model
@@ -34,14 +35,15 @@ class Sampler:
         from transformers.utils import logging
 
         from trainers.data.tokenizer import load_tokenization
+        from trainers.models.families import runtime_of
 
         logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model_folder = folder / "base" if (folder / "adapter_config.json").is_file() else folder
         self.tokenization = load_tokenization(model_folder)
         config = json.loads(_read(model_folder / "config.json"))
-        if config.get("model_type") == "rnn":
-            import trainers.models.rnn  # noqa: F401 - makes the type known to transformers
+        if config.get("model_type") in MODEL_TYPES:
+            runtime_of(MODEL_TYPES[config["model_type"]].name)  # makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
         self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
         self.pictures: Any = None
@@ -61,18 +63,12 @@ class Sampler:
 
     def _open_unmerged(self, weights: Weights, config: dict[str, Any]) -> Any:
         """The whole model with its adapters, merged in fp32."""
-        from trainers.models.load import ModelKind
+        from trainers.models.families import runtime_of
         from trainers.models.stack import load_exact
 
-        kinds: dict[str, ModelKind] = {
-            "ForCausalLM": "language_model",
-            "ForImageTextToText": "vision_language_model",
-            "ForMaskedLM": "masked_model",
-            "ForSeq2SeqLM": "seq2seq_model",
-            "ForSequenceClassification": "text_classifier",
-        }
-        kind = kinds[self.kind]
-        labels = config.get("id2label", {}) if kind == "text_classifier" else {}
+        is_classifier = self.kind == "ForSequenceClassification"
+        kind = "text_classifier" if is_classifier else runtime_of(MODEL_TYPES[config["model_type"]].name).kind
+        labels = config.get("id2label", {}) if is_classifier else {}
         classes = [labels[key] for key in sorted(labels, key=int)]
         return load_exact(weights, kind, device=self.device, classes=classes)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from recipes.artifact_kinds import HOLDERS, OutputKind
 from recipes.errors import Finding, RequestError
-from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import find_class
 from recipes.models.known_models import known_model
 from recipes.planning.fingerprint import ParentId
@@ -103,7 +102,7 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
     notes = []
     if artifact.verification is not None and artifact.verification.how == NOT_FETCHED:
         notes.append(f"{text} is downloaded when the run starts")
-    if artifact.kind == "model" and MODEL_TYPES.get(str(config.get("model_type"))) == "encoder":
+    if artifact.kind == "model":
         try:
             found = find_class(config)
         except ValueError:

@@ -35,7 +35,7 @@ from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
-VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family == "vision_language")
+VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.tuning_role == "pictured")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from launch.runs.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.base import TextFamily
 from recipes.stages.answers import Progress
 from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.evaluate import Evaluate
@@ -193,7 +194,7 @@ def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
     return Path(job["base_dir"]) if found is None else found
 
 
-def _start_family(job: Json) -> str | None:
+def _start_family(job: Json) -> TextFamily | None:
     """The family of the model that the stage starts from, where it does and the manifest says it."""
     architecture = (job["inputs"].get("init_from") or {}).get("architecture") or {}
     return MODEL_TYPES.get(architecture.get("model_type") or "")

@@ -22,7 +22,7 @@ TEXT_FAMILIES: dict[str, TextFamily] = {
 TYPES: dict[str, ModelType] = {name: known for family in TEXT_FAMILIES.values() for name, known in family.types.items()}
 """Types of language models by the `model_type` of a configuration file."""
 
-MODEL_TYPES: dict[str, str] = {name: family.name for family in TEXT_FAMILIES.values() for name in family.types}
+MODEL_TYPES: dict[str, TextFamily] = {name: family for family in TEXT_FAMILIES.values() for name in family.types}
 """`model_type` of a configuration file -> family."""
 
 LINEAR_MODULES: dict[str, tuple[str, ...]] = {

@@ -127,3 +127,43 @@ class TextFamily:
     """Its types, by `model_type`."""
     classes: Mapping[str, OutputKind]
     """Endings of the names of its classes, and what a model of each is."""
+    auto_class: str
+    """transformers' class that opens one of any type."""
+    tuning_role: Literal["instructions", "labels", "seq2seq", "pictured"]
+    """What the rows of a fine-tuning are read for."""
+    keys: tuple[str, ...] = ()
+    """Keys of pretraining and fine-tuning that are for it alone."""
+    suites: tuple[str, ...] = ()
+    """Suites of an evaluation that measure it."""
+    needed_tokens: tuple[str, ...] = ()
+    """Special tokens that a tokenizer trained for it must have."""
+    pretraining_counts: Literal["tokens", "target_tokens"] = "tokens"
+    """What pretraining reports its speed in."""
+    is_packed: bool = True
+    """Whether several rows share a sequence; else an epoch counts rows alone."""
+    is_recurrent: bool = False
+    """Whether it reads text as one stream, with a state that is carried on."""
+    continues: bool = False
+    """Whether it goes on from a prompt, so that templates and end tokens matter."""
+    reads_captions: bool = False
+    """Whether it can be a diffusion's text encoder."""
+
+    @property
+    def plural(self) -> str:
+        """As messages name several."""
+        return f"{self.noun.partition(' ')[2]}s"
+
+    @property
+    def is_built_here(self) -> bool:
+        """Whether a recipe can build one; else it comes from outside and is tuned alone."""
+        return any(known.architecture is not None for known in self.types.values())
+
+    @property
+    def makes_reward_models(self) -> bool:
+        """Whether it can be given a head for scores, and so take part in reinforcement learning."""
+        return "reward_model" in self.classes.values()
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it has linear modules for an adapter."""
+        return any(known.linear_modules for known in self.types.values())

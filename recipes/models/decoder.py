@@ -274,4 +274,9 @@ DECODER = TextFamily(
         "ForSequenceClassification": "reward_model",
         "ForTokenClassification": "critic",
     },
+    auto_class="AutoModelForCausalLM",
+    tuning_role="instructions",
+    suites=("perplexity", "generation", "comparison"),
+    continues=True,
+    reads_captions=True,
 )

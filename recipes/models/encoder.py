@@ -118,4 +118,10 @@ ENCODER = TextFamily(
         "Model": "model",
         "ForSequenceClassification": "text_classifier",
     },
+    auto_class="AutoModelForMaskedLM",
+    tuning_role="labels",
+    keys=("corruption", "labelled_share", "pseudo_labels", "dropout"),
+    needed_tokens=("cls_token", "mask_token"),
+    pretraining_counts="target_tokens",
+    reads_captions=True,
 )

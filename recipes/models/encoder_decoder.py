@@ -243,4 +243,9 @@ ENCODER_DECODER = TextFamily(
         "bart": ModelType("Bart", Bart, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
     },
     classes={"ForConditionalGeneration": "model"},
+    auto_class="AutoModelForSeq2SeqLM",
+    tuning_role="seq2seq",
+    keys=("span_corruption", "num_beams"),
+    suites=("targets",),
+    is_packed=False,
 )

@@ -16,12 +16,3 @@ def _named(union: Any) -> dict[str, tuple[type, ...]]:
 
 FAMILIES: dict[str, tuple[type, ...]] = _named(Architecture) | _named(ImageArchitecture)
 """Family name -> the configuration classes of its members."""
-NOUN_OF: dict[str | None, str] = {
-    None: "of an unknown family",
-    "decoder": "a decoder",
-    "rnn": "an rnn",
-    "encoder": "an encoder",
-    "encoder_decoder": "an encoder-decoder",
-    "vision_language": "a vision-language model",
-}
-"""Families of language models as messages name them."""

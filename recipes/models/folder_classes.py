@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.artifact_kinds import OutputKind
-from recipes.models.architecture import MODEL_TYPES, TEXT_FAMILIES
+from recipes.models.architecture import MODEL_TYPES
 
 _HEADLESS = ("Model",)
 _WITH_EXTRAS = ("Model", "ForPreTraining")
@@ -36,9 +36,9 @@ def find_class(config: Mapping[str, Any]) -> ModelClass:
         if name.endswith(("ForCausalLM", "LMHeadModel")):
             return ModelClass(name, "model")
         raise ValueError(f"model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
-    stem = TEXT_FAMILIES[family].types[kind].stem
+    stem = family.types[kind].stem
     ending = name.removeprefix(stem) if name.startswith(stem) else ""
-    known = TEXT_FAMILIES[family].classes
+    known = family.classes
     if ending not in known:
         fitting = ", ".join(stem + other for other in known)
         raise ValueError(f"architectures {name or 'no class'} is not taken in with model_type {kind!r}; {fitting} is")

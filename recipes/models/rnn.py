@@ -81,4 +81,9 @@ RNN = TextFamily(
     noun="an rnn",
     types={"rnn": ModelType("Rnn", Rnn)},
     classes={"ForCausalLM": "model"},
+    auto_class="AutoModelForCausalLM",
+    tuning_role="instructions",
+    suites=("perplexity", "generation", "comparison"),
+    is_recurrent=True,
+    continues=True,
 )

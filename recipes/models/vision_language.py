@@ -144,4 +144,8 @@ VISION_LANGUAGE = TextFamily(
     noun="a vision-language model",
     types={"llava": ModelType("Llava", None, (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"))},
     classes={"ForConditionalGeneration": "model"},
+    auto_class="AutoModelForImageTextToText",
+    tuning_role="pictured",
+    keys=("parts",),
+    continues=True,
 )

@@ -11,8 +11,6 @@ from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, reference_facts
 from recipes.stages.base import TextStage
 
-_WRITERS = ("decoder", "rnn", "vision_language")
-
 
 def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Warnings about the end tokens of every model that answers, each model once."""
@@ -23,7 +21,7 @@ def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
             source = origin(text, loaded.recipe.stages)
             key = source.path if isinstance(source, FolderRef) else id(source)
             facts = reference_facts(loaded, text)
-            if key in told or facts.tokenizer is None or facts.family not in _WRITERS:
+            if key in told or facts.tokenizer is None or facts.family is None or not facts.family.continues:
                 continue
             told.append(key)
             for finding in _disagreements(facts):

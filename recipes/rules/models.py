@@ -8,7 +8,8 @@ from recipes.artifact_kinds import NOUNS
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
-from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES
+from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, TEXT_FAMILIES
+from recipes.models.base import TextFamily
 from recipes.models.folders import FolderFacts, config_positions, read_folder
 from recipes.models.vision_language import VisionFacts
 from recipes.nearest import nearest
@@ -32,7 +33,7 @@ class ModelFacts:
     """What is known of a stage's model before it exists; None: not known (of the store and the hub: yet)."""
 
     type: str | None = None
-    family: str | None = None
+    family: TextFamily | None = None
     positions: int | None = None
     positions_at: str = ""
     tokenizer: TokenizerFacts | None = None
@@ -101,7 +102,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
     name = next((name for name, other in loaded.recipe.stages.items() if other is stage), "")
     return ModelFacts(
         type=stage.architecture.type,
-        family=stage.architecture.family,
+        family=TEXT_FAMILIES[stage.architecture.family],
         positions=stage.architecture.shape().positions,
         positions_at=f"stages.{name}.architecture.{stage.architecture.positions_key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),

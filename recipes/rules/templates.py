@@ -24,7 +24,7 @@ def stage_template(loaded: LoadedRecipe, stage: StageBase) -> Template | None:
     if not isinstance(stage, TextStage) or not stage.reads_chats:
         return None
     facts = model_facts(loaded, stage)
-    if facts.family in ("encoder", "encoder_decoder"):
+    if facts.family is not None and not facts.family.continues:
         return None
     if stage.own_template is not None or facts.tokenizer is None:
         return stage.own_template
@@ -35,8 +35,8 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Pr
     if stage.own_template is None:
         return
     facts, place = model_facts(loaded, stage), f"stages.{name}.template"
-    if facts.family == "encoder":
-        message = "an encoder reads texts and their labels; a template has no effect"
+    if facts.family is not None and facts.family.tuning_role == "labels":
+        message = f"{facts.family.noun} reads texts and their labels; a template has no effect"
         yield loaded.problem(Code.NOT_APPLICABLE, place, stage.own_template, message, "remove the key")
     elif stage.own_template == "chat" and facts.tokenizer is not None and not facts.tokenizer.has_chat_template:
         message = "the model's tokenizer has no chat template"

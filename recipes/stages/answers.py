@@ -9,7 +9,7 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import Finding
 from recipes.fields import added_meaning
-from recipes.models.families import NOUN_OF
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 
 Template = Literal["chat", "none"]
@@ -99,7 +99,7 @@ class SharedTokens:
 class TextFacts:
     """What is known of the language model that a stage builds or starts from."""
 
-    family: str | None = None
+    family: TextFamily | None = None
     special_tokens: Collection[str] | None = None
     """Of its tokenizer."""
     is_classifier: bool = False
@@ -169,8 +169,8 @@ def held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> S
     return SourceUse(field_path, source, role, held_out=source.hold_out > 0)
 
 
-def needs_decoder(kind: str, family: str | None) -> Finding | None:
+def needs_decoder(kind: str, family: TextFamily | None) -> Finding | None:
     """The rule of a kind of stage that works with decoders alone."""
-    if family in (None, "decoder"):
+    if family is None or family.makes_reward_models:
         return None
-    return Finding(Code.UNSUPPORTED_FAMILY, f"a {kind} stage needs a decoder; this model is {NOUN_OF[family]}")
+    return Finding(Code.UNSUPPORTED_FAMILY, f"a {kind} stage needs a decoder; this model is {family.noun}")

@@ -9,6 +9,8 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source, Tokenizer
 from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findings
 from recipes.fields import Strict, meaning, placement
+from recipes.models.architecture import TEXT_FAMILIES
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
 from recipes.stages.answers import (
@@ -77,7 +79,7 @@ class StageBase(Strict):
         """What the workers share in a step; None: an evaluation has no steps."""
 
     @abstractmethod
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         """How it counts its way; `start_family` is the family of the model that it starts from."""
 
     @abstractmethod
@@ -151,7 +153,7 @@ class TextStage(StageBase):
     reads_chats: ClassVar[bool] = True
     """Whether its rows are prompts with answers, which a chat template may put to its model."""
 
-    def refuse_model(self, family: str | None) -> Finding | None:
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
         """Why it cannot work with a language model of a family; None: it can, or the family is not known."""
         return None
 
@@ -159,7 +161,7 @@ class TextStage(StageBase):
         """Keys that do not fit the model that it works with."""
         yield from ()
 
-    def packing_rule(self, family: str | None) -> Finding | None:
+    def packing_rule(self, family: TextFamily | None) -> Finding | None:
         """Why `train.packing: true` in a recipe's text has no effect; None: it has one, or is not there."""
         return None
 
@@ -205,7 +207,7 @@ class TextStage(StageBase):
         """The tokenizer that it brings; None: its model's."""
         return None
 
-    def is_classifier(self, family: str | None) -> bool:
+    def is_classifier(self, family: TextFamily | None) -> bool:
         """Whether it makes a text classifier of a model of a family."""
         return False
 
@@ -298,15 +300,24 @@ class TextTraining(Training, TextStage):
         yield from self.train.rules()
 
     def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
-        if facts.family == "encoder_decoder" and self.train.tokens is not None:
-            message = "an encoder-decoder counts rows, not tokens"
+        family = facts.family
+        if family is None:
+            return
+        if not family.is_packed and self.train.tokens is not None:
+            message = f"{family.noun} counts rows, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
+        for key, owner in _owned_keys(type(self)):
+            found = getattr(self, key)
+            if owner is not family and found != type(self).model_fields[key].default:
+                message = f"`{key}` applies to {owner.plural}; this model is {family.noun}"
+                shown = "" if isinstance(found, Strict) else found
+                yield at(key, shown, Code.NOT_APPLICABLE, message, "remove the key")
 
-    def packing_rule(self, family: str | None) -> Finding | None:
+    def packing_rule(self, family: TextFamily | None) -> Finding | None:
         if not self.train.packing:
             return None
-        if family == "encoder_decoder":
-            return Finding(Code.NOT_APPLICABLE, "sources of an encoder-decoder are never packed", "remove it")
+        if family is not None and not family.is_packed:
+            return Finding(Code.NOT_APPLICABLE, f"sources of {family.noun} are never packed", "remove it")
         return None
 
     def forward(self) -> Forward:
@@ -328,3 +339,9 @@ class ImageTraining(Training, ImageStage):
         data: ImageSource
         evaluation: ImageSource | None
         train: ImageTrain
+
+
+def _owned_keys(stage: type[Strict]) -> Iterator[tuple[str, TextFamily]]:
+    """The keys of a kind of stage that are for one family, and which."""
+    for family in TEXT_FAMILIES.values():
+        yield from ((key, family) for key in family.keys if key in stage.model_fields)

@@ -10,6 +10,7 @@ from recipes.data.images import ImageSource
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import EXAM_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
 from recipes.stages.answers import (
@@ -186,16 +187,15 @@ class Evaluate(TextStage):
             names = {name for name in names if not name.endswith(".second_score_mean")}
         return names
 
-    def refuse_model(self, family: str | None) -> Finding | None:
-        if family is None or all(family in suite.families for suite in self._chosen.values()):
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
+        if family is None or set(self._chosen) <= set(family.suites):
             return None
-        fitting = [name for name, suite in SUITES.items() if family in suite.families]
-        if not fitting:
-            message = f"no suite measures models of family {family}; their own finetune reports how they do"
+        if not family.suites:
+            message = f"no suite measures {family.plural}; their own finetune reports how they do"
             return Finding(Code.UNSUPPORTED_FAMILY, message, "remove it")
-        refusing = [name for name, suite in self._chosen.items() if family not in suite.families]
-        message = f"suite {refusing[0]!r} measures {SUITES[refusing[0]].measures}; this model is of family {family}"
-        return Finding(Code.UNSUPPORTED_FAMILY, message, f"suites: [{', '.join(fitting)}]")
+        refusing = next(name for name in self._chosen if name not in family.suites)
+        message = f"suite {refusing!r} measures {SUITES[refusing].measures}; this model is {family.noun}"
+        return Finding(Code.UNSUPPORTED_FAMILY, message, f"suites: [{', '.join(family.suites)}]")
 
     def inputs(self) -> list[Input]:
         wants: tuple[OutputKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
@@ -262,7 +262,7 @@ class Evaluate(TextStage):
     def sampled(self) -> tuple[str, Sampling] | None:
         return ("sampling", self.sampling) if self.writes_answers else None
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("part", "pictures" if self.is_image else "responses")
 
     def shrunk(self, *, is_built_here: bool) -> Self:

@@ -8,8 +8,8 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, at
 from recipes.fields import meaning
+from recipes.models.base import TextFamily
 from recipes.models.encoder import PseudoLabels
-from recipes.models.families import NOUN_OF
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
 from recipes.stages.base import ImageTraining, TextTraining
@@ -83,24 +83,15 @@ class Finetune(TextTraining):
             message = f"one image takes {facts.image_tokens} tokens of this model, which leaves no room for an answer"
             advice, length = f"above {facts.image_tokens + 1}", self.train.sequence_length
             yield at("train.sequence_length", length, Code.SEQUENCE_TOO_SHORT, message, advice)
-        if facts.family == "encoder":
+        family = facts.family
+        if self.is_classifier(family):
             yield from self._pseudo_label_rules()
-        if self.lora is not None and facts.family == "rnn":
-            yield at("lora", "", Code.NOT_APPLICABLE, "an rnn has no linear modules for an adapter", "remove the key")
-        if facts.family == "encoder_decoder" and self.loss_on == "all":
-            message = "an encoder-decoder only generates targets; sources have no loss"
+        if self.lora is not None and family is not None and not family.takes_adapters:
+            message = f"{family.noun} has no linear modules for an adapter"
+            yield at("lora", "", Code.NOT_APPLICABLE, message, "remove the key")
+        if family is not None and family.tuning_role == "seq2seq" and self.loss_on == "all":
+            message = f"{family.noun} only generates targets; sources have no loss"
             yield at("loss_on", "all", Code.NOT_APPLICABLE, message, "remove the key")
-        for key, found, is_default, family in (
-            ("parts", self.parts, self.parts is None, "vision_language"),
-            ("labelled_share", "", self.labelled_share == 1, "encoder"),
-            ("pseudo_labels", "", self.pseudo_labels is None, "encoder"),
-            ("dropout", self.dropout, self.dropout is None, "encoder"),
-            ("num_beams", self.num_beams, self.num_beams == 1, "encoder_decoder"),
-        ):
-            if not is_default and facts.family not in (None, family):
-                applies = NOUN_OF[family].partition(" ")[2]
-                message = f"`{key}` applies to {applies}s; this model is {NOUN_OF[facts.family]}"
-                yield at(key, found, Code.NOT_APPLICABLE, message, "remove the key")
 
     def _pseudo_label_rules(self) -> Iterator[FieldFinding]:
         if self.pseudo_labels is None:
@@ -112,8 +103,8 @@ class Finetune(TextTraining):
             message = f"pseudo-labels would never be used; the stage has {steps} steps"
             yield at("pseudo_labels.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"below {steps}")
 
-    def is_classifier(self, family: str | None) -> bool:
-        return family == "encoder"
+    def is_classifier(self, family: TextFamily | None) -> bool:
+        return family is not None and family.tuning_role == "labels"
 
     @property
     def counted_tokens(self) -> Literal["responses", "all"]:
@@ -122,8 +113,8 @@ class Finetune(TextTraining):
     def text_start(self) -> str:
         return self.init_from
 
-    def progress(self, start_family: str | None = None) -> Progress:
-        if start_family == "encoder":
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
+        if self.is_classifier(start_family):
             return Progress("step", "rows")
         return Progress("step", "target_tokens" if self.loss_on == "responses" else "tokens")
 
@@ -166,7 +157,7 @@ class FinetuneImages(ImageTraining):
     def image_start(self) -> str:
         return self.init_from
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pictures")
 
     def shrunk(self, *, is_built_here: bool) -> Self:

@@ -10,17 +10,18 @@ from recipes.data.images import ImageSource
 from recipes.data.text import ExistingTokenizer, Source, Tokenizer, TrainTokenizer
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning, raise_all, refuse
-from recipes.models.architecture import Architecture
+from recipes.models.architecture import TEXT_FAMILIES, Architecture
+from recipes.models.base import TextFamily
 from recipes.models.encoder import Corruption
 from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
-from recipes.models.families import NOUN_OF
 from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, ImageArchitecture, Vae
-from recipes.models.rnn import Rnn
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
 from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
+
+CAPTION_READERS = "an encoder or a decoder"
 
 
 class Pretrain(TextTraining):
@@ -81,35 +82,34 @@ class Pretrain(TextTraining):
     def counted_tokens(self) -> Literal["responses", "all"]:
         return "all"
 
-    def refuse_model(self, family: str | None) -> Finding | None:
-        if family == "vision_language":
-            return Finding(Code.UNSUPPORTED_FAMILY, "vision-language models can only be fine-tuned")
-        return None
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
+        if family is None or family.is_built_here:
+            return None
+        return Finding(Code.UNSUPPORTED_FAMILY, f"{family.plural} can only be fine-tuned")
 
     def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
         yield from super().text_rules(facts)
         if facts.is_classifier:
             message = "is a classifier already; pretraining starts from a pretrained encoder"
             yield at("init_from", self.init_from, Code.WRONG_ARTIFACT_KIND, message)
-        for key, family in (("corruption", "encoder"), ("span_corruption", "encoder_decoder")):
-            if getattr(self, key) is not None and facts.family not in (None, family):
-                message = f"`{key}` applies to {family.replace('_', '-')}s; this model is {NOUN_OF[facts.family]}"
-                yield at(key, "", Code.NOT_APPLICABLE, message, "remove the key")
-        if facts.family == "encoder_decoder":
+        if facts.family is not None and "span_corruption" in facts.family.keys:
             yield from self._sentinel_rules(facts)
-        if isinstance(self.tokenizer, TrainTokenizer):
-            yield from self._token_rules(self.tokenizer, facts)
+        if facts.family is not None and isinstance(self.tokenizer, TrainTokenizer):
+            yield from _token_rules(self.tokenizer, facts.family)
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
-        if isinstance(self.architecture, Rnn) and not self.train.packing:
-            message = "an rnn reads its text as one stream"
+        family = None if self.architecture is None else TEXT_FAMILIES[self.architecture.family]
+        if family is not None and family.is_recurrent and not self.train.packing:
+            message = f"{family.noun} reads its text as one stream"
             yield at("train.packing", False, Code.NOT_APPLICABLE, message, "remove the key")
 
     def no_checkpointing(self) -> Finding | None:
-        if not isinstance(self.architecture, Rnn):
+        family = None if self.architecture is None else TEXT_FAMILIES[self.architecture.family]
+        if family is None or not family.is_recurrent:
             return None
-        return Finding(Code.NOT_APPLICABLE, "an rnn does not support gradient checkpointing", "remove the key")
+        message = f"{family.noun} does not support gradient checkpointing"
+        return Finding(Code.NOT_APPLICABLE, message, "remove the key")
 
     def _sentinel_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
         """An encoder-decoder needs a sentinel for every span that is hidden of its text."""
@@ -125,19 +125,9 @@ class Pretrain(TextTraining):
             else:
                 yield at("train.sequence_length", length, code, message, "hide fewer spans")
 
-    def _token_rules(self, tokenizer: TrainTokenizer, facts: TextFacts) -> Iterator[FieldFinding]:
-        if facts.family == "encoder":
-            for key in ("cls_token", "mask_token"):
-                if getattr(tokenizer, key) is None:
-                    advice = f'for example "<|{key[:-6]}|>"'
-                    yield at(f"tokenizer.{key}", "", Code.MISSING_SPECIAL_TOKEN, "an encoder needs this token", advice)
-        elif facts.family is not None and tokenizer.cls_token is not None:
-            message = "with it the tokenizer would end every prompt with the end token; it is for encoders only"
-            yield at("tokenizer.cls_token", tokenizer.cls_token, Code.NOT_APPLICABLE, message, "remove the key")
-
-    def progress(self, start_family: str | None = None) -> Progress:
-        family = start_family if self.architecture is None else self.architecture.family
-        return Progress("step", "target_tokens" if family == "encoder" else "tokens")
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
+        family = start_family if self.architecture is None else TEXT_FAMILIES[self.architecture.family]
+        return Progress("step", "tokens" if family is None else family.pretraining_counts)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(
@@ -220,17 +210,25 @@ class PretrainImages(ImageTraining):
             warmup = architecture.kl_warmup_steps
             yield at("architecture.kl_warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"at most {steps}")
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pictures")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(architecture=self.architecture.shrunk(), train=self.train.shrunk())
 
 
-def text_encoder_rule(family: str | None) -> Finding | None:
+def _token_rules(tokenizer: TrainTokenizer, family: TextFamily) -> Iterator[FieldFinding]:
+    for key in family.needed_tokens:
+        if getattr(tokenizer, key) is None:
+            advice = f'for example "<|{key[:-6]}|>"'
+            yield at(f"tokenizer.{key}", "", Code.MISSING_SPECIAL_TOKEN, f"{family.noun} needs this token", advice)
+    if tokenizer.cls_token is not None and "cls_token" not in family.needed_tokens:
+        message = "with it the tokenizer would end every prompt with the end token; it is for encoders only"
+        yield at("tokenizer.cls_token", tokenizer.cls_token, Code.NOT_APPLICABLE, message, "remove the key")
+
+
+def text_encoder_rule(family: TextFamily | None) -> Finding | None:
     """Why a language model of a family cannot read captions; None: it can, or the family is not known."""
-    if family in (None, "encoder", "decoder"):
+    if family is None or family.reads_captions:
         return None
-    return Finding(
-        Code.UNSUPPORTED_FAMILY, f"{NOUN_OF.get(family, family)} cannot be a text_encoder", "an encoder or a decoder"
-    )
+    return Finding(Code.UNSUPPORTED_FAMILY, f"{family.noun} cannot be a text_encoder", CAPTION_READERS)

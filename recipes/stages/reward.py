@@ -7,6 +7,7 @@ from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
 from recipes.stages.base import TextTraining
@@ -51,7 +52,7 @@ class Reward(TextTraining):
         message = "there are no held-out pairs, and the gate needs their accuracy"
         return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
 
-    def refuse_model(self, family: str | None) -> Finding | None:
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)
 
     def rules(self) -> Iterator[FieldFinding]:
@@ -59,10 +60,10 @@ class Reward(TextTraining):
             message = "a reward stage counts pairs, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
 
-    def packing_rule(self, family: str | None) -> Finding | None:
+    def packing_rule(self, family: TextFamily | None) -> Finding | None:
         return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pairs")
 
     def shrunk(self, *, is_built_here: bool) -> Self:

@@ -10,6 +10,7 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, refuse
+from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
 from recipes.stages.answers import (
@@ -102,7 +103,7 @@ class PpoStage(TextStage):
             noun="prompts",
         )
 
-    def refuse_model(self, family: str | None) -> Finding | None:
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)
 
     def rules(self) -> Iterator[FieldFinding]:
@@ -128,7 +129,7 @@ class PpoStage(TextStage):
     def sampled(self) -> tuple[str, Sampling]:
         return "rollout", self.rollout
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         responses = self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
         return Progress("iteration", "responses", self.ppo.steps_per_iteration, responses)
 
@@ -279,7 +280,7 @@ class PpoImages(ImageStage):
                 if (finding := unknown_class(name, known)) is not None:
                     yield FieldFinding("reward.label", name, finding)
 
-    def progress(self, start_family: str | None = None) -> Progress:
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
         images = self.rollout.pictures_per_iteration
         return Progress("iteration", "pictures", self.ppo.steps_per_iteration, images)
 

@@ -8,7 +8,6 @@ from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_refe
 from recipes.stages.answers import Role
 
 SuiteName = Literal["perplexity", "generation", "comparison", "targets", "images"]
-TEXT_FAMILIES = ("decoder", "rnn")
 
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
@@ -30,8 +29,6 @@ class SuiteSpec:
 
     measures: str
     """Kind of model, in words."""
-    families: tuple[str, ...]
-    """Of the models that it measures; empty: image models."""
     metrics: tuple[str, ...]
     """Of each model."""
     against_first: tuple[str, ...] = ()
@@ -53,15 +50,10 @@ class SuiteSpec:
 
 
 SUITES: dict[SuiteName, SuiteSpec] = {
-    "perplexity": SuiteSpec(
-        "language models", TEXT_FAMILIES, PERPLEXITY, source=("text", "text"), takes=("num_sequences",)
-    ),
-    "generation": SuiteSpec(
-        "language models", TEXT_FAMILIES, GENERATION, totals=("prompts",), source=("prompts", "prompts")
-    ),
+    "perplexity": SuiteSpec("language models", PERPLEXITY, source=("text", "text"), takes=("num_sequences",)),
+    "generation": SuiteSpec("language models", GENERATION, totals=("prompts",), source=("prompts", "prompts")),
     "comparison": SuiteSpec(
         "language models",
-        TEXT_FAMILIES,
         (*GENERATION, *SCORES),
         against_first=AGAINST_FIRST,
         totals=("prompts",),
@@ -71,7 +63,6 @@ SUITES: dict[SuiteName, SuiteSpec] = {
     ),
     "targets": SuiteSpec(
         "encoder-decoders",
-        ("encoder_decoder",),
         TARGETS,
         totals=("prompts",),
         source=("prompts", "seq2seq"),
@@ -81,7 +72,6 @@ SUITES: dict[SuiteName, SuiteSpec] = {
     ),
     "images": SuiteSpec(
         "image models",
-        (),
         IMAGES,
         totals=("pictures", "draws"),
         needs=("features", "images"),

@@ -15,8 +15,9 @@ from recipes.stages.sharding import Shard
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import Reading
-from trainers.models.load import ModelKind, head_name
+from trainers.models.load import head_name
 from trainers.models.lora import add_adapter, is_adapter_key, put_adapter, start_names
+from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import Weights
 from trainers.training.precision import dtype_of

@@ -17,7 +17,8 @@ def test_training_stays_under_the_predicted_memory() -> None:
     from recipes.stages.pretrain import Pretrain
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import build_engine, parameter_group
-    from trainers.models.decoder import TokenizerFacts, build_decoder
+    from trainers.models.decoder import build_decoder
+    from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
     from trainers.training.objectives.language_model import LanguageModelObjective
 

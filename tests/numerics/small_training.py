@@ -18,8 +18,9 @@ from trainers.data.batches import TokenBatch
 from trainers.engine import config
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import Engine
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import TokenLosses
 from trainers.store.manifest import Layout
 from trainers.store.store import Store

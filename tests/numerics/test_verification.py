@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recipes.errors import VerificationError
 from recipes.stages.lora import Lora
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
 from trainers.models.lora import (
     active_adapters,
     adapter_layers,
@@ -25,6 +25,7 @@ from trainers.models.lora import (
     is_adapter_key,
     merged_tensors,
 )
+from trainers.models.protocol import TokenizerFacts
 from trainers.training.model_folders import probe, verify_folder, write_adapter, write_model
 from trainers.training.verification import Probe
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from recipes.stages.evaluate import Evaluate
-from trainers.models.load import ModelKind
+from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact
 from trainers.training.context import StageContext, model_weights
 from trainers.training.precision import dtype_of

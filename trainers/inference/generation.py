@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainers.data.tokenizer import Tokenization
 from trainers.models.encoder_decoder import decode, encode, start_token
+from trainers.models.token_losses import is_recurrent
 from trainers.training.observer import Watch
 
 COMPACT_BELOW = 0.75
@@ -127,7 +128,7 @@ class Continuation(Protocol):
 def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -> Continuation:
     if model.config.is_encoder_decoder:
         return TargetCache(model, max_new_tokens)
-    if model.config.model_type == "rnn":
+    if is_recurrent(model):
         return RecurrentState(model)
     return KeyValueCache(model, max_new_tokens, pixels_ICHW)
 

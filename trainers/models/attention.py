@@ -15,14 +15,10 @@ CPU_ATTENTION = "block_causal"
 BLOCK = 64
 
 
-def attention_name(device: torch.device, family: str = "decoder") -> str:
-    """Return the attention implementation to build a model with.
-
-    Torch's own kernels on GPUs and for encoders; on CPUs plain products are faster for an encoder-decoder, whose
-    positions are a bias with a gradient.
-    """
-    if device.type != "cpu" or family != "decoder":
-        return "eager" if device.type == "cpu" and family == "encoder_decoder" else "sdpa"
+def attention_name(device: torch.device) -> str:
+    """Return the attention implementation to build a causal model with: torch's own kernel on GPUs."""
+    if device.type != "cpu":
+        return "sdpa"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

@@ -4,52 +4,67 @@ B rows, S source tokens, T target tokens, D width.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
+from recipes.models.encoder_decoder import SpanCorruption
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import Seq2SeqBatch
-from trainers.models.attention import attention_name
-from trainers.models.decoder import TokenizerFacts
+from trainers.data.span_corruption import SpanCorrupter
+from trainers.data.tokenizer import Tokenization
+from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
 from trainers.models.token_losses import linear_cross_entropy
+from trainers.training.objectives.protocol import Learning
+from trainers.training.objectives.seq2seq import Seq2SeqObjective
 
 
-def build_encoder_decoder(
-    architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
-) -> nn.Module:
-    """Build with random fp32 weights that depend on the seed alone.
+class EncoderDecoderRuntime(FamilyRuntime):
+    """T5 and BART: hidden spans in pretraining, targets of sources in fine-tuning; rows are never packed."""
 
-    `architecture` holds `type` and transformers' configuration keys. A target starts with the pad token (t5) or with
-    the end token (bart), as in the published models.
-    """
-    keys = {name: value for name, value in architecture.items() if name not in ("family", "type")}
-    shared = {
-        "vocab_size": facts.vocab_size,
-        "eos_token_id": facts.eos_id,
-        "pad_token_id": facts.pad_id,
-        "attn_implementation": attention_name(device, "encoder_decoder"),
-    }
-    model_class: Any
-    config: Any
-    if architecture["type"] == "t5":
-        from transformers.models.t5.configuration_t5 import T5Config
-        from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("seq2seq_model",)
 
-        model_class = T5ForConditionalGeneration
-        config = T5Config(**keys, **shared, decoder_start_token_id=facts.pad_id)
-    else:
-        from transformers.models.bart.configuration_bart import BartConfig
+    def build(
+        self, architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+    ) -> nn.Module:
+        """Build from `type` and transformers' configuration keys.
+
+        A target starts with the pad token (t5) or with the end token (bart), as in the published models.
+        """
+        keys, shared = library_keys(architecture), facts.config_keys()
+        if architecture["type"] == "t5":
+            del shared["bos_token_id"]
+            shared["decoder_start_token_id"] = facts.pad_id
+        else:
+            shared |= {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
+        model_class = self.stock_class(architecture["type"], "seq2seq_model")
+        config = model_class.config_class(**keys, **shared, attn_implementation=self.attention(device))
+        return initialised(model_class, config, seed)
+
+    def stock_class(self, model_type: str, kind: ModelKind) -> Any:
+        """Return transformers' class."""
+        if model_type == "t5":
+            from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+            return T5ForConditionalGeneration
         from transformers.models.bart.modeling_bart import BartForConditionalGeneration
 
-        model_class = BartForConditionalGeneration
-        starts = {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
-        config = BartConfig(**keys, **shared, **starts, bos_token_id=facts.bos_id)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = model_class(config).float()
-    return model
+        return BartForConditionalGeneration
+
+    def attention(self, device: torch.device) -> str:
+        """Return torch's own kernel on GPUs; on CPUs plain products are faster, since positions have a gradient."""
+        return "eager" if device.type == "cpu" else "sdpa"
+
+    def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
+        """Return the loss of targets: in pretraining of hidden spans, drawn from the seed."""
+        module, objective = TargetLosses(model), Seq2SeqObjective()
+        if isinstance(spec, Finetune):
+            return Learning(module, objective, predicts_next=False)
+        corrupter = SpanCorrupter(spec.span_corruption or SpanCorruption(), tokenization, seed)
+        return Learning(module, objective, corrupter.batch, predicts_next=False)
 
 
 class TargetLosses(nn.Module):

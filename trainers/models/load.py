@@ -3,29 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from recipes.errors import StageError
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.base import TextFamily
 from recipes.models.folder_classes import find_class
-from trainers.models.attention import attention_name
+from trainers.models.families import runtime_of
+from trainers.models.protocol import ModelKind
 from trainers.store.hf_loaders import open_model
-
-ModelKind = Literal[
-    "language_model",
-    "masked_model",
-    "seq2seq_model",
-    "score_model",
-    "value_model",
-    "text_classifier",
-    "vision_language_model",
-]
-"""Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
-...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
-LlavaForConditionalGeneration."""
 
 CLASSIFIER_PARTS = ("classifier", "bert.pooler")
 """What a classifier has and a masked language model has not."""
@@ -79,7 +68,7 @@ def load_model(
             folder,
             config=config,
             dtype=rounded_to or dtype,
-            attn_implementation=_attention(model_type, device),
+            attn_implementation=runtime_of(MODEL_TYPES[model_type].name).attention(device),
             output_loading_info=True,
         )
     if new_head_seed is not None and kind in ("score_model", "value_model"):
@@ -102,64 +91,16 @@ def _note_untied(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
-def _attention(model_type: str, device: torch.device) -> str | dict[str, str]:
-    """Return the attention of a type's model, or of each of its parts."""
-    family = MODEL_TYPES[model_type]
-    if family == "vision_language":
-        return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
-    return attention_name(device, family)
-
-
 def stock_class(model_type: str, kind: ModelKind) -> Any:
-    """Return transformers' class of a type and kind; each import takes a second, so only the wanted one is made."""
-    match model_type:
-        case "llama":
-            from transformers.models.llama import modeling_llama as llama
-
-            classes = (llama.LlamaForCausalLM, llama.LlamaForSequenceClassification, llama.LlamaForTokenClassification)
-        case "qwen3":
-            from transformers.models.qwen3 import modeling_qwen3 as qwen3
-
-            classes = (qwen3.Qwen3ForCausalLM, qwen3.Qwen3ForSequenceClassification, qwen3.Qwen3ForTokenClassification)
-        case "gpt2":
-            from transformers.models.gpt2 import modeling_gpt2 as gpt2
-
-            classes = (gpt2.GPT2LMHeadModel, gpt2.GPT2ForSequenceClassification, gpt2.GPT2ForTokenClassification)
-        case "bert" if kind in ("masked_model", "text_classifier"):
-            from transformers.models.bert import modeling_bert as bert
-
-            return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
-        case "t5" if kind == "seq2seq_model":
-            from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
-
-            return T5ForConditionalGeneration
-        case "bart" if kind == "seq2seq_model":
-            from transformers.models.bart.modeling_bart import BartForConditionalGeneration
-
-            return BartForConditionalGeneration
-        case "llava" if kind == "vision_language_model":
-            from transformers.models.llava import modeling_llava as llava
-
-            return llava.LlavaForConditionalGeneration
-        case "rnn" if kind == "language_model":
-            from trainers.models.rnn import RnnForCausalLM
-
-            return RnnForCausalLM
-        case _:
-            families = {
-                "language_model": ("decoder", "rnn"),
-                "masked_model": ("encoder",),
-                "seq2seq_model": ("encoder_decoder",),
-                "text_classifier": ("encoder",),
-                "vision_language_model": ("vision_language",),
-            }
-            known = [name for name, family in MODEL_TYPES.items() if family in families.get(kind, ("decoder",))]
-            raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
-    kinds: tuple[ModelKind, ...] = ("language_model", "score_model", "value_model")
-    return dict(zip(kinds, classes, strict=True))[kind]
+    """Return the class that opens a type's files as a kind; raises StageError where the type makes none."""
+    runtime = runtime_of(MODEL_TYPES[model_type].name)
+    if kind not in runtime.kinds:
+        known = [name for name, family in MODEL_TYPES.items() if kind in runtime_of(family.name).kinds]
+        raise StageError(f"model type {model_type!r} makes no {kind.replace('_', ' ')}; {', '.join(known)} do")
+    return runtime.stock_class(model_type, kind)
 
 
-def model_family(folder: Path) -> str:
+def model_family(folder: Path) -> TextFamily:
     """Return the family of a folder's model; raises StageError for a type that is none of them."""
     found = json.loads((folder / "config.json").read_text()).get("model_type")
     if found not in MODEL_TYPES:

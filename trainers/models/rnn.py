@@ -5,12 +5,22 @@ training stream. B rows, T tokens, D width of the embeddings, H width of the sta
 LSTM's hidden and cell, a GRU's hidden), V vocabulary, N documents.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
+from trainers.data.tokenizer import Tokenization
+from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
+from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.training.objectives.protocol import Learning
 
 MODEL_TYPE = "rnn"
 ROWS_AT_ONCE = 32
@@ -174,3 +184,30 @@ class RnnForCausalLM(PreTrainedModel):
 
 AutoConfig.register(MODEL_TYPE, RnnConfig)
 AutoModelForCausalLM.register(RnnConfig, RnnForCausalLM)
+
+
+class RnnRuntime(FamilyRuntime):
+    """Recurrent language models: pretrained on one stream with a carried state, tuned on rows."""
+
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("language_model",)
+
+    def build(
+        self, architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+    ) -> nn.Module:
+        """Build a language model."""
+        config = RnnConfig(**library_keys(architecture), cell=architecture["type"], **facts.config_keys())
+        return initialised(RnnForCausalLM, config, seed)
+
+    def stock_class(self, model_type: str, kind: ModelKind) -> Any:
+        """Return the class above."""
+        return RnnForCausalLM
+
+    def attention(self, device: torch.device) -> str:
+        """Return any name: there is no attention."""
+        return "sdpa"
+
+    def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
+        """Return the next token's loss: over a stream's batches in pretraining, else over packed rows."""
+        if isinstance(spec, Pretrain):
+            return Learning(CarriedTokenLosses(model), CarriedLanguageModelObjective())
+        return Learning(TokenLosses(model), LanguageModelObjective())

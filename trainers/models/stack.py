@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from trainers.models.load import ModelKind, load_model
+from trainers.models.load import load_model
 from trainers.models.lora import activate, merge_adapters, put_adapter, start_names
+from trainers.models.protocol import ModelKind
 from trainers.store.adapters import Weights
 
 BRINGS_HEAD = ("score_model", "value_model", "text_classifier")

@@ -54,10 +54,15 @@ def token_losses(
     )
 
 
+def is_recurrent(model: Any) -> bool:
+    """Tell whether a model goes on from a state instead of attending to what it has read."""
+    return hasattr(model.base_model, "zero_state")
+
+
 def hidden_states(model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
     """Run the backbone over packed rows; no token sees another segment."""
     backbone = model.base_model
-    if model.config.model_type == "rnn":
+    if is_recurrent(model):
         states: Tensor = backbone(input_ids_BT, segment_ids=segment_ids_BT).last_hidden_state
         return states
     bias = packed_attention_bias(segment_ids_BT, model.dtype)

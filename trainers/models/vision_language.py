@@ -4,19 +4,25 @@ B batch, T tokens, I pictures, F features of a picture, D width.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
-from recipes.stages.finetune import Part
+from recipes.stages.finetune import Finetune, Part
 from recipes.stages.lora import Lora
+from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import PicturedBatch
-from trainers.data.image_processor import PictureProcessor
-from trainers.models.attention import packed_attention_bias
+from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.tokenizer import Tokenization
+from trainers.models.attention import attention_name, packed_attention_bias
+from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts
 from trainers.models.token_losses import linear_cross_entropy
+from trainers.training.objectives.protocol import Learning
+from trainers.training.objectives.vision_language import PicturedLanguageModelObjective
 
 MODULES: dict[Part, str] = {
     "language": "language_model",
@@ -134,3 +140,41 @@ def probe_pixels(config: Any) -> Tensor:
     count = vision.num_channels * vision.image_size**2
     pattern = torch.sin(torch.arange(count, dtype=torch.float64) * 0.37).float()
     return pattern.view(1, vision.num_channels, vision.image_size, vision.image_size)
+
+
+class VisionLanguageRuntime(FamilyRuntime):
+    """LLaVA: answers about images; models come from outside."""
+
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("vision_language_model",)
+
+    def build(
+        self, architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+    ) -> nn.Module:
+        """Raise StageError: recipes build none."""
+        raise StageError("vision-language models come from outside; none is built from random weights")
+
+    def stock_class(self, model_type: str, kind: ModelKind) -> Any:
+        """Return transformers' class."""
+        from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+        return LlavaForConditionalGeneration
+
+    def attention(self, device: torch.device) -> dict[str, str]:
+        """Return the decoder's as of any decoder, torch's own kernel for the tower."""
+        return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
+
+    def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
+        """Return the next token's loss over packed rows with images."""
+        return Learning(PicturedTokenLosses(model), PicturedLanguageModelObjective())
+
+    def open_images(self, folder: Path) -> PictureProcessor:
+        """Open the folder's image processor."""
+        return load_picture_processor(folder)
+
+    def freeze(self, spec: Finetune, model: nn.Module, images: PictureProcessor | None) -> str | tuple[()]:
+        """Leave only the parts that learn trainable; raises StageError where the processor is not the model's."""
+        assert images is not None
+        demand_fitting(model, images)
+        parts = learning_parts(spec.parts, spec.lora)
+        freeze(model, parts)
+        return excluded_modules(model, parts)

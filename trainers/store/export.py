@@ -10,6 +10,7 @@ from typing import Any
 
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.decoder import DECODER
 from trainers.store.adapters import ADAPTER, WHOLE_PARTS, Weights, find_stack
 from trainers.store.hf_loaders import ADAPTER_CONFIG, open_adapter, open_model
 from trainers.store.joined_adapters import is_joinable, write_joined
@@ -149,15 +150,11 @@ def _stock_class(kind: str, base: Path, task: str | None) -> str:
         return "AutoModelForSequenceClassification"
     path = base / "config.json"
     model_type = json.loads(path.read_bytes()).get("model_type") if path.is_file() else None
-    names = {
-        "decoder": "AutoModelForCausalLM",
-        "encoder_decoder": "AutoModelForSeq2SeqLM",
-        "vision_language": "AutoModelForImageTextToText",
-    }
-    found = None if model_type is None else names.get(MODEL_TYPES.get(model_type, "decoder"))
-    if found is None or task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+    family = None if model_type is None else MODEL_TYPES.get(model_type, DECODER)
+    is_merged = family is not None and family.takes_adapters and family.tuning_role != "labels"
+    if family is None or not is_merged or task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise RequestError(
             f"an adapter on {model_type or 'a model of pictures'} ({task or 'no task_type'}) is not merged here; "
             "export the merged model of the stage that made it: store export --merge"
         )
-    return found
+    return family.auto_class

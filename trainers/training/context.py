@@ -19,7 +19,7 @@ from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization
-from trainers.models.load import ModelKind
+from trainers.models.protocol import ModelKind
 from trainers.store.adapters import Weights, find_stack, weights_of, whole_part, whole_weights
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.materialised_folders import folder as folder_of

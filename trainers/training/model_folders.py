@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from recipes.errors import StageError
 from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
 from trainers.data.image_processor import load_picture_processor
-from trainers.models.load import ModelKind, stock_class
+from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
+from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_stack
 from trainers.models.vision_language import demand_fitting, probe_pixels
 from trainers.store.adapters import Weights

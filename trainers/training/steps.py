@@ -16,7 +16,7 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.store.manifest import Layout
 from trainers.training.context import StageContext
 from trainers.training.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, SourceState, train
-from trainers.training.objectives.protocol import Objective
+from trainers.training.objectives.protocol import Objective, unchanged
 from trainers.training.schedule import learning_rate_factor
 
 S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)
@@ -24,11 +24,6 @@ S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | R
 GROUP = "model"
 EVALUATION = -1
 """Stands for the step in evaluations, so that they hide the same tokens every time."""
-
-
-def unchanged(batch: Any, step: int) -> Any:
-    """Return the batch as it is."""
-    return batch
 
 
 class Plan(Protocol):

@@ -12,7 +12,6 @@ from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
-from trainers.models.load import ModelKind
 from trainers.models.lora import (
     DEFAULT,
     active_adapters,
@@ -24,6 +23,7 @@ from trainers.models.lora import (
     merged_tensors,
     start_names,
 )
+from trainers.models.protocol import ModelKind
 from trainers.store.adapters import whole_part
 from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
 from trainers.training.loop import Outcome

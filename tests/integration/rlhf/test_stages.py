@@ -26,8 +26,9 @@ from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
 from trainers.data.tokenizer import train_tokenizer
 from trainers.evaluation.evaluate_stage import run_evaluate
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
 from trainers.models.load import load_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.store.manifest import files_digest
 from trainers.training.context import model_folder, model_weights
 from trainers.training.model_folders import write_model

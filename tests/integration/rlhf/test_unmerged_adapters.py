@@ -25,7 +25,8 @@ from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, WORDS, Workshop, jsonl, open_workshop, sizes_of
 from trainers.evaluation.evaluate_stage import run_evaluate
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import weights_of
 from trainers.store.collection import Keep, collect

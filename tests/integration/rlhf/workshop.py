@@ -11,7 +11,8 @@ import torch
 
 from recipes.data.text import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, train_tokenizer
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 from trainers.store.manifest import ArtifactManifest, Parent, Verification, files_digest, sha256_hex
 from trainers.store.store import Store
 from trainers.training.context import Draft, StageContext, verify_checks

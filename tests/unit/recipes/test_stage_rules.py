@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
+from recipes.models.decoder import DECODER
+from recipes.models.encoder import ENCODER
 from recipes.models.image_models import Ddpm, Vae
 from recipes.problem_codes import Code
 from recipes.stages.answers import TextFacts
@@ -78,11 +80,11 @@ def test_a_model_of_another_family_is_refused() -> None:
     keys = {"kind": "finetune", "init_from": "a", "data": {"source": "python-docs"}, "train": train}
     stage = Finetune.model_validate({**keys, "parts": ["vision"], "dropout": 0.1})
     with pytest.raises(RequestError, match=r"parts: .*; dropout: `dropout` applies to encoders; this model is a dec"):
-        stage.check_model(TextFacts("decoder"))
+        stage.check_model(TextFacts(DECODER))
     exam = Evaluate.model_validate({"kind": "evaluate", "of": ["a"]})
     with pytest.raises(RequestError, match="no suite measures"):
-        exam.check_model(TextFacts("encoder"))
-    exam.check_model(TextFacts("decoder"))
+        exam.check_model(TextFacts(ENCODER))
+    exam.check_model(TextFacts(DECODER))
 
 
 def test_a_network_says_which_sizes_it_cannot_halve() -> None:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folders import read_folder
 from recipes.models.known_models import known_model
-from trainers.models.load import ModelKind, load_model
+from trainers.models.load import load_model
+from trainers.models.protocol import ModelKind
 from trainers.store.imports import describe_folder
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,7 +56,7 @@ def test_a_stock_folder_is_right(tmp_path: Path, name: str, shard: str) -> None:
     assert read_folder(tmp_path, "model").problems == []
     assert describe_folder(tmp_path).kind == "model"
     assert known_model(json.loads((tmp_path / "config.json").read_text())) is not None
-    family = MODEL_TYPES[config.model_type]
+    family = MODEL_TYPES[config.model_type].name
     kinds: dict[str, ModelKind] = {"encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
     seed = 0 if family == "encoder" else None
     kind = kinds.get(family, "language_model")

@@ -28,8 +28,9 @@ from trainers.data.dataset import BuildReport, Dataset
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
+from trainers.models.protocol import TokenizerFacts
 from trainers.training import distributed
 from trainers.training.precision import unit_roundoff
 

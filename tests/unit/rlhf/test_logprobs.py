@@ -6,7 +6,8 @@ import torch
 from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
 from rlhf.experience import Responses
 from rlhf.text.policy import response_logprobs
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 
 
 def test_equals_log_softmax_at_the_sampling_temperature_in_any_number_of_chunks() -> None:

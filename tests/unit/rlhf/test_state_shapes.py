@@ -27,12 +27,12 @@ from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.joint import BASE
 from trainers.engine.protocol import STATE_GROUPS
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
+from trainers.models.families import build_language_model
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.load import stock_class
 from trainers.models.lora import add_adapter
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses
 from trainers.store.store import Store
 from trainers.training.loop import Phase

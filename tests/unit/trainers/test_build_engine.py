@@ -7,7 +7,8 @@ from torch import nn
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.engine.build import build_engine, parameter_group
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 from trainers.training import distributed
 
 TINY = {

@@ -18,10 +18,10 @@ from trainers.data.span_corruption import SpanCorrupter, hidden_spans, random_di
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.evaluation.translation import Translations, Written, corpus_scores, write_targets
 from trainers.inference.filling import fill_spans
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
 from trainers.models.encoder_decoder import TargetLosses
+from trainers.models.families import build_language_model
 from trainers.models.load import load_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.training.model_folders import probe, verify_folder, write_model
 from trainers.training.objectives.seq2seq import Seq2SeqObjective
 

@@ -18,9 +18,9 @@ from trainers.data.labelled_batches import LabelledBatch, LabelledPlan, split_by
 from trainers.data.masking import MaskedTokenLosses, Masker
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.evaluation.class_metrics import Predictions, calibration_error
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
+from trainers.models.families import build_language_model
 from trainers.models.load import load_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.training.objectives.classification import ClassificationObjective, ClassLosses
 
 

@@ -9,7 +9,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trainers.inference import key_values
 from trainers.inference.generation import Generation, SamplingSettings, draw, generate
 from trainers.inference.key_values import PreallocatedLayer
-from trainers.models.decoder import TokenizerFacts, build_decoder
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
 
 VOCAB, PAD, STOP = 50, 1, 0
 SMALL = {

@@ -12,8 +12,8 @@ from recipes.models.rnn import Rnn
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.inference.generation import SamplingSettings, generate
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
+from trainers.models.families import build_language_model
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
 from trainers.training.loop import SourceState
 from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from trainers.models.build import build_language_model
 
 from recipes.stages.lora import Lora
-from trainers.models.build import build_language_model
 from trainers.models.decoder import TokenizerFacts
 from trainers.models.lora import activate, adapter_tensors, add_adapter, is_adapter_key, start_names
 from trainers.models.stack import load_exact, load_stack

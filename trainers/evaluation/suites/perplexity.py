@@ -39,7 +39,7 @@ def _perplexity(spec: Evaluate, context: StageContext, index: int, place: Mappin
     """Perplexity of one model on the held-out text, and that of its counted baseline; collective."""
     folder, ranks, observer = model_folder(context, f"of.{index}"), context.ranks, context.observer
     tokenization = load_tokenization(folder)
-    is_carried = model_family(folder) == "rnn"
+    is_carried = model_family(folder).is_recurrent
     request = data_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
     dataset = open_dataset(context, replace(request, is_stream=is_carried))
     rows = min(spec.num_sequences or spec.num_prompts, len(dataset))

@@ -17,7 +17,7 @@ from torch import Tensor
 from recipes.data.images import missing_captions
 from recipes.errors import RequestError, StageError
 from recipes.models.architecture import MODEL_TYPES
-from recipes.stages.pretrain import text_encoder_rule
+from recipes.stages.pretrain import CAPTION_READERS, text_encoder_rule
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.materialise_images import CaptionTokens, ImageDataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -143,7 +143,9 @@ def _open_backbone(folder: Path) -> Any:
     from transformers.utils import logging
 
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    if (finding := text_encoder_rule(MODEL_TYPES.get(model_type, f"a model of type {model_type}"))) is not None:
+    if model_type not in MODEL_TYPES:
+        raise RequestError(f"text_encoder: a model of type {model_type!r} cannot be one; {CAPTION_READERS} can")
+    if (finding := text_encoder_rule(MODEL_TYPES[model_type])) is not None:
         raise RequestError(f"text_encoder: {finding}")
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,5 +1,6 @@
 """What a batch means: its weight in the global mean, its loss sum and its metrics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,3 +26,19 @@ class Objective(Protocol):
 
     def loss(self, module: nn.Module, batch: Any) -> ObjectiveOutput:
         """Run the forward(s) of one micro-batch."""
+
+
+def unchanged(batch: Any, step: int) -> Any:
+    """Give a batch as it was read."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a model learns: its objective over which module, and what the objective reads of a packed batch."""
+
+    module: nn.Module
+    objective: Objective
+    prepare: Callable[[Any, int], Any] = unchanged
+    predicts_next: bool = True
+    """Whether a counted model measures the same."""

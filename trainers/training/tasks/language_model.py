@@ -8,12 +8,15 @@ from typing import Any
 from torch import nn
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
+from recipes.models.architecture import TEXT_FAMILIES
+from recipes.models.base import TextFamily
 from recipes.stages.answers import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.columns import RowRole
 from trainers.data.dataset import Dataset
-from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.image_processor import PictureProcessor
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -23,22 +26,16 @@ from trainers.evaluation.image_text_responses import pictured_response_report
 from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.evaluation.translation import translate
-from trainers.models.build import build_language_model
-from trainers.models.decoder import TokenizerFacts
-from trainers.models.load import ModelKind, lacks_head, model_family
+from trainers.models.families import build_language_model, runtime_of
+from trainers.models.load import lacks_head, model_family
 from trainers.models.lora import add_adapter, start_names
+from trainers.models.protocol import FamilyRuntime, TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
-from trainers.models.vision_language import (
-    demand_fitting,
-    excluded_modules,
-    freeze,
-    learning_parts,
-)
 from trainers.store.manifest import Layout
 from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import BatchSource, Evaluate, Evaluation, Outcome
-from trainers.training.objectives.objective_for import Learning, build_learning
+from trainers.training.objectives.protocol import Learning
 from trainers.training.observer import Observer, interruptible
 from trainers.training.precision import dtype_of
 from trainers.training.randomness import stream_seed
@@ -55,12 +52,17 @@ WRAPPER = "model."
 class TextData:
     """What a language model learns from, and how it is read."""
 
-    family: str
+    family: TextFamily
     tokenization: Tokenization
     images: PictureProcessor | None
     """Of a vision-language model."""
     training: Dataset
     held_out: Dataset | None
+
+    @property
+    def runtime(self) -> FamilyRuntime:
+        """The family at run time."""
+        return runtime_of(self.family.name)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class LanguageModelTask:
         spec, context = self.spec, self.context
         family = stage_family(spec, context)
         tokenization = build_stage_tokenization(spec, context)
-        images = load_picture_processor(model_folder(context, "init_from")) if family == "vision_language" else None
+        images = (
+            None if spec.init_from is None else runtime_of(family.name).open_images(model_folder(context, "init_from"))
+        )
         training, held_out = open_sets(
             spec, context, lambda use: training_request(spec, family, use, context, tokenization, images)
         )
@@ -86,8 +90,8 @@ class LanguageModelTask:
         spec, context = self.spec, self.context
         model, stack = build_stage_model(spec, context, data.tokenization)
         on = start_names(len(stack) - 1)
-        peft_config = choose_trained(spec, context, model, data.images, on) if isinstance(spec, Finetune) else None
-        learning = build_learning(spec, data.family, model, data.tokenization, context.seed)
+        peft_config = choose_trained(spec, context, model, data, on) if isinstance(spec, Finetune) else None
+        learning = data.runtime.learning(spec, model, data.tokenization, context.seed)
         return LanguageTrainee(spec, context, data, model, learning, peft_config, stack)
 
 
@@ -125,14 +129,14 @@ class LanguageTrainee:
                 data.tokenization,
                 self.context.observer,
             )
-        source = batch_source(training, data.family, self.model, learning, data.training)
+        source = batch_source(training, data, self.model, learning)
         return Course([phase], source, evaluate_held_out)
 
     def draft(self, training: TrainingPlan[Pretrain | Finetune], course: Course, outcome: Outcome) -> Draft | None:
         """Ask a tuned model held-out prompts, then write it; collective."""
         spec, data, (phase,) = self.spec, self.data, course.phases
         trained = TrainedText(
-            self.learning.kind,
+            data.runtime.kind,
             self.model,
             WRAPPER,
             data.tokenization,
@@ -159,7 +163,7 @@ class LanguageTrainee:
         )
 
     def _has_new_head(self) -> bool:
-        is_masked = self.learning.kind == "masked_model"
+        is_masked = self.data.runtime.kind == "masked_model"
         return self.spec.init_from is not None and is_masked and lacks_head(model_folder(self.context, "init_from"))
 
 
@@ -167,18 +171,18 @@ def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draf
     """Train a text model of any family; the draft comes from rank 0. Collective."""
     family = stage_family(spec, context)
     spec.check_model(TextFacts(family))
-    if isinstance(spec, Finetune) and family == "encoder":
+    if isinstance(spec, Finetune) and spec.is_classifier(family):
         return run_training(TextClassifierTask(spec, context))
     return run_training(LanguageModelTask(spec, context))
 
 
 def batch_source(
-    training: TrainingPlan[Pretrain | Finetune], family: str, model: Any, learning: Learning, dataset: Dataset
+    training: TrainingPlan[Pretrain | Finetune], data: TextData, model: Any, learning: Learning
 ) -> BatchSource:
     """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
-    settings, seed = training.spec.train, training.context.seed
+    settings, seed, dataset = training.spec.train, training.context.seed, data.training
     if dataset.form != "stream":
-        plan = BatchPlan(dataset, seed, **training.share, by_length=family == "encoder_decoder")
+        plan = BatchPlan(dataset, seed, **training.share, by_length=not data.family.is_packed)
         return PlannedBatches(plan, training.steps, learning.prepare)
     return StreamBatches(
         dataset,
@@ -190,10 +194,10 @@ def batch_source(
     )
 
 
-def stage_family(spec: Pretrain | Finetune, context: StageContext) -> str:
+def stage_family(spec: Pretrain | Finetune, context: StageContext) -> TextFamily:
     """Return the family of the model that the stage builds or starts from."""
     if isinstance(spec, Pretrain) and spec.architecture is not None:
-        return spec.architecture.family
+        return TEXT_FAMILIES[spec.architecture.family]
     return model_family(model_folder(context, "init_from"))
 
 
@@ -224,12 +228,7 @@ def build_stage_model(
     """
     if spec.init_from is not None:
         folder = model_folder(context, "init_from")
-        kinds: dict[str, ModelKind] = {
-            "encoder": "masked_model",
-            "encoder_decoder": "seq2seq_model",
-            "vision_language": "vision_language_model",
-        }
-        kind = kinds.get(model_family(folder), "language_model")
+        kind = runtime_of(model_family(folder).name).kind
         head = stream_seed(context.seed, "head") if kind == "masked_model" else None
         lora = spec.adapters
         weights = model_weights(context, "init_from", lora)
@@ -243,16 +242,9 @@ def build_stage_model(
     return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), ()
 
 
-def choose_trained(
-    spec: Finetune, context: StageContext, model: nn.Module, pictures: PictureProcessor | None, on: Sequence[str]
-) -> Any:
+def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, data: TextData, on: Sequence[str]) -> Any:
     """Freeze what does not learn; returns peft's configuration of the adapter over those `on`, or None."""
-    exclude: str | tuple[()] = ()
-    if pictures is not None:
-        demand_fitting(model, pictures)
-        parts = learning_parts(spec.parts, spec.lora)
-        freeze(model, parts)
-        exclude = excluded_modules(model, parts)
+    exclude = data.runtime.freeze(spec, model, data.images)
     if spec.lora is None:
         return None
     return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude, on=on)
@@ -260,25 +252,25 @@ def choose_trained(
 
 def training_request(
     spec: Pretrain | Finetune,
-    family: str,
+    family: TextFamily,
     use: SourceUse,
     context: StageContext,
     tokenization: Tokenization,
     pictures: PictureProcessor | None = None,
 ) -> DataRequest:
-    """Say which set the stage needs of its training or held-out rows; an encoder-decoder reads them unpacked."""
-    chosen = spec.own_template
-    if family == "encoder_decoder" and spec.data_role == "instructions":
-        use = replace(use, role="seq2seq")
-        return data_request(context, use, tokenization, spec.train.sequence_length, chosen)
-    request = data_request(context, use, tokenization, spec.train.sequence_length, chosen)
-    request = replace(
+    """Say which set the stage needs of its training or held-out rows."""
+    role: RowRole | None = family.tuning_role if isinstance(spec, Finetune) else None
+    if role == "seq2seq":
+        use = replace(use, role=role)
+    request = data_request(context, use, tokenization, spec.train.sequence_length, spec.own_template)
+    return replace(
         request,
-        packing=spec.train.packing and family != "encoder_decoder",
+        role=role or request.role,
+        packing=spec.train.packing and family.is_packed,
         loss_on=spec.counted_tokens,
-        is_stream=spec.data_role == "text" and family == "rnn",
+        is_stream=family.is_recurrent and isinstance(spec, Pretrain),
+        processor=pictures,
     )
-    return request if pictures is None else replace(request, role="pictured", processor=pictures)
 
 
 def held_out_loss(

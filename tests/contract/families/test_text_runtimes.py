@@ -1,0 +1,45 @@
+"""What recipes and trainers say of a family of language models agrees."""
+
+import pytest
+import torch
+
+from recipes.errors import StageError
+from recipes.models.architecture import MODEL_TYPES, TEXT_FAMILIES, TYPES
+from trainers.models.families import runtime_of
+from trainers.models.load import stock_class
+
+MADE_OF = {
+    "model": ("language_model", "masked_model", "seq2seq_model", "vision_language_model"),
+    "reward_model": ("score_model",),
+    "critic": ("value_model",),
+    "text_classifier": ("text_classifier",),
+}
+"""What a recipe calls a model -> its kinds in a worker."""
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_classes_that_open_a_type_are_those_that_recipes_take_in(model_type: str) -> None:
+    family = MODEL_TYPES[model_type]
+    stem = family.types[model_type].stem
+    for kind in runtime_of(family.name).kinds:
+        name = stock_class(model_type, kind).__name__
+        assert name.startswith(stem)
+        assert kind in MADE_OF[family.classes[name.removeprefix(stem)]]
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_attention_suits_every_device(family: str) -> None:
+    for name in ("cpu", "cuda"):
+        found = runtime_of(family).attention(torch.device(name))
+        assert set(found.values() if isinstance(found, dict) else [found]) <= {"sdpa", "eager", "block_causal"}
+
+
+def test_a_kind_that_a_type_does_not_make_names_those_that_do() -> None:
+    with pytest.raises(StageError) as caught:
+        stock_class("bert", "seq2seq_model")
+    assert all(name in str(caught.value) for name in ("bert", "t5", "bart"))
+
+
+def test_an_unknown_family_is_an_error() -> None:
+    with pytest.raises(ValueError, match="mamba"):
+        runtime_of("mamba")

@@ -1,0 +1,106 @@
+"""What a family of language models is at run time: how its models are built, opened and taught."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from recipes.stages.finetune import Finetune
+from recipes.stages.pretrain import Pretrain
+from trainers.training.objectives.protocol import Learning
+
+if TYPE_CHECKING:
+    from trainers.data.image_processor import PictureProcessor
+    from trainers.data.tokenizer import Tokenization
+
+ModelKind = Literal[
+    "language_model",
+    "masked_model",
+    "seq2seq_model",
+    "score_model",
+    "value_model",
+    "text_classifier",
+    "vision_language_model",
+]
+"""Stock class: ...ForCausalLM, ...ForMaskedLM, ...ForConditionalGeneration, with one label
+...ForSequenceClassification and ...ForTokenClassification, with classes ...ForSequenceClassification;
+LlavaForConditionalGeneration."""
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a model's configuration takes from its tokenizer."""
+
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    bos_id: int | None = None
+
+    def config_keys(self) -> dict[str, int | None]:
+        """Return them by the names of transformers' configurations."""
+        return {
+            "vocab_size": self.vocab_size,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_id,
+            "pad_token_id": self.pad_id,
+        }
+
+
+class FamilyRuntime(ABC):
+    """A family of language models; `trainers/models/families.py` finds one by name."""
+
+    kinds: ClassVar[tuple[ModelKind, ...]]
+    """What its stock classes make; the first is what is pretrained and tuned."""
+
+    @property
+    def kind(self) -> ModelKind:
+        """What is pretrained and tuned."""
+        return self.kinds[0]
+
+    @abstractmethod
+    def build(
+        self, architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
+    ) -> nn.Module:
+        """Build with fp32 weights that depend on the seed alone; see `build_language_model`."""
+
+    @abstractmethod
+    def stock_class(self, model_type: str, kind: ModelKind) -> Any:
+        """Return the class that opens a type's files as one of `kinds`.
+
+        Each import takes a second, so only the wanted one is made.
+        """
+
+    @abstractmethod
+    def attention(self, device: torch.device) -> str | dict[str, str]:
+        """Return the attention that suits the device, of the model or of each of its parts."""
+
+    @abstractmethod
+    def learning(
+        self, spec: Pretrain | Finetune, model: nn.Module, tokenization: "Tokenization", seed: int
+    ) -> Learning:
+        """Return the objective that follows from the kind of stage."""
+
+    def open_images(self, folder: Path) -> "PictureProcessor | None":
+        """Open what a model's folder says of images; None where it takes none."""
+        return None
+
+    def freeze(self, spec: Finetune, model: nn.Module, images: "PictureProcessor | None") -> str | tuple[()]:
+        """Freeze what a fine-tuning leaves as it is; returns peft's pattern of the modules that get no adapter."""
+        return ()
+
+
+def initialised(model_class: Any, config: Any, seed: int) -> nn.Module:
+    """Return a model of a class with random fp32 weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = model_class(config)
+    return model.float()
+
+
+def library_keys(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's architecture without what only recipes know."""
+    return {name: value for name, value in architecture.items() if name not in ("family", "type")}

@@ -343,5 +343,5 @@ class ImageTraining(Training, ImageStage):
 
 def _owned_keys(stage: type[Strict]) -> Iterator[tuple[str, TextFamily]]:
     """The keys of a kind of stage that are for one family, and which."""
-    for family in TEXT_FAMILIES.values():
-        yield from ((key, family) for key in family.keys if key in stage.model_fields)
+    owners = {key: family for family in TEXT_FAMILIES.values() for key in family.keys}
+    yield from ((key, owners[key]) for key in stage.model_fields if key in owners)

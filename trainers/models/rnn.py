@@ -208,6 +208,6 @@ class RnnRuntime(FamilyRuntime):
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the next token's loss: over a stream's batches in pretraining, else over packed rows."""
-        if isinstance(spec, Pretrain):
+        if spec.data_role == "text":
             return Learning(CarriedTokenLosses(model), CarriedLanguageModelObjective())
         return Learning(TokenLosses(model), LanguageModelObjective())

@@ -259,7 +259,7 @@ def training_request(
     pictures: PictureProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows."""
-    role: RowRole | None = family.tuning_role if isinstance(spec, Finetune) else None
+    role: RowRole | None = family.tuning_role if spec.data_role == "instructions" else None
     if role == "seq2seq":
         use = replace(use, role=role)
     request = data_request(context, use, tokenization, spec.train.sequence_length, spec.own_template)
@@ -268,7 +268,7 @@ def training_request(
         role=role or request.role,
         packing=spec.train.packing and family.is_packed,
         loss_on=spec.counted_tokens,
-        is_stream=family.is_recurrent and isinstance(spec, Pretrain),
+        is_stream=family.is_recurrent and spec.data_role == "text",
         processor=pictures,
     )
 

@@ -1,9 +1,10 @@
 """The one vocabulary of kinds: of what a stage makes or takes, and of the artifacts that hold it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 ImageKind = Literal["classifier", "vae", "gan", "ddpm"]
 """Models of images, by their family."""
+IMAGE_KINDS: tuple[ImageKind, ...] = get_args(ImageKind)
 OutputKind = Literal["model", "adapter", "reward_model", "critic", "report", "tokenizer", "text_classifier", ImageKind]
 """What an input can be: an output of a stage, or something from outside the recipe. `model`: a language model."""
 ArtifactKind = Literal[
@@ -33,10 +34,7 @@ HOLDERS: dict[OutputKind, tuple[ArtifactKind, ...]] = {
     "adapter": ("adapter", "actor_critic"),
     "report": ("report",),
     "text_classifier": ("text_classifier",),
-    "classifier": ("classifier",),
-    "vae": ("vae",),
-    "gan": ("gan",),
-    "ddpm": ("ddpm",),
+    **{kind: (kind,) for kind in IMAGE_KINDS},
 }
 """Kinds of artifact that can hold an output of a kind."""
 

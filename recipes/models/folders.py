@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.artifact_kinds import OutputKind
+from recipes.artifact_kinds import IMAGE_KINDS, OutputKind
 from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
@@ -30,7 +30,6 @@ from recipes.tokenizers.token_contract import (
 
 MAX_JSON_BYTES = 64 << 20
 POSITION_KEYS = ("max_position_embeddings", "n_positions")
-PICTURE_KINDS = ("classifier", "vae", "gan", "ddpm")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     if wants == "tokenizer":
         tokenizer = _read_tokenizer(path, problems)
         return FolderFacts(problems, tokenizer=tokenizer)
-    if (path / SETTINGS).exists() or wants in PICTURE_KINDS:
+    if (path / SETTINGS).exists() or wants in IMAGE_KINDS:
         return _read_pictures(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
         advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"

@@ -1,12 +1,12 @@
 """Families of picture models: one configuration each, network and objective together."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from recipes.data.images import PictureFacts
-from recipes.errors import Finding
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, meaning, raise_all, refuse
 from recipes.models.tally import Tally, TextSizes, count_decoder, count_encoder
 from recipes.problem_codes import Code
@@ -36,7 +36,18 @@ def halving_rule(levels: int, height: int, width: int, what: str = "images") -> 
     return Finding(Code.SIZE_NOT_DIVISIBLE, message, "fewer levels, or set the source's size")
 
 
-class Classifier(Strict):
+class _ImageModel(Strict):
+    """What the families share: answers that most of them give alike."""
+
+    largest_zero: ClassVar[int] = 3
+    """The most that ZeRO may shard."""
+
+    def training_rules(self, *, steps: int | None, grid: int) -> Iterator[FieldFinding]:
+        """What does not fit a stage of so many steps that draws `grid` images."""
+        yield from ()
+
+
+class Classifier(_ImageModel):
     """Image classifier, supervised with the labels of its data; also the feature network of image metrics."""
 
     family: Literal["classifier"] = meaning(description="Image classifier.")
@@ -69,7 +80,7 @@ class Classifier(Strict):
         return self.changed(width=min(self.width, 16), features=min(self.features, 16))
 
 
-class Vae(Strict):
+class Vae(_ImageModel):
     """Variational autoencoder (Kingma & Welling 2013)."""
 
     family: Literal["vae"] = meaning(description="Variational autoencoder.")
@@ -126,6 +137,13 @@ class Vae(Strict):
     def reduction(self) -> int:
         """autoencoder_kl: how many pixels of a row one place of the latents stands for."""
         return 1 << (self.depth - 1)
+
+    def training_rules(self, *, steps: int | None, grid: int) -> Iterator[FieldFinding]:
+        """A warm-up of the KL weight that does not end."""
+        if steps is not None and self.kl_warmup_steps > steps:
+            message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
+            code = Code.WARMUP_TOO_LONG
+            yield at("architecture.kl_warmup_steps", self.kl_warmup_steps, code, message, f"at most {steps}")
 
     def tally(self, facts: PictureFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
         """The network."""
@@ -192,7 +210,7 @@ class Vae(Strict):
         )
 
 
-class Ddpm(Strict):
+class Ddpm(_ImageModel):
     """Denoising diffusion (Ho et al. 2020) with diffusers' UNet2DModel (of captions: UNet2DConditionModel)."""
 
     family: Literal["ddpm"] = meaning(description="Denoising diffusion.")
@@ -348,9 +366,10 @@ class Ddpm(Strict):
         )
 
 
-class Gan(Strict):
+class Gan(_ImageModel):
     """Generative adversarial networks (Goodfellow et al. 2014): a generator and a discriminator, trained in turn."""
 
+    largest_zero: ClassVar[int] = 2  # its networks call each other
     family: Literal["gan"] = meaning(description="Generative adversarial networks.")
     type: Literal["convnet", "mlp"] = meaning("convnet", description="Convolutions, or fully connected layers.")
     width: int = meaning(
@@ -383,6 +402,12 @@ class Gan(Strict):
         le=1,
         description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
     )
+
+    def training_rules(self, *, steps: int | None, grid: int) -> Iterator[FieldFinding]:
+        """Too few images for the diversity that the gate asks for."""
+        if 0 < grid < VENDI_PICTURES and self.collapse_below > 0:
+            message = f"the check of collapse_below needs {VENDI_PICTURES} images"
+            yield at("train.grid", grid, Code.TOO_FEW_SAMPLES, message, f"at least {VENDI_PICTURES}, or 0")
 
     def tally(self, facts: PictureFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
         """Both networks, and what the larger phase of a step keeps."""

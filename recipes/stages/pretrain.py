@@ -14,7 +14,7 @@ from recipes.models.architecture import TEXT_FAMILIES, Architecture
 from recipes.models.base import TextFamily
 from recipes.models.encoder import Corruption
 from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
-from recipes.models.image_models import VENDI_PICTURES, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.models.image_models import Ddpm, ImageArchitecture
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
 from recipes.stages.base import ImageTraining, TextTraining
@@ -193,22 +193,13 @@ class PretrainImages(ImageTraining):
 
     @property
     def largest_zero(self) -> int:
-        return 2 if isinstance(self.architecture, Gan) else 3
+        return self.architecture.largest_zero
 
     def rules(self) -> Iterator[FieldFinding]:
-        architecture, steps = self.architecture, self.steps()
-        if isinstance(architecture, Gan):
-            if self.shard.zero == 3:
-                message = "the two networks of a GAN call each other, so each worker needs all parameters"
-                yield at("shard.zero", 3, Code.OUT_OF_RANGE, message, f"at most {self.largest_zero}")
-            if 0 < self.train.grid < VENDI_PICTURES and architecture.collapse_below > 0:
-                message = f"the check of collapse_below needs {VENDI_PICTURES} images"
-                advice = f"at least {VENDI_PICTURES}, or 0"
-                yield at("train.grid", self.train.grid, Code.TOO_FEW_SAMPLES, message, advice)
-        if isinstance(architecture, Vae) and steps is not None and architecture.kl_warmup_steps > steps:
-            message = f"the KL weight would never reach kl_weight; the stage has {steps} steps"
-            warmup = architecture.kl_warmup_steps
-            yield at("architecture.kl_warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"at most {steps}")
+        if self.shard.zero != "auto" and self.shard.zero > self.largest_zero:
+            message = "its networks call each other, so each worker needs all parameters"
+            yield at("shard.zero", self.shard.zero, Code.OUT_OF_RANGE, message, f"at most {self.largest_zero}")
+        yield from self.architecture.training_rules(steps=self.steps(), grid=self.train.grid)
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pictures")

@@ -17,6 +17,13 @@ def test_stages_answer_for_themselves() -> None:
     assert len(sites) <= 25, "ask the stage: python -m benchmarks.structure --sites lists who asks for its class"
 
 
+def test_families_answer_for_themselves() -> None:
+    tree = read_tree()
+    names = set().union(*tree.declared["family"].values())
+    assert len(name_sites(tree, names)) <= 31, "ask the family's object: TextFamily, FamilyRuntime"
+    assert len(class_sites(tree, set(tree.declared["family"]))) <= 12, "ask the architecture"
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     folder = tmp_path / "recipes"

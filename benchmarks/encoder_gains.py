@@ -45,12 +45,12 @@ from trainers.data.labelled_batches import split_by_label
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.image_metrics import interval
+from trainers.runtime import distributed
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
-from trainers.training import distributed
+from trainers.tasks.language_model import run_language_model
 from trainers.training.context import StageContext
-from trainers.training.tasks.language_model import run_language_model
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "text" / "polarity.yaml"
 OUTSIDE_RECIPE = RECIPE.with_name("minilm_polarity.yaml")

@@ -34,16 +34,17 @@ from recipes.data.images import Digits
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.data.batches import BatchPlan
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
+from trainers.objectives.images import ImageObjective
+from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, LoopState, Phase, SourceState, train
-from trainers.training.objectives.images import ImageObjective
-from trainers.training.precision import use_fast_matmul
-from trainers.training.tasks.images import ImageBatches
+from trainers.tasks.images import ImageBatches
+from trainers.training.loop import Cadence, Phase, train
 
 BATCH, LR, CLIP = 64, 1e-3, 1.0
 ARCHITECTURES: dict[str, Any] = {

@@ -105,7 +105,7 @@ def measure(shape: Shape) -> int:
     from trainers.models.lora import add_adapter
     from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
-    from trainers.training.objectives.language_model import LanguageModelObjective
+    from trainers.objectives.language_model import LanguageModelObjective
 
     stage, cpu = stage_of(shape), torch.device("cpu")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

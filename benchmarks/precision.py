@@ -28,7 +28,7 @@ from recipes.models.encoder import Corruption
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
-from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
+from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.data.streams import LaneStates, StreamBatches
@@ -38,16 +38,17 @@ from trainers.models.families import build_language_model
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.protocol import TokenizerFacts
-from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.models.token_losses import CarriedTokenLosses, MaskedTokenLosses, TokenLosses
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.images import ImageObjective
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.masked_language_model import MaskedLanguageModelObjective
+from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
+from trainers.tasks.images import ImageBatches
 from trainers.training.loop import Cadence, Phase, train
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.training.objectives.images import ImageObjective
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
-from trainers.training.precision import use_fast_matmul
 from trainers.training.steps import PlannedBatches
-from trainers.training.tasks.images import ImageBatches
 
 CPU, LR, GROUP = torch.device("cpu"), 1e-3, "model"
 SIDES = {

@@ -1,6 +1,6 @@
 """How long a stage takes to start: a fork of a process that has the imports, against new Ray actors, in one run.
 
-    python benchmarks/stage_start.py [--rounds 3] [--workers 2] [--preload trainers.training.preload]
+    python benchmarks/stage_start.py [--rounds 3] [--workers 2] [--preload trainers.runtime.preload]
 
 Start is from the moment when the previous stage's results are with the driver to the moment when every rank has joined
 the process group. Both sides import the same module and join in the same way. `first`: a new worker group, with its
@@ -22,7 +22,7 @@ HERE = str(Path(__file__).resolve().parent)
 def join(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     """Imports, joins, says when."""
     importlib.import_module(payload["preload"])
-    from trainers.training.distributed import barrier, join, leave
+    from trainers.runtime.distributed import barrier, join, leave
 
     join()
     barrier()
@@ -40,7 +40,7 @@ class PlainActor:
 
         os.environ.update(environment)
         importlib.import_module(payload["preload"])
-        from trainers.training.distributed import barrier, join, leave
+        from trainers.runtime.distributed import barrier, join, leave
 
         join()
         barrier()
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--preload", default="trainers.training.preload")
+    parser.add_argument("--preload", default="trainers.runtime.preload")
     choice = parser.parse_args()
     from cluster.protocol import WorkerSpec
     from cluster.ray_group import RayGroup

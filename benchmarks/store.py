@@ -62,10 +62,10 @@ class Bench:
         from trainers.engine.build import parameter_group
         from trainers.engine.deepspeed import DeepSpeedEngine
         from trainers.engine.plain import PlainEngine
+        from trainers.runtime import distributed
         from trainers.store.manifest import Layout, StateManifest
         from trainers.store.open import open_files
         from trainers.store.store import Store
-        from trainers.training import distributed
 
         self.folder, self.rank, self.ranks = folder, distributed.rank(), distributed.world_size()
         side = int((num_parameters / LAYERS) ** 0.5)
@@ -108,7 +108,7 @@ class Bench:
 
     def ours(self) -> tuple[float, float]:
         """A save as training does it; stall, and seconds until rank 0 has committed."""
-        from trainers.training.loop import LoopState, SourceState
+        from trainers.checkpoint.loop_state import LoopState, SourceState
 
         self.step += 1
         began = time.perf_counter()
@@ -153,7 +153,7 @@ class Bench:
 
     def timed(self, action: Callable[[], tuple[float, float] | None]) -> tuple[float, float]:
         """Stall and total of the slowest rank."""
-        from trainers.training import distributed
+        from trainers.runtime import distributed
 
         distributed.barrier()
         began = time.perf_counter()
@@ -192,7 +192,7 @@ class Bench:
 
 def run_rank(folder: Path, choice: argparse.Namespace) -> None:
     """Measure on this rank; rank 0 prints."""
-    from trainers.training import distributed
+    from trainers.runtime import distributed
 
     distributed.join()
     bench = Bench(folder, choice.parameters)
@@ -239,17 +239,17 @@ def steps_beside_saves(folder: Path, choice: argparse.Namespace) -> None:
 
     from recipes.stages.optim import AdamW
     from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
+    from trainers.checkpoint.loop_state import LoopState, SourceState
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import parameter_group
     from trainers.engine.plain import PlainEngine
     from trainers.models.decoder import build_decoder
     from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
+    from trainers.objectives.language_model import LanguageModelObjective
+    from trainers.runtime import distributed
     from trainers.store.manifest import Layout
     from trainers.store.store import Store
-    from trainers.training import distributed
-    from trainers.training.loop import LoopState, SourceState
-    from trainers.training.objectives.language_model import LanguageModelObjective
 
     width = {50_000_000: 640}.get(choice.parameters, 256)
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -24,17 +24,18 @@ from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
-from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
+from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.streams import LaneStates, StreamBatches
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.families import build_language_model
 from trainers.models.protocol import TokenizerFacts
-from trainers.models.token_losses import CarriedTokenLosses
+from trainers.models.token_losses import CarriedTokenLosses, MaskedTokenLosses
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.masked_language_model import MaskedLanguageModelObjective
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, train
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.training.steps import GROUP, PlannedBatches
 
 LR, CLIP, HIDDEN_SHARE = 1e-3, 1.0, 0.15

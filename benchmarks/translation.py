@@ -27,9 +27,9 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.models.encoder_decoder import TargetLosses
 from trainers.models.families import build_language_model
 from trainers.models.protocol import TokenizerFacts
+from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, train
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
 from trainers.training.steps import PlannedBatches
 
 BATCH = 64

@@ -31,7 +31,7 @@ VerdictKind = Literal[
 ]
 
 
-PRELOAD = "trainers.training.preload"
+PRELOAD = "trainers.runtime.preload"
 """What every stage imports."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import Credit
 from trainers.data.batches import SequenceBatch, TokenBatch
-from trainers.training.distributed import gather_json, sum_tensor, world_size
+from trainers.runtime.distributed import gather_json, sum_tensor, world_size
 
 
 @dataclass(frozen=True)

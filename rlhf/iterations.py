@@ -17,11 +17,12 @@ from recipes.stages.ppo import AdaptiveKl, Updates
 from rlhf.algorithms.kl import adapted_kl_coef
 from rlhf.monitors import Report, broken_rule
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.protocol import Engine
+from trainers.objectives.protocol import Objective
+from trainers.runtime.observer import Interrupted, Observer
 from trainers.training.context import StageContext
-from trainers.training.loop import Cadence, LearningRates, Outcome, SourceState, train
-from trainers.training.objectives.protocol import Objective
-from trainers.training.observer import Interrupted, Observer
+from trainers.training.loop import Cadence, LearningRates, Outcome, train
 
 E = TypeVar("E")
 KEPT_ITERATIONS = 5

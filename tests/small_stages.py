@@ -26,8 +26,9 @@ import rlhf.text.reward_stage  # noqa: F401
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.background import HostBuffer
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.runtime import distributed
 from trainers.store.state import TensorReader
-from trainers.training import distributed, loop
+from trainers.training import loop
 
 LOST_S = 240.0
 SHARD = {"engine": "deepspeed", "zero": 2}

@@ -20,9 +20,9 @@ from launch.runs.stage_entry import compute
 from recipes.errors import Preempted
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
+from trainers.runtime import distributed
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
-from trainers.training import distributed
 from trainers.training.context import Draft, StageContext, verify_checks
 
 CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl", "pseudo_share")

@@ -54,7 +54,7 @@ def draw_grid(
     """
     from trainers.inference.image_grid import encode_grid
     from trainers.models.images.protocol import Captioned, Drawing
-    from trainers.training.randomness import stream_seed
+    from trainers.runtime.randomness import stream_seed
 
     with picture_model(model, store) as family:
         if not isinstance(family, Drawing):
@@ -141,7 +141,7 @@ def _scores(family: "Family", model: str, pictures: "Tensor", names: Sequence[st
     from trainers.data.batches import AFTER_WARM_UP
     from trainers.models.images.classifier import ClassifierFamily
     from trainers.models.images.vae import VaeFamily
-    from trainers.training.randomness import stream_seed
+    from trainers.runtime.randomness import stream_seed
 
     if isinstance(family, ClassifierFamily):
         confidence, label = family.predict(pictures)[0].max(-1)

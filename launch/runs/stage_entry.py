@@ -24,9 +24,9 @@ from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoImages, PpoStage
 
 if TYPE_CHECKING:
+    from trainers.runtime.distributed import Ranks
     from trainers.store.store import Store
     from trainers.training.context import Draft, StageContext
-    from trainers.training.distributed import Ranks
 
 FIRST_FLUSH_S = 5.0
 """Metrics reach the store this often at first, later ever more rarely (`interval_s`), and always before the state that
@@ -132,9 +132,9 @@ class StageObserver:
 
 def run_stage(job: Json, worker: WorkerContext) -> Json | None:
     """Compute a stage on this rank; rank 0 returns the draft of its artifact and the checks that it has to pass."""
+    from trainers.runtime import distributed
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
-    from trainers.training import distributed
     from trainers.training.context import StageContext
 
     worker.beat("join")
@@ -183,7 +183,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
 def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
     """Where the stage's data files lie; uploaded ones are fetched by one rank of each node. Collective."""
     from launch.jobs.upload import uploaded_folder
-    from trainers.training import distributed
+    from trainers.runtime import distributed
 
     if job["uploaded"] is None:
         return Path(job["base_dir"])
@@ -208,11 +208,11 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
 
             return run_reward(spec, context)
         case TextTraining():
-            from trainers.training.tasks.language_model import run_language_model
+            from trainers.tasks.language_model import run_language_model
 
             return run_language_model(spec, context)
         case ImageTraining():
-            from trainers.training.tasks.images import run_image
+            from trainers.tasks.images import run_image
 
             return run_image(spec, context)
         case PpoStage():

@@ -21,9 +21,9 @@ from rlhf.invariants import WeightsVersion, density_scales, require_ratio_one, r
 from rlhf.iterations import Estimate, Update, iteration_place
 from rlhf.monitors import report_pictures
 from trainers.engine.protocol import Engine
-from trainers.training.objectives.protocol import ObjectiveOutput
-from trainers.training.observer import Observer, Watch, agreed, partly, raise_if_stopping, watching
-from trainers.training.randomness import stream_seed
+from trainers.objectives.protocol import ObjectiveOutput
+from trainers.runtime.observer import Observer, Watch, agreed, partly, raise_if_stopping, watching
+from trainers.runtime.randomness import stream_seed
 
 DRAWING_BATCH = 256
 """Pictures that one rank draws side by side."""

@@ -20,13 +20,13 @@ from trainers.models.images.build import Blueprint, open_family
 from trainers.models.images.classifier import ClassifierFamily
 from trainers.models.images.ddpm import DdpmFamily
 from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.runtime.precision import dtype_of, unit_roundoff, use_fast_matmul
+from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
+from trainers.tasks.image_start import adapt
 from trainers.training.context import Draft, StageContext, model_folder
 from trainers.training.image_candidate import write_image_draft
-from trainers.training.precision import dtype_of, unit_roundoff, use_fast_matmul
-from trainers.training.randomness import stream_seed
 from trainers.training.steps import one_group, stage_layout
-from trainers.training.tasks.image_start import adapt
 
 GROUP = "actor"
 ACTOR = "networks.actor."

@@ -18,8 +18,8 @@ from trainers.data.batches import Texts
 from trainers.models.images.ddpm import DdpmFamily, build_scheduler
 from trainers.models.images.text_encoder import TextStates
 from trainers.models.lora import active_adapters, adapter_layers
-from trainers.training.observer import Watch
-from trainers.training.randomness import normals
+from trainers.runtime.observer import Watch
+from trainers.runtime.randomness import normals
 
 PictureRole = Literal["actor", "reference"]
 DENOISING = 1

@@ -25,7 +25,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.inference.generation import sampling_settings
 from trainers.models.load import head_name
-from trainers.training import distributed
+from trainers.runtime import distributed
 from trainers.training.context import StageContext, data_request, model_folder, open_dataset
 
 FORWARD_BATCH = 16

@@ -19,9 +19,9 @@ from trainers.models.load import head_name
 from trainers.models.lora import add_adapter, is_adapter_key, put_adapter, start_names
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact, load_stack
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
 from trainers.store.adapters import Weights
-from trainers.training.precision import dtype_of
-from trainers.training.randomness import stream_seed
 
 ACTOR, CRITIC, REWARD = "actor", "critic", "reward"
 """Names of the adapters."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rlhf.text.build_policy import network_tensors
 from rlhf.text.policy import PolicyModels
 from trainers.data.tokenizer import Tokenization
+from trainers.models.folders import probe, write_model
 from trainers.models.load import head_name, stock_class
 from trainers.models.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
-from trainers.training.model_folders import probe, write_model
-from trainers.training.verification import Probe
+from trainers.models.verification import Probe
 
 HEAD = "value_head."
 """What the names of the value head's parameters start with."""

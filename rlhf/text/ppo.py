@@ -32,9 +32,9 @@ from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batc
 from trainers.data.dataset import Dataset
 from trainers.data.order import deal_by_length
 from trainers.engine.protocol import Engine
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.objectives.protocol import ObjectiveOutput
-from trainers.training.observer import Observer, agreed, raise_if_stopping, watching
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import ObjectiveOutput
+from trainers.runtime.observer import Observer, agreed, raise_if_stopping, watching
 
 
 class PpoObjective:

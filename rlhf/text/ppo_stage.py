@@ -25,7 +25,9 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings, sampling_settings
+from trainers.models.folders import model_config
 from trainers.models.load import longest_input, model_family
+from trainers.runtime.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 from trainers.training.context import (
     Check,
@@ -38,8 +40,6 @@ from trainers.training.context import (
     open_dataset,
     put_probe,
 )
-from trainers.training.model_folders import model_config
-from trainers.training.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.training.schedule import learning_rate_factor
 from trainers.training.steps import stage_layout
 from trainers.training.text_candidate import TrainedText, write_trained

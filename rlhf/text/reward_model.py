@@ -14,8 +14,8 @@ from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.comparison import correlation, mean_and_std
 from rlhf.text.policy import backbone_states, last_scores
 from trainers.data.batches import PairBatch, SequenceBatch
-from trainers.training.distributed import gather_json
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.objectives.protocol import ObjectiveOutput
+from trainers.runtime.distributed import gather_json
 
 
 class ScoreModel(nn.Module):

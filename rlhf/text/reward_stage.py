@@ -13,11 +13,11 @@ from trainers.engine.protocol import Engine
 from trainers.models.load import head_name, model_family
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
+from trainers.runtime.observer import interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import Evaluation, Outcome
-from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of
-from trainers.training.randomness import stream_seed
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_draft

@@ -19,7 +19,7 @@ from rlhf.text.policy import PolicyModels
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
 from trainers.inference.generation import SamplingSettings, generate
-from trainers.training.observer import Watch, partly
+from trainers.runtime.observer import Watch, partly
 
 GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""

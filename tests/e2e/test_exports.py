@@ -13,11 +13,11 @@ import torch
 from rlhf.text.policy import backbone_states
 from rlhf.text.reward_model import ScoreModel
 from trainers.data.batches import SequenceBatch
+from trainers.models.folders import with_adapter
 from trainers.models.load import head_name, load_model
 from trainers.models.protocol import ModelKind
 from trainers.models.token_losses import hidden_states
 from trainers.store.store import Store
-from trainers.training.model_folders import with_adapter
 
 pytestmark = pytest.mark.serial
 

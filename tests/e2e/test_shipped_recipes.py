@@ -43,7 +43,7 @@ def test_a_shipped_recipe_runs_in_its_smoke_size(
 
 def _import_small_llava(shell: Any, folder: Path) -> None:
     """Give the store the model that the recipes start from."""
-    from trainers.data.demo.small_llava import DIGIT_TEXTS, write_small_llava
+    from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
 
     write_small_llava(folder, DIGIT_TEXTS)
     assert shell("store", "import", str(folder), "--name", "eyes").code == 0

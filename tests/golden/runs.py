@@ -109,7 +109,7 @@ def missing_model(name: str) -> str:
 def run_recipes(names: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run smoke forms; what each came to by name, or its error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainers.training.preload"])
+    context.set_forkserver_preload(["trainers.runtime.preload"])
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
         for name in names:
@@ -163,7 +163,7 @@ def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[
 def _take_models_in(name: str, store: Store, folder: Path) -> None:
     """Give the store the model that a recipe starts from."""
     if name.startswith("image/vision_language"):
-        from trainers.data.demo.small_llava import DIGIT_TEXTS, write_small_llava
+        from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
 
         write_small_llava(folder / "eyes", DIGIT_TEXTS)
         import_folder(store, folder / "eyes", name="eyes")

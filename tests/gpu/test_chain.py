@@ -20,7 +20,7 @@ def test_training_stays_under_the_predicted_memory() -> None:
     from trainers.models.decoder import build_decoder
     from trainers.models.protocol import TokenizerFacts
     from trainers.models.token_losses import TokenLosses
-    from trainers.training.objectives.language_model import LanguageModelObjective
+    from trainers.objectives.language_model import LanguageModelObjective
 
     vocabulary, length, rows = 8192, 256, 8
     keys = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -5,7 +5,7 @@ import torch
 from cluster.hardware import find_processors
 from launch.checks.nodes import nodes_of
 from launch.runs.capacity import Workers, hardware_of
-from trainers.training.precision import exact_matmul, use_fast_matmul
+from trainers.runtime.precision import exact_matmul, use_fast_matmul
 
 WIDTH = 1024
 TF32_ERROR, FP32_ERROR = 1e-3, 2e-6

@@ -17,9 +17,9 @@ from recipes.errors import Preempted
 from recipes.stages.sharding import Shard
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.batches import build_batch
+from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training import distributed
 from trainers.training.loop import Cadence, Outcome, train
 
 TINY = Path(__file__).parents[1] / "unit" / "rlhf" / "conftest.py"

@@ -14,6 +14,7 @@ from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW, Schedule
 from recipes.stages.sharding import Shard
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import TokenBatch
 from trainers.engine import config
 from trainers.engine.build import build_engine, parameter_group
@@ -22,12 +23,12 @@ from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import TokenLosses
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import ObjectiveOutput
+from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training import distributed
-from trainers.training.loop import Cadence, SourceState, train
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.training.loop import Cadence, train
 from trainers.training.schedule import learning_rate_factor
 
 VOCAB, LENGTH, GLOBAL_BATCH, MICRO_BATCHES, STEPS = 64, 32, 8, 2, 20

@@ -15,6 +15,7 @@ from torch import Tensor
 from recipes.errors import VerificationError
 from recipes.stages.lora import Lora
 from trainers.models.decoder import build_decoder
+from trainers.models.folders import probe, verify_folder, write_adapter, write_model
 from trainers.models.lora import (
     active_adapters,
     adapter_layers,
@@ -26,8 +27,7 @@ from trainers.models.lora import (
     merged_tensors,
 )
 from trainers.models.protocol import TokenizerFacts
-from trainers.training.model_folders import probe, verify_folder, write_adapter, write_model
-from trainers.training.verification import Probe
+from trainers.models.verification import Probe
 
 VOCAB = 512
 CPU = torch.device("cpu")

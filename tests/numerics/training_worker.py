@@ -29,10 +29,10 @@ from recipes.errors import StageError
 from recipes.stages.optim import Schedule
 from trainers.checkpoint.background import HostBuffer
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.protocol import Engine
-from trainers.training import distributed
-from trainers.training.loop import SourceState
-from trainers.training.objectives.language_model import LanguageModelObjective
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.runtime import distributed
 from trainers.training.schedule import learning_rate_factor
 
 

@@ -20,12 +20,12 @@ from recipes.errors import StageError
 from trainers.checkpoint.background import BackgroundTask, HeldPiece, HostBuffer
 from trainers.checkpoint.exactness import describe_exactness, differences
 from trainers.checkpoint.find_state import check_state, find_state
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
+from trainers.runtime import distributed
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
 from trainers.store.state import DTYPES, TensorReader, write_tensors
 from trainers.store.store import Store
-from trainers.training import distributed
-from trainers.training.loop import LoopState, SourceState
 
 log = logging.getLogger("trainwright.checkpoint")
 

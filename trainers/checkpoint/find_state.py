@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import StageError, StoreDamaged
+from trainers.runtime import distributed
 from trainers.store.manifest import FileEntry, StateManifest
 from trainers.store.store import Store
-from trainers.training import distributed
 
 
 def find_state(

@@ -15,7 +15,7 @@ from trainers.data.dataset import Dataset
 from trainers.data.image_processor import scale_pixels
 from trainers.data.materialise_images import ImageDataset
 from trainers.data.order import deal_by_length, global_sample
-from trainers.training.randomness import stream_seed, stream_seeds
+from trainers.runtime.randomness import stream_seed, stream_seeds
 
 FILLER = -1
 

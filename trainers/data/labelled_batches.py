@@ -17,7 +17,7 @@ from trainers.data.batches import FILLER, Texts, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.masking import Masker
 from trainers.data.order import global_sample
-from trainers.training.randomness import stream_seed
+from trainers.runtime.randomness import stream_seed
 
 
 @dataclass(frozen=True)

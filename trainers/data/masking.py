@@ -4,18 +4,15 @@ B rows, T tokens, N hidden tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.models.encoder import Corruption
 from trainers.data.batches import TokenBatch
 from trainers.data.tokenizer import Tokenization
-from trainers.models.attention import segment_attention_bias
-from trainers.training.objectives.protocol import ObjectiveOutput
-from trainers.training.randomness import stream_seed
+from trainers.runtime.randomness import stream_seed
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the hidden tokens that the mask token or a random one stands for; the others stay as they are."""
@@ -91,37 +88,3 @@ class Masker:
         shown_T[:length] = np.where(is_random, others, shown)
         hidden_T[:length] = hidden
         return shown_T, hidden_T
-
-
-class MaskedTokenLosses(nn.Module):
-    """A masked language model of transformers whose forward returns the loss sum over hidden tokens, and the hits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
-        """Return the summed negative log-likelihood of the hidden tokens and how many were the likeliest."""
-        model: Any = self.model
-        bias = segment_attention_bias(batch.segment_ids_BT, model.dtype)
-        states_BTD = model.base_model(
-            input_ids=batch.input_ids_BT, attention_mask=bias, position_ids=batch.position_ids_BT
-        ).last_hidden_state
-        logits_NV = model.cls(states_BTD[batch.hidden_mask_BT]).float()
-        targets_N = batch.target_ids_BT[batch.hidden_mask_BT]
-        loss = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
-        return loss, (logits_NV.argmax(dim=1) == targets_N).sum()
-
-
-class MaskedLanguageModelObjective:
-    """The mean negative log-likelihood of the hidden tokens of the global batch."""
-
-    def weight(self, batch: MaskedBatch) -> float:
-        """Return the number of hidden tokens."""
-        return float(batch.hidden_mask_BT.sum())
-
-    def loss(self, module: nn.Module, batch: MaskedBatch) -> ObjectiveOutput:
-        """Sum the loss over the batch's hidden tokens."""
-        loss_sum, hits = module(batch)
-        count = batch.hidden_mask_BT.sum()
-        return ObjectiveOutput(loss_sum, {"loss": (loss_sum.detach(), count), "masked_accuracy": (hits.float(), count)})

@@ -8,7 +8,7 @@ import numpy as np
 from recipes.models.encoder_decoder import SpanCorruption
 from trainers.data.batches import Seq2SeqBatch, TokenBatch, build_seq2seq_batch
 from trainers.data.tokenizer import Tokenization
-from trainers.training.randomness import stream_seed
+from trainers.runtime.randomness import stream_seed
 
 
 class SpanCorrupter:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError
+from trainers.checkpoint.loop_state import SourceState
 from trainers.data.dataset import Dataset
-from trainers.training import distributed
-from trainers.training.loop import SourceState
-from trainers.training.randomness import stream_seed
+from trainers.runtime import distributed
+from trainers.runtime.randomness import stream_seed
 
 CARRIED = "carried"
 HELD_OUT_LANES = 16

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.engine.protocol import Engine, ParameterGroup
-from trainers.training.precision import dtype_of
+from trainers.runtime.precision import dtype_of
 
 
 def parameter_group(name: str, module: nn.Module, optimizer: AdamW, *, prefix: str = "") -> ParameterGroup:

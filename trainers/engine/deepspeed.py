@@ -15,7 +15,7 @@ from trainers.engine.config import deepspeed_config
 from trainers.engine.flat_adamw import FlatAdamW, new_moments, split_by_decay
 from trainers.engine.plain import load_replicated_state, poisoned, replicated_parameters, replicated_state
 from trainers.engine.protocol import STATE_GROUPS, ParameterGroup, ReadState, StateGroup, StateSlice, StepInfo
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 # The shared-memory op is compiled in the first init_distributed and leaves its buffer in /dev/shm; gloo does without.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

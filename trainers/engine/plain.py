@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainers.engine.flat_adamw import FlatAdamW, split_by_decay
 from trainers.engine.protocol import STATE_GROUPS, ParameterGroup, ReadState, StateSlice, StepInfo
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 
 class PlainEngine:

@@ -9,8 +9,8 @@ from recipes.errors import RequestError
 from recipes.stages.evaluate import Bound, Evaluate
 from trainers.evaluation.suite import Parts, Suite
 from trainers.models.load import model_family
+from trainers.runtime.precision import use_fast_matmul
 from trainers.training.context import Draft, StageContext, draft_folder, model_folder
-from trainers.training.precision import use_fast_matmul
 
 
 def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite]) -> Draft | None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainers.training import distributed
-from trainers.training.objectives.protocol import Objective
+from trainers.objectives.protocol import Objective
+from trainers.runtime import distributed
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import numpy as np
 
 from trainers.data.batches import PicturedBatch, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 ORDER = 5
 MAX_TOKENS = 20_000_000

@@ -9,8 +9,8 @@ from torch import nn
 from recipes.stages.evaluate import Evaluate
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact
+from trainers.runtime.precision import dtype_of
 from trainers.training.context import StageContext, model_weights
-from trainers.training.precision import dtype_of
 
 REFERENCE = "reference"
 """Under this name the data's own answer stands among the samples."""

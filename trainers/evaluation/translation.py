@@ -17,7 +17,7 @@ from trainers.data.packing import scattered
 from trainers.data.tokenizer import Tokenization
 from trainers.inference.generation import SamplingSettings, generate, sampling_settings
 from trainers.models.encoder_decoder import start_token
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 NUM_EXAMPLES = 8
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainers.data.tokenizer import Tokenization
 from trainers.models.encoder_decoder import decode, encode, start_token
 from trainers.models.token_losses import is_recurrent
-from trainers.training.observer import Watch
+from trainers.runtime.observer import Watch
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share of it is left."""

@@ -12,8 +12,8 @@ from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
 from trainers.models.token_losses import TokenLosses
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.objectives.protocol import Learning
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import Learning
 
 
 class DecoderRuntime(FamilyRuntime):

@@ -9,10 +9,12 @@ from torch import nn
 from recipes.models.encoder import Corruption
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
-from trainers.data.masking import MaskedLanguageModelObjective, MaskedTokenLosses, Masker
+from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
-from trainers.training.objectives.protocol import Learning
+from trainers.models.token_losses import MaskedTokenLosses
+from trainers.objectives.masked_language_model import MaskedLanguageModelObjective
+from trainers.objectives.protocol import Learning
 
 
 class EncoderRuntime(FamilyRuntime):

@@ -18,8 +18,8 @@ from trainers.data.span_corruption import SpanCorrupter
 from trainers.data.tokenizer import Tokenization
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
 from trainers.models.token_losses import linear_cross_entropy
-from trainers.training.objectives.protocol import Learning
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
+from trainers.objectives.protocol import Learning
+from trainers.objectives.seq2seq import Seq2SeqObjective
 
 
 class EncoderDecoderRuntime(FamilyRuntime):

@@ -11,7 +11,7 @@ from torch import nn
 
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
-from trainers.training.objectives.protocol import Learning
+from trainers.objectives.protocol import Learning
 
 if TYPE_CHECKING:
     from trainers.data.image_processor import PictureProcessor

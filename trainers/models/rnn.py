@@ -18,9 +18,9 @@ from recipes.stages.pretrain import Pretrain
 from trainers.data.tokenizer import Tokenization
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.objectives.protocol import Learning
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.objectives.protocol import Learning
 
 MODEL_TYPE = "rnn"
 ROWS_AT_ONCE = 32

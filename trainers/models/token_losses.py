@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from recipes.models.memory import CHUNK_ELEMENTS
+from trainers.data.masking import MaskedBatch
 from trainers.data.streams import StreamBatch
-from trainers.models.attention import packed_attention_bias
+from trainers.models.attention import packed_attention_bias, segment_attention_bias
 
 
 class TokenLosses(nn.Module):
@@ -118,3 +119,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+class MaskedTokenLosses(nn.Module):
+    """A masked language model of transformers whose forward returns the loss sum over hidden tokens, and the hits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
+        """Return the summed negative log-likelihood of the hidden tokens and how many were the likeliest."""
+        model: Any = self.model
+        bias = segment_attention_bias(batch.segment_ids_BT, model.dtype)
+        states_BTD = model.base_model(
+            input_ids=batch.input_ids_BT, attention_mask=bias, position_ids=batch.position_ids_BT
+        ).last_hidden_state
+        logits_NV = model.cls(states_BTD[batch.hidden_mask_BT]).float()
+        targets_N = batch.target_ids_BT[batch.hidden_mask_BT]
+        loss = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return loss, (logits_NV.argmax(dim=1) == targets_N).sum()

@@ -21,8 +21,8 @@ from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name, packed_attention_bias
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts
 from trainers.models.token_losses import linear_cross_entropy
-from trainers.training.objectives.protocol import Learning
-from trainers.training.objectives.vision_language import PicturedLanguageModelObjective
+from trainers.objectives.protocol import Learning
+from trainers.objectives.vision_language import PicturedLanguageModelObjective
 
 MODULES: dict[Part, str] = {
     "language": "language_model",

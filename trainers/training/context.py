@@ -19,17 +19,17 @@ from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization
+from trainers.models.folders import verify_folder
 from trainers.models.protocol import ModelKind
+from trainers.models.verification import MergeLoss, Probe
+from trainers.runtime import distributed
+from trainers.runtime.distributed import Ranks
+from trainers.runtime.observer import Observer
 from trainers.store.adapters import Weights, find_stack, weights_of, whole_part, whole_weights
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout, StateManifest
 from trainers.store.materialised_folders import folder as folder_of
 from trainers.store.runs import SegmentWriter
 from trainers.store.store import Store
-from trainers.training import distributed
-from trainers.training.distributed import Ranks
-from trainers.training.model_folders import verify_folder
-from trainers.training.observer import Observer
-from trainers.training.verification import MergeLoss, Probe
 
 
 @dataclass(frozen=True)

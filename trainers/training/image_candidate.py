@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.models.folders import write_adapter
 from trainers.models.images.build import Blueprint, probe_adapter, probe_family, write_family
 from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
 from trainers.training.loop import Outcome
-from trainers.training.model_folders import write_adapter
 
 
 def write_image_draft(

@@ -11,23 +11,16 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted, StageError
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.joint import JointState
 from trainers.engine.protocol import Engine, StatefulEngine
-from trainers.training import distributed
-from trainers.training.objectives.protocol import Objective
-from trainers.training.observer import Interrupted, Observer
-from trainers.training.randomness import seed_torch, stream_seed
+from trainers.objectives.protocol import Objective
+from trainers.runtime import distributed
+from trainers.runtime.observer import Interrupted, Observer
+from trainers.runtime.randomness import seed_torch, stream_seed
 
 STOP_WAIT_S = 5.0
 """How long a stop waits for the next state that can be saved."""
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """What a source needs to go on: JSON values, and tensors that are equal on every rank."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class BatchSource(Protocol):
@@ -54,19 +47,6 @@ class BatchSource(Protocol):
 
     def load_state(self, state: SourceState) -> None:
         """Take over a saved state."""
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """What the loop itself saves beside the engine and the source."""
-
-    steps_done: int = 0
-    skipped_steps: int = 0
-    samples: int = 0
-    weight: float = 0.0
-    rule: str | None = None
-    is_judged: bool = True
-    """False: the source has not been asked yet whether a rule ends the stage here."""
 
 
 class Checkpoint(Protocol):

@@ -12,11 +12,12 @@ from recipes.stages.optim import Schedule
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.build import build_engine, parameter_group
+from trainers.objectives.protocol import Objective, unchanged
 from trainers.store.manifest import Layout
 from trainers.training.context import StageContext
-from trainers.training.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, SourceState, train
-from trainers.training.objectives.protocol import Objective, unchanged
+from trainers.training.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, train
 from trainers.training.schedule import learning_rate_factor
 
 S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)

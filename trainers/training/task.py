@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from trainers.runtime.precision import use_fast_matmul
 from trainers.training.context import Draft, StageContext
 from trainers.training.loop import BatchSource, Evaluate, Outcome, Phase
-from trainers.training.precision import use_fast_matmul
 from trainers.training.steps import S, TrainingPlan, plan_training
 
 

@@ -12,6 +12,7 @@ from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
+from trainers.models.folders import model_config, probe, write_adapter, write_model
 from trainers.models.lora import (
     DEFAULT,
     active_adapters,
@@ -24,11 +25,10 @@ from trainers.models.lora import (
     start_names,
 )
 from trainers.models.protocol import ModelKind
+from trainers.models.verification import Probe
 from trainers.store.adapters import whole_part
 from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
 from trainers.training.loop import Outcome
-from trainers.training.model_folders import model_config, probe, write_adapter, write_model
-from trainers.training.verification import Probe
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers.runtime.distributed import Ranks
 from trainers.store.store import Store
-from trainers.training.distributed import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from family_stages import CROSSINGS, KIT, STAGES, TUNED
@@ -81,7 +81,7 @@ def _write_pictures(folder: Path) -> None:
     """Write questions about pictures, some without one, and commit a model whose last layer of vision is not read."""
     from PIL import Image
 
-    from trainers.data.demo.small_llava import write_small_llava
+    from trainers.models.small_llava import write_small_llava
     from trainers.store.imports import import_folder
 
     rows = []

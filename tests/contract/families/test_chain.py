@@ -17,11 +17,11 @@ from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
 from trainers.models.images.build import open_family
+from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.training.context import StageContext, verify_checks
-from trainers.training.distributed import Ranks
 
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-3}, "evaluation_rows": 16, "grid": 0}

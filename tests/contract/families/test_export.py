@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from trainers.models.verification import Probe
 from trainers.models.vision_language import probe_pixels
+from trainers.runtime.precision import exact_matmul
 from trainers.store.export import export
 from trainers.store.store import Store
-from trainers.training.precision import exact_matmul
-from trainers.training.verification import Probe
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stock_outputs

@@ -18,7 +18,7 @@ from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.text_encoder import TextStates
 from trainers.models.images.vae import LatentCodec
-from trainers.training.tasks.image_start import adapt
+from trainers.tasks.image_start import adapt
 
 KL = Vae(family="vae", type="autoencoder_kl", width=16, depth=2, latent=3, likelihood="gaussian")
 CASES: dict[str, Any] = {

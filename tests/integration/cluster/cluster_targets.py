@@ -130,7 +130,7 @@ def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     import psutil
     import torch
 
-    from trainers.training import distributed
+    from trainers.runtime import distributed
 
     ranks = distributed.join()
     distributed.barrier()

@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 from recipes.data.images import ImageSource
 from recipes.loading.load import parse_recipe
 from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.runtime.distributed import Ranks
 from trainers.store.store import Store
+from trainers.tasks.images import run_image
 from trainers.training.context import StageContext, verify_checks
-from trainers.training.distributed import Ranks
-from trainers.training.tasks.images import run_image
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "images"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no folder ../shared/data/images beside the repository")

@@ -27,12 +27,12 @@ from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Worksho
 from trainers.data.tokenizer import train_tokenizer
 from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import build_decoder
+from trainers.models.folders import write_model
 from trainers.models.load import load_model
 from trainers.models.protocol import TokenizerFacts
 from trainers.store.manifest import files_digest
+from trainers.tasks.language_model import run_language_model
 from trainers.training.context import model_folder, model_weights
-from trainers.training.model_folders import write_model
-from trainers.training.tasks.language_model import run_language_model
 
 OTHER_TEMPLATE = (
     "{% for message in messages %}{{ ('[A]' if message['role'] == 'assistant' else '[Q]') + message['content'] }}"

@@ -26,15 +26,15 @@ from rlhf.text.reward_stage import run_reward
 from tests.integration.rlhf.workshop import CPU, WORDS, Workshop, jsonl, open_workshop, sizes_of
 from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import build_decoder
+from trainers.models.folders import write_model
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import weights_of
 from trainers.store.collection import Keep, collect
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
+from trainers.tasks.language_model import build_stage_model, run_language_model
 from trainers.training.context import model_weights
-from trainers.training.model_folders import write_model
-from trainers.training.tasks.language_model import build_stage_model, run_language_model
 
 TOKENS = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))
 NOISE = 2e-5

@@ -12,12 +12,12 @@ import torch
 from recipes.data.text import TrainTokenizer
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.models.decoder import build_decoder
+from trainers.models.folders import write_model
 from trainers.models.protocol import TokenizerFacts
+from trainers.runtime.distributed import Ranks
 from trainers.store.manifest import ArtifactManifest, Parent, Verification, files_digest, sha256_hex
 from trainers.store.store import Store
 from trainers.training.context import Draft, StageContext, verify_checks
-from trainers.training.distributed import Ranks
-from trainers.training.model_folders import write_model
 
 CPU = torch.device("cpu")
 WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from trainers.models.verification import Probe
 from trainers.store.export import export
 from trainers.store.store import Store
-from trainers.training.verification import Probe
 
 LIMIT = 1e-5
 STEPS = 2

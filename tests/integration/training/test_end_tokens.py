@@ -28,13 +28,13 @@ from trainers.data.batches import build_batch
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.evaluate_stage import run_evaluate
+from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.tasks.language_model import run_language_model
 from trainers.training.context import Draft, StageContext, verify_checks
-from trainers.training.distributed import Ranks
-from trainers.training.tasks.language_model import run_language_model
 
 CPU = torch.device("cpu")
 ROWS = 512

@@ -171,9 +171,9 @@ def test_a_suite_for_other_models_is_refused_before_it_runs(finished: Path) -> N
 
     from launch.runs.stage_entry import compute
     from recipes.loading.load import parse_recipe
+    from trainers.runtime.distributed import Ranks
     from trainers.store.store import Store
     from trainers.training.context import StageContext
-    from trainers.training.distributed import Ranks
 
     stage = {"kind": "evaluate", "of": ["full"], "suites": ["perplexity"]}
     spec = parse_recipe({"name": "small", "stages": {"exam": stage}}).stages["exam"]

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from launch.cli.sample_text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe, parse_recipe
-from trainers.data.demo.small_llava import DIGIT_TEXTS, write_small_llava
+from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
+from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
 from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
+from trainers.tasks.language_model import run_language_model
 from trainers.training.context import StageContext, verify_checks
-from trainers.training.distributed import Ranks
-from trainers.training.tasks.language_model import run_language_model
 
 SPEC: dict[str, Any] = {
     "kind": "finetune",

@@ -15,13 +15,13 @@ from recipes.data.text import Source
 from recipes.errors import RequestError
 from trainers.data.batches import PicturedBatch, build_batch, pixel_values
 from trainers.data.dataset import Dataset
-from trainers.data.demo.small_llava import write_small_llava
 from trainers.data.image_processor import PictureProcessor, load_picture_processor
 from trainers.data.image_text import encode_question
 from trainers.data.image_text_digest import pictured_digest
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.image_text_responses import pictured_prompts
+from trainers.models.small_llava import write_small_llava
 from trainers.store.store import Store
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Source)

@@ -31,8 +31,8 @@ from trainers.inference.generation import SamplingSettings
 from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
-from trainers.training import distributed
-from trainers.training.precision import unit_roundoff
+from trainers.runtime import distributed
+from trainers.runtime.precision import unit_roundoff
 
 VOCABULARY, WIDTH, EOS, PAD = 24, 16, 0, 1
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.text_encoder import TextEncoder, TextStates
 from trainers.models.images.vae import LatentCodec
-from trainers.training.precision import unit_roundoff
-from trainers.training.tasks.image_start import adapt
+from trainers.runtime.precision import unit_roundoff
+from trainers.tasks.image_start import adapt
 
 CPU = torch.device("cpu")
 KL = Vae(family="vae", type="autoencoder_kl", width=8, depth=2, latent=4, likelihood="gaussian")

@@ -10,12 +10,13 @@ import pytest
 
 from recipes.errors import Preempted
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.joint import BASE, JointState
 from trainers.engine.protocol import STATE_GROUPS
+from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, LoopState, Outcome, Phase, SourceState, train
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.training.loop import Cadence, Outcome, Phase, train
 
 LOOP = ("steps_done", "skipped_steps", "samples", "weight")
 """What every loop remembers; `rule` has a test of its own."""

@@ -15,7 +15,7 @@ from rlhf.images.conditions import Asked
 from rlhf.images.ddpo import Drawn
 from rlhf.iterations import gate_reasons
 from rlhf.monitors import PictureReport
-from trainers.training.observer import Watch
+from trainers.runtime.observer import Watch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_ddpo import build

@@ -16,14 +16,14 @@ from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.checkpoint import checkpoint as checkpoint_module
+from trainers.checkpoint.loop_state import LoopState
 from trainers.data.batches import BatchPlan
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.protocol import STATE_GROUPS
 from trainers.models.lora import add_adapter
 from trainers.models.token_losses import TokenLosses
+from trainers.objectives.language_model import LanguageModelObjective
 from trainers.store.store import Store
-from trainers.training.loop import LoopState
-from trainers.training.objectives.language_model import LanguageModelObjective
 from trainers.training.steps import GROUP, PlannedBatches
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -34,12 +34,12 @@ from trainers.models.load import stock_class
 from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.images import ImageObjective
 from trainers.store.store import Store
+from trainers.tasks.images import ImageBatches
 from trainers.training.loop import Phase
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.training.objectives.images import ImageObjective
 from trainers.training.steps import GROUP, PlannedBatches
-from trainers.training.tasks.images import ImageBatches
 
 sys.path.insert(0, str(Path(__file__).parent))
 from state_items import LOOP, Made, Part, Poisoned, items, leave_out, train_once

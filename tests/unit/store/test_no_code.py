@@ -25,12 +25,12 @@ DOOR = "trainers/store/hf_loaders.py"
 """The one file that may call them on models."""
 JSON_READERS = {
     ("trainers/models/load.py", "model_class.config_class"),
-    ("trainers/training/model_folders.py", "PreTrainedTokenizerFast"),
+    ("trainers/models/folders.py", "PreTrainedTokenizerFast"),
     ("trainers/data/image_processor.py", "AutoProcessor"),
 }
 """Stock classes of configurations, tokenizers and processors: JSON is all that they open."""
 IMPORTERS = {
-    "trainers/training/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
+    "trainers/runtime/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
     "cluster/fork_server.py": "the command line of our own session", "cluster/ray_start.py": "literals",
     "cluster/session.py": "literals",
 }  # fmt: skip

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models
 
 from launch.cli.sample_text import sample_texts
 from recipes.errors import RequestError
+from trainers.models.folders import with_adapter
 from trainers.models.load import load_model
-from trainers.training.model_folders import with_adapter
 
 CPU = torch.device("cpu")
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from recipes.errors import Preempted
 from recipes.stages.optim import AdamW
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.build import parameter_group
 from trainers.engine.plain import PlainEngine
+from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, Outcome, SourceState, train
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.training.loop import Cadence, Outcome, train
 
 STEPS = 8
 LAYOUT = Layout(workers=1, micro_batch=2, accumulation=2)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from recipes.errors import StageError, VerificationError
 from recipes.stages.lora import Lora
 from trainers.models.decoder import build_decoder
+from trainers.models.folders import probe as probe_weights
+from trainers.models.folders import verify_folder, write_adapter, write_model
 from trainers.models.load import load_model
 from trainers.models.lora import (
     active_adapters,
@@ -22,9 +24,7 @@ from trainers.models.lora import (
     merged_tensors,
 )
 from trainers.models.protocol import TokenizerFacts
-from trainers.training.model_folders import probe as probe_weights
-from trainers.training.model_folders import verify_folder, write_adapter, write_model
-from trainers.training.verification import Probe
+from trainers.models.verification import Probe
 
 CPU = torch.device("cpu")
 VOCAB = 60

@@ -9,7 +9,7 @@ from recipes.stages.sharding import Shard
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.decoder import build_decoder
 from trainers.models.protocol import TokenizerFacts
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 TINY = {
     "family": "decoder",

@@ -11,10 +11,10 @@ from torch import Tensor
 from recipes.errors import StageError, StoreDamaged
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.protocol import STATE_GROUPS, StateSlice
 from trainers.store.store import Store
 from trainers.training import loop as loop_module
-from trainers.training.loop import LoopState, SourceState
 
 STEPS = 8
 

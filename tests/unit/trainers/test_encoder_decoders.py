@@ -20,10 +20,10 @@ from trainers.evaluation.translation import Translations, Written, corpus_scores
 from trainers.inference.filling import fill_spans
 from trainers.models.encoder_decoder import TargetLosses
 from trainers.models.families import build_language_model
+from trainers.models.folders import probe, verify_folder, write_model
 from trainers.models.load import load_model
 from trainers.models.protocol import TokenizerFacts
-from trainers.training.model_folders import probe, verify_folder, write_model
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
+from trainers.objectives.seq2seq import Seq2SeqObjective
 
 DEVICE = torch.device("cpu")
 TYPES: dict[str, dict[str, Any]] = {

@@ -15,13 +15,14 @@ from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
-from trainers.data.masking import MaskedTokenLosses, Masker
+from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.evaluation.class_metrics import Predictions, calibration_error
 from trainers.models.families import build_language_model
 from trainers.models.load import load_model
 from trainers.models.protocol import TokenizerFacts
-from trainers.training.objectives.classification import ClassificationObjective, ClassLosses
+from trainers.models.token_losses import MaskedTokenLosses
+from trainers.objectives.classification import ClassificationObjective, ClassLosses
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from trainers.models.images.gan import SpectralNorm, discriminator_loss
 from trainers.models.images.networks import build_decoder, build_encoder, sizes_of
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.vae import gaussian_kl, kl_weight, pixel_log_likelihood
-from trainers.training.randomness import normals, uniforms
+from trainers.runtime.randomness import normals, uniforms
 
 FACTS = ImageFacts(1, 6, 5, ("a", "b", "c"))
 SEEDS = torch.tensor([3, 4, 5])

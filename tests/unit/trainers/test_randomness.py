@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.training.randomness import BLOCK, normals, stream_seed, stream_seeds, uniforms
+from trainers.runtime.randomness import BLOCK, normals, stream_seed, stream_seeds, uniforms
 
 SEEDS = [5, 2**62 + 7, 0, 1]
 GOLDEN, WRAP = 0x9E3779B97F4A7C15, 2**64

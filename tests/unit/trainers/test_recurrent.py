@@ -9,14 +9,14 @@ import torch
 
 from recipes.errors import RequestError
 from recipes.models.rnn import Rnn
+from trainers.checkpoint.loop_state import SourceState
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.families import build_language_model
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
-from trainers.training.loop import SourceState
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 
 V, EOS = 29, 1
 KEYS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from trainers.training.rendezvous import KEY_VARIABLE, meet, use_loopback
+from trainers.runtime.rendezvous import KEY_VARIABLE, meet, use_loopback
 
 TIMEOUT = timedelta(seconds=10)
 

@@ -18,6 +18,7 @@ from recipes.errors import CapacityError, StoreDamaged
 from recipes.stages.optim import AdamW
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
+from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.build import parameter_group
 from trainers.engine.plain import PlainEngine
 from trainers.engine.protocol import StateSlice
@@ -27,7 +28,6 @@ from trainers.store.manifest import StateManifest
 from trainers.store.objects import object_path
 from trainers.store.place import StoreFull
 from trainers.store.store import Store
-from trainers.training.loop import LoopState, SourceState
 
 STEPS = 8
 

@@ -9,10 +9,10 @@ from trainers.models.build import build_language_model
 
 from recipes.stages.lora import Lora
 from trainers.models.decoder import TokenizerFacts
+from trainers.models.folders import write_adapter, write_model
 from trainers.models.lora import activate, adapter_tensors, add_adapter, is_adapter_key, start_names
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import Weights
-from trainers.training.model_folders import write_adapter, write_model
 
 CPU = torch.device("cpu")
 DECODER = {"family": "decoder", "max_position_embeddings": 64}

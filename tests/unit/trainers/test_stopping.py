@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
+from trainers.runtime.observer import Interrupted, counted, interruptible, raise_if_stopping
 from trainers.training import loop
 from trainers.training.loop import Cadence, Evaluation, train
-from trainers.training.observer import Interrupted, counted, interruptible, raise_if_stopping
 
 
 @dataclass(frozen=True)

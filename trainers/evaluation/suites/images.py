@@ -28,9 +28,9 @@ from trainers.inference.image_grid import encode_grid
 from trainers.models.images.build import open_family
 from trainers.models.images.classifier import ClassifierFamily
 from trainers.models.images.protocol import Captioned, Drawing
+from trainers.runtime.observer import Observer
+from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, model_folder, open_images
-from trainers.training.observer import Observer
-from trainers.training.randomness import stream_seed
 
 BATCH = 256
 REAL_DRAWS = 5

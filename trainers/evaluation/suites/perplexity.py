@@ -15,12 +15,12 @@ from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.models.load import model_family
 from trainers.models.token_losses import CarriedTokenLosses, TokenLosses
+from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.runtime.observer import counted
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 from trainers.training.context import StageContext, data_request, model_folder, open_dataset
-from trainers.training.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.training.objectives.language_model import LanguageModelObjective
-from trainers.training.observer import counted
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""

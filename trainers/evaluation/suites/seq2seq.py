@@ -10,9 +10,9 @@ from trainers.evaluation.held_out import evaluate, perplexity
 from trainers.evaluation.suite import REFERENCE, Measured, Parts, open_measured
 from trainers.evaluation.translation import Translations, translate
 from trainers.models.encoder_decoder import TargetLosses
+from trainers.objectives.seq2seq import Seq2SeqObjective
+from trainers.runtime.observer import counted
 from trainers.training.context import StageContext, data_request, model_folder, open_dataset
-from trainers.training.objectives.seq2seq import Seq2SeqObjective
-from trainers.training.observer import counted
 
 ROWS_AT_ONCE = 16
 

@@ -15,11 +15,9 @@ from torch import Tensor
 from recipes.errors import RequestError, StageError
 from recipes.models.image_folders import FORMAT
 from recipes.models.image_models import SETTINGS, Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from trainers.models.folders import with_adapter, write_json
 from trainers.models.images.protocol import Family, ImageFacts, Part, settings_of
-from trainers.store.hf_loaders import open_model
-from trainers.training.model_folders import with_adapter, write_json
-from trainers.training.precision import exact_matmul
-from trainers.training.verification import (
+from trainers.models.verification import (
     MergeLoss,
     Probe,
     compare_merge,
@@ -28,6 +26,8 @@ from trainers.training.verification import (
     in_fp32,
     weight_digests,
 )
+from trainers.runtime.precision import exact_matmul
+from trainers.store.hf_loaders import open_model
 
 if TYPE_CHECKING:
     from trainers.models.images.text_encoder import TextEncoder

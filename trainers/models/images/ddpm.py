@@ -20,7 +20,7 @@ from trainers.models.images.protocol import ImageFacts, Part, PhaseModule, setti
 from trainers.models.images.text_encoder import TextEncoder, TextStates
 from trainers.models.images.unet import build_unet
 from trainers.models.images.vae import LatentCodec, SpatialAutoencoder
-from trainers.training.randomness import normals, uniforms
+from trainers.runtime.randomness import normals, uniforms
 
 NOISE, TIMESTEP, LABEL_DROPOUT, INITIAL, BOUND_TIMESTEP, BOUND_NOISE = 1, 2, 3, 4, 5, 100
 """Streams of a sample's noise; the last one's are as many as the bound has strata."""

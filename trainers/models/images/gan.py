@@ -16,7 +16,7 @@ from recipes.models.image_models import Gan
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.networks import build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
-from trainers.training.randomness import normals, uniforms
+from trainers.runtime.randomness import normals, uniforms
 
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIXING, DRAWN = 1, 2, 3, 4
 """Streams of a sample's noise."""

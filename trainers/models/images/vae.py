@@ -17,7 +17,7 @@ from recipes.models.image_models import Vae
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.networks import NetworkType, build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
-from trainers.training.randomness import normals, uniforms
+from trainers.runtime.randomness import normals, uniforms
 
 LATENT_NOISE, BINARIZE, CODEC_NOISE = 1, 2, 8
 """Streams of a sample's noise."""

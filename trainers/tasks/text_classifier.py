@@ -19,13 +19,13 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.class_metrics import Predictions
 from trainers.models.load import CLASSIFIER_PARTS, load_model
 from trainers.models.lora import add_adapter
-from trainers.training import distributed
+from trainers.objectives.classification import ClassificationObjective, ClassLosses
+from trainers.runtime import distributed
+from trainers.runtime.observer import interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
 from trainers.training.loop import Evaluate, Evaluation, Outcome
-from trainers.training.objectives.classification import ClassificationObjective, ClassLosses
-from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of
-from trainers.training.randomness import stream_seed
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course
 from trainers.training.text_candidate import TrainedText, write_text_draft

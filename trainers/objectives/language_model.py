@@ -3,7 +3,7 @@
 from torch import nn
 
 from trainers.data.batches import TokenBatch
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.objectives.protocol import ObjectiveOutput
 
 
 class LanguageModelObjective:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from trainers.data.streams import StreamBatch
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.objectives.protocol import ObjectiveOutput
 
 
 class CarriedLanguageModelObjective:

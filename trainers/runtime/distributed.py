@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
-from trainers.training.rendezvous import meet, use_loopback
+from trainers.runtime.rendezvous import meet, use_loopback
 
 T = TypeVar("T")
 

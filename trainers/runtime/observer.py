@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from trainers.training import distributed
+from trainers.runtime import distributed
 
 B = TypeVar("B")
 T = TypeVar("T")

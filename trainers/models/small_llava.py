@@ -12,7 +12,7 @@ import torch
 
 from recipes.data.text import TrainTokenizer
 from trainers.data.tokenizer import train_tokenizer
-from trainers.training.model_folders import write_json, write_model
+from trainers.models.folders import write_json, write_model
 
 IMAGE = "<image>"
 DIGIT_TEXTS = ["Which digit? zero one two three four five six seven eight nine"] * 3

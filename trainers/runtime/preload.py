@@ -3,7 +3,7 @@
 import importlib
 
 MODULES = (
-    "trainers.training.tasks.language_model",
+    "trainers.tasks.language_model",
     "trainers.engine.deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # what DeepSpeed imports when it builds an engine: torch's compiler
     "transformers.models.llama.modeling_llama",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recipes.models.encoder import PseudoLabels
 from trainers.data.batches import Texts
 from trainers.data.labelled_batches import LabelledBatch
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.objectives.protocol import ObjectiveOutput
 
 
 class ClassLosses(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.data.batches import ImageBatch
-from trainers.training.objectives.protocol import ObjectiveOutput
+from trainers.objectives.protocol import ObjectiveOutput
 
 
 class ImageObjective:

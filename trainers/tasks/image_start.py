@@ -17,8 +17,8 @@ from trainers.models.images.protocol import Family, ImageFacts
 from trainers.models.images.text_encoder import TextEncoder, example_captions, read_captions
 from trainers.models.images.vae import LatentCodec, VaeFamily, fit_codec
 from trainers.models.lora import add_adapter
+from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, model_folder
-from trainers.training.randomness import stream_seed
 
 EXAMPLE_ROWS = 4096
 """Pictures among whose captions a model's examples are looked for."""

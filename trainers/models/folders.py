@@ -17,11 +17,7 @@ from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_stack
-from trainers.models.vision_language import demand_fitting, probe_pixels
-from trainers.store.adapters import Weights
-from trainers.store.hf_loaders import open_adapter
-from trainers.training.precision import exact_matmul
-from trainers.training.verification import (
+from trainers.models.verification import (
     MergeLoss,
     Probe,
     compare_merge,
@@ -30,6 +26,10 @@ from trainers.training.verification import (
     in_fp32,
     weight_digests,
 )
+from trainers.models.vision_language import demand_fitting, probe_pixels
+from trainers.runtime.precision import exact_matmul
+from trainers.store.adapters import Weights
+from trainers.store.hf_loaders import open_adapter
 
 WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 16

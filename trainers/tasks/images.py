@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recipes.models.image_models import VENDI_PICTURES
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.pretrain import PretrainImages
+from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.materialise_images import ImageDataset, ImageRequest
 from trainers.data.order import drawn_rows
@@ -20,24 +21,24 @@ from trainers.evaluation.image_metrics import vendi_score
 from trainers.inference.image_grid import grid_sample
 from trainers.models.images.protocol import Drawing
 from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.objectives.images import ImageObjective
+from trainers.runtime import distributed
+from trainers.runtime.observer import interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
-from trainers.training import distributed
-from trainers.training.context import Draft, StageContext, open_images
-from trainers.training.image_candidate import write_image_draft
-from trainers.training.loop import Evaluation, Outcome, SourceState
-from trainers.training.objectives.images import ImageObjective
-from trainers.training.observer import interruptible
-from trainers.training.precision import dtype_of
-from trainers.training.randomness import stream_seed
-from trainers.training.steps import TrainingPlan
-from trainers.training.task import Course, run_training
-from trainers.training.tasks.image_start import (
+from trainers.tasks.image_start import (
     ImageStart,
     require_labels,
     require_shape,
     start_training,
     with_caption_tokens,
 )
+from trainers.training.context import Draft, StageContext, open_images
+from trainers.training.image_candidate import write_image_draft
+from trainers.training.loop import Evaluation, Outcome
+from trainers.training.steps import TrainingPlan
+from trainers.training.task import Course, run_training
 
 NETWORK = "net."
 """What the names of an adapted network's parameters start with in its family's module."""

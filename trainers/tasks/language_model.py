@@ -31,17 +31,17 @@ from trainers.models.load import lacks_head, model_family
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.protocol import FamilyRuntime, TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
+from trainers.objectives.protocol import Learning
+from trainers.runtime import distributed
+from trainers.runtime.observer import Observer, interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
-from trainers.training import distributed
+from trainers.tasks.text_classifier import TextClassifierTask
 from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import BatchSource, Evaluate, Evaluation, Outcome
-from trainers.training.objectives.protocol import Learning
-from trainers.training.observer import Observer, interruptible
-from trainers.training.precision import dtype_of
-from trainers.training.randomness import stream_seed
 from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
-from trainers.training.tasks.text_classifier import TextClassifierTask
 from trainers.training.text_candidate import TrainedText, write_text_draft
 
 WRAPPER = "model."

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
+from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import StoreDamaged
 from trainers.store.manifest import (
     ArtifactManifest,
     FileEntry,
-    Kind,
     Outcome,
     StoreFormat,
     canonical_json,
@@ -114,4 +114,4 @@ def test_errors_survive_the_way_between_processes() -> None:
 def test_the_page_of_the_store_lists_every_kind() -> None:
     page = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
     (cell,) = re.findall(r"^\| `kind` \| (.*) \|$", page, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", cell)) == set(get_args(Kind))
+    assert set(re.findall(r"`(\w+)`", cell)) == set(get_args(ArtifactKind))

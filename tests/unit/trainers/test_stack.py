@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.models.build import build_language_model
 
 from recipes.stages.lora import Lora
-from trainers.models.decoder import TokenizerFacts
+from trainers.models.families import build_language_model
 from trainers.models.folders import write_adapter, write_model
 from trainers.models.lora import activate, adapter_tensors, add_adapter, is_adapter_key, start_names
+from trainers.models.protocol import TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
 from trainers.store.adapters import Weights
 

@@ -7,10 +7,15 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
+from recipes.data.images import ImageSource
+from recipes.data.text import Source
+from recipes.models.architecture import Architecture
+from recipes.models.image_models import ImageArchitecture
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
+from recipes.stages.kinds import Stage
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,19 +38,22 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
   another folder has to write them again. `extends` itself starts at the folder of the file that it stands in.
 """
 
+
+def _members(union: Any) -> tuple[str, ...]:
+    """Names of the classes of a union, in their order."""
+    if isinstance(union, type):
+        return (union.__name__,)
+    parts = get_args(union)[:1] if get_origin(union) is Annotated else get_args(union)
+    return tuple(dict.fromkeys(name for part in parts for name in _members(part)))
+
+
 _SECTIONS = (
-    (
-        "Stages",
-        ("Pretrain", "PretrainImages", "Finetune", "FinetuneImages", "Reward", "PpoStage", "PpoImages", "Evaluate"),
-    ),
-    ("Architectures", ("Llama", "Qwen3", "Gpt2", "Rnn", "Bert", "T5", "Bart", "RopeParameters")),
-    ("Families of pictures", ("Classifier", "Vae", "Gan", "Ddpm")),
+    ("Stages", _members(Stage)),
+    ("Architectures", (*_members(Architecture), "RopeParameters")),
+    ("Image families", _members(ImageArchitecture)),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
-    ("Data sources", ("PythonDocs", "PythonSummaries", "TextFiles", "JsonLines", "Csv", "Parquet", "Datasets")),
-    (
-        "Sources of pictures",
-        ("Digits", "Idx", "ImageFolder", "ImageArrays", "ImageJsonLines", "ImageParquet", "ImageDatasets"),
-    ),
+    ("Data sources", _members(Source)),
+    ("Image sources", _members(ImageSource)),
     (
         "Training",
         (
@@ -96,8 +104,8 @@ def _heading(name: str, model: dict[str, Any]) -> str:
     for key in ("kind", "type", "source", "train", "family"):
         value = model["properties"].get(key, {})
         if "const" in value:
-            of_pictures = key in ("source", "kind") and "Image" in name
-            return f"{key}: {value['const']}" + (" (pictures)" if of_pictures else "")
+            of_images = key in ("source", "kind") and "Image" in name
+            return f"{key}: {value['const']}" + (" (images)" if of_images else "")
     return "from" if "from" in model["properties"] else name
 
 

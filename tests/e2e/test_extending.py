@@ -1,0 +1,253 @@
+"""docs/extending.md, performed: a decoder type, a data source and an evaluation suite join a copy of the tree by the
+files that the page names, and a recipe that uses all three runs.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.serial
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = ("recipes", "trainers", "rlhf", "launch", "cluster")
+
+READER = '''"""YAML files: a document a row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from recipes.data.text import Yaml
+from recipes.problem_codes import Code
+from trainers.data.sources.local_files import file_parts, files_digest, find_sorted, require
+from trainers.data.sources.reader import Part, RawRow, RowFiles, SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class YamlReader:
+    """Reads YAML files."""
+
+    source: Yaml
+    base_dir: Path
+    is_remote = False
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the files."""
+        return file_parts(find_sorted(self.source.files, self.base_dir), lambda path, _: read_yaml(path))
+
+    def digest(self) -> str:
+        """Hash the files' bytes."""
+        return files_digest(self.files().paths)
+
+    def files(self) -> RowFiles:
+        """Return the files."""
+        return RowFiles(require(find_sorted(self.source.files, self.base_dir)))
+
+
+def read_yaml(path: Path) -> Iterator[RawRow]:
+    """Yield a row for each document."""
+    for number, row in enumerate(yaml.safe_load_all(path.read_text()), start=1):
+        if not isinstance(row, dict):
+            raise SourceError(Code.ROWS_NOT_USABLE, f"{path}: document {number} is no mapping")
+        yield RawRow(f"{path.name}:{number}", f"{path}: document {number}", row, path.parent)
+'''
+
+SUITE = '''"""Suite `next_token`: the share of held-out tokens that are the model's likeliest guess."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from recipes.stages.evaluate import Evaluate
+from trainers.data.batches import evaluation_batches
+from trainers.data.tokenizer import load_tokenization
+from trainers.evaluation.suite import Measured, Parts, open_measured
+from trainers.runtime import distributed
+from trainers.runtime.observer import counted
+from trainers.training.context import StageContext, data_request, model_folder, open_dataset
+
+
+@torch.no_grad()
+def measure_next_token(spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts) -> Measured:
+    """Guess every token from those before it; collective."""
+    metrics = {}
+    for index, label in enumerate(labels):
+        tokenization = load_tokenization(model_folder(context, f"of.{index}"))
+        request = data_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
+        dataset = open_dataset(context, request)
+        model: Any = open_measured(spec, context, f"of.{index}", "language_model")
+        rows, ranks = min(spec.num_prompts, len(dataset)), context.ranks
+        read = evaluation_batches(dataset, rows, ranks.world_size, ranks.rank, 8)
+        right = total = 0.0
+        for batch in counted(read, context.observer, "next_token", rows, **parts.place(index)):
+            guesses_BT = model(input_ids=batch.input_ids_BT).logits[:, :-1].argmax(-1)
+            is_target_BT = batch.loss_mask_BT[:, 1:]
+            right += float((guesses_BT == batch.input_ids_BT[:, 1:])[is_target_BT].sum())
+            total += float(is_target_BT.sum())
+        right, total = distributed.all_sum([right, total])
+        metrics[f"{label}.next_token"] = right / total
+    return Measured(metrics)
+'''
+
+TYPE = '''
+
+class Qwen2(_Rotary):
+    """transformers' Qwen2Config: llama's block with biases on queries, keys and values."""
+
+    family: Literal["decoder"] = meaning(description="Decoder-only transformer.")
+    type: Literal["qwen2"] = meaning(description="transformers' model_type.")
+
+    def _further_in_block(self, shape: Shape) -> int:
+        """Biases of queries, keys and values."""
+        return (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+'''
+
+SOURCE = '''
+
+class Yaml(_Rows, Patterns):
+    """YAML documents, one a row."""
+
+    source: Literal["yaml"] = meaning(description="Reads YAML files with a document for each row.")
+'''
+
+STOCK = """            case "qwen2":
+                from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+                classes = (
+                    qwen2.Qwen2ForCausalLM,
+                    qwen2.Qwen2ForSequenceClassification,
+                    qwen2.Qwen2ForTokenClassification,
+                )
+"""
+
+# By section of the page, by file: what stands before the addition, and the addition; None: the file is new.
+ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
+    "A decoder type": {
+        "recipes/models/decoder.py": [
+            ("        return 2 * shape.head_dim\n", TYPE),
+            (
+                '        "qwen3": ModelType("Qwen3", Qwen3, ROTARY_MODULES),\n',
+                '        "qwen2": ModelType("Qwen2", Qwen2, ROTARY_MODULES),\n',
+            ),
+        ],
+        "recipes/models/architecture.py": [("DECODER, ", "Qwen2, "), ("Annotated[", "Qwen2 | ")],
+        "trainers/models/decoder.py": [("        match model_type:\n", STOCK)],
+    },
+    "A data source": {
+        "recipes/data/text.py": [
+            ('description="Reads Apache Parquet files.")\n', SOURCE),
+            ("Source = Annotated[\n    ", "Yaml | "),
+        ],
+        "trainers/data/sources/yaml_files.py": [(None, READER)],
+        "trainers/data/sources/open.py": [
+            (
+                "from trainers.data.sources.text import TextReader\n",
+                "from trainers.data.sources.yaml_files import YamlReader\n",
+            ),
+            ("from recipes.data.text import ", "Yaml, "),
+            ("    match source:\n", "        case Yaml():\n            return YamlReader(source, base_dir)\n"),
+        ],
+    },
+    "An evaluation suite": {
+        "recipes/stages/suites.py": [
+            ("SuiteName = Literal[", '"next_token", '),
+            (
+                "SUITES: dict[SuiteName, SuiteSpec] = {\n",
+                '    "next_token": SuiteSpec("language models", ("next_token",), source=("text", "text")),\n',
+            ),
+        ],
+        "recipes/models/decoder.py": [("    suites=(", '"next_token", ')],
+        "trainers/evaluation/suites/next_token.py": [(None, SUITE)],
+        "launch/runs/suites.py": [
+            (
+                "from trainers.evaluation.suite import Measured, Parts, Suite\n",
+                "from trainers.evaluation.suites.next_token import measure_next_token\n",
+            ),
+            ("MEASURES: dict[SuiteName, Suite] = {\n", '    "next_token": measure_next_token,\n'),
+        ],
+    },
+}
+
+RECIPE: dict[str, Any] = {
+    "name": "extended",
+    "stages": {
+        "base": {
+            "kind": "pretrain",
+            "architecture": {
+                "family": "decoder", "type": "qwen2", "num_hidden_layers": 2, "hidden_size": 64,
+                "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 128,
+            },
+            "tokenizer": {"train": "bpe", "vocab_size": 300},
+            "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
+            "train": {
+                "steps": 30, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2},
+                "schedule": {"name": "constant"},
+            },
+        },
+        "measured": {
+            "kind": "evaluate", "of": ["base"], "suites": ["perplexity", "next_token"], "sequence_length": 64,
+            "text": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
+            "gates": [{"metric": "base.next_token", "min": 0.1}],
+        },
+    },
+    "cluster": {"workers": 1, "gpus_per_worker": 0},
+}  # fmt: skip
+
+
+def files_of(section: str) -> set[str]:
+    """The files that the page names for an addition."""
+    page = (PROJECT / "docs" / "extending.md").read_text()
+    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"^\| `([\w/.]+)` \|", part, re.MULTILINE))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the packages with all additions."""
+    folder = tmp_path / "tree"
+    for package in PACKAGES:
+        shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for additions in ADDITIONS.values():
+        for name, edits in additions.items():
+            path = folder / name
+            for before, added in edits:
+                text = "" if before is None else path.read_text()
+                assert before is None or before in text, f"{name} has no {before!r}"
+                path.write_text(added if before is None else text.replace(before, before + added, 1))
+    return folder
+
+
+@pytest.mark.parametrize("section", ADDITIONS)
+def test_an_addition_takes_the_files_that_the_page_names(section: str) -> None:
+    assert files_of(section) == set(ADDITIONS[section])
+    assert len(ADDITIONS[section]) <= 4  # and the recipe
+
+
+def test_a_recipe_uses_every_addition(tree: Path, tmp_path: Path) -> None:
+    rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
+    (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    environment = {**os.environ, "PYTHONPATH": str(tree), "TRAINWRIGHT_STORE": str(tmp_path / "store")}
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *arguments], env=environment, cwd=tmp_path, capture_output=True,
+            text=True, check=False, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("check", "recipe.yaml")
+    call("run", "recipe.yaml")
+    kinds = {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
+    assert kinds == {"base": "model", "measured": "report"}

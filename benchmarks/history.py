@@ -144,7 +144,8 @@ def measure_requests(sides: dict[str, Path], options: argparse.Namespace) -> Non
 
 def fill(uri: str, options: argparse.Namespace) -> None:
     """Write what runs leave behind, with the code that is imported."""
-    from launch.api import new_record, prepare
+    from launch.api import prepare
+    from launch.runs.new_run import new_record
     from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest
     from trainers.store.store import Store
 

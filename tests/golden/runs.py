@@ -22,10 +22,10 @@ from typing import Any
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
-from launch.api import new_record
 from launch.report.progress import SilentView
 from launch.runs.capacity import Workers
 from launch.runs.execute_run import RUN_STAGE, VERIFY_DRAFT, CrewRequest, drive
+from launch.runs.new_run import new_record
 from launch.runs.resolve import data_digests, resolve
 from launch.runs.worker_pool import GroupCrew
 from recipes.errors import StageError, TrainwrightError

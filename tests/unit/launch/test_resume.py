@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.api import with_placement
 from launch.runs.capacity import Workers
 from launch.runs.new_run import record_of
 from launch.runs.resolve import Resolved, differing_values, resolve
+from launch.runs.resume import resumable, with_placement
 from recipes.errors import Preempted, RecipeError, RequestError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
@@ -50,7 +50,7 @@ def test_a_completed_run_has_nothing_to_resume(bench: Any) -> None:
 
 
 def test_unchanged_inputs_are_accepted(stopped: Any) -> None:
-    resolved = api.resumable(stopped, None, (), None)
+    resolved = resumable(stopped, None, (), None)
     assert resolved is not None
     assert resolved == stopped.resolved()
 
@@ -58,7 +58,7 @@ def test_unchanged_inputs_are_accepted(stopped: Any) -> None:
 def test_changed_data_are_refused_by_name(stopped: Any, recipe: Any) -> None:
     (recipe.parent / "text.txt").write_text("other words\n" * 20)
     with pytest.raises(RequestError, match=r"stages\.base\.data\.data: ") as refused:
-        api.resumable(stopped, None, (), None)
+        resumable(stopped, None, (), None)
     assert "stages.chat.data.data" in str(refused.value)
     assert refused.value.exit_code == 2
 
@@ -66,11 +66,11 @@ def test_changed_data_are_refused_by_name(stopped: Any, recipe: Any) -> None:
 def test_missing_data_are_refused(stopped: Any, recipe: Any) -> None:
     (recipe.parent / "text.txt").unlink()
     with pytest.raises(RecipeError, match=r"stages\.base\.data"):
-        api.resumable(stopped, None, (), None)
+        resumable(stopped, None, (), None)
 
 
 def test_placement_may_change(stopped: Any) -> None:
-    resolved = api.resumable(stopped, None, ["stages.chat.train.save_every=3", "cluster.max_retries=0"], None)
+    resolved = resumable(stopped, None, ["stages.chat.train.save_every=3", "cluster.max_retries=0"], None)
     assert resolved is not None
     assert resolved.recipe.stages["chat"].train.save_every == 3
     assert resolved.recipe.cluster.max_retries == 0
@@ -95,14 +95,14 @@ def test_a_resume_elsewhere_keeps_precision_and_engine(bench: Any) -> None:
 
 def test_meaning_may_not_change(stopped: Any) -> None:
     with pytest.raises(RequestError, match=r"stages\.chat\.train\.steps: 4 in the run, 5 at present"):
-        api.resumable(stopped, None, ["stages.chat.train.steps=5"], None)
+        resumable(stopped, None, ["stages.chat.train.steps=5"], None)
 
 
 def test_a_recipe_that_differs_is_refused_with_its_keys(stopped: Any, recipe: Any) -> None:
-    assert api.resumable(stopped, recipe, (), None) is not None
+    assert resumable(stopped, recipe, (), None) is not None
     recipe.write_text(recipe.read_text().replace("lr: 1e-3", "lr: 2e-3", 1))
     with pytest.raises(RequestError, match=r"stages\.base\.train\.optimizer\.lr: 0\.001 in the run, 0\.002 at present"):
-        api.resumable(stopped, recipe, (), None)
+        resumable(stopped, recipe, (), None)
 
 
 def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pyt
     before = SEMANTICS["finetune"]
     monkeypatch.setitem(SEMANTICS, "finetune", before + 1)
     with pytest.raises(RequestError, match=rf"stages\.chat\.semantics: {before} in the run, {before + 1} at present"):
-        api.resumable(stopped, None, (), None)
+        resumable(stopped, None, (), None)
 
 
 def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
@@ -120,7 +120,7 @@ def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver=this_driver(), next_s=5)
     with pytest.raises(RequestError, match="is running on"):
-        api.resumable(record, None, (), None)
+        resumable(record, None, (), None)
 
 
 def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) ->
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver={**this_driver(), "start_ticks": 1}, next_s=5)
     assert record.summary().state == "lost"
-    assert api.resumable(record, None, (), None) is not None
+    assert resumable(record, None, (), None) is not None
 
 
 def test_differing_values_are_dotted_and_show_both_values() -> None:
@@ -156,11 +156,11 @@ def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped
     commit_state(stopped, "chat", old["chat"], 2)
     override = ["stages.chat.train.steps=5", "stages.chat.train.optimizer.lr=0.5"]
     with pytest.raises(RequestError, match=r"stages\.chat\.train\.optimizer\.lr: .* in the run, 0\.5") as refused:
-        api.resumable(stopped, None, override, None, ["stages.chat.train.steps"])
+        resumable(stopped, None, override, None, ["stages.chat.train.steps"])
     assert "stages.chat.train.steps" not in str(refused.value)
     with pytest.raises(RequestError, match=r"--allow-change stages\.base: nothing changed there"):
-        api.resumable(stopped, None, override, None, ["stages.chat.train", "stages.base"])
-    found = api.resumable(stopped, None, override, None, ["stages.chat.train"])
+        resumable(stopped, None, override, None, ["stages.chat.train", "stages.base"])
+    found = resumable(stopped, None, override, None, ["stages.chat.train"])
     assert found is not None
     assert [(change["field"], change["after"]) for change in found.changes["chat"]] == [
         ("stages.chat.train.optimizer.lr", 0.5),
@@ -177,7 +177,7 @@ def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped
 
 def test_a_stage_that_has_not_begun_is_simply_another(stopped: Any, bench: Any) -> None:
     override = ["stages.chat.train.steps=5"]
-    found = api.resumable(stopped, None, override, None, ["stages.chat.train.steps"])
+    found = resumable(stopped, None, override, None, ["stages.chat.train.steps"])
     assert found is not None
     assert found.changes == {}
     new = {stage.name: stage.fingerprint for stage in found.plan(None).stages}
@@ -194,15 +194,15 @@ def test_an_allowed_change_reaches_the_workers_and_later_resumes(stopped: Any, b
             raise Preempted("state saved")
 
     bench.stages.hook = fail_in_chat
-    found = api.resumable(stopped, None, ["stages.chat.train.steps=5"], None, ["stages.chat.train.steps"])
+    found = resumable(stopped, None, ["stages.chat.train.steps=5"], None, ["stages.chat.train.steps"])
     assert found is not None
     stopped.revise(record_of(found))
     with pytest.raises(Preempted):
         bench.drive(record=stopped)
     assert stopped.resolved() == found
-    assert api.resumable(stopped, None, (), None) == found
+    assert resumable(stopped, None, (), None) == found
     bench.drive(record=stopped)
     chat = [job for job in jobs if job["stage"] == "chat"]
     assert [job["changes"][0]["field"] for job in chat] == ["stages.chat.train.steps"] * 2
     assert stopped.summary().state == "completed"
-    assert api.resumable(stopped, None, (), None) is None
+    assert resumable(stopped, None, (), None) is None

@@ -1,6 +1,6 @@
 """A small vision-language model of random weights in transformers' layout, to try a recipe or for a test.
 
-Usage: python -m trainers.data.demo.small_llava FOLDER
+Usage: python -m trainers.models.small_llava FOLDER
 """
 
 import argparse

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import WorkerFailed, WorkerGroup, WorkerSpec
+from cluster.ray_group import RayGroup
 from cluster.session import Session, start
 from recipes.errors import Preempted, StoreDamaged
 
@@ -76,7 +77,7 @@ def make_group(request: pytest.FixtureRequest, targets: str) -> Callable[[Path],
         if request.param == "local":
             return LocalGroup(spec)
         found: Session = request.getfixturevalue("session")
-        return found.group(spec)
+        return RayGroup(found, spec)
 
     return make
 

@@ -168,7 +168,7 @@ def check_refusal(store: Path, child: Any, log: Path) -> None:
         assert str(store) in failed or f"<{store.parent}>" in failed, f"the fault met another place: {failed}"
         assert child.errors.exists(), f"the store went on after {failed}"
         last = child.errors.read_text().strip().splitlines()[-1]
-        assert re.match(r"(recipes\.errors\.CapacityError|trainers\.store\.files\.StoreFull): store ", last), last
+        assert re.match(r"(recipes\.errors\.CapacityError|trainers\.store\.place\.StoreFull): store ", last), last
         if call == "fsync":
             (path,) = re.findall(r"<(.*)>", failed)
             again = [text for text in lines[at + 1 :] if path in text and re.search(r" (fsync|link|linkat)\(", text)]

@@ -180,7 +180,7 @@ def test_a_suite_for_other_models_is_refused_before_it_runs(finished: Path) -> N
     store, ranks = Store.open(str(finished / "store")), Ranks(0, 1, 0, torch.device("cpu"))
     inputs: Any = {"of.0": store.resolve("full")}
     context = StageContext(store, "wrong", "exam", "f" * 64, 1, 0, finished, inputs, {}, None, ranks)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match=r"of\.0 full: an encoder-decoder writes targets of sources; suites: \[targ"):
+    with pytest.raises(RequestError, match=r"of\.0 full: suite .perplexity. measures .*; suites: \[targets\]"):
         compute(spec, context)
 
 

@@ -13,10 +13,11 @@ import torch
 from rlhf.text.policy import backbone_states
 from rlhf.text.reward_model import ScoreModel
 from trainers.data.batches import SequenceBatch
-from trainers.models.folders import with_adapter
-from trainers.models.load import head_name, load_model
+from trainers.models.load import head_name
 from trainers.models.protocol import ModelKind
+from trainers.models.stack import load_stack
 from trainers.models.token_losses import hidden_states
+from trainers.store.adapters import Weights, weights_of
 from trainers.store.store import Store
 
 pytestmark = pytest.mark.serial
@@ -86,12 +87,9 @@ def stock_logits(exports: Sequence[tuple[Path, str]]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def project_logits(folder: Path, kind: ModelKind, adapter: Path | None = None) -> torch.Tensor:
-    """Logits by the forwards that the stages train with, under an adapter and the head that it brings."""
-    has_new_head = adapter is not None and kind != "language_model"
-    model: Any = load_model(folder, kind, device=torch.device("cpu"), new_head_seed=0 if has_new_head else None)
-    if adapter is not None:
-        with_adapter(model, adapter)
+def project_logits(weights: Weights, kind: ModelKind) -> torch.Tensor:
+    """Logits by the forwards that the stages train with, under the adapters and the head that they bring."""
+    model: Any = load_stack(weights, kind, device=torch.device("cpu"))
     model.eval()
     whole = torch.ones_like(TOKENS, dtype=torch.bool)
     match kind:
@@ -122,10 +120,10 @@ def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_r
         assert verified.how == "clean-process"
         assert verified.max_logit_difference is not None
         kind: Any = what.split()[0]
-        folder, adapter = store.folder(made[stage], part), None
         if what.endswith("adapter"):  # in bf16 the merged model is rounded, the adapter is not
-            base = next(base for base in made.values() if base.digest == made[stage].base)
-            folder, adapter = store.folder(base, "model"), store.folder(made[stage], "adapter")
-        wanted = project_logits(folder, kind, adapter)
+            weights = weights_of(store, made[stage])
+        else:
+            weights = Weights(store.folder(made[stage], part), (made[stage].digest,))
+        wanted = project_logits(weights, kind)
         assert theirs.shape == wanted.shape
         assert float((theirs - wanted).abs().max()) <= LIMIT * max(1.0, float(wanted.abs().max())), (stage, what)

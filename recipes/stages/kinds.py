@@ -56,4 +56,4 @@ def first_curves(kind: str) -> tuple[str, ...]:
 
 
 SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "ppo": 4, "evaluate": 5}
-"""Version of each kind's mathematics; part of the fingerprint, raised when the mathematics is mended."""
+"""Version of each kind's mathematics; part of the fingerprint, raised when the mathematics changes."""

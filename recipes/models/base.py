@@ -144,7 +144,7 @@ class TextFamily:
     is_recurrent: bool = False
     """Whether it reads text as one stream, with a state that is carried on."""
     continues: bool = False
-    """Whether it goes on from a prompt, so that templates and end tokens matter."""
+    """Whether it continues a prompt, so that templates and end tokens matter."""
     reads_captions: bool = False
     """Whether it can be a diffusion's text encoder."""
 

@@ -131,7 +131,7 @@ def _tokenizer_facts(loaded: LoadedRecipe, tokenizer: Tokenizer | None) -> Token
 
 
 def _pad_token(tokenizer: ExistingTokenizer, facts: TokenizerFacts) -> str | None:
-    """The folder's pad token, found anew when the recipe names another end token."""
+    """The folder's pad token, looked up again when the recipe names another end token."""
     return find_pad_token(facts.pad_token, tokenizer.eos_token or facts.eos_token, facts.vocabulary or {})
 
 

@@ -91,17 +91,17 @@ def run_stage(store: Store, folder: Path, name: str, stage: Any, seed: int, star
         run = f"{name}-{seed}-{fingerprint[:8]}"
         lease = store.take_lease(run, name)
         context = StageContext(store, run, name, fingerprint, lease, seed, folder, given, {}, Silent(), ranks)
-        draft = run_language_model(stage, context)
-        assert draft is not None
+        candidate = run_language_model(stage, context)
+        assert candidate is not None
         made = ArtifactManifest(
             fingerprint=fingerprint,
-            digest=files_digest(draft.files),
-            kind=draft.kind,
+            digest=files_digest(candidate.files),
+            kind=candidate.kind,
             stage=name,
-            files=dict(draft.files),
-            contract=draft.contract,
-            metrics=dict(draft.metrics),
-            outcome=dict(draft.outcome),
+            files=dict(candidate.files),
+            contract=candidate.contract,
+            metrics=dict(candidate.metrics),
+            outcome=dict(candidate.outcome),
         )
         store.put_artifact(made)
     store.name_artifact(f"{name}-{seed}", fingerprint)

@@ -154,7 +154,7 @@ class Work:
         return run([phase(TargetLosses(work.model()), Seq2SeqObjective(), side)], source)
 
     def images(self, name: str, size: int, steps: int, side: str) -> tuple[float, float]:
-        """A family of pictures on the digits."""
+        """A family of images on the digits."""
         data = Digits(source="digits", size=size)
         dataset = materialise_images(ImageRequest(data, self.folder, 0), self.store)
         family = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)

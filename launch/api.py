@@ -2,7 +2,7 @@
 
 import launch
 result = launch.run("recipes/quickstart.yaml", overrides=["stages.policy.ppo.kl_coef=0.1"])
-print(result.stages["exam"].manifest.metrics)
+print(result.stages["eval"].manifest.metrics)
 """
 
 import os
@@ -226,14 +226,14 @@ def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str
 
 
 def draw(model: str, output: str | Path, **settings: Any) -> dict[str, Any]:
-    """Draw a grid of a model's pictures (RUN/STAGE, store address or folder) into a PNG; see `pictures.draw_grid`."""
+    """Draw a grid of a model's images (RUN/STAGE, store address or folder) into a PNG; see `images.draw_grid`."""
     from launch.cli.sample_images import draw_grid
 
     return draw_grid(model, Path(output), **settings)
 
 
 def score(model: str, path: str | Path, **settings: Any) -> list[dict[str, Any]]:
-    """Rank a path's pictures by a VAE's bound or a classifier's confidence; see `launch.cli.sample_images.score`."""
-    from launch.cli.sample_images import score as score_pictures
+    """Rank a path's images by a VAE's bound or a classifier's confidence; see `launch.cli.sample_images.score`."""
+    from launch.cli.sample_images import score as score_images
 
-    return score_pictures(model, os.fspath(path), **settings)
+    return score_images(model, os.fspath(path), **settings)

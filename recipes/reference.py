@@ -63,7 +63,7 @@ _SECTIONS = (
     ),
     (
         "Reinforcement learning",
-        ("Rollout", "Ppo", "PictureRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+        ("Rollout", "Ppo", "ImageRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
     ),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),

@@ -1,6 +1,6 @@
 """PPO's iterations as the source of the one loop: rollouts from the policy as it then is, then epochs of mini-batches.
 
-What is sampled, a response or a picture, is the estimator's affair; what an iteration is, and when it ends, is not.
+What is sampled, a response or an image, is the estimator's affair; what an iteration is, and when it ends, is not.
 """
 
 import hashlib

@@ -112,13 +112,13 @@ def broken_rule(report: Report, kl_limit: float | None) -> str | None:
     return "kl_limit" if kl_limit is not None and report.kl > kl_limit else None
 
 
-VENDI_PICTURES = 256
-"""Most pictures that the diversity of an iteration is measured on."""
+VENDI_IMAGES = 256
+"""Most images that the diversity of an iteration is measured on."""
 
 
 @dataclass(frozen=True)
-class PictureReport:
-    """One iteration's pictures in numbers, over all ranks; KL in nats per picture."""
+class ImageRolloutReport:
+    """One iteration's images in numbers, over all ranks; KL in nats per image."""
 
     score_mean: float
     score_std: float
@@ -127,8 +127,8 @@ class PictureReport:
     kl_k1: float
     """Estimated from what was drawn: near `kl` where the policy drew it."""
     vendi: float
-    """Effective number of different pictures: it falls where the policy collapses."""
-    pictures: int
+    """Effective number of different images: it falls where the policy collapses."""
+    images: int
 
     @property
     def optimised_score(self) -> float:
@@ -141,20 +141,20 @@ class PictureReport:
 
     @property
     def kl_alarm(self) -> bool:
-        """Alarm: of the policy's own pictures the mean k1 has the exact KL as mean and 2 KL / pictures as variance."""
-        return abs(self.kl_k1 - self.kl) > 5 * (2 * self.kl / self.pictures) ** 0.5 + 0.01
+        """Alarm: of the policy's own images the mean k1 has the exact KL as mean and 2 KL / images as variance."""
+        return abs(self.kl_k1 - self.kl) > 5 * (2 * self.kl / self.images) ** 0.5 + 0.01
 
 
-def report_pictures(
-    scores_N: Tensor, pictures_NCHW: Tensor, logprobs_NA: Tensor, reference_logprobs_NA: Tensor, kl_NA: Tensor
-) -> PictureReport:
-    """Numbers of one iteration from every rank's pictures and their actions' log-probabilities and KL."""
+def report_images(
+    scores_N: Tensor, images_NCHW: Tensor, logprobs_NA: Tensor, reference_logprobs_NA: Tensor, kl_NA: Tensor
+) -> ImageRolloutReport:
+    """Numbers of one iteration from every rank's images and their actions' log-probabilities and KL."""
     scores = scores_N.double()
-    return PictureReport(
+    return ImageRolloutReport(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
         kl=float(kl_NA.double().sum() / len(scores)),
         kl_k1=float(k1(logprobs_NA, reference_logprobs_NA).double().sum() / len(scores)),
-        vendi=vendi_score(pictures_NCHW[:VENDI_PICTURES].float().cpu().numpy()),
-        pictures=len(scores),
+        vendi=vendi_score(images_NCHW[:VENDI_IMAGES].float().cpu().numpy()),
+        images=len(scores),
     )

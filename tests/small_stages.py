@@ -220,9 +220,14 @@ def work(folder: Path, case: Mapping[str, Any], death: Death | None, shard: Mapp
     distributed.leave()
     if made is None:
         return None
-    draft = made.draft
-    checks = [check.to_json() for check in draft.checks]
-    return {"digest": made.digest, "outcome": dict(draft.outcome), "exactness": draft.exactness, "checks": checks}
+    candidate = made.candidate
+    checks = [check.to_json() for check in candidate.checks]
+    return {
+        "digest": made.digest,
+        "outcome": dict(candidate.outcome),
+        "exactness": candidate.exactness,
+        "checks": checks,
+    }
 
 
 def told_of(folder: Path, case: Mapping[str, Any]) -> Path:

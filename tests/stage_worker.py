@@ -1,4 +1,4 @@
-"""One rank that runs small stages whole: to their drafts and verification, or to a preemption.
+"""One rank that runs small stages whole: to their candidates and verification, or to a preemption.
 
 `small_stages.py` runs its stages by this file's `run_stage`, too, in ranks that it forks and lets die.
 
@@ -23,7 +23,7 @@ from recipes.planning.settle import Hardware, settle_shards
 from trainers.runtime import distributed
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
-from trainers.training.context import Draft, StageContext, verify_checks
+from trainers.training.context import Candidate, StageContext, verify_checks
 
 CURVES = ("loss", "generator_loss", "eval/loss", "score_mean", "kl", "pseudo_share")
 
@@ -77,7 +77,7 @@ class Observer:
 class Made:
     """What came out of a stage, on rank 0."""
 
-    draft: Draft
+    candidate: Candidate
     digest: str
     inputs: dict[str, ArtifactManifest]
 
@@ -102,18 +102,18 @@ def run_stage(
     recipe = parse_recipe({"name": "small", "stages": {stage: dict(spec)}})
     # Without facts of any hardware: fp32, and as many bits everywhere.
     settled = settle_shards(recipe, Hardware(), ranks.world_size, lambda _: {}).recipe
-    draft = compute(settled.stages[stage], context)
-    if draft is None:
+    candidate = compute(settled.stages[stage], context)
+    if candidate is None:
         return None
     manifest = ArtifactManifest(
-        fingerprint=fingerprint, digest=files_digest(draft.files), kind=draft.kind, stage=stage,
-        files=dict(draft.files), base=draft.base, stack=list(draft.stack), contract=draft.contract,
-        metrics=dict(draft.metrics), outcome=dict(draft.outcome), architecture=draft.architecture,
+        fingerprint=fingerprint, digest=files_digest(candidate.files), kind=candidate.kind, stage=stage,
+        files=dict(candidate.files), base=candidate.base, stack=list(candidate.stack), contract=candidate.contract,
+        metrics=dict(candidate.metrics), outcome=dict(candidate.outcome), architecture=candidate.architecture,
     )  # fmt: skip
     if name_as is not None:
         store.put_artifact(manifest)
         store.name_artifact(name_as, fingerprint)
-    return Made(draft, manifest.digest, given)
+    return Made(candidate, manifest.digest, given)
 
 
 def run_case(folder: Path, ranks: distributed.Ranks, case: Case) -> None:
@@ -131,11 +131,11 @@ def run_case(folder: Path, ranks: distributed.Ranks, case: Case) -> None:
     assert not case.stop_at
     if made is None:
         return
-    uri, draft = str(folder / "store"), made.draft
+    uri, candidate = str(folder / "store"), made.candidate
     store = Store.open(uri)
     result = {
-        **draft.to_json(),
-        "difference": verify_checks(store, draft.files, list(draft.checks), made.inputs, uri).difference,
+        **candidate.to_json(),
+        "difference": verify_checks(store, candidate.files, list(candidate.checks), made.inputs, uri).difference,
         "digest": made.digest,
         "steps": observer.steps,
         "curves": observer.curves,

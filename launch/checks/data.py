@@ -4,18 +4,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.data.images import ImageSource, PictureFacts
+from recipes.data.images import ImageSetFacts, ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem
 from recipes.loading.load import LoadedRecipe, load_recipe
 from recipes.models.base import TextFamily
-from recipes.rules.image_shapes import check_picture_forms
+from recipes.rules.image_shapes import check_image_forms
 from recipes.rules.models import model_facts
 from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
 from recipes.stages.kinds import Stage
 from trainers.data.check_source import check_images, check_text
 from trainers.data.columns import RowRole
-from trainers.data.images import find_picture_facts
+from trainers.data.images import find_image_set_facts
 from trainers.data.sources.reader import SourceError
 
 ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
@@ -40,12 +40,12 @@ class DataCheck:
 
     def __init__(self) -> None:
         self._errors: dict[tuple[str, Path, tuple[RowRole, ...]], list[SourceError]] = {}
-        self._facts: dict[tuple[str, Path], PictureFacts | None] = {}
+        self._facts: dict[tuple[str, Path], ImageSetFacts | None] = {}
 
     def __call__(self, loaded: LoadedRecipe) -> list[Problem]:
         """Everything wrong with the sources that the stages read; told once where several read them."""
         problems = [*self._source_problems(loaded)]
-        problems += check_picture_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
+        problems += check_image_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
         return list({(problem.field, problem.message): problem for problem in problems}.values())
 
     def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -63,15 +63,15 @@ class DataCheck:
         key = (use.source.model_dump_json(), loaded.base_dir, roles)
         if key not in self._errors:
             if use.role == "images":
-                self._errors[key] = check_images(use.pictures, loaded.base_dir)
+                self._errors[key] = check_images(use.images, loaded.base_dir)
             else:
                 self._errors[key] = check_text(use.rows, loaded.base_dir, roles)
         return self._errors[key]
 
-    def _facts_of(self, source: ImageSource, base_dir: Path) -> PictureFacts | None:
+    def _facts_of(self, source: ImageSource, base_dir: Path) -> ImageSetFacts | None:
         key = (source.model_dump_json(), base_dir)
         if key not in self._facts:
-            self._facts[key] = find_picture_facts(source, base_dir)
+            self._facts[key] = find_image_set_facts(source, base_dir)
         return self._facts[key]
 
 

@@ -108,7 +108,7 @@ def _check_use(
     loaded: LoadedRecipe, name: str, stage: TextStage, use: SourceUse, reader: _Reader, found: RowFindings
 ) -> None:
     family = reader.family or model_facts(loaded, stage).family
-    if family is not None and family.tuning_role == "pictured":
+    if family is not None and family.tuning_role == "image_text":
         return
     request = _request(loaded, stage, use, row_roles(use, family)[0], reader.tokenization)
     try:

@@ -20,7 +20,7 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, TrainwrightError
 from recipes.problem_codes import Code
-from trainers.data.image_text_digest import pictured_digest
+from trainers.data.image_text_digest import image_text_digest
 from trainers.data.source_files import SourceFiles, source_files
 
 ANSWER = "trainwright-files="
@@ -37,7 +37,7 @@ def question(resolved: Resolved, sources: Sequence[LocalSource]) -> str:
         {
             "source": source.source.model_dump(mode="json"),
             "is_images": source.is_images,
-            "names_pictures": source.names_pictures,
+            "names_images": source.names_images,
             "base_dir": str(resolved.base_dir),
             "marks": _marks(source.found),
             "digest": source.digest,
@@ -91,12 +91,12 @@ def _look_at(asked: Mapping[str, Any]) -> str:
     adapter: TypeAdapter[Any] = TypeAdapter(ImageSource if asked["is_images"] else Source)
     source, base_dir = adapter.validate_python(asked["source"]), Path(asked["base_dir"])
     try:
-        found = source_files(source, base_dir, names_pictures=asked["names_pictures"])
+        found = source_files(source, base_dir, names_images=asked["names_images"])
         if found is None:
             return f"there is no folder {base_dir / source.path}"
         if _marks(found) == asked["marks"]:
             return ""
-        digest = pictured_digest(source, base_dir) if asked["names_pictures"] else digest_of(source, base_dir)
+        digest = image_text_digest(source, base_dir) if asked["names_images"] else digest_of(source, base_dir)
     except (TrainwrightError, OSError) as error:
         return str(error)
     named = ", ".join(str(base_dir / place) for place in places(source))

@@ -15,25 +15,23 @@ Prompts = Annotated[
 Chat = Annotated[bool, typer.Option("--chat", help="Talk: prompts go through the chat template.")]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--image", metavar="FILE", help="A vision-language model sees this picture; may be given again."),
+    typer.Option("--image", metavar="FILE", help="A vision-language model sees this image; may be given again."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")]
 Beams = Annotated[
     int | None, typer.Option(min=1, max=64, help="Search an encoder-decoder's likeliest answer with as many beams.")
 ]
-NumSamples = Annotated[
-    int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or pictures (64).")
-]
-Grid = Annotated[Path | None, typer.Option("--grid", metavar="FILE", help="Draw pictures into this PNG.")]
+NumSamples = Annotated[int | None, typer.Option(min=1, max=10_000, help="Answers to each prompt (1), or images (64).")]
+Grid = Annotated[Path | None, typer.Option("--grid", metavar="FILE", help="Draw images into this PNG.")]
 Label = Annotated[str | None, typer.Option(help="With --grid: only this class.")]
 Reconstruct = Annotated[
-    str | None, typer.Option(metavar="PATH", help="With --grid: these pictures, and below them a VAE's.")
+    str | None, typer.Option(metavar="PATH", help="With --grid: these images, and below them a VAE's.")
 ]
 Interpolate = Annotated[
-    tuple[str, str] | None, typer.Option(metavar="A B", help="With --grid: a row from one picture to another.")
+    tuple[str, str] | None, typer.Option(metavar="A B", help="With --grid: a row from one image to another.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Answers and pictures follow from it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Answers and images follow from it.")]
 
 
 def sample(
@@ -55,16 +53,16 @@ def sample(
 ) -> None:
     """Let a model write (--prompt TEXT, --chat for a conversation, both for one answer) or draw (--grid FILE).
 
-    With --image a vision-language model answers about pictures.
+    With --image a vision-language model answers about images.
     """
     if image and (grid is not None or not prompt):
-        raise RequestError("--image goes with --prompt TEXT, the question about the picture")
+        raise RequestError("--image goes with --prompt TEXT, the question about the image")
     if grid is not None:
         done = _draw(model, grid, store, num_samples, seed, label, reconstruct, interpolate, prompt or [])
         print_json(done) if as_json else typer.echo(done["file"])
         return
     if label is not None or reconstruct is not None or interpolate is not None:
-        raise RequestError("--label, --reconstruct and --interpolate draw pictures: add --grid FILE")
+        raise RequestError("--label, --reconstruct and --interpolate draw images: add --grid FILE")
     from launch.cli.sample_text import converse, sample_texts
 
     if beams is not None and (not prompt or num_samples is not None):
@@ -122,18 +120,18 @@ def _draw(
 
 def score(
     model: Model,
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A picture, a folder or file of pictures, or digits.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An image, a folder or file of images, or digits.")],
     seed: Annotated[int, typer.Option(min=0, help="A VAE's bound is a mean over draws that follow from it.")] = 0,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank pictures: by a VAE's bound, the strangest first; or by a classifier's confidence, the least sure first."""
-    from launch.cli.sample_images import score as score_pictures
+    """Rank images: by a VAE's bound, the strangest first; or by a classifier's confidence, the least sure first."""
+    from launch.cli.sample_images import score as score_images
 
-    rows = score_pictures(model, path, store=store, seed=seed)
+    rows = score_images(model, path, store=store, seed=seed)
     if as_json:
         print_json(rows)
         return
     for row in rows:
         value = f"{row['elbo']:.2f} nats" if "elbo" in row else f"{row['label']}  {row['confidence']:.3f}"
-        typer.echo(f"{value}  {row['picture']}")
+        typer.echo(f"{value}  {row['image']}")

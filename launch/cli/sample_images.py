@@ -1,4 +1,4 @@
-"""What trained models of pictures do on request: draw grids, reconstruct, interpolate, score; in this process."""
+"""What trained models of images do on request: draw grids, reconstruct, interpolate, score; in this process."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ BATCH = 256
 
 
 @contextlib.contextmanager
-def picture_model(text: str, store: str | None = None) -> Iterator["Family"]:
-    """The model of pictures that RUN/STAGE, a store address, a name or a folder means."""
+def image_model(text: str, store: str | None = None) -> Iterator["Family"]:
+    """The model of images that RUN/STAGE, a store address, a name or a folder means."""
     from trainers.models.images.build import open_family
 
     if "://" not in text and Path(text).is_dir():
@@ -33,7 +33,7 @@ def picture_model(text: str, store: str | None = None) -> Iterator["Family"]:
     opened = Store.open(store)
     manifest = find_artifact(opened, text)
     if manifest.kind not in get_args(ImageKind):
-        raise RequestError(f"{text} is of kind {manifest.kind}; a model of pictures is needed here")
+        raise RequestError(f"{text} is of kind {manifest.kind}; a model of images is needed here")
     yield open_family(opened.folder(manifest, "model"))
 
 
@@ -47,7 +47,7 @@ def draw_grid(
     label: str | None = None,
     prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Draw pictures into a PNG.
+    """Draw images into a PNG.
 
     Without `label` a class-conditional model draws each class in turn, without `prompts` one that reads captions those
     of its data; several prompts make a row each.
@@ -56,9 +56,9 @@ def draw_grid(
     from trainers.models.images.protocol import Captioned, Drawing
     from trainers.runtime.randomness import stream_seed
 
-    with picture_model(model, store) as family:
+    with image_model(model, store) as family:
         if not isinstance(family, Drawing):
-            raise RequestError(f"{model} is a classifier; it draws no pictures")
+            raise RequestError(f"{model} is a classifier; it draws no images")
         labels = None
         if family.is_conditional:
             classes = family.facts.classes
@@ -75,23 +75,23 @@ def draw_grid(
             per_prompt = -(-num_samples // len(prompts))
             captions = [prompts[number // per_prompt] for number in range(num_samples)]
             if len(prompts) * per_prompt - num_samples >= per_prompt:
-                message = f"{num_samples} pictures, {per_prompt} of each prompt, leave none for {prompts[-1]!r}"
+                message = f"{num_samples} images, {per_prompt} of each prompt, leave none for {prompts[-1]!r}"
                 raise RequestError(f"{message}; set --num-samples to a multiple of {len(prompts)}")
             columns = None if len(prompts) == 1 else per_prompt
-            pictures = family.sample(seeds, captions=captions)
+            images = family.sample(seeds, captions=captions)
         else:
-            pictures = family.sample(seeds, labels)
-    _write(output, encode_grid(pictures, columns))
-    return {"file": str(output), "pictures": num_samples}
+            images = family.sample(seeds, labels)
+    _write(output, encode_grid(images, columns))
+    return {"file": str(output), "images": num_samples}
 
 
 def reconstruct(model: str, path: str, output: Path, *, store: str | None = None, count: int = 32) -> dict[str, Any]:
-    """Draw a PNG with rows of pictures and, below each row, what a VAE makes of them."""
+    """Draw a PNG with rows of images and, below each row, what a VAE makes of them."""
     import torch
 
     from trainers.inference.image_grid import encode_grid
 
-    with picture_model(model, store) as family:
+    with image_model(model, store) as family:
         vae = _as_vae(family, model)
         _, originals = _read(path, vae.facts, count)
         rebuilt = vae.decode(vae.encode(originals)[0])
@@ -101,41 +101,41 @@ def reconstruct(model: str, path: str, output: Path, *, store: str | None = None
     ]
     filled = [torch.cat([row, torch.zeros(columns - len(row), *row.shape[1:])]) for row in rows]
     _write(output, encode_grid(torch.cat(filled), columns))
-    return {"file": str(output), "pictures": len(originals)}
+    return {"file": str(output), "images": len(originals)}
 
 
 def interpolate(
     model: str, first: str, second: str, output: Path, *, store: str | None = None, steps: int = 10
 ) -> dict[str, Any]:
-    """Draw a PNG with a row of pictures from one input to another, through a VAE's latents."""
+    """Draw a PNG with a row of images from one input to another, through a VAE's latents."""
     from trainers.inference.image_grid import encode_grid
 
-    with picture_model(model, store) as family:
+    with image_model(model, store) as family:
         vae = _as_vae(family, model)
         (_, start), (_, end) = (_read(path, vae.facts, 1) for path in (first, second))
-        pictures = vae.interpolate(start[0], end[0], steps)
-    _write(output, encode_grid(pictures, steps))
-    return {"file": str(output), "pictures": steps}
+        images = vae.interpolate(start[0], end[0], steps)
+    _write(output, encode_grid(images, steps))
+    return {"file": str(output), "images": steps}
 
 
 def score(model: str, path: str, *, store: str | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """Rank pictures: by a VAE's bound (nats, lowest first: the least like its data), or by a classifier's confidence.
+    """Rank images: by a VAE's bound (nats, lowest first: the least like its data), or by a classifier's confidence.
 
-    The bound is the mean over draws that follow from the seed and the picture's place.
+    The bound is the mean over draws that follow from the seed and the image's place.
     """
     import torch
 
-    with picture_model(model, store) as family:
-        names, pictures = _read(path, family.facts, None)
+    with image_model(model, store) as family:
+        names, images = _read(path, family.facts, None)
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(pictures), BATCH):
-            part = pictures[start : start + BATCH]
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
             with torch.inference_mode():
                 rows += _scores(family, model, part, names[start : start + BATCH], seed)
     return sorted(rows, key=lambda row: float(row["elbo"] if "elbo" in row else row["confidence"]))
 
 
-def _scores(family: "Family", model: str, pictures: "Tensor", names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def _scores(family: "Family", model: str, images: "Tensor", names: Sequence[str], seed: int) -> list[dict[str, Any]]:
     import torch
 
     from trainers.data.batches import AFTER_WARM_UP
@@ -144,19 +144,19 @@ def _scores(family: "Family", model: str, pictures: "Tensor", names: Sequence[st
     from trainers.runtime.randomness import stream_seed
 
     if isinstance(family, ClassifierFamily):
-        confidence, label = family.predict(pictures)[0].max(-1)
+        confidence, label = family.predict(images)[0].max(-1)
         return [
-            {"picture": name, "label": family.facts.classes[int(place)], "confidence": float(value)}
+            {"image": name, "label": family.facts.classes[int(place)], "confidence": float(value)}
             for name, place, value in zip(names, label, confidence, strict=True)
         ]
     if not isinstance(family, VaeFamily):
-        raise RequestError(f"{model} gives no score of a single picture; a VAE or a classifier does")
-    labels = torch.full((len(pictures),), -1)
-    total = torch.zeros(len(pictures))
+        raise RequestError(f"{model} gives no score of a single image; a VAE or a classifier does")
+    labels = torch.full((len(images),), -1)
+    total = torch.zeros(len(images))
     for draw in range(DRAWS):
         seeds = torch.tensor([stream_seed(seed, "score", name, draw) for name in names])
-        total += family.module(pictures, labels, seeds, AFTER_WARM_UP)["elbo"]
-    return [{"picture": name, "elbo": float(value) / DRAWS} for name, value in zip(names, total, strict=True)]
+        total += family.module(images, labels, seeds, AFTER_WARM_UP)["elbo"]
+    return [{"image": name, "elbo": float(value) / DRAWS} for name, value in zip(names, total, strict=True)]
 
 
 def _as_vae(family: "Family", model: str) -> Any:
@@ -174,28 +174,28 @@ def _class_number(classes: Sequence[str], label: str) -> int:
 
 
 def _read(path: str, facts: "ImageFacts", limit: int | None) -> tuple[list[str], "Tensor"]:
-    """Ids and pixels in [0, 1] of a picture, a folder or a file of pictures, brought to the model's form."""
+    """Ids and pixels in [0, 1] of an image, a folder or a file of images, brought to the model's form."""
     import numpy as np
     import torch
 
-    from trainers.data.images import decode_picture, read_pictures
+    from trainers.data.images import decode_image, read_images
 
     source = _source(path, facts, limit)
     names: list[str] = []
     arrays: list[np.ndarray] = []
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        names, arrays = [Path(path).name], [decode_picture(_bytes(path), path, source)]
+        names, arrays = [Path(path).name], [decode_image(_bytes(path), path, source)]
     else:
-        for picture in read_pictures(source, Path.cwd(), seed=0):
-            names.append(picture.id)
-            arrays.append(picture.pixels_HWC)
+        for image in read_images(source, Path.cwd(), seed=0):
+            names.append(image.id)
+            arrays.append(image.pixels_HWC)
     for name, array in zip(names, arrays, strict=True):
         if array.shape != (facts.height, facts.width, facts.channels):
             raise RequestError(
                 f"{name} is {array.shape}; the model takes {(facts.height, facts.width, facts.channels)}"
             )
     if not arrays:
-        raise RequestError(f"{path}: no pictures")
+        raise RequestError(f"{path}: no images")
     pixels = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32) / 255
     return names, torch.from_numpy(np.ascontiguousarray(pixels))
 
@@ -216,7 +216,7 @@ def _source(path: str, facts: "ImageFacts", limit: int | None) -> ImageSource:
         return ImageParquet(source="parquet", files=[path], **form)
     if name.removesuffix(".gz").endswith(("idx3-ubyte", ".idx")):
         return Idx(source="idx", files=[path], **form)
-    raise RequestError(f"{path} is no folder, picture, .npy, .npz, .parquet or IDX file, nor the word digits")
+    raise RequestError(f"{path} is no folder, image, .npy, .npz, .parquet or IDX file, nor the word digits")
 
 
 def _bytes(path: str) -> bytes:

@@ -46,11 +46,11 @@ class Sampler:
             runtime_of(MODEL_TYPES[config["model_type"]].name)  # makes the type known to transformers
         self.kind = _kind(config) or "ForCausalLM"
         self.continues = self.kind in ("ForCausalLM", "ForImageTextToText")
-        self.pictures: Any = None
+        self.images: Any = None
         if self.kind == "ForImageTextToText":
-            from trainers.data.image_processor import load_picture_processor
+            from trainers.data.image_processor import load_image_processor
 
-            self.pictures = load_picture_processor(model_folder)
+            self.images = load_image_processor(model_folder)
         if weights is not None and weights.adapters:
             model = self._open_unmerged(weights, config)
         else:
@@ -93,7 +93,7 @@ class Sampler:
 
         from trainers.inference.generation import generate, sampling_settings
 
-        if images and self.pictures is None:
+        if images and self.images is None:
             raise RequestError("the model has no vision tower; --image is for vision-language models")
         if num_beams is not None and self.kind != "ForSeq2SeqLM":
             raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
@@ -102,7 +102,7 @@ class Sampler:
         if not self.continues:
             return self._read(prompt, temperature=temperature, seed=seed, draw=draw)
         pixels = None
-        if self.pictures is None:
+        if self.images is None:
             ids = self.tokenization.encode_prompt(prompt)
         else:
             ids = self._see(prompt, images)
@@ -157,23 +157,23 @@ class Sampler:
         return tokenization.decode(tokens)
 
     def _see(self, prompt: str | Sequence[dict[str, str]], images: Sequence[Path]) -> list[int]:
-        """The tokens of a prompt with pictures, as training makes them of a row."""
+        """The tokens of a prompt with images, as training makes them of a row."""
         from trainers.data.image_text import encode_question
 
-        return encode_question(prompt, len(images), self.tokenization, self.pictures)
+        return encode_question(prompt, len(images), self.tokenization, self.images)
 
     def _pixels(self, images: Sequence[Path]) -> Any:
         import numpy as np
         import torch
 
         from trainers.data.image_processor import scale_pixels
-        from trainers.data.row_images import open_pictures
+        from trainers.data.row_images import open_row_images
 
         if not images:
             return None
-        opened = open_pictures([str(path) for path in images], Path(), "--image")
-        pixels = np.stack([self.pictures.pixels(picture.read(), str(picture.origin)) for picture in opened])
-        values = scale_pixels(pixels, self.pictures.factor, self.pictures.mean_C, self.pictures.std_C)
+        opened = open_row_images([str(path) for path in images], Path(), "--image")
+        pixels = np.stack([self.images.pixels(image.read(), str(image.origin)) for image in opened])
+        values = scale_pixels(pixels, self.images.factor, self.images.mean_C, self.images.std_C)
         return torch.from_numpy(values).to(self.device)
 
     def _read(self, text: str | Sequence[dict[str, str]], *, temperature: float, seed: int, draw: int) -> str:

@@ -18,8 +18,8 @@ class LocalSource:
     field: str
     """Where the recipe has it first."""
     source: Source | ImageSource
-    names_pictures: bool
-    """Whether its rows of text name files of pictures."""
+    names_images: bool
+    """Whether its rows of text name files of images."""
     is_images: bool
     found: SourceFiles
     digest: str
@@ -27,20 +27,20 @@ class LocalSource:
     @property
     def key(self) -> tuple[str, bool]:
         """Equal for equal sources."""
-        return self.source.model_dump_json(), self.names_pictures
+        return self.source.model_dump_json(), self.names_images
 
 
 def local_sources(resolved: Resolved) -> list[LocalSource]:
     """Every source that has files on this machine, each once; raises RecipeError for files that are not there."""
     found: dict[tuple[str, bool], LocalSource | None] = {}
     problems: list[Problem] = []
-    for name, use, names_pictures in source_uses(resolved.recipe, resolved.external):
-        key = (use.source.model_dump_json(), names_pictures)
+    for name, use, names_images in source_uses(resolved.recipe, resolved.external):
+        key = (use.source.model_dump_json(), names_images)
         if key in found:
             continue
         field = f"stages.{name}.{use.field_path}"
         try:
-            files = source_files(use.source, resolved.base_dir, names_pictures=names_pictures)
+            files = source_files(use.source, resolved.base_dir, names_images=names_images)
         except (TrainwrightError, OSError) as error:
             problems.append(Problem(Code.UNREADABLE_DATA, resolved.source, None, field, use.source.source, str(error)))
             continue
@@ -48,7 +48,7 @@ def local_sources(resolved: Resolved) -> list[LocalSource]:
         if files is None:
             found[key] = None
         else:
-            found[key] = LocalSource(field, use.source, names_pictures, is_images, files, digest)
+            found[key] = LocalSource(field, use.source, names_images, is_images, files, digest)
     if problems:
         raise RecipeError(problems)
     return [source for source in found.values() if source is not None]

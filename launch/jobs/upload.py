@@ -121,9 +121,9 @@ def _below(folder: str, value: Any) -> Any:
 
 def _with_keys(resolved: Resolved, keys: Mapping[tuple[str, bool], Mapping[str, Any]]) -> Recipe:
     raw = resolved.recipe_json
-    for name, use, names_pictures in source_uses(resolved.recipe, resolved.external):
+    for name, use, names_images in source_uses(resolved.recipe, resolved.external):
         own = raw["stages"][name].get(use.field_path)
-        moved = keys.get((use.source.model_dump_json(), names_pictures))
+        moved = keys.get((use.source.model_dump_json(), names_images))
         if moved is not None and isinstance(own, dict):
             own |= moved
     return parse_recipe(raw)

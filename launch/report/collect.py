@@ -130,7 +130,7 @@ HEADLINES = {
     "chrf": "chrF of held-out targets",
     "bleu": "BLEU of held-out targets",
     "fid": "FID by the classifier's features",
-    "coverage": "coverage of real pictures",
+    "coverage": "coverage of real images",
     "kl": "KL to the start, nats per response",
 }
 

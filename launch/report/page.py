@@ -18,7 +18,7 @@ from trainers.store.manifest import Verification
 
 HELD_OUT = ("eval/", "held_out_", "eval_")
 SHOWN_PROMPTS = 12
-PICTURE = "data:image/png;base64,"
+IMAGE = "data:image/png;base64,"
 
 Values = dict[str, list[tuple[float, float]]]
 
@@ -247,27 +247,27 @@ def side_by_side(samples: Sequence[Mapping[str, Any]], limit: int = SHOWN_PROMPT
 
 
 def grids_over_training(samples: Sequence[Mapping[str, Any]], limit: int = 6) -> str:
-    """Grids of pictures at fixed seeds, evenly over the training, the last one included; drawn again after a resume."""
-    by_step = {int(s.get("step", 0)): str(s["image"]) for s in samples if str(s.get("image", "")).startswith(PICTURE)}
+    """Grids of images at fixed seeds, evenly over the training, the last one included; drawn again after a resume."""
+    by_step = {int(s.get("step", 0)): str(s["image"]) for s in samples if str(s.get("image", "")).startswith(IMAGE)}
     steps = sorted(by_step)
     if len(steps) > limit:
         steps = [steps[round(place * (len(steps) - 1) / (limit - 1))] for place in range(limit)]
     figures = "".join(
         f'<figure class="chart"><figcaption>step {step:,}</figcaption>'
-        f'<img class="grid-image" alt="pictures drawn after step {step}" src="{escape(by_step[step])}"></figure>'
+        f'<img class="grid-image" alt="images drawn after step {step}" src="{escape(by_step[step])}"></figure>'
         for step in steps
     )
     return f'<div class="charts">{figures}</div>' if figures else ""
 
 
 def grids_of_models(samples: Sequence[Mapping[str, Any]]) -> str:
-    """The pictures of each model of an evaluation."""
+    """The images of each model of an evaluation."""
     figures = "".join(
         f'<figure class="chart"><figcaption>{escape(str(sample["model"]))}</figcaption>'
-        f'<img class="grid-image" alt="pictures of {escape(str(sample["model"]))}" '
+        f'<img class="grid-image" alt="images of {escape(str(sample["model"]))}" '
         f'src="{escape(str(sample["image"]))}"></figure>'
         for sample in samples
-        if str(sample["image"]).startswith(PICTURE)
+        if str(sample["image"]).startswith(IMAGE)
     )
     return f'<div class="charts">{figures}</div>'
 

@@ -14,7 +14,7 @@ from cluster.supervise import Attempt, Fail, Retry, decide
 from launch.report.progress import PLAIN_EVERY_S, View, merge_losses, rows_lost
 from launch.runs.journal import Journal, interval_s
 from launch.runs.resolve import Resolved
-from launch.runs.worker_pool import Crew
+from launch.runs.worker_pool import WorkerPool
 from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
 from recipes.planning.plan import Plan, PlannedStage
 from recipes.stages.kinds import COUNTED, SHOWN_METRICS
@@ -42,7 +42,7 @@ class StageResult:
 
 
 class StopSignal:
-    """Set once by SIGTERM, SIGHUP or a stop request in the store; tells the crew at once."""
+    """Set once by SIGTERM, SIGHUP or a stop request in the store; tells the pool at once."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -81,7 +81,7 @@ def stop_on_signals(stop: StopSignal) -> Iterator[Callable[[], None]]:
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        # A handler may interrupt code that holds a lock of the crew, so the listeners run in a thread of their own.
+        # A handler may interrupt code that holds a lock of the pool, so the listeners run in a thread of their own.
         threading.Thread(target=stop.set, daemon=True).start()
 
     def install() -> None:
@@ -162,7 +162,7 @@ class Heartbeat:
 
 
 class Executor:
-    """One walk through a plan. `crew` is asked for when the first stage has to be computed, never before."""
+    """One walk through a plan. `pool` is asked for when the first stage has to be computed, never before."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Executor:
         store: Store,
         journal: Journal,
         view: View,
-        crew: Callable[[int], Crew],
+        pool: Callable[[int], WorkerPool],
         stop: StopSignal,
         latest: Latest,
         results: dict[str, StageResult] | None = None,
@@ -187,8 +187,8 @@ class Executor:
         self.stop = stop
         self.latest = latest
         self.results: dict[str, StageResult] = {} if results is None else results
-        self._make_crew = crew
-        self._crew: Crew | None = None
+        self._make_pool = pool
+        self._pool: WorkerPool | None = None
         self._stage_at = self._noted_at = 0.0
         self._sleep = sleep or stop.wait
         self._notes: set[tuple[str, str]] = set()
@@ -201,8 +201,8 @@ class Executor:
                 self._raise_if_stopped()
                 self.results[planned.name] = self._stage(planned)
         finally:
-            if self._crew is not None:
-                self._crew.close()
+            if self._pool is not None:
+                self._pool.close()
         return self.results
 
     def _raise_if_stopped(self) -> None:
@@ -321,30 +321,30 @@ class Executor:
     def _compute(
         self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int, job: Json
     ) -> ArtifactManifest:
-        """Let the crew make a draft, verify and commit it."""
+        """Let the pool make a candidate, verify and commit it."""
         name = planned.name
-        crew = self._ready_crew(planned.workers)
+        pool = self._ready_pool(planned.workers)
         label = f"{name}-{lease}"
-        result = crew.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat))
-        draft = result.get("draft")
-        if draft is None:
+        result = pool.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat))
+        candidate = result.get("candidate")
+        if candidate is None:
             raise StageError(f"{name}: the workers returned no artifact")
         self._phase(name, "verify", {})
-        verified = self._verified(crew, name, {**job, **result}, f"{label}-verify")
+        verified = self._verified(pool, name, {**job, **result}, f"{label}-verify")
         self._phase(name, "commit", {})
-        manifest = ArtifactManifest.model_validate({**draft, **verified})
-        self._check_draft(manifest, planned, inputs)
+        manifest = ArtifactManifest.model_validate({**candidate, **verified})
+        self._check_candidate(manifest, planned, inputs)
         self.store.check_lease(self.run, name, lease)
         return self.store.put_artifact(manifest).manifest
 
-    def _verified(self, crew: Crew, name: str, job: Json, label: str) -> Json:
-        """The draft's verification and gate, as fields of its manifest.
+    def _verified(self, pool: WorkerPool, name: str, job: Json, label: str) -> Json:
+        """The candidate's verification and gate, as fields of its manifest.
 
         Files that are not the live model are committed with a failed gate where the stage says so; else the trained
         state is kept, and `resume` writes and verifies the files again.
         """
         try:
-            return {"verification": crew.verify(job, label)}
+            return {"verification": pool.verify(job, label)}
         except WorkerFailed as failure:
             if failure.verdict.error not in (StageError.__name__, VerificationError.__name__):
                 raise
@@ -355,27 +355,29 @@ class Executor:
                     f"files again, and with `--set stages.{name}.verification=ignore` commits them with a failed gate"
                 )
                 raise WorkerFailed(replace(failure.verdict, message=told)) from failure
-            gate = job["draft"]["gate"]
+            gate = job["candidate"]["gate"]
             return {
                 "verification": {"how": "failed"},
                 "gate": {"passed": False, "reasons": [*gate["reasons"], reason]},
             }
 
-    def _check_draft(
+    def _check_candidate(
         self, manifest: ArtifactManifest, planned: PlannedStage, inputs: Mapping[str, ArtifactManifest]
     ) -> None:
-        """A draft says what it is and what it was made from; neither may differ from what was asked."""
+        """A candidate says what it is and what it was made from; neither may differ from what was asked."""
         made_from = {path: (parent.fingerprint, parent.digest) for path, parent in manifest.parents.items()}
         expected = {path: (made.fingerprint, made.digest) for path, made in inputs.items()}
         if manifest.fingerprint != planned.fingerprint or made_from != expected:
-            raise AssertionError(f"{planned.name}: the draft names another fingerprint or other parents than the plan")
+            raise AssertionError(
+                f"{planned.name}: the candidate names another fingerprint or other parents than the plan"
+            )
 
-    def _ready_crew(self, workers: int) -> Crew:
-        if self._crew is None:
-            self._crew = self._make_crew(workers)
-            self.stop.listen(self._crew.stop)
+    def _ready_pool(self, workers: int) -> WorkerPool:
+        if self._pool is None:
+            self._pool = self._make_pool(workers)
+            self.stop.listen(self._pool.stop)
             self._raise_if_stopped()
-        return self._crew
+        return self._pool
 
     def _on_beat(self, stage: str, rank: int, phase: str, values: Json) -> None:
         if rank == 0:

@@ -26,17 +26,17 @@ from launch.runs.logs import log_folder_of
 from launch.runs.records import RunRecord
 from launch.runs.resolve import Resolved
 from launch.runs.stage_entry import ROOM_WAIT_S
-from launch.runs.worker_pool import Crew, GroupCrew
+from launch.runs.worker_pool import StageWorkers, WorkerPool
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.recipe import Recipe
 
 RUN_STAGE = "launch.runs.stage_entry:run_stage"
-VERIFY_DRAFT = "launch.runs.stage_entry:verify_draft"
+VERIFY_CANDIDATE = "launch.runs.stage_entry:verify_candidate"
 
 
 @dataclass(frozen=True)
-class CrewRequest:
-    """What a crew is made from."""
+class PoolRequest:
+    """What a pool is made from."""
 
     run: str
     resolved: Resolved
@@ -48,7 +48,7 @@ class CrewRequest:
     """Is told, once the cluster answers and before any of it is waited for, how to give up the waiting."""
 
 
-MakeCrew = Callable[[CrewRequest], Crew]
+MakePool = Callable[[PoolRequest], WorkerPool]
 
 
 @dataclass
@@ -67,7 +67,7 @@ def needs_hub(recipe: Recipe) -> bool:
     return any(getattr(source, "revision", None) is not None for source in sources)
 
 
-def ray_crew(request: CrewRequest) -> Crew:
+def ray_pool(request: PoolRequest) -> WorkerPool:
     """Workers on Ray: an embedded one, or the cluster at the address."""
     cluster = request.resolved.recipe.cluster
     environment = {"HF_HUB_OFFLINE": "0"} if needs_hub(request.resolved.recipe) else {}
@@ -96,25 +96,25 @@ def ray_crew(request: CrewRequest) -> Crew:
         session = connect()
     try:
         request.on_connected(session.cancel)
-        crew = GroupCrew(
+        pool = StageWorkers(
             make_group,
             RUN_STAGE,
-            VERIFY_DRAFT,
+            VERIFY_CANDIDATE,
             request.log_folder,
             gpus_per_worker=int(cluster.gpus_per_worker),
             placement_timeout_s=cluster.placement_timeout_s,
             environment=environment,
             on_close=session.shutdown,
         )
-        crew.prepare(request.first_workers)
+        pool.prepare(request.first_workers)
     except BaseException:
         session.shutdown()
         raise
-    return crew
+    return pool
 
 
 def drive(
-    record: RunRecord, resolved: Resolved, address: str | None, view: View, make_crew: MakeCrew = ray_crew
+    record: RunRecord, resolved: Resolved, address: str | None, view: View, make_pool: MakePool = ray_pool
 ) -> Driven:
     """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
     driven = Driven()
@@ -137,9 +137,9 @@ def drive(
                 install_handlers()
                 stop.listen(give_up)
 
-            def assemble(first_workers: int) -> Crew:
-                return make_crew(
-                    CrewRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
+            def assemble(first_workers: int) -> WorkerPool:
+                return make_pool(
+                    PoolRequest(record.run, resolved, address, log_folder, first_workers, view.say, on_connected)
                 )
 
             check_disk(plan, record.store)
@@ -150,7 +150,7 @@ def drive(
                 store=record.store,
                 journal=journal,
                 view=view,
-                crew=assemble,
+                pool=assemble,
                 stop=stop,
                 latest=latest,
                 results=driven.results,

@@ -25,17 +25,17 @@ from recipes.planning.settle import Hardware, settle_shards
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
-from recipes.rules.chain import picture_stage_of
+from recipes.rules.chain import image_stage_of
 from recipes.rules.static import check_static
 from recipes.stages.answers import SourceUse
-from trainers.data.image_text_digest import pictured_digest
-from trainers.data.images import find_picture_facts
+from trainers.data.image_text_digest import image_text_digest
+from trainers.data.images import find_image_set_facts
 from trainers.data.sources.open import open_source
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 FORMAT = 1
-VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.tuning_role == "pictured")
+VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.tuning_role == "image_text")
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ class Resolved:
             }
             for stage, inputs in self.external.items()
         }
-        pictures = {
+        images = {
             name: facts
             for name, stage in self.recipe.stages.items()
-            if (source := picture_stage_of(stage, self.recipe.stages)) is not None
-            and (facts := find_picture_facts(source.data, self.base_dir)) is not None
+            if (source := image_stage_of(stage, self.recipe.stages)) is not None
+            and (facts := find_image_set_facts(source.data, self.base_dir)) is not None
         }
         try:
             return build_plan(
@@ -132,7 +132,7 @@ class Resolved:
                 externals=externals,
                 find=find,
                 changes=self.changes,
-                pictures=pictures,
+                images=images,
                 settled_by=self.settled_by,
             )
         except ValueError as error:
@@ -189,16 +189,16 @@ def data_digests(
 ) -> tuple[dict[str, dict[str, str]], list[tuple[str, str, str]]]:
     """Digest of every source by stage and field, and (field path, found, message) of those that cannot be read.
 
-    Rows for a vision-language model count with the files of the pictures that they name.
+    Rows for a vision-language model count with the files of the images that they name.
     """
     known: dict[tuple[str, bool], str] = {}
     digests: dict[str, dict[str, str]] = {name: {} for name in recipe.stages}
     wrong: list[tuple[str, str, str]] = []
-    for name, use, names_pictures in source_uses(recipe, external):
-        key = (use.source.model_dump_json(), names_pictures)
+    for name, use, names_images in source_uses(recipe, external):
+        key = (use.source.model_dump_json(), names_images)
         try:
             if key not in known:
-                known[key] = pictured_digest(use.rows, base_dir) if names_pictures else digest_of(use.source, base_dir)
+                known[key] = image_text_digest(use.rows, base_dir) if names_images else digest_of(use.source, base_dir)
             digests[name][use.field_path] = known[key]
         except TrainwrightError as error:
             wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
@@ -208,7 +208,7 @@ def data_digests(
 def source_uses(
     recipe: Recipe, external: Mapping[str, Mapping[str, ArtifactManifest]]
 ) -> Iterator[tuple[str, SourceUse, bool]]:
-    """Every stage with each of its sources, and whether rows name pictures, as those for a vision-language model do."""
+    """Every stage with each of its sources, and whether rows name images, as those for a vision-language model do."""
     for name, stage in recipe.stages.items():
         for use in stage.sources():
             yield name, use, use.role == "instructions" and _model_type(name, recipe, external) in VISION_TYPES
@@ -230,7 +230,7 @@ def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, 
 
 
 def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
-    """The digest of a source of text or of pictures."""
+    """The digest of a source of text or of images."""
     return open_source(source, base_dir).digest()
 
 

@@ -1,4 +1,4 @@
-"""What runs in a worker: from a job to a stage's function, and from a draft to its verification.
+"""What runs in a worker: from a job to a stage's function, and from a candidate to its verification.
 
 Both functions are targets of a worker group; everything that crosses the process border is JSON.
 """
@@ -26,7 +26,7 @@ from recipes.stages.rl import PpoImages, PpoStage
 if TYPE_CHECKING:
     from trainers.runtime.distributed import Ranks
     from trainers.store.store import Store
-    from trainers.training.context import Draft, StageContext
+    from trainers.training.context import Candidate, StageContext
 
 FIRST_FLUSH_S = 5.0
 """Metrics reach the store this often at first, later ever more rarely (`interval_s`), and always before the state that
@@ -131,7 +131,7 @@ class StageObserver:
 
 
 def run_stage(job: Json, worker: WorkerContext) -> Json | None:
-    """Compute a stage on this rank; rank 0 returns the draft of its artifact and the checks that it has to pass."""
+    """Compute a stage on this rank; rank 0 returns the candidate of its artifact and the checks that it has to pass."""
     from trainers.runtime import distributed
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
@@ -173,11 +173,15 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
         changes=tuple(job.get("changes", ())),
     )
     try:
-        draft = compute(spec, context)
+        candidate = compute(spec, context)
     finally:
         observer.flush()
     distributed.leave()
-    return None if draft is None else {"draft": manifest_of(draft, job), "checks": [c.to_json() for c in draft.checks]}
+    return (
+        None
+        if candidate is None
+        else {"candidate": manifest_of(candidate, job), "checks": [c.to_json() for c in candidate.checks]}
+    )
 
 
 def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
@@ -200,8 +204,8 @@ def _start_family(job: Json) -> TextFamily | None:
     return MODEL_TYPES.get(architecture.get("model_type") or "")
 
 
-def compute(spec: Stage, context: "StageContext") -> "Draft | None":
-    """Run the function of the stage's kind; collective, the draft comes from rank 0."""
+def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
+    """Run the function of the stage's kind; collective, the candidate comes from rank 0."""
     match spec:
         case Reward():
             from rlhf.text.reward_stage import run_reward
@@ -230,8 +234,8 @@ def compute(spec: Stage, context: "StageContext") -> "Draft | None":
             return run_evaluate(spec, context, suites_of(spec))
 
 
-def manifest_of(draft: "Draft", job: Json) -> Json:
-    """The draft as the manifest that will be committed, its verification left open."""
+def manifest_of(candidate: "Candidate", job: Json) -> Json:
+    """The candidate as the manifest that will be committed, its verification left open."""
     from recipes.references import parse_reference
     from trainers.checkpoint.checkpoint import versions
     from trainers.store.manifest import FileEntry, files_digest
@@ -242,8 +246,8 @@ def manifest_of(draft: "Draft", job: Json) -> Json:
         path: {"fingerprint": raw["fingerprint"], "digest": raw["digest"], "part": parts.get(path)}
         for path, raw in job["inputs"].items()
     }
-    fields = draft.to_json()
-    files: dict[str, FileEntry] = dict(draft.files)
+    fields = candidate.to_json()
+    files: dict[str, FileEntry] = dict(candidate.files)
     return {
         "fingerprint": job["fingerprint"],
         "digest": files_digest(files),
@@ -265,19 +269,19 @@ def manifest_of(draft: "Draft", job: Json) -> Json:
     }
 
 
-def verify_draft(job: Json, worker: WorkerContext) -> Json:
-    """Open a draft's files with stock classes in this process, which made none of them."""
+def verify_candidate(job: Json, worker: WorkerContext) -> Json:
+    """Open a candidate's files with stock classes in this process, which made none of them."""
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
     from trainers.training.context import Check, verify_checks
 
     worker.beat("verify")
     store = Store.open(job["store"])
-    draft = ArtifactManifest.model_validate(job["draft"])
+    candidate = ArtifactManifest.model_validate(job["candidate"])
     checks = [Check.from_json(raw) for raw in job["checks"]]
     inputs = {path: ArtifactManifest.model_validate(raw) for path, raw in job["inputs"].items()}
     if not checks:
         return {"how": "files-only"}
-    found = verify_checks(store, draft.files, checks, inputs, job["store"])
+    found = verify_checks(store, candidate.files, checks, inputs, job["store"])
     merge = {} if found.merge is None else {"merge_lost": found.merge.lost, "merge_unchanged": found.merge.unchanged}
     return {"how": "clean-process", "max_logit_difference": found.difference, **merge}

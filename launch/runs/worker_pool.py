@@ -14,7 +14,7 @@ STALL_LIMITS_S = {"*": 1800.0}
 IMPORTING = ("start", "join")
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Who does a run's work."""
 
     def train(self, job: Json, num_workers: int, label: str, on_beat: OnBeat) -> Json: ...
@@ -26,14 +26,14 @@ class Crew(Protocol):
     def close(self) -> None: ...
 
 
-class GroupCrew:
-    """A crew of worker groups; `close` ends every process."""
+class StageWorkers:
+    """A pool of worker groups; `close` ends every process."""
 
     def __init__(
         self,
         make_group: GroupFactory,
         run_stage: Target,
-        verify_draft: Target,
+        verify_candidate: Target,
         log_folder: Path,
         *,
         gpus_per_worker: int = 0,
@@ -43,7 +43,7 @@ class GroupCrew:
     ) -> None:
         self._make_group = make_group
         self._run_stage = run_stage
-        self._verify_draft = verify_draft
+        self._verify_candidate = verify_candidate
         self._common: dict[str, Any] = {
             "log_folder": log_folder,
             "placement_timeout_s": placement_timeout_s,
@@ -76,8 +76,8 @@ class GroupCrew:
         return results[0]
 
     def verify(self, job: Json, label: str) -> Json:
-        """Check a draft in a process that did not make it."""
-        result = self._verifier_group().run(self._verify_draft, job, label=label)[0]
+        """Check a candidate in a process that did not make it."""
+        result = self._verifier_group().run(self._verify_candidate, job, label=label)[0]
         if result is None:
             raise StageError(f"{label}: the verifier returned nothing")
         return result

@@ -1,4 +1,4 @@
-"""Sources of pictures: scikit-learn's digits, IDX files, folders, arrays, JSON lines, Parquet and `datasets`."""
+"""Sources of images: scikit-learn's digits, IDX files, folders, arrays, JSON lines, Parquet and `datasets`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -15,8 +15,8 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """Size of a stage's pictures, and how many classes they have at most."""
+class ImageSetFacts:
+    """Size of a stage's images, and how many classes they have at most."""
 
     channels: int
     height: int
@@ -33,20 +33,20 @@ class RowColumns(NamedTuple):
     caption: str | None
 
 
-class _Pictures(Selection):
-    """What every source of pictures can be asked for besides its rows."""
+class _Images(Selection):
+    """What every source of images can be asked for besides its rows."""
 
     hold_out: float = meaning(
         0.0,
         ge=0,
         lt=1,
-        description="Share of pictures, by the hash of their pixels, kept out of training and used for evaluation.",
+        description="Share of images, by the hash of their pixels, kept out of training and used for evaluation.",
     )
     size: int | None = meaning(
         None,
         ge=1,
         le=4096,
-        description="Height and width in pixels to which every picture is resized; None: as they are, all of one size.",
+        description="Height and width in pixels to which every image is resized; None: as they are, all of one size.",
     )
     channels: Annotated[Literal[1, 3, 4], Whole] | None = meaning(
         None,
@@ -55,28 +55,28 @@ class _Pictures(Selection):
 
     @property
     def label_key(self) -> str | None:
-        """The key that has to be set for the pictures to have labels; None: they have."""
+        """The key that has to be set for the images to have labels; None: they have."""
         return None
 
     @property
     def caption_key(self) -> str | None:
-        """The key that has to be set for the pictures to have captions; None: they have, '': they cannot."""
+        """The key that has to be set for the images to have captions; None: they have, '': they cannot."""
         return None
 
     @property
     def known_classes(self) -> list[str] | None:
-        """Classes that the pictures have; None: only the files tell."""
+        """Classes that the images have; None: only the files tell."""
         return None
 
     @property
     def row_columns(self) -> RowColumns:
-        """Where a row of the reader has its picture, label and caption."""
+        """Where a row of the reader has its image, label and caption."""
         return RowColumns(
             "image", "label" if self.label_key is None else None, "caption" if self.caption_key is None else None
         )
 
 
-class Digits(_Pictures):
+class Digits(_Images):
     """scikit-learn's 1,797 real handwritten digits of 8x8 grey pixels; every installation has them.
 
     Each has a caption that is measured on its pixels: "a thick narrow seven leaning right".
@@ -90,16 +90,16 @@ class Digits(_Pictures):
         return [str(digit) for digit in range(10)]
 
 
-class Idx(_Pictures):
+class Idx(_Images):
     """Files in the IDX format of MNIST; `.gz` is read too."""
 
     source: Literal["idx"] = meaning(description="Reads IDX files, MNIST's format.")
     files: list[str] = meaning(
-        min_length=1, description="Paths of files with pictures, relative to the recipe's folder; read in this order."
+        min_length=1, description="Paths of files with images, relative to the recipe's folder; read in this order."
     )
     label_files: list[str] = meaning(
         default_factory=list,
-        description="Paths of files with labels, one for each file with pictures; none: no labels.",
+        description="Paths of files with labels, one for each file with images; none: no labels.",
     )
 
     @property
@@ -113,17 +113,17 @@ class Idx(_Pictures):
         return ""
 
 
-class ImageFolder(_Pictures):
-    """A folder of pictures that Pillow opens (PNG, JPEG, ...), read in the order of their names."""
+class ImageFolder(_Images):
+    """A folder of images that Pillow opens (PNG, JPEG, ...), read in the order of their names."""
 
-    source: Literal["image-folder"] = meaning(description="Reads pictures in a folder and the folders below it.")
+    source: Literal["image-folder"] = meaning(description="Reads images in a folder and the folders below it.")
     path: str = meaning(description="The folder, relative to the recipe's.")
     labels: Literal["folder", "none"] = meaning(
-        "folder", description="folder: a picture's label is the name of the folder below `path` that it lies in."
+        "folder", description="folder: an image's label is the name of the folder below `path` that it lies in."
     )
     captions: Literal["none", "beside", "metadata"] = meaning(
         "none",
-        description="beside: a picture's caption stands in a text file of its name, 7.txt for 7.png; metadata: in the "
+        description="beside: an image's caption stands in a text file of its name, 7.txt for 7.png; metadata: in the "
         "metadata.jsonl or metadata.csv in `path`, by the column file_name.",
     )
     caption: str = meaning("text", description="captions: metadata: column of captions.")
@@ -135,11 +135,11 @@ class ImageFolder(_Pictures):
 
     @property
     def caption_key(self) -> str | None:
-        """Captions lie beside the pictures or in the folder's metadata."""
+        """Captions lie beside the images or in the folder's metadata."""
         return "captions" if self.captions == "none" else None
 
 
-class ImageArrays(_Pictures, Patterns):
+class ImageArrays(_Images, Patterns):
     """NumPy files (`.npy`, `.npz`) with an array [N, H, W] or [N, H, W, C]; floats must lie in [0, 1]."""
 
     source: Literal["arrays"] = meaning(description="Reads NumPy's .npy and .npz files.")
@@ -147,12 +147,12 @@ class ImageArrays(_Pictures, Patterns):
         min_length=1,
         description="Paths or glob patterns, relative to the recipe's folder; read in this order, a pattern's sorted.",
     )
-    images: str = meaning("images", description="Name of the array of pictures in an .npz file.")
+    images: str = meaning("images", description="Name of the array of images in an .npz file.")
     labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
     caption_files: list[str] = meaning(
         default_factory=list,
-        description="Paths of CSV or TSV files with captions, one for each file with pictures, a row for each of its "
-        "pictures in their order, relative to the recipe's folder; none: no captions.",
+        description="Paths of CSV or TSV files with captions, one for each file with images, a row for each of its "
+        "images in their order, relative to the recipe's folder; none: no captions.",
     )
     caption: str = meaning("caption", description="Column of captions in caption_files.")
 
@@ -167,9 +167,9 @@ class ImageArrays(_Pictures, Patterns):
         return None if self.caption_files else "caption_files"
 
 
-class _PictureRows(_Pictures):
+class _ImageRows(_Images):
     image: str = meaning(
-        "image", description="Column of pictures: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
+        "image", description="Column of images: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
     )
     label: str | None = meaning(None, description="Column of labels; None: no labels.")
     caption: str | None = meaning(None, description="Column of captions; None: no captions.")
@@ -190,20 +190,20 @@ class _PictureRows(_Pictures):
         return RowColumns(self.image, self.label, self.caption)
 
 
-class ImageJsonLines(_PictureRows, Patterns):
-    """One JSON object a line; a picture is the path of a file, starting at the lines' folder, or nested numbers."""
+class ImageJsonLines(_ImageRows, Patterns):
+    """One JSON object a line; an image is the path of a file, starting at the lines' folder, or nested numbers."""
 
     source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
 
 
-class ImageParquet(_PictureRows, Patterns):
-    """Apache Parquet with a column of pictures."""
+class ImageParquet(_ImageRows, Patterns):
+    """Apache Parquet with a column of images."""
 
     source: Literal["parquet"] = meaning(description="Reads Apache Parquet files.")
 
 
-class ImageDatasets(_PictureRows, DatasetsPlace):
-    """A `datasets` data set with a column of pictures: a local folder, or a hub id with its revision."""
+class ImageDatasets(_ImageRows, DatasetsPlace):
+    """A `datasets` data set with a column of images: a local folder, or a hub id with its revision."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
 

@@ -129,7 +129,7 @@ class TextFamily:
     """Endings of the names of its classes, and what a model of each is."""
     auto_class: str
     """transformers' class that opens one of any type."""
-    tuning_role: Literal["instructions", "labels", "seq2seq", "pictured"]
+    tuning_role: Literal["instructions", "labels", "seq2seq", "image_text"]
     """What the rows of a fine-tuning are read for."""
     keys: tuple[str, ...] = ()
     """Keys of pretraining and fine-tuning that are for it alone."""

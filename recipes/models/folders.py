@@ -12,7 +12,7 @@ from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
 from recipes.models.folder_tensors import missing_layers
-from recipes.models.image_folders import TEXT_ENCODER, PictureFolder, read_picture_folder
+from recipes.models.image_folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
 from recipes.models.image_models import SETTINGS
 from recipes.models.safetensors_headers import read_shapes
 from recipes.models.vision_language import VisionFacts, read_vision
@@ -46,7 +46,7 @@ class FolderFacts:
     """End tokens that config.json and generation_config.json name."""
     kind: OutputKind | None = None
     """What the folder's model is as an input of a stage."""
-    pictures: PictureFolder | None = None
+    images: ImageModelFolder | None = None
 
 
 @lru_cache(maxsize=32)
@@ -60,7 +60,7 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
         tokenizer = _read_tokenizer(path, problems)
         return FolderFacts(problems, tokenizer=tokenizer)
     if (path / SETTINGS).exists() or wants in IMAGE_KINDS:
-        return _read_pictures(path)
+        return _read_images(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
         advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"
         message = f"{path} holds an adapter, not a whole model"
@@ -68,14 +68,14 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     return _read_language_model(path)
 
 
-def _read_pictures(path: Path) -> FolderFacts:
-    found, problems = read_picture_folder(path)
+def _read_images(path: Path) -> FolderFacts:
+    found, problems = read_image_model_folder(path)
     for name in () if found is None else found.weights:
         if (path / name).is_file():
             _note_shapes(path / Path(name).parent, Path(name).name, problems)
     if found is not None and found.reads_captions:
         _note_shapes(path / TEXT_ENCODER, "model.safetensors", problems)
-    return FolderFacts(problems, kind=None if found is None else found.architecture.family, pictures=found)
+    return FolderFacts(problems, kind=None if found is None else found.architecture.family, images=found)
 
 
 def _read_language_model(path: Path) -> FolderFacts:

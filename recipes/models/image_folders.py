@@ -1,4 +1,4 @@
-"""What the folder of a model of pictures tells without torch: its family, which files it needs, and what is missing."""
+"""What the folder of a model of images tells without torch: its family, which files it needs, and what is missing."""
 
 import json
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ _ARCHITECTURE: TypeAdapter[ImageArchitecture] = TypeAdapter(ImageArchitecture)
 
 
 @dataclass(frozen=True)
-class PictureFolder:
-    """A model of pictures in a folder: what it is, and the files that it consists of."""
+class ImageModelFolder:
+    """A model of images in a folder: what it is, and the files that it consists of."""
 
     architecture: ImageArchitecture
     channels: int
@@ -35,8 +35,8 @@ class PictureFolder:
     """Whether there is a text encoder, a language model in `text_encoder/` with its tokenizer in `tokenizer/`."""
 
 
-def read_picture_folder(path: Path) -> tuple[PictureFolder | None, list[Finding]]:
-    """Read the folder of a model of pictures: what it holds, and everything that is wrong with it."""
+def read_image_model_folder(path: Path) -> tuple[ImageModelFolder | None, list[Finding]]:
+    """Read the folder of a model of images: what it holds, and everything that is wrong with it."""
     if not (path / SETTINGS).is_file():
         message = f"{path} is not the folder of an image model: it has no {SETTINGS}"
         return None, [Finding(Code.NOT_A_MODEL_FOLDER, message)]
@@ -57,7 +57,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _parse(settings: Any, reads_captions: bool) -> PictureFolder:
+def _parse(settings: Any, reads_captions: bool) -> ImageModelFolder:
     """Make sense of the settings; raises ValueError saying what is wrong."""
     if not isinstance(settings, dict):
         raise ValueError("not a JSON object")
@@ -81,6 +81,6 @@ def _parse(settings: Any, reads_captions: bool) -> PictureFolder:
     weights, configs = architecture.files(is_latent="latent_scale" in settings)
     if reads_captions:
         configs = (*configs, f"{TEXT_ENCODER}/config.json", f"{TEXT_TOKENIZER}/tokenizer.json")
-    return PictureFolder(
+    return ImageModelFolder(
         architecture, **sides, classes=tuple(classes), weights=weights, configs=configs, reads_captions=reads_captions
     )

@@ -1,6 +1,6 @@
-"""Predicted sizes of a stage of pictures: parameters exactly, memory from what layers keep for the backward (pure)."""
+"""Predicted sizes of a stage of images: parameters exactly, memory from what layers keep for the backward (pure)."""
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.models.image_models import Ddpm, ImageArchitecture, Vae
 from recipes.models.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.models.tally import Tally, TextSizes
@@ -11,16 +11,16 @@ from recipes.stages.rl import PpoImages
 from recipes.stages.sharding import FP32_BYTES
 
 
-def predict_picture_sizes(
+def predict_image_sizes(
     stage: PretrainImages | FinetuneImages,
     architecture: ImageArchitecture,
-    facts: PictureFacts,
+    facts: ImageSetFacts,
     autoencoder: Vae | None,
     text: TextSizes | None,
     workers: int,
     micro_batch: int,
 ) -> Sizes:
-    """The stage's sizes on `workers` workers of `micro_batch` pictures.
+    """The stage's sizes on `workers` workers of `micro_batch` images.
 
     `architecture` is what it builds or starts from, `autoencoder` that of a latent diffusion, `text` reads captions.
     """
@@ -51,14 +51,14 @@ def predict_picture_sizes(
     )
 
 
-def _kept_by_adapters(net: Tally, lora: Lora, facts: PictureFacts) -> int:
+def _kept_by_adapters(net: Tally, lora: Lora, facts: ImageSetFacts) -> int:
     return sum(linear.outputs + lora.r for linear in net.projections) * facts.height * facts.width
 
 
 def predict_tuning_sizes(
     stage: PpoImages,
     actor: Ddpm,
-    facts: PictureFacts,
+    facts: ImageSetFacts,
     autoencoder: Vae | None,
     text: TextSizes | None,
     workers: int,
@@ -86,9 +86,9 @@ def predict_tuning_sizes(
     is_conditional = actor.class_conditional or text is not None
     is_guided = is_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
     trajectory = facts.channels * facts.height * facts.width * (steps + 1)
-    pictures = micro_batch * (steps - 1) * (2 if is_guided else 1)
-    memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * pictures * kept
-    memory += FP32_BYTES * 2 * rollout.pictures_per_iteration * trajectory  # of all workers, and their own part
+    images = micro_batch * (steps - 1) * (2 if is_guided else 1)
+    memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * images * kept
+    memory += FP32_BYTES * 2 * rollout.images_per_iteration * trajectory  # of all workers, and their own part
     weight_bytes = stage.shard.value_bytes
     masters = trainable * (FP32_BYTES + MOMENT_BYTES)
     best = trainable * weight_bytes if stage.ppo.kl_limit is not None else 0  # of the best iteration so far

@@ -1,19 +1,19 @@
-"""Families of picture models: one configuration each, network and objective together."""
+"""Families of image models: one configuration each, network and objective together."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, meaning, raise_all, refuse
 from recipes.models.tally import Tally, TextSizes, count_decoder, count_encoder
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import STEPS, WIDTH
 
-VENDI_PICTURES = 16
-"""Fewest drawn pictures whose diversity says something."""
+VENDI_IMAGES = 16
+"""Fewest drawn images whose diversity says something."""
 
 SETTINGS = "image.json"
 """What a model folder says of itself: family, configuration, images, classes."""
@@ -59,7 +59,7 @@ class Classifier(_ImageModel):
     features: int = meaning(64, ge=2, le=65_536, description="Width of the last hidden layer, the features of metrics.")
     label_smoothing: float = meaning(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
 
-    def tally(self, facts: PictureFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
+    def tally(self, facts: ImageSetFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
         """The network."""
         net = Tally()
         count_encoder(net, self.type, facts, self.width, self.depth, self.features)
@@ -86,7 +86,7 @@ class Vae(_ImageModel):
     family: Literal["vae"] = meaning(description="Variational autoencoder.")
     type: Literal["mlp", "convnet", "autoencoder_kl"] = meaning(
         "mlp",
-        description="mlp and convnet encode a picture as one vector; autoencoder_kl is diffusers' AutoencoderKL, whose "
+        description="mlp and convnet encode an image as one vector; autoencoder_kl is diffusers' AutoencoderKL, whose "
         "latents keep a height and a width.",
     )
     width: int = meaning(
@@ -145,7 +145,7 @@ class Vae(_ImageModel):
             code = Code.WARMUP_TOO_LONG
             yield at("architecture.kl_warmup_steps", self.kl_warmup_steps, code, message, f"at most {steps}")
 
-    def tally(self, facts: PictureFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
+    def tally(self, facts: ImageSetFacts, autoencoder: "Vae | None" = None, text: TextSizes | None = None) -> Tally:
         """The network."""
         net = Tally()
         if self.type == "autoencoder_kl":
@@ -156,7 +156,7 @@ class Vae(_ImageModel):
         net.kept += 4 * facts.channels * facts.height * facts.width
         return net
 
-    def _tally_autoencoder_kl(self, net: Tally, facts: PictureFacts) -> None:
+    def _tally_autoencoder_kl(self, net: Tally, facts: ImageSetFacts) -> None:
         """Count diffusers' AutoencoderKL with one residual layer a level."""
         levels, latent = self.depth, self.latent
         channels = [self.width << level for level in range(levels)]
@@ -232,7 +232,7 @@ class Ddpm(_ImageModel):
         "linear", description="Noise schedule: linear (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021)."
     )
     prediction: Literal["epsilon", "v", "x0"] = meaning(
-        "epsilon", description="What the network predicts: the noise, the velocity (Salimans & Ho 2022), the picture."
+        "epsilon", description="What the network predicts: the noise, the velocity (Salimans & Ho 2022), the image."
     )
     min_snr_gamma: float | None = meaning(
         None, gt=0, le=100, description="Min-SNR loss weights with this gamma (Hang et al. 2023); None: all weights 1."
@@ -248,12 +248,10 @@ class Ddpm(_ImageModel):
         description="Share of samples trained without their label or caption, for guidance (Ho & Salimans 2022).",
     )
     sampler: Literal["ddpm", "ddim", "dpm_solver"] = meaning(
-        "ddim", description="How pictures are drawn: ancestral, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022)."
+        "ddim", description="How images are drawn: ancestral, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022)."
     )
-    sampling_steps: int = meaning(50, ge=1, le=10_000, description="Network calls of a drawn picture.")
-    guidance: float = meaning(
-        1.0, ge=0, le=100, description="Classifier-free guidance scale of drawn pictures; 1: none."
-    )
+    sampling_steps: int = meaning(50, ge=1, le=10_000, description="Network calls of a drawn image.")
+    guidance: float = meaning(1.0, ge=0, le=100, description="Classifier-free guidance scale of drawn images; 1: none.")
 
     @model_validator(mode="after")
     def _fitting(self) -> "Ddpm":
@@ -291,12 +289,12 @@ class Ddpm(_ImageModel):
         """Whether the network knows how to do without a label."""
         return self.class_conditional and self.label_dropout > 0
 
-    def tally(self, facts: PictureFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
+    def tally(self, facts: ImageSetFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
         """diffusers' UNet2DModel, or with a text encoder UNet2DConditionModel; in an autoencoder's latents."""
         net = Tally()
         if autoencoder is not None:
             factor = autoencoder.reduction
-            facts = PictureFacts(autoencoder.latent, facts.height // factor, facts.width // factor, facts.classes)
+            facts = ImageSetFacts(autoencoder.latent, facts.height // factor, facts.width // factor, facts.classes)
 
         def attend(width: int, area: int) -> None:
             if text is None:
@@ -373,7 +371,7 @@ class Gan(_ImageModel):
     family: Literal["gan"] = meaning(description="Generative adversarial networks.")
     type: Literal["convnet", "mlp"] = meaning("convnet", description="Convolutions, or fully connected layers.")
     width: int = meaning(
-        32, ge=1, le=65_536, description="Channels at the picture's size, doubled at each halving; mlp: units."
+        32, ge=1, le=65_536, description="Channels at the image's size, doubled at each halving; mlp: units."
     )
     depth: int = meaning(2, ge=1, le=12, description="Halvings of the size (convnet) or hidden layers (mlp).")
     latent: int = meaning(64, ge=1, le=65_536, description="Size of the noise vector.")
@@ -384,7 +382,7 @@ class Gan(_ImageModel):
     )
     gradient_penalty: float = meaning(10.0, gt=0, le=1000, description="wasserstein_gp: weight of the penalty.")
     r1_gamma: float = meaning(
-        0.0, ge=0, le=1000, description="Weight of the R1 penalty on real pictures (Mescheder et al. 2018); 0: none."
+        0.0, ge=0, le=1000, description="Weight of the R1 penalty on real images (Mescheder et al. 2018); 0: none."
     )
     spectral_norm: bool = meaning(
         False, description="Divide the discriminator's weights by their largest singular value (Miyato et al. 2018)."
@@ -400,16 +398,16 @@ class Gan(_ImageModel):
         0.5,
         ge=0,
         le=1,
-        description="Alarm: the gate fails where drawn pictures' Vendi score is below this share of real ones'.",
+        description="Alarm: the gate fails where drawn images' Vendi score is below this share of real ones'.",
     )
 
     def training_rules(self, *, steps: int | None, grid: int) -> Iterator[FieldFinding]:
         """Too few images for the diversity that the gate asks for."""
-        if 0 < grid < VENDI_PICTURES and self.collapse_below > 0:
-            message = f"the check of collapse_below needs {VENDI_PICTURES} images"
-            yield at("train.grid", grid, Code.TOO_FEW_SAMPLES, message, f"at least {VENDI_PICTURES}, or 0")
+        if 0 < grid < VENDI_IMAGES and self.collapse_below > 0:
+            message = f"the check of collapse_below needs {VENDI_IMAGES} images"
+            yield at("train.grid", grid, Code.TOO_FEW_SAMPLES, message, f"at least {VENDI_IMAGES}, or 0")
 
-    def tally(self, facts: PictureFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
+    def tally(self, facts: ImageSetFacts, autoencoder: Vae | None = None, text: TextSizes | None = None) -> Tally:
         """Both networks, and what the larger phase of a step keeps."""
         generator, discriminator = Tally(), Tally()
         inputs, features = self.latent, 4 * self.width

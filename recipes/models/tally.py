@@ -5,7 +5,7 @@ A contract test compares the parameters with the built networks and the kept val
 
 from dataclasses import dataclass, field
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.models.base import Linear
 
 CAPTION_TOKENS = 32
@@ -91,7 +91,7 @@ class Tally:
         self.conv(channels, channels, area, size=1)
 
 
-def _sizes(facts: PictureFacts, depth: int) -> list[tuple[int, int]]:
+def _sizes(facts: ImageSetFacts, depth: int) -> list[tuple[int, int]]:
     """Height and width at each level; odd sizes are rounded up."""
     sizes = [(facts.height, facts.width)]
     for _ in range(depth):
@@ -99,7 +99,7 @@ def _sizes(facts: PictureFacts, depth: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def count_encoder(net: Tally, kind: str, facts: PictureFacts, width: int, depth: int, outputs: int) -> None:
+def count_encoder(net: Tally, kind: str, facts: ImageSetFacts, width: int, depth: int, outputs: int) -> None:
     """Count the encoder that families share, from an image to so many outputs."""
     sizes = _sizes(facts, depth)
     size, channels = facts.channels * facts.height * facts.width, facts.channels
@@ -117,7 +117,7 @@ def count_encoder(net: Tally, kind: str, facts: PictureFacts, width: int, depth:
     net.activation(outputs)
 
 
-def count_decoder(net: Tally, kind: str, facts: PictureFacts, width: int, depth: int, inputs: int) -> None:
+def count_decoder(net: Tally, kind: str, facts: ImageSetFacts, width: int, depth: int, inputs: int) -> None:
     """Count the decoder that families share, from so many inputs to an image."""
     sizes = _sizes(facts, depth)
     if kind == "mlp":

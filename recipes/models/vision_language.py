@@ -14,15 +14,15 @@ from recipes.problem_codes import Code
 TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
 TEXT_TYPES = ("llama", "qwen2", "qwen3")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""How pictures become pixel values and tokens; the second one where the first does not hold the image processor."""
+"""How images become pixel values and tokens; the second one where the first does not hold the image processor."""
 
 
 @dataclass(frozen=True)
 class VisionFacts:
-    """What is known of a model's pictures; None: its files leave it to defaults."""
+    """What is known of a model's images; None: its files leave it to defaults."""
 
     image_token: str
-    tokens_per_picture: int | None = None
+    tokens_per_image: int | None = None
 
 
 def read_vision(
@@ -46,7 +46,7 @@ def read_vision(
         problems.append(
             Finding(
                 Code.MISSING_MODEL_FILE,
-                f"{path}: no processor_config.json that can be read, which says how pictures become tokens",
+                f"{path}: no processor_config.json that can be read, which says how images become tokens",
             )
         )
     elif not images:
@@ -68,7 +68,7 @@ def read_vision(
         problems.append(
             Finding(
                 Code.IMAGE_TOKEN_MISMATCH,
-                f"{path}: config.json says that pictures stand at token {number}; the tokenizer {found}: {token}",
+                f"{path}: config.json says that images stand at token {number}; the tokenizer {found}: {token}",
             )
         )
     drops_first = config.get("vision_feature_select_strategy", "default") == "default"
@@ -78,14 +78,14 @@ def read_vision(
         problems.append(
             Finding(
                 Code.IMAGE_TOKEN_MISMATCH,
-                f"{path}: the processor writes {written} tokens for a picture, the vision tower gives {made}",
+                f"{path}: the processor writes {written} tokens for an image, the vision tower gives {made}",
             )
         )
     return VisionFacts(token, made if written is None else written), problems
 
 
 def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:
-    """Features that the tower gives for a picture: one a patch; CLIP's class embedding stands before them."""
+    """Features that the tower gives for an image: one a patch; CLIP's class embedding stands before them."""
     size, patch = tower.get("image_size"), tower.get("patch_size")
     if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
         return None
@@ -93,7 +93,7 @@ def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:
 
 
 def _written_tokens(processor: dict[str, Any], images: dict[str, Any]) -> int | None:
-    """Tokens that transformers' LlavaProcessor writes for a picture."""
+    """Tokens that transformers' LlavaProcessor writes for an image."""
     size = images.get("crop_size" if images.get("do_center_crop", False) else "size")
     size = {"height": size, "width": size} if isinstance(size, int) else size
     patch = processor.get("patch_size")
@@ -145,7 +145,7 @@ VISION_LANGUAGE = TextFamily(
     types={"llava": ModelType("Llava", None, (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"))},
     classes={"ForConditionalGeneration": "model"},
     auto_class="AutoModelForImageTextToText",
-    tuning_role="pictured",
+    tuning_role="image_text",
     keys=("parts",),
     continues=True,
 )

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
-from recipes.models.image_memory import predict_picture_sizes, predict_tuning_sizes
+from recipes.models.image_memory import predict_image_sizes, predict_tuning_sizes
 from recipes.models.image_models import Ddpm
 from recipes.models.known_models import KnownModel
 from recipes.models.memory import LanguageStage, Sizes, predict_sizes
@@ -14,7 +14,7 @@ from recipes.models.tally import TextSizes
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
-from recipes.rules.chain import autoencoder_of, order, origin, picture_stage_of
+from recipes.rules.chain import autoencoder_of, image_stage_of, order, origin
 from recipes.stages.base import ImageStage, ImageTraining
 from recipes.stages.batch import micro_batches
 from recipes.stages.finetune import FinetuneImages
@@ -122,17 +122,17 @@ def build_plan(
     find: Callable[[str], Committed | None] = lambda _: None,
     rows: Mapping[str, int] | None = None,
     changes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    pictures: Mapping[str, PictureFacts] | None = None,
+    images: Mapping[str, ImageSetFacts] | None = None,
     settled_by: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
-    settings that a resume changed while the stage was under way, `pictures` the size of a stage's pictures,
+    settings that a resume changed while the stage was under way, `images` the size of a stage's images,
     `settled_by` what `auto` was settled by (`settle.py`).
     """
-    externals, rows, changes, pictures = externals or {}, rows or {}, changes or {}, pictures or {}
+    externals, rows, changes, images = externals or {}, rows or {}, changes or {}, images or {}
     settled_by = settled_by or {}
     plan = Plan(recipe.name, workers)
     done: dict[str, PlannedStage] = {}
@@ -168,7 +168,7 @@ def build_plan(
             engine=stage.shard.engine_text,
             settled_by=settled_by.get(name, {}),
             notes=tuple(note for external in externals.get(name, {}).values() for note in external.notes),
-            sizes=_image_sizes(stage, recipe, pictures.get(name), externals, workers, micro or 1)
+            sizes=_image_sizes(stage, recipe, images.get(name), externals, workers, micro or 1)
             if isinstance(stage, ImageStage)
             else _text_sizes(stage, recipe, externals, workers, micro or 1),
         )
@@ -194,13 +194,13 @@ def _parents(
 def _image_sizes(
     stage: PretrainImages | FinetuneImages | PpoImages,
     recipe: Recipe,
-    facts: PictureFacts | None,
+    facts: ImageSetFacts | None,
     externals: Mapping[str, Mapping[str, External]],
     workers: int,
     micro_batch: int,
 ) -> Sizes | None:
-    """None where the pictures' size, the start, the autoencoder or the text encoder is not known before the run."""
-    start = picture_stage_of(stage, recipe.stages)
+    """None where the images' size, the start, the autoencoder or the text encoder is not known before the run."""
+    start = image_stage_of(stage, recipe.stages)
     if start is None or facts is None:
         return None
     autoencoder = autoencoder_of(start, recipe.stages)
@@ -214,7 +214,7 @@ def _image_sizes(
         count = reader.architecture.num_parameters(reader.vocab_size)
         text = TextSizes(reader.architecture.shape().width, count)
     if isinstance(stage, ImageTraining):
-        return predict_picture_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
+        return predict_image_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
     assert isinstance(start.architecture, Ddpm)
     return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
 

@@ -1,4 +1,4 @@
-"""Text to image: who reads captions, whether the pictures have them, and adapters on a diffusion's attention."""
+"""Text to image: who reads captions, whether the images have them, and adapters on a diffusion's attention."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield from _check_adapters(loaded, f"{place}.lora", stage.adapters)
         reader = _reader(loaded, stage)
         for use in stage.sources() if reader is not None else ():
-            key = use.pictures.caption_key
+            key = use.images.caption_key
             if reader is not None and key is not None and not use.held_out:
                 field_path = f"{place}.{use.field_path}.{key or 'source'}"
                 yield loaded.problem_from(missing_captions(reader, key), field_path, "" if key else use.source.source)

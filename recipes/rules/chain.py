@@ -99,7 +99,7 @@ def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | Non
     return found if found is not None and found.architecture.family == "ddpm" else None
 
 
-def picture_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
+def image_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
     """The stage on whose images a stage works: itself, or what built the diffusion model that it starts from."""
     start = stage.image_start()
     return image_builder(stage, stages) if start is None else diffusion_of(start, stages)

@@ -1,10 +1,10 @@
-"""Pictures that meet in a stage: those of its data, and those that the models it takes were made for."""
+"""Images that meet in a stage: those of its data, and those that the models it takes were made for."""
 
 from collections.abc import Callable, Iterator
 from typing import get_args
 
 from recipes.artifact_kinds import ImageKind
-from recipes.data.images import ImageSource, PictureFacts, Shape, shape_rule
+from recipes.data.images import ImageSetFacts, ImageSource, Shape, shape_rule
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.models.image_models import Ddpm, Vae
@@ -12,11 +12,11 @@ from recipes.rules.chain import autoencoder_of, image_builder, stage_of
 from recipes.stages.base import StageBase
 from recipes.stages.pretrain import PretrainImages
 
-FactsOf = Callable[[ImageSource], PictureFacts | None]
+FactsOf = Callable[[ImageSource], ImageSetFacts | None]
 """Tells the size of a source's images; None: not known."""
 
 
-def check_picture_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Problem]:
+def check_image_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Problem]:
     """Images of another size or with other channels than what they meet, as far as headers tell; sizes that a network
     cannot halve.
     """
@@ -38,7 +38,7 @@ def _met_images(stage: StageBase, own: ImageSource | str) -> Iterator[tuple[str,
     """Field, what it holds, and the images or the model behind it."""
     evaluation = stage.find_source("evaluation")
     if evaluation is not None and evaluation.role == "images" and not evaluation.is_derived:
-        yield "evaluation", evaluation.pictures.source, evaluation.pictures
+        yield "evaluation", evaluation.images.source, evaluation.images
     for item in stage.inputs():
         if set(item.wants) & set(get_args(ImageKind)) and item.text != own:
             yield item.field_path, item.text, item.text

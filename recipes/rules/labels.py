@@ -6,7 +6,7 @@ from recipes.data.images import missing_labels
 from recipes.errors import Problem
 from recipes.loading.document import LoadedRecipe
 from recipes.problem_codes import Code
-from recipes.rules.chain import picture_stage_of
+from recipes.rules.chain import image_stage_of
 from recipes.rules.models import model_facts
 from recipes.stages.base import ImageTraining, TextStage
 
@@ -16,10 +16,10 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in loaded.recipe.stages.items():
         place = f"stages.{name}"
         if isinstance(stage, ImageTraining):
-            start = picture_stage_of(stage, loaded.recipe.stages)
+            start = image_stage_of(stage, loaded.recipe.stages)
             reader = None if start is None else start.architecture.label_reader
             for use in stage.sources():
-                key = use.pictures.label_key
+                key = use.images.label_key
                 if reader is not None and key is not None and not use.held_out:
                     finding = missing_labels(stage.image_start() or reader, key)
                     yield loaded.problem_from(finding, f"{place}.{use.field_path}.{key}", "")

@@ -75,7 +75,7 @@ def text_facts(loaded: LoadedRecipe, stage: TextStage) -> TextFacts:
     tokens = None if facts.tokenizer is None else facts.tokenizer.special_tokens
     made = stage_of(stage.text_start(), loaded.recipe.stages)
     is_classifier = isinstance(made, TextStage) and made.is_classifier(model_facts(loaded, made).family)
-    images = None if facts.vision is None else facts.vision.tokens_per_picture
+    images = None if facts.vision is None else facts.vision.tokens_per_image
     return TextFacts(facts.family, tokens, is_classifier, images)
 
 

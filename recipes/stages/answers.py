@@ -52,17 +52,17 @@ class SourceUse:
     @property
     def rows(self) -> Source:
         """The source of a use of text."""
-        assert self.role != "images", f"{self.field_path} is a source of pictures"
+        assert self.role != "images", f"{self.field_path} is a source of images"
         return cast(Source, self.source)
 
     @property
-    def pictures(self) -> ImageSource:
+    def images(self) -> ImageSource:
         """The source of a use of images."""
-        assert self.role == "images", f"{self.field_path} is no source of pictures"
+        assert self.role == "images", f"{self.field_path} is no source of images"
         return cast(ImageSource, self.source)
 
 
-Counted = Literal["tokens", "target_tokens", "rows", "pairs", "responses", "pictures"]
+Counted = Literal["tokens", "target_tokens", "rows", "pairs", "responses", "images"]
 """What a stage's speed may count; a beat holds it as `..._per_s`."""
 
 

@@ -130,7 +130,7 @@ class StageBase(Strict):
 
     def fp32_reason(self) -> str:
         """Why `precision: auto` is fp32 on any hardware; empty: it depends on the hardware."""
-        return "bf16 hurts or slows small models of pictures" if self.is_image else ""
+        return "bf16 hurts or slows small models of images" if self.is_image else ""
 
     def find_source(self, field_path: str) -> SourceUse | None:
         """The source at a field path (`data`, `evaluation`, `prompts`, `text`); None: nothing is read there."""

@@ -1,4 +1,4 @@
-"""Reward-tuned diffusion: how pictures are drawn, what rewards them, and the settings of DDPO."""
+"""Reward-tuned diffusion: how images are drawn, what rewards them, and the settings of DDPO."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,21 +39,21 @@ def unknown_class(name: str, known: Sequence[str]) -> Finding | None:
     return Finding(Code.UNKNOWN_CLASS, "no such class", suggestion)
 
 
-class PictureRollout(Strict):
-    """One iteration's experience: pictures, denoised step by step from noise by the ancestral sampler."""
+class ImageRollout(Strict):
+    """One iteration's experience: images, denoised step by step from noise by the ancestral sampler."""
 
-    pictures_per_iteration: int = meaning(128, ge=2, le=10**6, description="Pictures per iteration over all workers.")
+    images_per_iteration: int = meaning(128, ge=2, le=10**6, description="Images per iteration over all workers.")
     samples_per_prompt: int = added_meaning(
         1,
         ge=1,
         le=1024,
-        description="Of an actor that draws from captions: pictures of each caption that an iteration draws.",
+        description="Of an actor that draws from captions: images of each caption that an iteration draws.",
     )
     steps: int | None = meaning(
         None,
         ge=2,
         le=10_000,
-        description="Denoising steps of a picture; all but the last are actions. None: the actor's sampling_steps.",
+        description="Denoising steps of an image; all but the last are actions. None: the actor's sampling_steps.",
     )
     guidance: float | None = meaning(
         None, ge=0, le=100, description="Classifier-free guidance scale of the policy; None: the actor's, 1: none."
@@ -70,28 +70,28 @@ class PictureRollout(Strict):
     )
 
     @model_validator(mode="after")
-    def _whole_prompts(self) -> "PictureRollout":
-        require_divides(self, "samples_per_prompt", "pictures_per_iteration")
+    def _whole_prompts(self) -> "ImageRollout":
+        require_divides(self, "samples_per_prompt", "images_per_iteration")
         return self
 
     def shrunk(self) -> Self:
         """The smoke form."""
-        pictures = min(self.pictures_per_iteration, max(2 * BATCH, 2 * len(self.classes)))
-        is_smaller = pictures < self.pictures_per_iteration
+        images = min(self.images_per_iteration, max(2 * BATCH, 2 * len(self.classes)))
+        is_smaller = images < self.images_per_iteration
         return self.changed(
-            pictures_per_iteration=pictures,
+            images_per_iteration=images,
             samples_per_prompt=min(self.samples_per_prompt, 2) if is_smaller else self.samples_per_prompt,
             steps=min(self.steps or DENOISING_STEPS, DENOISING_STEPS),
         )
 
 
 class ClassReward(Strict):
-    """What a frozen classifier says of a picture."""
+    """What a frozen classifier says of an image."""
 
     classifier: str = meaning(description="The classifier: a stage, or an address in the store.")
     label: str | None = meaning(None, description="The class whose probability counts; None: the one asked for.")
     value: Literal["probability", "log_probability"] = meaning(
-        "log_probability", description="The reward of a picture; the logarithm still tells apart what is sure already."
+        "log_probability", description="The reward of an image; the logarithm still tells apart what is sure already."
     )
 
 
@@ -114,12 +114,12 @@ def _reward_form(value: Any) -> str | None:
     return next((key for key in ("classifier", "rule") if key in value), None)
 
 
-PictureReward = Annotated[
+ImageReward = Annotated[
     Annotated[ClassReward, Tag("classifier")] | Annotated[RuleReward, Tag("rule")],
     Discriminator(
         _reward_form,
         custom_error_type="reward_form",
-        custom_error_message="a reward of pictures is a mapping with `classifier: ...` (what it says of them) or "
+        custom_error_message="a reward of images is a mapping with `classifier: ...` (what it says of them) or "
         "`rule: ...` (ink, symmetry, compressibility)",
     ),
 ]
@@ -129,11 +129,11 @@ class Ddpo(Updates):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
     estimator: Literal["ddpo"] = meaning(
-        description="Advantages: a picture's normalised reward, the same at all of its denoising steps."
+        description="Advantages: an image's normalised reward, the same at all of its denoising steps."
     )
     epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
     kl_coef: float = meaning(
-        0.0, ge=0, le=100, description="Weight of the KL against the start, summed over a picture's denoising steps."
+        0.0, ge=0, le=100, description="Weight of the KL against the start, summed over an image's denoising steps."
     )
     normalise: Literal["classes", "all"] = meaning(
         "classes",
@@ -141,7 +141,7 @@ class Ddpo(Updates):
         "or all.",
     )
     advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
-    grid: int = meaning(40, ge=0, le=1024, description="Pictures at fixed seeds shown in the report; 0: none.")
+    grid: int = meaning(40, ge=0, le=1024, description="Images at fixed seeds shown in the report; 0: none.")
 
     def shrunk(self) -> Self:
         """The smoke form."""

@@ -12,7 +12,7 @@ from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
 from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
-from recipes.smoke_sizes import EXAM_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
+from recipes.smoke_sizes import EVALUATION_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
 from recipes.stages.answers import (
     Counts,
     Forward,
@@ -55,7 +55,7 @@ TOO_FEW_IMAGES = Finding(
 
 class Evaluate(TextStage):
     """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
-    models of pictures.
+    models of images.
     """
 
     trains: ClassVar[bool] = False
@@ -79,13 +79,13 @@ class Evaluate(TextStage):
     second_scorer: str | None = meaning(
         None, description="A second reward model, trained on other data, that judges comparisons."
     )
-    features: str | None = meaning(None, description="images: the classifier whose features measure pictures.")
+    features: str | None = meaning(None, description="images: the classifier whose features measure images.")
     suites: list[SuiteName] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
         description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
         "scores and win rate; targets, alone, for encoder-decoders: loss, BLEU and chrF of held-out targets; "
-        "images, alone: distances of drawn pictures to real ones, classes, copies.",
+        "images, alone: distances of drawn images to real ones, classes, copies.",
     )
     text: Source | None = meaning(
         None,
@@ -99,11 +99,11 @@ class Evaluate(TextStage):
     )
     images: ImageSource | None = meaning(
         None,
-        description="images: real pictures; its hold_out is what drawn ones are compared with, the rest what may have "
+        description="images: real images; its hold_out is what drawn ones are compared with, the rest what may have "
         "been copied.",
     )
     num_images: int = meaning(
-        1000, ge=8, le=10**6, description="images: most pictures of a draw; never more than are held out."
+        1000, ge=8, le=10**6, description="images: most images of a draw; never more than are held out."
     )
     num_draws: int = meaning(
         5, ge=2, le=10, description="images: independent draws of each model; intervals are those of their means."
@@ -263,16 +263,16 @@ class Evaluate(TextStage):
         return ("sampling", self.sampling) if self.writes_answers else None
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("part", "pictures" if self.is_image else "responses")
+        return Progress("part", "images" if self.is_image else "responses")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(
             text=None if self.text is None else self.text.limited(HELD_OUT_ROWS),
             prompts=None if self.prompts is None else self.prompts.limited(ROWS),
-            num_prompts=min(self.num_prompts, EXAM_PROMPTS),
+            num_prompts=min(self.num_prompts, EVALUATION_PROMPTS),
             num_samples=min(self.num_samples, 2),
             images=None if self.images is None else self.images.limited(ROWS),
-            num_images=min(self.num_images, EXAM_PROMPTS),
+            num_images=min(self.num_images, EVALUATION_PROMPTS),
             num_draws=2,
             sequence_length=min(self.sequence_length, SEQUENCE),
             sampling=self.sampling.shrunk(),

@@ -22,7 +22,7 @@ Part = Literal["language", "projector", "vision"]
 
 
 class Finetune(TextTraining):
-    """Supervised learning on rows: responses to prompts (decoder, rnn) or to pictures with prompts (vision_language),
+    """Supervised learning on rows: responses to prompts (decoder, rnn) or to images with prompts (vision_language),
     targets of sources (encoder_decoder), or labels of texts (encoder).
     """
 
@@ -133,18 +133,18 @@ class Finetune(TextTraining):
 
 
 class FinetuneImages(ImageTraining):
-    """Go on training a model of pictures on others; what it is conditioned on, it brings along."""
+    """Go on training a model of images on others; what it is conditioned on, it brings along."""
 
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     curves: ClassVar[tuple[str, ...]] = ("loss", "mse", "bits_per_dim")
-    kind: Literal["finetune"] = meaning(description="Fine-tuning on pictures.")
+    kind: Literal["finetune"] = meaning(description="Fine-tuning on images.")
     family: Literal["ddpm"] = meaning(description="The family of the model; without the key a language model is tuned.")
     init_from: str = meaning(description="The diffusion to start from.")
     lora: Lora | None = meaning(
         None, description="Train adapters on the network's attention; None trains every parameter."
     )
-    data: ImageSource = meaning(description="Training pictures, with labels or captions where the model reads them.")
-    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    data: ImageSource = meaning(description="Training images, with labels or captions where the model reads them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out images; None: the source's hold_out.")
     train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
@@ -158,7 +158,7 @@ class FinetuneImages(ImageTraining):
         return self.init_from
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("step", "pictures")
+        return Progress("step", "images")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(train=self.train.shrunk())

@@ -36,7 +36,7 @@ PpoEstimator = Annotated[
     Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],
     Discriminator(TagAt(("ppo", "estimator"), default="gae")),
 ]
-"""One algorithm, and what its samples are: responses, or pictures."""
+"""One algorithm, and what its samples are: responses, or images."""
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 

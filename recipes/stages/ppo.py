@@ -90,7 +90,7 @@ class Updates(Strict):
         None,
         gt=0,
         le=10**4,
-        description="Stop rule: mean KL per response or picture in nats above which the stage stops at its best state.",
+        description="Stop rule: mean KL per response or image in nats above which the stage stops at its best state.",
     )
     clip_low: float = meaning(0.2, gt=0, lt=1, description="Ratio clip below 1.")
     clip_high: float = meaning(0.2, gt=0, le=10, description="Ratio clip above 1.")

@@ -141,22 +141,22 @@ class Pretrain(TextTraining):
 
 
 class PretrainImages(ImageTraining):
-    """Train a model of pictures from random weights: a classifier, or one that draws."""
+    """Train a model of images from random weights: a classifier, or one that draws."""
 
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "elbo", "generator_loss")
     curves: ClassVar[tuple[str, ...]] = ("loss", "kl", "accuracy", "elbo", "mse", "bits_per_dim")
-    kind: Literal["pretrain"] = meaning(description="Training on pictures.")
+    kind: Literal["pretrain"] = meaning(description="Training on images.")
     architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
     autoencoder: str | None = meaning(
         None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
     )
     text_encoder: str | None = meaning(
         None,
-        description="ddpm: an encoder or decoder whose hidden states of the captions condition the pictures; it stays "
+        description="ddpm: an encoder or decoder whose hidden states of the captions condition the images; it stays "
         "as it is, and its tokenizer reads the captions. None: no captions.",
     )
-    data: ImageSource = meaning(description="Training pictures, with labels or captions where the family needs them.")
-    evaluation: ImageSource | None = meaning(None, description="Held-out pictures; None: the source's hold_out.")
+    data: ImageSource = meaning(description="Training images, with labels or captions where the family needs them.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out images; None: the source's hold_out.")
     train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
@@ -202,7 +202,7 @@ class PretrainImages(ImageTraining):
         yield from self.architecture.training_rules(steps=self.steps(), grid=self.train.grid)
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("step", "pictures")
+        return Progress("step", "images")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self._fewer_rows(architecture=self.architecture.shrunk(), train=self.train.shrunk())

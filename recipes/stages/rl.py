@@ -27,7 +27,7 @@ from recipes.stages.answers import (
 )
 from recipes.stages.base import ImageStage, TextStage
 from recipes.stages.batch import Batch
-from recipes.stages.ddpo import ActorFacts, ClassReward, Ddpo, PictureReward, PictureRollout, unknown_class
+from recipes.stages.ddpo import ActorFacts, ClassReward, Ddpo, ImageReward, ImageRollout, unknown_class
 from recipes.stages.lora import Lora
 from recipes.stages.ppo import Ppo, Rollout, Sampling
 from recipes.stages.sharding import Shard
@@ -166,18 +166,18 @@ class PpoImages(ImageStage):
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
     curves: ClassVar[tuple[str, ...]] = ("loss", "score_mean", "kl", "policy_loss")
-    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of pictures.")
+    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of images.")
     actor: str = meaning(description="The diffusion model to start from; also the reference.")
-    reward: PictureReward = meaning(description="What a picture is rewarded for.")
+    reward: ImageReward = meaning(description="What an image is rewarded for.")
     lora: Lora | None = added_meaning(
         None, description="Train adapters on the network's attention; None trains every parameter."
     )
     prompts: ImageSource | None = added_meaning(
         None,
-        description="Of an actor that draws from captions: pictures whose captions are drawn from, by the seed; their "
+        description="Of an actor that draws from captions: images whose captions are drawn from, by the seed; their "
         "labels are the classes that a reward asks for.",
     )
-    rollout: PictureRollout = meaning(default_factory=PictureRollout, description="How experience is drawn.")
+    rollout: ImageRollout = meaning(default_factory=ImageRollout, description="How experience is drawn.")
     ppo: Ddpo = meaning(description="The algorithm's settings.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
@@ -200,8 +200,8 @@ class PpoImages(ImageStage):
         return self.ppo.planned_steps
 
     def batch(self) -> Batch:
-        images = self.rollout.pictures_per_iteration
-        return Batch("rollout.pictures_per_iteration", images, mini_batches=self.ppo.mini_batches, noun="images")
+        images = self.rollout.images_per_iteration
+        return Batch("rollout.images_per_iteration", images, mini_batches=self.ppo.mini_batches, noun="images")
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from self.ppo.rules()
@@ -233,7 +233,7 @@ class PpoImages(ImageStage):
 
     def _class_rules(self, actor: ActorFacts) -> Iterator[FieldFinding]:
         rollout, is_conditional = self.rollout, actor.settings.class_conditional
-        images, asked = rollout.pictures_per_iteration, rollout.classes
+        images, asked = rollout.images_per_iteration, rollout.classes
         for key, found, is_default in (
             ("prompts", "", self.prompts is None),
             ("rollout.samples_per_prompt", rollout.samples_per_prompt, rollout.samples_per_prompt == 1),
@@ -251,12 +251,12 @@ class PpoImages(ImageStage):
         if images < 2 * len(asked):
             message = f"{images} images of {len(asked)} classes an iteration: too few of each for a standard deviation"
             advice = f"at least {2 * len(asked)}, or normalise: all"
-            yield at("rollout.pictures_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
+            yield at("rollout.images_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
         elif is_conditional and not asked and images <= len(actor.classes):
             known = len(actor.classes)
             message = f"each of the {known} classes is sampled once at most, so rewards cannot be normalised per class"
             advice = f"at least {2 * known}, rollout.classes, or normalise: all"
-            yield at("rollout.pictures_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
+            yield at("rollout.images_per_iteration", images, Code.TOO_FEW_SAMPLES, message, advice)
 
     def _caption_rules(self, actor: ActorFacts) -> Iterator[FieldFinding]:
         samples = self.rollout.samples_per_prompt
@@ -281,8 +281,8 @@ class PpoImages(ImageStage):
                     yield FieldFinding("reward.label", name, finding)
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        images = self.rollout.pictures_per_iteration
-        return Progress("iteration", "pictures", self.ppo.steps_per_iteration, images)
+        images = self.rollout.images_per_iteration
+        return Progress("iteration", "images", self.ppo.steps_per_iteration, images)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(

@@ -73,7 +73,7 @@ SUITES: dict[SuiteName, SuiteSpec] = {
     "images": SuiteSpec(
         "image models",
         IMAGES,
-        totals=("pictures", "draws"),
+        totals=("images", "draws"),
         needs=("features", "images"),
         takes=("features", "images"),
         is_alone=True,

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from recipes.errors import FieldFinding, at
 from recipes.fields import Steps, Strict, meaning, placement, refuse
-from recipes.models.image_models import VENDI_PICTURES
+from recipes.models.image_models import VENDI_IMAGES
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import BATCH, HELD_OUT_ROWS, SEQUENCE, STEPS
 from recipes.stages.optim import AdamW, Schedule
@@ -20,7 +20,7 @@ class _Steps(Strict):
     steps: int | None = meaning(None, ge=1, le=10**9, description="Optimiser steps.")
     epochs: float | None = meaning(None, gt=0, le=10**6, description="Passes over the data; rounded up to whole steps.")
     global_batch: int = meaning(
-        ge=1, le=10**6, description="Sequences, pairs or pictures per optimiser step over all workers."
+        ge=1, le=10**6, description="Sequences, pairs or images per optimiser step over all workers."
     )
     optimizer: AdamW = meaning(description="The optimiser.")
     schedule: Schedule = meaning(default_factory=Schedule, description="Learning-rate schedule.")
@@ -32,7 +32,7 @@ class _Steps(Strict):
         100, description="Steps between two evaluations on held-out rows; the end is always evaluated."
     )
     evaluation_rows: int = meaning(
-        256, ge=1, le=10**6, description="At most this many held-out sequences, pairs or pictures per evaluation."
+        256, ge=1, le=10**6, description="At most this many held-out sequences, pairs or images per evaluation."
     )
     max_skipped_steps: int = meaning(
         3,
@@ -125,7 +125,7 @@ class ImageTrain(_Steps):
     """Exactly one of steps and epochs says how long; micro-batch and accumulation are derived."""
 
     grid: int = placement(
-        64, ge=0, le=1024, description="Pictures drawn at fixed seeds at every evaluation for the report; 0: none."
+        64, ge=0, le=1024, description="Images drawn at fixed seeds at every evaluation for the report; 0: none."
     )
 
     @model_validator(mode="after")
@@ -135,4 +135,4 @@ class ImageTrain(_Steps):
 
     def shrunk(self) -> Self:
         """The smoke form."""
-        return self._shrunk(2 * BATCH, grid=min(self.grid, VENDI_PICTURES))
+        return self._shrunk(2 * BATCH, grid=min(self.grid, VENDI_IMAGES))

@@ -1,6 +1,6 @@
 """Denoising as a Markov decision process (Black et al. 2023, section 4.2): the ancestral sampler's steps as Gaussians.
 
-B pictures, A denoising steps that are actions, C channels, H and W pixels or latents. abar: the product of 1 - beta.
+B images, A denoising steps that are actions, C channels, H and W pixels or latents. abar: the product of 1 - beta.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Chain:
-    """Every step from noise to picture: x_next ~ N(clean_S * x0 + noisy_S * x, sd_S^2), x0 predicted at `timesteps_S`.
+    """Every step from noise to image: x_next ~ N(clean_S * x0 + noisy_S * x, sd_S^2), x0 predicted at `timesteps_S`.
 
     The last step has no noise; it is no action.
     """
@@ -49,7 +49,7 @@ def build_chain(abar_T: Tensor, timesteps_S: Tensor, min_sd: float) -> Chain:
 
 
 def gaussian_logprobs(actions_BACHW: Tensor, means_BACHW: Tensor, sd_A: Tensor) -> Tensor:
-    """Log-density [B, A] in nats of what was drawn, summed over a picture's values."""
+    """Log-density [B, A] in nats of what was drawn, summed over an image's values."""
     sd = sd_A.double()
     scaled = (actions_BACHW - means_BACHW).double() / sd.view(1, -1, 1, 1, 1)
     size = math.prod(actions_BACHW.shape[2:])

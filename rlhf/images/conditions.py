@@ -1,7 +1,7 @@
-"""What the pictures of an iteration are asked for: classes in turn, or captions that the seed draws; a pure function of
-the pictures' numbers, so that there is nothing to resume.
+"""What the images of an iteration are asked for: classes in turn, or captions that the seed draws; a pure function of
+the images' numbers, so that there is nothing to resume.
 
-N pictures, B some of them, T tokens of a caption.
+N images, B some of them, T tokens of a caption.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError
-from recipes.stages.ddpo import PictureRollout
+from recipes.stages.ddpo import ImageRollout
 from recipes.stages.rl import PpoImages
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.materialise_images import ImageDataset, ImageRequest
@@ -24,16 +24,16 @@ from trainers.training.context import StageContext, open_images
 
 @dataclass(frozen=True)
 class Asked:
-    """What pictures are asked for."""
+    """What images are asked for."""
 
     labels_B: Tensor
     """Places of classes; -1 for none."""
     groups_B: Tensor
-    """Pictures of one class or caption share a number."""
+    """Images of one class or caption share a number."""
     captions: Texts | None = None
 
     def rows(self, index: slice) -> "Asked":
-        """These pictures."""
+        """These images."""
         texts = self.captions
         captions = None if texts is None else Texts(texts.input_ids_BT[index], texts.attention_mask_BT[index])
         return Asked(self.labels_B[index], self.groups_B[index], captions)
@@ -44,7 +44,7 @@ class Asked:
         return Asked(self.labels_B.to(device), self.groups_B.to(device), captions)
 
 
-class PicturePrompts(Protocol):
+class ImagePrompts(Protocol):
     """What a policy is asked to draw."""
 
     @property
@@ -56,24 +56,24 @@ class PicturePrompts(Protocol):
         """Columns of a grid of what is shown; None: no matter how many."""
 
     def asked(self, iteration: int) -> Asked:
-        """Give what all pictures [N] of an iteration are asked for, in the order of their numbers."""
+        """Give what all images [N] of an iteration are asked for, in the order of their numbers."""
 
     def shown(self, count: int) -> Asked:
-        """Give what the pictures of the report's grid are asked for, the same ones every time."""
+        """Give what the images of the report's grid are asked for, the same ones every time."""
 
 
 class ClassPrompts:
     """Classes in turn; `places` of [-1] where the actor knows none."""
 
-    def __init__(self, places: Sequence[int], classes: tuple[str, ...], pictures: int) -> None:
+    def __init__(self, places: Sequence[int], classes: tuple[str, ...], images: int) -> None:
         self._places = tuple(places)
-        self._pictures = pictures
+        self._images = images
         self.classes = classes
         self.columns = len(places) if len(places) > 1 else None
 
     def asked(self, iteration: int) -> Asked:
         """Give the class of every number."""
-        return self.shown(self._pictures)
+        return self.shown(self._images)
 
     def shown(self, count: int) -> Asked:
         """Give the class of every number."""
@@ -82,23 +82,23 @@ class ClassPrompts:
 
 
 class CaptionPrompts:
-    """Captions of a set's pictures, drawn by the seed, each for `samples` neighbouring pictures.
+    """Captions of a set's images, drawn by the seed, each for `samples` neighbouring images.
 
-    A caption's label is that of the picture that it was drawn with. Captions of one text are one group.
+    A caption's label is that of the image that it was drawn with. Captions of one text are one group.
     """
 
     columns = None
 
-    def __init__(self, dataset: ImageDataset, text: TextEncoder, *, pictures: int, samples: int, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, text: TextEncoder, *, images: int, samples: int, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
         self._tokens = read_captions(text, dataset)
         self._rows = [row for row, caption in enumerate(dataset.captions) if caption]
-        self._pictures, self._samples = pictures, samples
+        self._images, self._samples = images, samples
         self.classes = dataset.classes
 
     def asked(self, iteration: int) -> Asked:
         """Give the captions at the iteration's positions of an endless sequence of epochs."""
-        drawn = self._pictures // self._samples
+        drawn = self._images // self._samples
         rows = [self._row(iteration * drawn + place) for place in range(drawn)]
         return self._asked([row for row in rows for _ in range(self._samples)])
 
@@ -118,28 +118,28 @@ class CaptionPrompts:
         return Asked(labels_B, groups_B, texts)
 
 
-def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> PicturePrompts:
+def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> ImagePrompts:
     """Return what the actor is asked for, which `PpoImages.actor_rules` allow. Collective."""
     rollout = spec.rollout
-    pictures, samples = rollout.pictures_per_iteration, rollout.samples_per_prompt
+    images, samples = rollout.images_per_iteration, rollout.samples_per_prompt
     if actor.text is None:
         places = asked_labels(actor, rollout)
-        return ClassPrompts(places, actor.facts.classes if actor.is_conditional else (), pictures)
+        return ClassPrompts(places, actor.facts.classes if actor.is_conditional else (), images)
     request = ImageRequest(
-        spec.get_source("prompts").pictures,
+        spec.get_source("prompts").images,
         context.base_dir,
         context.seed,
         source_digest=context.data.get("prompts"),
     )
     try:
         return CaptionPrompts(
-            open_images(context, request), actor.text, pictures=pictures, samples=samples, seed=context.seed
+            open_images(context, request), actor.text, images=images, samples=samples, seed=context.seed
         )
     except RequestError as error:
         raise RequestError(f"prompts: {error}") from None
 
 
-def asked_labels(actor: DdpmFamily, rollout: PictureRollout) -> list[int]:
+def asked_labels(actor: DdpmFamily, rollout: ImageRollout) -> list[int]:
     """Places of the classes that are asked for in turn; [-1] where the actor knows none."""
     known = actor.facts.classes
     return [known.index(name) for name in rollout.classes or known] if actor.is_conditional else [-1]

@@ -1,4 +1,4 @@
-"""The PPO stage of pictures: actor, reward and experience around the one loop, and the draft of the tuned diffusion."""
+"""The PPO stage of images: actor, reward and experience around the one loop, and the tuned diffusion as a candidate."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from recipes.errors import RequestError, StageError, raise_findings
-from recipes.stages.ddpo import ActorFacts, ClassReward, PictureRollout, RuleReward
+from recipes.stages.ddpo import ActorFacts, ClassReward, ImageRollout, RuleReward
 from recipes.stages.rl import PpoImages
-from rlhf.images.conditions import PicturePrompts, open_prompts
-from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective, PictureRollouts, Show
-from rlhf.images.policy import PictureModels
-from rlhf.images.rewards import PictureScorer, classifier_scorer, rule_scorer
+from rlhf.images.conditions import ImagePrompts, open_prompts
+from rlhf.images.ddpo import ColocatedImages, DdpoEstimator, DdpoObjective, ImageRollouts, Show
+from rlhf.images.policy import ImageModels
+from rlhf.images.rewards import ImageScorer, classifier_scorer, rule_scorer
 from rlhf.iterations import PpoSource, kept_iterations, run_iterations
 from trainers.engine.build import build_engine, parameter_group
 from trainers.inference.image_grid import grid_sample
@@ -24,8 +24,8 @@ from trainers.runtime.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
 from trainers.tasks.image_start import adapt
-from trainers.training.context import Draft, StageContext, model_folder
-from trainers.training.image_candidate import write_image_draft
+from trainers.training.context import Candidate, StageContext, model_folder
+from trainers.training.image_candidate import write_image_candidate
 from trainers.training.steps import one_group, stage_layout
 
 GROUP = "actor"
@@ -33,8 +33,8 @@ ACTOR = "networks.actor."
 """What the names of the trained parameters start with."""
 
 
-def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
-    """Tune a diffusion against a reward; the draft comes from rank 0. Collective."""
+def run_ddpo(spec: PpoImages, context: StageContext) -> Candidate | None:
+    """Tune a diffusion against a reward; the candidate comes from rank 0. Collective."""
     ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
     use_fast_matmul(ranks.device)
     layout = _layout(spec, context)
@@ -53,10 +53,10 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
     roundoff = unit_roundoff(spec.shard.precision, ranks.device)
     estimator = DdpoEstimator(
         engine=engine,
-        rollouts=ColocatedPictures(engine),
+        rollouts=ColocatedImages(engine),
         score=score,
         settings=settings,
-        pictures=rollout.pictures_per_iteration,
+        images=rollout.images_per_iteration,
         prompts=prompts,
         seed=context.seed,
         rank=ranks.rank,
@@ -80,7 +80,7 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         name.removeprefix(ACTOR): tensor.clone() for name, tensor in engine.full_parameters() if name.startswith(ACTOR)
     }
     whole = tensors if peft_config is None else merged_tensors(models.networks["actor"], tensors)
-    draft = write_image_draft(
+    candidate = write_image_candidate(
         blueprint,
         {f"net.{name}": tensor for name, tensor in whole.items()},
         context,
@@ -94,10 +94,10 @@ def run_ddpo(spec: PpoImages, context: StageContext) -> Draft | None:
         base_input="actor",
     )
     engine.close()
-    return draft
+    return candidate
 
 
-def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
+def _policy_of(actor: DdpmFamily, rollout: ImageRollout) -> Blueprint:
     """The actor as it is tuned, and as it draws afterwards: by the ancestral sampler."""
     changes: dict[str, Any] = {"sampler": "ddpm"}
     if rollout.steps is not None:
@@ -108,15 +108,13 @@ def _policy_of(actor: DdpmFamily, rollout: PictureRollout) -> Blueprint:
     return Blueprint(settings, actor.facts, actor.codec, actor.text)
 
 
-def _models(
-    spec: PpoImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily
-) -> tuple[PictureModels, Any]:
+def _models(spec: PpoImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily) -> tuple[ImageModels, Any]:
     """Policy and frozen start; with LoRA one network, whose adapters have the configuration that is returned too."""
     policy = _copy(blueprint, actor)
     if spec.lora is None:
-        return PictureModels(policy, _copy(blueprint, actor), spec.rollout.min_sd), None
+        return ImageModels(policy, _copy(blueprint, actor), spec.rollout.min_sd), None
     config = adapt(policy, spec.lora, stream_seed(context.seed, "adapter"))
-    return PictureModels(policy, None, spec.rollout.min_sd), config
+    return ImageModels(policy, None, spec.rollout.min_sd), config
 
 
 def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
@@ -127,8 +125,8 @@ def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     return family
 
 
-def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: PicturePrompts) -> PictureScorer:
-    """What rewards the pictures; equal on every rank."""
+def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: ImagePrompts) -> ImageScorer:
+    """What rewards the images; equal on every rank."""
     match spec.reward:
         case RuleReward() as rule:
             return rule_scorer(rule)
@@ -148,8 +146,8 @@ def _layout(spec: PpoImages, context: StageContext) -> Layout:
     return stage_layout(context, batch.size, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
 
 
-def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts) -> Show:
-    """Keep pictures at the same seeds in some iterations, the first and the last among them, in the run's folder."""
+def _grid_writer(spec: PpoImages, context: StageContext, prompts: ImagePrompts) -> Show:
+    """Keep images at the same seeds in some iterations, the first and the last among them, in the run's folder."""
     steps, count = spec.ppo.steps_per_iteration, spec.ppo.grid
     kept = kept_iterations(spec.ppo.iterations)
     seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
@@ -158,12 +156,12 @@ def _grid_writer(spec: PpoImages, context: StageContext, prompts: PicturePrompts
     if context.ranks.rank == 0:
         writer = context.samples()
 
-    def show(iteration: int, rollouts: PictureRollouts) -> None:
+    def show(iteration: int, rollouts: ImageRollouts) -> None:
         if iteration not in kept:
             return
-        pictures = rollouts.draw(seeds, asked, range(count)).pictures_BCHW
+        images = rollouts.draw(seeds, asked, range(count)).images_BCHW
         if writer is not None:
-            writer.append(grid_sample(pictures.cpu(), prompts.columns, iteration * steps))
+            writer.append(grid_sample(images.cpu(), prompts.columns, iteration * steps))
             writer.flush()
 
     return show

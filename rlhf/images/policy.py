@@ -1,6 +1,6 @@
 """The policy that draws and its frozen start as one module: trajectories, and what each says of them.
 
-B pictures, A denoising steps that are actions, S = A + 1 steps, C channels, H and W pixels or latents.
+B images, A denoising steps that are actions, S = A + 1 steps, C channels, H and W pixels or latents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,31 +21,31 @@ from trainers.models.lora import active_adapters, adapter_layers
 from trainers.runtime.observer import Watch
 from trainers.runtime.randomness import normals
 
-PictureRole = Literal["actor", "reference"]
+ImageRole = Literal["actor", "reference"]
 DENOISING = 1
-"""Stream of a picture's noise: its start, then every action's."""
+"""Stream of an image's noise: its start, then every action's."""
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Pictures on their way from noise."""
+    """Images on their way from noise."""
 
     states_BSCHW: Tensor
     """The start, then what every action led to."""
     labels_B: Tensor
     """Places of the classes that were asked for; -1 where the model knows none."""
     sample_ids_B: Tensor
-    """Numbers of the pictures among all that the stage draws."""
+    """Numbers of the images among all that the stage draws."""
     captions: Texts | None = None
-    """What was asked for in words, where the model reads them; as wide for all pictures of an iteration."""
+    """What was asked for in words, where the model reads them; as wide for all images of an iteration."""
 
     def rows(self, index: Sequence[int]) -> "Trajectories":
-        """These pictures."""
+        """These images."""
         chosen = torch.as_tensor(index, device=self.labels_B.device)
         return self._changed(lambda part: part[chosen])
 
     def gathered(self) -> "Trajectories":
-        """Every rank's pictures in rank order; collective."""
+        """Every rank's images in rank order; collective."""
         return self._changed(gather_rows)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Trajectories":
@@ -55,7 +55,7 @@ class Trajectories:
 
 
 @dataclass(frozen=True)
-class PictureOpinions:
+class ImageModelOutputs:
     """What the asked roles say, [B, A] each; None where a role was not asked."""
 
     logprobs_BA: Tensor | None = None
@@ -66,7 +66,7 @@ class PictureOpinions:
     """Norms of the actor's means in deviations, of which rounding takes its share; where the actor was asked."""
 
 
-class PictureModels(nn.Module):
+class ImageModels(nn.Module):
     """Two diffusion models over the chain of the actor's sampling steps; the reference is frozen.
 
     Without a `reference` the actor has adapters, and its network under none of them is the reference.
@@ -87,8 +87,8 @@ class PictureModels(nn.Module):
         scheduler.set_timesteps(actor.settings.sampling_steps)
         self.chain: Chain = build_chain(scheduler.alphas_cumprod, scheduler.timesteps.long(), min_sd)
 
-    def forward(self, trajectories: Trajectories, roles: tuple[PictureRole, ...]) -> dict[str, Tensor]:
-        """Give the fields of `PictureOpinions` that the roles fill, in a form that sharded engines find tensors in."""
+    def forward(self, trajectories: Trajectories, roles: tuple[ImageRole, ...]) -> dict[str, Tensor]:
+        """Give the fields of `ImageModelOutputs` that the roles fill as a dict; sharded engines find tensors in one."""
         states, sd_A = trajectories.states_BSCHW, self.chain.sd_S[:-1].to(trajectories.states_BSCHW.device)
         before, actions = states[:, :-1], states[:, 1:]
         text = self._read(trajectories.captions)
@@ -107,11 +107,11 @@ class PictureModels(nn.Module):
     def draw(
         self, seeds: Sequence[int], labels_B: Tensor, captions: Texts | None = None, watch: Watch | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw from the actor, every parameter in place: states [B, S, C, H, W] and pictures in [0, 1].
+        """Draw from the actor, every parameter in place: states [B, S, C, H, W] and images in [0, 1].
 
         `watch` hears of every step, and may raise.
 
-        Each picture depends on its seed and its label or caption alone.
+        Each image depends on its seed and its label or caption alone.
         """
         actor, chain = self._families["actor"], self.chain
         like = torch.empty(0, device=labels_B.device)
@@ -123,10 +123,10 @@ class PictureModels(nn.Module):
             mean = self._means("actor", states[-1][:, None], labels_B, text, first=step)[:, 0]
             states.append(mean + float(chain.sd_S[step]) * noise_BSCHW[:, step + 1])
         last = self._means("actor", states[-1][:, None], labels_B, text, first=chain.num_actions)[:, 0]
-        return torch.stack(states, dim=1), actor.pictures_of(last)
+        return torch.stack(states, dim=1), actor.images_of(last)
 
     @contextmanager
-    def _playing(self, role: PictureRole) -> Iterator[DdpmFamily]:
+    def _playing(self, role: ImageRole) -> Iterator[DdpmFamily]:
         """Give the role's model, with adapters on its network where it is the actor's."""
         if role in self._families:
             yield self._families[role]
@@ -140,7 +140,7 @@ class PictureModels(nn.Module):
         return None if captions is None else self._families["actor"].condition(captions)
 
     def _means(
-        self, role: PictureRole, states_BACHW: Tensor, labels_B: Tensor, text: TextStates | None, first: int = 0
+        self, role: ImageRole, states_BACHW: Tensor, labels_B: Tensor, text: TextStates | None, first: int = 0
     ) -> Tensor:
         """Means of the steps that follow the states, which stand before the steps from `first` on."""
         count, length = states_BACHW.shape[:2]

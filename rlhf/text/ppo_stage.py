@@ -1,4 +1,4 @@
-"""The PPO stage: models, rollouts and experience around the one loop, and the draft of actor and critic."""
+"""The PPO stage: models, rollouts and experience around the one loop, and the candidate of actor and critic."""
 
 from functools import partial
 from typing import Any
@@ -30,11 +30,11 @@ from trainers.models.load import longest_input, model_family
 from trainers.runtime.precision import dtype_of, unit_roundoff, use_fast_matmul
 from trainers.store.manifest import ArtifactManifest, FileEntry, Layout
 from trainers.training.context import (
+    Candidate,
     Check,
-    Draft,
     StageContext,
+    candidate_folder,
     data_request,
-    draft_folder,
     model_folder,
     model_weights,
     open_dataset,
@@ -47,8 +47,8 @@ from trainers.training.text_candidate import TrainedText, write_trained
 KEPT_SAMPLES = 4
 
 
-def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
-    """Optimise a policy against a reward model; the draft comes from rank 0. Collective."""
+def run_ppo(spec: PpoStage, context: StageContext) -> Candidate | None:
+    """Optimise a policy against a reward model; the candidate comes from rank 0. Collective."""
     ranks, observer, settings, rollout = context.ranks, context.observer, spec.ppo, spec.rollout
     observer.phase("data")
     use_fast_matmul(ranks.device)
@@ -102,9 +102,9 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Draft | None:
     objective = PpoObjective(settings, rollout.max_new_tokens, roundoff)
     rates = partial(_learning_rates, spec, source)
     tuned = run_iterations(objective, source, context, checkpoint, rates)
-    draft = _write_draft(spec, context, engine, shared, actor.stack, tokenization, tuned, prompts, checkpoint)
+    candidate = _write_candidate(spec, context, engine, shared, actor.stack, tokenization, tuned, prompts, checkpoint)
     engine.close()
-    return draft
+    return candidate
 
 
 def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer: Tokenization) -> Reading:
@@ -202,7 +202,7 @@ def _sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokeniza
     return show
 
 
-def _write_draft(
+def _write_candidate(
     spec: PpoStage,
     context: StageContext,
     engine: Engine,
@@ -212,8 +212,8 @@ def _write_draft(
     tuned: Tuned,
     prompts: Dataset,
     checkpoint: StoreCheckpoint,
-) -> Draft | None:
-    """Write, probe and upload actor and critic; the draft comes from rank 0. Collective."""
+) -> Candidate | None:
+    """Write, probe and upload actor and critic; the candidate comes from rank 0. Collective."""
     dtype = dtype_of(spec.shard.precision)
     models, is_first = shared.models, context.ranks.rank == 0
     trained = TrainedText(
@@ -240,12 +240,12 @@ def _write_draft(
             critic_probe = critic.probe()
     if critic is None or actor_probes is None or critic_probe is None:
         return None
-    with draft_folder() as folder:
+    with candidate_folder() as folder:
         checks = write_trained(folder, trained, policy, whole, context, actor_probes)
         critic.write(folder / "critic", tokenization, dtype)
         files: dict[str, FileEntry] = context.store.objects.put_folder(folder)
     critic_entry = put_probe(context.store, critic_probe)
-    return Draft(
+    return Candidate(
         kind="actor_critic",
         files=files,
         checks=(Check("value_model", "critic", critic_entry), *checks),

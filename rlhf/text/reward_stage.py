@@ -1,4 +1,4 @@
-"""The reward stage: train a score model on preference pairs, measure it on held-out ones, hand back a draft."""
+"""The reward stage: train a score model on preference pairs, measure it on held-out ones, hand back a candidate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,11 @@ from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
-from trainers.training.text_candidate import TrainedText, write_text_draft
+from trainers.training.text_candidate import TrainedText, write_text_candidate
 
 WRAPPER = "network."
 """Prefix that `ScoreModel` gives to the network's parameter names."""
@@ -89,10 +89,10 @@ class RewardTrainee:
         plan = BatchPlan(data.training, self.context.seed, **training.share)
         return Course([phase], PlannedBatches(plan, training.steps), evaluate)
 
-    def draft(self, training: TrainingPlan[Reward], course: Course, outcome: Outcome) -> Draft | None:
+    def candidate(self, training: TrainingPlan[Reward], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the reward model with the statistics that its scores are normalised by; collective."""
         data, found, dtype = self.data, outcome.evaluation, dtype_of(self.spec.shard.precision)
-        return write_text_draft(
+        return write_text_candidate(
             TrainedText(
                 *("score_model", self.network, WRAPPER, data.tokenization, dtype, self.peft_config, (self.head,)),
                 stack=self.stack,
@@ -111,8 +111,8 @@ class RewardTrainee:
         )
 
 
-def run_reward(spec: Reward, context: StageContext) -> Draft | None:
-    """Train a reward model; the draft comes from rank 0. Collective."""
+def run_reward(spec: Reward, context: StageContext) -> Candidate | None:
+    """Train a reward model; the candidate comes from rank 0. Collective."""
     spec.check_model(TextFacts(model_family(model_folder(context, "init_from"))))
     return run_training(RewardTask(spec, context))
 

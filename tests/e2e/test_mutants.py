@@ -138,5 +138,5 @@ def test_changes_are_drawn_from_every_stage() -> None:
         "base",
         "chat",
         "policy",
-        "exam",
+        "eval",
     }

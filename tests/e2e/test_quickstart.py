@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.serial
 
-STAGES = ["base", "chat", "judge", "second", "policy", "exam"]
+STAGES = ["base", "chat", "judge", "second", "policy", "eval"]
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
 
 
@@ -62,14 +62,14 @@ def test_resume_of_a_finished_run_says_so(smoke_run: Any) -> None:
     assert "completed already" in done.out
 
 
-def test_a_change_of_the_policy_runs_policy_and_exam_only(smoke_run: Any, quickstart: Path) -> None:
+def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: Any, quickstart: Path) -> None:
     done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.ppo.kl_coef=0.1")
     assert done.code == 0, done.out + done.err
     (newest,) = smoke_run.shell("status", "last", "--json").json
     assert {stage["name"]: stage["state"] for stage in newest["stages"]} == {
         **dict.fromkeys(STAGES[:4], "cached"),
         "policy": "committed",
-        "exam": "committed",
+        "eval": "committed",
     }
 
 

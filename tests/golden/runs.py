@@ -24,10 +24,10 @@ from cluster.local_group import LocalGroup
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
 from launch.report.progress import SilentView
 from launch.runs.capacity import Workers
-from launch.runs.execute_run import RUN_STAGE, VERIFY_DRAFT, CrewRequest, drive
+from launch.runs.execute_run import RUN_STAGE, VERIFY_CANDIDATE, PoolRequest, drive
 from launch.runs.new_run import new_record
 from launch.runs.resolve import data_digests, resolve
-from launch.runs.worker_pool import GroupCrew
+from launch.runs.worker_pool import StageWorkers
 from recipes.errors import StageError, TrainwrightError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
@@ -59,8 +59,8 @@ FEWER = {
         "stages.judge.train.steps=5",
         "stages.judge.train.global_batch=4",
         "stages.judge.train.evaluation_rows=8",
-        "stages.exam.num_prompts=4",
-        "stages.exam.of=[chat, policy]",
+        "stages.eval.num_prompts=4",
+        "stages.eval.of=[chat, policy]",
     ),
 }
 """What makes a smoke form smaller that takes minutes."""
@@ -153,10 +153,10 @@ def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[
     loaded = load_recipe(ROOT / "recipes" / name, FEWER.get(name, ()), smoke=True)
     record = new_record(store, resolve(loaded, store, Workers(1, 0), Hardware()))
 
-    def crew(request: CrewRequest) -> GroupCrew:
-        return GroupCrew(lambda spec: OneProcess(spec, processes), RUN_STAGE, VERIFY_DRAFT, request.log_folder)
+    def pool(request: PoolRequest) -> StageWorkers:
+        return StageWorkers(lambda spec: OneProcess(spec, processes), RUN_STAGE, VERIFY_CANDIDATE, request.log_folder)
 
-    driven = drive(record, record.resolved(), None, SilentView(), crew)
+    driven = drive(record, record.resolved(), None, SilentView(), pool)
     return {stage: describe(result.manifest, store, record.run) for stage, result in driven.results.items()}
 
 

@@ -16,9 +16,9 @@ def errors(device: torch.device) -> tuple[float, float]:
     """Relative errors of a product and of a convolution against fp64."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(WIDTH, WIDTH, generator=generator) for _ in range(2))
-    pictures, kernel = torch.randn(8, 64, 32, 32, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
-    wanted = (left.double() @ right.double(), torch.nn.functional.conv2d(pictures.double(), kernel.double()))
-    found = (left.to(device) @ right.to(device), torch.nn.functional.conv2d(pictures.to(device), kernel.to(device)))
+    images, kernel = torch.randn(8, 64, 32, 32, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
+    wanted = (left.double() @ right.double(), torch.nn.functional.conv2d(images.double(), kernel.double()))
+    found = (left.to(device) @ right.to(device), torch.nn.functional.conv2d(images.to(device), kernel.to(device)))
     one, two = (float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
     return one, two
 

@@ -112,7 +112,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pictures with values in [0, 1]; noise is drawn from a seed per sample, so no rank or micro-batch changes it."""
+    """Images with values in [0, 1]; noise is drawn from a seed per sample, so no rank or micro-batch changes it."""
 
     images_BCHW: Tensor
     labels_B: Tensor
@@ -123,7 +123,7 @@ class ImageBatch:
     step: int
     """Optimiser step from 0 that the batch belongs to; 2**31 in evaluations: every warm-up is over."""
     captions: Texts | None = None
-    """Tokens of the pictures' captions, where the stage reads them."""
+    """Tokens of the images' captions, where the stage reads them."""
 
     def to(self, device: torch.device | str) -> "ImageBatch":
         """Copy to a device; the noise seeds stay, noise is drawn on the CPU."""
@@ -137,8 +137,8 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class PicturedBatch:
-    """Sequences with pictures, whose image tokens stand in the order of the pictures."""
+class ImageTextBatch:
+    """Sequences with images, whose image tokens stand in the order of the images."""
 
     tokens: TokenBatch
     pixels_ICHW: Tensor
@@ -149,12 +149,12 @@ class PicturedBatch:
         """Rows of the data set."""
         return self.tokens.sample_ids_B
 
-    def to(self, device: torch.device | str) -> "PicturedBatch":
+    def to(self, device: torch.device | str) -> "ImageTextBatch":
         """Copy to a device."""
-        return PicturedBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
+        return ImageTextBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
 
 
-Batch = TokenBatch | PicturedBatch | Seq2SeqBatch | PairBatch | PromptBatch
+Batch = TokenBatch | ImageTextBatch | Seq2SeqBatch | PairBatch | PromptBatch
 AFTER_WARM_UP = 2**31
 
 
@@ -168,9 +168,9 @@ def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
     match dataset.form:
         case "packed":
             return _token_batch(dataset, taken, samples)
-        case "pictured":
-            numbers = np.concatenate([dataset.picture_numbers(row) for row in taken])
-            return PicturedBatch(_token_batch(dataset, taken, samples), pixel_values(dataset, numbers))
+        case "image_text":
+            numbers = np.concatenate([dataset.image_numbers(row) for row in taken])
+            return ImageTextBatch(_token_batch(dataset, taken, samples), pixel_values(dataset, numbers))
         case "stream" | "labelled":
             raise ValueError(f"sets of form {dataset.form} have batches of their own")
         case "seq2seq":
@@ -201,12 +201,10 @@ def build_seq2seq_batch(
 
 
 def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
-    """Return the values [I, C, H, W] of pictures of a set by their numbers."""
+    """Return the values [I, C, H, W] of images of a set by their numbers."""
     arrays = dataset.arrays
     factor = float(arrays["pixel_factor"][0])
-    return torch.from_numpy(
-        scale_pixels(arrays["pictures"][numbers], factor, arrays["pixel_mean"], arrays["pixel_std"])
-    )
+    return torch.from_numpy(scale_pixels(arrays["images"][numbers], factor, arrays["pixel_mean"], arrays["pixel_std"]))
 
 
 def build_image_batch(dataset: ImageDataset, rows: Sequence[int], noise_seeds: Sequence[int], step: int) -> ImageBatch:

@@ -9,8 +9,8 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.problem_codes import Code
 from trainers.data.columns import RowRole
-from trainers.data.images import OneShape, open_image, to_picture
-from trainers.data.row_images import find_pictures
+from trainers.data.images import OneShape, open_image, to_image
+from trainers.data.row_images import find_images
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import RawRow, Reader, SourceError
@@ -37,7 +37,7 @@ def check_text(source: Source, base_dir: Path, roles: Sequence[RowRole]) -> list
         return any(not isinstance(value, str) or value.strip() for value in row.columns.values())
 
     errors = _errors(open_source(source, base_dir, roles[0]), read, seen)
-    if not errors and seen.is_whole and list(roles) == ["pictured"] and not seen.images:
+    if not errors and seen.is_whole and list(roles) == ["image_text"] and not seen.images:
         message = "no row has an image, and the model is a vision-language model"
         return [SourceError(Code.MISSING_IMAGES, message, "fine-tune a language model on text alone", "source")]
     return errors
@@ -48,7 +48,7 @@ def check_images(source: ImageSource, base_dir: Path) -> list[SourceError]:
     one_shape = OneShape()
 
     def read(raw: RawRow) -> bool:
-        return bool(one_shape.require(to_picture(raw, source)).pixels_HWC.size)
+        return bool(one_shape.require(to_image(raw, source)).pixels_HWC.size)
 
     return _errors(open_source(source, base_dir), read, _Seen())
 
@@ -96,8 +96,8 @@ def _errors(reader: Reader, read: Callable[[RawRow], bool], seen: _Seen) -> list
 
 def _fitting(raw: RawRow, roles: Sequence[RowRole], columns: Any) -> Row:
     """Bring a row into the first of the roles that it fits; raises the first one's SourceError."""
-    if len(roles) > 1 and find_pictures(raw.columns, columns):
-        return to_row(raw, "pictured", columns)
+    if len(roles) > 1 and find_images(raw.columns, columns):
+        return to_row(raw, "image_text", columns)
     refused: SourceError | None = None
     for role in roles:
         try:

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
-from trainers.data.row_images import find_pictures
+from trainers.data.row_images import find_images
 
-RowRole = Literal["text", "labels", "instructions", "pictured", "seq2seq", "preferences", "prompts"]
-"""What rows are read for: language modelling, classification, instruction tuning without or with pictures, source to
+RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "prompts"]
+"""What rows are read for: language modelling, classification, instruction tuning without or with images, source to
 target, reward modelling, or generation."""
 
 STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected")
@@ -26,7 +26,7 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
     "text": (("text",), ("prompt", "completion")),
     "labels": (("text",),),
     "instructions": (("messages",), ("prompt", "completion"), ("text",)),
-    "pictured": (("messages",), ("prompt", "completion")),
+    "image_text": (("messages",), ("prompt", "completion")),
     "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
     "prompts": (("prompt",), ("messages",)),
@@ -34,7 +34,7 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
 """Standard columns of each role: one of the alternatives must be there."""
 
 
-_NAME_IMAGES: tuple[RowRole, ...] = ("instructions", "pictured")
+_NAME_IMAGES: tuple[RowRole, ...] = ("instructions", "image_text")
 """Roles in which images that a row names count."""
 
 
@@ -51,7 +51,7 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     """Return the row in its role's form, from TRL's columns; `columns` maps a standard name to the row's own.
 
     text: {text}; of a plain prompt and completion {text, prompt}, one below the other. labels: {text, label}; a label
-    that is missing or None is unknown. instructions: {messages}, {prompt, completion} or {text}. pictured: {messages,
+    that is missing or None is unknown. instructions: {messages}, {prompt, completion} or {text}. image-text: {messages,
     images} with every content a list of parts {type: text, text} and {type: image}, or {prompt, completion, images};
     images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
     turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
@@ -59,7 +59,7 @@ def canonical(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str])
     """
     found = _rename(row, columns)
     try:
-        return _in_form(found, role, find_pictures(row, columns) if role in _NAME_IMAGES else None)
+        return _in_form(found, role, find_images(row, columns) if role in _NAME_IMAGES else None)
     except BadRow:
         if any(found.keys() >= set(form) for form in FORMS[role]):
             raise
@@ -87,8 +87,8 @@ def _in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) 
             return _instruction(found)
         case "seq2seq":
             return _source_and_target(found)
-        case "pictured":
-            return _pictured(found, images)
+        case "image_text":
+            return _image_text(found, images)
         case "preferences":
             return _preference(found)
         case "prompts":
@@ -209,15 +209,15 @@ def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": turns[:-1], "completion": turns[-1]["content"]}
 
 
-def _pictured(row: Mapping[str, Any], pictures: list[Any] | None) -> dict[str, Any]:
-    if pictures is None:
+def _image_text(row: Mapping[str, Any], images: list[Any] | None) -> dict[str, Any]:
+    if images is None:
         raise BadRow(
             "no column 'images' or 'image'",
             "map it with `columns`; a row without an image says so by `images: []`",
             Code.MISSING_COLUMN,
         )
     if "messages" in row:
-        return {"messages": _message_parts(row, "messages"), "images": pictures}
+        return {"messages": _message_parts(row, "messages"), "images": images}
     found: dict[str, Any] = {
         name: row[name] if isinstance(row.get(name), str) else _message_parts(row, name)
         for name in ("prompt", "completion")
@@ -226,11 +226,11 @@ def _pictured(row: Mapping[str, Any], pictures: list[Any] | None) -> dict[str, A
     if isinstance(completion, str) and not isinstance(found["prompt"], str):
         completion = [{"role": "assistant", "content": [{"type": "text", "text": completion}]}]
     found["completion"] = _same_form(found["prompt"], completion, "completion")
-    return {**found, "images": pictures}
+    return {**found, "images": images}
 
 
 def _message_parts(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Read messages whose contents become lists of parts; a picture leaves only its place."""
+    """Read messages whose contents become lists of parts; an image leaves only its place."""
     value = row.get(name)
     turns = value if isinstance(value, list) else []
     parts = [_parts(turn.get("content"), f"{name}[{index}]") for index, turn in enumerate(turns) if _is_listed(turn)]

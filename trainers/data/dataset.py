@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Form = Literal["packed", "pictured", "stream", "labelled", "seq2seq", "pairs", "prompts"]
+Form = Literal["packed", "image_text", "stream", "labelled", "seq2seq", "pairs", "prompts"]
 
 WARN_LOST = 0.1
 """Share of the rows above which their loss is a warning."""
@@ -72,8 +72,8 @@ class Dataset:
     """A materialised data set; the arrays are read-only and memory-mapped.
 
     N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
-    pictured: the same, and pictures [P, C, H, W] of 8 bits, of which a sequence has those in picture_numbers between
-    two of picture_offsets [N + 1], in the order of its image tokens; pixel_factor, pixel_mean and pixel_std scale them.
+    image-text: the same, and images [P, C, H, W] of 8 bits, of which a sequence has those in image_numbers between
+    two of image_offsets [N + 1], in the order of its image tokens; pixel_factor, pixel_mean and pixel_std scale them.
     stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
     labelled: text_ids [S] with text_offsets [N + 1], labels [N] (number in `classes`, -1 where it is unknown).
     seq2seq: {source,target}_ids [S] with {source,target}_offsets [N + 1]; target_text, UTF-8 bytes, with
@@ -102,10 +102,10 @@ class Dataset:
         offsets = self.arrays["prompt_offsets"]
         return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
 
-    def picture_numbers(self, sequence: int) -> np.ndarray:
-        """Return the numbers of a sequence's pictures."""
-        offsets = self.arrays["picture_offsets"]
-        return self.arrays["picture_numbers"][offsets[sequence] : offsets[sequence + 1]]
+    def image_numbers(self, sequence: int) -> np.ndarray:
+        """Return the numbers of a sequence's images."""
+        offsets = self.arrays["image_offsets"]
+        return self.arrays["image_numbers"][offsets[sequence] : offsets[sequence + 1]]
 
     def text_ids(self, row: int) -> np.ndarray:
         """Return the tokens of a labelled text."""
@@ -137,7 +137,7 @@ class Dataset:
         names = self.row_ids_path.read_text(encoding="utf-8").split("\n")
         if self.form == "stream":
             return []
-        if self.form not in ("packed", "pictured"):
+        if self.form not in ("packed", "image_text"):
             return [names[sequence]]
         offsets = self.arrays["row_offsets"]
         return [names[row] for row in self.arrays["rows"][offsets[sequence] : offsets[sequence + 1]]]

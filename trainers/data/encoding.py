@@ -122,7 +122,7 @@ def mark_row(row: Row, role: RowRole, tokenization: Tokenization) -> tuple[str, 
         match role:
             case "text" | "labels":
                 marked = _Marked(columns["text"], [(0, len(columns["text"]))], ends=True)
-            case "instructions" | "pictured":
+            case "instructions" | "image_text":
                 marked = _mark_instruction(row, tokenization)
             case "seq2seq":
                 source = _render_prompt(columns["prompt"], tokenization).text + end

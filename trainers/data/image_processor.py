@@ -1,4 +1,4 @@
-"""How a vision-language model takes its pictures: by the image processor and the token rule of its own folder.
+"""How a vision-language model takes its images: by the image processor and the token rule of its own folder.
 
 C channels, H height, W width of the pixel values.
 """
@@ -16,7 +16,7 @@ from trainers.data.images import open_image
 
 
 @dataclass(frozen=True)
-class PictureProcessor:
+class ImageProcessor:
     """transformers' processor on Pillow; pixels are kept in 8 bits, resized and cropped, and scaled at their use.
 
     A pixel's value in the model is (pixel * factor - mean_C) / std_C, as the processor computes it.
@@ -26,24 +26,24 @@ class PictureProcessor:
     """64 hex digits over the processor's files."""
     image_token: str
     image_id: int
-    tokens_per_picture: int
-    """Image tokens that the processor writes for one picture."""
+    tokens_per_image: int
+    """Image tokens that the processor writes for one image."""
     shape_CHW: tuple[int, int, int]
     factor: float
     mean_C: np.ndarray
     std_C: np.ndarray
     files: dict[str, bytes]
-    """The processor's files, for the artifacts of models that take their pictures this way."""
+    """The processor's files, for the artifacts of models that take their images this way."""
     _inner: Any
 
     def pixels(self, data: bytes, place: str) -> np.ndarray:
-        """Decode a picture and bring it to the model's size [C, H, W]; raises RequestError naming the place."""
+        """Decode an image and bring it to the model's size [C, H, W]; raises RequestError naming the place."""
         pixels = _processed(self._inner.image_processor, open_image(data, place, upright=True))
         if pixels.shape != self.shape_CHW:
             found, wanted = ("x".join(map(str, shape)) for shape in (pixels.shape, self.shape_CHW))
             raise RequestError(
-                f"{place}: the processor makes {found} of this picture and {wanted} of others; only processors that "
-                "bring every picture to one size are supported (set do_center_crop, or size with height and width)"
+                f"{place}: the processor makes {found} of this image and {wanted} of others; only processors that "
+                "bring every image to one size are supported (set do_center_crop, or size with height and width)"
             )
         return pixels
 
@@ -57,7 +57,7 @@ def scale_pixels(
     return values
 
 
-def load_picture_processor(folder: Path) -> PictureProcessor:
+def load_image_processor(folder: Path) -> ImageProcessor:
     """Open the processor of a model folder with its stock class; raises RequestError where it cannot serve."""
     from transformers import AutoProcessor
 
@@ -76,11 +76,11 @@ def load_picture_processor(folder: Path) -> PictureProcessor:
     is_normalised = bool(images.do_normalize)
     mean = images.image_mean if is_normalised else 0.0
     std = images.image_std if is_normalised else 1.0
-    return PictureProcessor(
+    return ImageProcessor(
         digest=hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest(),
         image_token=token,
         image_id=int(number),
-        tokens_per_picture=sum(int(found) == number for found in np.asarray(written).ravel()),
+        tokens_per_image=sum(int(found) == number for found in np.asarray(written).ravel()),
         shape_CHW=(channels, height, width),
         factor=float(images.rescale_factor) if images.do_rescale else 1.0,
         mean_C=np.broadcast_to(np.asarray(mean, dtype=np.float32), (channels,)).copy(),
@@ -90,13 +90,13 @@ def load_picture_processor(folder: Path) -> PictureProcessor:
     )
 
 
-def _processed(images: Any, picture: Any) -> np.ndarray:
+def _processed(images: Any, image: Any) -> np.ndarray:
     """Run an image processor up to the scaling of pixels."""
-    found = images(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+    found = images(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
     pixels = np.asarray(found[0])
     if pixels.dtype != np.uint8 or pixels.ndim != 3:
         raise RequestError(
             f"the image processor {type(images).__name__} gives {pixels.dtype} of shape {pixels.shape}; only those "
-            "that give one picture of 8-bit pixels are supported"
+            "that give one image of 8-bit pixels are supported"
         )
     return pixels

@@ -5,29 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.data.text import Source
-from trainers.data.row_images import find_origin, find_pictures, read_picture
+from trainers.data.row_images import find_images, find_origin, read_image
 from trainers.data.rows import column_names
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import RawRow, read_all
 
 
-def pictured_digest(source: Source, base_dir: Path) -> str:
+def image_text_digest(source: Source, base_dir: Path) -> str:
     """Return 64 hex digits that change when the rows can change, or the files of images that they name."""
-    reader = open_source(source, base_dir, "pictured")
+    reader = open_source(source, base_dir, "image_text")
     digest = hashlib.sha256(reader.digest().encode())
     known: dict[Path, bytes] = {}
     for raw in read_all(reader):
         for path in named_images(raw, source):
             origin = raw.folder / path
             if origin not in known:
-                known[origin] = hashlib.sha256(read_picture(origin, raw.place)).digest()
+                known[origin] = hashlib.sha256(read_image(origin, raw.place)).digest()
             digest.update(known[origin])
     return digest.hexdigest()
 
 
 def named_images(raw: RawRow, source: Source) -> Iterator[Path]:
     """Yield the files of images that a row names, as it names them."""
-    for picture in find_pictures(raw.columns, column_names(source)) or ():
-        origin = find_origin(picture, Path(), raw.place)
+    for image in find_images(raw.columns, column_names(source)) or ():
+        origin = find_origin(image, Path(), raw.place)
         if isinstance(origin, Path):
             yield origin

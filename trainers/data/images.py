@@ -1,4 +1,4 @@
-"""Pictures row by row: read from every kind of source, decoded, converted, selected; errors name file and picture."""
+"""Images row by row: read from every kind of source, decoded, converted, selected; errors name file and image."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.images import ImageSource, PictureFacts
+from recipes.data.images import ImageSetFacts, ImageSource
 from recipes.problem_codes import Code
 from trainers.data.selection import select
 from trainers.data.sources.open import open_source
@@ -22,35 +22,35 @@ Label = int | str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture: where it came from, its pixels [H, W, C] of 8 bits, label and caption as the source writes them."""
+class DecodedImage:
+    """One image: where it came from, its pixels [H, W, C] of 8 bits, label and caption as the source writes them."""
 
     id: str
     pixels_HWC: np.ndarray
     label: Label
     caption: str | None = None
-    """On every picture of a source, or on none."""
+    """On every image of a source, or on none."""
 
     def key(self) -> bytes:
-        """Return what part, limit and hold_out go by: equal pictures go the same way."""
+        """Return what part, limit and hold_out go by: equal images go the same way."""
         shape = str(self.pixels_HWC.shape).encode()
         return hashlib.sha256(shape + np.ascontiguousarray(self.pixels_HWC).tobytes()).digest()
 
 
-def read_pictures(source: ImageSource, base_dir: Path, seed: int, *, held_out: bool = False) -> Iterator[Picture]:
-    """Yield the selected pictures in source order; first hold_out (or with `held_out` only that), then part, limit.
+def read_images(source: ImageSource, base_dir: Path, seed: int, *, held_out: bool = False) -> Iterator[DecodedImage]:
+    """Yield the selected images in source order; first hold_out (or with `held_out` only that), then part, limit.
 
-    Raises SourceError naming file and picture of anything unreadable, not finite, or out of range.
+    Raises SourceError naming file and image of anything unreadable, not finite, or out of range.
     """
 
-    def pictures() -> Iterator[Picture]:
-        return (to_picture(raw, source) for raw in read_all(open_source(source, base_dir)))
+    def images() -> Iterator[DecodedImage]:
+        return (to_image(raw, source) for raw in read_all(open_source(source, base_dir)))
 
-    return select(pictures, source, seed, held_out=held_out)
+    return select(images, source, seed, held_out=held_out)
 
 
-def decode_picture(data: bytes, place: str, source: ImageSource) -> np.ndarray:
-    """Return the pixels of an encoded picture [H, W, C]; raises SourceError for damaged bytes."""
+def decode_image(data: bytes, place: str, source: ImageSource) -> np.ndarray:
+    """Return the pixels of an encoded image [H, W, C]; raises SourceError for damaged bytes."""
     image = open_image(data, place)
     if image.mode not in MODES.values():
         has_alpha = image.mode in ("LA", "PA") or "transparency" in image.info
@@ -85,7 +85,7 @@ def convert(pixels: np.ndarray, place: str, source: ImageSource) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] not in MODES:
         raise SourceError(
             Code.INVALID_DATA_FORMAT,
-            f"{place}: an array of shape {pixels.shape}; a picture is [H, W] or [H, W, 1, 3 or 4]",
+            f"{place}: an array of shape {pixels.shape}; an image is [H, W] or [H, W, 1, 3 or 4]",
         )
     is_sized = source.size is None or pixels.shape[:2] == (source.size, source.size)
     if is_sized and source.channels in (None, pixels.shape[2]):
@@ -108,7 +108,7 @@ def from_numbers(values: Any, place: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":
-        raise SourceError(Code.WRONG_CELL_TYPE, f"{place}: a picture of {array.dtype}; expected numbers")
+        raise SourceError(Code.WRONG_CELL_TYPE, f"{place}: an image of {array.dtype}; expected numbers")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise SourceError(
@@ -124,7 +124,7 @@ def from_numbers(values: Any, place: str) -> np.ndarray:
     raise SourceError(Code.WRONG_CELL_TYPE, f"{place}: pixels from {low:g} to {high:g}; expected {allowed}")
 
 
-def to_picture(raw: RawRow, source: ImageSource) -> Picture:
+def to_image(raw: RawRow, source: ImageSource) -> DecodedImage:
     """Bring a row to pixels, label and caption; raises SourceError naming it."""
     image, label, caption = source.row_columns
     row = raw.columns
@@ -138,14 +138,14 @@ def to_picture(raw: RawRow, source: ImageSource) -> Picture:
         if value is None:
             raise SourceError(Code.UNREADABLE_IMAGE, f"{raw.place}: {image} names a file but holds no bytes")
     if isinstance(value, bytes):
-        pixels = decode_picture(value, raw.place, source)
+        pixels = decode_image(value, raw.place, source)
     else:
         try:
             numbers = np.asarray(value)
         except ValueError:
             raise SourceError(Code.WRONG_CELL_TYPE, f"{raw.place}: {image} has rows of unequal length") from None
         pixels = convert(from_numbers(numbers, raw.place), raw.place, source)
-    return Picture(
+    return DecodedImage(
         raw.id,
         pixels,
         None if label is None else _label(row[label], raw.place),
@@ -157,37 +157,37 @@ class OneShape:
     """Images that must all have the size and channels of the first."""
 
     def __init__(self) -> None:
-        self._first: Picture | None = None
+        self._first: DecodedImage | None = None
 
-    def require(self, picture: Picture) -> Picture:
+    def require(self, image: DecodedImage) -> DecodedImage:
         """Return the image; raises SourceError naming it and the first where they differ."""
-        self._first = first = self._first or picture
-        if picture.pixels_HWC.shape == first.pixels_HWC.shape:
-            return picture
-        what = "channels" if first.pixels_HWC.shape[:2] == picture.pixels_HWC.shape[:2] else "size"
-        message = f"{picture.id} is {_shape(picture)}, {first.id} is {_shape(first)}"
+        self._first = first = self._first or image
+        if image.pixels_HWC.shape == first.pixels_HWC.shape:
+            return image
+        what = "channels" if first.pixels_HWC.shape[:2] == image.pixels_HWC.shape[:2] else "size"
+        message = f"{image.id} is {_shape(image)}, {first.id} is {_shape(first)}"
         raise SourceError(Code.IMAGE_SHAPE_MISMATCH, message, f"set `{what}` to bring all to one shape")
 
 
-def find_picture_facts(source: ImageSource, base_dir: Path) -> PictureFacts | None:
+def find_image_set_facts(source: ImageSource, base_dir: Path) -> ImageSetFacts | None:
     """Return the size that the source's images have, by the first one; None where it cannot be read."""
     if source.size is not None and source.channels is not None:
-        return PictureFacts(source.channels, source.size, source.size)
+        return ImageSetFacts(source.channels, source.size, source.size)
     reader = open_source(source, base_dir)
     if reader.is_remote:
         return None
     try:
-        first = next((to_picture(raw, source) for raw in read_all(reader, limit=1)), None)
+        first = next((to_image(raw, source) for raw in read_all(reader, limit=1)), None)
     except SourceError:
         return None
     if first is None:
         return None
     height, width, channels = first.pixels_HWC.shape
-    return PictureFacts(channels, height, width)
+    return ImageSetFacts(channels, height, width)
 
 
-def _shape(picture: Picture) -> str:
-    height, width, channels = picture.pixels_HWC.shape
+def _shape(image: DecodedImage) -> str:
+    height, width, channels = image.pixels_HWC.shape
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 

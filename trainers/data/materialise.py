@@ -25,11 +25,11 @@ from trainers.data.encoding import (
     encode_sources_and_targets,
     encode_texts,
 )
-from trainers.data.image_processor import PictureProcessor
-from trainers.data.image_text import encode_pictured, pictured, pixel_chunks
-from trainers.data.image_text_digest import pictured_digest
+from trainers.data.image_processor import ImageProcessor
+from trainers.data.image_text import encode_image_text, image_text_arrays, pixel_chunks
+from trainers.data.image_text_digest import image_text_digest
 from trainers.data.layouts import Count, FormSettings, Parts, labelled, pack, pair, prompts, seq2seq, stream
-from trainers.data.row_images import RowPicture
+from trainers.data.row_images import RowImage
 from trainers.data.rows import Row, read_rows
 from trainers.data.sources.open import open_source
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
@@ -39,7 +39,7 @@ from trainers.store.store import Store
 log = logging.getLogger(__name__)
 
 FORMATS: dict[Form, int] = dict.fromkeys(get_args(Form), 1) | dict.fromkeys(
-    ("packed", "pictured", "labelled", "pairs", "prompts"), 2
+    ("packed", "image_text", "labelled", "pairs", "prompts"), 2
 )
 """Each form's is raised when the same request gives other arrays."""
 TOKENIZER_FORMAT = 1
@@ -53,7 +53,7 @@ FORMS: dict[RowRole, Form] = {
     "labels": "labelled",
     "instructions": "packed",
     "seq2seq": "seq2seq",
-    "pictured": "pictured",
+    "image_text": "image_text",
     "preferences": "pairs",
     "prompts": "prompts",
 }
@@ -66,7 +66,7 @@ class DataRequest:
     source: Source
     base_dir: Path
     role: RowRole
-    """text and instructions make a packed set, pictured rows one with pictures, the others what FORMS says."""
+    """text and instructions make a packed set, image-text rows one with images, the others what FORMS says."""
     tokenization: Tokenization
     sequence_length: int
     """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
@@ -77,15 +77,15 @@ class DataRequest:
     is_stream: bool = False
     """Text only: one stream of tokens that recurrent models read on in, instead of sequences."""
     loss_on: Literal["responses", "all"] = "responses"
-    """Instructions and pictured rows: which tokens are targets. Rows of plain text have targets everywhere."""
+    """Instructions and image-text rows: which tokens are targets. Rows of plain text have targets everywhere."""
     template: Template = "none"
     """Prompts, completions and answers of plain text: chat makes them turns of the chat template."""
     held_out: bool = False
     """Read the rows that the source's `hold_out` keeps away from training, instead of the others."""
     source_digest: str | None = None
     """What `content_digest` gave when the run started; None computes it. Files that changed since then are an error."""
-    processor: PictureProcessor | None = None
-    """Pictured rows only: how the model takes pictures."""
+    processor: ImageProcessor | None = None
+    """ImageText rows only: how the model takes images."""
     field_path: str = "data"
     """Where the stage names the source, for messages."""
 
@@ -108,13 +108,13 @@ class DataRequest:
             "tokenizer": self.tokenization.contract_hash,
             "sequence_length": self.sequence_length,
         }
-        if self.form in ("packed", "pictured"):
+        if self.form in ("packed", "image_text"):
             identity |= {"packing": self.packing}
         if self.processor is not None:
             identity |= {"processor": self.processor.digest}
         if self.is_stream:
             identity |= {"form": "stream"}
-        if self.role in ("instructions", "pictured"):
+        if self.role in ("instructions", "image_text"):
             identity |= {"loss_on": self.loss_on}
         if self.template != "none":
             identity |= {"template": self.template}
@@ -122,9 +122,9 @@ class DataRequest:
 
 
 def content_digest(request: DataRequest) -> str:
-    """Return the digest of the rows that a request reads, and of the picture files that they name."""
-    if request.role == "pictured":
-        return pictured_digest(request.source, request.base_dir)
+    """Return the digest of the rows that a request reads, and of the image files that they name."""
+    if request.role == "image_text":
+        return image_text_digest(request.source, request.base_dir)
     return open_source(request.source, request.base_dir, request.role).digest()
 
 
@@ -209,7 +209,7 @@ def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | No
     if request.source_digest is not None and content_digest(request) != request.source_digest:
         raise RequestError(f"the data of {_name(request.source)} changed since the run started; start a new run")
     count = Count()
-    parts, pictures = build_parts(request, _read(request, store, on_rows), count)
+    parts, images = build_parts(request, _read(request, store, on_rows), count)
     report = build_report(parts, count)
     _demand_something_to_learn(request, report)
     meta: dict[str, Any] = {"form": request.form, "pad_id": request.tokenization.pad_id, "report": asdict(report)}
@@ -222,14 +222,14 @@ def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | No
     for name, array in parts.arrays.items():
         files[f"{name}.npy"] = store.objects.put_chunks([_npy_header(array), array.tobytes()])
     if request.processor is not None:
-        files["pictures.npy"] = _put_pictures(request, pictures, store)
+        files["images.npy"] = _put_images(request, images, store)
     if request.form == "prompts":
         files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in parts.records), store)
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
 
 
-def build_parts(request: DataRequest, rows: Iterable[Row], count: Count) -> tuple[Parts, list[RowPicture]]:
-    """Encode rows in the request's form, and count what became of them; pictures where the form has them."""
+def build_parts(request: DataRequest, rows: Iterable[Row], count: Count) -> tuple[Parts, list[RowImage]]:
+    """Encode rows in the request's form, and count what became of them; images where the form has them."""
     tokenization = request.tokenization
     settings = FormSettings(
         sequence_length=request.sequence_length,
@@ -250,10 +250,10 @@ def build_parts(request: DataRequest, rows: Iterable[Row], count: Count) -> tupl
             return pack(encode_instructions(rows, tokenization), count, settings), []
         case "seq2seq":
             return seq2seq(encode_sources_and_targets(rows, tokenization), count, settings), []
-        case "pictured":
+        case "image_text":
             assert request.processor is not None
-            encoded = encode_pictured(rows, tokenization, request.processor)
-            return pictured(encoded, count, settings, request.processor)
+            encoded = encode_image_text(rows, tokenization, request.processor)
+            return image_text_arrays(encoded, count, settings, request.processor)
         case "preferences":
             return pair(encode_pairs(rows, tokenization), count, settings), []
         case "prompts":
@@ -282,16 +282,16 @@ def _seen(rows: Iterable[Row], request: DataRequest, count: Count) -> Iterator[R
         yield conversation_of(row) if request.template == "chat" else row
 
 
-def _put_pictures(request: DataRequest, pictures: list[RowPicture], store: Store) -> FileEntry:
-    """Store the pixels of every picture once, one picture in memory at a time."""
+def _put_images(request: DataRequest, images: list[RowImage], store: Store) -> FileEntry:
+    """Store the pixels of every image once, one image in memory at a time."""
     processor = request.processor
     assert processor is not None
-    if not pictures:
-        raise RequestError(f"{_name(request.source)}: no row has a picture; fine-tune a language model on text alone")
-    shape = (len(pictures), *processor.shape_CHW)
+    if not images:
+        raise RequestError(f"{_name(request.source)}: no row has an image; fine-tune a language model on text alone")
+    shape = (len(images), *processor.shape_CHW)
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(pictures, processor)))
+    return store.objects.put_chunks(itertools.chain([buffer.getvalue()], pixel_chunks(images, processor)))
 
 
 def _read(request: DataRequest, store: Store, on_rows: OnRows | None) -> Iterator[Row]:

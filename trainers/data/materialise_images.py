@@ -1,4 +1,4 @@
-"""Turns pictures into an indexed, memory-mapped set that is built once and kept in the store under its digest."""
+"""Turns images into an indexed, memory-mapped set that is built once and kept in the store under its digest."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ import numpy as np
 from recipes.data.images import ImageSource
 from recipes.errors import RequestError
 from recipes.planning.fingerprint import LOCATION_KEYS
-from trainers.data.images import Label, OneShape, Picture, read_pictures
+from trainers.data.images import DecodedImage, Label, OneShape, read_images
 from trainers.data.materialise import find_set
 from trainers.data.sources.open import open_source
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -44,7 +44,7 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class CaptionTokens:
-    """The captions of a set's pictures as one tokenizer reads them."""
+    """The captions of a set's images as one tokenizer reads them."""
 
     ids: np.ndarray
     """int32, all captions one after the other."""
@@ -59,13 +59,13 @@ class CaptionTokens:
         return cls(np.array([token for ids in captions for token in ids], dtype=np.int32), offsets, pad_id)
 
     def row(self, row: int) -> np.ndarray:
-        """Return the tokens of a picture's caption."""
+        """Return the tokens of an image's caption."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A materialised set of pictures; the arrays are read-only and memory-mapped."""
+    """A materialised set of images; the arrays are read-only and memory-mapped."""
 
     digest: str
     report: ImageReport
@@ -76,12 +76,12 @@ class ImageDataset:
     classes: tuple[str, ...]
     row_ids_path: Path
     captions: tuple[str, ...] = ()
-    """One for each picture; none without captions."""
+    """One for each image; none without captions."""
     caption_tokens: CaptionTokens | None = None
     """The captions tokenized, where the stage reads them."""
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.images_NCHW)
 
     @property
@@ -90,7 +90,7 @@ class ImageDataset:
         return (self.report.channels, self.report.height, self.report.width)
 
     def row_ids(self, row: int) -> list[str]:
-        """Return where a picture came from; what an error message names."""
+        """Return where an image came from; what an error message names."""
         return [self.row_ids_path.read_text(encoding="utf-8").split("\n")[row]]
 
     def with_classes(self, classes: Sequence[str]) -> "ImageDataset":
@@ -99,7 +99,7 @@ class ImageDataset:
             return self
         unknown = [name for name in self.classes if name not in classes]
         if unknown:
-            raise RequestError(f"labels {', '.join(unknown[:8])} of the held-out pictures are not in the training data")
+            raise RequestError(f"labels {', '.join(unknown[:8])} of the held-out images are not in the training data")
         places = np.array([classes.index(name) for name in self.classes] + [NO_LABEL], dtype=np.int64)
         return replace(self, labels_N=places[self.labels_N], classes=tuple(classes))
 
@@ -111,7 +111,7 @@ class ImageRequest:
     source: ImageSource
     base_dir: Path
     seed: int
-    """Draws the pictures that `limit` keeps."""
+    """Draws the images that `limit` keeps."""
     held_out: bool = False
     """Take what the source's `hold_out` keeps away from training, instead of the others."""
     source_digest: str | None = None
@@ -135,7 +135,7 @@ class ImageRequest:
 def materialise_images(request: ImageRequest, store: Store) -> ImageDataset:
     """Open the set from the store, or build and commit it; of concurrent builders the first commit wins.
 
-    Building holds the set in memory twice. Raises RequestError for no pictures, for pictures of several shapes (naming
+    Building holds the set in memory twice. Raises RequestError for no images, for images of several shapes (naming
     two) and for anything unreadable.
     """
     digest = request.digest()
@@ -167,16 +167,16 @@ def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
     if request.source_digest not in (None, open_source(source, request.base_dir).digest()):
         raise RequestError(f"the data of source '{source.source}' changed since the run started; start a new run")
     one_shape = OneShape()
-    read = read_pictures(source, request.base_dir, request.seed, held_out=request.held_out)
-    pictures = [one_shape.require(picture) for picture in read]
-    if not pictures:
-        raise RequestError(f"source '{source.source}': no pictures (files, part, limit or hold_out leave nothing)")
-    classes, labels = _number(pictures)
-    captions = [picture.caption for picture in pictures if picture.caption is not None]
-    images = np.ascontiguousarray(np.stack([picture.pixels_HWC for picture in pictures]).transpose(0, 3, 1, 2))
+    read = read_images(source, request.base_dir, request.seed, held_out=request.held_out)
+    decoded = [one_shape.require(image) for image in read]
+    if not decoded:
+        raise RequestError(f"source '{source.source}': no images (files, part, limit or hold_out leave nothing)")
+    classes, labels = _number(decoded)
+    captions = [image.caption for image in decoded if image.caption is not None]
+    images = np.ascontiguousarray(np.stack([image.pixels_HWC for image in decoded]).transpose(0, 3, 1, 2))
     _, channels, height, width = images.shape
-    report = ImageReport(len(pictures), channels, height, width, len(classes), len(set(captions)))
-    names = "".join(" ".join(picture.id.splitlines()) + "\n" for picture in pictures)
+    report = ImageReport(len(decoded), channels, height, width, len(classes), len(set(captions)))
+    names = "".join(" ".join(image.id.splitlines()) + "\n" for image in decoded)
     files = {
         "meta.json": _put(canonical_json({"form": "images", "classes": classes, "report": asdict(report)}), store),
         "row_ids.txt": _put(names.encode(), store),
@@ -188,16 +188,16 @@ def _build(request: ImageRequest, digest: str, store: Store) -> DatasetManifest:
     return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
 
 
-def _number(pictures: list[Picture]) -> tuple[list[str], np.ndarray]:
+def _number(images: list[DecodedImage]) -> tuple[list[str], np.ndarray]:
     """Number the labels: whole numbers by size, texts by the alphabet."""
-    found: set[Label] = {picture.label for picture in pictures}
+    found: set[Label] = {image.label for image in images}
     if found == {None}:
-        return [], np.full(len(pictures), NO_LABEL, dtype=np.int64)
+        return [], np.full(len(images), NO_LABEL, dtype=np.int64)
     ordered = sorted(
         found, key=lambda label: (isinstance(label, str), label if isinstance(label, int) else 0, str(label))
     )
     places = {label: place for place, label in enumerate(ordered)}
-    return [str(label) for label in ordered], np.array([places[picture.label] for picture in pictures], dtype=np.int64)
+    return [str(label) for label in ordered], np.array([places[image.label] for image in images], dtype=np.int64)
 
 
 def _npy(array: np.ndarray) -> bytes:

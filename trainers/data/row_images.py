@@ -17,8 +17,8 @@ DATA_URL = "data:image/"
 
 
 @dataclass(frozen=True, slots=True)
-class RowPicture:
-    """An encoded picture of a row; files are read again where their pixels are needed."""
+class RowImage:
+    """An encoded image of a row; files are read again where their pixels are needed."""
 
     digest: str
     """sha256 of the encoded bytes."""
@@ -27,29 +27,29 @@ class RowPicture:
     origin: Path | bytes
 
     def __str__(self) -> str:
-        """Give the hash alone: equal pictures go the same way, wherever they lie."""
+        """Give the hash alone: equal images go the same way, wherever they lie."""
         return self.digest
 
     @property
     def name(self) -> str:
-        """File and row, and the picture's file."""
+        """File and row, and the image's file."""
         return f"{self.place}: {self.origin}" if isinstance(self.origin, Path) else self.place
 
     def read(self) -> bytes:
         """Return the encoded bytes; raises SourceError for a file that has changed since it was hashed."""
         if isinstance(self.origin, bytes):
             return self.origin
-        data = read_picture(self.origin, self.place)
+        data = read_image(self.origin, self.place)
         if hashlib.sha256(data).hexdigest() != self.digest:
             raise SourceError(Code.UNREADABLE_IMAGE, f"{self.place}: {self.origin} changed while it was read")
         return data
 
 
-def find_pictures(row: Mapping[str, Any], columns: Mapping[Any, str]) -> list[Any] | None:
-    """Return the pictures that a row names, in order, by column `images` or `image` or in the parts of its messages.
+def find_images(row: Mapping[str, Any], columns: Mapping[Any, str]) -> list[Any] | None:
+    """Return the images that a row names, in order, by column `images` or `image` or in the parts of its messages.
 
     Each is a path, a data URL, encoded bytes, or {bytes, path} as `datasets` writes them. None: the row says nothing
-    of pictures; an empty list or null says that it has none.
+    of images; an empty list or null says that it has none.
     """
     for name in ("images", "image"):
         own = columns.get(name, name)
@@ -58,16 +58,16 @@ def find_pictures(row: Mapping[str, Any], columns: Mapping[Any, str]) -> list[An
             if value is None or (isinstance(value, str) and not value):
                 return []
             return list(value) if isinstance(value, list | tuple) else [value]
-    found = [picture for part in _picture_parts(row, columns) if (picture := part_picture(part)) is not None]
+    found = [image for part in _image_parts(row, columns) if (image := part_image(part)) is not None]
     return found or None
 
 
-def part_picture(part: Mapping[str, Any]) -> Any | None:
-    """Return the picture that a part {type: image} of a message holds; None where it only marks the place of one."""
+def part_image(part: Mapping[str, Any]) -> Any | None:
+    """Return the image that a part {type: image} of a message holds; None where it only marks the place of one."""
     return next((part[key] for key in PART_KEYS if part.get(key) is not None), None)
 
 
-def _picture_parts(row: Mapping[str, Any], columns: Mapping[Any, str]) -> Iterator[Mapping[str, Any]]:
+def _image_parts(row: Mapping[str, Any], columns: Mapping[Any, str]) -> Iterator[Mapping[str, Any]]:
     for name in ("messages", "prompt", "completion"):
         turns = row.get(columns.get(name, name))
         for turn in turns if isinstance(turns, list) else ():
@@ -77,51 +77,49 @@ def _picture_parts(row: Mapping[str, Any], columns: Mapping[Any, str]) -> Iterat
                     yield part
 
 
-def open_pictures(pictures: Sequence[Any], folder: Path, place: str) -> list[RowPicture]:
-    """Hash a row's pictures; relative paths start at `folder`. Raises SourceError naming row and picture."""
+def open_row_images(images: Sequence[Any], folder: Path, place: str) -> list[RowImage]:
+    """Hash a row's images; relative paths start at `folder`. Raises SourceError naming row and image."""
     found = []
-    for picture in pictures:
-        origin = find_origin(picture, folder, place)
-        data = origin if isinstance(origin, bytes) else read_picture(origin, place)
+    for image in images:
+        origin = find_origin(image, folder, place)
+        data = origin if isinstance(origin, bytes) else read_image(origin, place)
         if not data:
-            raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: picture {_shown(picture)} is empty")
-        found.append(RowPicture(hashlib.sha256(data).hexdigest(), place, origin))
+            raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: image {_shown(image)} is empty")
+        found.append(RowImage(hashlib.sha256(data).hexdigest(), place, origin))
     return found
 
 
-def find_origin(picture: Any, folder: Path, place: str) -> Path | bytes:
+def find_origin(image: Any, folder: Path, place: str) -> Path | bytes:
     """Return the file or the bytes that a row's value means; raises SourceError for anything else."""
-    if isinstance(picture, dict):
-        picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
-    if isinstance(picture, bytes):
-        return picture
-    if not isinstance(picture, str) or not picture:
+    if isinstance(image, dict):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str) or not image:
         raise SourceError(
-            Code.UNREADABLE_IMAGE, f"{place}: a picture is a path, bytes or {{bytes, path}}, not {_shown(picture)}"
+            Code.UNREADABLE_IMAGE, f"{place}: an image is a path, bytes or {{bytes, path}}, not {_shown(image)}"
         )
-    if picture.startswith(DATA_URL):
-        head, _, body = picture.partition(",")
+    if image.startswith(DATA_URL):
+        head, _, body = image.partition(",")
         try:
             if not head.endswith(";base64"):
                 raise ValueError("not base64")
             return base64.b64decode(body, validate=True)
         except (ValueError, binascii.Error) as error:
-            raise SourceError(
-                Code.UNREADABLE_IMAGE, f"{place}: the picture's data URL cannot be read: {error}"
-            ) from None
-    if "://" in picture:
+            raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: the image's data URL cannot be read: {error}") from None
+    if "://" in image:
         raise SourceError(
-            Code.UNREADABLE_IMAGE, f"{place}: picture {_shown(picture)} is a URL; nothing is downloaded, give a path"
+            Code.UNREADABLE_IMAGE, f"{place}: image {_shown(image)} is a URL; nothing is downloaded, give a path"
         )
-    return folder / picture
+    return folder / image
 
 
-def read_picture(path: Path, place: str) -> bytes:
+def read_image(path: Path, place: str) -> bytes:
     """Return a file's bytes; raises SourceError naming the row that names it."""
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: picture {path} cannot be read: {reason(error)}") from None
+        raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: image {path} cannot be read: {reason(error)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.data.text import Source
 from trainers.data.columns import BadRow, RowRole, canonical
-from trainers.data.row_images import open_pictures
+from trainers.data.row_images import open_row_images
 from trainers.data.selection import select
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import RawRow, SourceError, read_all
@@ -70,6 +70,6 @@ def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
         found = canonical(raw.columns, role, columns)
     except BadRow as error:
         raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
-    if role == "pictured":
-        found["images"] = open_pictures(found["images"], raw.folder, raw.place)
+    if role == "image_text":
+        found["images"] = open_row_images(found["images"], raw.folder, raw.place)
     return Row(raw.id, found)

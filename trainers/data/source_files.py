@@ -27,17 +27,17 @@ class SourceFiles:
     """Files that rows name in a way that leads nowhere else: by an absolute path, or outside a data set's folder."""
 
 
-def source_files(source: Source | ImageSource, base_dir: Path, *, names_pictures: bool) -> SourceFiles | None:
+def source_files(source: Source | ImageSource, base_dir: Path, *, names_images: bool) -> SourceFiles | None:
     """Find a source's files; None for one that every installation has, or the hub.
 
-    `names_pictures`: its rows of text name files of pictures. Raises SourceError for a file that is missing.
+    `names_images`: its rows of text name files of images. Raises SourceError for a file that is missing.
     """
     reader = open_source(source, base_dir)
     match reader.files():
         case None:
             return None
         case RowFiles(paths, named):
-            if names_pictures:
+            if names_images:
                 named = _named(reader, cast(Source, source))
             return _rows_files(paths, [named.get(path, ()) for path in paths])
         case ListedFiles(by_key):
@@ -45,7 +45,7 @@ def source_files(source: Source | ImageSource, base_dir: Path, *, names_pictures
         case FolderFiles(folder, paths, other_keys):
             moved = _folder(folder, paths)
             outside: set[str] = set()
-            if names_pictures:
+            if names_images:
                 outside = {
                     name
                     for names in _named(reader, cast(Source, source)).values()
@@ -64,21 +64,21 @@ def _named(reader: Reader, source: Source) -> dict[Path, list[str]]:
 
 
 def _rows_files(paths: Sequence[Path], named: Sequence[Iterable[str]]) -> SourceFiles:
-    """Files of rows, each in a folder of its own with the pictures that it names, which stay where they are from it."""
+    """Files of rows, each in a folder of its own with the images that it names, which stay where they are from it."""
     files: dict[str, Path] = {}
     listed: list[str] = []
     immovable: set[str] = set()
     for number, (path, names) in enumerate(zip(paths, named, strict=True)):
         home = Path(os.path.abspath(path)).parent
-        pictures = {}
+        images = {}
         for name in names:
             if Path(name).is_absolute():
                 immovable.add(name)
             else:
-                pictures[os.path.normpath(home / name)] = home / name
-        root = os.path.commonpath([home, *(os.path.dirname(place) for place in pictures)])
+                images[os.path.normpath(home / name)] = home / name
+        root = os.path.commonpath([home, *(os.path.dirname(place) for place in images)])
         folder = _numbered(number, len(paths))
-        files |= {f"{folder}/{os.path.relpath(place, root)}": picture for place, picture in pictures.items()}
+        files |= {f"{folder}/{os.path.relpath(place, root)}": image for place, image in images.items()}
         place = f"{folder}/{os.path.relpath(home / path.name, root)}"
         files[place] = path
         listed.append(glob.escape(place))

@@ -10,11 +10,11 @@ from recipes.stages.evaluate import Bound, Evaluate
 from trainers.evaluation.suite import Parts, Suite
 from trainers.models.load import model_family
 from trainers.runtime.precision import use_fast_matmul
-from trainers.training.context import Draft, StageContext, draft_folder, model_folder
+from trainers.training.context import Candidate, StageContext, candidate_folder, model_folder
 
 
-def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite]) -> Draft | None:
-    """Measure models by the suites in turn; the draft of the report comes from rank 0. Collective."""
+def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite]) -> Candidate | None:
+    """Measure models by the suites in turn; the candidate of the report comes from rank 0. Collective."""
     use_fast_matmul(context.ranks.device)
     _demand_measured(spec, context)
     labels = spec.labels()
@@ -26,7 +26,7 @@ def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite])
         samples += found.samples
     context.observer.metrics(0, {name: value for name, value in metrics.items() if math.isfinite(value)})
     context.observer.phase("write")
-    return _write_draft(spec, context, metrics, samples)
+    return _write_candidate(spec, context, metrics, samples)
 
 
 def _demand_measured(spec: Evaluate, context: StageContext) -> None:
@@ -37,9 +37,9 @@ def _demand_measured(spec: Evaluate, context: StageContext) -> None:
             raise RequestError(f"of.{index} {spec.of[index]}: {found}")
 
 
-def _write_draft(
+def _write_candidate(
     spec: Evaluate, context: StageContext, metrics: Mapping[str, float], samples: Sequence[dict[str, Any]]
-) -> Draft | None:
+) -> Candidate | None:
     """Upload the report, and show its samples in the run's folder."""
     if context.ranks.rank != 0:
         return None
@@ -49,12 +49,12 @@ def _write_draft(
     for line in samples:
         writer.append(line)
     writer.flush()
-    with draft_folder() as folder:
+    with candidate_folder() as folder:
         for name, content in (("report.json", finite), ("samples.json", samples)):
             text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
         files = context.store.objects.put_folder(folder)
-    return Draft(
+    return Candidate(
         kind="report",
         files=files,
         checks=(),

@@ -1,6 +1,6 @@
-"""Distances between two sets of pictures by features of a classifier (fp64); FID and KID are torchmetrics'.
+"""Distances between two sets of images by features of a classifier (fp64); FID and KID are torchmetrics'.
 
-FID and KID are of one process: no other is asked. N real, M drawn pictures, F features, K classes.
+FID and KID are of one process: no other is asked. N real, M drawn images, F features, K classes.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 NEIGHBOURS = 5
 VENDI_WIDTH = 0.1
 ROWS = 256
-"""Pictures whose distances to all training pictures are held at once."""
+"""Images whose distances to all training images are held at once."""
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 
@@ -75,7 +75,7 @@ def _compute(measure: Any, real_NF: np.ndarray, drawn_MF: np.ndarray) -> Any:
 
 
 def precision_recall(real_NF: np.ndarray, drawn_MF: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """Return the shares of drawn pictures inside the real manifold and of real ones inside the drawn manifold.
+    """Return the shares of drawn images inside the real manifold and of real ones inside the drawn manifold.
 
     A manifold is the union of balls to each point's k-th neighbour (Kynkaanniemi et al. 2019, equation 1).
     """
@@ -87,7 +87,7 @@ def precision_recall(real_NF: np.ndarray, drawn_MF: np.ndarray, neighbours: int 
 
 
 def coverage(real_NF: np.ndarray, drawn_MF: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
-    """Return the share of real pictures with a drawn one within their k-th neighbour (Naeem et al. 2020, eq. 4)."""
+    """Return the share of real images with a drawn one within their k-th neighbour (Naeem et al. 2020, eq. 4)."""
     return float((distances(real_NF, drawn_MF).min(axis=1) <= radii(real_NF, neighbours)).mean())
 
 
@@ -115,13 +115,13 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - margin, mean + margin)
 
 
-def vendi_score(pictures: np.ndarray) -> float:
-    """Return the effective number of different pictures (Friedman & Dieng 2023, definition 3.1).
+def vendi_score(images: np.ndarray) -> float:
+    """Return the effective number of different images (Friedman & Dieng 2023, definition 3.1).
 
     The exponential of the entropy of the eigenvalues of K / n; K is a Gaussian kernel of pixel distances whose width is
     a tenth of a pixel's range in root mean square.
     """
-    flat = pictures.reshape(len(pictures), -1)
+    flat = images.reshape(len(images), -1)
     kernel = np.exp(-(distances(flat, flat) ** 2) / flat.shape[1] / (2 * VENDI_WIDTH**2))
     values = np.linalg.eigvalsh(kernel / len(flat))
     positive = values[values > 1e-12]
@@ -129,7 +129,7 @@ def vendi_score(pictures: np.ndarray) -> float:
 
 
 def class_figures(probabilities_MK: np.ndarray, wanted_M: np.ndarray | None) -> dict[str, float]:
-    """Return mean confidence, classes present (at least 1 % of pictures), and accuracy where classes were asked for."""
+    """Return mean confidence, classes present (at least 1 % of images), and accuracy where classes were asked for."""
     chosen = probabilities_MK.argmax(1)
     shares = np.bincount(chosen, minlength=probabilities_MK.shape[1]) / len(chosen)
     found = {
@@ -143,9 +143,9 @@ def class_figures(probabilities_MK: np.ndarray, wanted_M: np.ndarray | None) -> 
 
 
 def copies(training: np.ndarray, held_out: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """Compare distances to the nearest training picture, in pixels: of drawn pictures and of held-out real ones.
+    """Compare distances to the nearest training image, in pixels: of drawn images and of held-out real ones.
 
-    `copy_share`: drawn pictures nearer to a training picture than 99 % of the held-out ones are; 0.01 is no copying.
+    `copy_share`: drawn images nearer to a training image than 99 % of the held-out ones are; 0.01 is no copying.
     """
     real, made = (nearest(part, training) for part in (held_out, drawn))
     return {
@@ -155,9 +155,9 @@ def copies(training: np.ndarray, held_out: np.ndarray, drawn: np.ndarray) -> dic
     }
 
 
-def nearest(pictures: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Return each picture's distance to the nearest training picture."""
-    flat, among = pictures.reshape(len(pictures), -1), training.reshape(len(training), -1)
+def nearest(images: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Return each image's distance to the nearest training image."""
+    flat, among = images.reshape(len(images), -1), training.reshape(len(training), -1)
     return np.concatenate(
         [distances(flat[start : start + ROWS], among).min(axis=1) for start in range(0, len(flat), ROWS)]
     )

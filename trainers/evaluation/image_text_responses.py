@@ -1,4 +1,4 @@
-"""How a tuned vision-language model answers held-out questions about pictures: greedily, compared word for word."""
+"""How a tuned vision-language model answers held-out questions about images: greedily, compared word for word."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,41 +20,41 @@ MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class PicturedPrompt:
-    """What stands before a row's first answer, the pictures in it, and the answer."""
+class ImageTextPrompt:
+    """What stands before a row's first answer, the images in it, and the answer."""
 
     ids: np.ndarray
-    pictures: np.ndarray
-    """Numbers of the set's pictures."""
+    images: np.ndarray
+    """Numbers of the set's images."""
     answer: np.ndarray
 
 
-def pictured_prompts(dataset: Dataset, image_id: int) -> Iterator[PicturedPrompt]:
-    """Yield every row of a pictured set up to its first answer; rows that begin with an answer are passed over."""
+def image_text_prompts(dataset: Dataset, image_id: int) -> Iterator[ImageTextPrompt]:
+    """Yield every row of an image-text set up to its first answer; rows that begin with an answer are passed over."""
     arrays = dataset.arrays
-    tokens = int((np.asarray(arrays["input_ids"]) == image_id).sum()) // max(len(arrays["picture_numbers"]), 1)
+    tokens = int((np.asarray(arrays["input_ids"]) == image_id).sum()) // max(len(arrays["image_numbers"]), 1)
     for sequence in range(len(dataset)):
-        pictures = dataset.picture_numbers(sequence)
+        images = dataset.image_numbers(sequence)
         segments = np.asarray(arrays["segment_ids"][sequence])
         for segment in range(1, int(segments.max()) + 1):
             places = np.flatnonzero(segments == segment)
             ids = np.asarray(arrays["input_ids"][sequence][places])
             is_target = np.asarray(arrays["loss_mask"][sequence][places])
             count = int((ids == image_id).sum()) // max(tokens, 1)
-            own, pictures = pictures[:count], pictures[count:]
+            own, images = images[:count], images[count:]
             start = int(is_target.argmax())
             if start == 0:
                 continue
             rest = ~is_target[start:]
             end = start + (int(rest.argmax()) if rest.any() else len(rest))
             asked = int((ids[:start] == image_id).sum()) // max(tokens, 1)
-            yield PicturedPrompt(ids[:start], own[:asked], ids[start:end])
+            yield ImageTextPrompt(ids[:start], own[:asked], ids[start:end])
 
 
-def pictured_response_report(model: nn.Module, dataset: Dataset, tokenization: Tokenization) -> dict[str, Any] | None:
+def image_text_response_report(model: nn.Module, dataset: Dataset, tokenization: Tokenization) -> dict[str, Any] | None:
     """Answer the first held-out rows with a bare, whole model; its mode is restored. None where no row asks."""
     config: Any = model.config
-    prompts = list(islice(pictured_prompts(dataset, config.image_token_id), NUM_PROMPTS))
+    prompts = list(islice(image_text_prompts(dataset, config.image_token_id), NUM_PROMPTS))
     if not prompts:
         return None
     weight = next(iter(model.parameters()))
@@ -66,7 +66,7 @@ def pictured_response_report(model: nn.Module, dataset: Dataset, tokenization: T
     for start in range(0, len(prompts), ROWS_AT_ONCE):
         batch = prompts[start : start + ROWS_AT_ONCE]
         ids, mask = pad([prompt.ids.astype(np.int64) for prompt in batch], dataset.pad_id, left=True)
-        numbers = np.concatenate([prompt.pictures for prompt in batch])
+        numbers = np.concatenate([prompt.images for prompt in batch])
         pixels = pixel_values(dataset, numbers).to(weight) if len(numbers) else None
         given = (torch.from_numpy(ids).to(weight.device), torch.from_numpy(mask).to(weight.device))
         found = generate(model, *given, settings, None, pixels)

@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from trainers.data.batches import PicturedBatch, TokenBatch, evaluation_batches
+from trainers.data.batches import ImageTextBatch, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.runtime import distributed
 
@@ -120,7 +120,9 @@ def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: 
             total, count = _of_stream(model, held_out)
         else:
             batches = evaluation_batches(held_out, len(held_out) if rows is None else rows, 1, 0, ROWS_AT_ONCE)
-            texts = (batch.tokens if isinstance(batch, PicturedBatch) else cast(TokenBatch, batch) for batch in batches)
+            texts = (
+                batch.tokens if isinstance(batch, ImageTextBatch) else cast(TokenBatch, batch) for batch in batches
+            )
             total, count = negative_log_likelihood(model, texts)
         found = math.exp(total / count) if count else math.inf
     shared: float = distributed.broadcast_json(found)

@@ -70,7 +70,7 @@ def generate(
 ) -> Generation:
     """Continue left-padded prompts, or write the targets of sources; `uniforms_BR` (fp64, [0, 1)) None draws greedily.
 
-    `pixels_ICHW` are the pictures of the prompts' image tokens, in their order, for a vision-language model. `watch`
+    `pixels_ICHW` are the images of the prompts' image tokens, in their order, for a vision-language model. `watch`
     hears of every token, and may raise.
 
     `module` is a causal language model or an encoder-decoder in evaluation mode with whole parameters. Sources may be
@@ -134,11 +134,11 @@ def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -
 
 
 class KeyValueCache:
-    """Keys and values of a causal transformer; the prompts' pictures are read with them."""
+    """Keys and values of a causal transformer; the prompts' images are read with them."""
 
     def __init__(self, model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None = None) -> None:
         self._model = model
-        self._pictures = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
+        self._images = {} if pixels_ICHW is None else {"pixel_values": pixels_ICHW}
         self._max_new_tokens = max_new_tokens
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class KeyValueCache:
             self._bias_B11K = _additive(seen_BK[:, None, None], self._model.dtype)
         positions = (prompt_mask_BP.long().cumsum(1) - 1).clamp_(min=0)
         bias = prompt_bias(prompt_mask_BP, self._model.dtype)
-        return self._forward(prompt_ids_BP, positions, bias, **self._pictures)
+        return self._forward(prompt_ids_BP, positions, bias, **self._images)
 
     def advance(self, tokens_B: Tensor) -> Tensor:
         """Append a position."""
@@ -167,14 +167,14 @@ class KeyValueCache:
         self._positions_B1 = self._positions_B1[rows]
         self._bias_B11K = None if self._bias_B11K is None else self._bias_B11K[rows]
 
-    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **pictures: Tensor) -> Tensor:
+    def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **images: Tensor) -> Tensor:
         output = self._model.base_model(
             input_ids=input_ids,
             attention_mask=bias,
             position_ids=position_ids,
             past_key_values=self._cache,
             use_cache=True,
-            **pictures,
+            **images,
         )
         last: Tensor = output.last_hidden_state[:, -1]
         return last

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
-from trainers.data.image_processor import load_picture_processor
+from trainers.data.image_processor import load_image_processor
 from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
 from trainers.models.protocol import ModelKind
@@ -105,7 +105,7 @@ def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor
     if kind == "vision_language_model":
         left_out.add(config.image_token_id)
         with torch.no_grad():
-            before = [config.image_token_id] * _features_of_a_picture(model)
+            before = [config.image_token_id] * _features_of_an_image(model)
     ids = [
         token
         for token in (
@@ -121,7 +121,7 @@ def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor
     return Probe(ids, outputs, dtype, digests)
 
 
-def _features_of_a_picture(model: Any) -> int:
+def _features_of_an_image(model: Any) -> int:
     pixels = probe_pixels(model.config).to(next(iter(model.parameters())))
     return len(model.base_model.get_image_features(pixels, return_dict=True).pooler_output[0])
 
@@ -162,7 +162,7 @@ def verify_folder(
     if kind in (*TOKEN_MODELS, "text_classifier"):
         _check_tokenizer(folder, model.config.get_text_config())
     if kind == "vision_language_model":
-        demand_fitting(model, load_picture_processor(folder))
+        demand_fitting(model, load_image_processor(folder))
     names = [*start_names(0 if start is None else len(start.adapters)), DEFAULT]
     if adapter is not None:
         model = with_adapter(model, adapter)

@@ -14,7 +14,7 @@ from recipes.stages.pretrain import Pretrain
 from trainers.objectives.protocol import Learning
 
 if TYPE_CHECKING:
-    from trainers.data.image_processor import PictureProcessor
+    from trainers.data.image_processor import ImageProcessor
     from trainers.data.tokenizer import Tokenization
 
 ModelKind = Literal[
@@ -84,11 +84,11 @@ class FamilyRuntime(ABC):
     ) -> Learning:
         """Return the objective that follows from the kind of stage."""
 
-    def open_images(self, folder: Path) -> "PictureProcessor | None":
+    def open_images(self, folder: Path) -> "ImageProcessor | None":
         """Open what a model's folder says of images; None where it takes none."""
         return None
 
-    def freeze(self, spec: Finetune, model: nn.Module, images: "PictureProcessor | None") -> str | tuple[()]:
+    def freeze(self, spec: Finetune, model: nn.Module, images: "ImageProcessor | None") -> str | tuple[()]:
         """Freeze what a fine-tuning leaves as it is; returns peft's pattern of the modules that get no adapter."""
         return ()
 

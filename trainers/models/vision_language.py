@@ -1,6 +1,6 @@
-"""A decoder with a vision tower (transformers' Llava): its forward with pictures, and which of its parts learn.
+"""A decoder with a vision tower (transformers' Llava): its forward with images, and which of its parts learn.
 
-B batch, T tokens, I pictures, F features of a picture, D width.
+B batch, T tokens, I images, F features of an image, D width.
 """
 
 import re
@@ -15,14 +15,14 @@ from recipes.errors import StageError
 from recipes.stages.finetune import Finetune, Part
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
-from trainers.data.batches import PicturedBatch
-from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.batches import ImageTextBatch
+from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name, packed_attention_bias
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts
 from trainers.models.token_losses import linear_cross_entropy
 from trainers.objectives.protocol import Learning
-from trainers.objectives.vision_language import PicturedLanguageModelObjective
+from trainers.objectives.vision_language import ImageTextObjective
 
 MODULES: dict[Part, str] = {
     "language": "language_model",
@@ -32,27 +32,27 @@ MODULES: dict[Part, str] = {
 """Where each part lies in transformers' model."""
 
 
-class PicturedTokenLosses(nn.Module):
+class ImageTextTokenLosses(nn.Module):
     """A vision-language model whose forward returns the loss sum over target tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PicturedBatch) -> Tensor:
+    def forward(self, batch: ImageTextBatch) -> Tensor:
         """Return the summed negative log-likelihood of the targets."""
         model: Any = self.model
         tokens = batch.tokens
-        hidden_BTD = pictured_hidden_states(model, batch)
+        hidden_BTD = image_text_hidden_states(model, batch)
         mask = tokens.loss_mask_BT[:, 1:]
         weight = model.get_output_embeddings().weight
         return linear_cross_entropy(hidden_BTD[:, :-1][mask], weight, tokens.input_ids_BT[:, 1:][mask])
 
 
-def pictured_hidden_states(model: Any, batch: PicturedBatch) -> Tensor:
+def image_text_hidden_states(model: Any, batch: ImageTextBatch) -> Tensor:
     """Run tower, projector and decoder over packed rows; no token sees another segment.
 
-    The tower runs in every batch, over an empty picture where there is none: sharded parameters are gathered by all
+    The tower runs in every batch, over an empty image where there is none: sharded parameters are gathered by all
     ranks together, and every trainable parameter has a gradient in every step.
     """
     tokens, backbone = batch.tokens, model.base_model
@@ -115,7 +115,7 @@ def unused_prefixes(model: Any) -> list[str]:
     ]
 
 
-def demand_fitting(model: Any, processor: PictureProcessor) -> None:
+def demand_fitting(model: Any, processor: ImageProcessor) -> None:
     """Raise StageError where the processor's image tokens are not those of the model."""
     config = model.config
     if processor.image_id != config.image_token_id:
@@ -127,9 +127,9 @@ def demand_fitting(model: Any, processor: PictureProcessor) -> None:
         weight = next(model.base_model.vision_tower.parameters())
         pixels = torch.zeros((1, *processor.shape_CHW), dtype=weight.dtype, device=weight.device)
         (features_FD,) = model.base_model.get_image_features(pixels, return_dict=True).pooler_output
-    if len(features_FD) != processor.tokens_per_picture:
+    if len(features_FD) != processor.tokens_per_image:
         raise StageError(
-            f"the processor writes {processor.tokens_per_picture} tokens for a picture, the vision tower gives "
+            f"the processor writes {processor.tokens_per_image} tokens for an image, the vision tower gives "
             f"{len(features_FD)} features"
         )
 
@@ -165,13 +165,13 @@ class VisionLanguageRuntime(FamilyRuntime):
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the next token's loss over packed rows with images."""
-        return Learning(PicturedTokenLosses(model), PicturedLanguageModelObjective())
+        return Learning(ImageTextTokenLosses(model), ImageTextObjective())
 
-    def open_images(self, folder: Path) -> PictureProcessor:
+    def open_images(self, folder: Path) -> ImageProcessor:
         """Open the folder's image processor."""
-        return load_picture_processor(folder)
+        return load_image_processor(folder)
 
-    def freeze(self, spec: Finetune, model: nn.Module, images: PictureProcessor | None) -> str | tuple[()]:
+    def freeze(self, spec: Finetune, model: nn.Module, images: ImageProcessor | None) -> str | tuple[()]:
         """Leave only the parts that learn trainable; raises StageError where the processor is not the model's."""
         assert images is not None
         demand_fitting(model, images)

@@ -1,4 +1,4 @@
-"""Pictures: the mean of the family's losses per sample over the real samples of the global batch."""
+"""Images: the mean of the family's losses per sample over the real samples of the global batch."""
 
 import torch
 from torch import Tensor, nn

@@ -154,7 +154,7 @@ def _stock_class(kind: str, base: Path, task: str | None) -> str:
     is_merged = family is not None and family.takes_adapters and family.tuning_role != "labels"
     if family is None or not is_merged or task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise RequestError(
-            f"an adapter on {model_type or 'a model of pictures'} ({task or 'no task_type'}) is not merged here; "
+            f"an adapter on {model_type or 'a model of images'} ({task or 'no task_type'}) is not merged here; "
             "export the merged model of the stage that made it: store export --merge"
         )
     return family.auto_class

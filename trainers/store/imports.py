@@ -10,7 +10,7 @@ from typing import Any
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError
 from recipes.models.folder_classes import find_class
-from recipes.models.image_folders import TEXT_ENCODER, TEXT_TOKENIZER, read_picture_folder
+from recipes.models.image_folders import TEXT_ENCODER, TEXT_TOKENIZER, read_image_model_folder
 from recipes.models.image_models import SETTINGS
 from recipes.models.vision_language import PROCESSOR_FILES
 from recipes.tokenizers.token_contract import CONFIG_FILES
@@ -169,7 +169,7 @@ def _look(folder: Path) -> _Found:
     if not os.path.isdir(folder):  # unlike is_dir, no error for a path that cannot be
         raise RequestError(f"{folder} is not a folder")
     if (folder / SETTINGS).exists():
-        return _look_at_pictures(folder)
+        return _look_at_images(folder)
     if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         return _look_at_adapter(folder)
     return _look_at_text(folder)
@@ -197,10 +197,10 @@ def _look_at_text(folder: Path) -> _Found:
     return _Found(found, _under("model", paths), contract, config)
 
 
-def _look_at_pictures(folder: Path) -> _Found:
-    """Look at a model of pictures of any family, with the autoencoder and the text encoder that it brings."""
+def _look_at_images(folder: Path) -> _Found:
+    """Look at a model of images of any family, with the autoencoder and the text encoder that it brings."""
     refuse_code(folder, read_json(folder, SETTINGS, file_inside), SETTINGS)
-    found, problems = read_picture_folder(folder)
+    found, problems = read_image_model_folder(folder)
     if found is None or problems:
         raise RequestError("; ".join(map(str, problems)))
     index = ("model_index.json",) if (folder / "model_index.json").exists() else ()

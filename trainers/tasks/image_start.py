@@ -1,4 +1,4 @@
-"""What a stage of pictures starts from: random weights, or another model's, maybe with adapters on its attention."""
+"""What a stage of images starts from: random weights, or another model's, maybe with adapters on its attention."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, model_folder
 
 EXAMPLE_ROWS = 4096
-"""Pictures among whose captions a model's examples are looked for."""
+"""Images among whose captions a model's examples are looked for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImageStart:
 
 
 def start_training(spec: PretrainImages | FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
-    """Build or open the family, equal on every rank; raises RequestError for pictures that do not fit it."""
+    """Build or open the family, equal on every rank; raises RequestError for images that do not fit it."""
     if isinstance(spec, FinetuneImages):
         return _go_on(spec, context, dataset)
     text = _open_text_encoder(spec, context)

@@ -1,4 +1,4 @@
-"""Training a model of pictures, from data to draft; families differ in their module and in what they draw."""
+"""Training a model of images, from data to candidate; families differ in their module and in what they draw."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.models.image_models import VENDI_PICTURES
+from recipes.models.image_models import VENDI_IMAGES
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.pretrain import PretrainImages
 from trainers.checkpoint.loop_state import SourceState
@@ -34,8 +34,8 @@ from trainers.tasks.image_start import (
     start_training,
     with_caption_tokens,
 )
-from trainers.training.context import Draft, StageContext, open_images
-from trainers.training.image_candidate import write_image_draft
+from trainers.training.context import Candidate, StageContext, open_images
+from trainers.training.image_candidate import write_image_candidate
 from trainers.training.loop import Evaluation, Outcome
 from trainers.training.steps import TrainingPlan
 from trainers.training.task import Course, run_training
@@ -100,12 +100,12 @@ class ImageTrainee:
         measure = ImageEvaluation(self.spec, self.context, start, engines[0], source, self.held_out, training.layout)
         return Course(phases, source, measure)
 
-    def draft(self, training: TrainingPlan[ImageSpec], course: Course, outcome: Outcome) -> Draft | None:
+    def candidate(self, training: TrainingPlan[ImageSpec], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the family as it is kept: averaged where it keeps an average. Collective."""
         start, source = self.start, course.source
         assert isinstance(source, ImageBatches)
         metrics = {"evaluation": outcome.evaluation.finite(), "data": start.dataset.report.to_json()}
-        return write_image_draft(
+        return write_image_candidate(
             start.blueprint,
             source.weights(),
             self.context,
@@ -119,8 +119,8 @@ class ImageTrainee:
         )
 
 
-def run_image(spec: ImageSpec, context: StageContext) -> Draft | None:
-    """Train an image model; the draft comes from rank 0. Collective."""
+def run_image(spec: ImageSpec, context: StageContext) -> Candidate | None:
+    """Train an image model; the candidate comes from rank 0. Collective."""
     return run_training(ImageTask(spec, context))
 
 
@@ -223,22 +223,22 @@ class ImageEvaluation:
         family = self.start.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
         if not isinstance(family, Drawing):
             return {}
-        pictures = draw_grid(family, self.spec.train.grid, self.context.seed)
+        images = draw_grid(family, self.spec.train.grid, self.context.seed)
         writer = self.context.samples()
         step = self.engine.steps_applied
         columns = len(family.facts.classes) if family.is_conditional else None
-        writer.append(grid_sample(pictures, columns, step))
+        writer.append(grid_sample(images, columns, step))
         writer.flush()
-        if len(pictures) < VENDI_PICTURES or len(self.start.dataset) < len(pictures):
+        if len(images) < VENDI_IMAGES or len(self.start.dataset) < len(images):
             return {}
-        rows = drawn_rows(self.start.dataset.digest, 0, len(pictures), len(self.start.dataset))
+        rows = drawn_rows(self.start.dataset.digest, 0, len(images), len(self.start.dataset))
         real = vendi_score(self.start.dataset.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
-        drawn = vendi_score(pictures.numpy())
+        drawn = vendi_score(images.numpy())
         return {"vendi": drawn, "vendi_share": drawn / real}
 
 
 def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
-    """Draw pictures at fixed seeds; where the family knows classes or captions, each in turn."""
+    """Draw images at fixed seeds; where the family knows classes or captions, each in turn."""
     classes = len(family.facts.classes)
     labels = [number % classes for number in range(count)] if family.is_conditional else None
     return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
@@ -249,12 +249,12 @@ def _request(spec: ImageSpec, context: StageContext) -> ImageRequest:
 
 
 def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None:
-    """Open the held-out pictures; None: there are none. Collective."""
+    """Open the held-out images; None: there are none. Collective."""
     use = spec.find_source("evaluation")
     if use is None:
         return None
     request = ImageRequest(
-        use.pictures,
+        use.images,
         context.base_dir,
         context.seed,
         held_out=use.held_out,
@@ -264,7 +264,7 @@ def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None
 
 
 def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
-    """Number held-out pictures' labels and tokenize their captions as the training's are."""
+    """Number held-out images' labels and tokenize their captions as the training's are."""
     training, architecture = start.dataset, start.blueprint.architecture
     require_shape(held_out, training.shape, "the training images")
     if architecture.label_reader is not None:

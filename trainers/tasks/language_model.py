@@ -16,13 +16,13 @@ from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.columns import RowRole
 from trainers.data.dataset import Dataset
-from trainers.data.image_processor import PictureProcessor
+from trainers.data.image_processor import ImageProcessor
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate, perplexity
-from trainers.evaluation.image_text_responses import pictured_response_report
+from trainers.evaluation.image_text_responses import image_text_response_report
 from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.evaluation.translation import translate
@@ -38,11 +38,11 @@ from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
 from trainers.tasks.text_classifier import TextClassifierTask
-from trainers.training.context import Draft, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.loop import BatchSource, Evaluate, Evaluation, Outcome
 from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
-from trainers.training.text_candidate import TrainedText, write_text_draft
+from trainers.training.text_candidate import TrainedText, write_text_candidate
 
 WRAPPER = "model."
 """Prefix that `TokenLosses` gives to the model's parameter names."""
@@ -54,7 +54,7 @@ class TextData:
 
     family: TextFamily
     tokenization: Tokenization
-    images: PictureProcessor | None
+    images: ImageProcessor | None
     """Of a vision-language model."""
     training: Dataset
     held_out: Dataset | None
@@ -132,7 +132,9 @@ class LanguageTrainee:
         source = batch_source(training, data, self.model, learning)
         return Course([phase], source, evaluate_held_out)
 
-    def draft(self, training: TrainingPlan[Pretrain | Finetune], course: Course, outcome: Outcome) -> Draft | None:
+    def candidate(
+        self, training: TrainingPlan[Pretrain | Finetune], course: Course, outcome: Outcome
+    ) -> Candidate | None:
         """Ask a tuned model held-out prompts, then write it; collective."""
         spec, data, (phase,) = self.spec, self.data, course.phases
         trained = TrainedText(
@@ -152,7 +154,7 @@ class LanguageTrainee:
             metrics |= {} if responses is None else {"responses": responses}
         if self._has_new_head():
             metrics["new_head"] = "the start has none; drawn from the seed"
-        return write_text_draft(
+        return write_text_candidate(
             trained,
             self.context,
             phase.engine,
@@ -167,8 +169,8 @@ class LanguageTrainee:
         return self.spec.init_from is not None and is_masked and lacks_head(model_folder(self.context, "init_from"))
 
 
-def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Draft | None:
-    """Train a text model of any family; the draft comes from rank 0. Collective."""
+def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Candidate | None:
+    """Train a text model of any family; the candidate comes from rank 0. Collective."""
     family = stage_family(spec, context)
     spec.check_model(TextFacts(family))
     if isinstance(spec, Finetune) and spec.is_classifier(family):
@@ -256,7 +258,7 @@ def training_request(
     use: SourceUse,
     context: StageContext,
     tokenization: Tokenization,
-    pictures: PictureProcessor | None = None,
+    images: ImageProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows."""
     role: RowRole | None = family.tuning_role if spec.data_role == "instructions" else None
@@ -269,7 +271,7 @@ def training_request(
         packing=spec.train.packing and family.is_packed,
         loss_on=spec.counted_tokens,
         is_stream=family.is_recurrent and spec.data_role == "text",
-        processor=pictures,
+        processor=images,
     )
 
 
@@ -337,7 +339,7 @@ def held_out_responses(
         if trained.kind == "language_model":
             return _text_responses(spec, context, trained)
         if trained.kind == "vision_language_model" and evaluation_set is not None and spec.loss_on == "responses":
-            return pictured_response_report(trained.model, evaluation_set, trained.tokenization)
+            return image_text_response_report(trained.model, evaluation_set, trained.tokenization)
     return None
 
 

@@ -24,11 +24,11 @@ from trainers.runtime import distributed
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Draft, StageContext, data_request, model_folder, open_sets
+from trainers.training.context import Candidate, StageContext, data_request, model_folder, open_sets
 from trainers.training.loop import Evaluate, Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course
-from trainers.training.text_candidate import TrainedText, write_text_draft
+from trainers.training.text_candidate import TrainedText, write_text_candidate
 
 WRAPPER = "model."
 """Prefix that `ClassLosses` gives to the model's parameter names."""
@@ -99,10 +99,10 @@ class TextClassifierTrainee:
         evaluate = None if data.held_out is None else _evaluation(phase.engine, data.held_out, spec, training)
         return Course([phase], PlannedBatches(plan, training.steps), evaluate)
 
-    def draft(self, training: TrainingPlan[Finetune], course: Course, outcome: Outcome) -> Draft | None:
+    def candidate(self, training: TrainingPlan[Finetune], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the classifier; collective."""
         data, dtype = self.data, dtype_of(self.spec.shard.precision)
-        return write_text_draft(
+        return write_text_candidate(
             TrainedText(
                 "text_classifier", self.model, WRAPPER, data.tokenization, dtype, self.peft_config, CLASSIFIER_PARTS
             ),

@@ -78,23 +78,23 @@ class StageContext:
 
 
 CheckKind = ModelKind | Literal["image"]
-"""`image`: a model of pictures of any family."""
+"""`image`: a model of images of any family."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One way in which files of a draft are opened by stock classes and compared with the live model."""
+    """One way in which files of a candidate are opened by stock classes and compared with the live model."""
 
     kind: CheckKind
     model: str
-    """Folder of the draft's files, or of `base` where that is given."""
+    """Folder of the candidate's files, or of `base` where that is given."""
     probe: FileEntry
     adapter: str | None = None
     """Folder of an adapter to put on the model."""
     base: str | None = None
     """Input (field path) whose files hold `model`."""
     merged: str | None = None
-    """Folder of the draft that must hold the same model with all adapters merged."""
+    """Folder of the candidate that must hold the same model with all adapters merged."""
     stack: tuple[str, ...] = ()
     """Of an adapter on others that were not merged: what it lies on, by digest, as in the manifest."""
 
@@ -110,7 +110,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Candidate:
     """An artifact before its verification: the fields of a manifest, files uploaded already; rank 0 has it."""
 
     kind: ArtifactKind
@@ -129,7 +129,7 @@ class Draft:
     changes: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the draft as plain JSON."""
+        """Return the candidate as plain JSON."""
         return {
             **vars(self),
             "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
@@ -142,7 +142,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the checks of a draft found."""
+    """What the checks of a candidate found."""
 
     difference: float
     """Largest output difference over the outputs' size, both sides in fp32."""
@@ -157,7 +157,7 @@ def verify_checks(
     inputs: Mapping[str, ArtifactManifest],
     uri: str,
 ) -> Verified:
-    """Run a draft's checks in this process, which never saw the live model.
+    """Run a candidate's checks in this process, which never saw the live model.
 
     Raises StageError when files do not open strictly, VerificationError when they are not the live model.
     """
@@ -184,7 +184,7 @@ def _open_base(
     inputs: Mapping[str, ArtifactManifest],
     uri: str,
 ) -> tuple[Path, Weights | None]:
-    """Return the folder of the model that a check opens, and what else lies on it below the draft's adapter."""
+    """Return the folder of the model that a check opens, and what else lies on it below the candidate's adapter."""
     if check.base is None or not check.stack:
         owned = files if check.base is None else inputs[check.base].files
         return folder_of(store.objects, uri, owned, check.model), None
@@ -195,14 +195,14 @@ def _open_base(
 
 
 @contextmanager
-def draft_folder() -> Iterator[Path]:
-    """Give a local folder to write a draft's files into; it is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="trainwright-draft-") as name:
+def candidate_folder() -> Iterator[Path]:
+    """Give a local folder to write a candidate's files into; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="trainwright-candidate-") as name:
         yield Path(name)
 
 
 def put_probe(store: Store, probe: Probe) -> FileEntry:
-    """Store a probe beside a draft's files; no manifest names it."""
+    """Store a probe beside a candidate's files; no manifest names it."""
     return store.objects.put_chunks([probe.to_bytes()])
 
 
@@ -288,5 +288,5 @@ def open_sets(
 
 
 def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
-    """Materialise pictures on rank 0 first; the others open what it committed; collective."""
+    """Materialise images on rank 0 first; the others open what it committed; collective."""
     return distributed.first_rank_first(lambda: materialise_images(request, context.store))

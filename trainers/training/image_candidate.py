@@ -1,4 +1,4 @@
-"""The draft of a trained model of pictures: probed, written with its adapter where it has one, uploaded."""
+"""The candidate of a trained model of images: probed, written with its adapter where it has one, uploaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.models.folders import write_adapter
 from trainers.models.images.build import Blueprint, probe_adapter, probe_family, write_family
-from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
+from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
 from trainers.training.loop import Outcome
 
 
-def write_image_draft(
+def write_image_candidate(
     blueprint: Blueprint,
     weights: Mapping[str, Tensor],
     context: StageContext,
@@ -26,8 +26,8 @@ def write_image_draft(
     peft_config: Any = None,
     adapter: Mapping[str, Tensor] | None = None,
     base_input: str = "init_from",
-) -> Draft | None:
-    """Write, probe and upload a model; returns the draft on rank 0, None elsewhere.
+) -> Candidate | None:
+    """Write, probe and upload a model; returns the candidate on rank 0, None elsewhere.
 
     `weights` are whole, by their names in the family's module; `adapter` is what they hold beyond the model of the
     input `base_input`.
@@ -38,7 +38,7 @@ def write_image_draft(
     family = blueprint.with_weights(weights, dtype)
     probe = put_probe(context.store, probe_family(family, dtype))
     checks = [Check("image", "model", probe)]
-    with draft_folder() as folder:
+    with candidate_folder() as folder:
         if adapter is not None:
             base = context.inputs[base_input].digest
             write_adapter(folder / "adapter", peft_config, adapter.items(), base_digest=base, dtype=dtype)
@@ -46,7 +46,7 @@ def write_image_draft(
             checks.append(Check("image", "model", own, adapter="adapter", base=base_input, merged="model"))
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
-    return Draft(
+    return Candidate(
         kind=blueprint.architecture.family,
         files=files,
         checks=tuple(checks),

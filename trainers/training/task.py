@@ -1,11 +1,11 @@
-"""A training stage as a task, and the one way that every task goes: data, model, loop, draft."""
+"""A training stage as a task, and the one way that every task goes: data, model, loop, candidate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from trainers.runtime.precision import use_fast_matmul
-from trainers.training.context import Draft, StageContext
+from trainers.training.context import Candidate, StageContext
 from trainers.training.loop import BatchSource, Evaluate, Outcome, Phase
 from trainers.training.steps import S, TrainingPlan, plan_training
 
@@ -29,8 +29,8 @@ class Trainee(Protocol[S]):
     def course(self, training: TrainingPlan[S]) -> Course:
         """Put the model under its engines and say what they are fed; collective."""
 
-    def draft(self, training: TrainingPlan[S], course: Course, outcome: Outcome) -> Draft | None:
-        """Write and upload what was trained; the draft comes from rank 0. Collective."""
+    def candidate(self, training: TrainingPlan[S], course: Course, outcome: Outcome) -> Candidate | None:
+        """Write and upload what was trained; the candidate comes from rank 0. Collective."""
 
 
 Data = TypeVar("Data")
@@ -54,8 +54,8 @@ class TrainingTask(Protocol[S, Data]):
         """Build or load the model, whole and equal on every rank."""
 
 
-def run_training(task: TrainingTask[S, Data]) -> Draft | None:
-    """Train from data to draft; the draft comes from rank 0. Collective."""
+def run_training(task: TrainingTask[S, Data]) -> Candidate | None:
+    """Train from data to candidate; the candidate comes from rank 0. Collective."""
     spec, context = task.spec, task.context
     context.observer.phase("data")
     use_fast_matmul(context.ranks.device)
@@ -65,7 +65,7 @@ def run_training(task: TrainingTask[S, Data]) -> Draft | None:
     training = plan_training(spec, context, trainee.num_rows)
     course = trainee.course(training)
     outcome = training.run(course.phases, course.source, course.evaluate)
-    draft = trainee.draft(training, course, outcome)
+    candidate = trainee.candidate(training, course, outcome)
     for phase in course.phases:
         phase.engine.close()
-    return draft
+    return candidate

@@ -1,4 +1,4 @@
-"""The draft of a trained model of text: probed, written whole and as an adapter, uploaded."""
+"""The candidate of a trained model of text: probed, written whole and as an adapter, uploaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from trainers.models.lora import (
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import Probe
 from trainers.store.adapters import whole_part
-from trainers.training.context import Check, Draft, StageContext, draft_folder, put_probe
+from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
 from trainers.training.loop import Outcome
 
 
@@ -113,7 +113,7 @@ class TrainedText:
         return self.stack if self.peft_config is not None and len(self.stack) > 1 else ()
 
 
-def write_text_draft(
+def write_text_candidate(
     trained: TrainedText,
     context: StageContext,
     engine: Engine,
@@ -122,8 +122,8 @@ def write_text_draft(
     *,
     artifact: ArtifactKind,
     metrics: Mapping[str, Any],
-) -> Draft | None:
-    """Write, probe and upload what the stage made, `artifact` its kind; the draft comes from rank 0. Collective."""
+) -> Candidate | None:
+    """Write, probe and upload what the stage made, `artifact` its kind; the candidate comes from rank 0. Collective."""
     kind, model, tokenization, dtype = trained.kind, trained.model, trained.tokenization, trained.dtype
     tensors: dict[str, Tensor] = {}
     for name, tensor in engine.full_parameters():
@@ -134,10 +134,10 @@ def write_text_draft(
         probes = trained.probes(whole) if context.ranks.rank == 0 else None
     if probes is None:
         return None
-    with draft_folder() as folder:
+    with candidate_folder() as folder:
         checks = write_trained(folder, trained, tensors, whole, context, probes)
         files = context.store.objects.put_folder(folder)
-    return Draft(
+    return Candidate(
         kind=artifact,
         files=files,
         checks=tuple(checks),

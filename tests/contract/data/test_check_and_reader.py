@@ -25,13 +25,13 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from trainers.data.check_source import CHECKED_ROWS, check_images, check_text
 from trainers.data.columns import RowRole
-from trainers.data.images import OneShape, open_image, read_pictures
+from trainers.data.images import OneShape, open_image, read_images
 from trainers.data.rows import Row, read_rows
 from trainers.data.sources.reader import SourceError
 
 TEXT: TypeAdapter[Any] = TypeAdapter(Source)
 IMAGES: TypeAdapter[Any] = TypeAdapter(ImageSource)
-ROLES: list[RowRole] = ["text", "labels", "instructions", "seq2seq", "preferences", "prompts", "pictured"]
+ROLES: list[RowRole] = ["text", "labels", "instructions", "seq2seq", "preferences", "prompts", "image_text"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -69,7 +69,7 @@ def text_agrees(folder: Path, role: RowRole, **keys: Any) -> str:
 
 def images_agree(folder: Path, **keys: Any) -> str:
     source, one_shape = IMAGES.validate_python(keys), OneShape()
-    return agree(check_images(source, folder), map(one_shape.require, read_pictures(source, folder, 0)))
+    return agree(check_images(source, folder), map(one_shape.require, read_images(source, folder, 0)))
 
 
 # Files of rows
@@ -164,7 +164,7 @@ def test_the_documentation(name: str, role: RowRole, tmp_path: Path) -> None:
     source = TEXT.validate_python({"source": name})
     errors = check_text(source, tmp_path, [role])  # rows of a few modules, which are not the first ones
     assert bool(errors) == bool(refusal(read_rows(source, tmp_path, role, 0)))
-    assert bool(errors) == (role == "pictured" or (role in ("preferences", "labels") and "summaries" in name))
+    assert bool(errors) == (role == "image_text" or (role in ("preferences", "labels") and "summaries" in name))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -172,7 +172,7 @@ def test_a_data_set_folder(role: RowRole, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"prompt": ["a"] * 30, "completion": ["b"] * 30}).save_to_disk(str(tmp_path / "set"))
     assert bool(text_agrees(tmp_path, role, source="datasets", path="./set")) == (
-        role in ("labels", "preferences", "pictured")
+        role in ("labels", "preferences", "image_text")
     )
     (tmp_path / "set" / "state.json").write_text("{")
     assert "cannot be read" in text_agrees(tmp_path, role, source="datasets", path="./set")
@@ -248,7 +248,7 @@ def test_idx_files(images: bytes, labels: bytes) -> None:
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> bytes:
+def images(draw: st.DrawFn) -> bytes:
     size = draw(st.sampled_from([(4, 4), (4, 4), (5, 4)]))
     image = Image.new(draw(st.sampled_from(["L", "L", "RGB", "I;16", "1"])), size)
     file = io.BytesIO()
@@ -262,7 +262,7 @@ CAPTIONS: dict[str, dict[str, Any]] = {
 
 
 @FEW
-@given(st.lists(damaged(pictures()), max_size=3), damaged(words.map(str.encode)), st.sampled_from(sorted(CAPTIONS)))
+@given(st.lists(damaged(images()), max_size=3), damaged(words.map(str.encode)), st.sampled_from(sorted(CAPTIONS)))
 def test_a_folder_of_images(contents: list[bytes], caption: bytes, captions: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "images") if captions == "flat" else Path(folder, "images", "a")
@@ -277,7 +277,7 @@ def test_a_folder_of_images(contents: list[bytes], caption: bytes, captions: str
 
 @FEW
 @given(
-    st.lists(damaged(pictures()), max_size=3),
+    st.lists(damaged(images()), max_size=3),
     st.sampled_from([parquet, json_lines]),
     st.sampled_from([{}, {"label": "label"}, {"caption": "words"}, {"image": "other"}, {"size": 4, "channels": 1}]),
 )
@@ -293,7 +293,7 @@ def test_rows_of_images(contents: list[bytes], write: Callable[[list[Any]], byte
         images_agree(Path(folder), source=kind, files=["rows"], **keys)
         if kind == "jsonl":
             Path(folder, "rows").write_bytes(json_lines([{"prompt": "a", "completion": "b", **row} for row in rows]))
-            text_agrees(Path(folder), "pictured", source=kind, files=["rows"])
+            text_agrees(Path(folder), "image_text", source=kind, files=["rows"])
 
 
 # Through the command

@@ -68,7 +68,7 @@ def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> 
         for n in range(120)
     ]
     (folder / "labelled.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
-    _write_pictures(folder)
+    _write_images(folder)
     cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
     run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
     plain = [_case(family, "plain", PLAIN) for family in KIT] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
@@ -77,8 +77,8 @@ def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> 
     return folder
 
 
-def _write_pictures(folder: Path) -> None:
-    """Write questions about pictures, some without one, and commit a model whose last layer of vision is not read."""
+def _write_images(folder: Path) -> None:
+    """Write questions about images, some without one, and commit a model whose last layer of vision is not read."""
     from PIL import Image
 
     from trainers.models.small_llava import write_small_llava
@@ -92,7 +92,7 @@ def _write_pictures(folder: Path) -> None:
         rows.append(
             {"images": images, "prompt": f"Number {number} is ", "completion": "dark" if number < 24 else "light"}
         )
-    (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_small_llava(folder / "llava", ["Number 0 is dark or light."], image_size=8, width=32, feature_layer=-2)
     import_folder(Store.open(str(folder / "store")), folder / "llava", name="small-llava")
 

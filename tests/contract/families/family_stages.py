@@ -16,14 +16,14 @@ TRAIN: dict[str, Any] = {
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.2, "limit": 96}
 
 
-def picture_stage(**architecture: Any) -> dict[str, Any]:
+def image_stage(**architecture: Any) -> dict[str, Any]:
     """Give a small stage on the digits."""
     return {"kind": "pretrain", "architecture": architecture, "data": DIGITS, "train": {**TRAIN, "grid": 4}}
 
 
 def gan_stage() -> dict[str, Any]:
     """Give a small adversarial stage; its penalty differentiates twice, so a large step soon magnifies rounding."""
-    stage = picture_stage(
+    stage = image_stage(
         family="gan", width=4, latent=4, spectral_norm=True, r1_gamma=0.5, ema_decay=0.9, class_conditional=True
     )
     return {**stage, "train": {**stage["train"], "optimizer": {"lr": 1e-3}}}
@@ -57,7 +57,7 @@ DDPM: dict[str, Any] = {
 VISION_LANGUAGE: dict[str, Any] = {
     "kind": "finetune",
     "init_from": "store://small-llava",
-    "data": {"source": "jsonl", "files": ["pictures.jsonl"], "hold_out": 0.2},
+    "data": {"source": "jsonl", "files": ["images.jsonl"], "hold_out": 0.2},
     "train": {**TRAIN, "sequence_length": 64},
 }
 """Starts from a model that the kit writes; no recipe builds one."""
@@ -89,10 +89,10 @@ STAGES: dict[str, dict[str, Any]] = {
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     ),
-    "classifier": picture_stage(family="classifier", type="convnet", width=8, features=8),
-    "vae": picture_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
+    "classifier": image_stage(family="classifier", type="convnet", width=8, features=8),
+    "vae": image_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
     "gan": gan_stage(),
-    "ddpm": picture_stage(
+    "ddpm": image_stage(
         **DDPM,
         class_conditional=True,
         min_snr_gamma=5.0,
@@ -117,7 +117,7 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"init_from": "encoder"},
     ),
     "captioned": (
-        {**picture_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
+        {**image_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
         {"text_encoder": "encoder"},
     ),
     "adapted": (
@@ -151,7 +151,7 @@ DDPO: dict[str, Any] = {
 }
 TUNED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "tuned": (
-        {**DDPO, "actor": "ddpm", "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]}},
+        {**DDPO, "actor": "ddpm", "rollout": {"images_per_iteration": 8, "guidance": 1.5, "classes": ["1", "8"]}},
         {"actor": "ddpm", "reward.classifier": "classifier"},
     ),
     "tuned-captions": (
@@ -160,7 +160,7 @@ TUNED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "actor": "captioned",
             "lora": {"r": 2},
             "prompts": DIGITS,
-            "rollout": {"pictures_per_iteration": 8, "guidance": 1.5, "samples_per_prompt": 2},
+            "rollout": {"images_per_iteration": 8, "guidance": 1.5, "samples_per_prompt": 2},
         },
         {"actor": "captioned", "reward.classifier": "classifier"},
     ),
@@ -169,8 +169,8 @@ TUNED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 FAMILIES = (*BUILT, "vision_language")
 LANGUAGE = ("decoder", "encoder", "encoder_decoder", "rnn", "vision_language")
-PICTURES = sorted(set(BUILT) - set(LANGUAGE))
-DRAWING = [family for family in PICTURES if family != "classifier"]
+IMAGES = sorted(set(BUILT) - set(LANGUAGE))
+DRAWING = [family for family in IMAGES if family != "classifier"]
 CLASSIFIED = [name for name in CROSSINGS if name.startswith("classified")]
 KIT = [*FAMILIES, *CROSSINGS]
 """Every family, and the stages that build on several."""

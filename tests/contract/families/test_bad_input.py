@@ -1,4 +1,4 @@
-"""Rows and pictures that no family can learn from are named, with what is wrong with them."""
+"""Rows and images that no family can learn from are named, with what is wrong with them."""
 
 import json
 import sys
@@ -12,18 +12,18 @@ from recipes.errors import RequestError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_kit import run_here
-from family_stages import CLASSIFIED, LANGUAGE, PICTURES
+from family_stages import CLASSIFIED, IMAGES, LANGUAGE
 
 sys.path.pop(0)
 
 
 def _bad_data(folder: Path, what: str) -> tuple[dict[str, Any], str]:
-    """Write pictures with a fault; returns the source and what the error must say."""
+    """Write images with a fault; returns the source and what the error must say."""
     rng = np.random.default_rng(0)
     images = rng.random((12, 8, 8))
     labels = np.arange(12) % 3
     source = {"source": "arrays", "files": ["bad.npz"], "labels": "labels"}
-    if what == "no pictures":
+    if what == "no images":
         images, labels = images[:0], labels[:0]
     if what == "NaN":
         images[4, 2, 3] = np.nan
@@ -34,23 +34,23 @@ def _bad_data(folder: Path, what: str) -> tuple[dict[str, Any], str]:
         return source, r"bad.npz: image 0: an array of shape \(8, 8, 2\)"
     np.savez(folder / "bad.npz", images=images, labels=labels)
     said = {
-        "no pictures": "no pictures",
+        "no images": "no images",
         "NaN": "bad.npz: image 4: 1 pixels are NaN",
         "out of range": r"bad.npz: image 5: pixels from .* expected \[0, 1\]",
     }
     return source, said[what]
 
 
-@pytest.mark.parametrize("what", ["no pictures", "NaN", "out of range", "channels"])
-@pytest.mark.parametrize("family", PICTURES)
-def test_bad_pictures_are_named(tmp_path: Path, family: str, what: str) -> None:
+@pytest.mark.parametrize("what", ["no images", "NaN", "out of range", "channels"])
+@pytest.mark.parametrize("family", IMAGES)
+def test_bad_images_are_named(tmp_path: Path, family: str, what: str) -> None:
     source, said = _bad_data(tmp_path, what)
     with pytest.raises(RequestError, match=said):
         run_here(tmp_path, family, source)
 
 
 @pytest.mark.parametrize("family", ["classifier", "gan", "ddpm"])
-@pytest.mark.parametrize(("labels", "said"), [("labels", "one label, '1', on every picture"), (None, "no labels")])
+@pytest.mark.parametrize(("labels", "said"), [("labels", "one label, '1', on every image"), (None, "no labels")])
 def test_too_few_classes_are_refused(tmp_path: Path, family: str, labels: str | None, said: str) -> None:
     np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 8)), labels=np.ones(8, dtype=np.int64))
     with pytest.raises(RequestError, match=f"at least two classes; the data has {said}"):

@@ -45,12 +45,12 @@ STAGES: dict[str, Any] = {
         "kind": "ppo",
         "actor": "latent",
         "reward": {"rule": "ink"},
-        "rollout": {"pictures_per_iteration": 8},
+        "rollout": {"images_per_iteration": 8},
         "ppo": {"estimator": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
         "shard": SHARD,
     },
     "pixel": stage({**DDPM, "sampler": "ddpm", "sampling_steps": 20}),
-    "exam": {
+    "eval": {
         "kind": "evaluate",
         "of": ["flat", "latent"],
         "suites": ["images"],
@@ -92,22 +92,22 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Ar
         inputs = {
             "latent": {"autoencoder": "vae"},
             "tuned": {"actor": "latent"},
-            "exam": {"of.0": "flat", "of.1": "latent", "features": "judge"},
+            "eval": {"of.0": "flat", "of.1": "latent", "features": "judge"},
         }.get(name, {})
         given = {path: made[source] for path, source in inputs.items()}
         lease = store.take_lease("run", name)
         ranks = Ranks(0, 1, 0, torch.device("cpu"))
         context = StageContext(store, "run", name, f"{number:064x}", lease, 0, folder, given, {}, Observer(), ranks)
-        draft: Any = compute(spec, context)
-        assert verify_checks(store, draft.files, list(draft.checks), given, uri).difference < 1e-5
+        candidate: Any = compute(spec, context)
+        assert verify_checks(store, candidate.files, list(candidate.checks), given, uri).difference < 1e-5
         made[name] = ArtifactManifest(
             fingerprint=f"{number:064x}",
-            digest=files_digest(draft.files),
-            kind=draft.kind,
+            digest=files_digest(candidate.files),
+            kind=candidate.kind,
             stage=name,
-            files=dict(draft.files),
-            metrics=dict(draft.metrics),
-            gate={"passed": not draft.gate_reasons, "reasons": list(draft.gate_reasons)},  # type: ignore[arg-type]
+            files=dict(candidate.files),
+            metrics=dict(candidate.metrics),
+            gate={"passed": not candidate.gate_reasons, "reasons": list(candidate.gate_reasons)},  # type: ignore[arg-type]
         )
         store.put_artifact(made[name])
         store.name_artifact(name, made[name].fingerprint)
@@ -130,15 +130,15 @@ def test_a_latent_diffusion_carries_its_autoencoder(chain: Chain, tmp_path: Path
     opened: Any = open_family(folder)
     assert stock.config.scaling_factor == pytest.approx(opened.codec.scale)
     assert opened.codec.shape == (2, 4, 4)
-    pictures = opened.sample([1, 2])
-    np.testing.assert_allclose(opened.sample([2])[0], pictures[1], atol=1e-5)
+    images = opened.sample([1, 2])
+    np.testing.assert_allclose(opened.sample([2])[0], images[1], atol=1e-5)
     latents = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     theirs = ((stock.decode(latents / stock.config.scaling_factor).sample + 1) / 2).clamp(0, 1)
     np.testing.assert_allclose(opened.codec.decode(latents), theirs.detach(), atol=1e-5)
 
 
 def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
-    """An action is a step in the latents; the reward reads the pictures that the frozen autoencoder makes of them."""
+    """An action is a step in the latents; the reward reads the images that the frozen autoencoder makes of them."""
     from safetensors.torch import load_file
 
     store, made = chain
@@ -154,8 +154,8 @@ def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
     assert first["vendi"] > 1
     opened: Any = open_family(store.folder(tuned, "model"))
     assert (opened.settings.sampler, opened.codec.shape) == ("ddpm", (2, 4, 4))
-    pictures = opened.sample([1, 2])
-    assert pictures.shape == (2, 1, 8, 8)
+    images = opened.sample([1, 2])
+    assert images.shape == (2, 1, 8, 8)
     untuned: Any = open_family(store.folder(start, "model"))
     before = load_file(store.folder(start, "model/unet") / "diffusion_pytorch_model.safetensors")
     assert untuned.codec.scale == opened.codec.scale
@@ -189,15 +189,15 @@ def test_the_report_has_every_metric_and_answers_the_gates(chain: Chain) -> None
     _, made = chain
     from recipes.stages.evaluate import Evaluate
 
-    spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["exam"]
+    spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["eval"]
     assert isinstance(spec, Evaluate)
     unasked = {f"{label}.class_accuracy" for label in ("flat", "latent")}
-    assert set(made["exam"].metrics) == spec.metrics() - unasked
-    assert made["exam"].metrics["pictures"] == 24
-    assert made["exam"].metrics["flat.fid_real"] == made["exam"].metrics["latent.fid_real"]
-    (reason,) = made["exam"].gate.reasons
+    assert set(made["eval"].metrics) == spec.metrics() - unasked
+    assert made["eval"].metrics["images"] == 24
+    assert made["eval"].metrics["flat.fid_real"] == made["eval"].metrics["latent.fid_real"]
+    (reason,) = made["eval"].gate.reasons
     assert reason.startswith("flat.fid is ")
-    samples = json.loads(chain[0].objects.get_bytes(made["exam"].files["samples.json"].sha256))
+    samples = json.loads(chain[0].objects.get_bytes(made["eval"].files["samples.json"].sha256))
     assert [line["model"] for line in samples] == ["flat", "latent"]
 
 
@@ -208,22 +208,22 @@ def test_the_commands_draw_and_score(chain: Chain, tmp_path: Path) -> None:
     from PIL import Image
 
     grid = draw_grid("store://flat", tmp_path / "grid.png", store=store, num_samples=9)
-    assert grid["pictures"] == 9
+    assert grid["images"] == 9
     with Image.open(tmp_path / "grid.png") as opened:
         assert opened.size == (76, 76)
     again = tmp_path / "again.png"
     draw_grid("store://flat", again, store=store, num_samples=9)
     assert again.read_bytes() == (tmp_path / "grid.png").read_bytes()
-    assert reconstruct("store://flat", "digits", tmp_path / "r.png", store=store, count=8)["pictures"] == 8
-    (tmp_path / "pictures").mkdir()
+    assert reconstruct("store://flat", "digits", tmp_path / "r.png", store=store, count=8)["images"] == 8
+    (tmp_path / "images").mkdir()
     for number in range(2):
-        Image.fromarray((images[number] * 255).astype(np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
-    ends = [str(tmp_path / "pictures" / f"{number}.png") for number in range(2)]
-    assert interpolate("store://flat", ends[0], ends[1], tmp_path / "i.png", store=store)["pictures"] == 10
+        Image.fromarray((images[number] * 255).astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    ends = [str(tmp_path / "images" / f"{number}.png") for number in range(2)]
+    assert interpolate("store://flat", ends[0], ends[1], tmp_path / "i.png", store=store)["images"] == 10
     ranked = score("store://flat", str(tmp_path / "a.npz"), store=store)
     assert ranked == score("store://flat", str(tmp_path / "a.npz"), store=store)
     assert [row["elbo"] for row in ranked] == sorted(row["elbo"] for row in ranked)
-    by_folder = {row["picture"]: row["elbo"] for row in score("store://flat", str(tmp_path / "pictures"), store=store)}
+    by_folder = {row["image"]: row["elbo"] for row in score("store://flat", str(tmp_path / "images"), store=store)}
     assert set(by_folder) == {"0.png", "1.png"}
     judged = score("store://judge", str(tmp_path / "a.npz"), store=store)
     assert {row["label"] for row in judged} <= set("0123456789")
@@ -232,16 +232,16 @@ def test_the_commands_draw_and_score(chain: Chain, tmp_path: Path) -> None:
 def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -> None:
     store = chain[0].uri
     grid = tmp_path / "grid.png"
-    with pytest.raises(RequestError, match="is a classifier; it draws no pictures"):
+    with pytest.raises(RequestError, match="is a classifier; it draws no images"):
         draw_grid("store://judge", grid, store=store)
     with pytest.raises(RequestError, match="is not class-conditional"):
         draw_grid("store://flat", grid, store=store, label="3")
-    with pytest.raises(RequestError, match="gives no score of a single picture"):
+    with pytest.raises(RequestError, match="gives no score of a single image"):
         score("store://pixel", "digits", store=store)
     with pytest.raises(RequestError, match="is no variational autoencoder"):
         reconstruct("store://pixel", "digits", grid, store=store)
     with pytest.raises(RequestError, match="is of kind report"):
-        draw_grid("store://exam", grid, store=store)
+        draw_grid("store://eval", grid, store=store)
     for name in ("flat", "latent", "tuned"):
         with pytest.raises(RequestError, match="draws: add --grid FILE"):
             sample_texts(f"store://{name}", ["three"], store=store)

@@ -20,7 +20,7 @@ from trainers.store.store import Store
 sys.path.insert(0, str(Path(__file__).parent))
 import stock_outputs
 from family_kit import LIMIT, result
-from family_stages import CROSSINGS, KIT, PICTURES, artifact_kind
+from family_stages import CROSSINGS, IMAGES, KIT, artifact_kind
 
 sys.path.pop(0)
 
@@ -72,7 +72,7 @@ def _case_of_export(finished: Path, folder: Path, name: str) -> tuple[dict[str, 
 
 
 def _inputs(folder: Path, name: str, probe: Probe) -> dict[str, np.ndarray]:
-    """What the live model was run on before its draft was written."""
+    """What the live model was run on before its candidate was written."""
     ids = np.array([probe.token_ids])
     if name == "rnn":
         return {"input_ids": ids}
@@ -114,8 +114,8 @@ def test_stock_classes_in_a_clean_process_give_the_same_outputs(finished: Path, 
         _demand_equal(name, asked["output"], wanted)
 
 
-@pytest.mark.parametrize("family", PICTURES)
-def test_an_exported_model_of_pictures_opens(finished: Path, tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("family", IMAGES)
+def test_an_exported_model_of_images_opens(finished: Path, tmp_path: Path, family: str) -> None:
     from trainers.models.images.build import open_family, verify_family
 
     store = Store.open(str(finished / "store"))

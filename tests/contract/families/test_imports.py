@@ -138,7 +138,7 @@ def test_recipes_name_exported_folders(exported: Path, tmp_path: Path) -> None:
         "actor": str(exported / "ddpm"),
         "reward": {"classifier": str(exported / "classifier")},
     }
-    exam = {
+    evaluation = {
         "kind": "evaluate",
         "of": [str(exported / name) for name in ("vae", "gan", "captioned")],
         "suites": ["images"],
@@ -152,7 +152,7 @@ def test_recipes_name_exported_folders(exported: Path, tmp_path: Path) -> None:
         "stages": {
             "drawing": {**drawing, "train": {"steps": 1, "global_batch": 8, "optimizer": {"lr": 1e-3}}},
             "tuned": tuned,
-            "exam": exam,
+            "eval": evaluation,
         },
     }
     path = tmp_path / "recipe.yaml"
@@ -160,4 +160,4 @@ def test_recipes_name_exported_folders(exported: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
     found = resolve(load_recipe(path), store, Workers(1, 0), Hardware()).external
     assert found["drawing"]["init_from"] == describe_folder(exported / "ddpm")
-    assert found["exam"]["features"].kind == "classifier"
+    assert found["eval"]["features"].kind == "classifier"

@@ -1,4 +1,4 @@
-"""Every family of the union by name runs to a verified draft, and to the same bytes after a preemption."""
+"""Every family of the union by name runs to a verified candidate, and to the same bytes after a preemption."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_the_kit_knows_every_family() -> None:
 
 
 @pytest.mark.parametrize("family", KIT)
-def test_a_stage_runs_to_a_verified_draft(finished: Path, family: str) -> None:
+def test_a_stage_runs_to_a_verified_candidate(finished: Path, family: str) -> None:
     found = result(finished, "straight", family)
     assert found["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
     assert found["kind"] == artifact_kind(family)
@@ -48,9 +48,9 @@ def test_pseudo_labels_teach_after_their_warm_up_and_after_a_resume(finished: Pa
     assert result(finished, "straight", "classified")["curves"]["pseudo_share"] == {}
 
 
-def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
+def test_an_evaluation_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> None:
     source = STAGES["rnn"]["data"]
-    exam = {
+    evaluation = {
         "kind": "evaluate",
         "of": ["rnn"],
         "suites": ["perplexity"],
@@ -58,8 +58,8 @@ def test_an_exam_of_a_recurrent_model_agrees_with_its_stage(finished: Path) -> N
         "sequence_length": 24,
         "num_sequences": 10_000,
     }
-    run_case_here(finished, {"run": "here", "stage": "exam", "spec": exam, "inputs": {"of.0": "rnn"}})
-    found = result(finished, "here", "exam")["metrics"]
+    run_case_here(finished, {"run": "here", "stage": "eval", "spec": evaluation, "inputs": {"of.0": "rnn"}})
+    found = result(finished, "here", "eval")["metrics"]
     own = result(finished, "straight", "rnn")["metrics"]["evaluation"]
     for name in ("perplexity", "ngram_perplexity"):
         assert found[f"rnn.{name}"] == pytest.approx(own[name], rel=1e-5)

@@ -18,7 +18,7 @@ sys.path.pop(0)
 
 
 @pytest.mark.parametrize("family", DRAWING)
-def test_a_picture_depends_on_its_seed_alone(finished: Path, family: str) -> None:
+def test_an_image_depends_on_its_seed_alone(finished: Path, family: str) -> None:
     from trainers.models.images.build import open_family
 
     store = Store.open(str(finished / "store"))

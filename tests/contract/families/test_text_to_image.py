@@ -1,4 +1,4 @@
-"""Captions through the store into pictures: a text encoder, a diffusion that reads it, adapters on it, the commands."""
+"""Captions through the store into images: a text encoder, a diffusion that reads it, adapters on it, the commands."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.5, "limit": 120}
 TRAIN: dict[str, Any] = {"steps": 4, "global_batch": 8, "optimizer": {"lr": 1e-2}, "evaluation_rows": 16}
 SHARD: dict[str, Any] = {"engine": "plain", "precision": "fp32"}
 WORDS = "a thin thick narrow wide zero one two three four five six seven eight nine leaning left right an"
-PICTURES: dict[str, Any] = {"kind": "pretrain", "data": DIGITS, "train": {**TRAIN, "grid": 0}, "shard": SHARD}
+IMAGES: dict[str, Any] = {"kind": "pretrain", "data": DIGITS, "train": {**TRAIN, "grid": 0}, "shard": SHARD}
 DDPM = {
     "family": "ddpm",
     "block_out_channels": [8, 8],
@@ -71,13 +71,13 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {},
     ),
     "vae": (
-        {**PICTURES, "architecture": {"family": "vae", "type": "autoencoder_kl", "width": 8, "depth": 2, "latent": 2}},
+        {**IMAGES, "architecture": {"family": "vae", "type": "autoencoder_kl", "width": 8, "depth": 2, "latent": 2}},
         {},
     ),
-    "judge": ({**PICTURES, "architecture": {"family": "classifier", "width": 4, "features": 4}}, {}),
-    "drawing": ({**PICTURES, "architecture": DDPM, "text_encoder": "words"}, {"text_encoder": "words"}),
+    "judge": ({**IMAGES, "architecture": {"family": "classifier", "width": 4, "features": 4}}, {}),
+    "drawing": ({**IMAGES, "architecture": DDPM, "text_encoder": "words"}, {"text_encoder": "words"}),
     "latent": (
-        {**PICTURES, "architecture": DDPM, "text_encoder": "speech", "autoencoder": "vae"},
+        {**IMAGES, "architecture": DDPM, "text_encoder": "speech", "autoencoder": "vae"},
         {"text_encoder": "speech", "autoencoder": "vae"},
     ),
     "tuned": (
@@ -103,7 +103,7 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         },
         {"init_from": "drawing"},
     ),
-    "exam": (
+    "eval": (
         {
             "kind": "evaluate",
             "of": ["drawing"],
@@ -139,7 +139,7 @@ class Observer:
 
 
 def run(store: Store, folder: Path, name: str, spec: dict[str, Any], given: dict[str, ArtifactManifest]) -> Any:
-    """Run a stage in this process; returns its draft."""
+    """Run a stage in this process; returns its candidate."""
     recipe = parse_recipe({"name": "small", "stages": {name: spec}})
     stage = settle_shards(recipe, Hardware(), 1, lambda _: {}).recipe.stages[name]
     context = StageContext(
@@ -167,16 +167,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     found: dict[str, ArtifactManifest] = {}
     for name, (spec, inputs) in STAGES.items():
         given = {path: found[source] for path, source in inputs.items()}
-        draft = run(store, folder, name, spec, given)
-        assert verify_checks(store, draft.files, list(draft.checks), given, store.uri).difference < 1e-5
+        candidate = run(store, folder, name, spec, given)
+        assert verify_checks(store, candidate.files, list(candidate.checks), given, store.uri).difference < 1e-5
         found[name] = ArtifactManifest(
             fingerprint=hashlib.sha256(name.encode()).hexdigest(),
-            digest=files_digest(draft.files),
-            kind=draft.kind,
+            digest=files_digest(candidate.files),
+            kind=candidate.kind,
             stage=name,
-            files=dict(draft.files),
-            metrics=dict(draft.metrics),
-            base=draft.base,
+            files=dict(candidate.files),
+            metrics=dict(candidate.metrics),
+            base=candidate.base,
         )
         store.put_artifact(found[name])
         store.name_artifact(name, found[name].fingerprint)
@@ -217,7 +217,7 @@ np.save(output, ((noisy + 1) / 2).clamp(0, 1).numpy())
 
 
 @pytest.mark.parametrize("where", ["here", pytest.param("clean process", marks=pytest.mark.long)])
-def test_stock_classes_draw_the_same_picture(
+def test_stock_classes_draw_the_same_image(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     from trainers.models.images.ddpm import INITIAL
@@ -237,7 +237,7 @@ def test_stock_classes_draw_the_same_picture(
 
 
 @pytest.mark.parametrize("name", ["drawing", "latent", "tuned"])
-def test_a_picture_depends_on_its_seed_and_caption_alone(made: Made, name: str) -> None:
+def test_an_image_depends_on_its_seed_and_caption_alone(made: Made, name: str) -> None:
     store, found, _ = made
     opened: Any = open_family(store.folder(found[name], "model"))
     long = "a thin narrow three leaning left"
@@ -274,7 +274,7 @@ def test_an_adapter_moves_the_attention_alone_and_peft_opens_it(made: Made, tmp_
 
 
 def test_the_report_says_how_often_the_digit_was_recognised(made: Made) -> None:
-    metrics = made[1]["exam"].metrics
+    metrics = made[1]["eval"].metrics
     assert 0 <= metrics["drawing.class_accuracy"] <= 1
 
 
@@ -291,9 +291,7 @@ def test_prompts_become_rows_of_a_grid(made: Made, tmp_path: Path) -> None:
     draw_grid("store://drawing", tmp_path / "c.png", **{**options, "prompts": []})
     with pytest.raises(RequestError, match=r"prompt 'a{60}': the caption has \d+ tokens; the text encoder reads at mo"):
         draw_grid("store://drawing", tmp_path / "d.png", **{**options, "prompts": ["a" * 99]})
-    with pytest.raises(
-        RequestError, match="4 pictures, 2 of each prompt, leave none for 'c'; set --num-samples to a mu"
-    ):
+    with pytest.raises(RequestError, match="4 images, 2 of each prompt, leave none for 'c'; set --num-samples to a mu"):
         draw_grid("store://drawing", tmp_path / "d.png", store=store, num_samples=4, prompts=["a", "b", "c"])
     with pytest.raises(RequestError, match="reads no captions; leave --prompt out"):
         draw_grid("store://vae", tmp_path / "d.png", **options)
@@ -311,7 +309,7 @@ def _arrays(folder: Path, captions: list[str] | None, side: int = 8) -> dict[str
     ("captions", "said"),
     [
         (None, "these images have no captions, which text_encoder reads"),
-        (['""'] * 12, r"every caption is empty \(12 pictures\)"),
+        (['""'] * 12, r"every caption is empty \(12 images\)"),
         (["a seven"] * 11, "a.csv has 11 captions, .*a.npz 12 images"),
         (["a seven"] * 4 + ["z" * 50] * 8, r"a.npz:4: the caption has 52 tokens; the text encoder reads at most 24"),
     ],
@@ -325,7 +323,7 @@ def test_bad_captions_are_named(made: Made, tmp_path: Path, name: str, captions:
         run(store, tmp_path, f"bad-{name}", {**spec, "data": _arrays(tmp_path, captions)}, given)
 
 
-def test_pictures_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path: Path) -> None:
+def test_images_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path: Path) -> None:
     store, found, _ = made
     data = _arrays(tmp_path, ["a seven"] * 12, side=6)
     with pytest.raises(RequestError, match="shapes differ: 6x6 with 1 channel here, 8x8 with 1 channel in drawing"):
@@ -337,7 +335,7 @@ POLICY: dict[str, Any] = {
     "actor": "drawing",
     "reward": {"classifier": "judge"},
     "prompts": DIGITS,
-    "rollout": {"pictures_per_iteration": 8, "samples_per_prompt": 2},
+    "rollout": {"images_per_iteration": 8, "samples_per_prompt": 2},
     "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
     "shard": SHARD,
 }
@@ -358,7 +356,7 @@ LABELLED = {"reward": {"classifier": "judge", "label": "7"}}
             r"prompts: .*a.npz:4: the caption has 52 tokens; the text encoder reads",
         ),
         (
-            {"rollout": {"pictures_per_iteration": 8}},
+            {"rollout": {"images_per_iteration": 8}},
             None,
             "samples_per_prompt: one image per caption",
         ),

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.serial
 
-STAGES = ("base", "chat", "judge", "policy", "exam")
+STAGES = ("base", "chat", "judge", "policy", "eval")
 LATEST = 0.9
 """Share of the reference's time within which moments are drawn; a later one may miss the stage."""
 NUM_MOMENTS = 5

@@ -16,7 +16,7 @@ import yaml
 pytestmark = [pytest.mark.serial, pytest.mark.long, pytest.mark.timeout(3000)]
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "llm" / "smollm2.yaml"
-STAGES = ("chat", "judge", "policy", "exam")
+STAGES = ("chat", "judge", "policy", "eval")
 STEPS, BATCH, LENGTH = 4, 4, 96
 CELLS = [(precision, workers, zero) for precision in ("bf16", "fp32") for workers in (1, 2) for zero in (0, 1, 2, 3)]
 
@@ -40,8 +40,8 @@ def make_recipe(tmp_path: Path, smollm2: Path) -> Callable[[str, int, int], Path
         stages["judge"]["min_accuracy"] = 0
         stages["policy"]["rollout"] |= {"prompts_per_iteration": BATCH, "max_new_tokens": 8}
         stages["policy"]["ppo"] |= {"iterations": 2, "save_every": 1}
-        stages["exam"] |= {"of": ["chat", "policy"], "num_prompts": BATCH}
-        stages["exam"]["sampling"]["max_new_tokens"] = 8
+        stages["eval"] |= {"of": ["chat", "policy"], "num_prompts": BATCH}
+        stages["eval"]["sampling"]["max_new_tokens"] = 8
         recipe["cluster"] = {"workers": workers, "gpus_per_worker": 0}
         path = tmp_path / f"{precision}-{workers}-{zero}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -56,8 +56,8 @@ def has_state(bed: Any, stage: str) -> bool:
 
 
 def kill(bed: Any, driver: Any, stage: str, victim: str) -> None:
-    """End the driver or rank 0 once the stage has saved a state; of the exam, which saves none, once it works."""
-    at_work = bed.works if stage == "exam" else lambda name: has_state(bed, name)
+    """End the driver or rank 0 once the stage has saved a state; of the evaluation, which saves none, once it works."""
+    at_work = bed.works if stage == "eval" else lambda name: has_state(bed, name)
     bed.wait_for(lambda: at_work(stage), driver)
     assert not bed.committed(stage), f"{stage} was committed before the kill"
     pid = driver.pid if victim == "driver" else bed.wait_for(lambda: bed.workers(stage).get(0), driver)

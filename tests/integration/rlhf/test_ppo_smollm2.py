@@ -49,9 +49,9 @@ def test_smollm2_in_bf16_begins_every_iteration_with_ratios_of_exactly_one(works
     rollout = spec.rollout.model_copy(update={"max_prompt_tokens": 64, "max_new_tokens": 24})
     spec = spec.model_copy(update={"rollout": rollout, "shard": spec.shard.model_validate(BF16)})
     context = workshop.context("policy", {"actor": "chat", "reward": "judge"})
-    draft = run_ppo(spec, context)
-    assert draft is not None
-    assert draft.outcome["state"] == "completed"
+    candidate = run_ppo(spec, context)
+    assert candidate is not None
+    assert candidate.outcome["state"] == "completed"
     observer: Any = context.observer
     largest = {step: values["log_ratio_max"] for step, values in observer.heard if "log_ratio_max" in values}
     assert [step for step, value in largest.items() if value == 0] == [1, 3]

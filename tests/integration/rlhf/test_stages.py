@@ -1,4 +1,4 @@
-"""The stages of preference learning in one process: drafts that stock classes open, sharing, gates, best policies."""
+"""Stages of preference learning in one process: candidates that stock classes open, sharing, gates, best policies."""
 
 import json
 from dataclasses import replace
@@ -77,12 +77,12 @@ def ppo_spec(lora: bool, **settings: Any) -> PpoStage:
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
+def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None:
     suffix = "lora" if lora else "full"
     judge, policy = f"judge-{suffix}", f"policy-{suffix}"
     given = {"init_from": "chat"}
-    draft = run_reward(reward_spec(lora), workshop.context(judge, given))
-    workshop.keep(judge, draft, given)
+    candidate = run_reward(reward_spec(lora), workshop.context(judge, given))
+    workshop.keep(judge, candidate, given)
     made = workshop.made[judge]
     assert made.kind == "reward_model"
     assert {name.split("/")[0] for name in made.files} == ({"model", "adapter"} if lora else {"model"})
@@ -94,8 +94,8 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
     assert evaluation["pairs"] > 0
 
     given = {"actor": "chat", "reward": judge}
-    draft = run_ppo(ppo_spec(lora), workshop.context(policy, given))
-    workshop.keep(policy, draft, given)
+    candidate = run_ppo(ppo_spec(lora), workshop.context(policy, given))
+    workshop.keep(policy, candidate, given)
     made = workshop.made[policy]
     parts = {name.split("/")[0] for name in made.files}
     assert parts == ({"actor", "critic", "adapter"} if lora else {"actor", "critic"})
@@ -122,7 +122,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
         }
     )
     given = {"of.0": "chat", "of.1": policy, "of.2": "chat", "reward": judge}
-    report = run_evaluate(spec, workshop.context("exam", given), suites_of(spec))
+    report = run_evaluate(spec, workshop.context("eval", given), suites_of(spec))
     assert report is not None
     metrics = report.metrics
     assert metrics["prompts"] == 12
@@ -133,7 +133,7 @@ def test_reward_then_ppo_then_exam(workshop: Workshop, lora: bool) -> None:
     assert [reason.split()[0] for reason in report.gate_reasons] == ["policy.win_rate"]
     samples = json.loads(workshop.store.objects.get_bytes(report.files["samples.json"].sha256))
     assert [line["model"] for line in samples] == ["chat", "policy", "chat_n2"] * 3
-    shown = list(workshop.store.run("run").read_lines("samples/exam"))
+    shown = list(workshop.store.run("run").read_lines("samples/eval"))
     assert samples == shown[-len(samples) :]
 
 
@@ -152,14 +152,14 @@ def examine(workshop: Workshop, **changes: Any) -> tuple[dict[str, Any], Listene
             **changes,
         }
     )
-    context = workshop.context("exam", {"of.0": "chat"})
+    context = workshop.context("eval", {"of.0": "chat"})
     report = run_evaluate(spec, context, suites_of(spec))
     assert report is not None
     assert isinstance(context.observer, Listener)
     return dict(report.metrics), context.observer
 
 
-def test_an_exam_says_how_many_rows_of_each_suite_are_done(workshop: Workshop) -> None:
+def test_an_evaluation_says_how_many_rows_of_each_suite_are_done(workshop: Workshop) -> None:
     _, listener = examine(workshop, num_sequences=18, sequence_length=16)
     for name, planned, parts in (("perplexity", 18, 0), ("answer", 4, 1), ("judge", 4, 1)):
         rows = [place for heard, place in listener.phases if heard == name]
@@ -187,20 +187,20 @@ def test_num_prompts_bounds_the_text_of_perplexity(workshop: Workshop) -> None:
 
 
 def test_lost_rows_are_told_and_too_many_stop_the_stage(workshop: Workshop) -> None:
-    def exam(long: int, **source: float) -> list[str]:
+    def evaluation(long: int, **source: float) -> list[str]:
         rows = [{"prompt": "What?"}] + [{"prompt": f"What does {n} do with every file?" * 9} for n in range(long)]
         jsonl(workshop.folder / "lengths.jsonl", rows)
         prompts = {"source": "jsonl", "files": ["lengths.jsonl"], **source}
         return examine(workshop, suites=["generation"], num_samples=0, prompts=prompts)[1].told
 
-    assert exam(0) == []
+    assert evaluation(0) == []
     said = "prompts: 4 of 5 rows (80%) dropped: 4 longer than 48 tokens; for example lengths.jsonl:2"
-    assert exam(4) == [f"warning: {said}, lengths.jsonl:3, lengths.jsonl:4"]
-    with pytest.raises(RequestError, match=r"19 of 20 rows .* more than max_dropped .*exam.prompts.max_dropped: 1"):
-        exam(19)
-    assert "19 of 20 rows" in exam(19, max_dropped=1.0)[0]
+    assert evaluation(4) == [f"warning: {said}, lengths.jsonl:3, lengths.jsonl:4"]
+    with pytest.raises(RequestError, match=r"19 of 20 rows .* more than max_dropped .*eval.prompts.max_dropped: 1"):
+        evaluation(19)
+    assert "19 of 20 rows" in evaluation(19, max_dropped=1.0)[0]
     with pytest.raises(RequestError, match="more than max_dropped"):
-        exam(4, max_dropped=0.5)
+        evaluation(4, max_dropped=0.5)
 
 
 def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
@@ -253,12 +253,12 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
 def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:
     given = {"actor": "chat", "reward": "judge-lora"}
     settings = {"iterations": 10, "kl_coef": 0.0, "kl_limit": 0.02, "epochs": 4, "optimizer": {"lr": 5e-2}}
-    draft = run_ppo(ppo_spec(True, **settings), workshop.context("stopped", given))
-    assert draft is not None
-    assert draft.outcome["state"] == "stopped_by"
-    assert draft.outcome["rule"] == "kl_limit"
-    assert draft.metrics["end"]["kl"] > 0.02
-    workshop.keep("stopped", draft, given)
+    candidate = run_ppo(ppo_spec(True, **settings), workshop.context("stopped", given))
+    assert candidate is not None
+    assert candidate.outcome["state"] == "stopped_by"
+    assert candidate.outcome["rule"] == "kl_limit"
+    assert candidate.metrics["end"]["kl"] > 0.02
+    workshop.keep("stopped", candidate, given)
 
 
 def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop) -> None:
@@ -273,8 +273,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     write_model(folder / "model", "language_model", start.config, parameters, other.files(), dtype=torch.float32)
     files = workshop.store.objects.put_folder(folder)
     workshop.made["foreign"] = workshop.made["chat"].model_copy(update={"files": files, "digest": files_digest(files)})
-    draft = run_reward(reward_spec(False), workshop.context("foreign-judge", {"init_from": "foreign"}))
-    workshop.keep("foreign-judge", draft, {"init_from": "foreign"})
+    candidate = run_reward(reward_spec(False), workshop.context("foreign-judge", {"init_from": "foreign"}))
+    workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
     given = {"actor": "chat", "reward": "foreign-judge"}
     with pytest.raises(StageError, match=r"do not share a tokenizer: contracts .*, or set critic: actor"):
@@ -282,8 +282,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
         chats = JsonLines(source="jsonl", files=["chats.jsonl"])
         spec_of_policy = ppo_spec(lora).model_copy(update={"critic": "actor", "prompts": chats})
-        draft = run_ppo(spec_of_policy, workshop.context(name, given))
-        workshop.keep(name, draft, given)
+        candidate = run_ppo(spec_of_policy, workshop.context(name, given))
+        workshop.keep(name, candidate, given)
 
     lines = list(workshop.store.run("run").read_lines("samples/policy-foreign-lora"))
     context = workshop.context("judging", given)

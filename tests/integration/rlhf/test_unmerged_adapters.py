@@ -212,9 +212,9 @@ def test_evaluation_measures_what_was_learned(workshop: Workshop) -> None:
         }
     )
     given = {f"of.{place}": name for place, name in enumerate(spec.of)}
-    draft = run_evaluate(spec, workshop.context("exam", given), suites_of(spec))
-    assert draft is not None
-    found = {name: draft.metrics[f"{name}.perplexity"] for name in spec.of}
+    candidate = run_evaluate(spec, workshop.context("eval", given), suites_of(spec))
+    assert candidate is not None
+    found = {name: candidate.metrics[f"{name}.perplexity"] for name in spec.of}
     assert found["chat"] == pytest.approx(found["exact"], rel=1e-7)
     assert found["root"] != pytest.approx(found["exact"], rel=1e-6)
 

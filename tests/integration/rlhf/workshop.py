@@ -17,7 +17,7 @@ from trainers.models.protocol import TokenizerFacts
 from trainers.runtime.distributed import Ranks
 from trainers.store.manifest import ArtifactManifest, Parent, Verification, files_digest, sha256_hex
 from trainers.store.store import Store
-from trainers.training.context import Draft, StageContext, verify_checks
+from trainers.training.context import Candidate, StageContext, verify_checks
 
 CPU = torch.device("cpu")
 WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key", "path"]
@@ -78,27 +78,27 @@ class Workshop:
             ranks=Ranks(0, 1, 0, CPU),
         )
 
-    def keep(self, stage: str, draft: Draft | None, inputs: Mapping[str, str]) -> None:
-        """Verify a draft as the driver does and commit it; raises VerificationError past what rounding explains."""
-        assert draft is not None
+    def keep(self, stage: str, candidate: Candidate | None, inputs: Mapping[str, str]) -> None:
+        """Verify a candidate as the driver does and commit it; raises VerificationError past what rounding explains."""
+        assert candidate is not None
         given = {path: self.made[name] for path, name in inputs.items()}
-        found = verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
+        found = verify_checks(self.store, candidate.files, list(candidate.checks), given, self.store.uri)
         merge = (
             {} if found.merge is None else {"merge_lost": found.merge.lost, "merge_unchanged": found.merge.unchanged}
         )
-        digest = files_digest(draft.files)
+        digest = files_digest(candidate.files)
         manifest = ArtifactManifest(
             fingerprint=sha256_hex(f"{stage} {digest}".encode()),
             digest=digest,
-            kind=draft.kind,
+            kind=candidate.kind,
             stage=stage,
-            files=dict(draft.files),
+            files=dict(candidate.files),
             parents={path: Parent(fingerprint=item.fingerprint, digest=item.digest) for path, item in given.items()},
-            contract=draft.contract,
-            base=draft.base,
-            stack=list(draft.stack),
-            architecture=dict(draft.architecture) if draft.architecture else None,
-            metrics=dict(draft.metrics),
+            contract=candidate.contract,
+            base=candidate.base,
+            stack=list(candidate.stack),
+            architecture=dict(candidate.architecture) if candidate.architecture else None,
+            metrics=dict(candidate.metrics),
             verification=Verification(how="clean-process", max_logit_difference=found.difference, **merge),
         )
         self.made[stage] = self.store.put_artifact(manifest).manifest

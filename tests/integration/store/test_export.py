@@ -172,7 +172,7 @@ def test_a_report_is_written_whole(store: Store, tmp_path: Path) -> None:
     contents = {"report.json": b"{}", "samples/first.json": b"[]"}
     files = {name: FileEntry(sha256=store.objects.put_bytes(data), bytes=len(data)) for name, data in contents.items()}
     report = ArtifactManifest(
-        fingerprint="12" * 32, digest=files_digest(files), kind="report", stage="exam", files=files
+        fingerprint="12" * 32, digest=files_digest(files), kind="report", stage="eval", files=files
     )
     folder = export(store, report, tmp_path / "report")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(contents)

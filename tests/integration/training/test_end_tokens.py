@@ -34,7 +34,7 @@ from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.tasks.language_model import run_language_model
-from trainers.training.context import Draft, StageContext, verify_checks
+from trainers.training.context import Candidate, StageContext, verify_checks
 
 CPU = torch.device("cpu")
 ROWS = 512
@@ -82,19 +82,19 @@ class Shop:
             ranks=Ranks(0, 1, 0, CPU),
         )
 
-    def keep(self, stage: str, draft: Draft | None, inputs: Mapping[str, str]) -> ArtifactManifest:
-        """Verify and remember a draft as the driver does."""
-        assert draft is not None
+    def keep(self, stage: str, candidate: Candidate | None, inputs: Mapping[str, str]) -> ArtifactManifest:
+        """Verify and remember a candidate as the driver does."""
+        assert candidate is not None
         given = {path: self.made[name] for path, name in inputs.items()}
-        verify_checks(self.store, draft.files, list(draft.checks), given, self.store.uri)
+        verify_checks(self.store, candidate.files, list(candidate.checks), given, self.store.uri)
         made = ArtifactManifest(
             fingerprint="e" * 64,
-            digest=files_digest(draft.files),
-            kind=draft.kind,
+            digest=files_digest(candidate.files),
+            kind=candidate.kind,
             stage=stage,
-            files=dict(draft.files),
-            contract=draft.contract,
-            metrics=dict(draft.metrics),
+            files=dict(candidate.files),
+            contract=candidate.contract,
+            metrics=dict(candidate.metrics),
         )
         self.made[stage] = made
         return made
@@ -186,6 +186,6 @@ def test_an_evaluation_ends_answers_at_the_templates_end_token(shop: Shop) -> No
             "sampling": {"max_prompt_tokens": 48, "max_new_tokens": 16, "temperature": 0.1},
         }
     )  # fmt: skip
-    draft = run_evaluate(spec, shop.context("exam", {"of.0": "chat", "of.1": "chat"}), suites_of(spec))
-    assert draft is not None
-    assert draft.metrics["chat.eos_rate"] > 0.8
+    candidate = run_evaluate(spec, shop.context("eval", {"of.0": "chat", "of.1": "chat"}), suites_of(spec))
+    assert candidate is not None
+    assert candidate.metrics["chat.eos_rate"] > 0.8

@@ -1,4 +1,4 @@
-"""Pretraining and LoRA fine-tuning on two workers, as whole stages: drafts, verification, preemption and resume."""
+"""Pretraining and LoRA fine-tuning on two workers, as whole stages: candidates, verification, preemption and resume."""
 
 import json
 from pathlib import Path

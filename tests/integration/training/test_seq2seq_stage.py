@@ -1,4 +1,4 @@
-"""An encoder-decoder on two workers, as whole stages: spans, then targets of sources, full and by adapters; an exam."""
+"""An encoder-decoder on two workers, as whole stages: spans, targets of sources, full and by adapters, evaluation."""
 
 import json
 import math
@@ -67,7 +67,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "shard": {"zero": 1, "precision": "bf16"},
     },
 }
-EXAM: dict[str, Any] = {
+EVALUATION: dict[str, Any] = {
     "kind": "evaluate",
     "of": ["full", "adapted"],
     "suites": ["targets"],
@@ -94,7 +94,7 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs = {} if stage == "spans" else {"init_from": "spans"}
         cases.append({"stage": stage, "spec": spec, "inputs": inputs, "run": "straight", "is_kept": True})
     inputs = {"of.0": "full", "of.1": "adapted"}
-    cases.append({"stage": "exam", "spec": EXAM, "inputs": inputs, "run": "straight"})
+    cases.append({"stage": "eval", "spec": EVALUATION, "inputs": inputs, "run": "straight"})
     _run(run_ranks, folder, cases)
     return folder
 
@@ -139,13 +139,13 @@ def test_held_out_targets_are_written_and_scored(finished: Path) -> None:
         assert report["examples"][0]["target"].startswith('el "número" ')
 
 
-def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
+def test_an_evaluation_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: Path) -> None:
     from recipes.stages.evaluate import Evaluate
 
-    exam = result(finished, "straight-exam")
-    found, own = exam["metrics"], result(finished, "straight-full")["metrics"]
-    assert exam["kind"] == "report"
-    assert found.keys() == Evaluate.model_validate(EXAM).metrics()
+    evaluation = result(finished, "straight-eval")
+    found, own = evaluation["metrics"], result(finished, "straight-full")["metrics"]
+    assert evaluation["kind"] == "report"
+    assert found.keys() == Evaluate.model_validate(EVALUATION).metrics()
     assert found["prompts"] == own["translations"]["rows"] == 10
     for name in ("loss", "bleu", "chrf"):
         assert found[f"full.{name}"] == pytest.approx(own["evaluation"][name], rel=1e-5)
@@ -154,10 +154,10 @@ def test_an_exam_agrees_with_the_stage_on_the_rows_that_were_held_out(finished: 
     assert found["full.eos_rate"] == own["translations"]["eos_rate"]
 
 
-def test_an_exam_shows_targets_beside_what_was_written(finished: Path) -> None:
+def test_an_evaluation_shows_targets_beside_what_was_written(finished: Path) -> None:
     from trainers.store.store import Store
 
-    files = result(finished, "straight-exam")["files"]
+    files = result(finished, "straight-eval")["files"]
     store = Store.open(str(finished / "store"))
     lines = json.loads(store.objects.get_bytes(files["samples.json"]["sha256"]))
     assert [line["model"] for line in lines] == ["reference", "full", "adapted"] * 2
@@ -176,10 +176,10 @@ def test_a_suite_for_other_models_is_refused_before_it_runs(finished: Path) -> N
     from trainers.training.context import StageContext
 
     stage = {"kind": "evaluate", "of": ["full"], "suites": ["perplexity"]}
-    spec = parse_recipe({"name": "small", "stages": {"exam": stage}}).stages["exam"]
+    spec = parse_recipe({"name": "small", "stages": {"eval": stage}}).stages["eval"]
     store, ranks = Store.open(str(finished / "store")), Ranks(0, 1, 0, torch.device("cpu"))
     inputs: Any = {"of.0": store.resolve("full")}
-    context = StageContext(store, "wrong", "exam", "f" * 64, 1, 0, finished, inputs, {}, None, ranks)  # type: ignore[arg-type]
+    context = StageContext(store, "wrong", "eval", "f" * 64, 1, 0, finished, inputs, {}, None, ranks)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"of\.0 full: suite .perplexity. measures .*; suites: \[targets\]"):
         compute(spec, context)
 

@@ -76,18 +76,18 @@ def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     lease = store.take_lease("run", name)
     context = StageContext(store, "run", name, fingerprint, lease, 0, folder, inputs, {}, Observer(), ranks)
-    draft = run_language_model(spec, context)  # type: ignore[arg-type]
-    assert draft is not None
-    assert verify_checks(store, draft.files, list(draft.checks), inputs, uri).difference < 1e-5
+    candidate = run_language_model(spec, context)  # type: ignore[arg-type]
+    assert candidate is not None
+    assert verify_checks(store, candidate.files, list(candidate.checks), inputs, uri).difference < 1e-5
     made = ArtifactManifest(
         fingerprint=fingerprint,
-        digest=files_digest(draft.files),
-        kind=draft.kind,  # type: ignore[arg-type]
+        digest=files_digest(candidate.files),
+        kind=candidate.kind,  # type: ignore[arg-type]
         stage=name,
-        files=dict(draft.files),
-        base=draft.base,
-        architecture=dict(draft.architecture or {}),
-        metrics=dict(draft.metrics),
+        files=dict(candidate.files),
+        base=candidate.base,
+        architecture=dict(candidate.architecture or {}),
+        metrics=dict(candidate.metrics),
     )
     store.put_artifact(made)
     store.name_artifact(name, fingerprint)
@@ -128,8 +128,8 @@ def test_stock_classes_open_adapter_and_merged_model_and_agree(tuned: Tuned, tmp
     processor = AutoProcessor.from_pretrained(merged, local_files_only=True)
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
     text = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    with Image.open(folder / "3.png") as picture:
-        inputs = processor(images=picture.convert("RGB"), text=text, return_tensors="pt")
+    with Image.open(folder / "3.png") as image:
+        inputs = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
     base = AutoModelForImageTextToText.from_pretrained(adapter / "base", local_files_only=True)
     AutoProcessor.from_pretrained(adapter / "base", local_files_only=True)
     whole = AutoModelForImageTextToText.from_pretrained(merged, local_files_only=True).eval()
@@ -147,10 +147,10 @@ def test_stock_classes_open_adapter_and_merged_model_and_agree(tuned: Tuned, tmp
 
 def test_sampling_says_what_does_not_fit(tuned: Tuned, tmp_path: Path) -> None:
     folder, store, _ = tuned
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(RequestError, match=r"bad\.png: not a readable image"):
         sample_texts("store://see", ["Which?"], store=store.uri, images=[tmp_path / "bad.png"])
-    with pytest.raises(RequestError, match="the text has 2 places for a picture, the row 1 pictures"):
+    with pytest.raises(RequestError, match="the text has 2 places for an image, the row 1 images"):
         sample_texts("store://see", ["<image><image>"], store=store.uri, images=[folder / "1.png"])
 
 

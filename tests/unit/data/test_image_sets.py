@@ -1,4 +1,4 @@
-"""Sets of pictures: built once, memory-mapped, dealt out in batches whose noise follows the position."""
+"""Sets of images: built once, memory-mapped, dealt out in batches whose noise follows the position."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
-from picture_files import array_file, pixels, source
+from image_files import array_file, pixels, source
 
 sys.path.pop(0)
 
@@ -76,7 +76,7 @@ def test_held_out_labels_are_numbered_as_the_training_s(tmp_path: Path) -> None:
     dataset = open_set(tmp_path)
     renumbered = dataset.with_classes(["2", "1", "0", "9"])
     assert renumbered.labels_N.tolist() == [2, 1, 0] * 3
-    with pytest.raises(RequestError, match="labels 2 of the held-out pictures are not in the training data"):
+    with pytest.raises(RequestError, match="labels 2 of the held-out images are not in the training data"):
         dataset.with_classes(["0", "1"])
 
 

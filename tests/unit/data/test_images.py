@@ -1,4 +1,4 @@
-"""Pictures from every kind of source, and what is said of bad ones."""
+"""Images from every kind of source, and what is said of bad ones."""
 
 import gzip
 import sys
@@ -11,17 +11,17 @@ import pytest
 
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe
-from trainers.data.images import read_pictures
+from trainers.data.images import read_images
 from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
-from picture_files import (
+from image_files import (
     array_file,
     idx_files,
+    image_folder,
+    image_key,
     parquet_file,
-    picture_folder,
-    picture_key,
     pixels,
     png,
     saved_dataset,
@@ -32,45 +32,43 @@ from picture_files import (
 sys.path.pop(0)
 
 IMAGE_RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "image"
-SOURCES: list[Callable[[Path], dict[str, Any]]] = [idx_files, picture_folder, array_file, parquet_file, saved_dataset]
+SOURCES: list[Callable[[Path], dict[str, Any]]] = [idx_files, image_folder, array_file, parquet_file, saved_dataset]
 
 
 @pytest.mark.parametrize("write", SOURCES, ids=lambda write: write.__name__)
-def test_every_source_gives_the_same_pictures(tmp_path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
-    read = list(read_pictures(source(**write(tmp_path)), tmp_path, seed=0))
-    found = {picture.key(): int(str(picture.label)) for picture in read}
-    wanted = {picture_key(n): n % 3 for n in range(9)}
+def test_every_source_gives_the_same_images(tmp_path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    read = list(read_images(source(**write(tmp_path)), tmp_path, seed=0))
+    found = {image.key(): int(str(image.label)) for image in read}
+    wanted = {image_key(n): n % 3 for n in range(9)}
     assert found == wanted
-    assert all(picture.pixels_HWC.shape == (6, 6, 1) for picture in read)
+    assert all(image.pixels_HWC.shape == (6, 6, 1) for image in read)
 
 
 def test_the_digits_are_scikit_learn_s() -> None:
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
-    read = list(read_pictures(source(source="digits"), Path(), seed=0))
+    read = list(read_images(source(source="digits"), Path(), seed=0))
     assert len(read) == 1797
-    assert [picture.label for picture in read] == theirs.target.tolist()
-    ours = np.stack([picture.pixels_HWC[:, :, 0] for picture in read])
+    assert [image.label for image in read] == theirs.target.tolist()
+    ours = np.stack([image.pixels_HWC[:, :, 0] for image in read])
     np.testing.assert_array_equal(ours, np.rint(theirs.images * 255 / 16).astype(np.uint8))
 
 
-def test_the_shipped_files_hold_the_pictures_that_they_are_said_to() -> None:
+def test_the_shipped_files_hold_the_images_that_they_are_said_to() -> None:
     def read(recipe: str) -> dict[bytes, str]:
         stage = next(iter(load_recipe(IMAGE_RECIPES / recipe).recipe.stages.values()))
-        return {
-            picture.key(): str(picture.label) for picture in read_pictures(_whole(stage.data), IMAGE_RECIPES, seed=0)
-        }
+        return {image.key(): str(image.label) for image in read_images(_whole(stage.data), IMAGE_RECIPES, seed=0)}
 
-    digits = {picture.key(): str(picture.label) for picture in read_pictures(source(source="digits"), Path(), seed=0)}
+    digits = {image.key(): str(image.label) for image in read_images(source(source="digits"), Path(), seed=0)}
     assert read("classifier_files.yaml") == digits
     assert read("ddpm_files.yaml") == digits
-    shapes = read_pictures(
+    shapes = read_images(
         source(source="arrays", files=["files/shapes.npz"], caption_files=["files/shapes.csv"], size=16, channels=3),
         IMAGE_RECIPES,
         seed=0,
     )
-    kinds = {picture.key(): str(picture.caption).split()[-1] for picture in shapes}
+    kinds = {image.key(): str(image.caption).split()[-1] for image in shapes}
     folder = read("gan_files.yaml")
     assert len(folder) == 48
     assert folder.items() <= kinds.items()
@@ -85,7 +83,7 @@ def test_hold_out_part_and_limit_are_disjoint_and_repeatable(tmp_path: Path) -> 
     keys = array_file(tmp_path)
 
     def ids(held_out: bool = False, **more: Any) -> list[str]:
-        return [p.id for p in read_pictures(source(**keys, **more), tmp_path, seed=1, held_out=held_out)]
+        return [p.id for p in read_images(source(**keys, **more), tmp_path, seed=1, held_out=held_out)]
 
     everything = ids()
     kept, held = ids(hold_out=0.4), ids(held_out=True, hold_out=0.4)
@@ -98,32 +96,32 @@ def test_hold_out_part_and_limit_are_disjoint_and_repeatable(tmp_path: Path) -> 
     assert ids(limit=4) == ids(limit=4)
 
 
-def test_pictures_are_brought_to_one_form(tmp_path: Path) -> None:
+def test_images_are_brought_to_one_form(tmp_path: Path) -> None:
     rgba = np.zeros((4, 4, 4), dtype=np.uint8)
     rgba[..., 0], rgba[..., 3] = 200, 128
     np.savez(tmp_path / "a.npz", images=rgba[None])
-    (picture,) = read_pictures(source(source="arrays", files=["a.npz"], channels=3, size=2), tmp_path, seed=0)
-    assert picture.pixels_HWC.shape == (2, 2, 3)
-    assert abs(int(picture.pixels_HWC[0, 0, 0]) - 100) <= 1
-    assert picture.pixels_HWC[0, 0, 1:].tolist() == [0, 0]
+    (image,) = read_images(source(source="arrays", files=["a.npz"], channels=3, size=2), tmp_path, seed=0)
+    assert image.pixels_HWC.shape == (2, 2, 3)
+    assert abs(int(image.pixels_HWC[0, 0, 0]) - 100) <= 1
+    assert image.pixels_HWC[0, 0, 1:].tolist() == [0, 0]
 
 
 def _damaged(folder: Path) -> tuple[dict[str, Any], str]:
-    keys = picture_folder(folder)
-    place = folder / "pictures" / "1" / "4.png"
+    keys = image_folder(folder)
+    place = folder / "images" / "1" / "4.png"
     place.write_bytes(place.read_bytes()[:40])
     return keys, "4.png: not a readable image"
 
 
 def _sizes(folder: Path) -> tuple[dict[str, Any], str]:
-    keys = picture_folder(folder)
-    (folder / "pictures" / "2" / "big.png").write_bytes(png(pixels(30, size=7)[:, :, 0]))
+    keys = image_folder(folder)
+    (folder / "images" / "2" / "big.png").write_bytes(png(pixels(30, size=7)[:, :, 0]))
     return keys, "2/big.png is 7x7 with 1 channel, 0/0.png is 6x6 with 1 channel; set `size`"
 
 
 def _colours(folder: Path) -> tuple[dict[str, Any], str]:
-    keys = picture_folder(folder)
-    (folder / "pictures" / "2" / "red.png").write_bytes(png(pixels(30, channels=3)))
+    keys = image_folder(folder)
+    (folder / "images" / "2" / "red.png").write_bytes(png(pixels(30, channels=3)))
     return keys, "2/red.png is 6x6 with 3 channels, 0/0.png is 6x6 with 1 channel; set `channels`"
 
 
@@ -144,8 +142,8 @@ def _no_array(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _empty(folder: Path) -> tuple[dict[str, Any], str]:
-    (folder / "pictures").mkdir()
-    return {"source": "image-folder", "path": "pictures"}, "holds no images"
+    (folder / "images").mkdir()
+    return {"source": "image-folder", "path": "images"}, "holds no images"
 
 
 def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
@@ -157,7 +155,7 @@ def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
     [_damaged, _sizes, _colours, _cut_off, _wrong_labels, _no_array, _empty, _no_column],
     ids=lambda f: f.__name__,
 )
-def test_a_bad_picture_is_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
+def test_a_bad_image_is_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
     keys, said = spoil(tmp_path)
     with pytest.raises(RequestError, match=said):
         materialise_images(ImageRequest(source(**keys), tmp_path, 0), Store.open(str(tmp_path / "store")))

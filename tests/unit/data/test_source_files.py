@@ -16,8 +16,8 @@ from launch.runs.resolve import digest_of
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import RequestError
-from trainers.data.image_text_digest import pictured_digest
-from trainers.data.images import read_pictures
+from trainers.data.image_text_digest import image_text_digest
+from trainers.data.images import read_images
 from trainers.data.rows import read_rows
 from trainers.data.source_files import SourceFiles, source_files
 
@@ -26,7 +26,7 @@ IMAGES: TypeAdapter[Any] = TypeAdapter(ImageSource)
 
 
 def draw(path: Path, value: int) -> None:
-    """A picture of 4x4 pixels of one colour."""
+    """An image of 4x4 pixels of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(path)
 
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[TypeAdapter[Any], dict[str, Any]]] = {
     "text": (TEXT, {"source": "text", "files": ["notes.txt"], "documents": "paragraph"}),
     "parquet": (TEXT, {"source": "parquet", "files": ["t.parquet"]}),
     "folder": (IMAGES, {"source": "image-folder", "path": "pets", "captions": "beside"}),
-    "lines of pictures": (IMAGES, {"source": "jsonl", "files": ["lines/p.jsonl"]}),
+    "lines of images": (IMAGES, {"source": "jsonl", "files": ["lines/p.jsonl"]}),
     "arrays in their order": (IMAGES, {"source": "arrays", "files": ["x.npy", "w.npy"]}),
 }
 
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[TypeAdapter[Any], dict[str, Any]]] = {
 def test_moved_files_are_the_same_source(base: Path, tmp_path: Path, name: str) -> None:
     adapter, raw = CASES[name]
     source = adapter.validate_python(raw)
-    found = source_files(source, base, names_pictures=False)
+    found = source_files(source, base, names_images=False)
     assert found is not None
     assert found.immovable == []
     before = digest_of(source, base)
@@ -95,40 +95,40 @@ def test_moved_files_are_the_same_source(base: Path, tmp_path: Path, name: str) 
 
 def _rows(adapter: TypeAdapter[Any], source: Any, base: Path) -> list[Any]:
     if adapter is IMAGES:
-        return [(item.label, item.caption, item.pixels_HWC.tolist()) for item in read_pictures(source, base, 0)]
+        return [(item.label, item.caption, item.pixels_HWC.tolist()) for item in read_images(source, base, 0)]
     return [(row.id, row.columns) for row in read_rows(source, base, "text", 0)]
 
 
 def test_absolute_paths_of_the_recipe_move_too(base: Path, tmp_path: Path) -> None:
     source = TEXT.validate_python({"source": "jsonl", "files": [str(base / "b.jsonl")]})
-    found = source_files(source, Path("/nowhere"), names_pictures=False)
+    found = source_files(source, Path("/nowhere"), names_images=False)
     assert found is not None
     assert list(found.files) == ["0/b.jsonl"]
     assert found.keys == {"files": ["0/b.jsonl"]}
 
 
-def test_pictures_that_rows_name_come_along(base: Path, tmp_path: Path) -> None:
+def test_images_that_rows_name_come_along(base: Path, tmp_path: Path) -> None:
     """Each file of rows finds them where it names them, `..` and all."""
     message = {"role": "user", "content": "what is it"}
     rows = [{"messages": [message], "images": ["../pets/dog/1.png"]}, {"messages": [message], "images": ["own.png"]}]
     write_lines(base / "lines" / "chat.jsonl", rows)
     write_lines(base / "lines" / "more.jsonl", rows[:1])
     source = TEXT.validate_python({"source": "jsonl", "files": ["lines/chat.jsonl", "lines/more.jsonl"]})
-    found = source_files(source, base, names_pictures=True)
+    found = source_files(source, base, names_images=True)
     assert found is not None
     assert sorted(found.files) == [
         "0/lines/chat.jsonl", "0/lines/own.png", "0/pets/dog/1.png", "1/lines/more.jsonl", "1/pets/dog/1.png"
     ]  # fmt: skip
-    before = pictured_digest(source, base)
+    before = image_text_digest(source, base)
     move(found, tmp_path / "moved")
     shutil.rmtree(tmp_path / "home")
-    assert pictured_digest(source.model_copy(update=found.keys), tmp_path / "moved") == before
+    assert image_text_digest(source.model_copy(update=found.keys), tmp_path / "moved") == before
 
 
-def test_a_picture_named_by_an_absolute_path_cannot_move(base: Path) -> None:
+def test_an_image_named_by_an_absolute_path_cannot_move(base: Path) -> None:
     write_lines(base / "lines" / "far.jsonl", [{"image": str(base / "lines" / "own.png")}])
     source = IMAGES.validate_python({"source": "jsonl", "files": ["lines/far.jsonl"]})
-    found = source_files(source, base, names_pictures=False)
+    found = source_files(source, base, names_images=False)
     assert found is not None
     assert found.immovable == [str(base / "lines" / "own.png")]
 
@@ -138,7 +138,7 @@ def test_a_data_set_folder_moves_whole(base: Path, tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "kept"}]).save_to_disk(str(base / "saved"))
     source = TEXT.validate_python({"source": "datasets", "path": "saved", "revision": "main"})
     before = digest_of(source, base)
-    found = source_files(source, base, names_pictures=False)
+    found = source_files(source, base, names_images=False)
     assert found is not None
     move(found, tmp_path / "moved")
     moved = source.model_copy(update=found.keys)
@@ -150,10 +150,10 @@ def test_a_data_set_folder_moves_whole(base: Path, tmp_path: Path) -> None:
     "raw", [{"source": "python-docs"}, {"source": "datasets", "path": "org/name", "revision": "1"}]
 )
 def test_what_every_machine_has_does_not_move(base: Path, raw: dict[str, Any]) -> None:
-    assert source_files(TEXT.validate_python(raw), base, names_pictures=False) is None
+    assert source_files(TEXT.validate_python(raw), base, names_images=False) is None
 
 
 def test_a_missing_file_is_named(base: Path) -> None:
     source = TEXT.validate_python({"source": "jsonl", "files": ["absent.jsonl"]})
     with pytest.raises(RequestError, match=r"there is no such file: absent\.jsonl"):
-        source_files(source, base, names_pictures=False)
+        source_files(source, base, names_images=False)

@@ -13,10 +13,10 @@ from cluster.protocol import WorkerFailed
 from launch.cli import main as cli
 from launch.report.progress import SilentView
 from launch.runs.capacity import Workers
-from launch.runs.execute_run import CrewRequest, Driven, drive
+from launch.runs.execute_run import Driven, PoolRequest, drive
 from launch.runs.records import RunRecord
 from launch.runs.resolve import Resolved, resolve
-from launch.runs.worker_pool import GroupCrew
+from launch.runs.worker_pool import StageWorkers
 from recipes.errors import VerificationError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
@@ -39,7 +39,7 @@ stages:
     init_from: base
     data: {source: text, files: [text.txt]}
     train: {steps: 4, global_batch: 4, sequence_length: 16, optimizer: {lr: 1e-3}}
-  exam:
+  eval:
     kind: evaluate
     of: [base, chat]
     suites: [perplexity]
@@ -93,11 +93,11 @@ class Stages:
             gate=Gate(**changes.get("gate", {})),
             metrics={"loss": 1.0},
         )
-        return {"draft": manifest.model_dump(mode="json"), "outcome": {}, "metrics": {}}
+        return {"candidate": manifest.model_dump(mode="json"), "outcome": {}, "metrics": {}}
 
-    def verify_draft(self, job: dict[str, Any], worker: Any) -> dict[str, Any]:
+    def verify_candidate(self, job: dict[str, Any], worker: Any) -> dict[str, Any]:
         self.verified.append(job["stage"])
-        assert job["draft"]["stage"] == job["stage"]
+        assert job["candidate"]["stage"] == job["stage"]
         if job["stage"] in self.refused:
             raise VerificationError("model: the weights of the files are not the live model's")
         return {"how": "clean-process", "max_logit_difference": 0.0}
@@ -138,12 +138,12 @@ class Bench:
         self.store = store
         self.recipe = recipe
         self.stages = stages
-        self.crews = 0
+        self.pools = 0
 
-    def crew(self, request: CrewRequest) -> GroupCrew:
-        self.crews += 1
+    def pool(self, request: PoolRequest) -> StageWorkers:
+        self.pools += 1
         self.log_folder = request.log_folder
-        return GroupCrew(FrankGroup, self.stages.run_stage, self.stages.verify_draft, request.log_folder)
+        return StageWorkers(FrankGroup, self.stages.run_stage, self.stages.verify_candidate, request.log_folder)
 
     def resolve(self, *overrides: str) -> Resolved:
         return resolve(load_recipe(self.recipe, overrides), self.store, Workers(1, 0), Hardware())
@@ -156,7 +156,7 @@ class Bench:
     def drive(self, *overrides: str, record: RunRecord | None = None) -> tuple[RunRecord, Driven]:
         resolved = self.resolve(*overrides) if record is None else record.resolved()
         record = record or self.record(resolved)
-        return record, drive(record, resolved, None, SilentView(), self.crew)
+        return record, drive(record, resolved, None, SilentView(), self.pool)
 
 
 @pytest.fixture

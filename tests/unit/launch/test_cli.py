@@ -14,7 +14,7 @@ def test_check_of_a_right_recipe(call: Any, recipe: Path) -> None:
     *rows, summary = out.splitlines()
     assert (code, summary, err) == (0, f"{recipe}: the recipe is right", "")
     assert [line for line in rows if not line.startswith(" ")] == [
-        "base.data, text.txt", "chat.data, text.txt", "exam.text, text.txt",
+        "base.data, text.txt", "chat.data, text.txt", "eval.text, text.txt",
     ]  # fmt: skip
     assert all(line.endswith("<|end|>") for line in rows if line.startswith("  target"))
 
@@ -83,7 +83,7 @@ def test_plan_json(call: Any, recipe: Path) -> None:
     code, out, _ = call("plan", str(recipe), "--json", "--set", "cluster.workers=1")
     planned = json.loads(out)
     assert code == 0
-    assert [stage["name"] for stage in planned["stages"]] == ["base", "chat", "exam"]
+    assert [stage["name"] for stage in planned["stages"]] == ["base", "chat", "eval"]
     assert planned["stages"][0]["cached"] is False
     assert len(planned["stages"][0]["fingerprint"]) == 64
 
@@ -105,7 +105,7 @@ def test_status_json_lists_runs_oldest_first(call: Any, bench: Any) -> None:
     assert listed[0]["recipe"] == "toy"
     assert listed[0]["state"] == "completed"
     assert [stage["state"] for stage in listed[0]["stages"]] == ["committed"] * 3
-    assert [stage["name"] for stage in listed[1]["stages"]] == ["base", "chat", "exam"]
+    assert [stage["name"] for stage in listed[1]["stages"]] == ["base", "chat", "eval"]
 
 
 def test_status_of_one_run_in_words(call: Any, bench: Any) -> None:
@@ -145,7 +145,7 @@ def test_store_show_lineage_and_verify(call: Any, bench: Any) -> None:
     code, out, _ = call("store", "lineage", f"{record.run}/chat", "--json", *at)
     found = json.loads(out)
     assert [item["stage"] for item in found["ancestors"]] == ["base"]
-    assert [item["stage"] for item in found["descendants"]] == ["exam"]
+    assert [item["stage"] for item in found["descendants"]] == ["eval"]
     assert call("store", "verify", *at)[0] == 0
 
 
@@ -174,7 +174,7 @@ def test_unknown_runs_stages_and_artifacts_end_with_two(call: Any, bench: Any) -
     for arguments, named in (
         (("status", "nothing"), "no run 'nothing'"),
         (("resume", "nothing"), "no run 'nothing'"),
-        (("store", "show", f"{record.run}/nothing"), "it has base, chat, exam"),
+        (("store", "show", f"{record.run}/nothing"), "it has base, chat, eval"),
         (("store", "show", "deadbeef99"), "no artifact 'deadbeef99'"),
         (("stop", record.run), "it is completed"),
     ):

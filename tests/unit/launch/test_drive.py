@@ -9,7 +9,7 @@ import pytest
 
 from cluster.protocol import Verdict, WorkerFailed
 from launch.report.progress import SilentView
-from launch.runs.execute_run import drive, ray_crew
+from launch.runs.execute_run import drive, ray_pool
 from recipes.errors import CapacityError, Preempted, StageError
 
 LOST = Verdict(kind="signal", message="signal 9 (SIGKILL): rank 0", rank=0, infrastructure=True)
@@ -22,7 +22,7 @@ def kinds(record: Any) -> list[str]:
 
 def test_a_run_computes_every_stage_once_and_says_so(bench: Any) -> None:
     record, driven = bench.drive()
-    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "exam"] == bench.stages.verified
+    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "eval"] == bench.stages.verified
     assert [result.cached for result in driven.results.values()] == [False] * 3
     assert kinds(record) == ["run_started", *["stage_started", "stage_committed"] * 3, "run_finished", "report_written"]
     assert record.summary().state == "completed"
@@ -43,10 +43,10 @@ def test_a_job_holds_what_a_stage_needs(bench: Any) -> None:
 
 def test_a_second_run_is_cached_and_asks_for_no_worker(bench: Any) -> None:
     first, _ = bench.drive()
-    crews = bench.crews
+    pools = bench.pools
     second, driven = bench.drive()
     assert all(result.cached for result in driven.results.values())
-    assert bench.crews == crews
+    assert bench.pools == pools
     assert len(bench.stages.jobs) == 3
     assert [stage.state for stage in second.summary().stages] == ["cached"] * 3
     assert first.run != second.run
@@ -58,7 +58,7 @@ def test_a_changed_stage_runs_again_with_what_depends_on_it(bench: Any) -> None:
     assert {name: result.cached for name, result in driven.results.items()} == {
         "base": True,
         "chat": False,
-        "exam": False,
+        "eval": False,
     }
 
 
@@ -119,7 +119,7 @@ def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
         bench.drive(record=record)
     assert record.summary().state == "stopped"
     bench.drive(record=record)
-    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "chat", "exam"]
+    assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "chat", "eval"]
     summary = record.summary()
     assert summary.state == "completed"
     assert [stage.attempts for stage in summary.stages] == [1, 2, 1]
@@ -155,7 +155,7 @@ def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_the
     assert bench.store.list_artifacts() == []
     bench.stages.refused = set()
     bench.drive()
-    assert {manifest.stage for manifest in bench.store.list_artifacts()} == {"base", "chat", "exam"}
+    assert {manifest.stage for manifest in bench.store.list_artifacts()} == {"base", "chat", "eval"}
 
 
 def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Any) -> None:
@@ -170,24 +170,24 @@ def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_whe
 def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Any) -> None:
     failed = {"gate": {"passed": False, "reasons": ["too bad"]}}
     bench.stages.hook = lambda job, worker: failed if job["stage"] == "base" else None
-    record, _ = bench.drive("stages.chat.gate=ignore", "stages.exam.gate=ignore")
+    record, _ = bench.drive("stages.chat.gate=ignore", "stages.eval.gate=ignore")
     assert record.summary().state == "completed"
-    bench.stages.hook = lambda job, worker: failed if job["stage"] == "exam" else None
-    with pytest.raises(StageError, match="exam did not pass its gate: too bad"):
+    bench.stages.hook = lambda job, worker: failed if job["stage"] == "eval" else None
+    with pytest.raises(StageError, match="eval did not pass its gate: too bad"):
         bench.drive("seed=5")
 
 
-def test_a_draft_that_names_other_parents_is_never_committed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_that_names_other_parents_is_never_committed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage = bench.stages.run_stage
 
     def forge(job: dict[str, Any], worker: Any) -> dict[str, Any]:
         made: dict[str, Any] = run_stage(job, worker)
-        for parent in made["draft"]["parents"].values():
+        for parent in made["candidate"]["parents"].values():
             parent["digest"] = "f" * 64
         return made
 
     monkeypatch.setattr(bench.stages, "run_stage", forge)
-    with pytest.raises(AssertionError, match="chat: the draft names"):
+    with pytest.raises(AssertionError, match="chat: the candidate names"):
         bench.drive()
     assert [manifest.stage for manifest in bench.store.list_artifacts()] == ["base"]
 
@@ -239,7 +239,7 @@ def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest
     view = SilentView()
     monkeypatch.setattr(view, "say", lambda text: record.request_stop() if text.startswith("waiting") else None)
     with pytest.raises(Preempted, match="stopped while it waited for resources; continue it with"):
-        drive(record, record.resolved(), "10.0.0.1:6379", view, ray_crew)
+        drive(record, record.resolved(), "10.0.0.1:6379", view, ray_pool)
     assert session.is_shut_down
     assert record.summary().state == "stopped"
 

@@ -54,7 +54,7 @@ def test_an_ended_run_is_known_without_its_journal(bench: Any, unread: None) -> 
 
 def test_a_run_is_the_origin_of_what_it_computed_without_its_journal(bench: Any, unread: None) -> None:
     first, driven = bench.drive()
-    second, _ = bench.drive("stages.exam.gate=ignore")
+    second, _ = bench.drive("stages.eval.gate=ignore")
     fingerprint = driven.results["chat"].manifest.fingerprint
     assert records.origin_of(bench.store, fingerprint, second.run).run == first.run
     assert records.origin_of(bench.store, fingerprint, first.run) is None

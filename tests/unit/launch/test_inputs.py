@@ -24,7 +24,7 @@ from recipes.planning.settle import Hardware
 from trainers.store.store import Store
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-LOCAL = ("stages.chat.init_from=./model", "stages.exam.of=[base]")
+LOCAL = ("stages.chat.init_from=./model", "stages.eval.of=[base]")
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 
 

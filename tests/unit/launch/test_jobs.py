@@ -237,7 +237,7 @@ def test_uploaded_files_are_read_from_the_store_and_change_no_fingerprint(
     assert [s.fingerprint for s in resolved.plan(None).stages] == [s.fingerprint for s in direct.plan(None).stages]
     text = (recipe.parent / "text.txt").read_bytes()
     (recipe.parent / "text.txt").unlink()
-    for name, field in (("base", "data"), ("chat", "data"), ("exam", "text")):
+    for name, field in (("base", "data"), ("chat", "data"), ("eval", "text")):
         stage = resolved.recipe.stages[name]
         folder = uploaded_folder(store, resolved.uploaded, stage)
         assert folder is not None

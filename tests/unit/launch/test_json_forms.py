@@ -151,7 +151,7 @@ def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     def opened(text: str, store: str | None = None) -> Iterator[Any]:
         yield families[text]
 
-    monkeypatch.setattr(launch.cli.sample_images, "picture_model", opened)
+    monkeypatch.setattr(launch.cli.sample_images, "image_model", opened)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     drawn = forms("sample", "vae", "--grid", "{folder}/grid.png", "--num-samples", "4")
     assert keys_of(drawn) == known["sample --grid"]

@@ -90,9 +90,9 @@ def test_lineage_columns_follow_the_parents() -> None:
     nodes = [
         Node("base", "", "cached"),
         Node("chat", "", "committed", ("base",)),
-        Node("exam", "", "failed", ("base", "chat")),
+        Node("eval", "", "failed", ("base", "chat")),
     ]
-    assert depth_of({node.name: node for node in nodes}) == {"base": 0, "chat": 1, "exam": 2}
+    assert depth_of({node.name: node for node in nodes}) == {"base": 0, "chat": 1, "eval": 2}
     check(lineage_graph(nodes))
 
 
@@ -160,7 +160,7 @@ def test_grids_stand_in_the_order_of_training_and_the_last_is_there() -> None:
     assert shown[-1] == 1000
 
 
-def test_only_embedded_png_pictures_get_into_the_page() -> None:
+def test_only_embedded_png_images_get_into_the_page() -> None:
     assert grids_over_training([_grid(1, "svg+xml"), {"step": 2, "image": "https://elsewhere/x.png"}]) == ""
     assert "elsewhere" not in grids_of_models([{"model": "m", "image": "https://elsewhere/x.png"}])
     html = grids_of_models([_grid(0, model="<b>")])

@@ -63,9 +63,9 @@ DRAWING = "data: {source: digits}, architecture: {family: ddpm}, train: {steps: 
         ("stages.chat.init_from=store://kinds", "wrong-artifact-kind", "stages.chat.init_from"),
         ("stages.base={kind: pretrain, init_from: store://eyes, data: {source: python-docs}, " + TRAIN + "}",
          "unsupported-family", "stages.base.init_from"),
-        ("stages.exam.of=[store://words]", "unsupported-family", "stages.exam.of.0"),
-        ("stages.exam.of=[base, store://words]", "unsupported-family", "stages.exam.of.1"),
-        ("stages.exam.of=[base, store://clone]", "sequence-too-long", "stages.exam.sequence_length"),
+        ("stages.eval.of=[store://words]", "unsupported-family", "stages.eval.of.0"),
+        ("stages.eval.of=[base, store://words]", "unsupported-family", "stages.eval.of.1"),
+        ("stages.eval.of=[base, store://clone]", "sequence-too-long", "stages.eval.sequence_length"),
         ("stages.judge={kind: reward, init_from: store://eyes, " + PAIRS + ", " + TRAIN + "}",
          "unsupported-family", "stages.judge.init_from"),
         ("stages.policy={kind: ppo, actor: store://words, reward: store://score, prompts: {source: python-docs},"
@@ -86,8 +86,8 @@ def test_models_of_the_store_must_be_of_a_family_that_serves(
     put_model(store, "score", {"model_type": "gpt2"}, "reward_model")
     (recipe.parent / "rows.jsonl").write_text('{"prompt": "What?", "completion": "A.", "image": "a.png"}\n' * 20)
     Image.new("L", (8, 8)).save(recipe.parent / "a.png")
-    pictured = ["stages.chat.data={source: jsonl, files: [rows.jsonl]}", "stages.exam.of=[base]"]
-    loaded = load_recipe(recipe, [override, *(pictured if "eyes" in override and "chat" in override else [])])
+    image_text = ["stages.chat.data={source: jsonl, files: [rows.jsonl]}", "stages.eval.of=[base]"]
+    loaded = load_recipe(recipe, [override, *(image_text if "eyes" in override and "chat" in override else [])])
     if code is None:
         resolve(loaded, store, Workers(1, 0), Hardware())
         return

@@ -46,7 +46,7 @@ def test_a_completed_run_has_nothing_to_resume(bench: Any) -> None:
 
     result = api.resume(record.run, store=bench.store.uri, view=Listener())
     assert said == [f"{record.run} is completed already; there is nothing to resume"]
-    assert set(result.stages) == {"base", "chat", "exam"}
+    assert set(result.stages) == {"base", "chat", "eval"}
 
 
 def test_unchanged_inputs_are_accepted(stopped: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped
     assert new["base"] == old["base"]
     assert len({old["chat"], new["chat"], fresh["chat"]}) == 3, "what was changed on the way is no other run's artifact"
     assert found.accepts == {"chat": [old["chat"]]}
-    assert found.replaced == {"exam": [old["exam"]]}
+    assert found.replaced == {"eval": [old["eval"]]}
     assert Resolved.from_json(found.to_json()) == found
 
 

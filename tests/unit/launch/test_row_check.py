@@ -151,5 +151,5 @@ def test_the_command_loads_nothing_heavy() -> None:
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     modules, cpu_seconds, stages = json.loads(output.stdout)
     assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow"} & set(modules)
-    assert set(stages) == {"base", "chat", "judge", "second", "policy", "exam"}
+    assert set(stages) == {"base", "chat", "judge", "second", "policy", "eval"}
     assert cpu_seconds < 1.9

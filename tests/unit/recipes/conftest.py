@@ -66,7 +66,7 @@ stages:
       mini_batches: 2
       kl_coef: 0.05
       optimizer: {lr: 1e-4}
-  exam:
+  eval:
     kind: evaluate
     of: [chat, policy]
     reward: judge

@@ -39,9 +39,9 @@ BROKEN = [
     Broken("missing-key", "    kind: reward\n", "", "stages.judge.kind", "  judge:"),
     Broken("missing-key", "name: chain\n", "", "name", "seed: 3"),
     # wrong type
-    Broken("wrong-type", "num_prompts: 16", "num_prompts: many", "stages.exam.num_prompts"),
-    Broken("wrong-type", "num_prompts: 16", "num_prompts: '16'", "stages.exam.num_prompts"),
-    Broken("wrong-type", "of: [chat, policy]", "of: chat", "stages.exam.of"),
+    Broken("wrong-type", "num_prompts: 16", "num_prompts: many", "stages.eval.num_prompts"),
+    Broken("wrong-type", "num_prompts: 16", "num_prompts: '16'", "stages.eval.num_prompts"),
+    Broken("wrong-type", "of: [chat, policy]", "of: chat", "stages.eval.of"),
     Broken("wrong-type", "lora: {r: 8,", "lora: {dora: yes, r: 8,", "stages.chat.lora.dora"),
     Broken("wrong-type", "optimizer: {lr: 1e-4}", "optimizer: 1e-4", "stages.policy.ppo.optimizer"),
     Broken("wrong-type", "zero: 2", "zero: true", "stages.base.shard.zero"),
@@ -52,14 +52,14 @@ BROKEN = [
     Broken("out-of-range", "num_hidden_layers: 2", "num_hidden_layers: 10_000", "stages.base.architecture.num_hidden_layers"),
     Broken("out-of-range", "hold_out: 0.1}", "hold_out: 1.5}", "stages.chat.data.hold_out"),
     Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 1, betas: [0.9, 1.0]}", "stages.policy.ppo.optimizer.betas.1"),
-    Broken("wrong-length", "of: [chat, policy]", "of: []", "stages.exam.of"),
+    Broken("wrong-length", "of: [chat, policy]", "of: []", "stages.eval.of"),
     # unknown choice
     Broken("unknown-choice", "kind: reward", "kind: rewrad", "stages.judge.kind"),
     Broken("unknown-choice", "type: llama", "type: lama", "stages.base.architecture.type"),
     Broken("unknown-choice", "precision: fp32", "precision: fp16", "stages.base.shard.precision"),
     Broken("unknown-choice", "{source: csv,", "{source: cvs,", "stages.judge.data.source"),
     Broken("unknown-choice", "zero: 2", "zero: 4", "stages.base.shard.zero"),
-    Broken("unknown-choice", "suites: [perplexity,", "suites: [perplexty,", "stages.exam.suites.0"),
+    Broken("unknown-choice", "suites: [perplexity,", "suites: [perplexty,", "stages.eval.suites.0"),
     # not YAML that a recipe may use
     Broken("duplicate-key", "seed: 3", "seed: 3\nseed: 4", "seed", "seed: 4"),
     Broken("unsupported-yaml", "seed: 3", "seed: &a 3", "seed"),
@@ -71,7 +71,7 @@ BROKEN = [
     # stage that is not there
     Broken("unknown-stage", "init_from: base", "init_from: bass", "stages.chat.init_from"),
     Broken("unknown-stage", "reward: judge\n    prompts", "reward: juge\n    prompts", "stages.policy.reward"),
-    Broken("unknown-stage", "of: [chat, policy]", "of: [chat, polcy]", "stages.exam.of.1"),
+    Broken("unknown-stage", "of: [chat, policy]", "of: [chat, polcy]", "stages.eval.of.1"),
     Broken("unknown-stage", "init_from: chat", "init_from: zzz", "stages.judge.init_from"),
     # circle
     Broken("stage-cycle", "init_from: base", "init_from: policy", "stages.policy.actor", "actor: chat"),
@@ -79,10 +79,10 @@ BROKEN = [
     Broken("stage-cycle", "actor: chat", "actor: policy", "stages.policy.actor"),
     # wrong kind of artifact, or part
     Broken("wrong-artifact-kind", "reward: judge\n    prompts", "reward: chat\n    prompts", "stages.policy.reward"),
-    Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, judge]", "stages.exam.of.1"),
-    Broken("wrong-artifact-kind", "init_from: chat", "init_from: exam", "stages.judge.init_from"),
-    Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, policy.critic]", "stages.exam.of.1"),
-    Broken("unknown-output", "of: [chat, policy]", "of: [chat, policy.actr]", "stages.exam.of.1"),
+    Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, judge]", "stages.eval.of.1"),
+    Broken("wrong-artifact-kind", "init_from: chat", "init_from: evaluation", "stages.judge.init_from"),
+    Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, policy.critic]", "stages.eval.of.1"),
+    Broken("unknown-output", "of: [chat, policy]", "of: [chat, policy.actr]", "stages.eval.of.1"),
     Broken("wrong-artifact-kind", "lora: {r: 8,", "merge: false\n    lora: {r: 8,", "stages.judge.init_from", "init_from: chat"),
     # reference that cannot be read
     Broken("invalid-reference", "init_from: base", "init_from: hf://org/name", "stages.chat.init_from"),
@@ -103,7 +103,7 @@ BROKEN = [
     Broken("sequence-too-long", "      sequence_length: 64", "      sequence_length: 256", "stages.base.train.sequence_length"),
     Broken("sequence-too-long", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 99}\n    ppo", "stages.policy.rollout.max_new_tokens"),
     Broken("sequence-too-long", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 64}\n    ppo", "stages.policy.rollout.max_new_tokens"),
-    Broken("sequence-too-long", "    sequence_length: 64\n    sampling", "    sequence_length: 129\n    sampling", "stages.exam.sequence_length"),
+    Broken("sequence-too-long", "    sequence_length: 64\n    sampling", "    sequence_length: 129\n    sampling", "stages.eval.sequence_length"),
     Broken("sequence-too-long", "max_position_embeddings: 128", "max_position_embeddings: 32", "stages.chat.train.sequence_length", "steps: 20\n      global_batch: 8\n      sequence_length: 64"),
     # steps
     Broken("conflicting-keys", "tokens: 100_000", "tokens: 100_000\n      steps: 5", "stages.base.train", "    train:\n"),
@@ -142,12 +142,12 @@ BROKEN = [
     Broken("min-above-max", "min_workers: 1", "min_workers: 4", "cluster.min_workers"),
     Broken("out-of-range", "{workers: 2, min_workers: 1}", "{workers: 0}", "cluster.workers"),
     # suites and gates
-    Broken("missing-key", "    reward: judge\n    suites", "    suites", "stages.exam", "  exam:"),
-    Broken("missing-key", "num_prompts: 16", "gates: [{metric: policy.win_rate}]", "stages.exam.gates.0"),
-    Broken("unknown-metric", "num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", "stages.exam.gates.0.metric"),
-    Broken("min-above-max", "num_prompts: 16", "gates: [{metric: chat.eos_rate, min: 0.9, max: 0.1}]", "stages.exam.gates.0.min"),
-    Broken("duplicate-item", "of: [chat, policy]", "of: [chat, chat]", "stages.exam.of.1"),
-    Broken("duplicate-item", "num_prompts: 16", "second_scorer: judge", "stages.exam.second_scorer"),
+    Broken("missing-key", "    reward: judge\n    suites", "    suites", "stages.eval", "  evaluation:"),
+    Broken("missing-key", "num_prompts: 16", "gates: [{metric: policy.win_rate}]", "stages.eval.gates.0"),
+    Broken("unknown-metric", "num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", "stages.eval.gates.0.metric"),
+    Broken("min-above-max", "num_prompts: 16", "gates: [{metric: chat.eos_rate, min: 0.9, max: 0.1}]", "stages.eval.gates.0.min"),
+    Broken("duplicate-item", "of: [chat, policy]", "of: [chat, chat]", "stages.eval.of.1"),
+    Broken("duplicate-item", "num_prompts: 16", "second_scorer: judge", "stages.eval.second_scorer"),
 ]  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_all_errors_of_a_file_come_at_once(write_recipe: Callable[..., Path]) ->
         "stages.judge.init_from",
         "stages.judge.data.files.0",
         "stages.policy.ppo.mini_batches",
-        "stages.exam.of.1",
+        "stages.eval.of.1",
     }
     lines = [problem.line for problem in problems if problem.line is not None]
     assert lines == sorted(lines)

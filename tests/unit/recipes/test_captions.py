@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.planning.plan import build_plan
 from recipes.recipe import Recipe
 from recipes.stages.finetune import Finetune, FinetuneImages
@@ -52,7 +52,7 @@ stages:
     init_from: words
     data: {source: python-docs}
     train: {steps: 20, global_batch: 8, sequence_length: 32, optimizer: {lr: 1e-3}}
-  exam:
+  eval:
     kind: evaluate
     of: [tuned]
     suites: [images]
@@ -74,9 +74,9 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
 
 def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(TEXT)
-    pictures = {name: PictureFacts(1, 8, 8) for name in ("drawing", "tuned", "judge")}
+    images = {name: ImageSetFacts(1, 8, 8) for name in ("drawing", "tuned", "judge")}
     data = {name: {"data": "0" * 64} for name in recipe.stages}
-    sizes = {stage.name: stage.sizes for stage in build_plan(recipe, workers=2, data=data, pictures=pictures).stages}
+    sizes = {stage.name: stage.sizes for stage in build_plan(recipe, workers=2, data=data, images=images).stages}
     words, drawing, tuned = sizes["words"], sizes["drawing"], sizes["tuned"]
     assert words is not None
     assert drawing is not None
@@ -113,12 +113,12 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: C
             "images: {source: digits, hold_out: 0.3}",
             "images: {source: datasets, path: org/x, revision: a, hold_out: 0.3}",
             "missing-captions",
-            "stages.exam.images.caption",
+            "stages.eval.images.caption",
         ),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  policy: {kind: ppo, actor: tuned, reward: {rule: ink}, ppo: {estimator: ddpo, iterations: 1,\n"
-            "    optimizer: {lr: 1e-3}}}\n  exam:\n",
+            "    optimizer: {lr: 1e-3}}}\n  eval:\n",
             "missing-key",
             "stages.policy.prompts",
         ),
@@ -144,7 +144,7 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: C
             "images: {source: digits, hold_out: 0.3}",
             "images: {source: digits, size: 9, hold_out: 0.3}",
             "image-shape-mismatch",
-            "stages.exam.features",
+            "stages.eval.features",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
             "stages.drawing.data.source",
         ),
         (
-            "{source: image-folder, path: pictures, captions: beside}",
+            "{source: image-folder, path: images, captions: beside}",
             "missing-captions",
             "stages.drawing.data.captions",
         ),
@@ -187,8 +187,8 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
 def test_what_a_source_of_captions_lacks_is_named(
     problems_of: ProblemsOf, tmp_path: Path, source: str, code: str, field: str
 ) -> None:
-    for name in ("pictures", "empty"):
+    for name in ("images", "empty"):
         (tmp_path / name).mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    (tmp_path / "images" / "a.png").write_bytes(b"")
     np.savez(tmp_path / "tiles.npz", images=np.zeros((2, 8, 8), np.uint8))
     assert (code, field) in problems_of(TEXT, ("{source: digits, hold_out: 0.2}", source))

@@ -1,4 +1,4 @@
-"""Recipes of picture models: what fits together, and what is refused."""
+"""Recipes of image models: what fits together, and what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from recipes.recipe import Recipe
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 
 TEXT = """\
-name: pictures
+name: images
 cluster: {workers: 2}
 stages:
   vae:
@@ -37,7 +37,7 @@ stages:
     architecture: {family: classifier}
     data: {source: digits, hold_out: 0.2}
     train: {steps: 20, global_batch: 8, optimizer: {lr: 1e-3}}
-  exam:
+  eval:
     kind: evaluate
     of: [latent, gan]
     suites: [images]
@@ -50,7 +50,7 @@ stages:
 def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
     stages = recipe_of(TEXT).stages
     assert [item.wants for item in stages["latent"].inputs()] == [("vae",)]
-    assert [(item.field_path, item.wants[-1]) for item in stages["exam"].inputs()] == [
+    assert [(item.field_path, item.wants[-1]) for item in stages["eval"].inputs()] == [
         ("of.0", "ddpm"),
         ("of.1", "ddpm"),
         ("features", "classifier"),
@@ -60,7 +60,7 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
         ("data", False),
         ("evaluation", True),
     ]
-    assert [use.role for use in stages["exam"].sources()] == ["images"]
+    assert [use.role for use in stages["eval"].sources()] == ["images"]
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
                 ("of: [latent, gan]", "of: [latent, gann]"),
                 ("images: {source: digits, hold_out: 0.2}", "images: {source: idx, files: [no.gz]}"),
             ],
-            {"stages.exam", "stages.exam.of.1", "stages.exam.images.files.0"},
+            {"stages.eval", "stages.eval.of.1", "stages.eval.images.files.0"},
         ),
         (
             [("gan.coverage", "gan.coverag"), ("images: {source: digits, hold_out: 0.2}", "images: {source: digits}")],
-            {"stages.exam", "stages.exam.gates.0.metric"},
+            {"stages.eval", "stages.eval.gates.0.metric"},
         ),
         (
             [("steps: 20", "steps: many"), ("autoencoder: vae", "autoencoder: vea"), ("family: gan}", "type: gan}")],
@@ -111,10 +111,10 @@ def test_everything_between_the_fields_of_one_mapping_is_found_at_once(problems_
 
 def test_an_unknown_stage_is_told_once(problems_of: ProblemsOf) -> None:
     edit = ("of: [latent, gan]", "of: [latent, gann]")
-    assert problems_of(TEXT, edit) == [("unknown-stage", "stages.exam.of.1")]
+    assert problems_of(TEXT, edit) == [("unknown-stage", "stages.eval.of.1")]
 
 
-def test_a_language_model_in_an_examination_of_pictures_is_told_once(problems_of: ProblemsOf) -> None:
+def test_a_language_model_in_an_evaluation_of_images_is_told_once(problems_of: ProblemsOf) -> None:
     words = """\
   words:
     kind: pretrain
@@ -125,7 +125,7 @@ def test_a_language_model_in_an_examination_of_pictures_is_told_once(problems_of
     train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
 """
     edit = ("of: [latent, gan]", "of: [words, gan]")
-    assert problems_of(TEXT + words, edit) == [("wrong-artifact-kind", "stages.exam.of.0")]
+    assert problems_of(TEXT + words, edit) == [("wrong-artifact-kind", "stages.eval.of.0")]
 
 
 def test_every_family_has_a_shipped_recipe() -> None:
@@ -146,9 +146,9 @@ def test_every_family_has_a_shipped_recipe() -> None:
             "features: judge",
             "features: vae",
             "wrong-artifact-kind",
-            "stages.exam.features",
+            "stages.eval.features",
         ),
-        ("of: [latent, gan]", "of: [latent, judge]", "wrong-artifact-kind", "stages.exam.of.1"),
+        ("of: [latent, gan]", "of: [latent, judge]", "wrong-artifact-kind", "stages.eval.of.1"),
         ("autoencoder: vae", "autoencoder: gan", "wrong-artifact-kind", "stages.latent.autoencoder"),
         ("type: autoencoder_kl", "type: mlp", "unsupported-autoencoder", "stages.latent.autoencoder"),
         (
@@ -240,15 +240,15 @@ def test_every_family_has_a_shipped_recipe() -> None:
             "missing-labels",
             "stages.tuned.data.label",
         ),
-        ("suites: [images]", "suites: [images, perplexity]", "conflicting-keys", "stages.exam"),
-        ("    features: judge\n", "", "missing-key", "stages.exam"),
+        ("suites: [images]", "suites: [images, perplexity]", "conflicting-keys", "stages.eval"),
+        ("    features: judge\n", "", "missing-key", "stages.eval"),
         (
             "images: {source: digits,",
             "images: {source: digits, limit: 3,",
             "too-few-samples",
-            "stages.exam.images.limit",
+            "stages.eval.images.limit",
         ),
-        ("metric: gan.coverage", "metric: gan.win_rate", "unknown-metric", "stages.exam.gates.0.metric"),
+        ("metric: gan.coverage", "metric: gan.win_rate", "unknown-metric", "stages.eval.gates.0.metric"),
         ("depth: 2, latent: 4}", "depth: 5, latent: 4}", "size-not-divisible", "stages.vae.architecture.depth"),
         (
             "depth: 2, latent: 4}",

@@ -38,7 +38,7 @@ def test_a_child_is_laid_over_its_parent(write_recipe: Write, tmp_path: Path) ->
     assert isinstance(base, Pretrain)
     assert (loaded.recipe.name, loaded.recipe.seed) == ("child", 3)
     assert (base.train.steps, base.train.tokens, base.train.global_batch) == (9, None, 8)
-    assert list(loaded.recipe.stages) == ["base", "chat", "judge", "policy", "exam"]
+    assert list(loaded.recipe.stages) == ["base", "chat", "judge", "policy", "eval"]
 
 
 def test_lists_are_replaced_whole_and_variants_do_not_mix(write_recipe: Write, tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     path = write_recipe()
     assert _base(path, "stages.base.train.tokens=10_000_000").train.tokens == 10_000_000
     assert _base(path, "stages.base.train.optimizer.lr=1e-5").train.optimizer.lr == 1e-5
-    exam = load_recipe(path, ["stages.exam.of.1=base"]).recipe.stages["exam"]
-    assert isinstance(exam, Evaluate)
-    assert exam.of == ["chat", "base"]
+    evaluation = load_recipe(path, ["stages.eval.of.1=base"]).recipe.stages["eval"]
+    assert isinstance(evaluation, Evaluate)
+    assert eval.of == ["chat", "base"]
     assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
     policy = load_recipe(path, ["stages.policy.ppo.save_every=7 iterations"]).recipe.stages["policy"]
     assert isinstance(policy, PpoStage)
@@ -127,7 +127,7 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     [
         ("stages.base.train.steps", "", "invalid-override"),
         ("=3", "", "invalid-override"),
-        ("stages.exam.of.7=chat", "stages.exam.of.7", "invalid-override"),
+        ("stages.eval.of.7=chat", "stages.eval.of.7", "invalid-override"),
         ("stages.base.kind.x=3", "stages.base.kind", "unknown-choice"),
         ("stages.base.train.stpes=3", "stages.base.train.stpes", "unknown-key"),
         ("seed=[1", "seed", "invalid-yaml"),

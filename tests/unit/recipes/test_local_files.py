@@ -245,12 +245,12 @@ def test_shards_are_looked_at(tmp_path: Path) -> None:
     assert _folder_codes(folder) == ["layer-mismatch"]
 
 
-PICTURES: dict[str, Any] = {"format": 1, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "family": "vae"}
+IMAGES: dict[str, Any] = {"format": 1, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "family": "vae"}
 
 
-def _pictures(folder: Path, architecture: dict[str, Any], *files: str, **more: Any) -> None:
+def _images(folder: Path, architecture: dict[str, Any], *files: str, **more: Any) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "image.json").write_text(json.dumps({**PICTURES, "architecture": architecture, **more}))
+    (folder / "image.json").write_text(json.dumps({**IMAGES, "architecture": architecture, **more}))
     for name in files:
         (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith(".json"):
@@ -259,28 +259,28 @@ def _pictures(folder: Path, architecture: dict[str, Any], *files: str, **more: A
             _weights(folder / name, ["w"])
 
 
-def test_a_folder_of_a_model_of_pictures(write_recipe: Write) -> None:
+def test_a_folder_of_a_model_of_images(write_recipe: Write) -> None:
     path = write_recipe()
     folder = path.parent / "model"
     drawing = (
         "stages.draw={kind: finetune, family: ddpm, init_from: ./model, data: {source: digits}, "
         "train: {steps: 4, global_batch: 4, optimizer: {lr: 1}}}"
     )
-    _pictures(folder, {"family": "ddpm"}, "unet/config.json", "scheduler/scheduler_config.json")
+    _images(folder, {"family": "ddpm"}, "unet/config.json", "scheduler/scheduler_config.json")
     read_folder.cache_clear()
     assert _codes(path, "stages.draw.init_from", drawing) == ["missing-model-file"]
-    _pictures(folder, {"family": "ddpm"}, "unet/diffusion_pytorch_model.safetensors")
+    _images(folder, {"family": "ddpm"}, "unet/diffusion_pytorch_model.safetensors")
     read_folder.cache_clear()
     assert check_file(path, [drawing], check_data=DataCheck())[1] == []
     assert _codes(path, "stages.chat.init_from", "stages.chat.init_from=./model") == ["wrong-artifact-kind"]
-    _pictures(folder, {"family": "vae"}, "model.safetensors")
+    _images(folder, {"family": "vae"}, "model.safetensors")
     read_folder.cache_clear()
     assert _codes(path, "stages.draw.init_from", drawing) == ["wrong-artifact-kind"]
     wrongs: tuple[dict[str, Any], ...] = ({"classes": [7]}, {"format": 2}, {"height": "8"})
     for wrong in wrongs:
-        _pictures(folder, {"family": "vae"}, **wrong)
+        _images(folder, {"family": "vae"}, **wrong)
         assert _folder_codes(folder, "vae") == ["unreadable-model-file"]
-    _pictures(folder, {"family": "vae", "width": 0})
+    _images(folder, {"family": "vae", "width": 0})
     assert _folder_codes(folder, "vae") == ["unreadable-model-file"]
 
 

@@ -87,7 +87,7 @@ def test_order_of_a_circle_raises() -> None:
 def test_the_quickstart_plan() -> None:
     recipe = load_recipe(QUICKSTART).recipe
     plan = _plan(recipe)
-    assert [stage.name for stage in plan.stages] == ["base", "chat", "judge", "second", "policy", "exam"]
+    assert [stage.name for stage in plan.stages] == ["base", "chat", "judge", "second", "policy", "eval"]
     for stage in plan.stages:
         planned = recipe.stages[stage.name]
         assert stage.steps == planned.steps()
@@ -102,7 +102,7 @@ def test_the_quickstart_plan() -> None:
         assert stage.sizes.cpu_worker_bytes - stage.sizes.memory_per_worker_bytes == stage.sizes.save_buffer_bytes
     inputs = {stage.name: stage.inputs for stage in plan.stages}
     assert inputs["policy"]["reward"].fingerprint == plan.stages[2].fingerprint
-    assert inputs["exam"]["of.1"].part == "actor"
+    assert inputs["eval"]["of.1"].part == "actor"
     assert not any(stage.cached for stage in plan.stages)
     assert json.loads(json.dumps(plan.to_json()))["stages"][0]["name"] == "base"
 
@@ -124,7 +124,7 @@ def test_a_finished_recipe_is_cached_and_a_change_re_runs_what_follows() -> None
     assert all(stage.cached for stage in _plan(recipe, done).stages)
     assert all(stage.cached for stage in _plan(recipe, done, workers=1).stages)
     changed = load_recipe(QUICKSTART, ["stages.policy.ppo.kl_coef=0.123"]).recipe
-    assert [stage.name for stage in _plan(changed, done).stages if not stage.cached] == ["policy", "exam"]
+    assert [stage.name for stage in _plan(changed, done).stages if not stage.cached] == ["policy", "eval"]
     changed = load_recipe(QUICKSTART, ["stages.base.shard.zero=0", "stages.base.train.save_every=1"]).recipe
     assert all(stage.cached for stage in _plan(changed, done).stages)
 

@@ -84,9 +84,11 @@ def test_a_stage_is_never_evaluated_on_rows_that_it_learns_from(
 
 
 @pytest.mark.parametrize(("source", "is_held_out"), [(None, False), (DOCS, False), (LINES, False), (KEPT, True)])
-def test_an_exam_reads_the_rows_that_are_kept_away_from_training(source: Source | None, is_held_out: bool) -> None:
-    exam = Evaluate(kind="evaluate", of=["chat"], text=source, prompts=source)
-    assert [(use.field_path, use.role, use.held_out) for use in exam.sources()] == [
+def test_an_evaluation_reads_the_rows_that_are_kept_away_from_training(
+    source: Source | None, is_held_out: bool
+) -> None:
+    evaluation = Evaluate(kind="evaluate", of=["chat"], text=source, prompts=source)
+    assert [(use.field_path, use.role, use.held_out) for use in evaluation.sources()] == [
         ("text", "text", is_held_out),
         ("prompts", "prompts", is_held_out),
     ]

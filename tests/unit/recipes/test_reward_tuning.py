@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.loading.load import load_recipe
 from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers
@@ -39,15 +39,15 @@ stages:
     kind: ppo
     actor: ddpm
     reward: {classifier: judge}
-    rollout: {pictures_per_iteration: 40, classes: ["3", "7"]}
+    rollout: {images_per_iteration: 40, classes: ["3", "7"]}
     ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
   again:
     kind: ppo
     actor: policy
     reward: {rule: symmetry}
-    rollout: {pictures_per_iteration: 40}
+    rollout: {images_per_iteration: 40}
     ppo: {estimator: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
-  exam:
+  eval:
     kind: evaluate
     of: [ddpm, again]
     suites: [images]
@@ -96,7 +96,7 @@ def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
             "estimator: ddpo, iterations",
             "iterations",
             "unknown-key",
-            "stages.policy.rollout.pictures_per_iteration",
+            "stages.policy.rollout.images_per_iteration",
         ),
         (
             "mini_batches: 4",
@@ -120,14 +120,14 @@ def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
         ("mini_batches: 4", "mini_batches: 3", "batch-not-divisible", "stages.policy.ppo.mini_batches"),
         ("mini_batches: 4", "mini_batches: 4, gamma: 0.9", "unknown-key", "stages.policy.ppo.gamma"),
         (
-            "pictures_per_iteration: 40, classes",
-            "pictures_per_iteration: 81, classes",
+            "images_per_iteration: 40, classes",
+            "images_per_iteration: 81, classes",
             "batch-not-divisible",
-            "stages.policy.rollout.pictures_per_iteration",
+            "stages.policy.rollout.images_per_iteration",
         ),
         ("mini_batches: 4", "mini_batches: 16", "batch-not-divisible", "stages.policy.ppo.mini_batches"),
-        ("{workers: 2}", "{workers: 3}", "batch-not-divisible", "stages.policy.rollout.pictures_per_iteration"),
-        ("mini_batches: 4", "mini_batches: 8", "batch-not-divisible", "stages.policy.rollout.pictures_per_iteration"),
+        ("{workers: 2}", "{workers: 3}", "batch-not-divisible", "stages.policy.rollout.images_per_iteration"),
+        ("mini_batches: 4", "mini_batches: 8", "batch-not-divisible", "stages.policy.rollout.images_per_iteration"),
         ("classes: [", "steps: 200, classes: [", "too-many-steps", "stages.policy.rollout.steps"),
         ("sampling_steps: 8", "sampling_steps: 1", "too-few-steps", "stages.policy.rollout.steps"),
         ("class_conditional: true, ", "", "not-applicable", "stages.policy.rollout.classes"),
@@ -135,10 +135,10 @@ def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
         ('classes: ["3"', 'guidance: 2.0, classes: ["7"', "duplicate-item", "stages.policy.rollout.classes"),
         ("timesteps: 100", "label_dropout: 0, timesteps: 100", "", ""),
         (
-            "pictures_per_iteration: 40, classes",
-            "pictures_per_iteration: 2, classes",
+            "images_per_iteration: 40, classes",
+            "images_per_iteration: 2, classes",
             "too-few-samples",
-            "stages.policy.rollout.pictures_per_iteration",
+            "stages.policy.rollout.images_per_iteration",
         ),
         (
             "lr: 1e-4}}\n  again",
@@ -190,7 +190,7 @@ stages:
     reward: {classifier: judge}
     prompts: {source: digits}
     lora: {r: 4, target_modules: [to_q, to_k]}
-    rollout: {pictures_per_iteration: 40, samples_per_prompt: 4}
+    rollout: {images_per_iteration: 40, samples_per_prompt: 4}
     ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
 """
 )
@@ -261,12 +261,12 @@ def test_adapters_and_captions_are_predicted_and_made_small(recipe_of: Callable[
     recipe = recipe_of(CAPTIONED)
     small = shrink(recipe).stages["policy"]
     assert isinstance(small, PpoImages)
-    assert (small.rollout.pictures_per_iteration, small.rollout.samples_per_prompt) == (16, 2)
+    assert (small.rollout.images_per_iteration, small.rollout.samples_per_prompt) == (16, 2)
     assert small.prompts is not None
     assert small.prompts.limit == 400
     assert shrink(shrink(recipe)) == shrink(recipe)
-    facts = dict.fromkeys(recipe.stages, PictureFacts(1, 8, 8))
-    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, pictures=facts).stages}
+    facts = dict.fromkeys(recipe.stages, ImageSetFacts(1, 8, 8))
+    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, images=facts).stages}
     start, tuned = planned["ddpm"].sizes, planned["policy"].sizes
     assert start is not None
     assert tuned is not None
@@ -296,7 +296,7 @@ def test_fields_that_joined_leave_earlier_fingerprints_alone(recipe_of: Callable
             "stages.policy.reward.label",
         ),
         ('classes: ["3"', 'classes: ["33"', "unknown-class", "stages.policy.rollout.classes.0"),
-        ('40, classes: ["3", "7"]', "10", "too-few-samples", "stages.policy.rollout.pictures_per_iteration"),
+        ('40, classes: ["3", "7"]', "10", "too-few-samples", "stages.policy.rollout.images_per_iteration"),
     ],
 )
 def test_classes_of_the_digits_are_known(problems_of: ProblemsOf, old: str, new: str, code: str, field: str) -> None:
@@ -312,14 +312,14 @@ def test_the_smoke_form_and_the_prediction(recipe_of: Callable[..., Recipe]) -> 
     recipe = recipe_of(TEXT)
     small = shrink(recipe).stages["policy"]
     assert isinstance(small, PpoImages)
-    assert (small.ppo.iterations, small.rollout.pictures_per_iteration, small.rollout.steps) == (2, 16, 5)
+    assert (small.ppo.iterations, small.rollout.images_per_iteration, small.rollout.steps) == (2, 16, 5)
     assert shrink(shrink(recipe)) == shrink(recipe)
     assert (
         fit_workers(recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": "auto"})}), 4)
         == 2
     )
-    facts = dict.fromkeys(recipe.stages, PictureFacts(1, 8, 8))
-    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, pictures=facts).stages}
+    facts = dict.fromkeys(recipe.stages, ImageSetFacts(1, 8, 8))
+    planned = {stage.name: stage for stage in build_plan(recipe, workers=2, data={}, images=facts).stages}
     start, tuned = planned["ddpm"].sizes, planned["again"].sizes
     assert start is not None
     assert tuned is not None
@@ -330,7 +330,7 @@ def test_the_smoke_form_and_the_prediction(recipe_of: Callable[..., Recipe]) -> 
         update={"rollout": recipe.stages["policy"].rollout.model_copy(update={"guidance": 2.0})}  # type: ignore[union-attr]
     )
     other = recipe.model_copy(update={"stages": {**recipe.stages, "policy": guided}})
-    (more,) = [s.sizes for s in build_plan(other, workers=2, data={}, pictures=facts).stages if s.name == "policy"]
+    (more,) = [s.sizes for s in build_plan(other, workers=2, data={}, images=facts).stages if s.name == "policy"]
     assert more is not None
     assert planned["policy"].sizes is not None
     assert more.memory_per_worker_bytes > planned["policy"].sizes.memory_per_worker_bytes

@@ -36,7 +36,7 @@ def shards(recipe: str, hardware: Hardware, workers: int, *overrides: str, known
 
 def test_text_is_bf16_where_the_hardware_is_fast_at_it() -> None:
     fast, slow = (shards("quickstart.yaml", hardware, 2) for hardware in (AMX, SLOW))
-    assert {fast[name].precision for name in ("base", "chat", "judge", "second", "exam")} == {"bf16"}
+    assert {fast[name].precision for name in ("base", "chat", "judge", "second", "eval")} == {"bf16"}
     assert fast["policy"].precision == "fp32"
     assert {shard.precision for shard in slow.values()} == {"fp32"}
     assert {shard.precision for shard in shards("image/ddpm.yaml", GPU, 1).values()} == {"fp32"}

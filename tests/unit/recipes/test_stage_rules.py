@@ -21,7 +21,7 @@ LR = {"optimizer": {"lr": 0.1}}
 def policy(**changes: Any) -> PpoImages:
     keys = {"kind": "ppo", "actor": "store://a", "reward": {"classifier": "store://j"}}
     ppo = {"estimator": "ddpo", "iterations": 1, **LR}
-    return PpoImages.model_validate({**keys, "ppo": ppo, "rollout": {"pictures_per_iteration": 8}, **changes})
+    return PpoImages.model_validate({**keys, "ppo": ppo, "rollout": {"images_per_iteration": 8}, **changes})
 
 
 def codes(findings: list[FieldFinding]) -> set[tuple[str, Code]]:
@@ -37,14 +37,14 @@ def test_a_classifier_must_know_the_classes_that_are_asked_for_or_rewarded() -> 
 
 def test_what_an_actor_cannot_be_asked_for() -> None:
     plain = Ddpm(family="ddpm", timesteps=10, sampling_steps=1)
-    found = codes([*policy(rollout={"pictures_per_iteration": 8, "guidance": 2}).actor_rules(ActorFacts(plain, False))])
+    found = codes([*policy(rollout={"images_per_iteration": 8, "guidance": 2}).actor_rules(ActorFacts(plain, False))])
     assert found == {
         ("reward.label", Code.MISSING_KEY),
         ("rollout.steps", Code.TOO_FEW_STEPS),
         ("rollout.guidance", Code.UNMET_REQUIREMENT),
     }
     by_class = ActorFacts(Ddpm(family="ddpm", class_conditional=True), False, tuple("abcdefghi"))
-    assert codes([*policy().actor_rules(by_class)]) == {("rollout.pictures_per_iteration", Code.TOO_FEW_SAMPLES)}
+    assert codes([*policy().actor_rules(by_class)]) == {("rollout.images_per_iteration", Code.TOO_FEW_SAMPLES)}
     assert codes([*policy().actor_rules(ActorFacts(plain, True))]) >= {("prompts", Code.MISSING_KEY)}
 
 
@@ -81,10 +81,10 @@ def test_a_model_of_another_family_is_refused() -> None:
     stage = Finetune.model_validate({**keys, "parts": ["vision"], "dropout": 0.1})
     with pytest.raises(RequestError, match=r"parts: .*; dropout: `dropout` applies to encoders; this model is a dec"):
         stage.check_model(TextFacts(DECODER))
-    exam = Evaluate.model_validate({"kind": "evaluate", "of": ["a"]})
+    evaluation = Evaluate.model_validate({"kind": "evaluate", "of": ["a"]})
     with pytest.raises(RequestError, match="no suite measures"):
-        exam.check_model(TextFacts(ENCODER))
-    exam.check_model(TextFacts(DECODER))
+        evaluation.check_model(TextFacts(ENCODER))
+    evaluation.check_model(TextFacts(DECODER))
 
 
 def test_a_network_says_which_sizes_it_cannot_halve() -> None:

@@ -30,7 +30,7 @@ def without_template(path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-EVERY_NONE = [f"stages.{name}.template=none" for name in ("chat", "judge", "policy", "exam")]
+EVERY_NONE = [f"stages.{name}.template=none" for name in ("chat", "judge", "policy", "eval")]
 PLAIN = "stages.base.tokenizer={from: ./plain}"
 
 
@@ -54,7 +54,7 @@ def test_a_chain_puts_its_text_in_one_way(write_recipe: Write) -> None:
     path = write_recipe()
     found = problems(path, "stages.chat.template=none")
     assert found["stages.judge.template"] == "template-mismatch"
-    assert "stages.exam.template" not in found  # its models do not agree: no template would do
+    assert "stages.eval.template" not in found  # its models do not agree: no template would do
     assert problems(path, *EVERY_NONE) == {}
     assert problems(path) == {}
 

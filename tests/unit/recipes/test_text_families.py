@@ -51,7 +51,7 @@ stages:
     num_beams: 4
     data: {source: csv, files: [pairs.txt], delimiter: ";", header: [en, es], columns: {prompt: en, completion: es}}
     train: {steps: 20, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}
-  exam:
+  eval:
     kind: evaluate
     of: [rnn, chat]
     gates: [{metric: rnn.ngram_perplexity, max: 1000}]
@@ -126,8 +126,8 @@ def test_the_recipe_is_right(problems_of: ProblemsOf) -> None:
         ("num_attention_heads: 4", "num_attention_heads: 5", "not-divisible", "stages.words.architecture"),
         ("[query, value]", "[query, values]", "unknown-module", "stages.kinds.lora.target_modules.1"),
         ("init_from: words", "init_from: rnn", "not-applicable", "stages.kinds.labelled_share"),
-        ("of: [rnn, chat]", "of: [words]", "unsupported-family", "stages.exam.of.0"),
-        ("of: [rnn, chat]", "of: [rnn, spanish]", "tokenizer-mismatch", "stages.exam.of.1"),
+        ("of: [rnn, chat]", "of: [words]", "unsupported-family", "stages.eval.of.0"),
+        ("of: [rnn, chat]", "of: [rnn, spanish]", "tokenizer-mismatch", "stages.eval.of.1"),
         ("of: [spanish, spans]", "of: [spanish, chat]", "unsupported-family", "stages.targets.of.1"),
         ("suites: [targets]", "suites: [targets, perplexity]", "conflicting-keys", "stages.targets"),
         ("suites: [targets]", "suites: [targets]\n    reward: ./judge", "no-effect", "stages.targets"),
@@ -208,38 +208,38 @@ def test_the_recipe_is_right(problems_of: ProblemsOf) -> None:
         ("{prompt: en, completion: es}", "{text: en}", "missing-column", "stages.spanish.data.files.0"),
         ("type: t5, ", "type: bart, ", "missing-key", "stages.spans.architecture.encoder_layers"),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  judge:\n    kind: reward\n    init_from: spans\n    data: {source: python-docs}\n"
-            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  eval:\n",
             "unsupported-family",
             "stages.judge.init_from",
         ),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  policy:\n    kind: ppo\n    actor: spans\n    reward: ./judge\n    prompts: {source: python-docs}\n"
-            "    ppo: {iterations: 1, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "    ppo: {iterations: 1, optimizer: {lr: 1e-3}}\n  eval:\n",
             "unsupported-family",
             "stages.policy.actor",
         ),
         ("threshold: 0.9", "threshold: 1", "out-of-range", "stages.kinds.pseudo_labels.threshold"),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  again:\n    kind: finetune\n    init_from: kinds\n    data: {source: python-docs}\n"
-            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  eval:\n",
             "wrong-artifact-kind",
             "stages.again.init_from",
         ),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  again:\n    kind: pretrain\n    init_from: kinds\n    data: {source: python-docs}\n"
-            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  eval:\n",
             "wrong-artifact-kind",
             "stages.again.init_from",
         ),
         (
-            "  exam:\n",
+            "  eval:\n",
             "  judge:\n    kind: reward\n    init_from: rnn\n    data: {source: python-docs}\n"
-            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  exam:\n",
+            "    train: {steps: 9, global_batch: 8, sequence_length: 64, optimizer: {lr: 1e-3}}\n  eval:\n",
             "unsupported-family",
             "stages.judge.init_from",
         ),

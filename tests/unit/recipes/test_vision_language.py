@@ -55,7 +55,7 @@ PROCESSOR: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path) -> Path:
-    """Write rows, a picture and the folder of a model as far as it is looked at."""
+    """Write rows, an image and the folder of a model as far as it is looked at."""
     Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(tmp_path / "a.png")
     write_rows(tmp_path, GOOD)
     model = tmp_path / "model"
@@ -84,7 +84,7 @@ def test_the_recipe_is_right(problems_of: ProblemsOf) -> None:
     assert problems_of(TEXT) == []
 
 
-def test_the_smoke_form_keeps_room_for_pictures(recipe_of: Callable[..., Recipe]) -> None:
+def test_the_smoke_form_keeps_room_for_images(recipe_of: Callable[..., Recipe]) -> None:
     stages = recipe_of(TEXT.replace("64", "120"), smoke=True).stages
     assert [stage.train.sequence_length for stage in stages.values()] == [120, 32]  # type: ignore[union-attr]
 
@@ -131,12 +131,12 @@ def test_what_cannot_be_read_is_told_once(problems_of: ProblemsOf, tmp_path: Pat
     assert problems_of(TEXT, ("[rows.jsonl]", '["**.jsonl"]')) == [("invalid-path", once)]
 
 
-def test_a_missing_column_of_pictures_is_told_once(problems_of: ProblemsOf) -> None:
+def test_a_missing_column_of_images_is_told_once(problems_of: ProblemsOf) -> None:
     found = problems_of(TEXT, ("files: [rows.jsonl]", "files: [rows.jsonl], columns: {images: pic}"))
     assert [field for code, field in found if code == "missing-column"] == ["stages.see.data.files.0"]
 
 
-def test_a_source_without_pictures_is_told_once(problems_of: ProblemsOf) -> None:
+def test_a_source_without_images_is_told_once(problems_of: ProblemsOf) -> None:
     found = problems_of(TEXT, ("{source: jsonl, files: [rows.jsonl]}", "{source: python-docs}"))
     assert found == [("unsuitable-source", "stages.see.data.source")]
 
@@ -167,8 +167,8 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
 
 
 def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
-    exam = "  exam: {kind: evaluate, of: [see]}\n"
-    assert ("unsupported-family", "stages.exam.of.0") in problems_of(TEXT + exam)
+    evaluation = "  evaluation: {kind: evaluate, of: [see]}\n"
+    assert ("unsupported-family", "stages.eval.of.0") in problems_of(TEXT + evaluation)
     ppo = """\
   policy:
     kind: ppo
@@ -187,7 +187,7 @@ def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
         ("config.json", {"text_config": {"model_type": "gemma"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"vision_config": {"model_type": "pixtral"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"image_token_index": 9}, "image-token-mismatch", "stages.see.init_from"),
-        ("processor_config.json", {"image_token": "<picture>"}, "image-token-mismatch", "stages.see.init_from"),
+        ("processor_config.json", {"image_token": "<image>"}, "image-token-mismatch", "stages.see.init_from"),
         ("processor_config.json", {"patch_size": 8}, "image-token-mismatch", "stages.see.init_from"),
         ("processor_config.json", {"auto_map": {}}, "remote-code", "stages.see.init_from"),
         ("processor_config.json", {"image_processor": {}}, "missing-model-file", "stages.see.init_from"),
@@ -202,7 +202,7 @@ def test_folders(problems_of: ProblemsOf, folder: Path, file: str, change: Any, 
     assert (code, field) in problems_of(TEXT)
 
 
-def test_a_text_model_takes_no_pictures(problems_of: ProblemsOf, folder: Path) -> None:
+def test_a_text_model_takes_no_images(problems_of: ProblemsOf, folder: Path) -> None:
     write_json(folder / "config.json", CONFIG["text_config"])
     found = problems_of(TEXT)
     assert ("unexpected-images", "stages.see.data.files.0") in found

@@ -1,4 +1,4 @@
-"""A tiny DDPO: a network of one level on pictures of 4x4 pixels and the plain engine, of two classes or of captions."""
+"""A tiny DDPO: a network of one level on images of 4x4 pixels and the plain engine, of two classes or of captions."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from recipes.stages.ddpo import Ddpo, RuleReward
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
-from rlhf.images.conditions import CaptionPrompts, ClassPrompts, PicturePrompts
-from rlhf.images.ddpo import ColocatedPictures, DdpoEstimator, DdpoObjective
-from rlhf.images.policy import PictureModels
+from rlhf.images.conditions import CaptionPrompts, ClassPrompts, ImagePrompts
+from rlhf.images.ddpo import ColocatedImages, DdpoEstimator, DdpoObjective
+from rlhf.images.policy import ImageModels
 from rlhf.images.rewards import rule_scorer
 from rlhf.iterations import PpoSource
 from trainers.data.batches import Texts
@@ -76,7 +76,7 @@ class Words(TextEncoder):
 
 
 def captioned_set(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ImageDataset:
-    """Pictures of two classes with captions, one of them empty and one twice."""
+    """Images of two classes with captions, one of them empty and one twice."""
     count = len(captions)
     (folder / "rows.txt").write_text("".join(f"row {number}\n" for number in range(count)))
     images, labels = np.zeros((count, 1, 4, 4), dtype=np.uint8), np.arange(count, dtype=np.int64) % 2
@@ -84,9 +84,9 @@ def captioned_set(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ImageDa
     return ImageDataset("d" * 64, report, images, labels, ("a", "b"), folder / "rows.txt", captions)
 
 
-def caption_prompts(folder: Path, pictures: int = 12, samples: int = 3, seed: int = 0) -> CaptionPrompts:
+def caption_prompts(folder: Path, images: int = 12, samples: int = 3, seed: int = 0) -> CaptionPrompts:
     """Prompts of the small set."""
-    return CaptionPrompts(captioned_set(folder), Words(), pictures=pictures, samples=samples, seed=seed)
+    return CaptionPrompts(captioned_set(folder), Words(), images=images, samples=samples, seed=seed)
 
 
 @dataclass
@@ -117,11 +117,11 @@ class TinyDdpo:
 
 
 def build(
-    pictures: int = 12,
+    images: int = 12,
     micro_batch: int = 6,
     guidance: float = 1.0,
     direction: Any = "more",
-    prompts: PicturePrompts | None = None,
+    prompts: ImagePrompts | None = None,
     lora: Lora | None = None,
     listener: Listener | None = None,
     precision: Any = "fp32",
@@ -155,7 +155,7 @@ def build(
     actor, reference = (blueprint.build(5) for _ in range(2))
     if lora is not None:
         adapt(actor, lora, seed=3)
-    models = PictureModels(actor, reference if lora is None else None, 0.01)
+    models = ImageModels(actor, reference if lora is None else None, 0.01)
     group = parameter_group("actor", models, ppo.optimizer)
     engine = build_engine(models, [group], Shard(engine="plain", precision=precision), clip=1.0, device=CPU)
     trained = [name for name, _ in group.parameters]
@@ -163,11 +163,11 @@ def build(
     listener = listener or Listener()
     estimator = DdpoEstimator(
         engine=engine,
-        rollouts=ColocatedPictures(engine),
+        rollouts=ColocatedImages(engine),
         score=rule_scorer(RuleReward(rule="ink", direction=direction)),
         settings=ppo,
-        pictures=pictures,
-        prompts=prompts or ClassPrompts([0, 1], ("a", "b"), pictures),
+        images=images,
+        prompts=prompts or ClassPrompts([0, 1], ("a", "b"), images),
         seed=0,
         rank=0,
         workers=1,

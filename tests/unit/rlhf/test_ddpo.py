@@ -14,7 +14,7 @@ from recipes.stages.lora import Lora
 from rlhf.images.conditions import Asked
 from rlhf.images.ddpo import Drawn
 from rlhf.iterations import gate_reasons
-from rlhf.monitors import PictureReport
+from rlhf.monitors import ImageRolloutReport
 from trainers.runtime.observer import Watch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,7 +24,7 @@ sys.path.pop(0)
 
 
 def asked_of(*labels: int) -> Asked:
-    """Pictures of these classes."""
+    """Images of these classes."""
     return Asked(torch.tensor(labels), torch.tensor(labels))
 
 
@@ -69,7 +69,7 @@ def test_far_out_of_range_a_reference_may_be_off_by_roundings_alone() -> None:
 
 
 def test_ink_is_learnt_and_the_exact_kl_agrees_with_what_was_drawn() -> None:
-    ddpo = build(pictures=48, micro_batch=24, iterations=6, epochs=2)
+    ddpo = build(images=48, micro_batch=24, iterations=6, epochs=2)
     ddpo.run()
     reports = ddpo.listener.heard
     assert reports[-1]["score_mean"] > reports[0]["score_mean"] + reports[0]["score_std"]
@@ -79,7 +79,7 @@ def test_ink_is_learnt_and_the_exact_kl_agrees_with_what_was_drawn() -> None:
 
 
 def test_a_wrong_sign_fails_the_gate() -> None:
-    ddpo = build(pictures=48, micro_batch=24, iterations=4, epochs=2)
+    ddpo = build(images=48, micro_batch=24, iterations=4, epochs=2)
     done = ddpo.run(sign=-1.0)
     (reason,) = gate_reasons(ddpo.source.start(), ddpo.source.report(done))
     assert reason.startswith("the mean score fell from")
@@ -112,7 +112,7 @@ class Stale:
         return replace(drawn, version=self._version) if self._is_honest else drawn
 
 
-def test_pictures_of_a_stale_policy_stop_the_stage() -> None:
+def test_images_of_a_stale_policy_stop_the_stage() -> None:
     ddpo = build()
     ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=True)
     with pytest.raises(StageError, match="weights after 0 steps, for iteration 0; the learner is at step 2"):
@@ -120,7 +120,7 @@ def test_pictures_of_a_stale_policy_stop_the_stage() -> None:
 
 
 def test_a_stale_policy_that_hides_it_raises_the_alarm() -> None:
-    ddpo = build(pictures=48, micro_batch=24, iterations=4, epochs=2)
+    ddpo = build(images=48, micro_batch=24, iterations=4, epochs=2)
     ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=False)
     ddpo.run()
     assert ddpo.listener.heard[0]["kl_alarm"] == 0
@@ -133,7 +133,7 @@ def test_a_ratio_off_one_before_the_first_update_stops_the_stage() -> None:
     (batch, *_) = ddpo.source.micro_batches(0)
     with pytest.raises(StageError, match="disagree"):
         ddpo.objective.loss(ddpo.engine.module, replace(batch, old_logprobs_BA=batch.old_logprobs_BA - 0.01))
-    with pytest.raises(StageError, match="disagree"):  # the log-density of pictures next to them
+    with pytest.raises(StageError, match="disagree"):  # the log-density of images next to them
         ddpo.objective.loss(ddpo.engine.module, replace(batch, old_logprobs_BA=batch.old_logprobs_BA.flip(0)))
 
 
@@ -167,18 +167,18 @@ def test_micro_batches_do_not_change_the_update() -> None:
     assert all(torch.equal(before[name], other[name]) for name in other if name.startswith("networks.reference."))
 
 
-def test_a_picture_depends_on_its_seed_and_class_alone() -> None:
+def test_an_image_depends_on_its_seed_and_class_alone() -> None:
     rollouts = build().estimator._rollouts
     rollouts.sync(0)
-    four = rollouts.draw([1, 2, 3, 4], asked_of(0, 1, 0, 1), [0, 1, 2, 3]).pictures_BCHW
-    one = rollouts.draw([3], asked_of(0), [2]).pictures_BCHW
+    four = rollouts.draw([1, 2, 3, 4], asked_of(0, 1, 0, 1), [0, 1, 2, 3]).images_BCHW
+    one = rollouts.draw([3], asked_of(0), [2]).images_BCHW
     torch.testing.assert_close(four[2], one[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(rollouts.draw([9], asked_of(0), [2]).pictures_BCHW[0], one[0], atol=1e-2)
+    assert not torch.allclose(rollouts.draw([9], asked_of(0), [2]).images_BCHW[0], one[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("place", ["loss", "reward"])
 def test_a_kl_penalty_pulls_towards_the_start(place: Any) -> None:
-    options = {"pictures": 24, "micro_batch": 12, "iterations": 4, "epochs": 2, "kl_in": place}
+    options = {"images": 24, "micro_batch": 12, "iterations": 4, "epochs": 2, "kl_in": place}
     free, held = build(kl_coef=0.0, **options), build(kl_coef=5.0, **options)
     free.run()
     held.run()
@@ -186,7 +186,7 @@ def test_a_kl_penalty_pulls_towards_the_start(place: Any) -> None:
 
 
 def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept() -> None:
-    ddpo = build(pictures=24, micro_batch=12, iterations=20, epochs=2, kl_limit=1.0)
+    ddpo = build(images=24, micro_batch=12, iterations=20, epochs=2, kl_limit=1.0)
     done = ddpo.run()
     assert done < ddpo.source.steps_planned
     reports = ddpo.listener.heard
@@ -200,7 +200,7 @@ def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept() -> 
 
 
 def test_the_alarm_knows_how_far_an_estimate_may_be_off() -> None:
-    report = PictureReport(score_mean=0.0, score_std=1.0, kl=2.0, kl_k1=2.9, vendi=1.0, pictures=100)
+    report = ImageRolloutReport(score_mean=0.0, score_std=1.0, kl=2.0, kl_k1=2.9, vendi=1.0, images=100)
     assert not report.kl_alarm  # a deviation is sqrt(2 * 2 / 100) = 0.2
     assert replace(report, kl_k1=3.1).kl_alarm
     assert replace(report, kl_k1=-2.0).kl_alarm

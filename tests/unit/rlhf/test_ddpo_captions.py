@@ -53,9 +53,9 @@ def _text(caption: str) -> tuple[int, ...]:
     return tuple(Words().tokenize([caption], ["it"])[0])
 
 
-def test_captions_of_one_text_are_one_group_and_labels_are_their_pictures(tmp_path: Path) -> None:
+def test_captions_of_one_text_are_one_group_and_labels_are_their_images(tmp_path: Path) -> None:
     dataset = captioned_set(tmp_path, ("thin", "thick", "thin", "thin"))
-    asked = CaptionPrompts(dataset, Words(), pictures=8, samples=2, seed=0).asked(0)
+    asked = CaptionPrompts(dataset, Words(), images=8, samples=2, seed=0).asked(0)
     texts = _read(asked)
     assert len(set(texts)) == 2
     for text, group in zip(texts, asked.groups_B.tolist(), strict=True):
@@ -64,11 +64,11 @@ def test_captions_of_one_text_are_one_group_and_labels_are_their_pictures(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("captions", "said"), [((), "these images have no captions"), (("", ""), r"every caption is empty \(2 pictures\)")]
+    ("captions", "said"), [((), "these images have no captions"), (("", ""), r"every caption is empty \(2 images\)")]
 )
-def test_pictures_without_captions_are_refused(tmp_path: Path, captions: tuple[str, ...], said: str) -> None:
+def test_images_without_captions_are_refused(tmp_path: Path, captions: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        CaptionPrompts(captioned_set(tmp_path, captions), Words(), pictures=4, samples=2, seed=0)
+        CaptionPrompts(captioned_set(tmp_path, captions), Words(), images=4, samples=2, seed=0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -81,15 +81,15 @@ def test_at_the_start_every_ratio_is_one_and_kl_is_zero(tmp_path: Path, guidance
     assert ddpo.listener.heard[0]["kl"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_caption_changes_the_picture_and_its_neighbours_do_not(tmp_path: Path) -> None:
+def test_a_caption_changes_the_image_and_its_neighbours_do_not(tmp_path: Path) -> None:
     ddpo = build(guidance=3.0, prompts=caption_prompts(tmp_path), lora=LORA)
     asked = caption_prompts(tmp_path).asked(0)
     rollouts = ddpo.estimator._rollouts
     rollouts.sync(0)
-    all_of_them = rollouts.draw(range(12), asked, range(12)).pictures_BCHW
-    one = rollouts.draw([7], asked.rows(slice(7, 8)), [7]).pictures_BCHW
+    all_of_them = rollouts.draw(range(12), asked, range(12)).images_BCHW
+    one = rollouts.draw([7], asked.rows(slice(7, 8)), [7]).images_BCHW
     torch.testing.assert_close(all_of_them[7], one[0], rtol=1e-4, atol=1e-5)
-    other = rollouts.draw([7], asked.rows(slice(0, 1)), [7]).pictures_BCHW
+    other = rollouts.draw([7], asked.rows(slice(0, 1)), [7]).images_BCHW
     assert not torch.equal(asked.captions.input_ids_BT[7], asked.captions.input_ids_BT[0])  # type: ignore[union-attr]
     assert not torch.allclose(other[0], one[0], atol=1e-4)
 
@@ -106,8 +106,8 @@ def test_advantages_are_normalised_within_a_caption(tmp_path: Path) -> None:
 
 
 def test_adapters_learn_ink_and_nothing_else_moves(tmp_path: Path) -> None:
-    prompts = caption_prompts(tmp_path, pictures=192, samples=48)
-    ddpo = build(pictures=192, micro_batch=48, iterations=6, epochs=2, mini_batches=4, prompts=prompts, lora=Lora(r=4))
+    prompts = caption_prompts(tmp_path, images=192, samples=48)
+    ddpo = build(images=192, micro_batch=48, iterations=6, epochs=2, mini_batches=4, prompts=prompts, lora=Lora(r=4))
     before = ddpo.parameters()
     ddpo.run(rate=3e-2)
     reports = ddpo.listener.heard
@@ -130,7 +130,7 @@ def ddpo_part(folder: Path, stop_at: int | None = None) -> Part:
     controller = {"name": "adaptive", "target": 0.01, "horizon": 50}
     options = {"iterations": 3, "kl_coef": 0.1, "kl_limit": 50.0, "kl_controller": controller, "kl_in": "loss"}
     made = build(
-        pictures=8, micro_batch=4, guidance=2.0, prompts=caption_prompts(folder, 8, 2), lora=LORA,
+        images=8, micro_batch=4, guidance=2.0, prompts=caption_prompts(folder, 8, 2), lora=LORA,
         listener=Listener(stop_at=stop_at), **options,
     )  # fmt: skip
     return Part(made.engine, made.source, made.objective, made.listener)

@@ -84,8 +84,8 @@ def reward_part(listener: Any) -> Part:
 
 
 def image_batch(generator: torch.Generator, rows_B: torch.Tensor, step: int) -> ImageBatch:
-    pictures = torch.rand(2, 1, 6, 5, generator=generator)
-    return ImageBatch(pictures, torch.full((2,), -1), rows_B + 100, rows_B, step)
+    images = torch.rand(2, 1, 6, 5, generator=generator)
+    return ImageBatch(images, torch.full((2,), -1), rows_B + 100, rows_B, step)
 
 
 def gan_part(listener: Any) -> Part:

@@ -1,4 +1,4 @@
-"""What an examination of pictures refuses before it measures."""
+"""What an evaluation of images refuses before it measures."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from trainers.evaluation.suite import Parts
 
 
 @pytest.mark.parametrize(("held_out", "others"), [(1, 9), (9, 1)])
-def test_too_few_pictures_are_named(monkeypatch: pytest.MonkeyPatch, held_out: int, others: int) -> None:
+def test_too_few_images_are_named(monkeypatch: pytest.MonkeyPatch, held_out: int, others: int) -> None:
     def opened(context: Any, request: Any) -> list[int]:
         return [0] * (held_out if request.held_out else others)
 

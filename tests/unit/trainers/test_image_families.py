@@ -1,4 +1,4 @@
-"""The mathematics of the picture families against numbers worked out by hand and slow references."""
+"""The mathematics of the image families against numbers worked out by hand and slow references."""
 
 import math
 from typing import Any
@@ -21,8 +21,8 @@ SEEDS = torch.tensor([3, 4, 5])
 LABELS = torch.tensor([0, 2, 1])
 
 
-def pictures() -> torch.Tensor:
-    """Three pictures with values in [0, 1]."""
+def images() -> torch.Tensor:
+    """Three images with values in [0, 1]."""
     return torch.rand(3, 1, 6, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -70,7 +70,7 @@ def test_pixel_likelihoods_by_hand() -> None:
 
 def test_the_bound_is_reconstruction_and_kl_and_free_bits_cost_nothing() -> None:
     plain, free = (build(Vae(family="vae", type="mlp", width=8, latent=3, free_bits=bits)) for bits in (0.0, 100.0))
-    found, spared = (vae.module(pictures(), LABELS, SEEDS, 0) for vae in (plain, free))
+    found, spared = (vae.module(images(), LABELS, SEEDS, 0) for vae in (plain, free))
     torch.testing.assert_close(found["elbo"], -(found["reconstruction"] + found["kl"]))
     torch.testing.assert_close(found["loss"], -found["elbo"])
     torch.testing.assert_close(spared["loss"], spared["reconstruction"] + 3 * 100.0)
@@ -79,14 +79,14 @@ def test_the_bound_is_reconstruction_and_kl_and_free_bits_cost_nothing() -> None
 
 def test_the_bound_is_below_the_importance_weighted_likelihood() -> None:
     vae = build(Vae(family="vae", type="mlp", width=8, latent=2)).module
-    images = (pictures() > 0.5).float()
+    binary = (images() > 0.5).float()
     with torch.no_grad():
-        draws = torch.stack([vae(images, LABELS, SEEDS + 100 * draw, 9)["elbo"] for draw in range(200)])
-        mean, log_variance = vae.net.posterior(2 * images - 1)
+        draws = torch.stack([vae(binary, LABELS, SEEDS + 100 * draw, 9)["elbo"] for draw in range(200)])
+        mean, log_variance = vae.net.posterior(2 * binary - 1)
         noise = torch.randn(4000, 3, 2, generator=torch.Generator().manual_seed(0))
         latents = mean + noise * (0.5 * log_variance).exp()
         raw = vae.net.raw_pixels(latents.flatten(0, 1)).view(4000, 3, 1, 6, 5)
-        likelihood = pixel_log_likelihood(raw, images.expand_as(raw), vae.settings).flatten(2).sum(2)
+        likelihood = pixel_log_likelihood(raw, binary.expand_as(raw), vae.settings).flatten(2).sum(2)
         prior = -0.5 * latents.square().sum(2)
         posterior = -0.5 * (noise.square() + log_variance).sum(2)
         evidence = torch.logsumexp(likelihood + prior - posterior, 0) - math.log(4000)
@@ -94,7 +94,7 @@ def test_the_bound_is_below_the_importance_weighted_likelihood() -> None:
     assert bool((draws.mean(0) > evidence - 5).all())
 
 
-def test_binarised_pictures_are_drawn_anew_with_their_grey_value() -> None:
+def test_binarised_images_are_drawn_anew_with_their_grey_value() -> None:
     vae = build(Vae(family="vae", type="mlp", width=8, latent=2, binarize=True))
     kept: list[torch.Tensor] = []
     vae.net.encoder.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
@@ -108,18 +108,18 @@ def test_binarised_pictures_are_drawn_anew_with_their_grey_value() -> None:
 
 def test_interpolation_ends_at_its_inputs() -> None:
     vae = build(Vae(family="vae", type="mlp", width=8, latent=2))
-    first, second = pictures()[:2]
+    first, second = images()[:2]
     row = vae.interpolate(first, second, 5)
-    ends = vae.decode(vae.encode(pictures()[:2])[0])
+    ends = vae.decode(vae.encode(images()[:2])[0])
     torch.testing.assert_close(row[0], ends[0])
     torch.testing.assert_close(row[-1], ends[1])
 
 
 def test_the_classifier_s_smoothing_is_off_in_evaluation() -> None:
     smooth = build(Classifier(family="classifier", width=4, depth=1, features=4, label_smoothing=0.5)).module
-    trained = smooth.train()(pictures(), LABELS, SEEDS, 0)["loss"]
-    measured = smooth.eval()(pictures(), LABELS, SEEDS, 0)["loss"]
-    logits, _ = smooth.net(pictures())
+    trained = smooth.train()(images(), LABELS, SEEDS, 0)["loss"]
+    measured = smooth.eval()(images(), LABELS, SEEDS, 0)["loss"]
+    logits, _ = smooth.net(images())
     torch.testing.assert_close(measured, -logits.log_softmax(-1).gather(1, LABELS[:, None])[:, 0])
     assert not torch.allclose(trained, measured)
 
@@ -155,7 +155,7 @@ def test_each_phase_moves_its_own_network_alone() -> None:
         family.phases(), ("discriminator", "generator"), ("generator", "discriminator"), strict=True
     ):
         family.module.zero_grad(set_to_none=True)
-        phase.module.train()(pictures(), LABELS, SEEDS, 0)["loss"].sum().backward()
+        phase.module.train()(images(), LABELS, SEEDS, 0)["loss"].sum().backward()
         assert all(parameter.grad is not None for parameter in getattr(family, own).parameters())
         assert all(parameter.grad is None for parameter in getattr(family, other).parameters())
         names = [name for name, _ in phase.module.named_parameters()]
@@ -166,14 +166,14 @@ def test_each_phase_moves_its_own_network_alone() -> None:
 def test_penalties_are_of_each_sample_s_own_gradient(keys: dict[str, Any]) -> None:
     family = gan(**keys)
     phase = family.phases()[0].module
-    penalised = phase.train()(pictures(), LABELS, SEEDS, 0)["loss"]
-    plain = phase.eval()(pictures(), LABELS, SEEDS, 0)["loss"]
+    penalised = phase.train()(images(), LABELS, SEEDS, 0)["loss"]
+    plain = phase.eval()(images(), LABELS, SEEDS, 0)["loss"]
     assert bool((penalised > plain).all())
     if "r1_gamma" in keys:
-        real = (2 * pictures() - 1).requires_grad_(True)
+        real = (2 * images() - 1).requires_grad_(True)
         (slope,) = torch.autograd.grad(family.discriminator(real, None).sum(), real)
         torch.testing.assert_close(penalised - plain, slope.flatten(1).square().sum(1))
-    alone = phase.train()(pictures()[1:2], LABELS[1:2], SEEDS[1:2], 0)["loss"]
+    alone = phase.train()(images()[1:2], LABELS[1:2], SEEDS[1:2], 0)["loss"]
     torch.testing.assert_close(alone[0], penalised[1])
 
 
@@ -219,7 +219,7 @@ def test_schedules_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-def test_a_perfect_prediction_gives_the_picture_back(prediction: str) -> None:
+def test_a_perfect_prediction_gives_the_image_back(prediction: str) -> None:
     from trainers.models.images.ddpm import clean_of, target_of
 
     clean, noise = torch.randn(2, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -229,7 +229,7 @@ def test_a_perfect_prediction_gives_the_picture_back(prediction: str) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> None:
+def test_min_snr_weights_are_the_same_error_of_the_image(prediction: str) -> None:
     from trainers.models.images.ddpm import clean_of, loss_weights, target_of
 
     settings = Ddpm(**DDPM, prediction=prediction, min_snr_gamma=5.0)  # type: ignore[arg-type]
@@ -239,8 +239,8 @@ def test_min_snr_weights_are_the_same_error_of_the_picture(prediction: str) -> N
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     target = target_of(prediction, clean, noise, abar)
     weighted = loss_weights(abar_B, settings) * error.square().flatten(1).mean(1)
-    of_picture = (clean_of(prediction, target + error, noisy, abar) - clean).square().flatten(1).mean(1)
-    torch.testing.assert_close(weighted, torch.tensor([5.0, 0.3 / 0.7], dtype=torch.float64) * of_picture)
+    of_image = (clean_of(prediction, target + error, noisy, abar) - clean).square().flatten(1).mean(1)
+    torch.testing.assert_close(weighted, torch.tensor([5.0, 0.3 / 0.7], dtype=torch.float64) * of_image)
 
 
 def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
@@ -265,7 +265,7 @@ def test_the_likelihood_bound_is_the_sum_of_its_terms() -> None:
 
 
 def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
-    """A network that always answers 0 recovers what the noisy picture alone says."""
+    """A network that always answers 0 recovers what the noisy image alone says."""
     from trainers.models.images.likelihood_bound import bound_terms, prior_term, strata
 
     family = build(Ddpm(**{**DDPM, "prediction": "v"}), ImageFacts(1, 4, 4, ()))
@@ -274,10 +274,10 @@ def test_the_bound_of_many_draws_is_that_of_every_timestep() -> None:
     losses = family.module.eval()
     abar = losses._abar_T
     assert strata(10) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 10)]
-    pictures = torch.full((4000, 1, 4, 4), 0.6)
+    images = torch.full((4000, 1, 4, 4), 0.6)
     with torch.no_grad():
-        found = losses(pictures, torch.zeros(4000, dtype=torch.long), torch.arange(4000), 0)["bits_per_dim"]
-    clean = 2 * pictures - 1
+        found = losses(images, torch.zeros(4000, dtype=torch.long), torch.arange(4000), 0)["bits_per_dim"]
+    clean = 2 * images - 1
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     wanted = prior_term(abar, clean)
     for step in range(len(abar)):
@@ -307,8 +307,8 @@ def test_guidance_extrapolates_from_no_class_to_the_class() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
-def test_samplers_recover_a_single_picture(sampler: str) -> None:
-    """The network that knows the only picture there is leads every sampler to it."""
+def test_samplers_recover_a_single_image(sampler: str) -> None:
+    """The network that knows the only image there is leads every sampler to it."""
     facts = ImageFacts(1, 4, 4, ())
     settings = Ddpm(**{**DDPM, "timesteps": 100, "sampling_steps": 20}, sampler=sampler, prediction="x0")  # type: ignore[arg-type]
     family = build(settings, facts)
@@ -325,5 +325,5 @@ def test_samplers_recover_a_single_picture(sampler: str) -> None:
             return SimpleNamespace(sample=(2 * wanted - 1).expand_as(noisy) * self.scale)
 
     family.net = Knows()
-    for picture in family.sample([1, 2]):
-        torch.testing.assert_close(picture, wanted, atol=0.05, rtol=0)
+    for image in family.sample([1, 2]):
+        torch.testing.assert_close(image, wanted, atol=0.05, rtol=0)

@@ -12,7 +12,7 @@ LEFT, RIGHT = -0.13, 0.06
 
 
 def caption_of(pixels_HW: np.ndarray, digit: int) -> str:
-    """Return a caption that depends on the picture alone; `pixels_HW` are grey values of 8 bits."""
+    """Return a caption that depends on the image alone; `pixels_HW` are grey values of 8 bits."""
     thickness, width, slant = measure(pixels_HW)
     words = ["a"]
     words += ["thin"] if thickness < THIN else ["thick"] if thickness > THICK else []
@@ -25,7 +25,7 @@ def caption_of(pixels_HW: np.ndarray, digit: int) -> str:
 
 
 def measure(pixels_HW: np.ndarray) -> tuple[float, float, float]:
-    """Return stroke thickness, width over height, and slant of a picture.
+    """Return stroke thickness, width over height, and slant of an image.
 
     Thickness is twice the ink over the length of its outline (the sum of gradients), in pixels; width over height is
     the ratio of the ink's standard deviations across and down; slant is how many columns it moves right a row upwards.

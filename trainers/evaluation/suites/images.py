@@ -34,13 +34,13 @@ from trainers.training.context import StageContext, model_folder, open_images
 
 BATCH = 256
 REAL_DRAWS = 5
-"""Disjoint real sets whose distance to the held-out one says what a distance of real pictures is."""
+"""Disjoint real sets whose distance to the held-out one says what a distance of real images is."""
 
 
 def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts) -> Measured:
     """Return metrics by `model.metric` and one grid for each model; rank 0 computes, the others return nothing.
 
-    The distances compare as many drawn pictures as real ones, the smaller of `num_images` and the held-out pictures,
+    The distances compare as many drawn images as real ones, the smaller of `num_images` and the held-out images,
     and are means over `num_draws` independent draws.
     """
     assert spec.images is not None
@@ -63,9 +63,9 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
     count = min(spec.num_images, len(real))
     rows = drawn_rows(real.digest, context.seed, count, len(real))
     kept = _pixels(real, rows)
-    _, real_features = judge_pictures(judge, kept)
+    _, real_features = judge_images(judge, kept)
     baseline = real_baseline(judge, training, real_features, context.seed)
-    metrics: dict[str, float] = {"pictures": float(count), "draws": float(spec.num_draws)}
+    metrics: dict[str, float] = {"images": float(count), "draws": float(spec.num_draws)}
     samples: list[dict[str, Any]] = []
     for index, label in enumerate(labels):
         model: Any = open_family(model_folder(context, f"of.{index}"))
@@ -78,7 +78,7 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         drawn = []
         for draw in range(spec.num_draws):
             place = parts.place(index, draw, spec.num_draws)
-            seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
+            seeds = [stream_seed(context.seed, "eval", draw, place) for place in range(count)]
             drawn.append(_draw(model, seeds, wanted, captions, context.observer, place))
         context.observer.phase("features")
         classes = model.facts.classes if captions is None else real.classes
@@ -100,7 +100,7 @@ def compare(
     baseline: Interval,
 ) -> dict[str, float]:
     """Return distances, shares and class figures of independent draws [M, C, H, W] from one model."""
-    judged = [judge_pictures(judge, pictures) for pictures in drawn]
+    judged = [judge_images(judge, images) for images in drawn]
     distance = interval([fid(real_features, features) for _, features in judged])
     kernel = interval([kid(real_features, features) for _, features in judged])
     shares = np.array([precision_recall(real_features, features) for _, features in judged]).mean(0)
@@ -124,19 +124,19 @@ def compare(
 
 
 @torch.no_grad()
-def judge_pictures(judge: ClassifierFamily, pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def judge_images(judge: ClassifierFamily, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return (probabilities [M, K], features [M, F])."""
-    parts = [judge.predict(part) for part in pictures.split(BATCH)]
+    parts = [judge.predict(part) for part in images.split(BATCH)]
     return tuple(torch.cat([part[place] for part in parts]).numpy() for place in range(2))  # type: ignore[return-value]
 
 
 def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features: np.ndarray, seed: int) -> Interval:
-    """Return the distance of the held-out pictures to as many training pictures, over `REAL_DRAWS` draws."""
+    """Return the distance of the held-out images to as many training images, over `REAL_DRAWS` draws."""
     count = min(len(real_features), len(training))
     found = []
     for draw in range(REAL_DRAWS):
         rows = drawn_rows(training.digest, stream_seed(seed, "real", draw), count, len(training))
-        found.append(fid(real_features, judge_pictures(judge, _pixels(training, rows))[1]))
+        found.append(fid(real_features, judge_images(judge, _pixels(training, rows))[1]))
     return interval(found)
 
 
@@ -162,7 +162,7 @@ def _draw(
 
 
 def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:
-    """Give the captions of the real pictures that drawn ones are compared with; None: the model reads none."""
+    """Give the captions of the real images that drawn ones are compared with; None: the model reads none."""
     if not isinstance(model, Captioned) or not model.is_captioned:
         return None
     if not real.captions:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trainers.models.images.text_encoder import TextEncoder
     from trainers.models.images.vae import LatentCodec
 
-PROBE_PICTURES = 4
+PROBE_IMAGES = 4
 _ARCHITECTURE: TypeAdapter[ImageArchitecture] = TypeAdapter(ImageArchitecture)
 
 
@@ -153,10 +153,10 @@ def read_tensors(folder: Path, family: Family) -> dict[str, Tensor]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what a model folder says of itself; raises RequestError where it is no model of pictures."""
+    """Return what a model folder says of itself; raises RequestError where it is no model of images."""
     path = folder / SETTINGS
     if not path.is_file():
-        raise RequestError(f"{folder} is not the folder of a model of pictures: it has no {SETTINGS}")
+        raise RequestError(f"{folder} is not the folder of a model of images: it has no {SETTINGS}")
     settings: dict[str, Any] = json.loads(path.read_bytes())
     if settings.get("format") != FORMAT:
         raise RequestError(f"{path} has format {settings.get('format')!r}; this version reads {FORMAT}")
@@ -235,9 +235,9 @@ def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:
 def _probe_outputs(family: Family) -> np.ndarray:
     facts = family.facts
     generator = np.random.Generator(np.random.Philox(key=7))
-    pictures = torch.from_numpy(generator.random((PROBE_PICTURES, *facts.shape), dtype=np.float32))
-    labels = torch.arange(PROBE_PICTURES) % max(1, len(facts.classes))
+    images = torch.from_numpy(generator.random((PROBE_IMAGES, *facts.shape), dtype=np.float32))
+    labels = torch.arange(PROBE_IMAGES) % max(1, len(facts.classes))
     device = next(family.module.parameters()).device
     with exact_matmul():
-        found: np.ndarray = family.outputs(pictures.to(device), labels.to(device)).float().cpu().numpy()
+        found: np.ndarray = family.outputs(images.to(device), labels.to(device)).float().cpu().numpy()
     return np.ascontiguousarray(found)

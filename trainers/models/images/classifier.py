@@ -24,7 +24,7 @@ class ClassifierNetwork(nn.Module):
         self.head = nn.Linear(architecture.features, len(facts.classes))
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logits [B, classes], features [B, F]) of pictures with values in [0, 1]."""
+        """Return (logits [B, classes], features [B, F]) of images with values in [0, 1]."""
         inputs = (2 * images_BCHW - 1).to(self.head.weight.dtype)
         features = functional.silu(self.body(inputs))
         return self.head(features), features
@@ -53,8 +53,8 @@ class ClassifierFamily:
 
     def __init__(self, architecture: Classifier, facts: ImageFacts) -> None:
         if len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
-            raise RequestError(f"a classifier needs pictures of at least two classes; the data has {found}")
+            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
+            raise RequestError(f"a classifier needs images of at least two classes; the data has {found}")
         self.facts = facts
         self.net = ClassifierNetwork(architecture, facts)
         self.module = ClassifierLosses(self.net, architecture.label_smoothing)

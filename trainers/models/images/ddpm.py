@@ -162,7 +162,7 @@ def target_of(prediction: str, clean: Tensor, noise: Tensor, abar: Tensor) -> Te
 
 
 def clean_of(prediction: str, predicted: Tensor, noisy: Tensor, abar: Tensor) -> Tensor:
-    """Return the clean picture that a prediction implies."""
+    """Return the clean image that a prediction implies."""
     match prediction:
         case "epsilon":
             return (noisy - (1 - abar).sqrt() * predicted) / abar.sqrt()
@@ -209,8 +209,8 @@ class DdpmFamily:
         if finding is not None:
             raise RequestError(str(finding))
         if architecture.class_conditional and len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
-            raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")
+            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
+            raise RequestError(f"class_conditional needs images of at least two classes; the data has {found}")
         num_classes = len(facts.classes)
         self.net: Any = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
         self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
@@ -219,12 +219,12 @@ class DdpmFamily:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a picture's class can be asked for."""
+        """Whether an image's class can be asked for."""
         return self.settings.class_conditional
 
     @property
     def is_captioned(self) -> bool:
-        """Whether pictures are drawn from captions."""
+        """Whether images are drawn from captions."""
         return self.text is not None
 
     def phases(self) -> list[PhaseModule]:
@@ -255,7 +255,7 @@ class DdpmFamily:
 
     @torch.no_grad()
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the prediction in the middle of the process, the pictures taken as noisy ones.
+        """Return the prediction in the middle of the process, the images taken as noisy ones.
 
         Where captions condition, they are fixed ones.
         """
@@ -274,7 +274,7 @@ class DdpmFamily:
     def sample(
         self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
     ) -> Tensor:
-        """Draw pictures with the recipe's sampler, steps and guidance.
+        """Draw images with the recipe's sampler, steps and guidance.
 
         Each depends on its seed and its label or caption alone; without them the data's own are taken in turn.
         """
@@ -307,7 +307,7 @@ class DdpmFamily:
             timesteps = torch.full((len(seeds),), int(timestep), device=device)
             predicted = self._guided(noisy, timesteps, classes, text)
             noisy = scheduler.step(predicted, timestep, noisy, **options).prev_sample
-        return self.pictures_of(noisy)
+        return self.images_of(noisy)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -327,7 +327,7 @@ class DdpmFamily:
     def predicted_clean(
         self, noisy: Tensor, timesteps_B: Tensor, classes_B: Tensor | None, text: TextStates | None = None
     ) -> Tensor:
-        """Return what the guided network takes for the clean picture; pixels are clipped, latents not.
+        """Return what the guided network takes for the clean image; pixels are clipped, latents not.
 
         `text` is `condition`'s, where captions condition.
         """
@@ -335,8 +335,8 @@ class DdpmFamily:
         clean = clean_of(self.settings.prediction, self._guided(noisy, timesteps_B, classes_B, text), noisy, abar)
         return clean.clamp(-1, 1) if self.codec is None else clean
 
-    def pictures_of(self, clean: Tensor) -> Tensor:
-        """Return the pictures in [0, 1] of clean values in [-1, 1], or of clean latents."""
+    def images_of(self, clean: Tensor) -> Tensor:
+        """Return the images in [0, 1] of clean values in [-1, 1], or of clean latents."""
         return ((clean + 1) / 2).clamp(0, 1) if self.codec is None else self.codec.decode(clean)
 
     def _read(self, captions: Sequence[str], device: torch.device) -> TextStates:

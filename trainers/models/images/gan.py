@@ -23,7 +23,7 @@ DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIXING, DRAWN = 1, 2, 3, 4
 
 
 class Generator(nn.Module):
-    """From noise, and a class where there is one, to pictures in [-1, 1]."""
+    """From noise, and a class where there is one, to images in [-1, 1]."""
 
     def __init__(self, architecture: Gan, facts: ImageFacts) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class Generator(nn.Module):
         self.body = build_decoder(architecture.type, facts.shape, architecture.width, architecture.depth, inputs)
 
     def forward(self, noise_BZ: Tensor, labels_B: Tensor | None) -> Tensor:
-        """Return pictures [B, C, H, W]."""
+        """Return images [B, C, H, W]."""
         inputs = noise_BZ.to(next(self.body.parameters()).dtype)
         if self.embedding is not None:
             inputs = torch.cat([inputs, self.embedding(labels_B)], dim=1)
-        pictures: Tensor = self.body(inputs)
-        return pictures.float().tanh()
+        images: Tensor = self.body(inputs)
+        return images.float().tanh()
 
 
 class Discriminator(nn.Module):
-    """From pictures in [-1, 1] to a score; a class adds its projection (Miyato & Koyama 2018)."""
+    """From images in [-1, 1] to a score; a class adds its projection (Miyato & Koyama 2018)."""
 
     def __init__(self, architecture: Gan, facts: ImageFacts) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class Discriminator(nn.Module):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     nn.utils.parametrize.register_parametrization(module, "weight", SpectralNorm())
 
-    def forward(self, pictures_BCHW: Tensor, labels_B: Tensor | None) -> Tensor:
+    def forward(self, images_BCHW: Tensor, labels_B: Tensor | None) -> Tensor:
         """Return scores [B]."""
-        hidden = functional.silu(self.body(pictures_BCHW.to(next(self.parameters()).dtype)))
+        hidden = functional.silu(self.body(images_BCHW.to(next(self.parameters()).dtype)))
         score = self.head(hidden)[:, 0]
         if self.embedding is not None:
             score = score + (self.embedding(labels_B) * hidden).sum(1)
@@ -85,7 +85,7 @@ class SpectralNorm(nn.Module):
 
 
 class DiscriminatorPhase(nn.Module):
-    """The discriminator's loss on real pictures and on as many drawn ones."""
+    """The discriminator's loss on real images and on as many drawn ones."""
 
     def __init__(self, family: "GanFamily") -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class DiscriminatorPhase(nn.Module):
 
 
 class GeneratorPhase(nn.Module):
-    """The generator's loss: how its pictures score with the discriminator, whose parameters stay."""
+    """The generator's loss: how its images score with the discriminator, whose parameters stay."""
 
     def __init__(self, family: "GanFamily") -> None:
         super().__init__()
@@ -153,9 +153,9 @@ def discriminator_loss(name: str, real_B: Tensor, drawn_B: Tensor) -> Tensor:
     raise ValueError(f"unknown loss {name!r}")
 
 
-def _gradient(score_B: Tensor, pictures_BCHW: Tensor) -> Tensor:
-    """Return the gradient of each score by its own picture [B, C H W], differentiable."""
-    (found,) = torch.autograd.grad(score_B.sum(), pictures_BCHW, create_graph=True)
+def _gradient(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Return the gradient of each score by its own image [B, C H W], differentiable."""
+    (found,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
     return found.flatten(1)
 
 
@@ -182,8 +182,8 @@ class GanFamily:
 
     def __init__(self, architecture: Gan, facts: ImageFacts) -> None:
         if architecture.class_conditional and len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every picture"
-            raise RequestError(f"class_conditional needs pictures of at least two classes; the data has {found}")
+            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
+            raise RequestError(f"class_conditional needs images of at least two classes; the data has {found}")
         self.facts = facts
         self.settings = architecture
         self.generator = Generator(architecture, facts)
@@ -192,7 +192,7 @@ class GanFamily:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a picture's class can be asked for."""
+        """Whether an image's class can be asked for."""
         return self.settings.class_conditional
 
     def phases(self) -> list[PhaseModule]:
@@ -216,7 +216,7 @@ class GanFamily:
 
     @torch.no_grad()
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the discriminator's scores of the pictures, beside pictures of fixed noise."""
+        """Return the discriminator's scores of the images, beside images of fixed noise."""
         labels = labels_B if self.settings.class_conditional else None
         score = self.discriminator(2 * images_BCHW - 1, labels)
         noise = normals(torch.arange(len(images_BCHW)), DRAWN, (self.settings.latent,), images_BCHW)
@@ -224,7 +224,7 @@ class GanFamily:
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
-        """Draw one picture for each seed; without labels a conditional generator takes one by the seed."""
+        """Draw one image for each seed; without labels a conditional generator takes one by the seed."""
         classes = None
         device = next(self.generator.parameters()).device
         if self.settings.class_conditional:
@@ -238,11 +238,11 @@ class GanFamily:
         return (drawn + 1) / 2
 
     def gate_reasons(self, metrics: Mapping[str, float], dataset: ImageDataset) -> list[str]:
-        """Drawn pictures must not all be alike."""
+        """Drawn images must not all be alike."""
         share = metrics.get("vendi_share")
         if share is None or share >= self.settings.collapse_below:
             return []
         return [
-            f"mode collapse: the Vendi score of drawn pictures is {share:.2f} of real ones', "
+            f"mode collapse: the Vendi score of drawn images is {share:.2f} of real ones', "
             f"below collapse_below ({self.settings.collapse_below})"
         ]

@@ -39,6 +39,6 @@ def bound_terms(abar_T: Tensor, timesteps_B: Tensor, clean: Tensor, recovered: T
 
 
 def prior_term(abar_T: Tensor, clean: Tensor) -> Tensor:
-    """Return the bound's last term [B] in nats: how far the noisiest picture still is from noise alone."""
+    """Return the bound's last term [B] in nats: how far the noisiest image still is from noise alone."""
     last = abar_T[-1]
     return 0.5 * (last * clean.square() - last - (1 - last).log()).flatten(1).sum(1)

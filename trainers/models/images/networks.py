@@ -1,4 +1,4 @@
-"""Encoders and decoders of pictures: fully connected, or convolutions that halve and double the size.
+"""Encoders and decoders of images: fully connected, or convolutions that halve and double the size.
 
 No norm looks at a whole batch, so no output depends on ranks or micro-batches.
 """
@@ -13,7 +13,7 @@ NORM_GROUPS = 8
 
 
 def sizes_of(height: int, width: int, depth: int) -> list[tuple[int, int]]:
-    """Return height and width at each level, the picture's own first; odd sizes are rounded up."""
+    """Return height and width at each level, the image's own first; odd sizes are rounded up."""
     sizes = [(height, width)]
     for _ in range(depth):
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -21,7 +21,7 @@ def sizes_of(height: int, width: int, depth: int) -> list[tuple[int, int]]:
 
 
 def build_encoder(kind: NetworkType, shape: tuple[int, int, int], width: int, depth: int, outputs: int) -> nn.Module:
-    """Build a network from pictures [B, C, H, W] to vectors [B, outputs]."""
+    """Build a network from images [B, C, H, W] to vectors [B, outputs]."""
     channels, height, wide = shape
     layers: list[nn.Module] = []
     match kind:
@@ -46,7 +46,7 @@ def build_encoder(kind: NetworkType, shape: tuple[int, int, int], width: int, de
 
 
 def build_decoder(kind: NetworkType, shape: tuple[int, int, int], width: int, depth: int, inputs: int) -> nn.Module:
-    """Build a network from vectors [B, inputs] to pictures' raw values [B, C, H, W]."""
+    """Build a network from vectors [B, inputs] to images' raw values [B, C, H, W]."""
     channels, height, wide = shape
     layers: list[nn.Module] = []
     match kind:

@@ -1,4 +1,4 @@
-"""What a family of picture models is: a module that gives losses per sample, and what is done with it when trained.
+"""What a family of image models is: a module that gives losses per sample, and what is done with it when trained.
 
 B samples, C channels, H and W pixels.
 """
@@ -38,7 +38,7 @@ class ImageFacts:
 
 
 def settings_of(architecture: ImageArchitecture, facts: ImageFacts, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what a model folder says of itself: family, configuration, pictures, classes."""
+    """Return what a model folder says of itself: family, configuration, images, classes."""
     return {
         "format": FORMAT,
         "family": architecture.family,
@@ -83,11 +83,11 @@ class PhaseModule:
 
 
 class Family(Protocol):
-    """A model of pictures, in training or trained; `module` has no buffers that training changes."""
+    """A model of images, in training or trained; `module` has no buffers that training changes."""
 
     @property
     def facts(self) -> ImageFacts:
-        """The pictures it was made for."""
+        """The images it was made for."""
 
     @property
     def module(self) -> nn.Module:
@@ -111,7 +111,7 @@ class Family(Protocol):
         """Name further JSON files that the ecosystem's layout wants (a scheduler's, a pipeline's)."""
 
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return raw outputs on given pictures without noise: what a re-opened model must reproduce."""
+        """Return raw outputs on given images without noise: what a re-opened model must reproduce."""
 
     def gate_reasons(self, metrics: dict[str, float], dataset: ImageDataset) -> list[str]:
         """Say why later stages should not build on a model with these held-out metrics: no better than a guess."""
@@ -119,18 +119,18 @@ class Family(Protocol):
 
 @runtime_checkable
 class Drawing(Protocol):
-    """A family that draws pictures."""
+    """A family that draws images."""
 
     @property
     def facts(self) -> ImageFacts:
-        """The pictures it was made for."""
+        """The images it was made for."""
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a picture's class can be asked for."""
+        """Whether an image's class can be asked for."""
 
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
-        """Draw one picture [C, H, W] in [0, 1] for each seed; a picture depends on its seed and label alone."""
+        """Draw one image [C, H, W] in [0, 1] for each seed; an image depends on its seed and label alone."""
 
 
 @runtime_checkable
@@ -139,7 +139,7 @@ class Captioned(Protocol):
 
     @property
     def facts(self) -> ImageFacts:
-        """The pictures it was made for, with captions of the data."""
+        """The images it was made for, with captions of the data."""
 
     @property
     def is_captioned(self) -> bool:
@@ -148,4 +148,4 @@ class Captioned(Protocol):
     def sample(
         self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
     ) -> Tensor:
-        """Draw one picture [C, H, W] in [0, 1] for each seed, from its caption."""
+        """Draw one image [C, H, W] in [0, 1] for each seed, from its caption."""

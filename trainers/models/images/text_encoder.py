@@ -1,4 +1,4 @@
-"""A frozen language model that reads captions: its hidden states are what pictures are conditioned on.
+"""A frozen language model that reads captions: its hidden states are what images are conditioned on.
 
 B captions, T tokens, D width of the hidden states.
 """
@@ -126,7 +126,7 @@ def read_captions(encoder: TextEncoder, dataset: ImageDataset) -> CaptionTokens:
     if not dataset.captions:
         raise RequestError(str(missing_captions("text_encoder")))
     if not any(dataset.captions):
-        raise RequestError(f"every caption is empty ({len(dataset)} pictures)")
+        raise RequestError(f"every caption is empty ({len(dataset)} images)")
     names = dataset.row_ids_path.read_text(encoding="utf-8").split("\n")[: len(dataset)]
     return CaptionTokens.of(encoder.tokenize(dataset.captions, names), encoder.tokenization.pad_id)
 

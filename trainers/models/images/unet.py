@@ -9,7 +9,7 @@ HEAD = 8
 
 
 def build_unet(architecture: Ddpm, shape: tuple[int, ...], num_classes: int, text_width: int | None) -> Any:
-    """Build the network for pictures or latents [C, H, W]; `text_width` is that of the captions' hidden states."""
+    """Build the network for images or latents [C, H, W]; `text_width` is that of the captions' hidden states."""
     channels, height, _ = shape
     widths, attention = tuple(architecture.block_out_channels), architecture.attention_levels
     levels = range(len(widths))

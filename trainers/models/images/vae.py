@@ -24,7 +24,7 @@ LATENT_NOISE, BINARIZE, CODEC_NOISE = 1, 2, 8
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 8.0
 CODEC_ROWS = 1024
 ROWS = 4096
-"""Pictures that the gate's baseline is computed on at most."""
+"""Images that the gate's baseline is computed on at most."""
 
 
 class VectorAutoencoder(nn.Module):
@@ -145,7 +145,7 @@ def pixel_log_likelihood(raw: Tensor, targets: Tensor, settings: Vae) -> Tensor:
 
 
 class LatentCodec:
-    """A frozen autoencoder between pictures and latents of about unit variance."""
+    """A frozen autoencoder between images and latents of about unit variance."""
 
     def __init__(self, autoencoder: "VaeFamily", scale: float) -> None:
         if (finding := autoencoder.settings.latents_rule()) is not None:
@@ -161,17 +161,17 @@ class LatentCodec:
         return self.autoencoder.latent_shape
 
     def encode(self, images_BCHW: Tensor, noise_seeds_B: Tensor) -> Tensor:
-        """Draw scaled latents of pictures with values in [0, 1]."""
+        """Draw scaled latents of images with values in [0, 1]."""
         mean, deviation = self.autoencoder.encode(images_BCHW)
         return self.scale * (mean + deviation * normals(noise_seeds_B, CODEC_NOISE, self.shape, mean))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Return pictures in [0, 1]."""
+        """Return images in [0, 1]."""
         return self.autoencoder.decode(latents_BCHW / self.scale)
 
 
 def fit_codec(autoencoder: "VaeFamily", dataset: ImageDataset) -> LatentCodec:
-    """Make a codec whose scale brings the latents of the set's first pictures to unit variance."""
+    """Make a codec whose scale brings the latents of the set's first images to unit variance."""
     codec = LatentCodec(autoencoder, 1.0)
     images = torch.from_numpy(np.asarray(dataset.images_NCHW[:CODEC_ROWS], dtype=np.float32) / 255)
     latents = torch.cat([codec.encode(part, torch.arange(len(part))) for part in images.split(128)])
@@ -196,7 +196,7 @@ class VaeFamily:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of a picture's latents."""
+        """Shape of an image's latents."""
         return self.net.latent_shape
 
     def phases(self) -> list[PhaseModule]:
@@ -217,7 +217,7 @@ class VaeFamily:
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the latents of pictures with values in [0, 1]."""
+        """Return mean and standard deviation of the latents of images with values in [0, 1]."""
         dtype = next(self.net.parameters()).dtype
         mean, log_variance = self.net.posterior((2 * images_BCHW - 1).to(dtype))
         log_variance = log_variance.float().clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
@@ -225,12 +225,12 @@ class VaeFamily:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return mean pictures [B, C, H, W] in [0, 1]."""
+        """Return mean images [B, C, H, W] in [0, 1]."""
         raw = self.net.raw_pixels(latents.to(next(self.net.parameters()).dtype)).float()
         return raw.sigmoid() if self.settings.likelihood == "bernoulli" else ((raw + 1) / 2).clamp(0, 1)
 
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the pictures decoded from the posterior means."""
+        """Return the images decoded from the posterior means."""
         return self.decode(self.encode(images_BCHW)[0])
 
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
@@ -242,7 +242,7 @@ class VaeFamily:
         return self.decode(normals(torch.tensor(list(seeds)), LATENT_NOISE, self.net.latent_shape, like))
 
     def interpolate(self, first_CHW: Tensor, second_CHW: Tensor, steps: int) -> Tensor:
-        """Decode `steps` latents evenly on the line between two pictures' posterior means, ends included."""
+        """Decode `steps` latents evenly on the line between two images' posterior means, ends included."""
         means, _ = self.encode(torch.stack([first_CHW, second_CHW]))
         shares = torch.linspace(0, 1, steps, device=means.device).view(-1, *[1] * (means.ndim - 1))
         return self.decode(means[:1] + shares * (means[1:] - means[:1]))
@@ -259,7 +259,7 @@ class VaeFamily:
 
 
 def independent_pixels(dataset: ImageDataset, settings: Vae) -> float:
-    """Return the mean log-likelihood of pictures under independent pixels with the set's own means."""
+    """Return the mean log-likelihood of images under independent pixels with the set's own means."""
     images = torch.from_numpy(np.asarray(dataset.images_NCHW[:ROWS], dtype=np.float32) / 255)
     mean = images.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3)
     raw = torch.logit(mean) if settings.likelihood == "bernoulli" else 2 * mean - 1

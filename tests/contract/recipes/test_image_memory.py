@@ -1,18 +1,18 @@
-"""Predicted parameters and kept values of picture models against the built networks."""
+"""Predicted parameters and kept values of image models against the built networks."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from recipes.data.images import PictureFacts
+from recipes.data.images import ImageSetFacts
 from recipes.models.image_memory import predict_tuning_sizes
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
 from recipes.models.tally import TextSizes
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages
 from rlhf.images.ddpo import DdpoBatch, DdpoObjective
-from rlhf.images.policy import PictureModels, Trajectories
+from rlhf.images.policy import ImageModels, Trajectories
 from trainers.data.batches import Texts
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
@@ -64,7 +64,7 @@ def test_parameters_are_exact_and_kept_values_are_near(name: str) -> None:
     words: Any = Words() if is_captioned else None
     family = Blueprint(architecture, facts, codec, words).build(0)
     text = TextSizes(TEXT_WIDTH, 0) if is_captioned else None
-    net = architecture.tally(PictureFacts(3, 16, 16, 7), KL if codec is not None else None, text)
+    net = architecture.tally(ImageSetFacts(3, 16, 16, 7), KL if codec is not None else None, text)
     parameters, kept = net.parameters, net.kept
     assert parameters == sum(parameter.numel() for parameter in family.module.parameters())
 
@@ -95,13 +95,13 @@ def test_an_adapter_s_parameters_are_exact(name: str, lora: Lora) -> None:
     words: Any = Words() if name == "captioned" else None
     family: Any = Blueprint(CASES[name], ImageFacts(3, 16, 16, tuple("abcdefg")), None, words).build(0)
     adapt(family, lora, 0)
-    net = CASES[name].tally(PictureFacts(3, 16, 16, 7), None, None if words is None else TextSizes(TEXT_WIDTH, 0))
+    net = CASES[name].tally(ImageSetFacts(3, 16, 16, 7), None, None if words is None else TextSizes(TEXT_WIDTH, 0))
     trained = sum(parameter.numel() for parameter in family.module.parameters() if parameter.requires_grad)
     assert lora.num_parameters(net.projections) == trained
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_prediction_of_a_reward_tuned_picture_is_near(guidance: float) -> None:
+def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None:
     actor = Ddpm(
         family="ddpm", block_out_channels=[16, 32], layers_per_block=1, class_conditional=True, sampling_steps=5,
         guidance=guidance,
@@ -114,13 +114,13 @@ def test_the_prediction_of_a_reward_tuned_picture_is_near(guidance: float) -> No
             "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
         }
     )
-    facts = PictureFacts(3, 16, 16, 7)
+    facts = ImageSetFacts(3, 16, 16, 7)
     one, two = (
         predict_tuning_sizes(stage, actor, facts, None, None, 1, micro).memory_per_worker_bytes for micro in (1, 2)
     )
 
     families: list[Any] = [Blueprint(actor, ImageFacts(3, 16, 16, tuple("abcdefg"))).build(0) for _ in range(2)]
-    models = PictureModels(families[0], families[1], 0.01)
+    models = ImageModels(families[0], families[1], 0.01)
     own = {parameter.untyped_storage().data_ptr() for parameter in models.parameters()}
     storages: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""Nine small pictures of three classes, written in every form that a recipe reads them from.
+"""Nine small images of three classes, written in every form that a recipe reads them from.
 
 Each writer fills a folder and returns the source's keys.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from recipes.data.images import ImageSource
-from trainers.data.images import Picture
+from trainers.data.images import DecodedImage
 
 SOURCE: TypeAdapter[Any] = TypeAdapter(ImageSource)
 
@@ -24,21 +24,21 @@ def source(**keys: Any) -> Any:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Encode a picture."""
+    """Encode an image."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
 
 
 def pixels(number: int, channels: int = 1, size: int = 6) -> np.ndarray:
-    """Give a picture that no other number has."""
+    """Give an image that no other number has."""
     rng = np.random.default_rng(number)
     return rng.integers(0, 256, (size, size, channels), dtype=np.uint8)
 
 
-def picture_key(number: int) -> bytes:
-    """Return the key of a picture by its number."""
-    return Picture("", pixels(number), None).key()
+def image_key(number: int) -> bytes:
+    """Return the key of an image by its number."""
+    return DecodedImage("", pixels(number), None).key()
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -55,13 +55,13 @@ def idx_files(folder: Path) -> dict[str, Any]:
     return {"source": "idx", "files": ["images.gz"], "label_files": ["labels.gz"]}
 
 
-def picture_folder(folder: Path) -> dict[str, Any]:
+def image_folder(folder: Path) -> dict[str, Any]:
     """Write a folder of them for each class."""
     for number in range(9):
-        place = folder / "pictures" / str(number % 3)
+        place = folder / "images" / str(number % 3)
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.png").write_bytes(png(pixels(number)[:, :, 0]))
-    return {"source": "image-folder", "path": "pictures"}
+    return {"source": "image-folder", "path": "images"}
 
 
 def array_file(folder: Path) -> dict[str, Any]:

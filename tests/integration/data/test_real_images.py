@@ -1,4 +1,4 @@
-"""Real pictures in their own form train and draw, where `../shared/data` beside the repository holds them."""
+"""Real images in their own form train and draw, where `../shared/data` beside the repository holds them."""
 
 import zipfile
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Observer:
 
 
 def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Run a stage of three steps that draws; returns its draft and its grid."""
+    """Run a stage of three steps that draws; returns its candidate and its grid."""
     keys = {"steps": 3, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 4, "evaluation_rows": 8}
     shard = {"engine": "plain", "precision": "fp32"}
     stage = {"kind": "pretrain", "architecture": architecture, "data": data, "train": keys, "shard": shard}
@@ -62,24 +62,24 @@ def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict
     lease = store.take_lease("run", "model")
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     context = StageContext(store, "run", "model", "a" * 64, lease, 0, base_dir, {}, {}, Observer(), ranks)
-    draft: Any = run_image(spec, context)
-    assert verify_checks(store, draft.files, list(draft.checks), {}, store.uri).difference < 1e-5
+    candidate: Any = run_image(spec, context)
+    assert verify_checks(store, candidate.files, list(candidate.checks), {}, store.uri).difference < 1e-5
     (line,) = store.run("run").read_lines("samples/model")
-    return {**draft.to_json(), "grid": line["image"]}
+    return {**candidate.to_json(), "grid": line["image"]}
 
 
 def test_mnist_is_read_whole() -> None:
     labels = np.frombuffer(_unpacked(DATA / "mnist" / "train-labels-idx1-ubyte.gz"), dtype=np.uint8)[8:]
-    pictures = np.frombuffer(_unpacked(DATA / "mnist" / "train-images-idx3-ubyte.gz"), dtype=np.uint8)[16:]
+    images = np.frombuffer(_unpacked(DATA / "mnist" / "train-images-idx3-ubyte.gz"), dtype=np.uint8)[16:]
     assert len(labels) == 60_000
-    from trainers.data.images import read_pictures
+    from trainers.data.images import read_images
 
     source = SOURCE.validate_python({**MNIST, "limit": None, "hold_out": 0.0})
-    for number, picture in enumerate(read_pictures(source, DATA, seed=0)):
-        assert picture.label == labels[number]
+    for number, image in enumerate(read_images(source, DATA, seed=0)):
+        assert image.label == labels[number]
         if number % 20_000 == 7:
-            there = pictures[number * 784 : (number + 1) * 784].reshape(28, 28, 1)
-            np.testing.assert_array_equal(picture.pixels_HWC, there)
+            there = images[number * 784 : (number + 1) * 784].reshape(28, 28, 1)
+            np.testing.assert_array_equal(image.pixels_HWC, there)
     assert number == 59_999
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from recipes.data.images import ImageSource, PictureFacts
-from trainers.data.images import find_picture_facts
+from recipes.data.images import ImageSetFacts, ImageSource
+from trainers.data.images import find_image_set_facts
 
 SOURCE: TypeAdapter[ImageSource] = TypeAdapter(ImageSource)
 
@@ -30,19 +30,19 @@ def _write(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "facts"),
     [
-        ({"source": "digits"}, PictureFacts(1, 8, 8)),
-        ({"source": "digits", "size": 16, "channels": 3}, PictureFacts(3, 16, 16)),
-        ({"source": "idx", "files": ["a-idx3-ubyte.gz"]}, PictureFacts(1, 28, 20)),
+        ({"source": "digits"}, ImageSetFacts(1, 8, 8)),
+        ({"source": "digits", "size": 16, "channels": 3}, ImageSetFacts(3, 16, 16)),
+        ({"source": "idx", "files": ["a-idx3-ubyte.gz"]}, ImageSetFacts(1, 28, 20)),
         ({"source": "idx", "files": ["none.gz"]}, None),
-        ({"source": "image-folder", "path": "p"}, PictureFacts(4, 6, 12)),
-        ({"source": "arrays", "files": ["a.npy"], "channels": 1}, PictureFacts(1, 9, 11)),
+        ({"source": "image-folder", "path": "p"}, ImageSetFacts(4, 6, 12)),
+        ({"source": "arrays", "files": ["a.npy"], "channels": 1}, ImageSetFacts(1, 9, 11)),
         ({"source": "arrays", "files": ["broken.npy"]}, None),
         ({"source": "parquet", "files": ["a.parquet"]}, None),
-        ({"source": "jsonl", "files": ["rows.jsonl"]}, PictureFacts(3, 4, 5)),
+        ({"source": "jsonl", "files": ["rows.jsonl"]}, ImageSetFacts(3, 4, 5)),
         ({"source": "datasets", "path": "org/name", "revision": "main"}, None),
-        ({"source": "parquet", "files": ["a.parquet"], "size": 32, "channels": 3}, PictureFacts(3, 32, 32)),
+        ({"source": "parquet", "files": ["a.parquet"], "size": 32, "channels": 3}, ImageSetFacts(3, 32, 32)),
     ],
 )
-def test_the_first_image_tells_the_size(tmp_path: Path, source: dict[str, Any], facts: PictureFacts | None) -> None:
+def test_the_first_image_tells_the_size(tmp_path: Path, source: dict[str, Any], facts: ImageSetFacts | None) -> None:
     _write(tmp_path)
-    assert find_picture_facts(SOURCE.validate_python(source), tmp_path) == facts
+    assert find_image_set_facts(SOURCE.validate_python(source), tmp_path) == facts

@@ -1,4 +1,4 @@
-"""Rows with pictures: places, tokens and targets by hand, pixels as the stock processor makes them, each kept once."""
+"""Rows with images: places, tokens and targets by hand, pixels as the stock processor makes them, each kept once."""
 
 import base64
 import io
@@ -13,14 +13,14 @@ from pydantic import TypeAdapter
 
 from recipes.data.text import Source
 from recipes.errors import RequestError
-from trainers.data.batches import PicturedBatch, build_batch, pixel_values
+from trainers.data.batches import ImageTextBatch, build_batch, pixel_values
 from trainers.data.dataset import Dataset
-from trainers.data.image_processor import PictureProcessor, load_picture_processor
+from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.image_text import encode_question
-from trainers.data.image_text_digest import pictured_digest
+from trainers.data.image_text_digest import image_text_digest
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.evaluation.image_text_responses import pictured_prompts
+from trainers.evaluation.image_text_responses import image_text_prompts
 from trainers.models.small_llava import write_small_llava
 from trainers.store.store import Store
 
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def processor(folder: Path) -> PictureProcessor:
-    return load_picture_processor(folder)
+def processor(folder: Path) -> ImageProcessor:
+    return load_image_processor(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +52,23 @@ def draw(number: int, *, size: tuple[int, int] = (8, 8)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(picture: Image.Image) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture
-def build(tmp_path: Path, store: Store, tokens: Tokenization, processor: PictureProcessor) -> Any:
-    (tmp_path / "pictures").mkdir()
+def build(tmp_path: Path, store: Store, tokens: Tokenization, processor: ImageProcessor) -> Any:
+    (tmp_path / "images").mkdir()
     for number in range(4):
-        draw(number, size=(8 + number, 10)).save(tmp_path / "pictures" / f"{number}.png")
+        draw(number, size=(8 + number, 10)).save(tmp_path / "images" / f"{number}.png")
 
     def build(rows: list[Any], length: int = 64, **changes: Any) -> Dataset:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         columns = changes.pop("columns", {})
         source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "columns": columns})
-        request = DataRequest(source, tmp_path, "pictured", tokens, length, 0, processor=processor, **changes)
+        request = DataRequest(source, tmp_path, "image_text", tokens, length, 0, processor=processor, **changes)
         return materialise(request, store)
 
     return build
@@ -86,19 +86,19 @@ def shown(dataset: Dataset, tokens: Tokenization, row: int = 0) -> tuple[str, st
     ("row", "text"),
     [
         (
-            {"images": ["pictures/0.png"], "messages": QUESTION + ANSWER},
+            {"images": ["images/0.png"], "messages": QUESTION + ANSWER},
             f"<|user|>\n{'<image>' * TOKENS}\nWhich?\n<|assistant|>\nTwo.<|end|>",
         ),
         (
-            {"image": "pictures/0.png", "prompt": QUESTION, "completion": "Two."},
+            {"image": "images/0.png", "prompt": QUESTION, "completion": "Two."},
             f"<|user|>\n{'<image>' * TOKENS}\nWhich?\n<|assistant|>\nTwo.<|end|>",
         ),
         (
-            {"image": "pictures/0.png", "prompt": "Which? ", "completion": "Two."},
+            {"image": "images/0.png", "prompt": "Which? ", "completion": "Two."},
             f"{'<image>' * TOKENS}\nWhich? Two.<|end|>",
         ),
         (
-            {"image": "pictures/0.png", "prompt": "See <image>: ", "completion": "Two."},
+            {"image": "images/0.png", "prompt": "See <image>: ", "completion": "Two."},
             f"See {'<image>' * TOKENS}: Two.<|end|>",
         ),
         (
@@ -108,7 +108,7 @@ def shown(dataset: Dataset, tokens: Tokenization, row: int = 0) -> tuple[str, st
                         "role": "user",
                         "content": [
                             {"type": "text", "text": "Here: "},
-                            {"type": "image", "image": "pictures/1.png"},
+                            {"type": "image", "image": "images/1.png"},
                             {"type": "text", "text": "Which?"},
                         ],
                     },
@@ -121,7 +121,7 @@ def shown(dataset: Dataset, tokens: Tokenization, row: int = 0) -> tuple[str, st
     ],
 )
 def test_a_row_s_text_and_targets(build: Any, tokens: Tokenization, row: dict[str, Any], text: str) -> None:
-    other = {"images": ["pictures/3.png"], "messages": QUESTION + ANSWER}
+    other = {"images": ["images/3.png"], "messages": QUESTION + ANSWER}
     dataset = build([row, other], packing=False)
     assert shown(dataset, tokens) == (text, "Two.<|end|>")
 
@@ -132,34 +132,34 @@ def test_tokens_are_those_of_the_stock_processor(build: Any, folder: Path) -> No
     stock = AutoProcessor.from_pretrained(folder, local_files_only=True)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
     written = stock.apply_chat_template([{"role": "user", "content": content}, *ANSWER], tokenize=False)
-    pictures = [draw(number, size=(8 + number, 10)) for number in range(2)]
-    wanted = stock(images=pictures, text=written, return_tensors="np")
-    dataset = build([{"images": ["pictures/0.png", "pictures/1.png"], "messages": QUESTION + ANSWER}], packing=False)
+    images = [draw(number, size=(8 + number, 10)) for number in range(2)]
+    wanted = stock(images=images, text=written, return_tensors="np")
+    dataset = build([{"images": ["images/0.png", "images/1.png"], "messages": QUESTION + ANSWER}], packing=False)
     length = wanted["input_ids"].shape[1]
     np.testing.assert_array_equal(dataset.arrays["input_ids"][0][:length], wanted["input_ids"][0])
     assert not (dataset.arrays["segment_ids"][0][length:] > 0).any()
     batch = build_batch(dataset, [0])
-    assert isinstance(batch, PicturedBatch)
+    assert isinstance(batch, ImageTextBatch)
     np.testing.assert_allclose(batch.pixels_ICHW, wanted["pixel_values"], atol=1e-6)
 
 
-def test_a_picture_is_stored_once_and_follows_its_rows(build: Any, tokens: Tokenization) -> None:
+def test_an_image_is_stored_once_and_follows_its_rows(build: Any, tokens: Tokenization) -> None:
     names = [[0], [1, 0], [], [2], [1]]
     rows = [
         {
-            "images": [f"pictures/{name}.png" for name in numbers],
+            "images": [f"images/{name}.png" for name in numbers],
             "prompt": f"{place} ",
             "completion": "Two.",
         }
         for place, numbers in enumerate(names)
     ]
     dataset = build(rows, length=48)
-    assert dataset.arrays["pictures"].shape == (3, 3, 8, 8)
+    assert dataset.arrays["images"].shape == (3, 3, 8, 8)
     assert len(dataset) < len(rows)
     seen = {}
-    for prompt in pictured_prompts(dataset, tokens.token_id("<image>")):
+    for prompt in image_text_prompts(dataset, tokens.token_id("<image>")):
         text = tokens.decode(prompt.ids, skip_special=True).strip()
-        seen[int(text)] = [int(number) for number in prompt.pictures]
+        seen[int(text)] = [int(number) for number in prompt.images]
         assert tokens.decode(prompt.answer, skip_special=False) == "Two.<|end|>"
     by_pixels = {
         place: [float(pixel_values(dataset, np.array([number])).sum()) for number in numbers]
@@ -171,8 +171,8 @@ def test_a_picture_is_stored_once_and_follows_its_rows(build: Any, tokens: Token
     assert len({by_pixels[0][0], by_pixels[3][0], by_pixels[4][0]}) == 3
 
 
-def test_a_picture_comes_by_path_bytes_and_data_url(
-    build: Any, tmp_path: Path, store: Store, tokens: Tokenization, processor: PictureProcessor
+def test_an_image_comes_by_path_bytes_and_data_url(
+    build: Any, tmp_path: Path, store: Store, tokens: Tokenization, processor: ImageProcessor
 ) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -185,39 +185,39 @@ def test_a_picture_comes_by_path_bytes_and_data_url(
     rows = [{"images": [{"bytes": data, "path": None}], **question}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     source = ADAPTER.validate_python({"source": "parquet", "files": ["rows.parquet"]})
-    by_bytes = materialise(DataRequest(source, tmp_path, "pictured", tokens, 64, 0, processor=processor), store)
-    assert by_path.arrays["pictures"].shape[0] == 1
-    np.testing.assert_array_equal(by_path.arrays["pictures"], by_bytes.arrays["pictures"])
+    by_bytes = materialise(DataRequest(source, tmp_path, "image_text", tokens, 64, 0, processor=processor), store)
+    assert by_path.arrays["images"].shape[0] == 1
+    np.testing.assert_array_equal(by_path.arrays["images"], by_bytes.arrays["images"])
 
 
-def test_a_changed_picture_is_another_set(build: Any, tmp_path: Path) -> None:
+def test_a_changed_image_is_another_set(build: Any, tmp_path: Path) -> None:
     source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "columns": {"image": "shot"}})
-    row = {"shot": "pictures/0.png", "prompt": "Which? ", "completion": "Two."}
+    row = {"shot": "images/0.png", "prompt": "Which? ", "completion": "Two."}
     first = build([row], columns={"image": "shot"})
-    before = pictured_digest(source, tmp_path)
-    draw(9).save(tmp_path / "pictures" / "0.png")
-    assert pictured_digest(source, tmp_path) != before
+    before = image_text_digest(source, tmp_path)
+    draw(9).save(tmp_path / "images" / "0.png")
+    assert image_text_digest(source, tmp_path) != before
     assert build([row], columns={"image": "shot"}).digest != first.digest
 
 
-def test_equal_questions_about_other_pictures_are_held_out_apart(tmp_path: Path) -> None:
+def test_equal_questions_about_other_images_are_held_out_apart(tmp_path: Path) -> None:
     from trainers.data.rows import read_rows
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     rows = []
     for number in range(40):
-        draw(number).save(tmp_path / "pictures" / f"{number}.png")
-        rows.append({"images": [f"pictures/{number}.png"], "messages": QUESTION + ANSWER})
+        draw(number).save(tmp_path / "images" / f"{number}.png")
+        rows.append({"images": [f"images/{number}.png"], "messages": QUESTION + ANSWER})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "hold_out": 0.5})
-    kept, held = (list(read_rows(source, tmp_path, "pictured", 0, held_out=held_out)) for held_out in (False, True))
+    kept, held = (list(read_rows(source, tmp_path, "image_text", 0, held_out=held_out)) for held_out in (False, True))
     assert len(kept) + len(held) == 40
     assert min(len(kept), len(held)) > 8
 
 
-def test_a_row_that_would_lose_a_picture_is_left_out(build: Any) -> None:
-    long = {"images": ["pictures/0.png"], "prompt": "words " * 12 + "<image> ", "completion": "Two."}
-    short = {"images": ["pictures/1.png"], "prompt": "Which? ", "completion": "Two. " * 30}
+def test_a_row_that_would_lose_an_image_is_left_out(build: Any) -> None:
+    long = {"images": ["images/0.png"], "prompt": "words " * 12 + "<image> ", "completion": "Two."}
+    short = {"images": ["images/1.png"], "prompt": "Which? ", "completion": "Two. " * 30}
     dataset = build([long, short], length=24)
     assert dataset.report.dropped == {"too_long": 1}
     assert dataset.report.truncated == 1
@@ -227,21 +227,21 @@ def test_a_row_that_would_lose_a_picture_is_left_out(build: Any) -> None:
     ("row", "said"),
     [
         ({"messages": QUESTION + ANSWER}, r"rows.jsonl:1: no column 'images' or 'image'"),
-        ({"images": ["no.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: picture .*no.png cannot be read"),
+        ({"images": ["no.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: image .*no.png cannot be read"),
         ({"images": ["bad.png"], "messages": QUESTION + ANSWER}, r"bad.png: not a readable image"),
-        ({"images": ["empty.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: picture 'empty.png' is empty"),
-        ({"images": ["http://a/b.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: picture .* is a URL"),
-        ({"images": [3], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: a picture is a path, bytes or .*, not int"),
+        ({"images": ["empty.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: image 'empty.png' is empty"),
+        ({"images": ["http://a/b.png"], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: image .* is a URL"),
+        ({"images": [3], "messages": QUESTION + ANSWER}, r"rows.jsonl:1: an image is a path, bytes or .*, not int"),
         (
-            {"images": ["pictures/0.png"], "prompt": "<image><image> ", "completion": "Two."},
-            r"rows.jsonl:1: the text has 2 places for a picture, the row 1 pictures",
+            {"images": ["images/0.png"], "prompt": "<image><image> ", "completion": "Two."},
+            r"rows.jsonl:1: the text has 2 places for an image, the row 1 images",
         ),
         (
-            {"images": ["pictures/0.png"], "messages": ANSWER},
-            r"rows.jsonl:1: no user's turn that the picture could stand in",
+            {"images": ["images/0.png"], "messages": ANSWER},
+            r"rows.jsonl:1: no user's turn that the image could stand in",
         ),
-        ({"images": ["pictures/0.png"], "text": "Two."}, r"needs messages or prompt and completion"),
-        ({"images": [], "messages": QUESTION + ANSWER}, r"no row has a picture"),
+        ({"images": ["images/0.png"], "text": "Two."}, r"needs messages or prompt and completion"),
+        ({"images": [], "messages": QUESTION + ANSWER}, r"no row has an image"),
     ],
 )
 def test_what_is_wrong_is_named(build: Any, tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -251,7 +251,7 @@ def test_what_is_wrong_is_named(build: Any, tmp_path: Path, row: dict[str, Any],
         build([row])
 
 
-def test_text_models_refuse_rows_with_pictures(tmp_path: Path, store: Store, tokens: Tokenization) -> None:
+def test_text_models_refuse_rows_with_images(tmp_path: Path, store: Store, tokens: Tokenization) -> None:
     row = {"images": ["a.png"], "messages": QUESTION + ANSWER}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
@@ -259,7 +259,7 @@ def test_text_models_refuse_rows_with_pictures(tmp_path: Path, store: Store, tok
         materialise(DataRequest(source, tmp_path, "instructions", tokens, 64, 0), store)
 
 
-def test_a_question_is_tokenized_as_a_row_is(build: Any, tokens: Tokenization, processor: PictureProcessor) -> None:
-    dataset = build([{"images": ["pictures/0.png"], "messages": QUESTION + ANSWER}])
-    (prompt,) = pictured_prompts(dataset, processor.image_id)
+def test_a_question_is_tokenized_as_a_row_is(build: Any, tokens: Tokenization, processor: ImageProcessor) -> None:
+    dataset = build([{"images": ["images/0.png"], "messages": QUESTION + ANSWER}])
+    (prompt,) = image_text_prompts(dataset, processor.image_id)
     assert encode_question(QUESTION, 1, tokens, processor) == prompt.ids.tolist()

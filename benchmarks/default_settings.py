@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 import launch
-from launch.runs.records import RunRecord
+from launch.records.record import RunRecord
 from recipes.recipe import Recipe
 from trainers.store.store import Store
 

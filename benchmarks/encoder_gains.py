@@ -45,8 +45,8 @@ from trainers.data.labelled_batches import split_by_label
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.image_metrics import interval
+from trainers.models.imports import import_folder
 from trainers.runtime import distributed
-from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.tasks.language_model import run_language_model

@@ -44,7 +44,8 @@ from trainers.objectives.images import ImageObjective
 from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
 from trainers.tasks.images import ImageBatches
-from trainers.training.loop import Cadence, Phase, train
+from trainers.training.loop import Cadence, train
+from trainers.training.optimiser_step import Phase
 
 BATCH, LR, CLIP = 64, 1e-3, 1.0
 ARCHITECTURES: dict[str, Any] = {

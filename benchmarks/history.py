@@ -145,7 +145,7 @@ def measure_requests(sides: dict[str, Path], options: argparse.Namespace) -> Non
 def fill(uri: str, options: argparse.Namespace) -> None:
     """Write what runs leave behind, with the code that is imported."""
     from launch.api import prepare
-    from launch.runs.new_run import new_record
+    from launch.records.new_run import new_record
     from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest
     from trainers.store.store import Store
 
@@ -164,7 +164,7 @@ def fill(uri: str, options: argparse.Namespace) -> None:
 
 def leave_run(store: Any, record: Any, seconds: int, num_stages: int | None) -> None:
     """Write a run's journal and metrics as its driver and its first rank do; its (first) stages share the time."""
-    from launch.runs.journal import this_driver
+    from launch.records.journal import this_driver
 
     journal = record.journal()
     journal.write("run_started", driver=this_driver(), next_s=3)

@@ -4,7 +4,7 @@
 
 Every shape runs in a process of its own on the CPU: the plain engine, or DeepSpeed's ZeRO with one worker. Measured is
 the highest resident size during build and steps, less what the process held after its imports. The prediction is what
-`trainwright plan` prints (`recipes/models/memory.py`).
+`trainwright plan` prints (`recipes/planning/memory.py`).
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.models.memory import predict_sizes
+from recipes.planning.memory import predict_sizes
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from recipes.stages.reward import Reward

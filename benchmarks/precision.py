@@ -47,7 +47,8 @@ from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
 from trainers.tasks.images import ImageBatches
-from trainers.training.loop import Cadence, Phase, train
+from trainers.training.loop import Cadence, train
+from trainers.training.optimiser_step import Phase
 from trainers.training.steps import PlannedBatches
 
 CPU, LR, GROUP = torch.device("cpu"), 1e-3, "model"

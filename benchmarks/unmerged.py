@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from launch.cli.store_commands import find_artifact
+from launch.records.artifacts import find_artifact
 from trainers.data.tokenizer import load_tokenization
 from trainers.models.load import load_model
 from trainers.models.stack import load_exact

@@ -13,22 +13,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launch.checks.data import load_checked
-from launch.checks.nodes import nodes_of
+from launch.capacity.nodes import nodes_of
+from launch.capacity.room import check_memory
+from launch.capacity.workers import hardware_of, settle_workers
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check
+from launch.inputs.data_check import load_checked
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
+from launch.records.journal import FINISHED, RunSummary
+from launch.records.new_run import new_record, record_of
+from launch.records.record import RunRecord, all_runs
+from launch.records.stage_result import StageResult
+from launch.records.standing import standing
 from launch.report.progress import SilentView, View
-from launch.runs.capacity import check_memory, hardware_of, settle_workers
-from launch.runs.execute_plan import StageResult
 from launch.runs.execute_run import Driven, drive
-from launch.runs.journal import FINISHED, RunSummary
-from launch.runs.new_run import new_record, record_of
-from launch.runs.records import RunRecord, all_runs
-from launch.runs.resolve import Resolved, resolve
 from launch.runs.resume import resumable
-from launch.runs.standing import standing
 from recipes.errors import RequestError
-from recipes.loading.load import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.planning.plan import Plan
 from trainers.store.background_threads import map_requests
 from trainers.store.store import Store
@@ -135,7 +137,7 @@ def resume(
             if manifest is not None:
                 results[stage.name] = StageResult(stage.name, stage.kind, True, manifest, 0.0, 0)
         return RunResult(record.run, record.store.uri, results, summary.report)
-    from launch.jobs.job_server import is_job_server
+    from launch.capacity.job_server import is_job_server
     from launch.jobs.submit import find_server, hand_over
 
     address = address or record.summary().address
@@ -174,7 +176,7 @@ def stop(run: str, *, store: str | None = None, wait: bool = True) -> RunSummary
         raise RequestError(f"{record.run} is not running; it is {summary.state}")
     record.request_stop()
     if summary.state == "submitted" and summary.submission and summary.address:
-        from launch.jobs.job_server import stop_job
+        from launch.capacity.job_server import stop_job
 
         stop_job(summary.address, summary.submission)
     deadline = time.monotonic() + STOP_WAIT_S
@@ -219,21 +221,21 @@ def submit(
 
 
 def sample(model: str, prompts: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
-    """Answers of a model (RUN/STAGE, store address or folder) to each prompt; see `launch.cli.sample_text`."""
-    from launch.cli.sample_text import sample_texts
+    """Answers of a model (RUN/STAGE, store address or folder) to each prompt; see `launch.sampling.text`."""
+    from launch.sampling.text import sample_texts
 
     return sample_texts(model, prompts, **settings)
 
 
 def draw(model: str, output: str | Path, **settings: Any) -> dict[str, Any]:
     """Draw a grid of a model's images (RUN/STAGE, store address or folder) into a PNG; see `images.draw_grid`."""
-    from launch.cli.sample_images import draw_grid
+    from launch.sampling.images import draw_grid
 
     return draw_grid(model, Path(output), **settings)
 
 
 def score(model: str, path: str | Path, **settings: Any) -> list[dict[str, Any]]:
-    """Rank a path's images by a VAE's bound or a classifier's confidence; see `launch.cli.sample_images.score`."""
-    from launch.cli.sample_images import score as score_images
+    """Rank a path's images by a VAE's bound or a classifier's confidence; see `launch.sampling.images.score`."""
+    from launch.sampling.images import score as score_images
 
     return score_images(model, os.fspath(path), **settings)

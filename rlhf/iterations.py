@@ -22,7 +22,9 @@ from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import Objective
 from trainers.runtime.observer import Interrupted, Observer
 from trainers.training.context import StageContext
-from trainers.training.loop import Cadence, LearningRates, Outcome, train
+from trainers.training.loop import Cadence, train
+from trainers.training.optimiser_step import LearningRates
+from trainers.training.outcome import Outcome
 
 E = TypeVar("E")
 KEPT_ITERATIONS = 5

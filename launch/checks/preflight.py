@@ -1,24 +1,19 @@
 """What is checked before anything runs: the recipe by itself, then where it would run (store, disk, cluster)."""
 
-import os
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from launch.capacity.room import check_disk
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
-from recipes.loading.load import LoadedRecipe
-from recipes.models.memory import KEPT_STATES
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.static import static_warnings
 
 if TYPE_CHECKING:
     from launch.checks.row_check import StageRow
     from trainers.store.store import Store
-
-SPARE_BYTES = 64 << 20
-"""Room for data sets, journal, metrics and logs beside what the stages commit."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +28,6 @@ class CheckResult:
     """One row of each source of text, as the stage's model gets it."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of `doctor`."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The stable JSON form."""
-        return asdict(self)
-
-
 def check(
     recipe: str | Path,
     overrides: Sequence[str] = (),
@@ -55,8 +37,8 @@ def check(
     address: str | None = None,
 ) -> CheckResult:
     """The static pass and the first rows; with a store or an address also the environment pass."""
-    from launch.checks.data import load_checked
     from launch.checks.row_check import RowFindings, check_rows
+    from launch.inputs.data_check import load_checked
 
     problems: list[Problem] = []
     loaded: LoadedRecipe | None = None
@@ -91,9 +73,10 @@ def _open_store(store: str | None) -> "Store | None":
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
     """What stands against a run there; the recipe's needs are left out when it could not be read."""
-    from launch.checks.nodes import nodes_of
-    from launch.runs.capacity import check_memory, hardware_of, settle_workers
-    from launch.runs.resolve import resolve
+    from launch.capacity.nodes import nodes_of
+    from launch.capacity.room import check_memory
+    from launch.capacity.workers import hardware_of, settle_workers
+    from launch.inputs.resolve import resolve
     from trainers.store.store import Store
 
     problems: list[Problem] = []
@@ -155,90 +138,6 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
     return CheckResult([], 0, summary)
 
 
-def check_disk(plan: Any, store: Any) -> None:
-    """Compare what the plan's stages commit with the store's free space; raises CapacityError."""
-    free = store.free_bytes()
-    waiting = [stage for stage in plan.stages if not stage.cached and stage.sizes is not None]
-    if free is None or not waiting:
-        return
-    # Of each stage the newest states stay, until a collection is asked to drop them; one more is being written.
-    artifacts = sum(stage.sizes.artifact_bytes for stage in waiting)
-    states = sum(KEPT_STATES * stage.sizes.state_bytes for stage in waiting)
-    states += max(stage.sizes.state_bytes for stage in waiting)
-    needed = artifacts + states + SPARE_BYTES
-    if needed > free:
-        raise CapacityError(
-            f"store {store.uri} has {free / 2**20:,.0f} MiB free; the run needs about {needed / 2**20:,.0f} MiB "
-            f"({artifacts / 2**20:,.0f} MiB of artifacts, {states / 2**20:,.0f} MiB of training state, "
-            f"{SPARE_BYTES >> 20} MiB for data, logs and reports)"
-        )
-
-
 def _worst(exit_codes: Sequence[int]) -> int:
     """2 before 5 before 3: a recipe that is wrong is mended first."""
     return next((code for code in (2, 5, 3) if code in exit_codes), max(exit_codes, default=0))
-
-
-def examine(*, store: str | None = None, address: str | None = None) -> list[Finding]:
-    """What this machine and, with an address, the cluster has and lacks."""
-    from launch.checks.nodes import examine_nodes, nodes_of
-    from trainers.store.store import Store
-
-    findings = [_versions(), _processors(), _shared_memory()]
-    try:
-        opened = Store.open(store)
-        started = time.monotonic()
-        opened.probe_writable()
-        took = time.monotonic() - started
-        free = opened.free_bytes()
-        space = "" if free is None else f", {free / 2**30:.1f} GiB free"
-        findings.append(Finding("store", True, f"{opened.uri} is writable ({took * 1000:.0f} ms a commit){space}"))
-    except TrainwrightError as error:
-        findings.append(Finding("store", False, str(error)))
-    if address is not None:
-        try:
-            nodes = nodes_of(address)
-            total = f"{sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU"
-            findings.append(Finding("cluster", True, f"{address}: {len(nodes)} nodes, {total}"))
-            if not address.startswith("http"):
-                shared = None if store is None or "://" in store else store
-                findings += [
-                    Finding(
-                        f"{item['node']} {item['check']}",
-                        item["is_well"],
-                        item["detail"] + (f"; {item['advice']}" if item["advice"] else ""),
-                    )
-                    for item in examine_nodes(address, shared)
-                ]
-        except TrainwrightError as error:
-            findings.append(Finding("cluster", False, str(error)))
-    return findings
-
-
-def _versions() -> Finding:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found, missing = [], []
-    for name in ("trainwright", "torch", "deepspeed", "ray", "transformers", "peft"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            missing.append(name)
-    detail = ", ".join(found) + (f"; missing: {', '.join(missing)}" if missing else "")
-    return Finding("packages", not missing, detail)
-
-
-def _processors() -> Finding:
-    from launch.checks.nodes import nodes_of
-
-    node = nodes_of(None)[0]
-    said = [f"{node.cpus:g} CPU" + (f" ({node.cpu_bf16})" if node.cpu_bf16 else ""), f"{node.gpus:g} GPU"]
-    if node.gpu_capability is not None:
-        said[1] += f" (compute capability {node.gpu_capability / 10:.1f}, {node.gpu_memory_bytes / 2**30:.1f} GiB)"
-    return Finding("machine", True, f"{', '.join(said)}, {node.memory_bytes / 2**30:.1f} GiB memory")
-
-
-def _shared_memory() -> Finding:
-    found = os.statvfs("/dev/shm")
-    free = found.f_bavail * found.f_frsize
-    return Finding("/dev/shm", free >= 128 << 20, f"{free / 2**20:,.0f} MiB free")

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from launch.checks.data import row_roles
+from launch.inputs.data_check import row_roles
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import Problem, RequestError, StoreDamaged
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.problem_codes import Code

@@ -15,7 +15,7 @@ from launch.cli.store_commands import store_app
 from recipes.errors import CapacityError, RecipeError, RequestError, TrainwrightError
 
 if TYPE_CHECKING:
-    from launch.runs.journal import RunSummary
+    from launch.records.journal import RunSummary
 
 app = typer.Typer(
     name="trainwright",
@@ -285,7 +285,7 @@ def report(
 @app.command()
 def doctor(address: Address = None, store: StoreUri = None, as_json: AsJson = False) -> None:
     """Say what this machine, and with --address the cluster, has and lacks."""
-    from launch.checks.preflight import examine
+    from launch.checks.doctor import examine
 
     findings = examine(store=store, address=address)
     if as_json:

@@ -63,7 +63,7 @@ def sample(
         return
     if label is not None or reconstruct is not None or interpolate is not None:
         raise RequestError("--label, --reconstruct and --interpolate draw images: add --grid FILE")
-    from launch.cli.sample_text import converse, sample_texts
+    from launch.sampling.text import converse, sample_texts
 
     if beams is not None and (not prompt or num_samples is not None):
         raise RequestError("--beams searches one answer to each --prompt, without --num-samples")
@@ -105,7 +105,7 @@ def _draw(
     interpolate: tuple[str, str] | None,
     prompts: list[str],
 ) -> dict[str, Any]:
-    from launch.cli import sample_images
+    from launch.sampling import images as sample_images
 
     if sum(choice is not None for choice in (label, reconstruct, interpolate, prompts or None)) > 1:
         raise RequestError("give one of --prompt, --label, --reconstruct and --interpolate")
@@ -126,7 +126,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Rank images: by a VAE's bound, the strangest first; or by a classifier's confidence, the least sure first."""
-    from launch.cli.sample_images import score as score_images
+    from launch.sampling.images import score as score_images
 
     rows = score_images(model, path, store=store, seed=seed)
     if as_json:

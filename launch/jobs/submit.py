@@ -8,15 +8,17 @@ found on every node under the recipe's paths, or lie in the store.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.checks import shared_files
-from launch.checks.data import load_checked
-from launch.jobs.data_files import LocalSource, local_sources
-from launch.jobs.job_server import JobServer, ask_job, is_job_server, shake_hands
+from launch.capacity.job_server import JobServer, ask_job, is_job_server, shake_hands
+from launch.capacity.room import check_memory
+from launch.capacity.workers import hardware_of, settle_workers
+from launch.inputs.data_check import load_checked
+from launch.inputs.data_files import LocalSource, local_sources
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
+from launch.jobs import shared_files
 from launch.jobs.upload import note_upload, upload
-from launch.runs.capacity import check_memory, hardware_of, settle_workers
-from launch.runs.new_run import new_record
-from launch.runs.records import RunRecord
-from launch.runs.resolve import Resolved, resolve
+from launch.records.new_run import new_record
+from launch.records.record import RunRecord
 from recipes.errors import RequestError
 from trainers.store.store import Store
 
@@ -26,7 +28,7 @@ Say = Callable[[str], None]
 def require_shared(server: JobServer, resolved: Resolved, sources: Sequence[LocalSource], say: Say) -> None:
     """Refuse data files that not every node has, or has otherwise; raises RecipeError naming node and path."""
     if sources:
-        arguments = ["-m", "launch.checks.shared_files", shared_files.question(resolved, sources)]
+        arguments = ["-m", "launch.jobs.shared_files", shared_files.question(resolved, sources)]
         lines = ask_job(server, arguments, "files", shared_files.ANSWER_TIMEOUT_S)
         num_nodes = shared_files.raise_differences(resolved, sources, lines)
         say(f"{_count(sources)} found on {num_nodes} node{'' if num_nodes == 1 else 's'}")

@@ -12,14 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launch.jobs.data_files import LocalSource, places
-from launch.runs.resolve import Resolved, source_uses
-from recipes.errors import Problem, RecipeError, RequestError, StoreDamaged
-from recipes.loading.load import dump_recipe, parse_recipe
-from recipes.planning.fingerprint import LOCATION_KEYS
+from launch.inputs.data_files import LocalSource
+from launch.inputs.digests import source_uses
+from launch.inputs.resolved import Resolved
+from recipes.errors import Problem, RecipeError, RequestError
+from recipes.loading.load import parse_recipe
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
-from recipes.stages.kinds import Stage
 from trainers.store.background_threads import map_beside
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
@@ -59,41 +58,6 @@ def note_upload(store: Store, run: str, resolved: Resolved) -> None:
         for stage in resolved.plan(None).stages:
             store.note_datasets(run, stage.fingerprint)
             store.find_dataset(resolved.uploaded)
-
-
-def uploaded_folder(store: Store, digest: str, stage: Stage) -> Path | None:
-    """A local folder with the uploaded files that a stage reads, hash-checked; None for a stage that reads none."""
-    numbers = {place.partition("/")[0] for use in stage.sources() for place in places(use.source)}
-    manifest = store.find_dataset(digest)
-    if manifest is None:
-        raise StoreDamaged(f"store {store.uri} no longer holds the uploaded data files ({digest[:12]}); submit again")
-    files = {name: entry for name, entry in manifest.files.items() if name.partition("/")[0] in numbers}
-    return store.folder(manifest.model_copy(update={"files": files})) if files else None
-
-
-def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping[str, str]]) -> Recipe:
-    """A recipe that reads a run's uploaded files in place of its own ones wherever these have the same digest."""
-    raw = dump_recipe(recipe)
-    for name, stage in resolved.recipe.stages.items():
-        for use in stage.sources():
-            own = raw["stages"].get(name, {}).get(use.field_path)
-            if isinstance(own, dict) and data.get(name, {}).get(use.field_path) == resolved.data[name][use.field_path]:
-                stored = use.source.model_dump(mode="json")
-                own |= {key: stored[key] for key in LOCATION_KEYS if key in stored}
-    return parse_recipe(raw)
-
-
-def require_uploaded(run: str, resolved: Resolved, wanted: Resolved) -> None:
-    """Raise RequestError, naming the field, where a resume of an uploaded run would read other files."""
-    for name, stage in wanted.recipe.stages.items():
-        known = {use.field_path: use.source for use in resolved.recipe.stages[name].sources()}
-        for use in stage.sources():
-            if use.field_path not in known or places(use.source) != places(known[use.field_path]):
-                found = ", ".join(places(use.source)) or use.source.source
-                raise RequestError(
-                    f"{run} is not resumed: its data files were uploaded, and stages.{name}.{use.field_path} reads "
-                    f"others: {found}; submit it as a new run"
-                )
 
 
 def _require_movable(resolved: Resolved, sources: Sequence[LocalSource]) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import yaml
 
+from launch.inputs.resolved import Resolved
+from launch.records.journal import RunSummary
+from launch.records.record import RunRecord, origin_of
 from launch.report.page import RunReport, StageReport, curves_of
 from launch.report.progress import span
-from launch.runs.journal import RunSummary
-from launch.runs.records import RunRecord, origin_of
-from launch.runs.resolve import Resolved
 from recipes.errors import TrainwrightError
 from recipes.stages.kinds import Stage
 from trainers.store.manifest import ArtifactManifest

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from launch.records.stage_result import StageResult
 from launch.report.progress import PlanRow, ResultRow
-from launch.runs.execute_plan import StageResult
 from recipes.planning.plan import Plan
 
 

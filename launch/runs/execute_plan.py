@@ -1,164 +1,20 @@
 """Walks a plan: skips what the store has, runs the rest stage by stage, verifies, commits, and keeps the journal."""
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from cluster.protocol import Json, Verdict, WorkerFailed
+from cluster.protocol import Json, WorkerFailed
 from cluster.supervise import Attempt, Fail, Retry, decide
-from launch.report.progress import PLAIN_EVERY_S, View, merge_losses, rows_lost
-from launch.runs.journal import Journal, interval_s
-from launch.runs.resolve import Resolved
+from launch.inputs.resolved import Resolved
+from launch.records.stage_result import StageResult
+from launch.runs.stage_events import StageEvents
+from launch.runs.stop import StopSignal
 from launch.runs.worker_pool import WorkerPool
-from recipes.errors import Preempted, StageError, TrainwrightError, VerificationError
+from recipes.errors import Preempted, StageError, VerificationError
 from recipes.planning.plan import Plan, PlannedStage
-from recipes.stages.kinds import COUNTED, SHOWN_METRICS
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
-
-BEAT_KEYS = ("step", "steps", "unit", "row", "rows", *SHOWN_METRICS, *(f"{counted}_per_s" for counted in COUNTED))
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """How one stage of a run ended."""
-
-    name: str
-    kind: str
-    cached: bool
-    manifest: ArtifactManifest
-    seconds: float
-    attempts: int
-
-    @property
-    def gate_failed(self) -> bool:
-        """Whether the artifact carries a failed gate."""
-        return not self.manifest.gate.passed
-
-
-class StopSignal:
-    """Set once by SIGTERM, SIGHUP or a stop request in the store; tells the pool at once."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._listeners: list[Callable[[], None]] = []
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when the stop comes, or now if it came already."""
-        self._listeners.append(listener)
-        if self._event.is_set():
-            listener()
-
-    def set(self) -> None:
-        """Ask for the stop; idempotent."""
-        if not self._event.is_set():
-            self._event.set()
-            for listener in self._listeners:
-                listener()
-
-    def is_set(self) -> bool:
-        """Whether the stop was asked for."""
-        return self._event.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, at most until the stop comes; True if it came."""
-        return self._event.wait(seconds)
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop: StopSignal) -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGHUP set the stop while the block runs (in the main thread; elsewhere nothing changes).
-
-    Gives a function that installs the handlers again: Ray's native code puts its own in their place.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        # A handler may interrupt code that holds a lock of the pool, so the listeners run in a thread of their own.
-        threading.Thread(target=stop.set, daemon=True).start()
-
-    def install() -> None:
-        for number in before:
-            signal.signal(number, on_signal)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    install()
-    try:
-        yield install
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass
-class Latest:
-    """The newest beat of rank 0, shared with the heartbeat thread."""
-
-    stage: str | None = None
-    """None between two stages."""
-    phase: str | None = None
-    values: dict[str, Any] = field(default_factory=dict)
-    at: float = 0.0
-    """Monotonic seconds of its arrival."""
-
-
-class Heartbeat:
-    """A thread that writes progress to the journal, ever more rarely, and looks for stop requests in the store.
-
-    `on_tick` is called at every look.
-    """
-
-    POLL_S = 1.0
-    FIRST_S = 3.0
-
-    def __init__(
-        self,
-        journal: Journal,
-        latest: Latest,
-        stop: StopSignal,
-        asked_to_stop: Callable[[], bool],
-    ) -> None:
-        self.on_tick: Callable[[], None] | None = None
-        self._journal = journal
-        self._latest = latest
-        self._stop = stop
-        self._asked_to_stop = asked_to_stop
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=10)
-
-    def _beat(self) -> None:
-        started = last = time.monotonic()
-        while not self._done.wait(self.POLL_S):
-            now = time.monotonic()
-            next_s = interval_s(self.FIRST_S, now - started)
-            # A store that is full or away for a moment must not end the heartbeat.
-            with contextlib.suppress(TrainwrightError, OSError):
-                if self.on_tick is not None:
-                    self.on_tick()
-                if not self._stop.is_set() and self._asked_to_stop():
-                    self._stop.set()
-                if now - last >= next_s:
-                    last = now
-                    latest = self._latest
-                    values = {key: latest.values[key] for key in BEAT_KEYS if key in latest.values}
-                    self._journal.write(
-                        "progress", next_s=round(next_s, 1), stage=latest.stage, phase=latest.phase, **values
-                    )
 
 
 class Executor:
@@ -170,11 +26,9 @@ class Executor:
         resolved: Resolved,
         plan: Plan,
         store: Store,
-        journal: Journal,
-        view: View,
+        events: StageEvents,
         pool: Callable[[int], WorkerPool],
         stop: StopSignal,
-        latest: Latest,
         results: dict[str, StageResult] | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
@@ -182,17 +36,12 @@ class Executor:
         self.resolved = resolved
         self.plan = plan
         self.store = store
-        self.journal = journal
-        self.view = view
+        self.events = events
         self.stop = stop
-        self.latest = latest
         self.results: dict[str, StageResult] = {} if results is None else results
         self._make_pool = pool
         self._pool: WorkerPool | None = None
-        self._stage_at = self._noted_at = 0.0
         self._sleep = sleep or stop.wait
-        self._notes: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
 
     def walk(self) -> dict[str, StageResult]:
         """Run every stage in the plan's order; raises the error of the first one that fails."""
@@ -224,11 +73,11 @@ class Executor:
         kind = self.resolved.recipe.stages[name].kind
         done = self.find_done(planned.fingerprint, inputs)
         if done is not None:
-            self._commit_event(name, done, cached=True, seconds=0.0)
+            self.events.committed(name, done, cached=True, seconds=0.0)
             return StageResult(name, kind, True, done, 0.0, 0)
         manifest, attempts = self._attempts(planned, inputs)
         seconds = time.monotonic() - started
-        self._commit_event(name, manifest, cached=False, seconds=seconds)
+        self.events.committed(name, manifest, cached=False, seconds=seconds)
         return StageResult(name, kind, False, manifest, seconds, attempts)
 
     def find_done(self, fingerprint: str, inputs: Mapping[str, ArtifactManifest]) -> ArtifactManifest | None:
@@ -250,10 +99,7 @@ class Executor:
                     f"stages.{name}.{field_path}: {manifest.stage} did not pass its gate: {reasons}; "
                     f"mend {manifest.stage}, or set stages.{name}.gate=ignore to go on all the same"
                 )
-                self.journal.write(
-                    "stage_failed", stage=name, verdict={"kind": "gate", "message": message}, retry=False
-                )
-                self.view.stage_finished(name, "failed", None, "refused by a gate")
+                self.events.refused(name, message)
                 raise StageError(message)
 
     def _attempts(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest]) -> tuple[ArtifactManifest, int]:
@@ -271,30 +117,18 @@ class Executor:
                 attempts.append(Attempt(failure.verdict, state.step if state else 0))
                 match decide(attempts, max_retries):
                     case Fail(reason=reason):
-                        self._failure_event(name, lease, failure.verdict, reason)
+                        self.events.failed(name, lease, failure.verdict, reason)
                         raise
                     case Retry(delay_s=delay_s):
-                        self._failure_event(name, lease, failure.verdict, None)
+                        self.events.failed(name, lease, failure.verdict, None)
                         soon = f" in {delay_s:.0f} s" if delay_s else ""
-                        self.view.say(f"{name}: {failure.verdict.message}; trying again{soon}")
+                        self.events.say(f"{name}: {failure.verdict.message}; trying again{soon}")
                         self._sleep(delay_s)
                         self._raise_if_stopped()
 
     def _attempt(self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int) -> ArtifactManifest:
         name = planned.name
-        self.journal.write(
-            "stage_started",
-            stage=name,
-            attempt=lease,
-            fingerprint=planned.fingerprint,
-            workers=planned.workers,
-            precision=planned.precision,
-            engine=planned.engine,
-        )
-        self.view.stage_started(name, lease)
-        self._stage_at, self._noted_at = time.monotonic(), 0.0
-        with self._lock:
-            self._set_latest(name, "start", {})
+        self.events.started(planned, lease)
         job: Json = {
             "run": self.run,
             "stage": name,
@@ -315,8 +149,7 @@ class Executor:
         try:
             return self._compute(planned, inputs, lease, job)
         finally:
-            with self._lock:
-                self.latest.stage = None
+            self.events.ended()
 
     def _compute(
         self, planned: PlannedStage, inputs: dict[str, ArtifactManifest], lease: int, job: Json
@@ -325,13 +158,13 @@ class Executor:
         name = planned.name
         pool = self._ready_pool(planned.workers)
         label = f"{name}-{lease}"
-        result = pool.train(job, planned.workers, label, lambda *beat: self._on_beat(name, *beat))
+        result = pool.train(job, planned.workers, label, lambda *beat: self.events.beat(name, *beat))
         candidate = result.get("candidate")
         if candidate is None:
             raise StageError(f"{name}: the workers returned no artifact")
-        self._phase(name, "verify", {})
+        self.events.phase(name, "verify", {})
         verified = self._verified(pool, name, {**job, **result}, f"{label}-verify")
-        self._phase(name, "commit", {})
+        self.events.phase(name, "commit", {})
         manifest = ArtifactManifest.model_validate({**candidate, **verified})
         self._check_candidate(manifest, planned, inputs)
         self.store.check_lease(self.run, name, lease)
@@ -378,75 +211,6 @@ class Executor:
             self.stop.listen(self._pool.stop)
             self._raise_if_stopped()
         return self._pool
-
-    def _on_beat(self, stage: str, rank: int, phase: str, values: Json) -> None:
-        if rank == 0:
-            self._phase(stage, phase, values)
-
-    def show_silence(self) -> None:
-        """Show the stage's line again while nothing is heard of it, with how long it has been silent."""
-        with self._lock:
-            latest, silent_s = self.latest, time.monotonic() - self.latest.at
-            if latest.stage is not None and latest.phase is not None and silent_s >= PLAIN_EVERY_S:
-                self.view.beat(latest.stage, latest.phase, {**latest.values, "silent_s": silent_s})
-
-    def _set_latest(self, stage: str, phase: str, values: dict[str, Any]) -> None:
-        self.latest.stage, self.latest.phase, self.latest.values = stage, phase, values
-        self.latest.at = time.monotonic()
-
-    def _phase(self, stage: str, phase: str, values: Mapping[str, Any]) -> None:
-        changed = phase != self.latest.phase
-        now = time.monotonic()
-        self._tell_notes(stage, values.get("notes", ()))
-        heard = {key: value for key, value in values.items() if key != "notes"}
-        with self._lock:
-            self._set_latest(stage, phase, {**(self.latest.values if not changed else {}), **heard})
-        # The longer a stage runs, the fewer of its phases are noted.
-        if changed and now - self._noted_at > min(60.0, 0.01 * (now - self._stage_at)):
-            self._noted_at = now
-            self.journal.write("phase", stage=stage, phase=phase, step=values.get("step"), steps=values.get("steps"))
-        with self._lock:
-            self.view.beat(stage, phase, self.latest.values)
-
-    def _tell_notes(self, stage: str, notes: Sequence[str]) -> None:
-        """Show what a stage has to say, and keep it in the journal; each text once."""
-        for text in notes:
-            if (stage, text) not in self._notes:
-                self._notes.add((stage, text))
-                self.journal.write("note", stage=stage, text=text)
-                self.view.say(f"{stage}: {text}")
-
-    def _commit_event(self, name: str, manifest: ArtifactManifest, *, cached: bool, seconds: float) -> None:
-        self.journal.write(
-            "stage_committed",
-            stage=name,
-            fingerprint=manifest.fingerprint,
-            digest=manifest.digest,
-            cached=cached,
-            seconds=round(seconds, 2),
-            outcome=manifest.outcome.model_dump(mode="json"),
-            gate=manifest.gate.model_dump(mode="json"),
-            exactness=manifest.exactness,
-        )
-        details = [manifest.exactness] if manifest.exactness and not cached else []
-        if not manifest.gate.passed:
-            details.append("gate failed: " + "; ".join(manifest.gate.reasons))
-        if not cached:
-            details += rows_lost(manifest.metrics) + merge_losses(manifest)
-        state, took_s = ("cached", None) if cached else ("committed", seconds)
-        self.view.stage_finished(name, state, took_s, " · ".join(details))
-
-    def _failure_event(self, stage: str, attempt: int, verdict: Verdict, given_up: str | None) -> None:
-        self.journal.write(
-            "stage_failed",
-            stage=stage,
-            attempt=attempt,
-            verdict=verdict.to_json(),
-            retry=given_up is None,
-            why=given_up,
-        )
-        if given_up is not None:
-            self.view.stage_finished(stage, "failed", None, verdict.message)
 
 
 def unanswered_gates(resolved: Resolved, results: Mapping[str, StageResult]) -> list[str]:

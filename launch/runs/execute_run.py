@@ -9,23 +9,19 @@ from pathlib import Path
 
 from cluster.protocol import PRELOAD, WorkerGroup, WorkerSpec
 from cluster.session import Session, start
-from launch.checks.preflight import check_disk
+from launch.capacity.room import check_disk
+from launch.inputs.resolved import Resolved
+from launch.records.journal import Journal, this_driver
+from launch.records.record import RunRecord
+from launch.records.stage_result import StageResult
 from launch.report.progress import View
 from launch.report.show import plan_notes, plan_rows, result_rows
-from launch.runs.execute_plan import (
-    Executor,
-    Heartbeat,
-    Latest,
-    StageResult,
-    StopSignal,
-    stop_on_signals,
-    unanswered_gates,
-)
-from launch.runs.journal import Journal, this_driver
+from launch.runs.execute_plan import Executor, unanswered_gates
+from launch.runs.heartbeat import Heartbeat
 from launch.runs.logs import log_folder_of
-from launch.runs.records import RunRecord
-from launch.runs.resolve import Resolved
 from launch.runs.stage_entry import ROOM_WAIT_S
+from launch.runs.stage_events import StageEvents
+from launch.runs.stop import StopSignal, stop_on_signals
 from launch.runs.worker_pool import StageWorkers, WorkerPool
 from recipes.errors import CapacityError, Preempted, StageError, StoreDamaged, TrainwrightError
 from recipes.recipe import Recipe
@@ -118,9 +114,10 @@ def drive(
 ) -> Driven:
     """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
     driven = Driven()
-    stop, latest = StopSignal(), Latest()
+    stop = StopSignal()
     record.store.wait_for_room(ROOM_WAIT_S, view.say)
     journal = record.journal()
+    events = StageEvents(journal, view)
     num_stops = record.num_stops()
     plan = resolved.plan(record.store)
     view.plan(resolved.recipe.name, plan_rows(plan), plan_notes(plan))
@@ -130,7 +127,7 @@ def drive(
             _closing(record, journal, view, driven),
             stop_on_signals(stop) as install_handlers,
             log_folder_of(record) as log_folder,
-            Heartbeat(journal, latest, stop, lambda: record.num_stops() > num_stops) as heartbeat,
+            Heartbeat(journal, events.latest, stop, lambda: record.num_stops() > num_stops, events.show_silence),
         ):
 
             def on_connected(give_up: Callable[[], None]) -> None:
@@ -148,14 +145,11 @@ def drive(
                 resolved=resolved,
                 plan=plan,
                 store=record.store,
-                journal=journal,
-                view=view,
+                events=events,
                 pool=assemble,
                 stop=stop,
-                latest=latest,
                 results=driven.results,
             )
-            heartbeat.on_tick = executor.show_silence
             try:
                 executor.walk()
             except (StageError, StoreDamaged, CapacityError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.runs.records import RunRecord
+from launch.records.record import RunRecord
 from recipes.errors import TrainwrightError
 from trainers.store.place import writing
 from trainers.store.runs import SegmentWriter
@@ -118,7 +118,7 @@ def _job_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     """What a submitted run's driver printed, where its job server still knows."""
     summary = record.summary()
     if summary.submission and summary.address:
-        from launch.jobs.job_server import JobServer
+        from launch.capacity.job_server import JobServer
 
         with contextlib.suppress(TrainwrightError):
             for line in JobServer(summary.address).logs(summary.submission).splitlines():

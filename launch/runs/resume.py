@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.checks.data import load_checked
-from launch.checks.nodes import nodes_of
+from launch.capacity.nodes import nodes_of
+from launch.capacity.workers import settle_workers
 from launch.checks.preflight import check as check
-from launch.jobs.upload import require_uploaded, with_uploaded
-from launch.runs.capacity import settle_workers
-from launch.runs.records import RunRecord
-from launch.runs.resolve import Change, Resolved, changed_meaning, data_digests
-from launch.runs.standing import standing
+from launch.inputs.changes import Change, changed_meaning
+from launch.inputs.data_check import load_checked
+from launch.inputs.digests import data_digests
+from launch.inputs.resolved import Resolved
+from launch.inputs.uploaded import require_uploaded, with_uploaded
+from launch.records.record import RunRecord
+from launch.records.standing import standing
 from recipes.errors import Problem, RecipeError, RequestError
 from recipes.loading.load import parse_recipe
 from recipes.loading.yaml_text import parse_yaml

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.protocol import Json, WorkerContext
-from launch.runs.journal import interval_s
+from launch.records.journal import interval_s
 from recipes.errors import CapacityError
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
@@ -186,7 +186,7 @@ def run_stage(job: Json, worker: WorkerContext) -> Json | None:
 
 def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
     """Where the stage's data files lie; uploaded ones are fetched by one rank of each node. Collective."""
-    from launch.jobs.upload import uploaded_folder
+    from launch.inputs.uploaded import uploaded_folder
     from trainers.runtime import distributed
 
     if job["uploaded"] is None:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from recipes.fields import Strict, meaning, placement, refuse
-from recipes.models.encoder_decoder import SENTINEL
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import VOCABULARY
+from recipes.tokenizers.sentinels import SENTINEL
 
 Split = Literal["train", "validation", "test"]
 Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]

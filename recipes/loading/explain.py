@@ -10,7 +10,6 @@ from pydantic_core import ErrorDetails
 
 from recipes.errors import Finding, Problem
 from recipes.fields import FieldError
-from recipes.loading.document import mark_of, shown, value_at
 from recipes.loading.schema_paths import (
     Place,
     Slot,
@@ -22,8 +21,9 @@ from recipes.loading.schema_paths import (
     place_of,
     slot_at,
 )
-from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.loading.yaml_text import Document
 from recipes.nearest import nearest
+from recipes.places import Path, mark_of, path_text, shown, value_at
 from recipes.problem_codes import Code
 
 

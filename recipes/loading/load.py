@@ -10,13 +10,13 @@ from typing import Annotated, Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from recipes.errors import Problem, RecipeError
-from recipes.loading.document import LoadedRecipe as LoadedRecipe
-from recipes.loading.document import UnsoundStage, parse_path, value_at
+from recipes.loaded_recipe import LoadedRecipe, UnsoundStage
 from recipes.loading.explain import located_problems, schema_problems
 from recipes.loading.schema_paths import model_keys, path_of, slot_at
 from recipes.loading.spelling import correct_extends, correct_tags
-from recipes.loading.yaml_text import MAX_BYTES, Document, Mark, Path, parse_yaml, path_text, shorten
+from recipes.loading.yaml_text import MAX_BYTES, Document, parse_yaml
 from recipes.nearest import nearest
+from recipes.places import Mark, Path, parse_path, path_text, shorten, value_at
 from recipes.planning.smoke import shrink
 from recipes.problem_codes import Code
 from recipes.recipe import Cluster, Recipe

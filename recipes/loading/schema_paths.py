@@ -12,8 +12,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from pydantic.fields import FieldInfo
 
 from recipes.fields import TagAt
-from recipes.loading.document import value_at
-from recipes.loading.yaml_text import Path
+from recipes.places import Path, value_at
 from recipes.recipe import Recipe
 
 Loc = tuple[int | str, ...]

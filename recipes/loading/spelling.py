@@ -10,10 +10,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from recipes.errors import Problem
-from recipes.loading.document import mark_of, shown, value_at
 from recipes.loading.schema_paths import ROOT, Slot, describe_field, item_slot, model_keys
-from recipes.loading.yaml_text import Document, Path, path_text
+from recipes.loading.yaml_text import Document
 from recipes.nearest import nearest
+from recipes.places import Path, mark_of, path_text, shown, value_at
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from recipes.errors import Problem, RecipeError
+from recipes.places import Mark, Path, path_text, shorten
 from recipes.problem_codes import Code
-
-Path = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 24
@@ -29,14 +28,6 @@ _OTHER_BASE = re.compile(r"0[xob][0-9A-Fa-f]+")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Where a value stands: its file and line (None for a command-line value)."""
-
-    file: str
-    line: int | None
 
 
 @dataclass(slots=True)
@@ -247,27 +238,3 @@ class _Composer:
             self.document.marks[here] = self._mark(event)
             values[key] = self._node(self._next(), here)
         return values
-
-
-def path_text(path: Path) -> str:
-    """A field path as people write it: `stages.base.of.0`."""
-    return ".".join(str(part) if str(part).isprintable() else repr(part) for part in path)
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """A value as it would be written, cut to a readable length."""
-    text = value if isinstance(value, str) else _plain(value)
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_plain(item) for item in value) + "]"
-    return str(value) if not isinstance(value, str) else value

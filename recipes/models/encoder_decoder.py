@@ -1,8 +1,7 @@
 """Encoder-decoder models: the keys of their configuration, and what is hidden in pretraining."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
-from itertools import count
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -10,14 +9,6 @@ from pydantic import model_validator
 from recipes.fields import Strict, meaning, require_divides
 from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, POSITIONS, WIDTH
-
-SENTINEL = "<extra_id_{}>"
-"""T5's name of the token that stands for the n-th hidden span."""
-
-
-def count_sentinels(tokens: Collection[str]) -> int:
-    """Sentinels among the tokens, counted from the first until one is missing."""
-    return next(number for number in count() if SENTINEL.format(number) not in tokens)
 
 
 class _EncoderDecoder(LanguageArchitecture):

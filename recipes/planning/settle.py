@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from recipes.models.memory import Sizes
+from recipes.planning.memory import Sizes
 from recipes.recipe import Recipe
 from recipes.stages.kinds import Stage
 from recipes.stages.sharding import Shard

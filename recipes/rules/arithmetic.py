@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, model_facts, reference_facts

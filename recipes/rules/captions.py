@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.data.images import missing_captions
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.tally import PROJECTIONS
 from recipes.nearest import nearest
 from recipes.problem_codes import Code

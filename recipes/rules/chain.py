@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from recipes.artifact_kinds import NOUNS
 from recipes.data.text import ExistingTokenizer
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.image_models import Vae
 from recipes.nearest import nearest
 from recipes.problem_codes import Code

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import Finding, Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.references import FolderRef
 from recipes.rules.chain import origin

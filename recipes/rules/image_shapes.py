@@ -6,7 +6,7 @@ from typing import get_args
 from recipes.artifact_kinds import ImageKind
 from recipes.data.images import ImageSetFacts, ImageSource, Shape, shape_rule
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.image_models import Ddpm, Vae
 from recipes.rules.chain import autoencoder_of, image_builder, stage_of
 from recipes.stages.base import StageBase

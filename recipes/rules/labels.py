@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from recipes.data.images import missing_labels
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import image_stage_of
 from recipes.rules.models import model_facts

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.references import StageRef, parse_reference

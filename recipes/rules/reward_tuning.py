@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.image_models import Ddpm
 from recipes.rules.chain import diffusion_of, image_builder, stage_of
 from recipes.stages.ddpo import ActorFacts, ClassReward

@@ -1,7 +1,7 @@
 """The static pass: everything knowable about a recipe from its text and the headers of model folders, all at once."""
 
 from recipes.errors import Problem
-from recipes.loading.document import LoadedRecipe
+from recipes.loaded_recipe import LoadedRecipe
 from recipes.rules.arithmetic import check_arithmetic
 from recipes.rules.captions import check_captions
 from recipes.rules.chain import check_chain

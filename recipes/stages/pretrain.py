@@ -13,13 +13,14 @@ from recipes.fields import meaning, raise_all, refuse
 from recipes.models.architecture import TEXT_FAMILIES, Architecture
 from recipes.models.base import TextFamily
 from recipes.models.encoder import Corruption
-from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
+from recipes.models.encoder_decoder import SpanCorruption
 from recipes.models.image_models import Ddpm, ImageArchitecture
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
 from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
+from recipes.tokenizers.sentinels import count_sentinels
 
 CAPTION_READERS = "an encoder or a decoder"
 

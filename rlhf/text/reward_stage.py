@@ -17,7 +17,7 @@ from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
-from trainers.training.loop import Evaluation, Outcome
+from trainers.training.outcome import Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_candidate

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from launch.runs.records import RunRecord
+from launch.records.record import RunRecord
 from trainers.store.store import Store
 
 pytestmark = pytest.mark.serial

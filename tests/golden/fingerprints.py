@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.runs.resolve import Resolved, data_digests, differing_values
+from launch.inputs.changes import differing_values
+from launch.inputs.digests import data_digests
+from launch.inputs.resolved import Resolved
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware, settle_shards
 from recipes.recipe import Recipe

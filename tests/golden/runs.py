@@ -22,18 +22,19 @@ from typing import Any
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import Json, OnBeat, Target, WorkerFailed, WorkerSpec
+from launch.capacity.workers import Workers
+from launch.inputs.digests import data_digests
+from launch.inputs.resolve import resolve
+from launch.records.new_run import new_record
 from launch.report.progress import SilentView
-from launch.runs.capacity import Workers
 from launch.runs.execute_run import RUN_STAGE, VERIFY_CANDIDATE, PoolRequest, drive
-from launch.runs.new_run import new_record
-from launch.runs.resolve import data_digests, resolve
 from launch.runs.worker_pool import StageWorkers
 from recipes.errors import StageError, TrainwrightError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
 from tests.golden.fingerprints import ROOT, shipped_recipes
 from tests.real_models import MINILM, SMOLLM2, cache
-from trainers.store.imports import import_folder
+from trainers.models.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, canonical_json, sha256_hex
 from trainers.store.store import Store
 

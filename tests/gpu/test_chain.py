@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_training_stays_under_the_predicted_memory() -> None:
-    from recipes.models.memory import predict_sizes
+    from recipes.planning.memory import predict_sizes
     from recipes.stages.pretrain import Pretrain
     from trainers.data.batches import TokenBatch
     from trainers.engine.build import build_engine, parameter_group

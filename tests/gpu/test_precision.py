@@ -3,8 +3,8 @@
 import torch
 
 from cluster.hardware import find_processors
-from launch.checks.nodes import nodes_of
-from launch.runs.capacity import Workers, hardware_of
+from launch.capacity.nodes import nodes_of
+from launch.capacity.workers import Workers, hardware_of
 from trainers.runtime.precision import exact_matmul, use_fast_matmul
 
 WIDTH = 1024

@@ -20,7 +20,8 @@ from trainers.data.batches import build_batch
 from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, Outcome, train
+from trainers.training.loop import Cadence, train
+from trainers.training.outcome import Outcome
 
 TINY = Path(__file__).parents[1] / "unit" / "rlhf" / "conftest.py"
 SETTINGS: dict[str, Any] = {

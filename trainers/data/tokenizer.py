@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.models.encoder_decoder import SENTINEL, count_sentinels
 from recipes.tokenizers.chat_template import Message, render
+from recipes.tokenizers.sentinels import SENTINEL, count_sentinels
 from recipes.tokenizers.token_contract import (
     CONFIG_FILES,
     TokenizerFacts,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.models.memory import CHUNK_ELEMENTS
+from recipes.planning.memory import CHUNK_ELEMENTS
 from trainers.data.masking import MaskedBatch
 from trainers.data.streams import StreamBatch
 from trainers.models.attention import packed_attention_bias, segment_attention_bias

@@ -36,7 +36,7 @@ from trainers.tasks.image_start import (
 )
 from trainers.training.context import Candidate, StageContext, open_images
 from trainers.training.image_candidate import write_image_candidate
-from trainers.training.loop import Evaluation, Outcome
+from trainers.training.outcome import Evaluation, Outcome
 from trainers.training.steps import TrainingPlan
 from trainers.training.task import Course, run_training
 

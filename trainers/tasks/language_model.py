@@ -39,7 +39,8 @@ from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
 from trainers.tasks.text_classifier import TextClassifierTask
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
-from trainers.training.loop import BatchSource, Evaluate, Evaluation, Outcome
+from trainers.training.optimiser_step import BatchSource
+from trainers.training.outcome import Evaluate, Evaluation, Outcome
 from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_candidate

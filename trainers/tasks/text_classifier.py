@@ -25,7 +25,7 @@ from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, open_sets
-from trainers.training.loop import Evaluate, Evaluation, Outcome
+from trainers.training.outcome import Evaluate, Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan
 from trainers.training.task import Course
 from trainers.training.text_candidate import TrainedText, write_text_candidate

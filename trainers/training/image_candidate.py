@@ -10,7 +10,7 @@ from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.models.folders import write_adapter
 from trainers.models.images.build import Blueprint, probe_adapter, probe_family, write_family
 from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
-from trainers.training.loop import Outcome
+from trainers.training.outcome import Outcome
 
 
 def write_image_candidate(

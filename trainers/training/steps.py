@@ -17,7 +17,9 @@ from trainers.engine.build import build_engine, parameter_group
 from trainers.objectives.protocol import Objective, unchanged
 from trainers.store.manifest import Layout
 from trainers.training.context import StageContext
-from trainers.training.loop import BatchSource, Cadence, Evaluate, LearningRates, Outcome, Phase, train
+from trainers.training.loop import Cadence, train
+from trainers.training.optimiser_step import BatchSource, LearningRates, Phase
+from trainers.training.outcome import Evaluate, Outcome
 from trainers.training.schedule import learning_rate_factor
 
 S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)

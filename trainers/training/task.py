@@ -6,7 +6,8 @@ from typing import Protocol, TypeVar
 
 from trainers.runtime.precision import use_fast_matmul
 from trainers.training.context import Candidate, StageContext
-from trainers.training.loop import BatchSource, Evaluate, Outcome, Phase
+from trainers.training.optimiser_step import BatchSource, Phase
+from trainers.training.outcome import Evaluate, Outcome
 from trainers.training.steps import S, TrainingPlan, plan_training
 
 

@@ -28,7 +28,7 @@ from trainers.models.protocol import ModelKind
 from trainers.models.verification import Probe
 from trainers.store.adapters import whole_part
 from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
-from trainers.training.loop import Outcome
+from trainers.training.outcome import Outcome
 
 
 @dataclass(frozen=True)

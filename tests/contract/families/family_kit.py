@@ -81,8 +81,8 @@ def _write_images(folder: Path) -> None:
     """Write questions about images, some without one, and commit a model whose last layer of vision is not read."""
     from PIL import Image
 
+    from trainers.models.imports import import_folder
     from trainers.models.small_llava import write_small_llava
-    from trainers.store.imports import import_folder
 
     rows = []
     for number in range(48):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from launch.cli.sample_images import draw_grid, interpolate, reconstruct, score
-from launch.cli.sample_text import sample_texts
 from launch.runs.stage_entry import compute
+from launch.sampling.images import draw_grid, interpolate, reconstruct, score
+from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from launch.runs.capacity import Workers
-from launch.runs.resolve import resolve
+from launch.capacity.workers import Workers
+from launch.inputs.resolve import resolve
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe
 from recipes.models.folders import read_folder
 from recipes.planning.settle import Hardware
+from trainers.models.imports import describe_folder, import_folder
 from trainers.store.export import export
-from trainers.store.imports import describe_folder, import_folder
 from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.materialised_folders import files_under

@@ -35,7 +35,7 @@ def test_an_image_depends_on_its_seed_alone(finished: Path, family: str) -> None
 
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> None:
-    from launch.cli.sample_text import sample_texts
+    from launch.sampling.text import sample_texts
 
     gaps = {
         "encoder": "The <|mask|> 5 comes <|mask|> 6.<|mask|><|mask|>",
@@ -50,7 +50,7 @@ def test_an_answer_depends_on_its_seed_alone(finished: Path, family: str) -> Non
 
 @pytest.mark.parametrize("name", CLASSIFIED)
 def test_a_classifier_of_texts_names_the_class(finished: Path, name: str) -> None:
-    from launch.cli.sample_text import sample_texts
+    from launch.sampling.text import sample_texts
 
     prompts, store = ["The number 3 comes before 4."], str(finished / "store")
     (found,) = sample_texts(f"store://{name}", prompts, store=store)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from launch.cli.sample_images import draw_grid
 from launch.runs.stage_entry import compute
+from launch.sampling.images import draw_grid
 from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards

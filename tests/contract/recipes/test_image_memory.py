@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from recipes.data.images import ImageSetFacts
-from recipes.models.image_memory import predict_tuning_sizes
 from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
 from recipes.models.tally import TextSizes
+from recipes.planning.image_memory import predict_tuning_sizes
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages
 from rlhf.images.ddpo import DdpoBatch, DdpoObjective

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.runs.journal import this_driver
-from launch.runs.records import RunRecord
+from launch.records.journal import this_driver
+from launch.records.record import RunRecord
 from trainers.store.collection import collect
 from trainers.store.inspection import verify
 from trainers.store.manifest import files_digest

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.runs.records import RunRecord
+from launch.records.record import RunRecord
 from trainers.store.store import Store
 
 CHAIN = Path(__file__).with_name("chain.yaml")

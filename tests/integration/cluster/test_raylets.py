@@ -74,7 +74,7 @@ def answer(driver: subprocess.Popen[str]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("raylets")
 def test_every_node_says_what_its_processors_can_do(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "launch.checks.nodes", environment["ADDRESS"]]
+    command = [sys.executable, "-m", "launch.capacity.nodes", environment["ADDRESS"]]
     asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert asked.returncode == 0, asked.stderr
     nodes = [Node(**node) for node in json.loads(asked.stdout.splitlines()[-1])]

@@ -12,7 +12,7 @@ from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.decoder import Llama
-from recipes.models.memory import predict_sizes
+from recipes.planning.memory import predict_sizes
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora

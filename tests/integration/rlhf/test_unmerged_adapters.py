@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from launch.cli.sample_text import opened
 from launch.runs.suites import suites_of
+from launch.sampling.text import opened
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.reward import Reward

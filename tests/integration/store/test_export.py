@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from launch.cli.main import app
 from recipes.errors import RequestError
+from trainers.models.imports import import_folder
 from trainers.store.export import export, parts_of
-from trainers.store.imports import import_folder
 from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, Parent, files_digest
 from trainers.store.store import Store

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch.cli.sample_text import sample_texts
 from launch.runs.suites import suites_of
+from launch.sampling.text import sample_texts
 from recipes.data.text import JsonLines
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
@@ -28,9 +28,9 @@ from trainers.data.batches import build_batch
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.evaluate_stage import run_evaluate
+from trainers.models.imports import import_folder
 from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
-from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.tasks.language_model import run_language_model

@@ -204,7 +204,7 @@ def test_models_open_with_stock_classes_and_write(finished: Path, tmp_path: Path
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from launch.cli.sample_text import sample_texts
+    from launch.sampling.text import sample_texts
     from trainers.store.export import export
     from trainers.store.store import Store
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from launch.cli.sample_text import sample_texts
+from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe, parse_recipe
+from trainers.models.imports import import_folder
 from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
 from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
-from trainers.store.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
 from trainers.tasks.language_model import run_language_model

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from launch.runs.resolve import digest_of
+from launch.inputs.digests import digest_of
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import RequestError

@@ -10,12 +10,13 @@ import pytest
 
 from cluster.local_group import LocalGroup
 from cluster.protocol import WorkerFailed
+from launch.capacity.workers import Workers
 from launch.cli import main as cli
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
+from launch.records.record import RunRecord
 from launch.report.progress import SilentView
-from launch.runs.capacity import Workers
 from launch.runs.execute_run import Driven, PoolRequest, drive
-from launch.runs.records import RunRecord
-from launch.runs.resolve import Resolved, resolve
 from launch.runs.worker_pool import StageWorkers
 from recipes.errors import VerificationError
 from recipes.loading.load import load_recipe
@@ -149,7 +150,7 @@ class Bench:
         return resolve(load_recipe(self.recipe, overrides), self.store, Workers(1, 0), Hardware())
 
     def record(self, resolved: Resolved) -> RunRecord:
-        from launch.runs.new_run import new_record
+        from launch.records.new_run import new_record
 
         return new_record(self.store, resolved)
 

@@ -255,8 +255,8 @@ def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any)
 
 
 def test_a_store_that_is_no_folder_keeps_logs_and_report_too(bench: Any) -> None:
+    from launch.records.record import RunRecord
     from launch.runs.logs import read_logs
-    from launch.runs.records import RunRecord
     from trainers.store.store import Store
 
     bench.store = Store.open("memory://launch-test")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from launch.runs import records
-from launch.runs.histories import find_end, read_history
-from launch.runs.journal import this_driver
-from launch.runs.records import RunRecord
+from launch.records import record as records
+from launch.records.histories import find_end, read_history
+from launch.records.journal import this_driver
+from launch.records.record import RunRecord
 from recipes.errors import Preempted, StageError
 
 

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from launch import api
+from launch.capacity.workers import Workers
+from launch.inputs.external import take_in
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
 from launch.report.show import plan_notes
-from launch.runs.capacity import Workers
-from launch.runs.inputs import take_in
-from launch.runs.resolve import Resolved, resolve
 from recipes.errors import RecipeError, RequestError
 from recipes.loading.load import load_recipe
 from recipes.models.folders import read_folder

@@ -14,12 +14,12 @@ import pytest
 
 from cluster.topology import Node
 from launch import api
-from launch.checks.shared_files import ANSWER, look, read_question
-from launch.jobs.job_server import find_token, is_job_server
+from launch.capacity.job_server import find_token, is_job_server
+from launch.inputs.digests import digest_of
+from launch.inputs.uploaded import uploaded_folder
+from launch.jobs.shared_files import ANSWER, look, read_question
 from launch.jobs.submit import submit
-from launch.jobs.upload import uploaded_folder
-from launch.runs.records import RunRecord
-from launch.runs.resolve import digest_of
+from launch.records.record import RunRecord
 from recipes.errors import CapacityError, RecipeError, RequestError
 from trainers.store.collection import Keep, collect
 from trainers.store.store import Store
@@ -56,7 +56,7 @@ class Cluster:
             return {"submission_id": f"job_{len(self.jobs)}"}
         if path.endswith("/logs"):
             command = self.jobs[int(path.split("/")[-2].removeprefix("job_")) - 1]["entrypoint"].split()
-            if "launch.checks.shared_files" in command:
+            if "launch.jobs.shared_files" in command:
                 return {"logs": f"{ANSWER}{json.dumps(self.look(command[-1]))}\n"}
             nodes = [asdict(Node(str(i), f"10.0.0.{i}", c, 0, 0, c, 0, self.bf16)) for i, c in enumerate(self.cpus)]
             said = f"nodes={json.dumps(nodes)}\n" if self.bf16 is not None else "ray went away\n"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch.runs.journal import Event, Journal, is_alive, summarise, this_driver
+from launch.records.journal import Event, Journal, is_alive, summarise, this_driver
 
 STAGES = [("base", "pretrain"), ("chat", "finetune")]
 

@@ -131,15 +131,15 @@ class Parrot:
 
 
 def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import launch.cli.sample_images
-    import launch.cli.sample_text
+    import launch.sampling.images
+    import launch.sampling.text
     from recipes.models.image_models import Classifier, Vae
     from trainers.models.images.classifier import ClassifierFamily
     from trainers.models.images.protocol import ImageFacts
     from trainers.models.images.vae import VaeFamily
 
     known = documented()
-    monkeypatch.setattr(launch.cli.sample_text, "Sampler", Parrot)
+    monkeypatch.setattr(launch.sampling.text, "Sampler", Parrot)
     assert keys_of(forms("sample", "{model}", "--prompt", "a")) == known["sample"]
     facts = ImageFacts(1, 8, 8, ("no", "yes"))
     families = {
@@ -151,7 +151,7 @@ def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     def opened(text: str, store: str | None = None) -> Iterator[Any]:
         yield families[text]
 
-    monkeypatch.setattr(launch.cli.sample_images, "image_model", opened)
+    monkeypatch.setattr(launch.sampling.images, "image_model", opened)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     drawn = forms("sample", "vae", "--grid", "{folder}/grid.png", "--num-samples", "4")
     assert keys_of(drawn) == known["sample --grid"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.records.record import RunRecord
 from launch.runs.logs import OWNER, PREFIX, log_folder_of, read_logs
-from launch.runs.records import RunRecord
 from trainers.store.store import Store
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.runs.records import RunRecord
+from launch.records.record import RunRecord
 from launch.runs.stage_entry import StageObserver
 from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES

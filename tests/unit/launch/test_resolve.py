@@ -9,9 +9,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 
 from cluster.topology import Node
-from launch.runs.capacity import Workers, check_memory, settle_workers
-from launch.runs.inputs import take_in
-from launch.runs.resolve import resolve
+from launch.capacity.room import check_memory
+from launch.capacity.workers import Workers, settle_workers
+from launch.inputs.external import take_in
+from launch.inputs.resolve import resolve
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import CapacityError, RecipeError
 from recipes.loading.load import load_recipe

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from launch import api
-from launch.runs.capacity import Workers
-from launch.runs.new_run import record_of
-from launch.runs.resolve import Resolved, differing_values, resolve
+from launch.capacity.workers import Workers
+from launch.inputs.changes import differing_values
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
+from launch.records.new_run import record_of
 from launch.runs.resume import resumable, with_placement
 from recipes.errors import Preempted, RecipeError, RequestError
 from recipes.loading.load import load_recipe
@@ -115,7 +117,7 @@ def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pyt
 
 
 def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
-    from launch.runs.journal import this_driver
+    from launch.records.journal import this_driver
 
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver=this_driver(), next_s=5)
@@ -124,7 +126,7 @@ def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
 
 
 def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) -> None:
-    from launch.runs.journal import this_driver
+    from launch.records.journal import this_driver
 
     record = bench.record(bench.resolve())
     record.journal().write("run_started", driver={**this_driver(), "start_ticks": 1}, next_s=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks.data import load_checked
+from launch.inputs.data_check import load_checked
 from recipes.errors import RecipeError
 from recipes.recipe import Recipe
 

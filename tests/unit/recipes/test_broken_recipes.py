@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from launch.checks.data import DataCheck, load_checked
+from launch.inputs.data_check import DataCheck, load_checked
 from recipes.errors import Problem, RecipeError
 from recipes.loading.load import check_file
 from recipes.problem_codes import Code

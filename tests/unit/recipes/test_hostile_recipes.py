@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launch.checks.data import load_checked
+from launch.inputs.data_check import load_checked
 from recipes.errors import RecipeError
 
 WriteRecipe = Callable[..., Path]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks.data import DataCheck
+from launch.inputs.data_check import DataCheck
 from recipes.errors import Problem, RecipeError
 from recipes.loading.load import check_file, dump_recipe, load_recipe, parse_recipe
 from recipes.stages.evaluate import Evaluate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launch.checks.data import DataCheck
+from launch.inputs.data_check import DataCheck
 from recipes.loading.load import check_file
 from recipes.models.folders import read_folder
 from trainers.data.sources.local_files import match_files

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recipes.loading.load import load_recipe
-from recipes.models.memory import Sizes
+from recipes.planning.memory import Sizes
 from recipes.planning.settle import MEMORY_SHARE, PROCESS_BYTES, Hardware, keep_settled, settle_shards
 from recipes.recipe import Recipe
 from recipes.stages.sharding import Shard

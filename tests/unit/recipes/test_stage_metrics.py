@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from launch.runs.execute_plan import BEAT_KEYS
+from launch.runs.heartbeat import BEAT_KEYS
 from recipes.loading.load import load_recipe
 from recipes.stages.base import StageBase
 from recipes.stages.kinds import STAGE_CLASSES, Stage, first_curves

@@ -16,7 +16,9 @@ from trainers.engine.protocol import STATE_GROUPS
 from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, Outcome, Phase, train
+from trainers.training.loop import Cadence, train
+from trainers.training.optimiser_step import Phase
+from trainers.training.outcome import Outcome
 
 LOOP = ("steps_done", "skipped_steps", "samples", "weight")
 """What every loop remembers; `rule` has a test of its own."""

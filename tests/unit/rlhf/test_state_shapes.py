@@ -38,7 +38,7 @@ from trainers.objectives.carried_language_model import CarriedLanguageModelObjec
 from trainers.objectives.images import ImageObjective
 from trainers.store.store import Store
 from trainers.tasks.images import ImageBatches
-from trainers.training.loop import Phase
+from trainers.training.optimiser_step import Phase
 from trainers.training.steps import GROUP, PlannedBatches
 
 sys.path.insert(0, str(Path(__file__).parent))

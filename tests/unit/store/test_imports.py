@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models
 
 from recipes.errors import RequestError
 from trainers.data.tokenizer import load_tokenization
+from trainers.models.imports import import_folder, import_tokenizer
 from trainers.store.import_records import origins
-from trainers.store.imports import import_folder, import_tokenizer
 from trainers.store.inspection import verify
 from trainers.store.store import Store
 from trainers.store.untrusted_files import read_safetensors_header

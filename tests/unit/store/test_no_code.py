@@ -143,7 +143,7 @@ def test_no_load_path_can_run_code(path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_search_finds(source: str) -> None:
-    assert list(findings(source, "launch/cli/sample_text.py"))
+    assert list(findings(source, "launch/sampling/text.py"))
 
 
 def test_the_search_spares() -> None:

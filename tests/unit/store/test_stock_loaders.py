@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from launch.cli.sample_text import sample_texts
+from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from trainers.models.folders import with_adapter
 from trainers.models.load import load_model

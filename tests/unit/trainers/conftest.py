@@ -22,7 +22,8 @@ from trainers.engine.plain import PlainEngine
 from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, Outcome, train
+from trainers.training.loop import Cadence, train
+from trainers.training.outcome import Outcome
 
 STEPS = 8
 LAYOUT = Layout(workers=1, micro_batch=2, accumulation=2)

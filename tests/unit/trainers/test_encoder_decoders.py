@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
-from recipes.models.encoder_decoder import SpanCorruption, count_sentinels
+from recipes.models.encoder_decoder import SpanCorruption
+from recipes.tokenizers.sentinels import count_sentinels
 from trainers.data.batches import Seq2SeqBatch, TokenBatch, build_seq2seq_batch
 from trainers.data.span_corruption import SpanCorrupter, hidden_spans, random_division
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer

@@ -13,7 +13,8 @@ from torch import Tensor
 from recipes.errors import Preempted
 from trainers.runtime.observer import Interrupted, counted, interruptible, raise_if_stopping
 from trainers.training import loop
-from trainers.training.loop import Cadence, Evaluation, train
+from trainers.training.loop import Cadence, train
+from trainers.training.outcome import Evaluation
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError
-from recipes.planning.plan import Plan, fit_workers
-from recipes.planning.settle import PROCESS_BYTES, Hardware
+from recipes.planning.plan import fit_workers
+from recipes.planning.settle import Hardware
 from recipes.recipe import Recipe
 
 AUTO_CPU_WORKERS = 2
@@ -77,24 +77,3 @@ def _shares_of_memory(nodes: Sequence[Node], workers: Workers) -> list[int]:
     """Bytes that each worker has of its node's memory where the workers are placed; 0: not known."""
     found = fit(Request(workers.num_workers, 1.0, 0), nodes)
     return [] if isinstance(found, Refusal) else [s.node.memory_bytes // s.num_workers for s in found.shares]
-
-
-def check_memory(plan: Plan, workers: Workers, nodes: Sequence[Node]) -> None:
-    """Compare the predicted memory of CPU workers with that of the nodes; raises CapacityError naming the stage.
-
-    A GPU's own memory is not known before a worker is there, and of some nodes none is (0).
-    """
-    if workers.gpus_per_worker or any(node.memory_bytes <= 0 for node in nodes):
-        return
-    for stage in plan.stages:
-        if stage.cached or stage.sizes is None:
-            continue
-        each = stage.sizes.cpu_worker_bytes + PROCESS_BYTES
-        room = sum(min(int(node.cpus), node.memory_bytes // each) for node in nodes)
-        if room < workers.num_workers:
-            largest = max(node.memory_bytes for node in nodes)
-            raise CapacityError(
-                f"stage {stage.name} takes about {each / 2**30:.1f} GiB of memory in each of {workers.num_workers} "
-                f"workers; the nodes' memory (at most {largest / 2**30:.1f} GiB on one) is enough for {room}; "
-                "take a smaller micro_batch, sequence_length or model, another ZeRO stage, or other nodes"
-            )

@@ -1,13 +1,12 @@
 """A recipe with what is needed to talk about it: the place of every value, and problems that name it."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from recipes.errors import FieldFinding, Finding, Problem
-from recipes.loading.yaml_text import Mark, Path, path_text, shorten
+from recipes.places import Mark, Path, mark_of, parse_path, path_text, shown
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference
@@ -69,34 +68,3 @@ class LoadedRecipe:
     def is_written(self, stage: str, field_path: str) -> bool:
         """Whether the recipe's text holds a field of a stage."""
         return parse_path(f"stages.{stage}.{field_path}") in self.sources
-
-
-def parse_path(dotted: str) -> Path:
-    """A dotted field path as its parts; whole numbers are places in a list."""
-    return tuple(int(part) if re.fullmatch(r"0|[1-9][0-9]{0,5}", part) else part for part in dotted.split("."))
-
-
-def mark_of(path: Path, marks: dict[Path, Mark], file: FilePath) -> Mark:
-    """The mark of the path, or of the nearest place around it."""
-    while path not in marks:
-        if not path:
-            return Mark(str(file), None)
-        path = path[:-1]
-    return marks[path]
-
-
-def value_at(raw: Any, path: Path) -> Any:
-    """The value at a path of plain data; None where there is none."""
-    for part in path:
-        is_item = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
-        if not is_item and not (isinstance(raw, dict) and part in raw):
-            return None
-        raw = raw[part]
-    return raw
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: text in quotes, cut to a readable length."""
-    if isinstance(value, str):
-        return shorten(f"'{value}'")
-    return shorten(value)

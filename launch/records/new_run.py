@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from launch.checks.preflight import check_disk
-from launch.runs.inputs import take_in
-from launch.runs.records import RunRecord
-from launch.runs.resolve import Resolved
+from launch.capacity.room import check_disk
+from launch.inputs.external import take_in
+from launch.inputs.resolved import Resolved
+from launch.records.record import RunRecord
 from trainers.store.store import Store
 
 

@@ -1,6 +1,6 @@
 """Data files that every node of a cluster sees: looked for on each of them before a recipe is submitted.
 
-`python -m launch.checks.shared_files QUESTION` asks from one of the nodes, as a job.
+`python -m launch.jobs.shared_files QUESTION` asks from one of the nodes, as a job.
 """
 
 import base64
@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from launch.jobs.data_files import LocalSource, places
-from launch.runs.resolve import Resolved, digest_of
+from launch.inputs.data_files import LocalSource, places
+from launch.inputs.digests import digest_of
+from launch.inputs.resolved import Resolved
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, TrainwrightError
@@ -117,7 +118,7 @@ def main(text: str) -> int:
     asked = read_question(text)
     with start("auto", name="files") as session:
         nodes = [node for node in session.nodes() if node.cpus or node.gpus]
-        answers = ask_each_node(nodes, "launch.checks.shared_files:look", asked, ANSWER_TIMEOUT_S)
+        answers = ask_each_node(nodes, "launch.jobs.shared_files:look", asked, ANSWER_TIMEOUT_S)
     print(f"{ANSWER}{json.dumps(answers)}", flush=True)
     return 0
 

@@ -29,7 +29,7 @@ _PYTHON = (
 _VERSION, _NODES = "trainwright=", "nodes="
 _HANDSHAKE = (
     f"from importlib.metadata import version; print('{_VERSION}' + version('trainwright'), flush=True); "
-    f"from launch.checks.nodes import main; print('{_NODES}', end=''); raise SystemExit(main('auto'))"
+    f"from launch.capacity.nodes import main; print('{_NODES}', end=''); raise SystemExit(main('auto'))"
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from launch.runs.journal import FINISHED, RunSummary, summarise
+from launch.records.journal import FINISHED, RunSummary, summarise
 from trainers.store.manifest import canonical_json
 from trainers.store.runs import Run, segment_name
 

@@ -2,8 +2,8 @@
 
 from recipes.data.images import ImageSetFacts
 from recipes.models.image_models import Ddpm, ImageArchitecture, Vae
-from recipes.models.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.models.tally import Tally, TextSizes
+from recipes.planning.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages

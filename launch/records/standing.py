@@ -1,8 +1,8 @@
 """How a run stands, submitted ones included."""
 
-from launch.jobs.job_server import job_end
-from launch.runs.journal import RunSummary
-from launch.runs.records import RunRecord
+from launch.capacity.job_server import job_end
+from launch.records.journal import RunSummary
+from launch.records.record import RunRecord
 
 
 def standing(record: RunRecord) -> RunSummary:

@@ -7,7 +7,8 @@ from typing import Any
 from recipes.data.images import ImageSetFacts, ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem
-from recipes.loading.load import LoadedRecipe, load_recipe
+from recipes.loaded_recipe import LoadedRecipe
+from recipes.loading.load import load_recipe
 from recipes.models.base import TextFamily
 from recipes.rules.image_shapes import check_image_forms
 from recipes.rules.models import model_facts

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.runs.histories import JOURNAL, History, find_end, read_history, write_end
-from launch.runs.journal import Journal, RunSummary
-from launch.runs.resolve import Resolved
+from launch.inputs.resolved import Resolved
+from launch.records.histories import JOURNAL, History, find_end, read_history, write_end
+from launch.records.journal import Journal, RunSummary
 from recipes.errors import RequestError
 from trainers.store.background_threads import map_requests
 from trainers.store.store import Store

@@ -18,8 +18,8 @@ from recipes.planning.plan import External
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
+from trainers.models.imports import describe_folder, describe_tokenizer, import_folder, import_tokenizer
 from trainers.store.export import parts_of
-from trainers.store.imports import describe_folder, describe_tokenizer, import_folder, import_tokenizer
 from trainers.store.manifest import ArtifactManifest, Verification, canonical_json, files_digest, sha256_hex
 from trainers.store.store import Store
 from trainers.store.untrusted_files import file_inside, weight_files

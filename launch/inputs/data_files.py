@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from launch.runs.resolve import Resolved, source_uses
+from launch.inputs.digests import source_uses
+from launch.inputs.resolved import Resolved
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem, RecipeError, TrainwrightError

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from launch.cli.store_commands import find_artifact
+from launch.records.artifacts import find_artifact
 from recipes.artifact_kinds import ImageKind
 from recipes.data.images import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
 from recipes.errors import RequestError

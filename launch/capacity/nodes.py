@@ -12,7 +12,7 @@ from typing import Any
 from cluster.hardware import with_processors
 from cluster.session import local_nodes, start
 from cluster.topology import Node, read_nodes
-from launch.jobs.job_server import JobServer, is_job_server, shake_hands
+from launch.capacity.job_server import JobServer, is_job_server, shake_hands
 from recipes.errors import CapacityError
 
 CONNECT_TIMEOUT_S = 8.0
@@ -42,7 +42,7 @@ def _ask(arguments: list[str], timeout_s: float) -> str:
     """Run this module in a child process; returns the last line that it prints."""
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "launch.checks.nodes", *arguments],
+            [sys.executable, "-m", "launch.capacity.nodes", *arguments],
             capture_output=True,
             text=True,
             timeout=timeout_s,

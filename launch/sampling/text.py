@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.cli.store_commands import find_artifact
+from launch.records.artifacts import find_artifact
 from recipes.artifact_kinds import DRAWING_KINDS
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
-from recipes.models.encoder_decoder import SENTINEL
+from recipes.tokenizers.sentinels import SENTINEL
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model
 from trainers.store.manifest import ArtifactManifest

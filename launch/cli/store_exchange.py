@@ -1,0 +1,119 @@
+"""`trainwright store import, export`: models and bundles into a store and out of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.options import AsJson, StoreUri, print_json
+from launch.cli.store_options import ArtifactName, artifact_json, artifact_line, open_store
+from launch.records.artifacts import find_artifact
+from recipes.errors import RequestError
+
+if TYPE_CHECKING:
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+
+
+def import_model(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A bundle, or a model folder in the Hugging Face layout.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Give it (of a bundle: the last artifact) this name.")
+    ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="Of a bundle: refuse it unless an artifact has this digest.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", help="Where it came from, to be recorded; left out, the folder's name (never its path)."
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of an adapter with its model in base/: take in the merged model, too.")
+    ] = False,
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a bundle, a model folder or what `store export` wrote into the store, every byte checked."""
+    from trainers.models.imports import import_folder
+    from trainers.store.bundle import is_bundle, read_bundle
+
+    opened = open_store(store, makes=True)
+    if name is not None:
+        opened.check_name(name)
+    if is_bundle(folder):
+        taken = read_bundle(opened, folder, digest, source=source)
+    elif digest is not None:
+        raise RequestError(f"--digest: {folder} is not a bundle (it has no bundle.json)")
+    else:
+        imported = import_folder(opened, folder, source=source)
+        taken = [opened.resolve(parent.fingerprint) for parent in imported.parents.values()] + [imported]
+        if merge:
+            taken.append(_import_merged(opened, imported, source or folder.absolute().name))
+    if not taken:
+        raise RequestError(f"{folder} holds no artifacts")
+    if name is not None:
+        opened.name_artifact(name, taken[-1].fingerprint)
+    if as_json:
+        print_json([artifact_json(manifest) for manifest in taken])
+        return
+    for manifest in taken[:-1]:
+        typer.echo(f"with {artifact_line(manifest, [])}")
+    typer.echo(f"store://{name or taken[-1].fingerprint}")
+
+
+def _import_merged(store: "Store", adapter: "ArtifactManifest", source: str) -> "ArtifactManifest":
+    """Take in the model that an imported adapter and its base make together."""
+    import tempfile
+
+    from trainers.models.imports import import_folder
+    from trainers.store.export import export as export_artifact
+
+    if adapter.kind != "adapter":
+        raise RequestError(f"--merge: the folder holds an artifact of kind {adapter.kind}, not an adapter")
+    with tempfile.TemporaryDirectory(prefix="trainwright-merge-") as place:
+        merged = export_artifact(store, adapter, Path(place) / "merged", merge=True)
+        return import_folder(store, merged, source=f"{source}, merged")
+
+
+def export(
+    artifact: ArtifactName,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Write an adapter merged into its base.")] = False,
+    part: Annotated[str | None, typer.Option("--part", help="One of several parts, as critic.")] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Write a bundle that `store import` takes into another store.")
+    ] = False,
+    ancestry: Annotated[
+        bool, typer.Option("--lineage", help="With --bundle: also everything that it was made from.")
+    ] = False,
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an artifact as a folder that stock transformers and peft open, or as a bundle for another store."""
+    from trainers.store.bundle import write_bundle
+    from trainers.store.export import export as export_artifact
+    from trainers.store.inspection import lineage as lineage_of
+
+    opened = open_store(store)
+    manifest = find_artifact(opened, artifact)
+    written = [manifest]
+    if bundle:
+        if merge or part is not None:
+            raise RequestError("--bundle carries artifacts as they are; --merge and --part are for model folders")
+        if ancestry:
+            written = [*reversed(lineage_of(opened, manifest.fingerprint).ancestors), manifest]
+        write_bundle(opened, written, folder)
+    elif ancestry:
+        raise RequestError("--lineage goes with --bundle")
+    else:
+        export_artifact(opened, manifest, folder, merge=merge, part=part)
+    if as_json:
+        print_json({"folder": str(folder), "artifacts": [artifact_json(item) for item in written]})
+        return
+    typer.echo(str(folder))
+    if bundle:
+        typer.echo(f"digest {manifest.digest}")

@@ -31,7 +31,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from recipes.data.images import Digits
-from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.models.images.classifier import Classifier
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.gan import Gan
+from recipes.models.images.vae import Vae
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.checkpoint.loop_state import LoopState, SourceState

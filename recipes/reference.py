@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.models.architecture import Architecture
-from recipes.models.image_models import ImageArchitecture
+from recipes.models.images.architecture import ImageArchitecture
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.stages.kinds import Stage

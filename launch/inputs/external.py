@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.artifact_kinds import HOLDERS, OutputKind
+from recipes.artifact_kinds import OutputKind
 from recipes.errors import Finding, RequestError
+from recipes.models.families import HOLDERS
 from recipes.models.folder_classes import find_class
 from recipes.models.known_models import known_model
 from recipes.planning.fingerprint import ParentId

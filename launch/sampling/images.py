@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from launch.records.artifacts import find_artifact
-from recipes.artifact_kinds import ImageKind
 from recipes.data.images import Digits, Idx, ImageArrays, ImageFolder, ImageParquet, ImageSource
 from recipes.errors import RequestError
+from recipes.models.images.architecture import IMAGE_FAMILIES
 from trainers.data.sources.image_folder import IMAGE_SUFFIXES
 from trainers.store.store import Store
 
@@ -32,7 +32,7 @@ def image_model(text: str, store: str | None = None) -> Iterator["Family"]:
         return
     opened = Store.open(store)
     manifest = find_artifact(opened, text)
-    if manifest.kind not in get_args(ImageKind):
+    if manifest.kind not in IMAGE_FAMILIES:
         raise RequestError(f"{text} is of kind {manifest.kind}; a model of images is needed here")
     yield open_family(opened.folder(manifest, "model"))
 

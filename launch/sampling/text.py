@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.records.artifacts import find_artifact
-from recipes.artifact_kinds import DRAWING_KINDS
 from recipes.errors import RequestError
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.images.architecture import DRAWING_KINDS
 from recipes.tokenizers.sentinels import SENTINEL
 from trainers.store.adapters import WHOLE_PARTS, Weights, weights_of
 from trainers.store.hf_loaders import open_adapter, open_model

@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.artifact_kinds import IMAGE_KINDS, OutputKind
+from recipes.artifact_kinds import OutputKind
 from recipes.errors import Finding
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.folder_classes import ModelClass, find_class
 from recipes.models.folder_tensors import missing_layers
-from recipes.models.image_folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
-from recipes.models.image_models import SETTINGS
+from recipes.models.images.architecture import IMAGE_FAMILIES
+from recipes.models.images.base import SETTINGS
+from recipes.models.images.folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
 from recipes.models.safetensors_headers import read_shapes
 from recipes.models.vision_language import VisionFacts, read_vision
 from recipes.problem_codes import Code
@@ -59,7 +60,7 @@ def read_folder(path: Path, wants: str) -> FolderFacts:
     if wants == "tokenizer":
         tokenizer = _read_tokenizer(path, problems)
         return FolderFacts(problems, tokenizer=tokenizer)
-    if (path / SETTINGS).exists() or wants in IMAGE_KINDS:
+    if (path / SETTINGS).exists() or wants in IMAGE_FAMILIES:
         return _read_images(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
         advice = f"take its merged model into the store: trainwright store import {path} --merge --name NAME"
@@ -75,7 +76,7 @@ def _read_images(path: Path) -> FolderFacts:
             _note_shapes(path / Path(name).parent, Path(name).name, problems)
     if found is not None and found.reads_captions:
         _note_shapes(path / TEXT_ENCODER, "model.safetensors", problems)
-    return FolderFacts(problems, kind=None if found is None else found.architecture.family, images=found)
+    return FolderFacts(problems, kind=None if found is None else found.architecture.kind(), images=found)
 
 
 def _read_language_model(path: Path) -> FolderFacts:

@@ -1,8 +1,9 @@
 """Predicted sizes of a stage of images: parameters exactly, memory from what layers keep for the backward (pure)."""
 
 from recipes.data.images import ImageSetFacts
-from recipes.models.image_models import Ddpm, ImageArchitecture, Vae
-from recipes.models.tally import Tally, TextSizes
+from recipes.models.images.architecture import ImageArchitecture
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.tally import Tally, TextSizes
 from recipes.planning.memory import MOMENT_BYTES, Sizes, weights_bytes
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
@@ -15,7 +16,7 @@ def predict_image_sizes(
     stage: PretrainImages | FinetuneImages,
     architecture: ImageArchitecture,
     facts: ImageSetFacts,
-    autoencoder: Vae | None,
+    autoencoder: ImageArchitecture | None,
     text: TextSizes | None,
     workers: int,
     micro_batch: int,
@@ -36,7 +37,7 @@ def predict_image_sizes(
     if text is not None:
         frozen += text.parameters
     averaged = 0
-    if lora is None and getattr(architecture, "ema_decay", None) is not None:
+    if lora is None and architecture.averaging is not None:
         averaged = FP32_BYTES * trainable
     memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
     weight_bytes = stage.shard.value_bytes
@@ -59,7 +60,7 @@ def predict_tuning_sizes(
     stage: PpoImages,
     actor: Ddpm,
     facts: ImageSetFacts,
-    autoencoder: Vae | None,
+    autoencoder: ImageArchitecture | None,
     text: TextSizes | None,
     workers: int,
     micro_batch: int,

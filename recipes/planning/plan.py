@@ -6,9 +6,9 @@ from typing import Any
 
 from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
-from recipes.models.image_models import Ddpm
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
-from recipes.models.tally import TextSizes
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.planning.image_memory import predict_image_sizes, predict_tuning_sizes
 from recipes.planning.memory import LanguageStage, Sizes, predict_sizes

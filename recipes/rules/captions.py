@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from recipes.data.images import missing_captions
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
-from recipes.models.tally import PROJECTIONS
+from recipes.models.images.tally import PROJECTIONS
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
-from recipes.rules.chain import diffusion_of, image_builder
+from recipes.rules.chain import image_builder, image_source
 from recipes.rules.models import reference_facts
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
@@ -50,7 +50,7 @@ def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:
     if own is not None and own.text_encoder is not None:
         return "text_encoder"
     for item in stage.inputs():
-        start = diffusion_of(item.text, stages) if "ddpm" in item.wants else None
+        start = image_source(item, stages)
         if start is not None and start.text_encoder is not None:
             return item.text
     return None

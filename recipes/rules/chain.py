@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from recipes.artifact_kinds import NOUNS
 from recipes.data.text import ExistingTokenizer
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
-from recipes.models.image_models import Vae
+from recipes.models.families import NOUNS
+from recipes.models.images.architecture import ImageArchitecture
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
@@ -93,22 +93,27 @@ def image_builder(stage: Stage | None, stages: Mapping[str, Stage]) -> PretrainI
     return None
 
 
-def diffusion_of(text: str, stages: Mapping[str, Stage]) -> PretrainImages | None:
-    """The stage that builds the diffusion model which a reference means in the end; None: none of the recipe's."""
-    found = image_builder(stage_of(text, stages), stages)
-    return found if found is not None and found.architecture.family == "ddpm" else None
+def image_source(item: Input, stages: Mapping[str, Stage]) -> PretrainImages | None:
+    """The stage that builds the image model which an input means in the end; None: none of the recipe's, or the model
+    is of no kind that the input takes.
+    """
+    built = image_builder(stage_of(item.text, stages), stages)
+    return built if built is not None and built.architecture.kind() in item.wants else None
 
 
 def image_stage_of(stage: Stage, stages: Mapping[str, Stage]) -> PretrainImages | None:
-    """The stage on whose images a stage works: itself, or what built the diffusion model that it starts from."""
+    """The stage on whose images a stage works: itself, or what built the model of images that it starts from."""
     start = stage.image_start()
-    return image_builder(stage, stages) if start is None else diffusion_of(start, stages)
+    if start is None:
+        return image_builder(stage, stages)
+    return next((image_source(item, stages) for item in stage.inputs() if item.text == start), None)
 
 
-def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> Vae | None:
+def autoencoder_of(stage: PretrainImages, stages: Mapping[str, Stage]) -> ImageArchitecture | None:
     """The autoencoder of this recipe in whose latents a diffusion runs; None: in pixels, or in those of another's."""
-    built = image_builder(stage_of(stage.autoencoder, stages), stages)
-    return built.architecture if built is not None and isinstance(built.architecture, Vae) else None
+    item = next((item for item in stage.inputs() if item.field_path == "autoencoder"), None)
+    built = None if item is None else image_source(item, stages)
+    return None if built is None else built.architecture
 
 
 def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -1,13 +1,11 @@
 """Images that meet in a stage: those of its data, and those that the models it takes were made for."""
 
 from collections.abc import Callable, Iterator
-from typing import get_args
 
-from recipes.artifact_kinds import ImageKind
 from recipes.data.images import ImageSetFacts, ImageSource, Shape, shape_rule
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
-from recipes.models.image_models import Ddpm, Vae
+from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.rules.chain import autoencoder_of, image_builder, stage_of
 from recipes.stages.base import StageBase
 from recipes.stages.pretrain import PretrainImages
@@ -40,7 +38,7 @@ def _met_images(stage: StageBase, own: ImageSource | str) -> Iterator[tuple[str,
     if evaluation is not None and evaluation.role == "images" and not evaluation.is_derived:
         yield "evaluation", evaluation.images.source, evaluation.images
     for item in stage.inputs():
-        if set(item.wants) & set(get_args(ImageKind)) and item.text != own:
+        if IMAGE_FAMILIES.keys() & set(item.wants) and item.text != own:
             yield item.field_path, item.text, item.text
 
 
@@ -49,19 +47,14 @@ def _check_halvings(loaded: LoadedRecipe, name: str, stage: PretrainImages, fact
     if shape is None:
         return
     _, height, width = shape
-    finding, key = None, ""
-    if isinstance(architecture, Vae):
-        finding, key = architecture.size_rule(height, width), "depth"
-    elif isinstance(architecture, Ddpm) and stage.autoencoder is None:
-        finding, key = architecture.size_rule(height, width), "block_out_channels"
-    elif isinstance(architecture, Ddpm):
+    what = "images"
+    if stage.autoencoder is not None:
         autoencoder = autoencoder_of(stage, loaded.recipe.stages)
         if autoencoder is None or autoencoder.latents_rule() is not None or autoencoder.size_rule(height, width):
             return
-        reduced = autoencoder.reduction
+        _, height, width = autoencoder.latent_shape(height, width)
         what = f"latents of {stage.autoencoder}"
-        finding = architecture.size_rule(height // reduced, width // reduced, what)
-        key = "block_out_channels"
+    finding, key = architecture.size_rule(height, width, what), architecture.size_key
     if finding is not None:
         yield loaded.problem_from(finding, f"stages.{name}.architecture.{key}", getattr(architecture, key))
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from recipes.artifact_kinds import NOUNS
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE, ExistingTokenizer, Tokenizer, TrainTokenizer
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, TEXT_FAMILIES
 from recipes.models.base import TextFamily
+from recipes.models.families import NOUNS
 from recipes.models.folders import FolderFacts, config_positions, read_folder
 from recipes.models.vision_language import VisionFacts
 from recipes.nearest import nearest

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
-from recipes.models.image_models import Ddpm
-from recipes.rules.chain import diffusion_of, image_builder, stage_of
+from recipes.models.images.ddpm import Ddpm
+from recipes.rules.chain import image_builder, image_stage_of, stage_of
 from recipes.stages.ddpo import ActorFacts, ClassReward
 from recipes.stages.rl import PpoImages
 
@@ -16,7 +16,7 @@ def check_reward_tuning(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in stages.items():
         if not isinstance(stage, PpoImages):
             continue
-        source = diffusion_of(stage.actor, stages)
+        source = image_stage_of(stage, stages)
         if source is None or not isinstance(source.architecture, Ddpm):
             continue
         classes = source.data.known_classes if source.architecture.class_conditional else None

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Tag, model_validator
 
 from recipes.errors import Finding
 from recipes.fields import Strict, added_meaning, meaning, require_divides
-from recipes.models.image_models import Ddpm
+from recipes.models.images.ddpm import Ddpm
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import BATCH, DENOISING_STEPS

@@ -5,12 +5,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from recipes.artifact_kinds import DRAWING_KINDS, OutputKind
+from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, added_meaning, meaning, raise_all, refuse
 from recipes.models.base import TextFamily
+from recipes.models.images.architecture import CLASSIFYING_KINDS, DRAWING_KINDS
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import EVALUATION_PROMPTS, HELD_OUT_ROWS, ROWS, SEQUENCE
 from recipes.stages.answers import (
@@ -201,7 +202,7 @@ class Evaluate(TextStage):
         wants: tuple[OutputKind, ...] = DRAWING_KINDS if self.is_image else ("model",)
         inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(self.of)]
         if self.features is not None:
-            inputs.append(Input("features", self.features, ("classifier",)))
+            inputs.append(Input("features", self.features, CLASSIFYING_KINDS))
         for field, text in (("reward", self.reward), ("second_scorer", self.second_scorer)):
             if text is not None:
                 inputs.append(Input(field, text, ("reward_model",)))

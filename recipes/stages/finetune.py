@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
-from recipes.artifact_kinds import OutputKind
+from recipes.artifact_kinds import ImageKind, OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, at
@@ -149,10 +149,11 @@ class FinetuneImages(ImageTraining):
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     def inputs(self) -> list[Input]:
-        return [Input("init_from", self.init_from, ("ddpm",))]
+        return [Input("init_from", self.init_from, (ImageKind(self.family),))]
 
     def outputs(self) -> dict[str, OutputKind]:
-        return {"model": "ddpm"} if self.lora is None else {"model": "ddpm", "adapter": "adapter"}
+        model: dict[str, OutputKind] = {"model": ImageKind(self.family)}
+        return model if self.lora is None else {**model, "adapter": "adapter"}
 
     def image_start(self) -> str:
         return self.init_from

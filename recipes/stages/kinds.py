@@ -1,10 +1,13 @@
 """The closed union of the kinds of stage, and the version of each kind's mathematics."""
 
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
 from recipes.fields import TagAt
+from recipes.models.decoder import DECODER
+from recipes.models.families import BUILT_FAMILIES
+from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.stages.answers import Counted
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
@@ -13,17 +16,16 @@ from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoImages, PpoStage
 
-PretrainFamily = Annotated[
-    Annotated[Pretrain, Tag("decoder")]
-    | Annotated[Pretrain, Tag("encoder")]
-    | Annotated[Pretrain, Tag("encoder_decoder")]
-    | Annotated[Pretrain, Tag("rnn")]
-    | Annotated[PretrainImages, Tag("classifier")]
-    | Annotated[PretrainImages, Tag("vae")]
-    | Annotated[PretrainImages, Tag("gan")]
-    | Annotated[PretrainImages, Tag("ddpm")],
-    Discriminator(TagAt(("architecture", "family"), instead=("init_from", "decoder"))),
-]
+if TYPE_CHECKING:
+    PretrainFamily = Pretrain | PretrainImages
+else:
+    PretrainFamily = Annotated[
+        Union[
+            *(Annotated[Pretrain, Tag(family)] for family in BUILT_FAMILIES),
+            *(Annotated[PretrainImages, Tag(family)] for family in IMAGE_FAMILIES),
+        ],
+        Discriminator(TagAt(("architecture", "family"), instead=("init_from", DECODER.name))),
+    ]
 """What trains each family; `init_from` without an architecture goes on from a language model."""
 
 FinetuneFamily = Annotated[

@@ -14,7 +14,7 @@ from recipes.models.architecture import TEXT_FAMILIES, Architecture
 from recipes.models.base import TextFamily
 from recipes.models.encoder import Corruption
 from recipes.models.encoder_decoder import SpanCorruption
-from recipes.models.image_models import Ddpm, ImageArchitecture
+from recipes.models.images.architecture import ENCODING_KINDS, IMAGE_FAMILIES, ImageArchitecture
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
 from recipes.stages.base import ImageTraining, TextTraining
@@ -167,30 +167,21 @@ class PretrainImages(ImageTraining):
         return self
 
     def _misfits(self) -> Iterator[Finding]:
-        if not isinstance(self.architecture, Ddpm):
-            for key in ("autoencoder", "text_encoder"):
-                if getattr(self, key) is not None:
-                    yield Finding(
-                        Code.NOT_APPLICABLE, f"{key} needs family ddpm; the family here is {self.architecture.family}"
-                    )
-            return
-        if self.architecture.class_conditional and self.text_encoder is not None:
-            yield Finding(
-                Code.CONFLICTING_KEYS,
-                "give text_encoder or class_conditional: true, not both: the caption names the class",
-            )
-        has_condition = self.architecture.class_conditional or self.text_encoder is not None
-        if self.architecture.guidance != 1 and not has_condition:
-            yield Finding(Code.UNMET_REQUIREMENT, "guidance needs class_conditional: true, or a text_encoder")
+        for key in ("autoencoder", "text_encoder"):
+            if getattr(self, key) is not None and key not in self.architecture.keys:
+                owners = " or ".join(kind for kind, family in IMAGE_FAMILIES.items() if key in family.keys)
+                message = f"{key} needs family {owners}; the family here is {self.architecture.family}"
+                yield Finding(Code.NOT_APPLICABLE, message)
+        yield from self.architecture.condition_rules(reads_captions=self.text_encoder is not None)
 
     def inputs(self) -> list[Input]:
-        inputs = [] if self.autoencoder is None else [Input("autoencoder", self.autoencoder, ("vae",))]
+        inputs = [] if self.autoencoder is None else [Input("autoencoder", self.autoencoder, ENCODING_KINDS)]
         if self.text_encoder is not None:
             inputs.append(Input("text_encoder", self.text_encoder, ("model", "text_classifier")))
         return inputs
 
     def outputs(self) -> dict[str, OutputKind]:
-        return {"model": self.architecture.family}
+        return {"model": self.architecture.kind()}
 
     @property
     def largest_zero(self) -> int:

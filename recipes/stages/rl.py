@@ -11,6 +11,8 @@ from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, refuse
 from recipes.models.base import TextFamily
+from recipes.models.images.architecture import CLASSIFYING_KINDS
+from recipes.models.images.ddpm import Ddpm
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
 from recipes.stages.answers import (
@@ -182,13 +184,14 @@ class PpoImages(ImageStage):
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     def inputs(self) -> list[Input]:
-        inputs = [Input("actor", self.actor, ("ddpm",))]
+        inputs = [Input("actor", self.actor, (Ddpm.kind(),))]
         if isinstance(self.reward, ClassReward):
-            inputs.append(Input("reward.classifier", self.reward.classifier, ("classifier",)))
+            inputs.append(Input("reward.classifier", self.reward.classifier, CLASSIFYING_KINDS))
         return inputs
 
     def outputs(self) -> dict[str, OutputKind]:
-        return {"model": "ddpm"} if self.lora is None else {"model": "ddpm", "adapter": "adapter"}
+        model: dict[str, OutputKind] = {"model": Ddpm.kind()}
+        return model if self.lora is None else {**model, "adapter": "adapter"}
 
     def sources(self) -> list[SourceUse]:
         return [] if self.prompts is None else [SourceUse("prompts", self.prompts, "images")]

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from recipes.errors import FieldFinding, at
 from recipes.fields import Steps, Strict, meaning, placement, refuse
-from recipes.models.image_models import VENDI_IMAGES
+from recipes.models.images.base import VENDI_IMAGES
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import BATCH, HELD_OUT_ROWS, SEQUENCE, STEPS
 from recipes.stages.optim import AdamW, Schedule

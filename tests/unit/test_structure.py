@@ -20,8 +20,8 @@ def test_stages_answer_for_themselves() -> None:
 def test_families_answer_for_themselves() -> None:
     tree = read_tree()
     names = set().union(*tree.declared["family"].values())
-    assert len(name_sites(tree, names)) <= 31, "ask the family's object: TextFamily, FamilyRuntime"
-    assert len(class_sites(tree, set(tree.declared["family"]))) <= 12, "ask the architecture"
+    assert len(name_sites(tree, names)) <= 15, "ask the family's object: TextFamily, FamilyRuntime"
+    assert len(class_sites(tree, set(tree.declared["family"]))) <= 6, "ask the architecture"
 
 
 @pytest.fixture

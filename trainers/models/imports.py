@@ -10,8 +10,8 @@ from typing import Any
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import RequestError
 from recipes.models.folder_classes import find_class
-from recipes.models.image_folders import TEXT_ENCODER, TEXT_TOKENIZER, read_image_model_folder
-from recipes.models.image_models import SETTINGS
+from recipes.models.images.base import SETTINGS
+from recipes.models.images.folders import TEXT_ENCODER, TEXT_TOKENIZER, read_image_model_folder
 from recipes.models.vision_language import PROCESSOR_FILES
 from recipes.tokenizers.token_contract import CONFIG_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
@@ -213,7 +213,7 @@ def _look_at_images(folder: Path) -> _Found:
     if found.reads_captions:
         paths |= _look_at_reader(folder)
     architecture = {**found.architecture.model_dump(mode="json"), "classes": list(found.classes)}
-    return _Found(found.architecture.family, _under("model", paths), None, architecture)
+    return _Found(found.architecture.kind(), _under("model", paths), None, architecture)
 
 
 def _look_at_reader(folder: Path) -> dict[str, Path]:

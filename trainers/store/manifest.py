@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from recipes.artifact_kinds import ArtifactKind
 from recipes.errors import CapacityError, StoreDamaged
+from recipes.models.families import ARTIFACT_KINDS
 
 FORMAT = 1
 """The format that this version writes; others are refused by number."""
@@ -46,6 +47,12 @@ def _check_logical(name: str) -> str:
     if re.search(r"[\x00-\x1f\x7f\\:]", name):
         raise ValueError(f"{name!r} has characters that are not portable in a file name")
     return name
+
+
+def _check_kind(kind: ArtifactKind) -> ArtifactKind:
+    if kind not in ARTIFACT_KINDS:
+        raise ValueError(f"{kind!r} is not one of {', '.join(sorted(ARTIFACT_KINDS))}")
+    return kind
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -135,7 +142,7 @@ class ArtifactManifest(_Record):
     type: Literal["artifact"] = "artifact"
     fingerprint: Sha256
     digest: Sha256
-    kind: ArtifactKind
+    kind: Annotated[ArtifactKind, AfterValidator(_check_kind)]
     stage: str
     files: Files
     parents: dict[str, Parent] = {}

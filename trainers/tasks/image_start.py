@@ -5,7 +5,7 @@ from typing import Any
 
 from recipes.data.images import Shape, missing_labels, shape_rule
 from recipes.errors import RequestError
-from recipes.models.tally import PROJECTIONS
+from recipes.models.images.tally import PROJECTIONS
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages

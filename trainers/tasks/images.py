@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.models.image_models import VENDI_IMAGES
+from recipes.models.images.base import VENDI_IMAGES
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.pretrain import PretrainImages
 from trainers.checkpoint.loop_state import SourceState

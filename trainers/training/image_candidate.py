@@ -47,7 +47,7 @@ def write_image_candidate(
         write_family(folder / "model", family, blueprint, weights, dtype)
         files = context.store.objects.put_folder(folder)
     return Candidate(
-        kind=blueprint.architecture.family,
+        kind=blueprint.architecture.kind(),
         files=files,
         checks=tuple(checks),
         base=base,

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from recipes.data.images import ImageSetFacts
-from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
-from recipes.models.tally import TextSizes
+from recipes.models.images.classifier import Classifier
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.gan import Gan
+from recipes.models.images.tally import TextSizes
+from recipes.models.images.vae import Vae
 from recipes.planning.image_memory import predict_tuning_sizes
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages

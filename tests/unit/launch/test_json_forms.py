@@ -133,7 +133,8 @@ class Parrot:
 def test_models(forms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import launch.sampling.images
     import launch.sampling.text
-    from recipes.models.image_models import Classifier, Vae
+    from recipes.models.images.classifier import Classifier
+    from recipes.models.images.vae import Vae
     from trainers.models.images.classifier import ClassifierFamily
     from trainers.models.images.protocol import ImageFacts
     from trainers.models.images.vae import VaeFamily

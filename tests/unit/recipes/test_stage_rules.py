@@ -7,7 +7,8 @@ import pytest
 from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
 from recipes.models.decoder import DECODER
 from recipes.models.encoder import ENCODER
-from recipes.models.image_models import Ddpm, Vae
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.vae import Vae
 from recipes.problem_codes import Code
 from recipes.stages.answers import TextFacts
 from recipes.stages.ddpo import ActorFacts

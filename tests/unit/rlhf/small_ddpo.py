@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.models.image_models import Ddpm, Vae
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.vae import Vae
 from recipes.stages.ddpo import Ddpo, RuleReward
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW

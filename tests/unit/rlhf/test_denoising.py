@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.models.image_models import Ddpm
+from recipes.models.images.ddpm import Ddpm
 from rlhf.algorithms.denoising import build_chain, gaussian_kl, gaussian_logprobs, grouped_advantages
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from recipes.models.image_models import Gan
+from recipes.models.images.gan import Gan
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.models.image_models import Classifier, Ddpm, Gan, Vae
+from recipes.models.images.classifier import Classifier
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.gan import Gan
+from recipes.models.images.vae import Vae
 from trainers.engine.joint import JointState
 from trainers.models.images.build import Blueprint
 from trainers.models.images.gan import SpectralNorm, discriminator_loss

@@ -13,8 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.errors import RequestError, StageError
-from recipes.models.image_folders import FORMAT
-from recipes.models.image_models import SETTINGS, Classifier, Ddpm, Gan, ImageArchitecture, Vae
+from recipes.models.images.architecture import ImageArchitecture
+from recipes.models.images.base import SETTINGS
+from recipes.models.images.classifier import Classifier
+from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.folders import FORMAT
+from recipes.models.images.gan import Gan
+from recipes.models.images.vae import Vae
 from trainers.models.folders import with_adapter, write_json
 from trainers.models.images.protocol import Family, ImageFacts, Part, settings_of
 from trainers.models.verification import (

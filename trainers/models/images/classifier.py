@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipes.errors import RequestError
-from recipes.models.image_models import Classifier
+from recipes.models.images.classifier import Classifier
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.networks import build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule

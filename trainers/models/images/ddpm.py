@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import RequestError
-from recipes.models.image_models import Ddpm
+from recipes.models.images.ddpm import Ddpm
 from trainers.data.batches import Texts
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.diffusers_files import stock_config

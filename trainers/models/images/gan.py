@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from recipes.errors import RequestError
-from recipes.models.image_models import Gan
+from recipes.models.images.gan import Gan
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.networks import build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule

@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from recipes.models.image_folders import FORMAT
-from recipes.models.image_models import ImageArchitecture
+from recipes.models.images.architecture import ImageArchitecture
+from recipes.models.images.folders import FORMAT
 from trainers.data.materialise_images import ImageDataset
 
 

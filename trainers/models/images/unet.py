@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipes.models.image_models import Ddpm
+from recipes.models.images.ddpm import Ddpm
 
 HEAD = 8
 """Channels of an attention head at most."""

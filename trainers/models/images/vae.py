@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipes.errors import RequestError
-from recipes.models.image_models import Vae
+from recipes.models.images.vae import Vae
 from trainers.data.materialise_images import ImageDataset
 from trainers.models.images.networks import NetworkType, build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
@@ -73,11 +73,7 @@ class SpatialAutoencoder(nn.Module):
             sample_size=facts.height,
             scaling_factor=1.0,
         )
-        self.latent_shape = (
-            architecture.latent,
-            facts.height // architecture.reduction,
-            facts.width // architecture.reduction,
-        )
+        self.latent_shape = architecture.latent_shape(facts.height, facts.width)
 
     def posterior(self, inputs_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean, log variance) [B, *latent_shape] of inputs in [-1, 1]."""

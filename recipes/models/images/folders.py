@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from recipes.errors import Finding
-from recipes.models.image_models import SETTINGS, ImageArchitecture
+from recipes.models.images.architecture import ImageArchitecture
+from recipes.models.images.base import SETTINGS
 from recipes.problem_codes import Code
 
 FORMAT = 1

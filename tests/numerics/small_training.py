@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,7 @@ from recipes.errors import Preempted
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW, Schedule
 from recipes.stages.sharding import Shard
+from tests.numerics.outcomes import Case
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import TokenBatch
@@ -28,10 +29,10 @@ from trainers.objectives.protocol import ObjectiveOutput
 from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import Cadence, Checkpoint, Outcome, train
 from trainers.training.schedule import learning_rate_factor
 
-VOCAB, LENGTH, GLOBAL_BATCH, MICRO_BATCHES, STEPS = 64, 32, 8, 2, 20
+VOCAB, LENGTH, GLOBAL_BATCH, MICRO_BATCHES, STEPS = 64, 32, 8, 2, 10
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "gpt2": {
@@ -178,11 +179,11 @@ class NoCheckpoint:
         return None
 
 
-def make_engine(case: Mapping[str, Any], device: torch.device) -> Engine:
+def make_engine(case: Case) -> Engine:
     """Build the small model of a case under its engine; ZeRO 3 really shards all of it, unless told otherwise."""
     config.PERSISTENCE_THRESHOLD = case.get("persistence_threshold", 0)
     name = case.get("architecture", "llama")
-    facts = TokenizerFacts(VOCAB, 0, 1)
+    facts, device = TokenizerFacts(VOCAB, 0, 1), distributed.join().device
     model: Any = build_decoder({"type": name, **ARCHITECTURES[name]}, facts, seed=7, device=device)
     if case.get("lora"):
         add_adapter(model, Lora(r=4, dropout=case.get("dropout", 0.0)), seed=8)
@@ -200,10 +201,21 @@ def make_engine(case: Mapping[str, Any], device: torch.device) -> Engine:
     return engine
 
 
-def run_train(case: Mapping[str, Any], device: torch.device, source: Rows, **changes: Any) -> Any:
-    """Run the loop on a case; returns engine, observer and outcome (None after a preemption)."""
-    engine = make_engine(case, device)
-    observer = changes.pop("observer", None) or Record()
+class Trained(NamedTuple):
+    """A training that ended."""
+
+    engine: Engine
+    observer: Record
+    outcome: Outcome | None
+    """None after a preemption."""
+
+
+def run_train(
+    case: Case, source: Rows, *, observer: Record | None = None, checkpoint: Checkpoint | None = None
+) -> Trained:
+    """Run the loop on a case."""
+    engine = make_engine(case)
+    observer = observer or Record()
     objective = {"tokens": LanguageModelObjective, "poisoned": PoisonedObjective, "rank-means": PerRankMeans}[
         case.get("objective", "tokens")
     ]()
@@ -215,16 +227,16 @@ def run_train(case: Mapping[str, Any], device: torch.device, source: Rows, **cha
             objective,
             source,
             learning_rates=lambda step: {"model": case.get("lr", 1e-2) * learning_rate_factor(schedule, step, STEPS)},
-            cadence=changes.pop("cadence", Cadence(10**6, 10**6, case.get("max_skipped_steps", 0))),
-            checkpoint=changes.pop("checkpoint", NoCheckpoint()),
+            cadence=Cadence(10**6, 10**6, case.get("max_skipped_steps", 0)),
+            checkpoint=checkpoint or NoCheckpoint(),
             evaluate=None,
             observer=observer,
             seed=3,
         )
-    return engine, observer, outcome
+    return Trained(engine, observer, outcome)
 
 
-def open_checkpoint(case: Mapping[str, Any], device: torch.device, *, take: bool = True) -> StoreCheckpoint:
+def open_checkpoint(case: Case, *, take: bool = True) -> StoreCheckpoint:
     """Open the case's place in its store, under a new lease."""
     store = Store.open(case["store"])
     lease = store.take_lease("run", case.get("stage", case["name"])) if take and distributed.rank() == 0 else 1

@@ -8,7 +8,7 @@ import pytest
 RunJob = Callable[[list[dict[str, Any]]], dict[str, Any]]
 WORKERS = (1, 2, 3, 1)
 ZERO = (0, 3, 1, 2)
-STEPS = 20
+STEPS = 8
 LIMIT = 1e-5
 TRAIN = {
     "steps": STEPS, "global_batch": 12, "sequence_length": 64, "optimizer": {"lr": 1e-3}, "save_every": 1,
@@ -34,7 +34,7 @@ def policy_parents(make_stage_runner: Any, tmp_path_factory: pytest.TempPathFact
 
 
 def case(stage: str, run: str, **more: Any) -> dict[str, Any]:
-    """A stage of the small chain with 20 steps and no dropout; one worker and ZeRO-0 unless it says otherwise."""
+    """A stage of the small chain with more steps and no dropout; one worker and ZeRO-0 unless it says otherwise."""
     changes: dict[str, Any] = {"train": TRAIN, "shard": {"engine": "deepspeed"}}
     if stage == "chat":
         changes["lora"] = {"r": 4}
@@ -46,7 +46,7 @@ def case(stage: str, run: str, **more: Any) -> dict[str, Any]:
 
 def moved(stage: str) -> dict[str, Any]:
     """The same, killed three times; each attempt on another number of workers and in another ZeRO stage."""
-    deaths = [{"rank": 0, "phase": "train", "step": step} for step in (5, 10, 15)]
+    deaths = [{"rank": 0, "phase": "train", "step": step} for step in (2, 4, 6)]
     return case(stage, f"{stage}-moved", deaths=deaths, workers=list(WORKERS), shards=[{"zero": zero} for zero in ZERO])
 
 

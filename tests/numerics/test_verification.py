@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recipes.errors import VerificationError
 from recipes.stages.lora import Lora
+from tests.tiers import tiered
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import probe, verify_folder, write_adapter, write_model
 from trainers.models.lora import (
@@ -32,8 +33,13 @@ from trainers.models.verification import Probe
 VOCAB = 512
 CPU = torch.device("cpu")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SMALL = [(64, 2), (256, 8)]
-GRID = list(itertools.product((64, 256, 512, 1024), (2, 8, 32)))
+GRID = list(
+    itertools.product(
+        ((width, depth) for width in (64, 256, 512, 1024) for depth in (2, 8, 32)), PRECISIONS, (True, False)
+    )
+)
+DEFAULT = [((64, 2), "fp32", True), ((64, 2), "bf16", False), ((64, 8), "bf16", True), ((256, 2), "fp32", False)]
+"""Every value and every pair of them but of the largest sizes."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +163,8 @@ def accepts_and_refuses(folder: Path, width: int, depth: int, tied: bool, precis
     refused("tensors differ", base, made.adapted, adapter=adapter, merged=merged)
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("precision", list(PRECISIONS))
-@pytest.mark.parametrize(("width", "depth"), SMALL)
+@pytest.mark.parametrize(("sizes", "precision", "tied"), tiered(GRID, DEFAULT))
 def test_right_models_are_accepted_and_wrong_ones_refused(
-    width: int, depth: int, precision: str, tied: bool, tmp_path: Path
+    sizes: tuple[int, int], precision: str, tied: bool, tmp_path: Path
 ) -> None:
-    accepts_and_refuses(tmp_path, width, depth, tied, precision)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("precision", list(PRECISIONS))
-@pytest.mark.parametrize(("width", "depth"), [cell for cell in GRID if cell not in SMALL])
-def test_the_whole_grid(width: int, depth: int, precision: str, tied: bool, tmp_path: Path) -> None:
-    accepts_and_refuses(tmp_path, width, depth, tied, precision)
+    accepts_and_refuses(tmp_path, *sizes, tied, precision)

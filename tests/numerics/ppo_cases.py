@@ -1,20 +1,15 @@
-"""One rank of PPO's numerics tests: runs the cases of a job file under torchrun's environment and writes what it saw.
-
-Usage: python ppo_worker.py JOB RESULT; JOB is {"cases": [{"name", "do", ...}]}, RESULT {name: outcome}.
-"""
+"""What one rank does in a case of PPO: straight on, a resume, a gradient."""
 
 import hashlib
-import importlib.util
-import json
-import sys
-import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipes.errors import Preempted
 from recipes.stages.sharding import Shard
+from tests.numerics.outcomes import Case
+from tests.numerics.outcomes import Outcome as Found
+from tests.unit.rlhf.tiny_ppo import Listener, TinyPpo, build_tiny_ppo
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.batches import build_batch
 from trainers.runtime import distributed
@@ -23,39 +18,23 @@ from trainers.store.store import Store
 from trainers.training.loop import Cadence, train
 from trainers.training.outcome import Outcome
 
-TINY = Path(__file__).parents[1] / "unit" / "rlhf" / "conftest.py"
 SETTINGS: dict[str, Any] = {
-    "iterations": 3,
     "kl_limit": 50.0,
     "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50},
 }
 
 
-def load_tiny() -> Any:
-    """The module that builds a tiny PPO."""
-    spec = importlib.util.spec_from_file_location("tiny_ppo", TINY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_ppo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = load_tiny()
-
-
-def build(case: dict[str, Any], stop_at: int | None = None) -> Any:
+def build(case: Case, stop_at: int | None = None) -> TinyPpo:
     """The PPO that a case names."""
     shard = Shard(**{"precision": "fp32", **{key: case[key] for key in ("engine", "zero", "precision") if key in case}})
-    listener = tiny.Listener(stop_at=stop_at)
-    settings = {**SETTINGS, **case.get("settings", {})}
+    listener = Listener(stop_at=stop_at)
+    settings = {**SETTINGS, "iterations": case.get("iterations", 1), **case.get("settings", {})}
     parts = {"lora": case.get("lora", True), "micro_batch": case.get("micro_batch", 2)}
     parts["with_text"] = settings.get("text_coef", 0.0) > 0
-    return tiny.build_tiny_ppo(shard=shard, listener=listener, **parts, **settings)
+    return build_tiny_ppo(shard=shard, listener=listener, **parts, **settings)
 
 
-def run(ppo: Any, store: Store, name: str, lease: int) -> Outcome:
+def train_ppo(ppo: TinyPpo, store: Store, name: str, lease: int) -> Outcome:
     """Train as the stage does, saving between all iterations."""
     layout = Layout(workers=distributed.world_size(), micro_batch=2, accumulation=1)
     return train(
@@ -71,7 +50,7 @@ def run(ppo: Any, store: Store, name: str, lease: int) -> Outcome:
     )
 
 
-def seen(ppo: Any) -> dict[str, Any]:
+def seen(ppo: TinyPpo) -> Found:
     """What a run left behind: what was heard, and a digest of all parameters."""
     digest = hashlib.sha256()
     for name, tensor in ppo.engine.full_parameters():
@@ -82,7 +61,7 @@ def seen(ppo: Any) -> dict[str, Any]:
     return {"heard": heard, "digest": digest.hexdigest()}
 
 
-def summed_gradient(ppo: Any, batches: list[Any]) -> list[float]:
+def summed_gradient(ppo: TinyPpo, batches: list[Any]) -> list[float]:
     """The gradient of a step's loss over all ranks, parameter by parameter."""
     (total,) = distributed.all_sum([sum(ppo.objective.weight(batch) for batch in batches)])
     for batch in batches:
@@ -91,7 +70,7 @@ def summed_gradient(ppo: Any, batches: list[Any]) -> list[float]:
     return distributed.all_sum(flat.double().tolist())
 
 
-def text_gradient(ppo: Any, step: int) -> list[float]:
+def text_gradient(ppo: TinyPpo, step: int) -> list[float]:
     """The gradient of the mean loss over the step's whole text, row by row without packing; zero for the critic."""
     text = build_batch(ppo.source._estimator._text.dataset, ppo.source._estimator._text.sample_ids(step))
     losses = []
@@ -105,7 +84,7 @@ def text_gradient(ppo: Any, step: int) -> list[float]:
     return torch.cat([gradient.reshape(-1) for gradient in filled]).double().tolist()
 
 
-def do(case: dict[str, Any]) -> dict[str, Any]:
+def run(case: Case) -> Found:
     """Run one case."""
     store = Store.open(case["store"])
     lease = store.take_lease("ppo", case["stage"]) if distributed.rank() == 0 else 1
@@ -119,37 +98,17 @@ def do(case: dict[str, Any]) -> dict[str, Any]:
             return {"gradient": gradient, "text": text}
         case "straight":
             ppo = build(case)
-            run(ppo, store, case["stage"], lease)
+            train_ppo(ppo, store, case["stage"], lease)
             return seen(ppo)
         case "resume":
             first = build(case, stop_at=case["stop_at"])
             preempted = False
             try:
-                run(first, store, case["stage"], lease)
+                train_ppo(first, store, case["stage"], lease)
             except Preempted:
                 preempted = True
             first.engine.close()
             second = build(case)
-            run(second, store, case["stage"], lease)
+            train_ppo(second, store, case["stage"], lease)
             return {**seen(second), "preempted": preempted}
     raise ValueError(case["do"])
-
-
-def main() -> None:
-    """Run the job; one broken case does not hide the others."""
-    job = json.loads(Path(sys.argv[1]).read_text())
-    distributed.join()
-    results: dict[str, Any] = {}
-    for case in job["cases"]:
-        try:
-            results[case["name"]] = do(case)
-        except Exception:
-            results[case["name"]] = {"error": traceback.format_exc()}
-            break
-    if distributed.rank() == 0:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    distributed.leave()
-
-
-if __name__ == "__main__":
-    main()

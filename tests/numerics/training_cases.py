@@ -1,19 +1,15 @@
-"""One rank of the numerics tests: runs the cases of a job file under torchrun's environment and writes what it saw.
-
-Usage: python training_worker.py JOB RESULT; JOB is {"cases": [{"name", "do", ...}]}, RESULT {name: outcome}.
-"""
+"""What one rank does in a case of training: a curve, a resume, a step that is skipped."""
 
 import hashlib
-import json
-import sys
-import traceback
-from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from small_training import (
+
+from recipes.errors import StageError
+from recipes.stages.optim import Schedule
+from tests.numerics.outcomes import Case, Outcome
+from tests.numerics.small_training import (
     STEPS,
     PoisonedObjective,
     Record,
@@ -24,9 +20,6 @@ from small_training import (
     open_checkpoint,
     run_train,
 )
-
-from recipes.errors import StageError
-from recipes.stages.optim import Schedule
 from trainers.checkpoint.background import HostBuffer
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
@@ -36,18 +29,18 @@ from trainers.runtime import distributed
 from trainers.training.schedule import learning_rate_factor
 
 
-def do_curve(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_curve(case: Case) -> Outcome:
     """Train and report losses and norms."""
-    engine, observer, _ = run_train(case, device, Rows(STEPS))
+    engine, observer, _ = run_train(case, Rows(STEPS))
     frozen = sorted(name for name, parameter in engine.module.named_parameters() if not parameter.requires_grad)
     engine.close()
     return {"losses": observer.losses, "norms": observer.norms, "frozen": len(frozen)}
 
 
-def do_start(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_start(case: Case) -> Outcome:
     """Hold a fresh engine's masters against the fp32 weights that it was given, and its parameters against these."""
-    given = dict(make_engine({**case, "engine": "plain", "zero": 0, "precision": "fp32"}, device).full_parameters())
-    engine = make_engine(case, device)
+    given = dict(make_engine({**case, "engine": "plain", "zero": 0, "precision": "fp32"}).full_parameters())
+    engine = make_engine(case)
     off, elements = 0.0, 0
     for piece in engine.state_out():
         if piece.group == "param":
@@ -60,18 +53,18 @@ def do_start(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {"ranks": found, "elements": sum(tensor.numel() for tensor in given.values())}
 
 
-def do_resume(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_resume(case: Case) -> Outcome:
     """Train straight; then again with a stop on the way and a fresh engine that goes on from the store."""
-    straight, observed, _ = run_train(case, device, Rows(6))
+    straight, observed, _ = run_train(case, Rows(6))
     wanted = digest_of(straight)
     straight.close()
-    checkpoint = open_checkpoint(case, device)
+    checkpoint = open_checkpoint(case)
     stopped = Record(stop_at=2)
-    first, _, outcome = run_train(case, device, Rows(6), checkpoint=checkpoint, observer=stopped)
+    first, _, outcome = run_train(case, Rows(6), checkpoint=checkpoint, observer=stopped)
     assert outcome is None, "the stop request did not preempt"
     first.close()
     source = Rows(6)
-    second, resumed, outcome = run_train(case, device, source, checkpoint=checkpoint)
+    second, resumed, outcome = run_train(case, source, checkpoint=checkpoint)
     found = digest_of(second)
     second.close()
     return {
@@ -86,34 +79,32 @@ def do_resume(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def do_save(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_save(case: Case) -> Outcome:
     """Train half-way and leave the state in the store, and the curve that a straight run has."""
-    straight, observed, _ = run_train(case, device, Rows(STEPS))
+    straight, observed, _ = run_train(case, Rows(STEPS))
     straight.close()
-    engine, _, _ = run_train(
-        case, device, Rows(STEPS), checkpoint=open_checkpoint(case, device), observer=Record(stop_at=4)
-    )
+    engine, _, _ = run_train(case, Rows(STEPS), checkpoint=open_checkpoint(case), observer=Record(stop_at=4))
     engine.close()
     return {"losses": observed.losses}
 
 
-def do_continue(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_continue(case: Case) -> Outcome:
     """Go on from a state that other ranks or another engine saved, without writing."""
 
     class ReadOnly(StoreCheckpoint):
         def save(self, engine: Engine, loop: Any, source: SourceState) -> None:
             pass
 
-    whole = open_checkpoint(case, device, take=False)
+    whole = open_checkpoint(case, take=False)
     checkpoint = ReadOnly(**{item.name: getattr(whole, item.name) for item in fields(whole) if item.init})
-    engine, observed, _ = run_train(case, device, Rows(STEPS), checkpoint=checkpoint)
+    engine, observed, _ = run_train(case, Rows(STEPS), checkpoint=checkpoint)
     engine.close()
     return {"losses": observed.losses, "steps": observed.steps}
 
 
-def do_skip(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_skip(case: Case) -> Outcome:
     """Meet one non-finite loss on one rank: nothing may change on any rank, and the run goes on."""
-    engine = make_engine(case, device)
+    engine = make_engine(case)
     before = digest_of(engine)
     objective = PoisonedObjective()
     for batch in Rows(1, broken=(0,)).micro_batches(0):
@@ -122,12 +113,12 @@ def do_skip(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     after = digest_of(engine)
     engine.close()
     limited = {**case, "objective": "poisoned", "max_skipped_steps": 1}
-    ran, observed, outcome = run_train(limited, device, Rows(6, broken=(2,)))
+    ran, observed, outcome = run_train(limited, Rows(6, broken=(2,)))
     params = [hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest() for _, tensor in ran.full_parameters()]
     ran.close()
     message = ""
     try:
-        run_train(limited, device, Rows(6, broken=(1, 3)))
+        run_train(limited, Rows(6, broken=(1, 3)))
     except StageError as error:
         message = str(error)
     return {
@@ -142,11 +133,11 @@ def do_skip(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def do_gathered(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_gathered(case: Case) -> Outcome:
     """Forward with whole parameters on one rank alone, train on, and compare with an undisturbed run."""
-    quiet, observed, _ = run_train(case, device, Rows(3))
+    quiet, observed, _ = run_train(case, Rows(3))
     quiet.close()
-    engine = make_engine(case, device)
+    engine = make_engine(case)
     objective = LanguageModelObjective()
     losses = []
     for step in range(3):
@@ -167,9 +158,9 @@ def do_gathered(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]
     return {"quiet": observed.losses, "disturbed": losses}
 
 
-def do_partition(case: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def do_partition(case: Case) -> Outcome:
     """Give every rank its part of a state back, and count what it reads and what its save holds."""
-    engine = make_engine(case, device)
+    engine = make_engine(case)
     objective = LanguageModelObjective()
     for batch in Rows(1).micro_batches(0):
         engine.backward(objective.loss(engine.module, batch).loss_sum / 100)
@@ -203,21 +194,12 @@ def do_partition(case: Mapping[str, Any], device: torch.device) -> dict[str, Any
     }
 
 
-def main() -> None:
-    """Run every case of the job; a failing one is reported by its traceback, the others still run."""
-    ranks = distributed.join()
-    results: dict[str, Any] = {}
-    for case in json.loads(Path(sys.argv[1]).read_text())["cases"]:
-        try:
-            results[case["name"]] = globals()[f"do_{case['do']}"](case, ranks.device)
-        except Exception:
-            results[case["name"]] = {"error": traceback.format_exc()}
-            if ranks.world_size > 1:
-                break
-    if ranks.rank == 0:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    distributed.leave()
+DO = {
+    "curve": do_curve, "start": do_start, "resume": do_resume, "save": do_save, "continue": do_continue,
+    "skip": do_skip, "gathered": do_gathered, "partition": do_partition,
+}  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def run(case: Case) -> Outcome:
+    """Run a case on this rank."""
+    return DO[case["do"]](case)

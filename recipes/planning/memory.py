@@ -9,14 +9,8 @@ from dataclasses import dataclass
 
 from recipes.models.base import LanguageArchitecture
 from recipes.stages.answers import Counts
-from recipes.stages.evaluate import Evaluate
-from recipes.stages.finetune import Finetune
-from recipes.stages.pretrain import Pretrain
-from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.base import TextStage
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
-
-LanguageStage = Pretrain | Finetune | Reward | PpoStage | Evaluate
 
 MOMENT_BYTES = 8
 CHUNK_ELEMENTS = 2**21
@@ -51,7 +45,7 @@ class Sizes:
 
 
 def predict_sizes(
-    stage: LanguageStage,
+    stage: TextStage,
     architecture: LanguageArchitecture,
     vocab_size: int,
     workers: int,
@@ -105,9 +99,7 @@ def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> in
     return int(weights + gradients + optimizer + buckets)
 
 
-def _activation_bytes(
-    stage: LanguageStage, architecture: LanguageArchitecture, vocab_size: int, micro_batch: int
-) -> int:
+def _activation_bytes(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, micro_batch: int) -> int:
     """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
     shape = architecture.shape()
     value_bytes = stage.shard.value_bytes

@@ -11,11 +11,11 @@ from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.planning.image_memory import predict_image_sizes, predict_tuning_sizes
-from recipes.planning.memory import LanguageStage, Sizes, predict_sizes
+from recipes.planning.memory import Sizes, predict_sizes
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, parse_reference
 from recipes.rules.chain import autoencoder_of, image_stage_of, order, origin
-from recipes.stages.base import ImageStage, ImageTraining
+from recipes.stages.base import ImageStage, ImageTraining, StageBase, TextStage
 from recipes.stages.batch import micro_batches
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
@@ -220,7 +220,7 @@ def _image_sizes(
 
 
 def _text_sizes(
-    stage: LanguageStage,
+    stage: TextStage,
     recipe: Recipe,
     externals: Mapping[str, Mapping[str, External]],
     workers: int,
@@ -236,7 +236,7 @@ def _text_sizes(
 
 
 def _language_model(
-    source: Stage | Reference | None, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
+    source: StageBase | Reference | None, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
 ) -> KnownModel | None:
     """The model that a stage builds, or that a reference to the outside means."""
     if isinstance(source, Pretrain):

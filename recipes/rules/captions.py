@@ -6,12 +6,9 @@ from recipes.data.images import missing_captions
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.images.tally import PROJECTIONS
-from recipes.nearest import nearest
-from recipes.problem_codes import Code
 from recipes.rules.chain import image_builder, image_source
 from recipes.rules.models import reference_facts
 from recipes.stages.kinds import Stage
-from recipes.stages.lora import Lora
 from recipes.stages.pretrain import text_encoder_rule
 
 
@@ -25,22 +22,13 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
                 if finding is not None:
                     yield loaded.problem_from(finding, f"{place}.text_encoder", item.text)
         if stage.is_image and stage.adapters is not None:
-            yield from _check_adapters(loaded, f"{place}.lora", stage.adapters)
+            yield from loaded.problems(name, stage.adapters.target_rules(PROJECTIONS, "the attention of a diffusion"))
         reader = _reader(loaded, stage)
         for use in stage.sources() if reader is not None else ():
             key = use.images.caption_key
             if reader is not None and key is not None and not use.held_out:
                 field_path = f"{place}.{use.field_path}.{key or 'source'}"
                 yield loaded.problem_from(missing_captions(reader, key), field_path, "" if key else use.source.source)
-
-
-def _check_adapters(loaded: LoadedRecipe, place: str, lora: Lora) -> Iterator[Problem]:
-    for index, target in enumerate(lora.target_modules if lora.target_modules != "all-linear" else ()):
-        if target not in PROJECTIONS:
-            guess = nearest(target, list(PROJECTIONS))
-            advice = f"did you mean {guess}?" if guess else "there are: " + ", ".join(PROJECTIONS)
-            message = "adapters are for the linear modules of the network's attention"
-            yield loaded.problem(Code.UNKNOWN_MODULE, f"{place}.target_modules.{index}", target, message, advice)
 
 
 def _reader(loaded: LoadedRecipe, stage: Stage) -> str | None:

@@ -12,7 +12,7 @@ from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import Reference, StageRef, StoreRef, parse_reference
-from recipes.stages.answers import INPUT_FIELDS, Input, SharedTokens
+from recipes.stages.answers import INPUT_FIELDS, Input, TokenizerId
 from recipes.stages.base import TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
@@ -124,8 +124,7 @@ def check_chain(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield from _check_input(loaded, name, item)
     for name, stage in stages.items():
         if isinstance(stage, TextStage):
-            for pair in stage.shared_tokens():
-                yield from _check_one_tokenizer(loaded, name, pair)
+            yield from loaded.problems(name, stage.tokenizer_rules(lambda _, text: _tokenizer_of(text, stages)))
         if isinstance(stage, PretrainImages):
             yield from _check_autoencoder(loaded, name, stage)
     yield from _check_cycles(loaded)
@@ -196,20 +195,15 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
     yield loaded.problem(Code.WRONG_ARTIFACT_KIND, place, item.text, message, suggestion)
 
 
-def _check_one_tokenizer(loaded: LoadedRecipe, name: str, pair: SharedTokens) -> Iterator[Problem]:
-    """Models that read each other's tokens must come from one tokenizer."""
-    stages = loaded.recipe.stages
-    first, second = built_by(pair.other, stages), built_by(pair.text, stages)
-    if first is None or second is None or first is second:
-        return
-    if isinstance(first.tokenizer, ExistingTokenizer) and first.tokenizer == second.tokenizer:
-        return
-    if (first.tokenizer, first.data, first.seed) == (second.tokenizer, second.data, second.seed):
-        return
-    names = {id(stage): name for name, stage in stages.items()}
-    made, other = names[id(second)], names[id(first)]
-    finding = pair.finding(f"they come from {made} and {other}, which train different ones", other)
-    yield loaded.problem_from(finding, f"stages.{name}.{pair.field_path}", pair.text)
+def _tokenizer_of(text: str, stages: Mapping[str, Stage]) -> TokenizerId | None:
+    """The tokenizer of a language model that the recipe builds, by what it is made from."""
+    built = built_by(text, stages)
+    if built is None:
+        return None
+    origin = next(name for name, stage in stages.items() if stage is built)
+    if isinstance(built.tokenizer, ExistingTokenizer):
+        return TokenizerId(built.tokenizer, origin)
+    return TokenizerId((built.tokenizer, built.data, built.seed), origin)
 
 
 def _check_autoencoder(loaded: LoadedRecipe, name: str, stage: PretrainImages) -> Iterator[Problem]:

@@ -19,7 +19,6 @@ from recipes.rules.chain import built_by, origin, stage_of
 from recipes.stages.answers import TextFacts
 from recipes.stages.base import StageBase, TextStage
 from recipes.stages.kinds import Stage
-from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
 from recipes.tokenizers.token_contract import TokenizerFacts, find_pad_token, token_problems
 
@@ -87,7 +86,8 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
         if isinstance(stage, TextStage):
             facts = model_facts(loaded, stage)
             yield from _check_family(loaded, name, stage)
-            yield from _check_lora(loaded, f"{place}.lora", stage.adapters, facts)
+            if stage.adapters is not None and facts.type in LINEAR_MODULES:
+                yield from loaded.problems(name, stage.adapters.target_rules(LINEAR_MODULES[facts.type], facts.type))
             if stage.sampled is not None:
                 field_path, sampling = stage.sampled
                 yield from _check_stop_tokens(loaded, f"{place}.{field_path}", sampling.stop_tokens, facts)
@@ -243,18 +243,6 @@ def _check_family(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator
             yield loaded.problem_from(finding, f"stages.{name}.{item.field_path}", item.text)
     if not refused:
         yield from loaded.problems(name, stage.text_rules(text_facts(loaded, stage)))
-
-
-def _check_lora(loaded: LoadedRecipe, place: str, lora: Lora | None, facts: ModelFacts) -> Iterator[Problem]:
-    if lora is None or lora.target_modules == "all-linear" or facts.type not in LINEAR_MODULES:
-        return
-    known = LINEAR_MODULES[facts.type]
-    for index, target in enumerate(lora.target_modules):
-        if target not in known:
-            guess = nearest(target, list(known))
-            suggestion = f"did you mean {guess}?" if guess else "linear modules: " + ", ".join(known)
-            message = f"{facts.type} has no linear module of this name"
-            yield loaded.problem(Code.UNKNOWN_MODULE, f"{place}.target_modules.{index}", target, message, suggestion)
 
 
 def _check_stop_tokens(loaded: LoadedRecipe, place: str, tokens: list[str], facts: ModelFacts) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.answers import Template
+from recipes.stages.answers import Template, template_rule
 from recipes.stages.base import StageBase, TextStage
 
 
@@ -38,15 +38,10 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Pr
     if facts.family is not None and facts.family.tuning_role == "labels":
         message = f"{facts.family.noun} reads texts and their labels; a template has no effect"
         yield loaded.problem(Code.NOT_APPLICABLE, place, stage.own_template, message, "remove the key")
-    elif stage.own_template == "chat" and facts.tokenizer is not None and not facts.tokenizer.has_chat_template:
-        message = "the model's tokenizer has no chat template"
-        yield loaded.problem(
-            Code.MISSING_CHAT_TEMPLATE,
-            place,
-            stage.own_template,
-            message,
-            "template: none, or tokenizer.chat_template where it is made",
-        )
+    elif facts.tokenizer is not None:
+        finding = template_rule(stage.own_template, facts.tokenizer.has_chat_template)
+        if finding is not None:
+            yield loaded.problem_from(finding, place, stage.own_template)
 
 
 def _check_inputs(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
-from recipes.errors import Finding
+from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning
 from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
@@ -79,20 +79,35 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerId:
+    """Which tokenizer a model has: its content, or where it is not there yet, what it is made from."""
+
+    known: object
+    """Equal for equal tokenizers."""
+    origin: str
+    """Where it comes from, in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class SharedTokens:
     """A model whose tokenizer has to be that of another one."""
 
     field_path: str
     text: str
+    other_path: str
+    """Field of the other one."""
     other: str
-    """The reference to the other one."""
+    """What is written there."""
     advice: str = ""
     """What else would do."""
 
-    def finding(self, why: str, origin: str) -> Finding:
-        """The rule that both have one tokenizer is broken: how that is known, and where both should come from."""
-        message = f"{self.text} and {self.other} do not share a tokenizer: {why}"
-        return Finding(Code.TOKENIZER_MISMATCH, message, f"build both on {origin}{self.advice}")
+    def rule(self, own: TokenizerId | None, other: TokenizerId | None) -> FieldFinding | None:
+        """What is wrong where both are known and differ."""
+        if own is None or other is None or own.known == other.known:
+            return None
+        origins = f"theirs come from {own.origin} and {other.origin}"
+        message = f"{self.text} and {self.other} do not share a tokenizer: {origins}"
+        return at(self.field_path, self.text, Code.TOKENIZER_MISMATCH, message, f"build both on one model{self.advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +177,14 @@ def template_field(rows: str) -> Any:
 def default_template(role: Role, has_chat_template: bool) -> Template:
     """How plain text of the role is put to a model where the recipe does not say."""
     return "chat" if has_chat_template and role in CHAT_ROLES else "none"
+
+
+def template_rule(template: Template | None, has_chat_template: bool) -> Finding | None:
+    """What is wrong with how a stage puts plain text to a model whose tokenizer has a chat template, or none."""
+    if template != "chat" or has_chat_template:
+        return None
+    advice = "template: none, or tokenizer.chat_template where it is made"
+    return Finding(Code.MISSING_CHAT_TEMPLATE, "the model's tokenizer has no chat template", advice)
 
 
 def held_out_use(field_path: str, source: Source | ImageSource, role: Role) -> SourceUse:

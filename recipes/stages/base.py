@@ -1,7 +1,7 @@
 """What every kind of stage answers for itself: inputs, outputs, data, batch, steps, progress, sizes, smoke form."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
@@ -24,6 +24,7 @@ from recipes.stages.answers import (
     SourceUse,
     Template,
     TextFacts,
+    TokenizerId,
     held_out_use,
 )
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, Batch
@@ -182,6 +183,15 @@ class TextStage(StageBase):
     def shared_tokens(self) -> Iterator[SharedTokens]:
         """Pairs of its models that read each other's tokens, and so need one tokenizer."""
         yield from ()
+
+    def tokenizer_rules(self, known: Callable[[str, str], TokenizerId | None]) -> Iterator[FieldFinding]:
+        """Models that read each other's tokens and have different tokenizers; `known` tells, of an input's field and
+        text, which one it has (None: that is not known yet).
+        """
+        for pair in self.shared_tokens():
+            found = pair.rule(known(pair.field_path, pair.text), known(pair.other_path, pair.other))
+            if found is not None:
+                yield found
 
     def writers(self) -> list[Input]:
         """Inputs that are language models which write or learn text."""

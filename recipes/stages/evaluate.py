@@ -257,7 +257,7 @@ class Evaluate(TextStage):
     def shared_tokens(self) -> Iterator[SharedTokens]:
         if "targets" not in self.suites:  # targets are compared as text
             for index, text in enumerate(self.of[1:], start=1):
-                yield SharedTokens(f"of.{index}", text, self.of[0])
+                yield SharedTokens(f"of.{index}", text, "of.0", self.of[0])
 
     @property
     def sampled(self) -> tuple[str, Sampling] | None:

@@ -1,6 +1,7 @@
 """The closed union of the kinds of stage, and the version of each kind's mathematics."""
 
-from typing import TYPE_CHECKING, Annotated, Union, get_args
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
@@ -15,6 +16,16 @@ from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoImages, PpoStage
+
+
+def _members(union: Any) -> Iterator[type[StageBase]]:
+    """The classes of a union, also of those that are its members."""
+    if isinstance(union, type):
+        yield union
+    else:
+        for member in get_args(union):
+            yield from _members(member)
+
 
 if TYPE_CHECKING:
     PretrainFamily = Pretrain | PretrainImages
@@ -42,9 +53,7 @@ PpoEstimator = Annotated[
 
 Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
 
-STAGE_CLASSES: tuple[type[StageBase], ...] = (
-    Pretrain, PretrainImages, Finetune, FinetuneImages, Reward, PpoStage, PpoImages, Evaluate,
-)  # fmt: skip
+STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(_members(Stage)))
 
 SHOWN_METRICS = tuple(dict.fromkeys(name for stage in STAGE_CLASSES for name in stage.shown))
 """What a person sees of any stage while it runs."""

@@ -1,10 +1,13 @@
 """Low-rank adapters of a recipe."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
+from recipes.errors import FieldFinding, at
 from recipes.fields import Strict, meaning
 from recipes.models.base import Linear
+from recipes.nearest import nearest
+from recipes.problem_codes import Code
 
 
 class Lora(Strict):
@@ -18,6 +21,15 @@ class Lora(Strict):
     )
     dora: bool = meaning(False, description="Weight-decomposed adaptation.")
     rank_stabilised: bool = meaning(False, description="Scale by alpha / sqrt(r) (Kalajdzievski 2023).")
+
+    def target_rules(self, modules: Collection[str], owner: str) -> Iterator[FieldFinding]:
+        """Names that are none of the linear modules of `owner`, a model or a type of models."""
+        for index, target in enumerate([] if self.target_modules == "all-linear" else self.target_modules):
+            if target not in modules:
+                guess = nearest(target, list(modules))
+                suggestion = f"did you mean {guess}?" if guess else "linear modules: " + ", ".join(modules)
+                message = f"{owner} has no linear module of this name"
+                yield at(f"lora.target_modules.{index}", target, Code.UNKNOWN_MODULE, message, suggestion)
 
     def num_parameters(self, linears: Iterable[Linear]) -> int:
         """Parameters of one adapter on those of a network's linear modules that it is put on."""

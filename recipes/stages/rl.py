@@ -125,7 +125,7 @@ class PpoStage(TextStage):
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
         if self.critic == "reward":
-            yield SharedTokens("reward", self.reward, self.actor, ", or set critic: actor")
+            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set critic: actor")
 
     @property
     def sampled(self) -> tuple[str, Sampling]:

@@ -48,14 +48,13 @@ def _answers(
     spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts
 ) -> tuple[list[ModelAnswers], list[dict[str, Any]]]:
     """Let every model answer, score the answers, and put all ranks' parts together; collective."""
-    first_tokenization = load_tokenization(model_folder(context, "of.0"))
+    tokenization = load_tokenization(model_folder(context, "of.0"))  # that of all: `check_tokenizers`
     first = open_measured(spec, context, "of.0", "language_model")
     scorers = [(path, _scorer(spec, context, path)) for path in ("reward", "second_scorer") if path in context.inputs]
     found: list[ModelAnswers] = []
     texts: dict[str, list[str]] = {}
     for index, label in enumerate(labels):
         place = parts.place(index)
-        tokenization = load_tokenization(model_folder(context, f"of.{index}"))
         prompts = open_dataset(
             context,
             data_request(
@@ -64,9 +63,8 @@ def _answers(
         )
         model = first if index == 0 else open_measured(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, tokenization, place)
-        comparable = first if tokenization.contract_hash == first_tokenization.contract_hash else None
         judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        own = _judged(spec, context, responses, model, comparable, judges, tokenization.vocab_size, place)
+        own = _judged(spec, context, responses, model, first, judges, tokenization.vocab_size, place)
         places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
@@ -112,7 +110,7 @@ def _judged(
     context: StageContext,
     responses: Responses | None,
     model: nn.Module,
-    first: nn.Module | None,
+    first: nn.Module,
     judges: Sequence[tuple[ScoreModel, Reading]],
     num_tokens: int,
     place: Mapping[str, float],
@@ -125,9 +123,8 @@ def _judged(
     for start in range(0, count, FORWARD_BATCH):
         context.observer.phase("judge", rows=start * workers, rows_planned=count * workers, **place)
         part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
-        kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
-        kl_k3 = kl
-        if first is not None and first is not model:
+        kl = kl_k3 = [0.0] * len(part.sample_ids_B)
+        if first is not model:
             own_BR = response_logprobs(model, part, spec.sampling.temperature, num_tokens)
             first_BR = response_logprobs(first, part, spec.sampling.temperature, num_tokens)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()

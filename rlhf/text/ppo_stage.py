@@ -34,6 +34,7 @@ from trainers.training.context import (
     Check,
     StageContext,
     candidate_folder,
+    check_tokenizers,
     data_request,
     model_folder,
     model_weights,
@@ -54,7 +55,7 @@ def run_ppo(spec: PpoStage, context: StageContext) -> Candidate | None:
     use_fast_matmul(ranks.device)
     spec.check_model(TextFacts(model_family(model_folder(context, "actor"))))
     tokenization = load_tokenization(model_folder(context, "actor"))
-    require_one_tokenizer(spec, context, tokenization)
+    check_tokenizers(spec, context)
     prompts = open_dataset(
         context,
         data_request(context, spec.get_source("prompts"), tokenization, rollout.max_prompt_tokens, spec.template),
@@ -111,15 +112,6 @@ def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer:
     """How the reward model of an input reads responses to these prompts."""
     folder = model_folder(context, field_path)
     return reading_of(prompts, writer, load_tokenization(folder), longest_input(folder))
-
-
-def require_one_tokenizer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> None:
-    """Raise StageError for a critic that starts from a model which reads other tokens than the policy writes."""
-    for pair in spec.shared_tokens():
-        other = load_tokenization(model_folder(context, pair.field_path))
-        if other.contract_hash != tokenization.contract_hash:
-            hashes = f"contracts {other.contract_hash[:12]} and {tokenization.contract_hash[:12]}"
-            raise StageError(f"{pair.field_path}: {pair.finding(hashes, 'one model')}")
 
 
 def reward_source(context: StageContext, field_path: str) -> RewardSource:

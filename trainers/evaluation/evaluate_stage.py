@@ -10,7 +10,7 @@ from recipes.stages.evaluate import Bound, Evaluate
 from trainers.evaluation.suite import Parts, Suite
 from trainers.models.load import model_family
 from trainers.runtime.precision import use_fast_matmul
-from trainers.training.context import Candidate, StageContext, candidate_folder, model_folder
+from trainers.training.context import Candidate, StageContext, candidate_folder, check_tokenizers, model_folder
 
 
 def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite]) -> Candidate | None:
@@ -30,11 +30,14 @@ def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite])
 
 
 def _demand_measured(spec: Evaluate, context: StageContext) -> None:
-    """Raise RequestError for a text model that the suites do not measure."""
-    for index in range(0 if spec.is_image else len(spec.of)):
+    """Raise RequestError for a text model that the suites do not measure, or not beside the others."""
+    if spec.is_image:
+        return
+    for index in range(len(spec.of)):
         found = spec.refuse_model(model_family(model_folder(context, f"of.{index}")))
         if found is not None:
             raise RequestError(f"of.{index} {spec.of[index]}: {found}")
+    check_tokenizers(spec, context)
 
 
 def _write_candidate(

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes.errors import StageError
+from recipes.errors import StageError, raise_findings
 from recipes.stages.lora import Lora
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.untrusted_files import linked_file, read_json
@@ -113,7 +113,7 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
 
 
 def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str]:
-    """Return the names of the linear modules that get an adapter; raises StageError for a name that is not there.
+    """Return the names of the linear modules that get an adapter; raises RequestError for a name that is not there.
 
     Where `exclude` is a pattern, modules that match it have no name here. The head has none either; it lies in the base
     of an encoder-decoder.
@@ -130,9 +130,7 @@ def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> l
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
     if lora.target_modules == "all-linear":
         return found
-    unknown = sorted(set(lora.target_modules) - set(found))
-    if unknown:
-        raise StageError(f"lora.target_modules: {', '.join(unknown)} not in the model; it has {', '.join(found)}")
+    raise_findings(lora.target_rules(found, "the model"))
     return sorted(set(lora.target_modules))
 
 

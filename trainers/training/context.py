@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.artifact_kinds import ArtifactKind
-from recipes.errors import RequestError, StageError
-from recipes.stages.answers import SourceUse, Template, default_template
+from recipes.errors import RequestError, StageError, raise_findings
+from recipes.stages.answers import SourceUse, Template, TokenizerId, default_template, template_rule
+from recipes.stages.base import TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
@@ -18,7 +19,7 @@ from trainers.checkpoint.find_state import find_state
 from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
-from trainers.data.tokenizer import Tokenization
+from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.folders import verify_folder
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
@@ -226,6 +227,16 @@ def model_weights(context: StageContext, field_path: str, lora: Lora | None = No
     return weights
 
 
+def check_tokenizers(spec: TextStage, context: StageContext) -> None:
+    """Raise RequestError where models that read each other's tokens have different tokenizers."""
+
+    def known(field_path: str, text: str) -> TokenizerId:
+        contract = load_tokenization(model_folder(context, field_path)).contract_hash
+        return TokenizerId(contract, f"{text} (contract {contract[:12]})")
+
+    raise_findings(spec.tokenizer_rules(known))
+
+
 def data_request(
     context: StageContext,
     use: SourceUse,
@@ -239,8 +250,8 @@ def data_request(
     the tokenizer lacks.
     """
     assert use.role != "images"
-    if template == "chat" and tokenization.chat_template is None:
-        raise RequestError(f"template: chat, but the model of {context.stage} has no chat template; set template: none")
+    if (finding := template_rule(template, tokenization.chat_template is not None)) is not None:
+        raise RequestError(f"template: {finding}")
     return DataRequest(
         source=use.rows,
         field_path=use.field_path,

@@ -6,11 +6,9 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
+from recipes.stages.base import Training
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, micro_batches
-from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.optim import Schedule
-from recipes.stages.pretrain import Pretrain, PretrainImages
-from recipes.stages.reward import Reward
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.build import build_engine, parameter_group
@@ -22,7 +20,7 @@ from trainers.training.optimiser_step import BatchSource, LearningRates, Phase
 from trainers.training.outcome import Evaluate, Outcome
 from trainers.training.schedule import learning_rate_factor
 
-S = TypeVar("S", bound=Pretrain | PretrainImages | Finetune | FinetuneImages | Reward)
+S = TypeVar("S", bound=Training)
 """A stage with a `train` section."""
 GROUP = "model"
 EVALUATION = -1

@@ -10,7 +10,7 @@ import torch
 
 from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines, TrainTokenizer
-from recipes.errors import RequestError, StageError
+from recipes.errors import RequestError
 from recipes.models.decoder import Llama
 from recipes.planning.memory import predict_sizes
 from recipes.stages.evaluate import Evaluate
@@ -277,8 +277,18 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
     given = {"actor": "chat", "reward": "foreign-judge"}
-    with pytest.raises(StageError, match=r"do not share a tokenizer: contracts .*, or set critic: actor"):
+    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set critic: actor"):
         run_ppo(ppo_spec(True), workshop.context("refused", given))
+    of = Evaluate.model_validate(
+        {
+            "kind": "evaluate",
+            "of": ["chat", "foreign"],
+            "suites": ["perplexity"],
+            "text": {"source": "text", "files": ["text.txt"], "documents": "paragraph"},
+        }
+    )
+    with pytest.raises(RequestError, match=r"of\.1: foreign and chat do not share a tokenizer"):
+        run_evaluate(of, workshop.context("refused", {"of.0": "chat", "of.1": "foreign"}), suites_of(of))
     for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
         chats = JsonLines(source="jsonl", files=["chats.jsonl"])
         spec_of_policy = ppo_spec(lora).model_copy(update={"critic": "actor", "prompts": chats})

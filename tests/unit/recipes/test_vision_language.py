@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
 
 def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
     evaluation = "  evaluation: {kind: evaluate, of: [see]}\n"
-    assert ("unsupported-family", "stages.eval.of.0") in problems_of(TEXT + evaluation)
+    assert ("unsupported-family", "stages.evaluation.of.0") in problems_of(TEXT + evaluation)
     ppo = """\
   policy:
     kind: ppo

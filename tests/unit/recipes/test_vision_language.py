@@ -187,7 +187,7 @@ def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
         ("config.json", {"text_config": {"model_type": "gemma"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"vision_config": {"model_type": "pixtral"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"image_token_index": 9}, "image-token-mismatch", "stages.see.init_from"),
-        ("processor_config.json", {"image_token": "<image>"}, "image-token-mismatch", "stages.see.init_from"),
+        ("processor_config.json", {"image_token": "<other>"}, "image-token-mismatch", "stages.see.init_from"),
         ("processor_config.json", {"patch_size": 8}, "image-token-mismatch", "stages.see.init_from"),
         ("processor_config.json", {"auto_map": {}}, "remote-code", "stages.see.init_from"),
         ("processor_config.json", {"image_processor": {}}, "missing-model-file", "stages.see.init_from"),

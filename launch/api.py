@@ -129,7 +129,7 @@ def resume(
     resolved = resumable(record, recipe, overrides, address, allow_change)
     if resolved is None:
         summary = record.summary()
-        view.say(f"{record.run} is {summary.state} already; there is nothing to resume")
+        view.say(f"{record.run} is already {summary.state}; there is nothing to resume")
         results = {}
         planned = record.resolved().plan(record.store)
         for stage in planned.stages:
@@ -161,7 +161,7 @@ def _workers_text(resolved: Resolved) -> str:
 
 
 def status(run: str | None = None, *, store: str | None = None) -> list[RunSummary]:
-    """How runs stand, oldest first; one run where it is named."""
+    """The state of runs, oldest first; of one run where it is named."""
     opened = Store.open(store)
     if run is not None:
         return [standing(RunRecord.open(opened, run))]

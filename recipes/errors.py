@@ -48,7 +48,7 @@ def at(field_path: str, found: Any, code: Code, message: str, suggestion: str = 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, where it stands, and what would be right."""
+    """One thing that is wrong, its place, and what would be right."""
 
     code: Code
     file: str

@@ -15,7 +15,7 @@ from recipes.stages.kinds import Stage
 
 @dataclass(frozen=True)
 class UnsoundStage:
-    """A stage that has errors of its own, with those of its fields that have none."""
+    """A stage with errors in its own fields, and those of its fields without."""
 
     stage: Stage | None
     """Without its other fields; None where not even its kind is known."""
@@ -33,7 +33,7 @@ class LoadedRecipe:
     raw: dict[str, Any]
     smoke: bool = False
     unsound: Mapping[str, UnsoundStage] = field(default_factory=dict)
-    """Stages that have errors of their own, by name (only while errors are being collected)."""
+    """Stages with errors in their own fields, by name (only while errors are being collected)."""
     configs: Mapping[Reference, Mapping[str, Any]] = field(default_factory=dict)
     """`config.json` of the models of the store and the hub, by reference (only once they have been looked up)."""
 

@@ -10,7 +10,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where a value stands: its file and line (None for a command-line value)."""
+    """The place of a value: its file and line (None for a command-line value)."""
 
     file: str
     line: int | None

@@ -35,7 +35,7 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 - Inputs name a stage (`chat`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a
   local folder in the Hugging Face layout (`./model`) or the hub (`hf://ORG/NAME@REVISION`).
 - Relative paths start at the folder of the recipe that is run, those too that it takes over by `extends`: a recipe in
-  another folder has to write them again. `extends` itself starts at the folder of the file that it stands in.
+  another folder has to write them again. `extends` itself starts at the folder of the file that contains it.
 """
 
 

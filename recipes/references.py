@@ -44,7 +44,7 @@ Reference = StageRef | StoreRef | FolderRef | HubRef
 
 
 def parse_reference(text: str) -> Reference:
-    """Read a reference; raises ValueError that says what is wrong with it."""
+    """Read a reference; raises ValueError naming what is wrong with it."""
     if "\x00" in text or text != text.strip() or not text:
         raise ValueError("a reference is a stage name, store://NAME, hf://ORG/NAME@REVISION or a folder")
     if text.startswith("store://"):

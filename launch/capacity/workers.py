@@ -25,7 +25,7 @@ class Workers:
 
 
 def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
-    """Resolve `auto` on these nodes; raises CapacityError that says what was asked and what is there."""
+    """Resolve `auto` on these nodes; raises CapacityError naming what was asked for and what there is."""
     cluster = recipe.cluster
     num_gpus = int(sum(node.gpus for node in nodes))
     num_cpus = int(sum(node.cpus for node in nodes))
@@ -36,7 +36,7 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
         if workers < cluster.min_workers:
             kind = "GPU" if gpus else "CPU"
             raise CapacityError(
-                f"cluster.min_workers is {cluster.min_workers}; at most {workers} can be had: there is room for "
+                f"cluster.min_workers is {cluster.min_workers}; at most {workers} can be placed: there is room for "
                 f"{available} {kind} worker{'' if available == 1 else 's'}, and their number must divide every batch"
             )
     else:

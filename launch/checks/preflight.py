@@ -57,12 +57,12 @@ def check(
         problems += found.problems
         exit_code = exit_code or found.exit_code
         summary = found.summary
-    told = [] if loaded is None else [str(warning) for warning in static_warnings(loaded)]
-    return CheckResult(problems, exit_code, summary, [*told, *found_rows.warnings], found_rows.rows)
+    warnings = [] if loaded is None else [str(warning) for warning in static_warnings(loaded)]
+    return CheckResult(problems, exit_code, summary, [*warnings, *found_rows.warnings], found_rows.rows)
 
 
 def _open_store(store: str | None) -> "Store | None":
-    """The store that was named, where it can be opened; what stands against it is said of it."""
+    """The given store; None where none is given or it cannot be opened, which the environment pass reports."""
     from trainers.store.store import Store
 
     try:
@@ -72,7 +72,7 @@ def _open_store(store: str | None) -> "Store | None":
 
 
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
-    """What stands against a run there; the recipe's needs are left out when it could not be read."""
+    """Why a run is not possible there; the recipe's needs are left out when it could not be read."""
     from launch.capacity.nodes import nodes_of
     from launch.capacity.room import check_memory
     from launch.capacity.workers import hardware_of, settle_workers
@@ -139,5 +139,5 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
 
 
 def _worst(exit_codes: Sequence[int]) -> int:
-    """2 before 5 before 3: a recipe that is wrong is mended first."""
+    """2 before 5 before 3: a wrong recipe is fixed first."""
     return next((code for code in (2, 5, 3) if code in exit_codes), max(exit_codes, default=0))

@@ -1,4 +1,4 @@
-"""What `check` says of the first rows that stages read: one as its model gets it, and what would become of them."""
+"""What `check` reports about the first rows of each source: one row as the model gets it, and how many are usable."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -94,7 +94,7 @@ def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
         if key not in readers:
             try:
                 readers[key] = _reader(loaded, source, store)
-            except (RequestError, StoreDamaged):  # what is wrong with an input is said of the input
+            except (RequestError, StoreDamaged):  # reported at the input itself
                 readers[key] = None
         reader = readers[key]
         for use in stage.sources():

@@ -174,7 +174,7 @@ def resume(
         typer.Option(
             "--allow-change",
             metavar="FIELD",
-            help="Go on although this field has changed, as stages.base.train.steps; the artifacts record it.",
+            help="Continue although this field has changed, as stages.base.train.steps; the artifacts record it.",
         ),
     ] = None,
     address: Address = None,
@@ -201,7 +201,7 @@ def status(
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how runs stand, oldest first."""
+    """Show the state of runs, oldest first."""
     from launch.api import status as read_status
 
     summaries = read_status(run, store=store)

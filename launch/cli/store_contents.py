@@ -120,4 +120,4 @@ def lineage(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fa
             for origin in imports[manifest.fingerprint]:
                 typer.echo(f"{'':<10} imported from {origin}")
     for fingerprint in found.missing:
-        typer.echo(f"gone       {fingerprint}")
+        typer.echo(f"missing    {fingerprint}")

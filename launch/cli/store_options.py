@@ -21,7 +21,7 @@ ArtifactName = Annotated[
 
 
 def open_store(uri: str | None, *, makes: bool = False) -> "Store":
-    """Open a store; a folder that is none is refused unless the command `makes` one: a slip would look empty."""
+    """Open a store; a folder that is no store is refused unless the command `makes` one: a typo would look empty."""
     from trainers.store.store import Store
 
     opened = Store.open(uri)

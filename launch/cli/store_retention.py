@@ -1,4 +1,4 @@
-"""`trainwright store name, pin, unpin, gc`: what a store keeps, and what may go."""
+"""`trainwright store name, pin, unpin, gc`: what a store keeps, and what may be deleted."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +48,7 @@ def pin(
 
 
 def unpin(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False) -> None:
-    """Take a pin away."""
+    """Remove a pin."""
     opened = open_store(store)
     manifest = find_artifact(opened, artifact)
     if not opened.unpin(manifest.fingerprint):
@@ -56,11 +56,11 @@ def unpin(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = Fals
     if as_json:
         print_json({"fingerprint": manifest.fingerprint, "pinned": False})
     else:
-        typer.echo(f"not pinned any more: {manifest.fingerprint}")
+        typer.echo(f"no longer pinned: {manifest.fingerprint}")
 
 
 def _kept_by_runs(store: "Store", num_runs: int) -> tuple[set[str], set[str]]:
-    """Artifacts that the newest runs, and all unfinished ones, made or took in; and those runs."""
+    """Artifacts that the newest runs, and all unfinished ones, made or imported; and those runs."""
     from launch.records.record import all_runs
     from trainers.store.background_threads import map_requests
 
@@ -78,7 +78,8 @@ def _kept_by_runs(store: "Store", num_runs: int) -> tuple[set[str], set[str]]:
 
 def gc(
     grace: Annotated[
-        float, typer.Option(min=0.0, metavar="HOURS", help="Only what was unneeded and untouched for so long goes.")
+        float,
+        typer.Option(min=0.0, metavar="HOURS", help="Only what was unneeded and untouched for so long is deleted."),
     ] = 24.0,
     keep_runs: Annotated[
         int | None,
@@ -93,7 +94,7 @@ def gc(
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what an earlier pass has listed and nothing needs still, and list what may go next time."""
+    """Delete what an earlier pass listed and is still unneeded, and list what a later pass may delete."""
     from trainers.store.collection import Keep, collect
 
     opened = open_store(store)

@@ -32,7 +32,7 @@ def differing_values(before: Mapping[str, Any], after: Mapping[str, Any], prefix
 
 
 def changed_meaning(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[Change]:
-    """What differs in the stages' own meaning; a parent's difference is told at the parent alone."""
+    """What differs in the stages' own meaning; a parent's difference is reported at the parent only."""
     found = []
     for stage in sorted(before.keys() | after.keys()):
         own_before = {key: value for key, value in before.get(stage, {}).items() if key != "parents"}

@@ -44,7 +44,7 @@ class DataCheck:
         self._facts: dict[tuple[str, Path], ImageSetFacts | None] = {}
 
     def __call__(self, loaded: LoadedRecipe) -> list[Problem]:
-        """Everything wrong with the sources that the stages read; told once where several read them."""
+        """Everything wrong with the sources that the stages read; reported once where several read them."""
         problems = [*self._source_problems(loaded)]
         problems += check_image_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
         return list({(problem.field, problem.message): problem for problem in problems}.values())

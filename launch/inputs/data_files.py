@@ -56,7 +56,7 @@ def local_sources(resolved: Resolved) -> list[LocalSource]:
 
 
 def places(source: Source | ImageSource) -> list[str]:
-    """Where a source says that its files lie."""
+    """The paths that a source gives for its files."""
     found: list[str] = []
     for key in LOCATION_KEYS:
         value = None if key == "revision" else getattr(source, key, None)

@@ -36,7 +36,7 @@ def find_input(
 ) -> ArtifactManifest | None:
     """The artifact that a reference means; None for a stage of the recipe. Nothing is written to the store.
 
-    With `fetches` a hub model is downloaded whole; without it, what its configuration says has to do.
+    With `fetches` a hub model is downloaded whole; without it, its configuration has to suffice.
     """
     reference = parse_reference(text)
     match reference:

@@ -38,9 +38,9 @@ class Resolved:
     changes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Stage -> settings that a resume was allowed to change while it was under way: field, before, after, run."""
     accepts: dict[str, list[str]] = field(default_factory=dict)
-    """Stage -> its fingerprints before those changes: their training states are gone on from."""
+    """Stage -> its fingerprints before those changes: training resumes from their states."""
     replaced: dict[str, list[str]] = field(default_factory=dict)
-    """Stage -> its fingerprints before an input changed: their training states are of no use."""
+    """Stage -> its fingerprints before an input changed: their training states are unusable."""
     uploaded: str | None = None
     """Digest of the data files in the store that the recipe's sources read; None: they read files by their paths."""
     settled_by: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""How a run stands, and what the driver writes last: that in one object, which saves reading the journal.
+"""The state of a run, and the summary that its driver writes last, which saves reading the journal.
 
-`journal/<driver>.json` also says where the journal of each driver ended. It is believed as long as that is so: a later
-event, or another driver that has joined, makes it stale. Then, and where there is none, the journal itself is read.
+`journal/<driver>.json` also records where the journal of each driver ended. A later event or another driver makes it
+stale; then, and where there is no such file, the journal itself is read.
 """
 
 import logging
@@ -64,7 +64,7 @@ def write_end(folder: Run, driver: str, run: str, recipe: dict[str, Any]) -> Non
 
 
 def find_end(folder: Run) -> History | None:
-    """Return what the last driver wrote last; None: nothing that could be believed."""
+    """Return what the last driver wrote last; None: there is none, or it is stale."""
     names = folder.names(JOURNAL)
     drivers = [name for name in names if not name.endswith(_SUFFIX)]
     if not drivers or f"{drivers[-1]}{_SUFFIX}" not in names:

@@ -19,7 +19,7 @@ def new_record(store: Store, resolved: Resolved) -> RunRecord:
 
 
 def record_of(resolved: Resolved) -> dict[str, Any]:
-    """What a run's folder says of what it computes."""
+    """The description of what a run computes, as its folder stores it."""
     planned = resolved.plan(None)
     return {
         **resolved.to_json(),

@@ -1,4 +1,4 @@
-"""A run's folder in the store: what it holds, who drives it, how it stands."""
+"""A run's folder in the store: what it holds, who drives it, its state."""
 
 import contextlib
 import json
@@ -81,7 +81,7 @@ class RunRecord:
         return Resolved.from_json(self.raw)
 
     def journal(self) -> Journal:
-        """A writer of events; every driver has a path of its own."""
+        """A writer of events; every driver has its own path."""
         at = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(at))
         driver = f"{stamp}-{int(at % 1 * 0x10000):04x}{secrets.token_hex(1)}"  # sorts by time
@@ -96,7 +96,7 @@ class RunRecord:
         return sorted(self.folder.read_lines(JOURNAL), key=lambda event: float(event["at"]))
 
     def history(self) -> History:
-        """How the run stands and what it committed: as its last driver left it, else by its journal."""
+        """The run's state and what it committed: as its last driver recorded it, else from its journal."""
         ended = find_end(self.folder)
         if ended is not None:
             return ended
@@ -108,11 +108,11 @@ class RunRecord:
         return read_history(self.folder, self.run, raw)
 
     def summary(self) -> RunSummary:
-        """How the run stands."""
+        """The run's state."""
         return self.history().summary
 
     def fingerprints(self) -> set[str]:
-        """Artifacts that the run made, planned to make or took in from outside."""
+        """Artifacts that the run made, planned to make or imported."""
         try:
             raw = self.raw
         except RequestError:

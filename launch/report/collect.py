@@ -1,4 +1,4 @@
-"""Reads what the report shows: a run's folder, the artifacts it made, the runs that it took cached stages from."""
+"""Reads what the report shows: a run's folder, the artifacts it made, the runs that computed its cached stages."""
 
 import contextlib
 from typing import Any
@@ -17,7 +17,7 @@ from trainers.store.store import Store
 
 
 def collect(record: RunRecord) -> RunReport:
-    """Gather a run's report; what cannot be read any more is left out."""
+    """Gather a run's report; what can no longer be read is left out."""
     summary = record.summary()
     raw = record.raw
     resolved = Resolved.from_json(raw)
@@ -136,7 +136,7 @@ HEADLINES = {
 
 
 def _headline(metrics: dict[str, Any], models: list[str]) -> dict[str, str]:
-    """The numbers that stand at the top of the page: those of the models after the first."""
+    """The numbers at the top of the page: those of the models after the first."""
     found: dict[str, str] = {}
     for name, title in HEADLINES.items():
         for model in models[1:] or models:

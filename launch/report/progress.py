@@ -16,7 +16,7 @@ from trainers.store.manifest import ArtifactManifest
 
 PLAIN_EVERY_S = 10.0
 LOST_SHARE = 0.1
-"""A stage that cannot use more of its rows than this says so when it is committed."""
+"""A stage that loses a larger share of its rows says so when it is committed."""
 
 ACTIVITIES = {
     "start": "starting workers",
@@ -38,7 +38,7 @@ ACTIVITIES = {
     "draw": "drawing",
     "features": "comparing features",
 }
-"""What a phase means to people; another phase stands under its own name."""
+"""What a phase means to people; any other phase is shown by its own name."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def rate(value: float) -> str:
 
 
 def rows_lost(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what share of the data's rows a stage could not use whole, where it is worth a look."""
+    """Say what share of the data's rows a stage could not use whole, where it is a notable share."""
     data = metrics.get("data") or {}
     rows = data.get("rows_in", 0)
     dropped = data.get("dropped", {})
@@ -128,11 +128,11 @@ def rows_lost(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def merge_losses(manifest: ArtifactManifest) -> list[str]:
-    """Say how much of its adapters the precision of the merged model swallows, where that is worth a look."""
+    """Say how much of the adapters' update was lost by rounding the merged model, where it is a notable share."""
     checked = manifest.verification
     if checked is None or checked.merge_lost is None or checked.merge_lost < LOST_SHARE:
         return []
-    lost = f"rounding the merged model swallowed {checked.merge_lost:.0%} of the adapters' update"
+    lost = f"rounding the merged model lost {checked.merge_lost:.0%} of the adapters' update"
     return [f"{lost}; stages and `sample` open the adapters instead"]
 
 

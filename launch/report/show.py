@@ -20,7 +20,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def result_rows(plan: Plan, results: Mapping[str, StageResult], failed: str | None = None) -> list[ResultRow]:
-    """The closing table's rows; stages that were not reached stand as waiting."""
+    """The closing table's rows; stages that were not reached are shown as waiting."""
     rows = []
     for planned in plan.stages:
         result = results.get(planned.name)

@@ -96,8 +96,8 @@ class Executor:
             if not manifest.gate.passed:
                 reasons = "; ".join(manifest.gate.reasons) or "no reason given"
                 message = (
-                    f"stages.{name}.{field_path}: {manifest.stage} did not pass its gate: {reasons}; "
-                    f"mend {manifest.stage}, or set stages.{name}.gate=ignore to go on all the same"
+                    f"stages.{name}.{field_path}: {manifest.stage} failed its gate: {reasons}; "
+                    f"fix {manifest.stage}, or set stages.{name}.gate=ignore to continue anyway"
                 )
                 self.events.refused(name, message)
                 raise StageError(message)
@@ -173,8 +173,8 @@ class Executor:
     def _verified(self, pool: WorkerPool, name: str, job: Json, label: str) -> Json:
         """The candidate's verification and gate, as fields of its manifest.
 
-        Files that are not the live model are committed with a failed gate where the stage says so; else the trained
-        state is kept, and `resume` writes and verifies the files again.
+        With `verification: ignore` files that differ from the live model are committed with a failed gate; otherwise
+        the trained state is kept, and `resume` writes and verifies the files again.
         """
         try:
             return {"verification": pool.verify(job, label)}
@@ -183,11 +183,11 @@ class Executor:
                 raise
             reason = f"verification: {failure.verdict.message}"
             if self.resolved.recipe.stages[name].verification == "enforce":
-                told = (
+                message = (
                     f"{reason}; the trained state is kept: `trainwright resume {self.run}` writes and verifies the "
                     f"files again, and with `--set stages.{name}.verification=ignore` commits them with a failed gate"
                 )
-                raise WorkerFailed(replace(failure.verdict, message=told)) from failure
+                raise WorkerFailed(replace(failure.verdict, message=message)) from failure
             gate = job["candidate"]["gate"]
             return {
                 "verification": {"how": "failed"},
@@ -197,7 +197,7 @@ class Executor:
     def _check_candidate(
         self, manifest: ArtifactManifest, planned: PlannedStage, inputs: Mapping[str, ArtifactManifest]
     ) -> None:
-        """A candidate says what it is and what it was made from; neither may differ from what was asked."""
+        """A candidate names its fingerprint and its parents; neither may differ from the plan."""
         made_from = {path: (parent.fingerprint, parent.digest) for path, parent in manifest.parents.items()}
         expected = {path: (made.fingerprint, made.digest) for path, made in inputs.items()}
         if manifest.fingerprint != planned.fingerprint or made_from != expected:
@@ -214,10 +214,10 @@ class Executor:
 
 
 def unanswered_gates(resolved: Resolved, results: Mapping[str, StageResult]) -> list[str]:
-    """Failed gates of artifacts that no later stage of the recipe takes: nothing else would speak of them."""
+    """Failed gates of artifacts that no later stage of the recipe takes: nothing else would report them."""
     taken = {reference.stage for references in resolved.internal.values() for reference in references.values()}
     return [
-        f"{name} did not pass its gate: " + ("; ".join(result.manifest.gate.reasons) or "no reason given")
+        f"{name} failed its gate: " + ("; ".join(result.manifest.gate.reasons) or "no reason given")
         for name, result in results.items()
         if result.gate_failed and name not in taken and resolved.recipe.stages[name].gate == "enforce"
     ]

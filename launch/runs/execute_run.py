@@ -41,7 +41,7 @@ class PoolRequest:
     first_workers: int
     say: Callable[[str], None]
     on_connected: Callable[[Callable[[], None]], None]
-    """Is told, once the cluster answers and before any of it is waited for, how to give up the waiting."""
+    """Called once the cluster answers, before anything waits for it, with a function that cancels the wait."""
 
 
 MakePool = Callable[[PoolRequest], WorkerPool]
@@ -49,7 +49,7 @@ MakePool = Callable[[PoolRequest], WorkerPool]
 
 @dataclass
 class Driven:
-    """What a drive left behind."""
+    """What a run came to."""
 
     results: dict[str, StageResult] = field(default_factory=dict)
     failed: str | None = None
@@ -220,8 +220,8 @@ def _write_report(record: RunRecord, journal: Journal, view: View) -> str | None
 
 
 def _write_end(record: RunRecord, journal: Journal, view: View) -> None:
-    """What saves others the reading of the journal; it is all there without."""
+    """Write the summary that saves others reading the journal; nothing depends on it."""
     try:
         record.write_end(journal)
     except Exception as error:
-        view.say(f"the run's end could not be summed up: {type(error).__name__}: {error}")
+        view.say(f"the run's end could not be summarised: {type(error).__name__}: {error}")

@@ -19,7 +19,7 @@ from trainers.store.store import Store
 
 LOGS = "logs"
 PREFIX, OWNER = "trainwright-logs-", "owner.json"
-"""The driver's temporary folder, and the file in it that says whose logs it holds; locked while the driver lives."""
+"""The driver's temporary folder, and the file in it that names the run; locked while the driver lives."""
 
 
 class LogShipper:
@@ -73,7 +73,7 @@ def log_folder_of(record: RunRecord) -> Iterator[Path]:
 
 
 def _send_left(store: Store) -> None:
-    """Send the logs of drivers that are gone to their runs in this store; those of other stores stay for these."""
+    """Send the logs of dead drivers to their runs in this store; logs of other stores stay where they are."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -82,13 +82,13 @@ def _send_left(store: Store) -> None:
         with open(descriptor) as owner:
             try:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                said = json.load(owner)
+                record = json.load(owner)
             except (OSError, ValueError):  # its driver lives, or died while it wrote this
                 continue
-            if os.fstat(descriptor).st_uid != os.getuid() or said.get("store") != store.uri:
+            if os.fstat(descriptor).st_uid != os.getuid() or record.get("store") != store.uri:
                 continue
             try:
-                LogShipper(RunRecord(store, str(said["run"])), path.parent).ship()
+                LogShipper(RunRecord(store, str(record["run"])), path.parent).ship()
             except TrainwrightError:  # a later run tries again
                 continue
         shutil.rmtree(path.parent, ignore_errors=True)

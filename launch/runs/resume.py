@@ -1,4 +1,4 @@
-"""Whether a run can continue, and as what: settings that may change, and settings of the meaning that may not."""
+"""Whether a run can continue, and with which recipe: placement may change, meaning may not."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ def resumable(
     address: str | None,
     allowed: Sequence[str] = (),
 ) -> Resolved | None:
-    """The resolved recipe to go on with; None when the run is complete.
+    """The resolved recipe to continue with; None when the run is complete.
 
     Raises RequestError that lists every changed field of the meaning which `allowed` does not name.
     """
@@ -80,7 +80,7 @@ def _covers(allowed: str, field_path: str) -> bool:
 
 
 def _with_changes(record: RunRecord, present: Resolved, changed: Sequence[Change]) -> Resolved:
-    """Note allowed changes: stages that are under way go on under an id of their own, from the states they have."""
+    """Note allowed changes: a stage that has saved states continues from them under a new fingerprint."""
     before = {entry["name"]: str(entry["fingerprint"]) for entry in record.raw["plan"]}
     changes = {name: list(items) for name, items in present.changes.items()}
     for change in changed:

@@ -199,7 +199,7 @@ def _base_dir(job: Json, spec: Stage, store: "Store", ranks: "Ranks") -> Path:
 
 
 def _start_family(job: Json) -> TextFamily | None:
-    """The family of the model that the stage starts from, where it does and the manifest says it."""
+    """The family of the model that the stage starts from, as far as its manifest says."""
     architecture = (job["inputs"].get("init_from") or {}).get("architecture") or {}
     return MODEL_TYPES.get(architecture.get("model_type") or "")
 

@@ -1,4 +1,4 @@
-"""The workers of one run: a learner group that changes size when a stage asks for another, and a verifier beside it."""
+"""The workers of one run: a learner group, whose size follows the stage, and a verifier."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -96,7 +96,7 @@ class Sampler:
         if images and self.images is None:
             raise RequestError("the model has no vision tower; --image is for vision-language models")
         if num_beams is not None and self.kind != "ForSeq2SeqLM":
-            raise RequestError("--beams searches what an encoder-decoder writes; this model is none")
+            raise RequestError("--beams is for encoder-decoders; this model is not one")
         if self.kind == "ForSeq2SeqLM":
             return self._write_target(prompt, max_new_tokens, temperature, seed, draw, num_beams)
         if not self.continues:
@@ -181,7 +181,7 @@ class Sampler:
         from trainers.inference.filling import classify, fill_masks
 
         if not isinstance(text, str):
-            raise RequestError("an encoder holds no conversation; give a text by --prompt")
+            raise RequestError("--chat needs a generative model; give an encoder a text with --prompt")
         if self.kind == "ForSequenceClassification":
             found = classify(self.model, self.tokenization, text)
             return ", ".join(f"{name} {share:.3f}" for name, share in list(found.items())[:3])
@@ -275,7 +275,7 @@ def sample_texts(
 ) -> list[dict[str, Any]]:
     """Answers to each prompt as {prompt, draw, response, continues}; `chat` sends prompts through the chat template.
 
-    `images` are what a vision-language model sees with every prompt. `continues` says whether the response goes on from
+    `images` are what a vision-language model sees with every prompt. `continues` says whether the response continues
     the prompt, as a causal model's does.
     """
     with opened(model, store) as sampler:

@@ -34,7 +34,7 @@ class RowColumns(NamedTuple):
 
 
 class _Images(Selection):
-    """What every source of images can be asked for besides its rows."""
+    """What every source of images answers besides its rows."""
 
     hold_out: float = meaning(
         0.0,
@@ -104,7 +104,7 @@ class Idx(_Images):
 
     @property
     def label_key(self) -> str | None:
-        """Labels lie in files of their own."""
+        """Labels are in separate files."""
         return None if self.label_files else "label_files"
 
     @property
@@ -123,7 +123,7 @@ class ImageFolder(_Images):
     )
     captions: Literal["none", "beside", "metadata"] = meaning(
         "none",
-        description="beside: an image's caption stands in a text file of its name, 7.txt for 7.png; metadata: in the "
+        description="beside: an image's caption is in a text file of the same name, 7.txt for 7.png; metadata: in the "
         "metadata.jsonl or metadata.csv in `path`, by the column file_name.",
     )
     caption: str = meaning("text", description="captions: metadata: column of captions.")
@@ -135,7 +135,7 @@ class ImageFolder(_Images):
 
     @property
     def caption_key(self) -> str | None:
-        """Captions lie beside the images or in the folder's metadata."""
+        """Captions are in text files next to the images or in the folder's metadata."""
         return "captions" if self.captions == "none" else None
 
 
@@ -163,7 +163,7 @@ class ImageArrays(_Images, Patterns):
 
     @property
     def caption_key(self) -> str | None:
-        """Captions lie in files of their own."""
+        """Captions are in separate files."""
         return None if self.caption_files else "caption_files"
 
 

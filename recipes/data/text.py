@@ -21,7 +21,7 @@ DEFAULT_CHAT_TEMPLATE = (
 
 
 class Selection(Strict):
-    """What every source can be asked for besides its rows."""
+    """What every source answers besides its rows."""
 
     part: str | None = meaning(
         None,
@@ -77,7 +77,7 @@ class _Documentation(_TextSelection):
 
 
 class PythonDocs(_Documentation):
-    """The documentation that the running Python installation carries; the stage's kind says which set is read."""
+    """The documentation that the running Python installation carries; the stage's kind determines which set is read."""
 
     has_labels: ClassVar[bool | None] = True
     source: Literal["python-docs"] = meaning(
@@ -154,7 +154,7 @@ class Csv(_Rows, Patterns):
 
     source: Literal["csv"] = meaning(description="Reads CSV or TSV files.")
     delimiter: Literal[",", "\t", ";", "|"] | None = meaning(
-        None, description="What stands between cells; None: a tab where the name ends in .tsv, else a comma."
+        None, description="The separator of cells; None: a tab where the name ends in .tsv, else a comma."
     )
     quotes: bool = meaning(True, description="Double quotes enclose cells; false: they are characters like others.")
     header: list[Annotated[str, Field(min_length=1)]] | None = meaning(
@@ -201,7 +201,7 @@ class TrainTokenizer(Strict):
         0,
         ge=0,
         le=1000,
-        description="Tokens <extra_id_0>, ... that stand for hidden spans; encoder-decoders need them.",
+        description="Tokens <extra_id_0>, ... for hidden spans; encoder-decoders need them.",
     )
     special_tokens: list[Annotated[str, Field(min_length=1)]] = meaning(
         default_factory=lambda: ["<|system|>", "<|user|>", "<|assistant|>"],

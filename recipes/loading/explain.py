@@ -28,7 +28,7 @@ from recipes.problem_codes import Code
 
 
 def schema_problems(error: ValidationError, document: Document, path: FilePath) -> list[Problem]:
-    """pydantic's errors as problems; what the members of a union say of one value becomes one problem."""
+    """pydantic's errors as problems; what the members of a union report about one value becomes one problem."""
     by_field: dict[str, Problem] = {}
     between_fields = []
     for detail, problem in located_problems(error, document, path):
@@ -141,7 +141,7 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
 
 
 def _writable_tags(slot: Slot) -> list[str]:
-    """The tags of a union that can be written; one may stand for the tag's absence."""
+    """The tags of a union that can be written; one may mean that the tag is absent."""
     key = slot.tag.path[0] if slot.tag is not None and slot.tag.path else None
     return [
         tag

@@ -20,7 +20,7 @@ Loc = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """What may stand at one place: a model, a tagged union of slots, a container of `items`, or a plain value."""
+    """What is allowed at one place: a model, a tagged union of slots, a container of `items`, or a plain value."""
 
     model: type[BaseModel] | None = None
     members: dict[str, "Slot"] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def models(self) -> list[type[BaseModel]]:
-        """Every model that may stand here."""
+        """Every model that is allowed here."""
         found = [model for member in self.members.values() for model in member.models]
         return list(dict.fromkeys(found if self.model is None else [self.model, *found]))
 
@@ -125,7 +125,7 @@ def item_slot(slot: Slot) -> Slot:
 
 
 def slot_at(path: Path, raw: Any) -> Slot | None:
-    """The slot at a path of the recipe's plain data; None where the schema knows no such place."""
+    """The slot at a path of the recipe's plain data; None where the schema has no such place."""
     slot, value = ROOT, raw
     for part in path:
         if slot.models:
@@ -162,7 +162,7 @@ def _child(value: Any, part: int | str) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """Where pydantic found an error: the path in the recipe's text, and what may stand there."""
+    """Where pydantic found an error: the path in the recipe's text, and what is allowed there."""
 
     path: Path
     slot: Slot
@@ -201,7 +201,7 @@ def place_of(loc: Loc) -> Place:
 
 
 def alternatives(choices: Sequence[str]) -> str:
-    """What may stand at a place as a list of words; others than words are quoted."""
+    """What is allowed at a place as a list of words; anything but words is quoted."""
     choices = [choice if re.match(r"[\w-]", choice) else json.dumps(choice) for choice in choices]
     return (
         choices[0]

@@ -1,4 +1,4 @@
-"""Misspelt keys that say which kind of thing stands at a place: named, and read as they were meant.
+"""Misspelt keys that tell the members of a union apart: reported, and read as they were meant.
 
 Without such a key (`kind`, `family`, `type`, `source`, ...) nothing below it can be checked, so it is corrected first:
 the one mistake is reported with the right spelling, and everything else of the same stage is still found.

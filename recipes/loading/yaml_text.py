@@ -32,7 +32,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(slots=True)
 class Document:
-    """The plain data of one YAML text, where each of its values stands, and what is forbidden in it."""
+    """The plain data of one YAML text, the place of each of its values, and what is forbidden in it."""
 
     value: Any
     marks: dict[Path, Mark] = field(default_factory=dict)

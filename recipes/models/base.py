@@ -1,4 +1,4 @@
-"""What the families of language models share: what an architecture answers, and what is said of a family (pure)."""
+"""What the families of language models share: what an architecture answers, and what is known of a family (pure)."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class LanguageArchitecture(Strict):
 
     @classmethod
     def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
-        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        """The number of layers of a stack by `config.json`; a stack is known by its path in the files."""
         return config.get("num_hidden_layers")
 
 
@@ -118,7 +118,7 @@ class ModelType:
 
 @dataclass(frozen=True)
 class TextFamily:
-    """What is said of a family of language models wherever it matters which one a model belongs to."""
+    """What is known of a family of language models wherever it matters which one a model belongs to."""
 
     name: str
     noun: str

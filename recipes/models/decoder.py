@@ -246,7 +246,7 @@ class Gpt2(LanguageArchitecture):
 
     @classmethod
     def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
-        """What a `config.json` says of the number of layers."""
+        """The number of layers by `config.json`."""
         return config.get("n_layer")
 
     def shrunk(self) -> Self:

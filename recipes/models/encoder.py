@@ -89,12 +89,12 @@ class Corruption(Strict):
 class PseudoLabels(Strict):
     """Learning from rows without a label (FixMatch, Sohn et al. 2020, with hidden words as the strong augmentation).
 
-    The model labels each such row as it stands; where it is confident it must say the same with words hidden.
+    The model labels each such row; where it is confident, it must predict the same with words hidden.
     """
 
     threshold: float = meaning(0.9, ge=0, lt=1, description="Least confidence at which a pseudo-label counts.")
     weight: float = meaning(1.0, gt=0, le=100, description="Weight of the loss on them, per row as for labelled ones.")
-    ratio: int = meaning(3, ge=1, le=64, description="Rows without a label beside each labelled row of a batch.")
+    ratio: int = meaning(3, ge=1, le=64, description="Rows without a label for each labelled row of a batch.")
     hidden_share: float = meaning(0.15, gt=0, lt=1, description="Share of the tokens hidden in the second view.")
     warmup_steps: int = meaning(0, ge=0, le=10**9, description="Steps without them, in which labels alone teach.")
 

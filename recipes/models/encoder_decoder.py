@@ -50,7 +50,7 @@ class T5(_EncoderDecoder):
         None, ge=1, le=512, description="Blocks of the decoder; None: as many as the encoder's."
     )
     num_heads: int = meaning(ge=1, le=1024, description="Attention heads of d_kv each.")
-    relative_attention_num_buckets: int = meaning(32, ge=4, le=4096, description="Distances that are told apart.")
+    relative_attention_num_buckets: int = meaning(32, ge=4, le=4096, description="Distances that are distinguished.")
     relative_attention_max_distance: int = meaning(
         128, ge=8, le=10**6, description="Distance in tokens from which on all are the same."
     )
@@ -111,7 +111,7 @@ class T5(_EncoderDecoder):
 
     @classmethod
     def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
-        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        """The number of layers of a stack by `config.json`; a stack is known by its path in the files."""
         decoder = config.get("num_decoder_layers") if stack.startswith("decoder") else None
         return decoder or config.get("num_layers")
 
@@ -193,7 +193,7 @@ class Bart(_EncoderDecoder):
 
     @classmethod
     def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:
-        """What a `config.json` says of the number of layers of a stack, told by its path in the files."""
+        """The number of layers of a stack by `config.json`; a stack is known by its path in the files."""
         return config.get(f"{'decoder' if 'decoder' in stack else 'encoder'}_layers")
 
     def shrunk(self) -> Self:

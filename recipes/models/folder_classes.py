@@ -1,4 +1,4 @@
-"""What a folder's model of text is, told by the class that its `config.json` names (pure)."""
+"""What a folder's model of text is, by the class that its `config.json` names (pure)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _WITH_EXTRAS = ("Model", "ForPreTraining")
 
 @dataclass(frozen=True, slots=True)
 class ModelClass:
-    """What a configuration file says that its model is."""
+    """A model as its configuration file describes it."""
 
     name: str
     """transformers' class."""
@@ -25,7 +25,7 @@ class ModelClass:
 
 
 def find_class(config: Mapping[str, Any]) -> ModelClass:
-    """The class of a `config.json`; raises ValueError that says why it is taken in as nothing."""
+    """The class of a `config.json`; raises ValueError for one that is not supported."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ValueError("it has no model_type")
@@ -41,7 +41,7 @@ def find_class(config: Mapping[str, Any]) -> ModelClass:
     known = family.classes
     if ending not in known:
         fitting = ", ".join(stem + other for other in known)
-        raise ValueError(f"architectures {name or 'no class'} is not taken in with model_type {kind!r}; {fitting} is")
+        raise ValueError(f"architectures {name or 'no class'} is not supported with model_type {kind!r}; {fitting} is")
     found = known[ending]
     labels = count_labels(config)
     if found == "reward_model" and labels != 1:

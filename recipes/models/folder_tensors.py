@@ -36,7 +36,7 @@ def missing_layers(config: Mapping[str, Any], names: Collection[str]) -> Iterato
 
 
 def _announced(config: Mapping[str, Any], stack: str) -> int | None:
-    """Layers of a stack, which is told by its path in the files; None where that is not known."""
+    """Layers of a stack, known by its path in the files; None where that is not known."""
     known = TYPES.get(str(config.get("model_type")))
     count = None if known is None or known.architecture is None else known.architecture.num_layers_of(config, stack)
     return count if type(count) is int and count > 0 else None

@@ -112,7 +112,7 @@ def _read_language_model(path: Path) -> FolderFacts:
             problems.append(
                 Finding(
                     Code.REMOTE_CODE,
-                    f"{path / 'config.json'}: it asks for code of its own (auto_map), which is never run",
+                    f"{path / 'config.json'}: it asks for its own code (auto_map), which is never run",
                 )
             )
     configured: frozenset[int] = frozenset()
@@ -157,7 +157,7 @@ def _note_shapes(folder: Path, weights: str, problems: list[Finding]) -> dict[st
 
 
 def config_positions(config: Mapping[str, Any]) -> int | None:
-    """Most tokens that the model of a `config.json` is made for; None where it says nothing."""
+    """Most tokens that the model of a `config.json` is made for; None where that is not given."""
     if config.get("model_type") == "t5":  # whose n_positions bounds nothing: its positions are relative
         return None
     text = config.get("text_config")

@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself, compared with its size before any library opens it."""
+"""The header of a safetensors file, compared with its size before any library opens it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ _DTYPE_BITS = {
 def read_shapes(folder: Path, weights: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model folder's tensors by name, those of all shards; raises ValueError naming the file.
 
-    The data is not read; a file that is missing or is not what its header says is an error.
+    The data is not read; a file that is missing or does not match its header is an error.
     """
     index = folder / f"{weights}.index.json"
     shards: dict[str, set[str]] = {weights: set()}

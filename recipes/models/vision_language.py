@@ -46,7 +46,7 @@ def read_vision(
         problems.append(
             Finding(
                 Code.MISSING_MODEL_FILE,
-                f"{path}: no processor_config.json that can be read, which says how images become tokens",
+                f"{path}: no readable processor_config.json, which defines how images become tokens",
             )
         )
     elif not images:
@@ -59,7 +59,7 @@ def read_vision(
     for name, part in (("processor_config.json", processor), ("preprocessor_config.json", images)):
         if "auto_map" in part:
             problems.append(
-                Finding(Code.REMOTE_CODE, f"{path / name}: it asks for code of its own (auto_map), which is never run")
+                Finding(Code.REMOTE_CODE, f"{path / name}: it asks for its own code (auto_map), which is never run")
             )
     token = processor.get("image_token", "<image>")
     number = config.get("image_token_index", config.get("image_token_id"))
@@ -68,7 +68,7 @@ def read_vision(
         problems.append(
             Finding(
                 Code.IMAGE_TOKEN_MISMATCH,
-                f"{path}: config.json says that images stand at token {number}; the tokenizer {found}: {token}",
+                f"{path}: config.json marks images by token {number}; the tokenizer {found}: {token}",
             )
         )
     drops_first = config.get("vision_feature_select_strategy", "default") == "default"
@@ -85,7 +85,7 @@ def read_vision(
 
 
 def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:
-    """Features that the tower gives for an image: one a patch; CLIP's class embedding stands before them."""
+    """Features that the tower gives for an image: one a patch; CLIP's class embedding precedes them."""
     size, patch = tower.get("image_size"), tower.get("patch_size")
     if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
         return None
@@ -112,7 +112,7 @@ def _part(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's object; nothing where it is missing or none: whoever loads it says what is wrong."""
+    """The file's object; nothing where it is missing or none: whoever loads it reports what is wrong."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

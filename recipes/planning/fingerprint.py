@@ -120,7 +120,7 @@ def hash_meaning(meaning: Mapping[str, Any]) -> str:
 
 
 def _drop(settings: Any, field_path: str) -> None:
-    """Replace an input's text by None: what it resolved to stands among the parents."""
+    """Replace an input's text by None: what it resolved to is among the parents."""
     *outer, last = field_path.split(".")
     for part in outer:
         settings = settings[int(part)] if isinstance(settings, list) else settings[part]

@@ -2,7 +2,7 @@
 
 Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what
 training holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the
-rollout's cache. The host buffer of a save stands beside it: on a GPU it takes none of the device's memory.
+rollout's cache. The host buffer of a save is counted separately: on a GPU it takes none of the device's memory.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Sizes:
     artifact_bytes: int
     state_bytes: int
     save_buffer_bytes: int
-    """Host memory of one worker beside what trains: its share of the state, copied there to be written beside training,
-    and what it keeps whole (the best policy so far), which the first worker copies there, too."""
+    """Host memory of one worker besides what trains: its share of the state, copied there to be written while training
+    continues, and what it keeps whole (the best policy so far), which the first worker copies there too."""
 
     @property
     def cpu_worker_bytes(self) -> int:
@@ -107,7 +107,7 @@ def _activation_bytes(stage: TextStage, architecture: LanguageArchitecture, voca
     length, copies = passed.length, passed.copies
     per_token = architecture.kept_per_token(length)
     if stage.adapters is not None:
-        per_token = int(1.6 * per_token)  # an adapter's outputs are kept beside those of its base
+        per_token = int(1.6 * per_token)  # an adapter's outputs are kept as well as those of its base
     layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers
     kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
     logits = 0 if passed.logits == "none" else 3 * micro_batch * length * vocab_size * FP32_BYTES

@@ -43,7 +43,7 @@ class External:
     vocab_size: int | None = None
     """Of a tokenizer."""
     notes: tuple[str, ...] = ()
-    """What the plan says of it."""
+    """Notes for the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class PlannedStage:
     settled_by: Mapping[str, str] = field(default_factory=dict)
     """Why precision and engine are what they are, where the recipe left them to `auto`."""
     notes: tuple[str, ...] = ()
-    """What there is to say of the stage's inputs from outside the recipe."""
+    """Notes on the stage's inputs from outside the recipe."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ from recipes.stages.base import TextStage
 
 def end_token_warnings(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Warnings about the end tokens of every model that answers, each model once."""
-    told: list[object] = []
+    reported: list[object] = []
     for name, stage in loaded.recipe.stages.items():
         answering = stage.writers() if isinstance(stage, TextStage) and stage.reads_chats else []
         for field, text in ((item.field_path, item.text) for item in answering):
             source = origin(text, loaded.recipe.stages)
             key = source.path if isinstance(source, FolderRef) else id(source)
             facts = reference_facts(loaded, text)
-            if key in told or facts.tokenizer is None or facts.family is None or not facts.family.continues:
+            if key in reported or facts.tokenizer is None or facts.family is None or not facts.family.continues:
                 continue
-            told.append(key)
+            reported.append(key)
             for finding in _disagreements(facts):
                 yield loaded.problem_from(finding, f"stages.{name}.{field}", text)
 

@@ -214,7 +214,7 @@ class TextStage(StageBase):
 
     @property
     def own_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that it brings; None: its model's."""
+        """Its own tokenizer; None: its model's."""
         return None
 
     def is_classifier(self, family: TextFamily | None) -> bool:
@@ -223,7 +223,7 @@ class TextStage(StageBase):
 
     @property
     def own_template(self) -> Template | None:
-        """How it says that plain text is put to its model; None: it does not say."""
+        """How its recipe says that plain text is put to its model; None: it does not say."""
         template: Template | None = getattr(self, "template", None)
         return template
 

@@ -17,7 +17,7 @@ class Batch:
     """What the workers share in an optimiser step, or in an iteration of rollouts."""
 
     field_path: str
-    """The field that says how much."""
+    """The field that gives the size."""
     written: int
     """Its value: sequences, pairs, images or prompts."""
     samples: int = 1

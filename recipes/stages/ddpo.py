@@ -63,7 +63,7 @@ class ImageRollout(Strict):
         ge=0,
         le=1,
         description="Smallest standard deviation of a denoising step, of pixels in [-1, 1]: below it a log-probability "
-        "says more of rounding than of the policy.",
+        "measures rounding rather than the policy.",
     )
     classes: list[str] = meaning(
         default_factory=list, description="Classes that are asked for in turn; none: all that the actor knows."
@@ -86,7 +86,7 @@ class ImageRollout(Strict):
 
 
 class ClassReward(Strict):
-    """What a frozen classifier says of an image."""
+    """The output of a frozen classifier for an image."""
 
     classifier: str = meaning(description="The classifier: a stage, or an address in the store.")
     label: str | None = meaning(None, description="The class whose probability counts; None: the one asked for.")
@@ -119,7 +119,7 @@ ImageReward = Annotated[
     Discriminator(
         _reward_form,
         custom_error_type="reward_form",
-        custom_error_message="a reward of images is a mapping with `classifier: ...` (what it says of them) or "
+        custom_error_message="a reward of images is a mapping with `classifier: ...` (its output for them) or "
         "`rule: ...` (ink, symmetry, compressibility)",
     ),
 ]

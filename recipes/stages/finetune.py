@@ -133,7 +133,7 @@ class Finetune(TextTraining):
 
 
 class FinetuneImages(ImageTraining):
-    """Go on training a model of images on others; what it is conditioned on, it brings along."""
+    """Continue training a model of images on other images; labels or captions stay what it was conditioned on."""
 
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     curves: ClassVar[tuple[str, ...]] = ("loss", "mse", "bits_per_dim")

@@ -37,13 +37,13 @@ else:
         ],
         Discriminator(TagAt(("architecture", "family"), instead=("init_from", DECODER.name))),
     ]
-"""What trains each family; `init_from` without an architecture goes on from a language model."""
+"""What trains each family; `init_from` without an architecture continues from a language model."""
 
 FinetuneFamily = Annotated[
     Annotated[Finetune, Tag("text")] | Annotated[FinetuneImages, Tag("ddpm")],
     Discriminator(TagAt(("family",), default="text")),
 ]
-"""What tunes each family; language models tell theirs themselves."""
+"""What tunes each family; the family of a language model follows from its files."""
 
 PpoEstimator = Annotated[
     Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],

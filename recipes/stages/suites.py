@@ -82,7 +82,7 @@ SUITES: dict[SuiteName, SuiteSpec] = {
 
 
 def report_labels(texts: Sequence[str]) -> list[str]:
-    """Short names of an evaluation's models as metric names spell them, told apart by a number where they are equal."""
+    """Short names of an evaluation's models as metric names spell them, numbered where they are equal."""
     labels: list[str] = []
     for text in texts:
         match parse_reference(text):

@@ -15,7 +15,7 @@ from recipes.stages.optim import AdamW, Schedule
 
 
 class _Steps(Strict):
-    """What every training stage says of its time axis."""
+    """The time axis of every training stage."""
 
     steps: int | None = meaning(None, ge=1, le=10**9, description="Optimiser steps.")
     epochs: float | None = meaning(None, gt=0, le=10**6, description="Passes over the data; rounded up to whole steps.")
@@ -63,7 +63,7 @@ class _Steps(Strict):
 
 
 def _check_length(train: _Steps, names: tuple[str, ...]) -> None:
-    """Raise refuse unless exactly one of the names says how long, and the warm-up ends before the steps do."""
+    """Raise refuse unless exactly one of the names gives the length, and the warm-up ends before the steps do."""
     given = [name for name in names if getattr(train, name) is not None]
     if len(given) != 1:
         found = "none of them" if not given else " and ".join(given)
@@ -78,7 +78,7 @@ def _check_length(train: _Steps, names: tuple[str, ...]) -> None:
 
 
 class Train(_Steps):
-    """Exactly one of steps, tokens and epochs says how long; micro-batch and accumulation are derived."""
+    """Exactly one of steps, tokens and epochs gives the length; micro-batch and accumulation are derived."""
 
     tokens: int | None = meaning(
         None, ge=1, le=10**15, description="Training tokens; rounded up to whole steps (packed text only)."
@@ -96,7 +96,7 @@ class Train(_Steps):
         return self
 
     def rules(self) -> Iterator[FieldFinding]:
-        """Tokens that say nothing of rows that are not packed; a warm-up past the steps that follow from tokens."""
+        """Tokens where rows are not packed; a warm-up past the steps that follow from tokens."""
         if self.tokens is None:
             return
         if not self.packing:
@@ -122,7 +122,7 @@ class Train(_Steps):
 
 
 class ImageTrain(_Steps):
-    """Exactly one of steps and epochs says how long; micro-batch and accumulation are derived."""
+    """Exactly one of steps and epochs gives the length; micro-batch and accumulation are derived."""
 
     grid: int = placement(
         64, ge=0, le=1024, description="Images drawn at fixed seeds at every evaluation for the report; 0: none."

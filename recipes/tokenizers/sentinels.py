@@ -1,10 +1,10 @@
-"""T5's sentinel tokens, which stand for hidden spans."""
+"""T5's sentinel tokens, one for each hidden span."""
 
 from collections.abc import Collection
 from itertools import count
 
 SENTINEL = "<extra_id_{}>"
-"""T5's name of the token that stands for the n-th hidden span."""
+"""T5's name of the token for the n-th hidden span."""
 
 
 def count_sentinels(tokens: Collection[str]) -> int:

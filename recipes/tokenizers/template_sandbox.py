@@ -36,7 +36,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 def try_template(template: Template, **variables: Any) -> str:
-    """Render once, by way of trial; raises SecurityError for a template that goes on and on, else TEMPLATE_ERRORS."""
+    """Render once as a trial; raises SecurityError for a template that does not end, else TEMPLATE_ERRORS."""
     left = MAX_LINES
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:

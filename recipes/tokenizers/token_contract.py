@@ -1,4 +1,4 @@
-"""What a model's tokenizer, chat template and configuration say together: its end tokens, and what does not fit (pure).
+"""A model's tokenizer, chat template and configuration together: its end tokens, and what does not fit (pure).
 
 The one rule for `check`, for a stage that loads a model, and for the verification of what a stage commits.
 """
@@ -124,7 +124,7 @@ def _id_problems(
     by_id = {number: token for token, number in vocabulary.items()}
     ordinary: dict[int, str] = {}
     for file, key, number in _named_ids(config, generation):
-        if key == "pad_token_id" and number == -1:  # how some old configurations say that there is none
+        if key == "pad_token_id" and number == -1:  # some old configurations mean that there is none
             continue
         if not _is_id(number) or (rows is not None and number >= rows):
             message = f"{file}: {key} is {number!r}, and the model's embedding has {rows} rows"

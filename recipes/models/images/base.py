@@ -14,10 +14,10 @@ from recipes.models.images.tally import Tally, TextSizes
 from recipes.problem_codes import Code
 
 VENDI_IMAGES = 16
-"""Fewest drawn images whose diversity says something."""
+"""Fewest drawn images whose diversity is meaningful."""
 
 SETTINGS = "image.json"
-"""What a model folder says of itself: family, configuration, images, classes."""
+"""The settings of a model folder: family, configuration, images, classes."""
 STOCK_WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' name of a network's weights."""
 

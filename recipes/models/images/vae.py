@@ -43,7 +43,8 @@ class Vae(ImageModel):
     )
     sd: float = meaning(0.1, gt=0, le=10, description="gaussian: standard deviation of a pixel in [0, 1].")
     binarize: bool = meaning(
-        False, description="bernoulli: draw every pixel as 0 or 1 with its grey value anew each time (dynamically)."
+        False,
+        description="bernoulli: draw every pixel as 0 or 1 by its grey value, each time it is read (dynamically).",
     )
     kl_weight: float = meaning(1.0, ge=0, le=1000, description="Weight of the KL term in training (beta).")
     kl_warmup_steps: int = meaning(

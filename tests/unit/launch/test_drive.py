@@ -142,7 +142,7 @@ def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:
 def test_a_failed_gate_refuses_the_next_stage(bench: Any) -> None:
     bench.stages.hook = lambda job, worker: {"gate": {"passed": False, "reasons": ["loss 9 > 5"]}}
     record = bench.record(bench.resolve())
-    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base did not pass its gate: loss 9 > 5"):
+    with pytest.raises(StageError, match=r"stages\.chat\.init_from: base failed its gate: loss 9 > 5"):
         bench.drive(record=record)
     assert [job["stage"] for job in bench.stages.jobs] == ["base"]
     assert record.summary().exit_code == 4
@@ -173,7 +173,7 @@ def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: An
     record, _ = bench.drive("stages.chat.gate=ignore", "stages.eval.gate=ignore")
     assert record.summary().state == "completed"
     bench.stages.hook = lambda job, worker: failed if job["stage"] == "eval" else None
-    with pytest.raises(StageError, match="eval did not pass its gate: too bad"):
+    with pytest.raises(StageError, match="eval failed its gate: too bad"):
         bench.drive("seed=5")
 
 

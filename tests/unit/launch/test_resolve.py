@@ -112,7 +112,9 @@ def test_auto_never_settles_below_min_workers(recipe: Path, cpus: int, expected:
     if expected is not None:
         assert settle_workers(loaded.recipe, nodes).num_workers == expected
         return
-    with pytest.raises(CapacityError, match=r"min_workers is 2; at most 1 can be had: there is room for 1 CPU worker,"):
+    with pytest.raises(
+        CapacityError, match=r"min_workers is 2; at most 1 can be placed: there is room for 1 CPU worker,"
+    ):
         settle_workers(loaded.recipe, nodes)
 
 

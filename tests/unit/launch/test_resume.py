@@ -47,7 +47,7 @@ def test_a_completed_run_has_nothing_to_resume(bench: Any) -> None:
             said.append(text)
 
     result = api.resume(record.run, store=bench.store.uri, view=Listener())
-    assert said == [f"{record.run} is completed already; there is nothing to resume"]
+    assert said == [f"{record.run} is already completed; there is nothing to resume"]
     assert set(result.stages) == {"base", "chat", "eval"}
 
 

@@ -221,7 +221,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config is deep": (lambda f: (f / "config.json").write_text("[" * 100_000) and None, r"config\.json"),
     "no model type": (lambda f: (f / "config.json").write_text("{}") and None, "no model_type"),
     "unknown class": (
-        edit("config.json", {"architectures": ["T5Model"]}), "T5Model is not taken in with model_type 'llama'"
+        edit("config.json", {"architectures": ["T5Model"]}), "T5Model is not supported with model_type 'llama'"
     ),
     "code in config": (with_code("config.json", {"auto_map": {"AutoModel": "code.M"}}), r"config\.json has auto_map"),
     "code deep in config": (

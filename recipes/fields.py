@@ -3,9 +3,19 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Self, Union, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+)
+from pydantic_core import CoreSchema
 
 from recipes.errors import Finding
 from recipes.problem_codes import Code
@@ -67,6 +77,15 @@ class TagAt:
             key, tag = self.instead
             return tag if _read(value, key) is not None else None
         return self.default if found is None else str(found)
+
+
+class OneOf(Discriminator):
+    """The discriminator of a union that others may join: with one member so far there is nothing to tell apart."""
+
+    def __get_pydantic_core_schema__(self, source_type: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if get_origin(source_type) not in (Union, UnionType):
+            return handler(source_type)
+        return super().__get_pydantic_core_schema__(source_type, handler)
 
 
 def _read(value: Any, key: str) -> Any:

@@ -15,6 +15,7 @@ from recipes.models.architecture import Architecture
 from recipes.models.images.architecture import ImageArchitecture
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
+from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.kinds import Stage
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -63,7 +64,10 @@ _SECTIONS = (
     ),
     (
         "Reinforcement learning",
-        ("Rollout", "Ppo", "ImageRollout", "Ddpo", "ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+        (
+            *("Rollout", *_members(TextAlgorithm), "Critic", "ImageRollout", *_members(ImageAlgorithm)),
+            *("ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+        ),
     ),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),

@@ -1,207 +1,198 @@
-"""What one PPO iteration learns from: every rank's responses with what the models say of them, and its mini-batches.
+"""What an iteration learns from: samples of all ranks, what the models say of them, and the credit of each action.
 
-Shapes: B a rank's or a micro-batch's samples, N samples of all ranks, P prompt tokens, R response tokens,
-T tokens of both together (padding stands on the right: causal attention needs no mask).
+Shapes: B a micro-batch's samples, N samples of all ranks, A actions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from rlhf.algorithms.advantages import Credit
-from trainers.data.batches import SequenceBatch, TokenBatch
-from trainers.runtime.distributed import gather_json, sum_tensor, world_size
+from recipes.stages.algorithms import Updates
+from rlhf.algorithm import Algorithm
+from rlhf.algorithms.advantages import Credit, Rewarded
+from rlhf.invariants import require_reference, require_version
+from rlhf.monitors import Report
+from rlhf.policy import Learner, ModelOutputs, Policy, Rollouts, S, ScoredRollouts, TextShare, rounding_scales
+from trainers.runtime.distributed import sum_tensor, world_size
+from trainers.runtime.observer import agreed, raise_if_stopping, watching
 
 
 @dataclass(frozen=True)
-class Responses:
-    """Prompts and what was written to them."""
+class Update:
+    """Which optimiser step a mini-batch is for."""
 
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    """True at real tokens."""
-    response_mask_BT: Tensor
-    """True at the response's tokens, the end token included."""
-    ended_B: Tensor
-    """True where an end token came before the limit."""
-    sample_ids_B: Tensor
-    """Row of the prompt in its data set."""
-
-    @property
-    def response_mask_BR(self) -> Tensor:
-        """True at response tokens, counted from each response's own start."""
-        return widths_mask(self.response_mask_BT.sum(dim=1))
-
-    @property
-    def response_ids(self) -> list[list[int]]:
-        """The response tokens of each row."""
-        return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.response_mask_BT, strict=True)]
-
-    def closed(self, end_ids: Sequence[int]) -> SequenceBatch:
-        """The rows as a reward model reads them: a response without one of the end tokens at its end gets the first.
-
-        Reward models learn from whole turns, so a score read anywhere but at an end token would mean nothing: not
-        where the limit cut a response off, and not at a stop token that ends no turn.
-        """
-        lengths_B = self.attention_mask_BT.sum(dim=1)
-        rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
-        ends = torch.tensor(end_ids, dtype=torch.int64, device=lengths_B.device)
-        is_open_B = ~torch.isin(self.input_ids_BT[rows_B, lengths_B - 1], ends)
-        rows_B, places_B = rows_B[is_open_B], lengths_B[is_open_B]
-        pad = torch.nn.functional.pad
-        ids, real, response = (
-            pad(t, (0, 1)) for t in (self.input_ids_BT, self.attention_mask_BT, self.response_mask_BT)
-        )
-        ids[rows_B, places_B] = end_ids[0]
-        real[rows_B, places_B] = True
-        response[rows_B, places_B] = True
-        width = int(real.sum(dim=1).max())
-        return SequenceBatch(ids[:, :width], real[:, :width], response[:, :width])
-
-    def rows(self, index: Sequence[int]) -> "Responses":
-        """These rows, without the columns that are padding in all of them."""
-        chosen = torch.as_tensor(index, device=self.input_ids_BT.device)
-        mask = self.attention_mask_BT[chosen]
-        width = int(mask.sum(dim=1).max())
-        return Responses(
-            input_ids_BT=self.input_ids_BT[chosen, :width],
-            attention_mask_BT=mask[:, :width],
-            response_mask_BT=self.response_mask_BT[chosen, :width],
-            ended_B=self.ended_B[chosen],
-            sample_ids_B=self.sample_ids_B[chosen],
-        )
+    step: int
+    iteration: int
+    kl_coef: float
+    """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
+    is_untouched: bool
+    """Whether the policy is still exactly the one that sampled, so that every ratio is 1."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the models say of the responses before the update; zero outside of the response."""
-
-    logprobs_BR: Tensor
-    """Of the policy that sampled, by the training forward at the sampling temperature, in the first update's
-    micro-batches."""
-    reference_logprobs_BR: Tensor
-    entropy_BR: Tensor
-    values_BR: Tensor | None
-    """Of the critic; None where there is none."""
-    scores_B: Tensor
-    """As the reward model gave them."""
-
-
-@dataclass(frozen=True)
-class PpoBatch:
+class RlBatch(Generic[S]):
     """A micro-batch of experience, padded to its own widths."""
 
-    responses: Responses
-    old_logprobs_BR: Tensor
-    reference_logprobs_BR: Tensor
-    old_values_BR: Tensor | None
-    advantages_BR: Tensor
-    returns_BR: Tensor | None
+    samples: S
+    action_mask_BA: Tensor
+    old_logprobs_BA: Tensor
+    reference_logprobs_BA: Tensor
+    old_values_BA: Tensor | None
+    advantages_BA: Tensor
+    returns_BA: Tensor | None
     kl_coef: float
     """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
     actor_learns: bool
     """False while only the critic warms up."""
     is_untouched: bool
     """True where the policy is still exactly the one that sampled, so that every ratio is 1."""
-    text: TokenBatch | None = None
+    text: TextShare | None = None
     """Text whose loss is mixed in; a step's first micro-batch of every rank brings it."""
-    text_scale: float = 0.0
-    """Weight of the text's loss sum: its coefficient, times the step's response tokens over its target tokens."""
 
     @property
     def sample_ids_B(self) -> Tensor:
-        """Rows of the prompts."""
-        return self.responses.sample_ids_B
+        """What the samples are known by in messages."""
+        return self.samples.sample_ids_B
 
-    def to(self, device: torch.device | str) -> "PpoBatch":
+    def to(self, device: torch.device | str) -> "RlBatch[S]":
         """The batch itself: experience is made where it is used."""
         return self
 
     @property
     def weight(self) -> float:
-        """Response tokens."""
-        return float(self.responses.response_mask_BT.sum())
+        """Actions."""
+        return float(self.action_mask_BA.sum())
 
 
 @dataclass(frozen=True)
-class Experience:
+class Experience(Generic[S]):
     """One iteration's samples of all ranks, equal on every rank, in the order of their global positions."""
 
-    responses: Responses
-    judged: Judged
+    samples: S
+    scored: ScoredRollouts
     credit: Credit
 
-    def batch(self, rows: Sequence[int], *, kl_coef: float, actor_learns: bool, is_untouched: bool) -> PpoBatch:
+    def batch(
+        self,
+        rows: Sequence[int],
+        *,
+        kl_coef: float,
+        actor_learns: bool,
+        is_untouched: bool,
+        text: TextShare | None = None,
+    ) -> RlBatch[S]:
         """These rows as a micro-batch."""
-        responses = self.responses.rows(rows)
-        width = int(responses.response_mask_BT.sum(dim=1).max())
-        credit, values_NR = self.credit, self.judged.values_BR
-        index = torch.as_tensor(rows, device=credit.advantages_NR.device)
-        return PpoBatch(
-            responses=responses,
-            old_logprobs_BR=self.judged.logprobs_BR[index, :width],
-            reference_logprobs_BR=self.judged.reference_logprobs_BR[index, :width],
-            old_values_BR=None if values_NR is None else values_NR[index, :width],
-            advantages_BR=credit.advantages_NR[index, :width],
-            returns_BR=None if credit.returns_NR is None else credit.returns_NR[index, :width],
+        samples = self.samples.rows(rows)
+        mask_BA = samples.action_mask_BA
+        index, width = torch.as_tensor(rows, device=mask_BA.device), mask_BA.shape[1]
+        scored, credit = self.scored, self.credit
+        return RlBatch(
+            samples=samples,
+            action_mask_BA=mask_BA,
+            old_logprobs_BA=scored.logprobs_NA[index, :width],
+            reference_logprobs_BA=scored.reference_logprobs_NA[index, :width],
+            old_values_BA=None if scored.values_NA is None else scored.values_NA[index, :width],
+            advantages_BA=credit.advantages_NA[index, :width],
+            returns_BA=None if credit.returns_NA is None else credit.returns_NA[index, :width],
             kl_coef=kl_coef,
             actor_learns=actor_learns,
             is_untouched=is_untouched,
+            text=text,
         )
 
 
-def widths_mask(widths_B: Tensor) -> Tensor:
-    """[B, R]: True at the first `widths_B` places of each row, R the largest of them."""
-    places_R = torch.arange(int(widths_B.max()), device=widths_B.device)
-    return places_R[None, :] < widths_B[:, None]
+@dataclass(frozen=True)
+class Estimate(Generic[S]):
+    """What an iteration learns from, equal on every rank."""
+
+    experience: Experience[S]
+    """Every rank's samples with their advantages."""
+    report: Report
 
 
-def join_responses(
-    prompt_ids_BP: Tensor,
-    prompt_mask_BP: Tensor,
-    tokens_BR: Tensor,
-    response_mask_BR: Tensor,
-    ended_B: Tensor,
-    sample_ids_B: Tensor,
-) -> Responses:
-    """Prompt and response as one row without gaps, padded on the right."""
-    mask = torch.cat([prompt_mask_BP, response_mask_BR], dim=1)
-    order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
-    is_response = torch.cat([torch.zeros_like(prompt_mask_BP), response_mask_BR], dim=1)
-    width = int(mask.sum(dim=1).max())
-    return Responses(
-        input_ids_BT=torch.cat([prompt_ids_BP, tokens_BR], dim=1).gather(1, order)[:, :width],
-        attention_mask_BT=mask.gather(1, order)[:, :width],
-        response_mask_BT=is_response.gather(1, order)[:, :width],
-        ended_B=ended_B,
-        sample_ids_B=sample_ids_B,
-    )
+@dataclass
+class ExperienceMaker(Generic[S]):
+    """Samples from a policy, has the samples judged, and assigns credit by the algorithm."""
+
+    policy: Policy[S]
+    algorithm: Algorithm
+    settings: Updates
+    learner: Learner
+
+    def estimate(self, iteration: int, kl_coef: float, first_epoch: Sequence[Sequence[int]]) -> Estimate[S]:
+        """Sample, score, penalise with `kl_coef`, estimate advantages: the upper half of PPO's algorithm box.
+
+        `first_epoch` are the rows of the mini-batches that are learnt from first. Samples are judged in their
+        micro-batches: the first update then runs the very forward that gave the old log-probabilities. Collective.
+        """
+        policy, learner = self.policy, self.learner
+        version, place = policy.sync(iteration), iteration_place(self.settings, iteration)
+        own = agreed(learner.observer, lambda: self._drawn(iteration, place))
+        require_version(own.version, version)
+        rollouts = policy.gathered(own)
+        samples = rollouts.samples
+        scored = ScoredRollouts.of(self.judged(samples, first_epoch, place))
+        mask_NA = samples.action_mask_BA
+        if iteration == 0:
+            self._require_reference(scored, mask_NA)
+        policy.show(iteration, rollouts, scored)
+        scores_N = policy.scores(rollouts, scored)
+        groups_N = rollouts.groups_B.to(mask_NA.device)
+        credit = self.algorithm.credit(Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N))
+        return Estimate(Experience(samples, scored, credit), policy.report(rollouts, scored, scores_N))
+
+    def micro_batches(self, experience: Experience[S], rows: Sequence[int], update: Update) -> list[RlBatch[S]]:
+        """This rank's share of a mini-batch; a penalty in the loss is in the advantages' unit there."""
+        critic = self.settings.value_model
+        texts = {0: self.policy.text_share(experience.samples, rows, update.step)}
+        return [
+            experience.batch(
+                share,
+                kl_coef=update.kl_coef / experience.credit.deviation,
+                actor_learns=critic is None or update.iteration >= critic.warmup,
+                is_untouched=update.is_untouched,
+                text=texts.get(number),
+            )
+            for number, share in enumerate(self.policy.shares(experience.samples, rows))
+        ]
+
+    @torch.no_grad()
+    def judged(self, samples: S, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float]) -> ModelOutputs:
+        """What the models say of all samples, each judged by the rank that first learns from it; collective."""
+        policy, learner = self.policy, self.learner
+        count, width = samples.action_mask_BA.shape
+        tables: dict[str, Tensor] = {}
+        shares = [share for mini_batch in first_epoch for share in policy.shares(samples, mini_batch)]
+        for number, rows in enumerate(shares):
+            learner.observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
+            raise_if_stopping(learner.observer)
+            for name, found in policy.judge(learner.engine.module, samples.rows(rows)).items():
+                shape = (count,) if found.dim() == 1 else (count, width)
+                table = tables.setdefault(name, torch.zeros(shape, dtype=found.dtype, device=found.device))
+                table[(rows, slice(found.shape[1])) if found.dim() == 2 else rows] = found
+        return ModelOutputs(**{name: sum_tensor(table) for name, table in tables.items()})
+
+    def _drawn(self, iteration: int, place: Mapping[str, float]) -> Rollouts[S]:
+        """This rank's samples; raises Interrupted where it is asked to stop."""
+        watch = watching(self.learner.observer, "rollout", self.policy.num_samples, **place)
+        watch(0.0)
+        return self.policy.sample(iteration, watch)
+
+    def _require_reference(self, scored: ScoredRollouts, mask_NA: Tensor) -> None:
+        """Stop the stage if actor and reference differ before anything was learnt."""
+        roundoff, reference_NA = self.learner.roundoff, scored.reference_logprobs_NA
+        scales_NA = rounding_scales(reference_NA, scored.distances_NA, roundoff)
+        require_reference(scored.logprobs_NA[mask_NA], reference_NA[mask_NA], scales_NA[mask_NA], roundoff)
 
 
-def gather_responses(responses: Responses) -> Responses:
-    """Every rank's responses in rank order, padded to a common width; collective. All ranks hold equally many."""
-    if world_size() == 1:
-        return responses
-    tokens = max(gather_json(responses.input_ids_BT.shape[1]))
-    return Responses(
-        input_ids_BT=gather_rows(_widened(responses.input_ids_BT, tokens)),
-        attention_mask_BT=gather_rows(_widened(responses.attention_mask_BT, tokens)),
-        response_mask_BT=gather_rows(_widened(responses.response_mask_BT, tokens)),
-        ended_B=gather_rows(responses.ended_B),
-        sample_ids_B=gather_rows(responses.sample_ids_B),
-    )
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
-
-
-def join_tables(*tables: Tensor) -> tuple[Tensor, ...]:
-    """Complete tables over every rank's samples, of which a rank filled its own rows alone, the rest 0; collective."""
-    return tuple(sum_tensor(table) for table in tables)
+def iteration_place(settings: Updates, iteration: int) -> dict[str, float]:
+    """Where an iteration's rollouts are on the stage's way, as an observer is told it."""
+    steps = settings.steps_per_iteration
+    return {"step": iteration * steps, "steps_planned": settings.iterations * steps}
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

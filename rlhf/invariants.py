@@ -10,24 +10,15 @@ at most (fp32: 0.06, 1.2, 2.2). A wrong adapter, temperature, row or generation 
 The mean and the quantile are bounded; the largest is logged, because a maximum grows with the number of tokens.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from recipes.errors import StageError
+from trainers.inference.rollouts import WeightsVersion
 
 MEAN_ROUNDINGS, RARE_ROUNDINGS = 2.0, 16.0
 """Most roundings on average, and at the quantile `RARE`."""
 RARE = 0.99
-
-
-@dataclass(frozen=True)
-class WeightsVersion:
-    """Which policy: the iteration it samples for, and the optimiser steps that made it."""
-
-    iteration: int
-    steps_applied: int
 
 
 def require_version(found: WeightsVersion, wanted: WeightsVersion) -> None:

@@ -1,80 +1,38 @@
-"""PPO's iterations as the source of the one loop: rollouts from the policy as it then is, then epochs of mini-batches.
+"""Iterations as the source of the one loop: rollouts from the policy as it then is, then epochs of mini-batches.
 
-What is sampled, a response or an image, is the estimator's affair; what an iteration is, and when it ends, is not.
+What is sampled is the policy's affair, and how it is learnt from the algorithm's: here is what an iteration is, and
+when it ends.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
-from recipes.stages.ppo import AdaptiveKl, Updates
+from recipes.stages.algorithms import AdaptiveKl
 from rlhf.algorithms.kl import adapted_kl_coef
+from rlhf.experience import Estimate, ExperienceMaker, Update
 from rlhf.monitors import Report, broken_rule
-from trainers.checkpoint.checkpoint import StoreCheckpoint
+from rlhf.policy import S
 from trainers.checkpoint.loop_state import SourceState
-from trainers.engine.protocol import Engine
-from trainers.objectives.protocol import Objective
-from trainers.runtime.observer import Interrupted, Observer
+from trainers.runtime.observer import Interrupted
 from trainers.training.context import StageContext
-from trainers.training.loop import Cadence, train
-from trainers.training.optimiser_step import LearningRates
 from trainers.training.outcome import Outcome
 
-E = TypeVar("E")
 KEPT_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
-class Estimate(Generic[E]):
-    """What an iteration learns from, equal on every rank."""
-
-    experience: E
-    """Every rank's samples with their advantages."""
-    report: Report
-
-
-@dataclass(frozen=True)
-class Update:
-    """Which optimiser step a mini-batch is for."""
-
-    step: int
-    iteration: int
-    kl_coef: float
-    """Weight of the KL term in the loss; 0 where the penalty is in the reward."""
-    is_untouched: bool
-    """Whether the policy is still exactly the one that sampled, so that every ratio is 1."""
-
-
-class Estimator(Protocol[E]):
-    """The upper half of the paper's algorithm box, and how its outcome is split for the lower one."""
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of an iteration, of all ranks."""
-
-    def estimate(self, iteration: int, kl_coef: float, first_epoch: Sequence[Sequence[int]]) -> Estimate[E]:
-        """Sample, score, penalise with `kl_coef`, estimate advantages; collective.
-
-        `first_epoch` are the rows of the mini-batches that are learnt from first. Samples are judged in their
-        micro-batches: the first update then runs the very forward that gave the old log-probabilities.
-        """
-
-    def micro_batches(self, experience: E, rows: Sequence[int], update: Update) -> Sequence[Any]:
-        """Give this rank's share of a mini-batch of these samples, for the objective."""
-
-
-@dataclass(frozen=True)
-class _Prepared(Generic[E]):
+class _Prepared(Generic[S]):
     """An iteration's estimate and the coefficients around it."""
 
     iteration: int
-    estimate: Estimate[E]
+    estimate: Estimate[S]
     kl_coef: float
     """The coefficient of this iteration."""
     next_kl_coef: float
@@ -93,30 +51,21 @@ class _Progress:
     """The trained parameters of the best iteration that kept all rules; empty without a stop rule."""
 
 
-class PpoSource(Generic[E]):
+class RlSource(Generic[S]):
     """Gives the loop its mini-batches; each iteration begins with rollouts from the policy as it then is.
 
     Saving is possible between iterations only: there the experience is used up, so a resumed stage draws the same one.
     """
 
-    def __init__(
-        self,
-        estimator: Estimator[E],
-        *,
-        engine: Engine,
-        settings: Updates,
-        trained: Sequence[str],
-        seed: int,
-        observer: Observer,
-    ) -> None:
-        self._estimator = estimator
-        self.engine = engine
-        self.settings = settings
+    def __init__(self, experience: ExperienceMaker[S], trained: Sequence[str]) -> None:
+        self.experience = experience
+        self.settings = experience.settings
+        self.engine = experience.learner.engine
         self._trained = tuple(trained)
-        self._seed = seed
-        self._observer = observer
-        self._prepared: _Prepared[E] | None = None
-        self._progress = _Progress(kl_coef=settings.kl_coef)
+        self._seed = experience.learner.seed
+        self._observer = experience.learner.observer
+        self._prepared: _Prepared[S] | None = None
+        self._progress = _Progress(kl_coef=self.settings.kl_coef)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -160,11 +109,11 @@ class PpoSource(Generic[E]):
         rows = self._mini_batches(iteration, epoch)[index]
         kl_coef = prepared.kl_coef if self.settings.kl_in == "loss" else 0.0
         update = Update(step, iteration, kl_coef, is_untouched=within == 0)
-        return self._estimator.micro_batches(prepared.estimate.experience, rows, update)
+        return self.experience.micro_batches(prepared.estimate.experience, rows, update)
 
     def _mini_batches(self, iteration: int, epoch: int) -> list[list[int]]:
         """The rows of an epoch's mini-batches."""
-        order = shuffled_rows(self._seed, iteration, epoch, self._estimator.num_samples)
+        order = shuffled_rows(self._seed, iteration, epoch, self.experience.policy.num_samples)
         size = len(order) // self.settings.mini_batches
         return [order[index * size : (index + 1) * size] for index in range(self.settings.mini_batches)]
 
@@ -197,7 +146,7 @@ class PpoSource(Generic[E]):
 
         self.engine.state_in(read, steps_applied=self.engine.steps_applied)
 
-    def _begin(self, iteration: int) -> _Prepared[E]:
+    def _begin(self, iteration: int) -> _Prepared[S]:
         """The iteration's experience, made once."""
         if self._prepared is None or self._prepared.iteration != iteration:
             self._prepared = None
@@ -216,18 +165,20 @@ class PpoSource(Generic[E]):
             )
         return self._prepared
 
-    def _prepare(self, iteration: int) -> _Prepared[E]:
+    def _prepare(self, iteration: int) -> _Prepared[S]:
         settings, kl_coef = self.settings, self._progress.kl_coef
         in_reward = kl_coef if settings.kl_in == "reward" else 0.0
-        estimate = self._estimator.estimate(iteration, in_reward, self._mini_batches(iteration, 0))
+        estimate = self.experience.estimate(iteration, in_reward, self._mini_batches(iteration, 0))
         match settings.kl_controller:
             case AdaptiveKl(target=target, horizon=horizon):
-                following = adapted_kl_coef(kl_coef, estimate.report.kl, target, horizon, self._estimator.num_samples)
+                following = adapted_kl_coef(
+                    kl_coef, estimate.report.kl, target, horizon, self.experience.policy.num_samples
+                )
             case _:
                 following = kl_coef
         return _Prepared(iteration, estimate, kl_coef, following)
 
-    def _after(self, prepared: _Prepared[E]) -> _Progress:
+    def _after(self, prepared: _Prepared[S]) -> _Progress:
         """Progress once this iteration's update begins."""
         report = prepared.estimate.report
         progress = replace(self._progress, kl_coef=prepared.next_kl_coef)
@@ -240,12 +191,6 @@ class PpoSource(Generic[E]):
         return replace(progress, best_score=report.optimised_score, best_iteration=prepared.iteration, best=best)
 
 
-def iteration_place(settings: Updates, iteration: int) -> dict[str, float]:
-    """Where an iteration's rollouts are on the stage's way, as an observer is told it."""
-    steps = settings.steps_per_iteration
-    return {"step": iteration * steps, "steps_planned": settings.iterations * steps}
-
-
 def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> list[int]:
     """Order of an epoch's samples: keyed by the seed, never by rank."""
     key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
@@ -254,41 +199,20 @@ def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> li
 
 
 @dataclass(frozen=True)
-class Tuned:
+class RlOutcome:
     """How the iterations ended, and what the policy then does."""
 
     outcome: Outcome
+    start: Mapping[str, float]
+    """The report on the rollouts before the first update."""
     final: Report
     metrics: Mapping[str, Any]
     """The stage's standard report."""
     gate_reasons: tuple[str, ...]
 
 
-def run_iterations(
-    objective: Objective,
-    source: PpoSource[Any],
-    context: StageContext,
-    checkpoint: StoreCheckpoint,
-    learning_rates: LearningRates,
-) -> Tuned:
-    """Run every iteration through the one loop, and turn to the writing.
-
-    Where a rule stopped it the engine holds the best policy afterwards. Collective.
-    """
-    settings = source.settings
-    outcome = train(
-        source.engine,
-        objective,
-        source,
-        learning_rates=learning_rates,
-        cadence=Cadence(
-            settings.save_every * source.steps_per_iteration, source.steps_planned + 1, settings.max_skipped_steps
-        ),
-        checkpoint=checkpoint,
-        evaluate=None,
-        observer=context.observer,
-        seed=context.seed,
-    )
+def finish_iterations(source: RlSource[Any], context: StageContext, outcome: Outcome) -> RlOutcome:
+    """Measure the policy after its last update; stopped by a rule, go back to the best one. Collective."""
     try:
         final = source.report(outcome.steps_done)
     except Interrupted:
@@ -296,7 +220,8 @@ def run_iterations(
     if outcome.state == "stopped_by":
         source.return_to_best()
     context.observer.phase("write")
-    return Tuned(outcome, final, stage_metrics(outcome, source, final), gate_reasons(source.start(), final))
+    start = source.start()
+    return RlOutcome(outcome, start, final, stage_metrics(outcome, source, final), gate_reasons(start, final))
 
 
 def kept_iterations(iterations: int) -> frozenset[int]:
@@ -304,7 +229,7 @@ def kept_iterations(iterations: int) -> frozenset[int]:
     return frozenset(round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS))
 
 
-def stage_metrics(outcome: Outcome, source: PpoSource[Any], final: Report) -> dict[str, Any]:
+def stage_metrics(outcome: Outcome, source: RlSource[Any], final: Report) -> dict[str, Any]:
     """The stage's standard report: rollouts before the first and after the last update, and which policy was kept."""
     kept = {} if outcome.state == "completed" else {"kept_iteration": source.best()[0]}
     return {

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from stage_worker import run_stage
 
-import rlhf.text.ppo_stage
+import rlhf.task
 import rlhf.text.reward_stage  # noqa: F401
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.background import HostBuffer

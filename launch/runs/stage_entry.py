@@ -219,14 +219,10 @@ def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
             from trainers.tasks.images import run_image
 
             return run_image(spec, context)
-        case PpoStage():
-            from rlhf.text.ppo_stage import run_ppo
+        case PpoStage() | PpoImages():
+            from rlhf.task import run_rl
 
-            return run_ppo(spec, context)
-        case PpoImages():
-            from rlhf.images.ddpo_stage import run_ddpo
-
-            return run_ddpo(spec, context)
+            return run_rl(spec, context)
         case Evaluate():
             from launch.runs.suites import suites_of
             from trainers.evaluation.evaluate_stage import run_evaluate

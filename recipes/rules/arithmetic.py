@@ -11,7 +11,7 @@ from recipes.rules.models import ModelFacts, model_facts, reference_facts
 from recipes.stages.base import TextStage
 from recipes.stages.batch import micro_batches
 from recipes.stages.kinds import Stage
-from recipes.stages.ppo import Sampling
+from recipes.stages.rollout import Sampling
 
 
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:

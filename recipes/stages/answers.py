@@ -89,6 +89,15 @@ class TokenizerId:
 
 
 @dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often things happen in a training, in steps."""
+
+    save_every: int
+    evaluate_every: int
+    max_skipped_steps: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class SharedTokens:
     """A model whose tokenizer has to be that of another one."""
 

@@ -14,6 +14,7 @@ from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
 from recipes.stages.answers import (
+    Cadence,
     Counts,
     Forward,
     Held,
@@ -29,7 +30,7 @@ from recipes.stages.answers import (
 )
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, Batch
 from recipes.stages.lora import Lora
-from recipes.stages.ppo import Sampling
+from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
 
@@ -284,6 +285,10 @@ class Training(StageBase):
 
     def batch(self) -> Batch:
         return Batch("train.global_batch", self.train.global_batch)
+
+    def cadence(self) -> Cadence:
+        """How often it saves and evaluates."""
+        return Cadence(self.train.save_every, self.train.evaluate_every, self.train.max_skipped_steps)
 
     def _fewer_rows(self, **changes: Any) -> Self:
         """Its smoke form, but for the fields that a kind of stage has by itself."""

@@ -1,4 +1,4 @@
-"""Reward-tuned diffusion: how images are drawn, what rewards them, and the settings of DDPO."""
+"""Reward-tuned diffusion: how images are drawn, and what rewards them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from recipes.models.images.ddpm import Ddpm
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import BATCH, DENOISING_STEPS
-from recipes.stages.ppo import Updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +122,3 @@ ImageReward = Annotated[
         "`rule: ...` (ink, symmetry, compressibility)",
     ),
 ]
-
-
-class Ddpo(Updates):
-    """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
-
-    estimator: Literal["ddpo"] = meaning(
-        description="Advantages: an image's normalised reward, the same at all of its denoising steps."
-    )
-    epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
-    kl_coef: float = meaning(
-        0.0, ge=0, le=100, description="Weight of the KL against the start, summed over an image's denoising steps."
-    )
-    normalise: Literal["classes", "all"] = meaning(
-        "classes",
-        description="Whose mean and deviation in the iteration a reward is normalised by: its class's (or caption's), "
-        "or all.",
-    )
-    advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
-    grid: int = meaning(40, ge=0, le=1024, description="Images at fixed seeds shown in the report; 0: none.")
-
-    def shrunk(self) -> Self:
-        """The smoke form."""
-        return self._shrunk(grid=10)

@@ -27,7 +27,7 @@ from recipes.stages.answers import (
     template_field,
 )
 from recipes.stages.base import TextStage
-from recipes.stages.ppo import Sampling
+from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.suites import SUITES, SuiteName, SuiteSpec, report_labels
 

@@ -45,13 +45,13 @@ FinetuneFamily = Annotated[
 ]
 """What tunes each family; the family of a language model follows from its files."""
 
-PpoEstimator = Annotated[
-    Annotated[PpoStage, Tag("gae")] | Annotated[PpoImages, Tag("ddpo")],
-    Discriminator(TagAt(("ppo", "estimator"), default="gae")),
+RlAlgorithm = Annotated[
+    Annotated[PpoStage, Tag("ppo")] | Annotated[PpoImages, Tag("ddpo")],
+    Discriminator(TagAt(("ppo", "algorithm"), default="ppo")),
 ]
-"""One algorithm, and what its samples are: responses, or images."""
+"""What the samples of each algorithm are: responses, or images."""
 
-Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | PpoEstimator | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | RlAlgorithm | Evaluate, Field(discriminator="kind")]
 
 STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(_members(Stage)))
 

@@ -1,7 +1,7 @@
 """Reinforcement learning: of what a language model answers, and of what a diffusion model draws."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -15,7 +15,9 @@ from recipes.models.images.architecture import CLASSIFYING_KINDS
 from recipes.models.images.ddpm import Ddpm
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
+from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm, Updates
 from recipes.stages.answers import (
+    Cadence,
     Counts,
     Forward,
     Held,
@@ -27,16 +29,34 @@ from recipes.stages.answers import (
     needs_decoder,
     template_field,
 )
-from recipes.stages.base import ImageStage, TextStage
+from recipes.stages.base import ImageStage, StageBase, TextStage
 from recipes.stages.batch import Batch
-from recipes.stages.ddpo import ActorFacts, ClassReward, Ddpo, ImageReward, ImageRollout, unknown_class
+from recipes.stages.ddpo import ActorFacts, ClassReward, ImageReward, ImageRollout, unknown_class
 from recipes.stages.lora import Lora
-from recipes.stages.ppo import Ppo, Rollout, Sampling
+from recipes.stages.rollout import Rollout, Sampling
 from recipes.stages.sharding import Shard
 
 
-class PpoStage(TextStage):
-    """Proximal policy optimisation of a model against a reward model."""
+class RlStage(StageBase):
+    """A stage that learns from what its own model makes, iteration by iteration."""
+
+    if TYPE_CHECKING:
+        ppo: Updates
+
+    def steps(self, rows: int | None = None) -> int:
+        return self.ppo.planned_steps
+
+    def cadence(self) -> Cadence:
+        settings = self.ppo
+        return Cadence(
+            save_every=settings.save_every * settings.steps_per_iteration,
+            evaluate_every=settings.planned_steps + 1,
+            max_skipped_steps=settings.max_skipped_steps,
+        )
+
+
+class PpoStage(RlStage, TextStage):
+    """Reinforcement learning of a language model against a reward model."""
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
     curves: ClassVar[tuple[str, ...]] = (
@@ -53,9 +73,8 @@ class PpoStage(TextStage):
     kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward model.")
     actor: str = meaning(description="The model to start from; also the reference.")
     reward: str = meaning(description="The reward model.")
-    critic: Literal["actor", "reward"] = meaning("reward", description="Whose weights the critic starts from.")
     lora: Lora | None = meaning(
-        None, description="Adapters for actor and critic on one frozen backbone; None trains full copies."
+        None, description="Adapters for what learns on one frozen backbone; None trains full copies."
     )
     merge: bool = meaning(True, description="With lora: also commit the merged actor.")
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
@@ -64,7 +83,7 @@ class PpoStage(TextStage):
         None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; None for none."
     )
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
-    ppo: Ppo = meaning(description="The algorithm's settings.")
+    ppo: TextAlgorithm = meaning(description="The algorithm's settings.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     @model_validator(mode="after")
@@ -78,11 +97,13 @@ class PpoStage(TextStage):
         return [Input("actor", self.actor, ("model",)), Input("reward", self.reward, ("reward_model",))]
 
     def outputs(self) -> dict[str, OutputKind]:
+        whole = "model" if self.ppo.value_model is None else "actor"
+        critic: dict[str, OutputKind] = {} if self.ppo.value_model is None else {"critic": "critic"}
         if self.lora is None:
-            return {"actor": "model", "critic": "critic"}
+            return {whole: "model", **critic}
         if self.merge:
-            return {"actor": "model", "critic": "critic", "adapter": "adapter"}
-        return {"adapter": "adapter", "critic": "critic"}
+            return {whole: "model", **critic, "adapter": "adapter"}
+        return {"adapter": "adapter", **critic}
 
     def sources(self) -> list[SourceUse]:
         text = [] if self.text is None else [SourceUse("text", self.text, "text")]
@@ -90,9 +111,6 @@ class PpoStage(TextStage):
 
     def text_start(self) -> str:
         return self.actor
-
-    def steps(self, rows: int | None = None) -> int:
-        return self.ppo.planned_steps
 
     def batch(self) -> Batch:
         rollout = self.rollout
@@ -111,11 +129,6 @@ class PpoStage(TextStage):
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
         yield from self.ppo.rules()
-        if self.ppo.critic_warmup >= self.ppo.iterations:
-            message = (
-                f"critic_warmup must be below iterations ({self.ppo.iterations}); otherwise the actor never learns"
-            )
-            yield at("ppo.critic_warmup", self.ppo.critic_warmup, Code.WARMUP_TOO_LONG, message)
 
     def no_checkpointing(self) -> Finding | None:
         if self.lora is None:
@@ -124,8 +137,9 @@ class PpoStage(TextStage):
         return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
-        if self.critic == "reward":
-            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set critic: actor")
+        critic = self.ppo.value_model
+        if critic is not None and critic.start == "reward":
+            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set ppo.critic.start: actor")
 
     @property
     def sampled(self) -> tuple[str, Sampling]:
@@ -150,20 +164,22 @@ class PpoStage(TextStage):
         return self.rollout.max_prompt_tokens if use.field_path == "prompts" else self.ppo.text_length
 
     def held(self, counts: Counts) -> Held:
-        keeps_best = self.ppo.kl_limit is not None
+        keeps_best, has_critic = self.ppo.kl_limit is not None, self.ppo.value_model is not None
+        critic = counts.valued if has_critic else 0
         if self.lora is None:
-            trained = counts.full + counts.valued
+            trained = counts.full + critic
             return Held(trained, counts.full + counts.scored, trained, keeps_best)
-        trainable = 2 * counts.adapter + counts.width + 1
-        stored = trainable + counts.valued + (counts.full if self.merge else 0)
+        trainable = counts.adapter + (counts.adapter + counts.width + 1 if has_critic else 0)
+        stored = trainable + critic + (counts.full if self.merge else 0)
         return Held(trainable, counts.full + counts.adapter + counts.width, stored, keeps_best)
 
     def forward(self) -> Forward:
         length = self.rollout.max_prompt_tokens + self.rollout.max_new_tokens
-        return Forward(length, copies=2, logits="all", has_cache=True)
+        copies = 1 if self.ppo.value_model is None else 2
+        return Forward(length, copies=copies, logits="all", has_cache=True)
 
 
-class PpoImages(ImageStage):
+class PpoImages(RlStage, ImageStage):
     """Reward-tuned diffusion: proximal policy optimisation of what a model draws, step by step, against a reward."""
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
@@ -180,7 +196,7 @@ class PpoImages(ImageStage):
         "labels are the classes that a reward asks for.",
     )
     rollout: ImageRollout = meaning(default_factory=ImageRollout, description="How experience is drawn.")
-    ppo: Ddpo = meaning(description="The algorithm's settings.")
+    ppo: ImageAlgorithm = meaning(description="The algorithm's settings.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     def inputs(self) -> list[Input]:
@@ -198,9 +214,6 @@ class PpoImages(ImageStage):
 
     def image_start(self) -> str:
         return self.actor
-
-    def steps(self, rows: int | None = None) -> int:
-        return self.ppo.planned_steps
 
     def batch(self) -> Batch:
         images = self.rollout.images_per_iteration

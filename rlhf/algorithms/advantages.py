@@ -1,6 +1,7 @@
-"""Credit assignment: from rewards of a whole iteration to advantages; generalised advantage estimation, whitening.
+"""Credit assignment: from scores of a whole iteration to advantages; by a critic (GAE), or by groups.
 
-Shapes: B samples, N samples of all ranks, R response tokens. A mask is True where the policy acted.
+Shapes: B samples, N samples of all ranks, R response tokens, A actions: response tokens, or denoising steps. A mask is
+True where the policy acted.
 """
 
 from dataclasses import dataclass
@@ -9,30 +10,45 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.scoring import token_rewards
+
 
 @dataclass(frozen=True)
 class Rewarded:
     """What credit is assigned from: an iteration's samples of all ranks."""
 
-    rewards_NR: Tensor
-    """Per token, penalties included."""
-    action_mask_NR: Tensor
-    values_NR: Tensor | None
-    """The critic's, of the state before each token; None where there is no critic."""
+    scores_N: Tensor
+    """Of whole samples, as the policy learns them."""
+    kl_NA: Tensor
+    """Of the policy against its start at each action, in nats; 0 elsewhere."""
+    kl_coef: float
+    """Weight of that penalty in the reward; 0 where it is in the loss."""
+    action_mask_NA: Tensor
+    values_NA: Tensor | None
+    """The critic's, of the state before each action; None where there is no critic."""
     groups_N: Tensor
     """Number of each sample's prompt: samples of one prompt are compared with each other."""
+
+    @property
+    def rewards_NA(self) -> Tensor:
+        """Of each action: its penalty, and at the last one the score too."""
+        return token_rewards(self.kl_NA, self.scores_N, self.action_mask_NA, self.kl_coef)
+
+    @property
+    def totals_N(self) -> Tensor:
+        """Of each sample: its score less the penalties of all its actions."""
+        return self.scores_N - self.kl_coef * self.kl_NA.sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Credit:
     """What a policy, and a critic where there is one, learn from."""
 
-    advantages_NR: Tensor
-    """Whitened."""
-    returns_NR: Tensor | None
+    advantages_NA: Tensor
+    returns_NA: Tensor | None
     """What the critic learns; None where there is none."""
-    deviation: float
-    """Of the advantages before they were whitened: units of the score in one of an advantage."""
+    deviation: float = 1.0
+    """What a KL term in the loss is divided by: units of the score in one of an advantage."""
 
 
 class CreditAssignment(Protocol):
@@ -56,13 +72,28 @@ class Gae:
 
     def __call__(self, rewarded: Rewarded) -> Credit:
         """Estimate; the values are those of a critic."""
-        assert rewarded.values_NR is not None
-        mask_NR = rewarded.action_mask_NR
-        advantages_NR, returns_NR = estimate_advantages(
-            rewarded.rewards_NR, rewarded.values_NR, mask_NR, self.gamma, self.lam
+        assert rewarded.values_NA is not None
+        mask_NA = rewarded.action_mask_NA
+        advantages_NA, returns_NA = estimate_advantages(
+            rewarded.rewards_NA, rewarded.values_NA, mask_NA, self.gamma, self.lam
         )
-        deviation = float(masked_deviation(advantages_NR, mask_NR))
-        return Credit(whiten(advantages_NR, mask_NR), returns_NR, deviation)
+        deviation = float(masked_deviation(advantages_NA, mask_NA))
+        return Credit(whiten(advantages_NA, mask_NA), returns_NA, deviation)
+
+
+@dataclass(frozen=True)
+class GroupNormalised:
+    """A sample's total reward, normalised over its group or over all samples; the same at all of its actions."""
+
+    clip: float
+    by_group: bool
+    needs_critic: bool = False
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        """Normalise; a KL term in the loss weighs nats against the deviation of the rewards."""
+        groups_N = rewarded.groups_N if self.by_group else torch.zeros_like(rewarded.groups_N)
+        advantages_N = grouped_advantages(rewarded.totals_N, groups_N, self.clip)
+        return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)
 
 
 def estimate_advantages(
@@ -106,3 +137,17 @@ def whiten(x_BR: Tensor, mask_BR: Tensor, epsilon: float = 1e-8) -> Tensor:
     mean = kept.mean()
     deviation = masked_deviation(x_BR, mask_BR, epsilon)
     return torch.where(mask_BR, ((x_BR.double() - mean) / deviation).to(x_BR.dtype), 0.0)
+
+
+def grouped_advantages(rewards_N: Tensor, groups_N: Tensor, clip: float, epsilon: float = 1e-8) -> Tensor:
+    """Rewards less the mean of their group, over its deviation (with 1/N), clipped; give it the rewards of every rank.
+
+    Black et al. 2023, section 4.2 (per-prompt normalisation), over one iteration.
+    """
+    rewards, advantages = rewards_N.double(), torch.zeros_like(rewards_N, dtype=torch.float64)
+    for group in groups_N.unique():
+        rows = groups_N == group
+        own = rewards[rows]
+        centred = own - own.mean()
+        advantages[rows] = centred / torch.sqrt(centred.square().mean() + epsilon)
+    return advantages.clamp(-clip, clip).to(rewards_N.dtype)

@@ -66,17 +66,3 @@ def gaussian_kl(means_BACHW: Tensor, reference_means_BACHW: Tensor, sd_A: Tensor
     """KL [B, A] in nats between Gaussians of one deviation: half the squared distance of the means in deviations."""
     scaled = (means_BACHW - reference_means_BACHW).double() / sd_A.double().view(1, -1, 1, 1, 1)
     return 0.5 * scaled.square().flatten(2).sum(2)
-
-
-def grouped_advantages(rewards_N: Tensor, groups_N: Tensor, clip: float, epsilon: float = 1e-8) -> Tensor:
-    """Rewards less the mean of their group, over its deviation (with 1/N), clipped; give it the rewards of every rank.
-
-    Black et al. 2023, section 4.2 (per-prompt normalisation), over one iteration.
-    """
-    rewards, advantages = rewards_N.double(), torch.zeros_like(rewards_N, dtype=torch.float64)
-    for group in groups_N.unique():
-        rows = groups_N == group
-        own = rewards[rows]
-        centred = own - own.mean()
-        advantages[rows] = centred / torch.sqrt(centred.square().mean() + epsilon)
-    return advantages.clamp(-clip, clip).to(rewards_N.dtype)

@@ -38,21 +38,24 @@ class ValueLoss:
     squared_error: Tensor
 
 
+def token_log_ratios(logprobs_BR: Tensor, old_logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """Log-ratios of the policy to the one that sampled, action by action; clamped, and 0 where the mask is False."""
+    log_ratio_BR = (logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.where(mask_BR, log_ratio_BR, 0.0)
+
+
 def policy_loss(
-    logprobs_BR: Tensor,
-    old_logprobs_BR: Tensor,
+    log_ratio_BR: Tensor,
     advantages_BR: Tensor,
     mask_BR: Tensor,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, equation 7).
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7) of what `token_log_ratios` gives.
 
     `dual_clip` bounds it where the advantage is negative (Ye et al. 2020, equation 5).
     """
-    log_ratio_BR = (logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    log_ratio_BR = torch.where(mask_BR, log_ratio_BR, 0.0)
     ratio_BR = torch.exp(log_ratio_BR)
     free_BR = -advantages_BR * ratio_BR
     held_BR = -advantages_BR * ratio_BR.clamp(1.0 - clip_low, 1.0 + clip_high)

@@ -33,15 +33,9 @@ def shaped_scores(scores_B: Tensor, ended_B: Tensor, score_clip: float, missing_
     return scores_B.clamp(-score_clip, score_clip) - missing_eos_penalty * (~ended_B).to(scores_B.dtype)
 
 
-def token_rewards(
-    logprobs_BR: Tensor,
-    reference_logprobs_BR: Tensor,
-    shaped_scores_B: Tensor,
-    response_mask_BR: Tensor,
-    kl_coef: float,
-) -> Tensor:
-    """r_t = -kl_coef * k1_t, plus the score at the response's last token; 0 outside the response."""
-    rewards_BR = torch.where(response_mask_BR, -kl_coef * (logprobs_BR - reference_logprobs_BR), 0.0)
+def token_rewards(kl_BR: Tensor, shaped_scores_B: Tensor, response_mask_BR: Tensor, kl_coef: float) -> Tensor:
+    """r_t = -kl_coef * kl_t, plus the score at the response's last token; 0 outside the response."""
+    rewards_BR = torch.where(response_mask_BR, -kl_coef * kl_BR, 0.0)
     last_B = response_mask_BR.sum(dim=1) - 1
     if not bool((last_B >= 0).all()):
         raise ValueError("a response has no token")

@@ -39,6 +39,12 @@ class Trajectories:
     captions: Texts | None = None
     """What was asked for in words, where the model reads them; as wide for all images of an iteration."""
 
+    @property
+    def action_mask_BA(self) -> Tensor:
+        """Every step but the last one of each image is an action."""
+        count, steps = self.states_BSCHW.shape[:2]
+        return torch.ones(count, steps - 1, dtype=torch.bool, device=self.states_BSCHW.device)
+
     def rows(self, index: Sequence[int]) -> "Trajectories":
         """These images."""
         chosen = torch.as_tensor(index, device=self.labels_B.device)
@@ -52,18 +58,6 @@ class Trajectories:
         texts = self.captions
         captions = None if texts is None else Texts(change(texts.input_ids_BT), change(texts.attention_mask_BT))
         return Trajectories(change(self.states_BSCHW), change(self.labels_B), change(self.sample_ids_B), captions)
-
-
-@dataclass(frozen=True)
-class ImageModelOutputs:
-    """What the asked roles say, [B, A] each; None where a role was not asked."""
-
-    logprobs_BA: Tensor | None = None
-    reference_logprobs_BA: Tensor | None = None
-    kl_BA: Tensor | None = None
-    """Of the actor against the reference, exactly; where both were asked."""
-    distances_BA: Tensor | None = None
-    """Norms of the actor's means in deviations, of which rounding takes its share; where the actor was asked."""
 
 
 class ImageModels(nn.Module):
@@ -88,7 +82,7 @@ class ImageModels(nn.Module):
         self.chain: Chain = build_chain(scheduler.alphas_cumprod, scheduler.timesteps.long(), min_sd)
 
     def forward(self, trajectories: Trajectories, roles: tuple[ImageRole, ...]) -> dict[str, Tensor]:
-        """Give the fields of `ImageModelOutputs` that the roles fill as a dict; sharded engines find tensors in one."""
+        """Give the fields of `ModelOutputs` that the roles fill as a dict; sharded engines find tensors in one."""
         states, sd_A = trajectories.states_BSCHW, self.chain.sd_S[:-1].to(trajectories.states_BSCHW.device)
         before, actions = states[:, :-1], states[:, 1:]
         text = self._read(trajectories.captions)

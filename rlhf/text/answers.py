@@ -11,19 +11,19 @@ from torch import nn
 
 from recipes.stages.evaluate import Evaluate
 from rlhf.algorithms.kl import k1, k3
-from rlhf.experience import Responses
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
 from rlhf.text.policy import response_logprobs
-from rlhf.text.ppo_stage import reading_by
+from rlhf.text.responses import Responses, responses_of
 from rlhf.text.reward_inputs import Reading
 from rlhf.text.reward_model import ScoreModel
-from rlhf.text.rollout import answer, response_uniforms
+from rlhf.text.stage import reading_by
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.inference.generation import sampling_settings
+from trainers.inference.rollouts import generate_in_parts, response_uniforms
 from trainers.models.load import head_name
 from trainers.runtime import distributed
 from trainers.training.context import StageContext, data_request, model_folder, open_dataset
@@ -100,8 +100,9 @@ def _respond(
     settings = sampling_settings(tokenization, asked.max_new_tokens, asked.temperature, asked.stop_tokens)
     keys = [(row, 0) for row in rows]
     uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
-    responses, _ = answer(model, batch.to(context.ranks.device), settings, uniforms_BR, GENERATION_BATCH, watch)
-    return responses
+    prompts_here = batch.to(context.ranks.device)
+    written = generate_in_parts(model, prompts_here, settings, uniforms_BR, GENERATION_BATCH, watch)
+    return responses_of(prompts_here, written.tokens_BR, written.response_mask_BR, written.ended_B)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.stages.algorithms import Critic
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoStage
 from recipes.stages.sharding import Shard
@@ -75,11 +76,7 @@ def build_models(
     else:
         wiring = _adapters(actor, reward, spec.lora, spec, seed, device)
     wiring.score_head.requires_grad_(False)
-    if spec.critic == "reward":
-        value_head = _normalised_head(wiring.score_head, reward.statistics)
-    else:
-        policy: Any = wiring.networks[POLICY]
-        value_head = _zero_head(policy.config.hidden_size)
+    value_head = _value_head(spec.ppo.value_model, wiring, reward.statistics)
     temperature = spec.rollout.temperature
     models = PolicyModels(
         wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading, num_tokens
@@ -105,17 +102,20 @@ def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, dev
     policy: Any = load_exact(actor, "language_model", device=device)
     reference = copy.deepcopy(policy).requires_grad_(False)
     judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
-    if spec.critic == "reward":
-        learner = load_exact(reward.weights, "score_model", device=device).base_model
-    else:
-        learner = copy.deepcopy(policy.base_model)
-    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge.base_model, CRITIC: learner}
+    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge.base_model}
     routes: dict[Role, Route] = {
         "actor": Route(POLICY),
         "reference": Route(REFERENCE),
-        "critic": Route(CRITIC),
         "reward": Route(JUDGE, judge_on),
     }
+    if (critic := spec.ppo.value_model) is not None:
+        from_reward = critic.start == "reward"
+        networks[CRITIC] = (
+            load_exact(reward.weights, "score_model", device=device).base_model
+            if from_reward
+            else copy.deepcopy(policy.base_model)
+        )
+        routes["critic"] = Route(CRITIC)
     return _Wiring(networks, routes, _head(judge))
 
 
@@ -136,17 +136,28 @@ def _adapters(
         routes = {"reward": Route(JUDGE, judge_on)}
     peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
     routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(POLICY, start)}
-    if spec.critic == "reward" and shared is not None:
+    critic = spec.ppo.value_model
+    if critic is not None and critic.start == "reward" and shared is not None:
         put_adapter(policy, shared, CRITIC)
         routes["critic"] = Route(POLICY, (*start, CRITIC))
-    else:
-        place, on = (JUDGE, judge_on) if spec.critic == "reward" else (POLICY, start)
+    elif critic is not None:
+        place, on = (JUDGE, judge_on) if critic.start == "reward" else (POLICY, start)
         add_adapter(networks[place], lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
         routes["critic"] = Route(place, (*on, CRITIC))
     for network in networks.values():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(is_adapter_key(name, ACTOR) or is_adapter_key(name, CRITIC))
     return _Wiring(networks, routes, score_head, peft_config)
+
+
+def _value_head(critic: Critic | None, wiring: _Wiring, statistics: ScoreStatistics) -> nn.Linear | None:
+    """The head of a critic; None where none learns."""
+    if critic is None:
+        return None
+    if critic.start == "reward":
+        return _normalised_head(wiring.score_head, statistics)
+    policy: Any = wiring.networks[POLICY]
+    return _zero_head(policy.config.hidden_size)
 
 
 def network_tensors(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:

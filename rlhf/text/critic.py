@@ -42,6 +42,7 @@ class Critic:
         layers = adapter_layers(self._network)
         playing = folded_adapter(self._network, self._route.adapters, layers, self._whole)
         head = self._models.value_head
+        assert head is not None
         with playing:
             live = base_tensors(dict(self._network.named_parameters()))
             weights = self._stock_names(live, {f"{HEAD}{name}": tensor for name, tensor in head.named_parameters()})

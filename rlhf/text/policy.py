@@ -1,4 +1,4 @@
-"""PPO's four models as one module: who shares which network, and what each says of responses.
+"""The models of a policy that writes as one module: who shares which network, and what each says of responses.
 
 Shapes: B samples, R response tokens, T tokens of prompt and response, N response tokens of all rows, D width.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
-from rlhf.experience import Responses
+from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
 from trainers.models.lora import active_adapters, adapter_layers, folded_adapter
@@ -34,20 +34,8 @@ class Route:
     adapters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Opinions:
-    """What the asked roles say; None where a role was not asked. Zero outside of the response."""
-
-    logprobs_BR: Tensor | None = None
-    entropy_BR: Tensor | None = None
-    reference_logprobs_BR: Tensor | None = None
-    values_BR: Tensor | None = None
-    scores_B: Tensor | None = None
-    text_loss: Tensor | None = None
-
-
 class PolicyModels(nn.Module):
-    """Actor, critic, reference and reward model over as few networks as their weights allow.
+    """Actor, reference, reward model and, where there is one, critic over as few networks as their weights allow.
 
     With LoRA one frozen network serves all four: under the adapters of actor, critic and reward model, and without them
     as the reference; what its start had learned as adapters is on throughout. Under ZeRO-3 every forward is collective:
@@ -58,7 +46,7 @@ class PolicyModels(nn.Module):
         self,
         networks: Mapping[str, nn.Module],
         routes: Mapping[Role, Route],
-        value_head: nn.Module,
+        value_head: nn.Module | None,
         score_head: nn.Module,
         temperature: float,
         reading: Reading,
@@ -86,7 +74,7 @@ class PolicyModels(nn.Module):
         """Ask the roles one after the other; `max_tokens` bounds a response and is the same on every rank.
 
         With `text` the actor's summed loss on it is there too; all ranks have some or none has.
-        Gives the fields of `Opinions` that the roles fill, in a form that sharded engines find their tensors in.
+        Gives the fields of `ModelOutputs` that the roles fill, in a form that sharded engines find their tensors in.
         """
         answers: dict[str, Tensor] = {}
         for role in roles:
@@ -94,17 +82,18 @@ class PolicyModels(nn.Module):
                 match role:
                     case "actor":
                         logprobs, entropy = self._logprobs(network, responses, with_entropy, max_tokens)
-                        answers["logprobs_BR"] = logprobs
+                        answers["logprobs_BA"] = logprobs
                         if entropy is not None:
-                            answers["entropy_BR"] = entropy
+                            answers["entropy_BA"] = entropy
                     case "reference":
                         logprobs, _ = self._logprobs(network, responses, False, max_tokens)
-                        answers["reference_logprobs_BR"] = logprobs
+                        answers["reference_logprobs_BA"] = logprobs
                     case "critic":
                         hidden_BTD = backbone_states(network, responses.input_ids_BT)
                         states_ND = action_states(hidden_BTD, responses.response_mask_BT)
+                        assert self.value_head is not None
                         values_N = self.value_head(states_ND)[:, 0].float()
-                        answers["values_BR"] = spread(values_N, responses.response_mask_BR)
+                        answers["values_BA"] = spread(values_N, responses.response_mask_BR)
                     case "reward":
                         read = self._reading(responses)
                         hidden_BTD = backbone_states(network, read.input_ids_BT)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import StageError
-from rlhf.experience import Responses
+from rlhf.text.responses import Responses
 from trainers.data.batches import SequenceBatch
 from trainers.data.dataset import Dataset
 from trainers.data.encoding import Encoded, encode_answer

@@ -18,7 +18,7 @@ from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.outcome import Evaluation, Outcome
-from trainers.training.steps import PlannedBatches, TrainingPlan
+from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_candidate
 
@@ -79,7 +79,7 @@ class RewardTrainee:
     def course(self, training: TrainingPlan[Reward]) -> Course:
         """One engine; measured on held-out pairs, or on the training's where there are none. Collective."""
         spec, data = self.spec, self.data
-        phase = training.phase(ScoreModel(self.network, self.head), RewardObjective(spec.center_coefficient))
+        phase = single_phase(training, ScoreModel(self.network, self.head), RewardObjective(spec.center_coefficient))
         measured = data.training if data.held_out is None else data.held_out
 
         def evaluate() -> Evaluation:

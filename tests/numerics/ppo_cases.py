@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from recipes.errors import Preempted
+from recipes.stages.answers import Cadence
 from recipes.stages.sharding import Shard
 from tests.numerics.outcomes import Case
 from tests.numerics.outcomes import Outcome as Found
@@ -15,7 +16,7 @@ from trainers.data.batches import build_batch
 from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import train
 from trainers.training.outcome import Outcome
 
 SETTINGS: dict[str, Any] = {
@@ -72,7 +73,8 @@ def summed_gradient(ppo: TinyPpo, batches: list[Any]) -> list[float]:
 
 def text_gradient(ppo: TinyPpo, step: int) -> list[float]:
     """The gradient of the mean loss over the step's whole text, row by row without packing; zero for the critic."""
-    text = build_batch(ppo.source._estimator._text.dataset, ppo.source._estimator._text.sample_ids(step))
+    plan = ppo.source.experience.policy.sources.text
+    text = build_batch(plan.dataset, plan.sample_ids(step))
     losses = []
     with ppo.models.playing("actor") as network:
         for ids, real in zip(text.input_ids_BT, text.segment_ids_BT > 0, strict=True):

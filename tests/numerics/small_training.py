@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from recipes.errors import Preempted
+from recipes.stages.answers import Cadence
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW, Schedule
 from recipes.stages.sharding import Shard
@@ -29,7 +30,8 @@ from trainers.objectives.protocol import ObjectiveOutput
 from trainers.runtime import distributed
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, Checkpoint, Outcome, train
+from trainers.training.loop import Checkpoint, train
+from trainers.training.outcome import Outcome
 from trainers.training.schedule import learning_rate_factor
 
 VOCAB, LENGTH, GLOBAL_BATCH, MICRO_BATCHES, STEPS = 64, 32, 8, 2, 10

@@ -37,7 +37,7 @@ from trainers.tasks.image_start import (
 from trainers.training.context import Candidate, StageContext, open_images
 from trainers.training.image_candidate import write_image_candidate
 from trainers.training.outcome import Evaluation, Outcome
-from trainers.training.steps import TrainingPlan
+from trainers.training.steps import TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
 
 NETWORK = "net."
@@ -90,7 +90,7 @@ class ImageTrainee:
         """An engine for each part that the family trains in turn; collective."""
         start, family = self.start, self.start.family
         phases = [
-            training.phase(part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+            single_phase(training, part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
             for part in family.phases()
         ]
         engines = [phase.engine for phase in phases]

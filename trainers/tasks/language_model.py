@@ -41,7 +41,7 @@ from trainers.tasks.text_classifier import TextClassifierTask
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
 from trainers.training.optimiser_step import BatchSource
 from trainers.training.outcome import Evaluate, Evaluation, Outcome
-from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan
+from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_candidate
 
@@ -119,7 +119,7 @@ class LanguageTrainee:
     def course(self, training: TrainingPlan[Pretrain | Finetune]) -> Course:
         """One engine; held-out rows are measured where there are any. Collective."""
         data, learning = self.data, self.learning
-        phase = training.phase(learning.module, learning.objective)
+        phase = single_phase(training, learning.module, learning.objective)
         evaluate_held_out = None
         if data.held_out is not None:
             evaluate_held_out = held_out_loss(

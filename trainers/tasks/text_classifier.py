@@ -26,7 +26,7 @@ from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import Candidate, StageContext, data_request, model_folder, open_sets
 from trainers.training.outcome import Evaluate, Evaluation, Outcome
-from trainers.training.steps import PlannedBatches, TrainingPlan
+from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course
 from trainers.training.text_candidate import TrainedText, write_text_candidate
 
@@ -93,7 +93,7 @@ class TextClassifierTrainee:
         """One engine; unlabelled rows learn by pseudo-labels where the recipe says so. Collective."""
         spec, data, seed = self.spec, self.data, self.context.seed
         pseudo = spec.pseudo_labels
-        phase = training.phase(ClassLosses(self.model, pseudo), ClassificationObjective(pseudo))
+        phase = single_phase(training, ClassLosses(self.model, pseudo), ClassificationObjective(pseudo))
         masker = None if pseudo is None else Masker(Corruption(share=pseudo.hidden_share), data.tokenization, seed)
         plan = LabelledPlan(data.rows, data.labelled, data.unlabelled, pseudo, masker, seed=seed, **training.share)
         evaluate = None if data.held_out is None else _evaluation(phase.engine, data.held_out, spec, training)

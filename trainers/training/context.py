@@ -20,6 +20,7 @@ from trainers.data.dataset import WARN_LOST, Dataset
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.inference.rollouts import ColocatedRollouts, OpenRollouts
 from trainers.models.folders import verify_folder
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
@@ -57,6 +58,9 @@ class StageContext:
     """Earlier fingerprints of the stage whose states are of no use: an input has changed."""
     changes: tuple[Mapping[str, Any], ...] = ()
     """Settings that a resume was allowed to change: field, before, after."""
+    open_rollouts: OpenRollouts = ColocatedRollouts
+    """Opens what answers the prompts of a policy that learns here: engines that the worker pool holds for the stage, or
+    the training ranks themselves."""
 
     def checkpoint(self, layout: Layout) -> StoreCheckpoint:
         """Return where the stage's training state is saved and found."""

@@ -2,10 +2,11 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn, Protocol
 
 from recipes.errors import Preempted, StageError
+from recipes.stages.answers import Cadence
 from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.joint import JointState
 from trainers.engine.protocol import Engine, StatefulEngine
@@ -37,15 +38,6 @@ class Checkpoint(Protocol):
 
     def restore(self, engine: StatefulEngine) -> tuple[LoopState, SourceState] | None:
         """Load the newest committed state into the engine; None: there is none."""
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often things happen, in steps."""
-
-    save_every: int
-    evaluate_every: int
-    max_skipped_steps: int = 3
 
 
 def train(

@@ -6,22 +6,25 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
+from recipes.errors import StageError, raise_findings
 from recipes.stages.base import Training
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, micro_batches
 from recipes.stages.optim import Schedule
+from recipes.stages.rl import RlStage
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.build import build_engine, parameter_group
 from trainers.objectives.protocol import Objective, unchanged
 from trainers.store.manifest import Layout
 from trainers.training.context import StageContext
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import train
 from trainers.training.optimiser_step import BatchSource, LearningRates, Phase
 from trainers.training.outcome import Evaluate, Outcome
 from trainers.training.schedule import learning_rate_factor
 
-S = TypeVar("S", bound=Training)
-"""A stage with a `train` section."""
+S = TypeVar("S", bound=Training | RlStage)
+R = TypeVar("R", bound=Training)
+"""A stage that learns from rows, by its `train` section."""
 GROUP = "model"
 EVALUATION = -1
 """Stands for the step in evaluations, so that they hide the same tokens every time."""
@@ -91,11 +94,12 @@ class Share(TypedDict):
 
 @dataclass(frozen=True)
 class TrainingPlan(Generic[S]):
-    """A stage's way through the loop, as its sections `train` and `shard` lay it down."""
+    """A stage's way through the loop, as its settings lay it down."""
 
     spec: S
     context: StageContext
     steps: int
+    global_batch: int
     layout: Layout
     checkpoint: StoreCheckpoint
 
@@ -103,34 +107,22 @@ class TrainingPlan(Generic[S]):
     def share(self) -> Share:
         """What this rank takes of every step's rows."""
         return Share(
-            global_batch=self.spec.train.global_batch,
+            global_batch=self.global_batch,
             workers=self.layout.workers,
             rank=self.context.ranks.rank,
             micro_batch=self.layout.micro_batch,
         )
 
-    def phase(self, module: nn.Module, objective: Objective, *, name: str = "", lr_ratio: float = 1.0) -> Phase:
-        """Put a module under an engine that trains it as one parameter group, in training mode; collective."""
-        settings = self.spec.train
-        group = parameter_group(GROUP, module, settings.optimizer)
-        engine = build_engine(
-            module, [group], self.spec.shard, clip=settings.gradient_clipping, device=self.context.ranks.device
-        )
-        engine.module.train()
-        return Phase(
-            name, engine, objective, one_group(settings.optimizer.lr * lr_ratio, settings.schedule, self.steps)
-        )
-
     def run(self, phases: Sequence[Phase], source: BatchSource, evaluate: Evaluate | None) -> Outcome:
         """Train to the end or to a stop rule, each step through all phases, and turn to the writing; collective."""
         first, *further = phases
-        settings, observer = self.spec.train, self.context.observer
+        observer = self.context.observer
         outcome = train(
             first.engine,
             first.objective,
             source,
             learning_rates=first.learning_rates,
-            cadence=Cadence(settings.save_every, settings.evaluate_every, settings.max_skipped_steps),
+            cadence=self.spec.cadence(),
             checkpoint=self.checkpoint,
             evaluate=evaluate,
             observer=observer,
@@ -143,7 +135,23 @@ class TrainingPlan(Generic[S]):
 
 def plan_training(spec: S, context: StageContext, num_rows: int) -> TrainingPlan[S]:
     """Derive steps and layout from recipe and rows, and find where the stage's state is kept; collective."""
-    steps = spec.train.planned_steps(num_rows)
+    steps, batch = spec.steps(num_rows), spec.batch()
     assert steps is not None
-    layout = stage_layout(context, spec.train.global_batch, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
-    return TrainingPlan(spec, context, steps, layout, context.checkpoint(layout))
+    assert batch is not None
+    raise_findings(batch.rules(context.ranks.world_size), StageError)
+    layout = stage_layout(context, batch.size, spec.shard.micro_batch, at_most=spec.largest_micro_batch)
+    return TrainingPlan(spec, context, steps, batch.size, layout, context.checkpoint(layout))
+
+
+def single_phase(
+    training: TrainingPlan[R], module: nn.Module, objective: Objective, *, name: str = "", lr_ratio: float = 1.0
+) -> Phase:
+    """Put a module under an engine that trains it as one parameter group, in training mode; collective."""
+    settings, context = training.spec.train, training.context
+    group = parameter_group(GROUP, module, settings.optimizer)
+    engine = build_engine(
+        module, [group], training.spec.shard, clip=settings.gradient_clipping, device=context.ranks.device
+    )
+    engine.module.train()
+    rates = one_group(settings.optimizer.lr * lr_ratio, settings.schedule, training.steps)
+    return Phase(name, engine, objective, rates)

@@ -138,7 +138,7 @@ DDPO: dict[str, Any] = {
     "kind": "ppo",
     "reward": {"classifier": "classifier"},
     "ppo": {
-        "estimator": "ddpo",
+        "algorithm": "ddpo",
         "iterations": 3,
         "mini_batches": 2,
         "kl_coef": 0.1,

@@ -46,7 +46,7 @@ STAGES: dict[str, Any] = {
         "actor": "latent",
         "reward": {"rule": "ink"},
         "rollout": {"images_per_iteration": 8},
-        "ppo": {"estimator": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
+        "ppo": {"algorithm": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
         "shard": SHARD,
     },
     "pixel": stage({**DDPM, "sampler": "ddpm", "sampling_steps": 20}),

@@ -336,7 +336,7 @@ POLICY: dict[str, Any] = {
     "reward": {"classifier": "judge"},
     "prompts": DIGITS,
     "rollout": {"images_per_iteration": 8, "samples_per_prompt": 2},
-    "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
+    "ppo": {"algorithm": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
     "shard": SHARD,
 }
 

@@ -14,8 +14,11 @@ from recipes.models.images.vae import Vae
 from recipes.planning.image_memory import predict_tuning_sizes
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages
-from rlhf.images.ddpo import DdpoBatch, DdpoObjective
+from rlhf.algorithm import algorithm_of
+from rlhf.experience import RlBatch
 from rlhf.images.policy import ImageModels, Trajectories
+from rlhf.images.sampling import ImagePolicy
+from rlhf.objective import RlObjective
 from trainers.data.batches import Texts
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
@@ -114,7 +117,7 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
             "kind": "ppo",
             "actor": "ddpm",
             "reward": {"rule": "ink"},
-            "ppo": {"estimator": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
+            "ppo": {"algorithm": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
         }
     )
     facts = ImageSetFacts(3, 16, 16, 7)
@@ -134,8 +137,14 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
         return tensor
 
     states, zeros = torch.randn(1, 5, 3, 16, 16), torch.zeros(1, dtype=torch.long)
-    batch = DdpoBatch(Trajectories(states, zeros, zeros), torch.zeros(1, 4), torch.zeros(1), 0.0, False)
+    unused: Any = None
+    policy, algorithm = ImagePolicy(unused, 1, unused, unused), algorithm_of(stage.ppo)
+    old = torch.zeros(1, 4)
+    batch = RlBatch(
+        Trajectories(states, zeros, zeros), torch.ones(1, 4, dtype=torch.bool), old, old, None, old, None,
+        kl_coef=0.0, actor_learns=True, is_untouched=False,
+    )  # fmt: skip
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = DdpoObjective(stage.ppo, 1e-4).loss(models, batch).loss_sum
+        loss = RlObjective(policy, algorithm, 1e-4).loss(models, batch).loss_sum
     assert loss.requires_grad
     assert 0.7 * sum(storages.values()) < two - one < 3 * sum(storages.values())

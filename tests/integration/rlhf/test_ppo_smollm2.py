@@ -12,7 +12,7 @@ from test_stages import WORDS, Workshop, jsonl, ppo_spec, reward_spec
 
 sys.path.pop(0)
 
-from rlhf.text.ppo_stage import run_ppo
+from rlhf.task import run_rl
 from rlhf.text.reward_stage import run_reward
 from trainers.data.tokenizer import load_tokenization
 from trainers.store.manifest import ArtifactManifest, files_digest
@@ -49,7 +49,7 @@ def test_smollm2_in_bf16_begins_every_iteration_with_ratios_of_exactly_one(works
     rollout = spec.rollout.model_copy(update={"max_prompt_tokens": 64, "max_new_tokens": 24})
     spec = spec.model_copy(update={"rollout": rollout, "shard": spec.shard.model_validate(BF16)})
     context = workshop.context("policy", {"actor": "chat", "reward": "judge"})
-    candidate = run_ppo(spec, context)
+    candidate = run_rl(spec, context)
     assert candidate is not None
     assert candidate.outcome["state"] == "completed"
     observer: Any = context.observer

@@ -19,10 +19,11 @@ from recipes.stages.lora import Lora
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
 from recipes.stages.train import Train
+from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
-from rlhf.text.ppo_stage import reward_source, run_ppo
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
+from rlhf.text.stage import reward_source
 from tests.integration.rlhf.workshop import CPU, PLAIN, WORDS, Listener, Workshop, jsonl, open_workshop, sizes_of
 from trainers.data.tokenizer import train_tokenizer
 from trainers.evaluation.evaluate_stage import run_evaluate
@@ -94,7 +95,7 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
     assert evaluation["pairs"] > 0
 
     given = {"actor": "chat", "reward": judge}
-    candidate = run_ppo(ppo_spec(lora), workshop.context(policy, given))
+    candidate = run_rl(ppo_spec(lora), workshop.context(policy, given))
     workshop.keep(policy, candidate, given)
     made = workshop.made[policy]
     parts = {name.split("/")[0] for name in made.files}
@@ -212,7 +213,7 @@ def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
     with pytest.raises(RequestError, match="a reward stage needs a decoder; this model is an encoder"):
         run_reward(reward_spec(False), workshop.context("bad-judge", {"init_from": "encoder"}))
     with pytest.raises(RequestError, match="a ppo stage needs a decoder; this model is an encoder"):
-        run_ppo(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "reward": "encoder"}))
+        run_rl(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "reward": "encoder"}))
 
 
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
@@ -235,7 +236,7 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
     context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
     reward = reward_source(context, "reward")
     parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
-    from rlhf.experience import join_responses
+    from rlhf.text.responses import join_responses
 
     prompt = torch.randint(5, 200, (4, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(4, 6, dtype=torch.bool)
@@ -247,13 +248,13 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
         with torch.no_grad():
             found.append(built.models(responses, ("reward", "critic"), False, 6))
     torch.testing.assert_close(found[0]["scores_B"], found[1]["scores_B"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[0]["values_BR"], found[1]["values_BR"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0]["values_BA"], found[1]["values_BA"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:
     given = {"actor": "chat", "reward": "judge-lora"}
     settings = {"iterations": 10, "kl_coef": 0.0, "kl_limit": 0.02, "epochs": 4, "optimizer": {"lr": 5e-2}}
-    candidate = run_ppo(ppo_spec(True, **settings), workshop.context("stopped", given))
+    candidate = run_rl(ppo_spec(True, **settings), workshop.context("stopped", given))
     assert candidate is not None
     assert candidate.outcome["state"] == "stopped_by"
     assert candidate.outcome["rule"] == "kl_limit"
@@ -277,8 +278,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
     given = {"actor": "chat", "reward": "foreign-judge"}
-    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set critic: actor"):
-        run_ppo(ppo_spec(True), workshop.context("refused", given))
+    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set ppo.critic.start: actor"):
+        run_rl(ppo_spec(True), workshop.context("refused", given))
     of = Evaluate.model_validate(
         {
             "kind": "evaluate",
@@ -291,8 +292,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
         run_evaluate(of, workshop.context("refused", {"of.0": "chat", "of.1": "foreign"}), suites_of(of))
     for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
         chats = JsonLines(source="jsonl", files=["chats.jsonl"])
-        spec_of_policy = ppo_spec(lora).model_copy(update={"critic": "actor", "prompts": chats})
-        candidate = run_ppo(spec_of_policy, workshop.context(name, given))
+        spec_of_policy = ppo_spec(lora, critic={"start": "actor"}).model_copy(update={"prompts": chats})
+        candidate = run_rl(spec_of_policy, workshop.context(name, given))
         workshop.keep(name, candidate, given)
 
     lines = list(workshop.store.run("run").read_lines("samples/policy-foreign-lora"))
@@ -321,7 +322,7 @@ def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
             "judge": (reward_spec(False).model_copy(update={"train": few}), run_reward, {"init_from": "chat"}),
             "policy": (
                 ppo_spec(False, iterations=1, kl_limit=10.0),
-                run_ppo,
+                run_rl,
                 {"actor": "chat", "reward": f"judge-{name}"},
             ),
         }

@@ -19,10 +19,11 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
+from rlhf.task import run_rl
 from rlhf.text.build_policy import SharedModels, build_models
-from rlhf.text.ppo_stage import reward_source, run_ppo
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
+from rlhf.text.stage import reward_source
 from tests.integration.rlhf.workshop import CPU, WORDS, Workshop, jsonl, open_workshop, sizes_of
 from trainers.evaluation.evaluate_stage import run_evaluate
 from trainers.models.decoder import build_decoder
@@ -276,7 +277,7 @@ def test_what_is_sampled_is_what_was_learned(workshop: Workshop) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_ppo_on_adapters_is_verified(workshop: Workshop, lora: bool, precision: str) -> None:
     given, name = {"actor": "chat", "reward": "judge"}, f"policy-{'lora' if lora else 'full'}-{precision}"
-    workshop.keep(name, run_ppo(ppo_spec(lora, precision), workshop.context(name, given)), given)
+    workshop.keep(name, run_rl(ppo_spec(lora, precision), workshop.context(name, given)), given)
     policy = workshop.made[name]
     assert policy.stack == ([workshop.made[stage].digest for stage in ("root", "chat")] if lora else [])
     if lora:

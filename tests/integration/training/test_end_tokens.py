@@ -20,8 +20,8 @@ from recipes.data.text import JsonLines
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.rl import PpoStage
-from rlhf.experience import Responses
-from rlhf.text.ppo_stage import run_ppo
+from rlhf.task import run_rl
+from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import reading_of
 from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
 from trainers.data.batches import build_batch
@@ -152,7 +152,7 @@ def test_ppo_draws_no_row_without_a_token(shop: Shop) -> None:
         }
     )  # fmt: skip
     inputs = {"actor": "base", "reward": "judge"}
-    made = shop.keep("policy", run_ppo(spec, shop.context("policy", inputs)), inputs)
+    made = shop.keep("policy", run_rl(spec, shop.context("policy", inputs)), inputs)
     assert made.metrics["response_tokens"] > 0
 
 

@@ -108,7 +108,7 @@ BROKEN = [
     # steps
     Broken("conflicting-keys", "tokens: 100_000", "tokens: 100_000\n      steps: 5", "stages.base.train", "    train:\n"),
     Broken("warmup-too-long", "warmup_steps: 5", "warmup_steps: 500", "stages.base.train.schedule.warmup_steps"),
-    Broken("warmup-too-long", "kl_coef: 0.05", "critic_warmup: 4", "stages.policy.ppo.critic_warmup"),
+    Broken("warmup-too-long", "kl_coef: 0.05", "critic: {warmup: 4}", "stages.policy.ppo.critic.warmup"),
     Broken("warmup-too-long", "kl_coef: 0.05", "schedule: {warmup_steps: 16}", "stages.policy.ppo.schedule.warmup_steps"),
     Broken("invalid-format", "kl_coef: 0.05", "save_every: 5 steps", "stages.policy.ppo.save_every"),
     Broken("invalid-format", "global_batch: 8\n      sequence_length: 64", "global_batch: 8\n      save_every: 5 iterations\n      sequence_length: 64", "stages.base.train.save_every"),

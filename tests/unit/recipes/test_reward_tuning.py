@@ -40,13 +40,13 @@ stages:
     actor: ddpm
     reward: {classifier: judge}
     rollout: {images_per_iteration: 40, classes: ["3", "7"]}
-    ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+    ppo: {algorithm: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
   again:
     kind: ppo
     actor: policy
     reward: {rule: symmetry}
     rollout: {images_per_iteration: 40}
-    ppo: {estimator: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
+    ppo: {algorithm: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
   eval:
     kind: evaluate
     of: [ddpm, again]
@@ -72,7 +72,7 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
     assert [policy.batch().divides(workers) for workers in (1, 3, 5)] == [True, False, True]
 
 
-def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
+def test_an_algorithm_says_what_kind_of_stage_it_is() -> None:
     shipped = Path(__file__).parents[3] / "recipes"
     assert isinstance(load_recipe(shipped / "quickstart.yaml").recipe.stages["policy"], PpoStage)
     assert isinstance(load_recipe(shipped / "image" / "ddpo.yaml").recipe.stages["policy"], PpoImages)
@@ -93,27 +93,27 @@ def test_an_estimator_says_what_kind_of_stage_it_is() -> None:
         ("{classifier: judge}", "{classifier: judge, rule: ink}", "unknown-key", "stages.policy.reward.rule"),
         ("{classifier: judge}", "{rule: ink, label: '3'}", "unknown-key", "stages.policy.reward.label"),
         (
-            "estimator: ddpo, iterations",
+            "algorithm: ddpo, iterations",
             "iterations",
             "unknown-key",
             "stages.policy.rollout.images_per_iteration",
         ),
         (
             "mini_batches: 4",
-            "mini_batches: 4, critic_lr: 1e-3",
+            "mini_batches: 4, critic: {lr: 1e-3}",
             "unknown-key",
-            "stages.policy.ppo.critic_lr",
+            "stages.policy.ppo.critic",
         ),
         ("actor: ddpm", "actor: judge", "wrong-artifact-kind", "stages.policy.actor"),
         (
-            "estimator: ddpo, iterations: 5, mini",
-            "estimator: dppo, mini",
+            "algorithm: ddpo, iterations: 5, mini",
+            "algorithm: dppo, mini",
             "unknown-choice",
-            "stages.policy.ppo.estimator",
+            "stages.policy.ppo.algorithm",
         ),
         (
-            "estimator: ddpo, iterations: 5, mini",
-            "estimator: ddpo, mini",
+            "algorithm: ddpo, iterations: 5, mini",
+            "algorithm: ddpo, mini",
             "missing-key",
             "stages.policy.ppo.iterations",
         ),
@@ -191,7 +191,7 @@ stages:
     prompts: {source: digits}
     lora: {r: 4, target_modules: [to_q, to_k]}
     rollout: {images_per_iteration: 40, samples_per_prompt: 4}
-    ppo: {estimator: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+    ppo: {algorithm: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
 """
 )
 

@@ -11,7 +11,7 @@ from recipes.loading.load import check_file
 from recipes.loading.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-TAGS = ("kind", "family", "type", "source", "architecture", "train", "estimator", "init_from")
+TAGS = ("kind", "family", "type", "source", "architecture", "train", "algorithm", "init_from")
 """Keys without which nothing below them can be checked."""
 
 FieldPath = tuple[str | int, ...]
@@ -117,6 +117,6 @@ def test_a_misspelt_key_with_a_default_is_named(tmp_path: Path) -> None:
     raw = parse_yaml((RECIPES / "image" / "captions_ddpo.yaml").read_bytes(), "captions_ddpo.yaml").value
     base = parse_yaml((RECIPES / "image" / raw.pop("extends")).read_bytes(), "base").value
     raw["stages"] = base["stages"] | raw["stages"]
-    assert raw["stages"]["policy"]["ppo"].pop("estimator") == "ddpo"
-    raw["stages"]["policy"]["ppo"]["estmator"] = "ddpo"
-    assert _told(tmp_path / "recipe.yaml", raw, "stages.policy.ppo.estmator", "did you mean estimator?")
+    assert raw["stages"]["policy"]["ppo"].pop("algorithm") == "ddpo"
+    raw["stages"]["policy"]["ppo"]["algoritm"] = "ddpo"
+    assert _told(tmp_path / "recipe.yaml", raw, "stages.policy.ppo.algoritm", "did you mean algorithm?")

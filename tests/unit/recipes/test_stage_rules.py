@@ -21,7 +21,7 @@ LR = {"optimizer": {"lr": 0.1}}
 
 def policy(**changes: Any) -> PpoImages:
     keys = {"kind": "ppo", "actor": "store://a", "reward": {"classifier": "store://j"}}
-    ppo = {"estimator": "ddpo", "iterations": 1, **LR}
+    ppo = {"algorithm": "ddpo", "iterations": 1, **LR}
     return PpoImages.model_validate({**keys, "ppo": ppo, "rollout": {"images_per_iteration": 8}, **changes})
 
 

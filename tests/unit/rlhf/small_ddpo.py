@@ -11,15 +11,20 @@ import torch
 
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.vae import Vae
-from recipes.stages.ddpo import Ddpo, RuleReward
+from recipes.stages.algorithms import Ddpo
+from recipes.stages.ddpo import RuleReward
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
+from rlhf.algorithm import algorithm_of
+from rlhf.experience import ExperienceMaker
 from rlhf.images.conditions import CaptionPrompts, ClassPrompts, ImagePrompts
-from rlhf.images.ddpo import ColocatedImages, DdpoEstimator, DdpoObjective
 from rlhf.images.policy import ImageModels
 from rlhf.images.rewards import rule_scorer
-from rlhf.iterations import PpoSource
+from rlhf.images.sampling import ImagePolicy
+from rlhf.iterations import RlSource
+from rlhf.objective import RlObjective
+from rlhf.policy import Learner
 from trainers.data.batches import Texts
 from trainers.data.materialise_images import ImageDataset, ImageReport
 from trainers.engine.build import build_engine, parameter_group
@@ -27,6 +32,7 @@ from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.text_encoder import TextEncoder, TextStates
 from trainers.models.images.vae import LatentCodec
+from trainers.runtime.distributed import Ranks
 from trainers.runtime.precision import unit_roundoff
 from trainers.tasks.image_start import adapt
 
@@ -95,9 +101,9 @@ class TinyDdpo:
     """The parts of one DDPO, put together as its stage does."""
 
     engine: Any
-    source: PpoSource[Any]
-    objective: DdpoObjective
-    estimator: DdpoEstimator
+    source: RlSource[Any]
+    objective: RlObjective
+    policy: ImagePolicy
     listener: Listener
 
     def run(self, first: int = 0, last: int | None = None, sign: float = 1.0, rate: float = 3e-3) -> int:
@@ -149,7 +155,7 @@ def build(
         guidance=guidance,
         **{"sampling_steps": 4, **noising},
     )
-    ppo = Ddpo(**{"estimator": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
+    ppo = Ddpo(**{"algorithm": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
     blueprint = Blueprint(architecture, facts, codec, None if prompts is None else Words())
     actor: Any
     reference: Any
@@ -162,19 +168,10 @@ def build(
     trained = [name for name, _ in group.parameters]
     assert all(name.startswith("networks.actor.") for name in trained)
     listener = listener or Listener()
-    estimator = DdpoEstimator(
-        engine=engine,
-        rollouts=ColocatedImages(engine),
-        score=rule_scorer(RuleReward(rule="ink", direction=direction)),
-        settings=ppo,
-        images=images,
-        prompts=prompts or ClassPrompts([0, 1], ("a", "b"), images),
-        seed=0,
-        rank=0,
-        workers=1,
-        micro_batch=micro_batch,
-        roundoff=unit_roundoff(precision, CPU),
-        observer=listener,
-    )
-    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
-    return TinyDdpo(engine, source, DdpoObjective(ppo, unit_roundoff(precision, CPU)), estimator, listener)
+    roundoff = unit_roundoff(precision, CPU)
+    learner = Learner(engine, micro_batch, roundoff, Ranks(0, 1, 0, CPU), 0, listener)
+    score = rule_scorer(RuleReward(rule="ink", direction=direction))
+    policy = ImagePolicy(learner, images, prompts or ClassPrompts([0, 1], ("a", "b"), images), score)
+    algorithm = algorithm_of(ppo)
+    source = RlSource(ExperienceMaker(policy, algorithm, ppo, learner), trained)
+    return TinyDdpo(engine, source, RlObjective(policy, algorithm, roundoff), policy, listener)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import Preempted
+from recipes.stages.answers import Cadence
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.joint import BASE, JointState
@@ -16,7 +17,7 @@ from trainers.engine.protocol import STATE_GROUPS
 from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import train
 from trainers.training.optimiser_step import Phase
 from trainers.training.outcome import Outcome
 

@@ -35,11 +35,11 @@ def learnt(tiny_ppo: Build, **settings: Any) -> tuple[Tensor, Tensor]:
     """The policy's probabilities after PPO on one prompt, averaged over the last iterations, and the reference's."""
     ppo = tiny_ppo(
         lora=False, prompts=128, prompt_rows=1, micro_batch=128, max_new_tokens=1, missing_eos_penalty=0.0,
-        entropy_coef=0.0, value_clip=None, iterations=30, mini_batches=1, epochs=4, **settings,
+        entropy_coef=0.0, critic={"clip": None}, iterations=30, mini_batches=1, epochs=4, **settings,
     )  # fmt: skip
     ppo.models.networks["judge"] = Rewarding()
     nn.init.constant_(ppo.models.score_head.weight, 1 / 16)
-    prompt = torch.from_numpy(ppo.source._estimator._prompts.dataset.prompt_ids(0)).long()[None]
+    prompt = torch.from_numpy(ppo.source.experience.policy.sources.prompts.dataset.prompt_ids(0)).long()[None]
 
     @torch.no_grad()
     def probabilities(role: Any) -> Tensor:

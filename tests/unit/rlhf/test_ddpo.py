@@ -1,7 +1,6 @@
 """DDPO on the plain engine with a tiny network: invariants at the start, learning, stale policies, resume, limits."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from recipes.errors import StageError
 from recipes.stages.lora import Lora
 from rlhf.images.conditions import Asked
-from rlhf.images.ddpo import Drawn
+from rlhf.images.sampling import ImagePolicy, ImageRollouts
 from rlhf.iterations import gate_reasons
 from rlhf.monitors import ImageRolloutReport
 from trainers.runtime.observer import Watch
@@ -58,14 +57,16 @@ def test_far_out_of_range_a_reference_may_be_off_by_roundings_alone() -> None:
     reference = [p for name, p in ddpo.engine.module.named_parameters() if name.startswith("networks.reference.")]
     for parameter in reference:
         parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
-    ddpo.estimator.estimate(0, 0.0, [range(12)])
-    trajectories = ddpo.source._begin(0).estimate.experience.trajectories
-    logprobs, reference_logprobs, *_ = ddpo.estimator._judged(trajectories, [range(12)], {})
-    assert float((logprobs - reference_logprobs).abs().max()) > 1e-4  # nats: an absolute bound fits no size of values
+    ddpo.source.experience.estimate(0, 0.0, [range(12)])
+    trajectories = ddpo.source._begin(0).estimate.experience.samples
+    said = ddpo.source.experience.judged(trajectories, [range(12)], {})
+    assert (
+        float((said.logprobs_BA - said.reference_logprobs_BA).abs().max()) > 1e-4
+    )  # nats: an absolute bound fits no size of values
     for parameter in reference:
         parameter.mul_(1.001)
     with pytest.raises(StageError, match="the actor is not its reference"):
-        ddpo.estimator.estimate(0, 0.0, [range(12)])
+        ddpo.source.experience.estimate(0, 0.0, [range(12)])
 
 
 def test_ink_is_learnt_and_the_exact_kl_agrees_with_what_was_drawn() -> None:
@@ -85,43 +86,45 @@ def test_a_wrong_sign_fails_the_gate() -> None:
     assert reason.startswith("the mean score fell from")
 
 
-class Stale:
+class Stale(ImagePolicy):
     """Draws from the policy as it was at the start, and says so or not."""
 
-    def __init__(self, inner: Any, is_honest: bool) -> None:
-        self._inner = inner
-        self._is_honest = is_honest
-        self._old: dict[str, torch.Tensor] = {}
-        self._version: Any = None
+    is_honest = True
 
     def sync(self, iteration: int) -> Any:
-        found = self._inner.sync(iteration)
-        with self._inner._engine.gathered() as module:
-            self._old = self._old or {name: p.detach().clone() for name, p in module.named_parameters()}
-        self._version = self._version or found
+        found = super().sync(iteration)
+        if iteration == 0:
+            with self.learner.engine.gathered() as module:
+                self.old = {name: p.detach().clone() for name, p in module.named_parameters()}
+            self.version = found
         return found
 
-    def draw(self, seeds: Sequence[int], asked: Asked, sample_ids: Sequence[int], watch: Watch | None = None) -> Drawn:
-        with self._inner._engine.gathered() as module, torch.no_grad():
+    def sample(self, iteration: int, watch: Watch) -> ImageRollouts:
+        with self.learner.engine.gathered() as module, torch.no_grad():
             present = {name: p.detach().clone() for name, p in module.named_parameters()}
             for name, parameter in module.named_parameters():
-                parameter.copy_(self._old[name])
-            drawn: Drawn = self._inner.draw(seeds, asked, sample_ids, watch)
+                parameter.copy_(self.old[name])
+            drawn = super().sample(iteration, watch)
             for name, parameter in module.named_parameters():
                 parameter.copy_(present[name])
-        return replace(drawn, version=self._version) if self._is_honest else drawn
+        return replace(drawn, version=self.version) if self.is_honest else drawn
+
+
+def made_stale(ddpo: Any, is_honest: bool) -> None:
+    ddpo.policy.__class__ = Stale
+    ddpo.policy.is_honest = is_honest
 
 
 def test_images_of_a_stale_policy_stop_the_stage() -> None:
     ddpo = build()
-    ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=True)
+    made_stale(ddpo, is_honest=True)
     with pytest.raises(StageError, match="weights after 0 steps, for iteration 0; the learner is at step 2"):
         ddpo.run()
 
 
 def test_a_stale_policy_that_hides_it_raises_the_alarm() -> None:
     ddpo = build(images=48, micro_batch=24, iterations=4, epochs=2)
-    ddpo.estimator._rollouts = Stale(ddpo.estimator._rollouts, is_honest=False)
+    made_stale(ddpo, is_honest=False)
     ddpo.run()
     assert ddpo.listener.heard[0]["kl_alarm"] == 0
     assert ddpo.listener.heard[-1]["kl_alarm"] == 1
@@ -168,7 +171,7 @@ def test_micro_batches_do_not_change_the_update() -> None:
 
 
 def test_an_image_depends_on_its_seed_and_class_alone() -> None:
-    rollouts = build().estimator._rollouts
+    rollouts = build().policy
     rollouts.sync(0)
     four = rollouts.draw([1, 2, 3, 4], asked_of(0, 1, 0, 1), [0, 1, 2, 3]).images_BCHW
     one = rollouts.draw([3], asked_of(0), [2]).images_BCHW

@@ -84,7 +84,7 @@ def test_at_the_start_every_ratio_is_one_and_kl_is_zero(tmp_path: Path, guidance
 def test_a_caption_changes_the_image_and_its_neighbours_do_not(tmp_path: Path) -> None:
     ddpo = build(guidance=3.0, prompts=caption_prompts(tmp_path), lora=LORA)
     asked = caption_prompts(tmp_path).asked(0)
-    rollouts = ddpo.estimator._rollouts
+    rollouts = ddpo.policy
     rollouts.sync(0)
     all_of_them = rollouts.draw(range(12), asked, range(12)).images_BCHW
     one = rollouts.draw([7], asked.rows(slice(7, 8)), [7]).images_BCHW
@@ -100,7 +100,7 @@ def test_advantages_are_normalised_within_a_caption(tmp_path: Path) -> None:
     groups = caption_prompts(tmp_path).asked(0).groups_B
     assert len(groups.unique()) >= 3
     for group in groups.unique():
-        own = experience.advantages_N[groups == group]
+        own = experience.credit.advantages_NA[groups == group, 0]
         assert float(own.mean()) == pytest.approx(0, abs=1e-5)
         assert float(own.std(correction=0)) == pytest.approx(1, abs=1e-2)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from recipes.models.images.ddpm import Ddpm
-from rlhf.algorithms.denoising import build_chain, gaussian_kl, gaussian_logprobs, grouped_advantages
+from rlhf.algorithms.advantages import grouped_advantages
+from rlhf.algorithms.denoising import build_chain, gaussian_kl, gaussian_logprobs
 
 
 def test_a_log_probability_by_hand() -> None:

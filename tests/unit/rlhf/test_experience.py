@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.advantages import Credit
-from rlhf.experience import Experience, Judged, Responses, join_responses
+from rlhf.experience import Experience
 from rlhf.iterations import shuffled_rows
-from rlhf.text.rollout import draw_keys, repeated_prompts, response_uniforms
+from rlhf.policy import ScoredRollouts
+from rlhf.text.responses import Responses, draw_keys, join_responses, repeated_prompts
 from trainers.data.batches import PromptBatch
+from trainers.inference.rollouts import response_uniforms
 
 
 def joined() -> Responses:
@@ -62,11 +64,11 @@ def test_a_response_that_a_stop_token_ended_is_scored_with_an_end_token() -> Non
 
 def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-    judged = Judged(table, table, table, table, torch.tensor([0.5, 0.25]))
-    batch = Experience(joined(), judged, Credit(table, table, 1.0)).batch(
+    scored = ScoredRollouts(table, table, table, table, None, None, torch.tensor([0.5, 0.25]))
+    batch = Experience(joined(), scored, Credit(table, table, 1.0)).batch(
         [1], kl_coef=0.0, actor_learns=True, is_untouched=False
     )
-    assert batch.old_logprobs_BR.tolist() == [[3.0]]
+    assert batch.old_logprobs_BA.tolist() == [[3.0]]
     assert batch.weight == 1.0
     assert batch.sample_ids_B.tolist() == [11]
 

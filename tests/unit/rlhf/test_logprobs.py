@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
-from rlhf.experience import Responses
 from rlhf.text.policy import response_logprobs
+from rlhf.text.responses import Responses
 from trainers.models.decoder import build_decoder
 from trainers.models.protocol import TokenizerFacts
 

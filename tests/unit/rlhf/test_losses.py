@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.losses import policy_loss, ranking_loss, value_loss
+from rlhf.algorithms.losses import PolicyLoss, policy_loss, ranking_loss, token_log_ratios, value_loss
 
 ALL = torch.tensor([[True]])
 
 
+def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **bounds: float) -> PolicyLoss:
+    bounds = {"clip_low": 0.2, "clip_high": 0.2, **bounds}
+    return policy_loss(token_log_ratios(logprobs, old, mask), advantages, mask, **bounds)
+
+
 def one(ratio: float, advantage: float, **options: float) -> float:
-    settings = {"clip_low": 0.2, "clip_high": 0.2, **options}
     logprobs = torch.tensor([[math.log(ratio)]])
-    return float(policy_loss(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), ALL, **settings).loss)
+    return float(surrogate(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), ALL, **options).loss)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_padding_counts_nothing_even_when_it_is_wild() -> None:
     mask = torch.tensor([[True, False]])
     old = torch.tensor([[0.0, -1e9]])
     new = torch.tensor([[0.0, 5.0]], requires_grad=True)
-    out = policy_loss(new, old, torch.tensor([[1.0, 1e9]]), mask, 0.2, 0.2)
+    out = surrogate(new, old, torch.tensor([[1.0, 1e9]]), mask)
     out.loss.backward()
     assert out.loss.item() == -1.0
     assert float(out.clipped) == 0
@@ -56,14 +60,14 @@ def test_padding_counts_nothing_even_when_it_is_wild() -> None:
 
 
 def test_ratio_is_clamped_before_exp() -> None:
-    out = policy_loss(torch.tensor([[500.0]]), torch.zeros(1, 1), torch.tensor([[-1.0]]), ALL, 0.2, 0.2)
+    out = surrogate(torch.tensor([[500.0]]), torch.zeros(1, 1), torch.tensor([[-1.0]]), ALL)
     assert float(out.loss) == pytest.approx(math.exp(20.0))
 
 
 def test_gradient_is_that_of_the_score_function_at_ratio_one() -> None:
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     mask = torch.tensor([[True, True]])
-    policy_loss(logprobs, logprobs.detach().clone(), torch.tensor([[0.5, -3.0]]), mask, 0.2, 0.2).loss.backward()
+    surrogate(logprobs, logprobs.detach().clone(), torch.tensor([[0.5, -3.0]]), mask).loss.backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.5, 3.0]]))
 

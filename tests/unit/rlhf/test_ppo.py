@@ -2,7 +2,8 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from recipes.errors import StageError
 from recipes.stages.sharding import Shard
-from rlhf.algorithms.advantages import Credit, Rewarded, masked_deviation, whiten
+from rlhf.algorithm import Algorithm
+from rlhf.algorithms.advantages import Credit, Rewarded
+from rlhf.algorithms.losses import policy_loss
 from rlhf.invariants import require_version
 
 TinyPpo = Any
@@ -68,23 +71,28 @@ def test_a_wanted_token_is_learnt(tiny_ppo: Build, lora: bool) -> None:
     assert statistics.mean(scores[-5:]) > most / 2  # one iteration's 32 responses alone scatter by 0.05
 
 
-class RewardLessMean:
-    """Each token's credit is its response's reward, whitened over all responses; nobody values states."""
+@dataclass(frozen=True)
+class LessMean:
+    """Each token's credit is its response's reward less the mean of all; nobody values states."""
 
-    needs_critic = False
+    needs_critic: bool = False
 
     def __call__(self, rewarded: Rewarded) -> Credit:
-        mask_NR = rewarded.action_mask_NR
-        rewards_N = (rewarded.rewards_NR * mask_NR).sum(dim=1, keepdim=True)
-        advantages_NR = torch.where(mask_NR, rewards_N, 0.0)
-        return Credit(whiten(advantages_NR, mask_NR), None, float(masked_deviation(advantages_NR, mask_NR)))
+        totals_N = rewarded.totals_N
+        return Credit(torch.where(rewarded.action_mask_NA, (totals_N - totals_N.mean())[:, None], 0.0), None)
 
 
-def test_credit_without_a_critic_teaches_the_actor_alone(tiny_ppo: Build) -> None:
+WITHOUT_CRITIC = Algorithm(LessMean(), partial(policy_loss, clip_low=0.2, clip_high=0.2))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_an_algorithm_without_a_critic_teaches_the_actor_alone(tiny_ppo: Build, lora: bool) -> None:
     ppo = tiny_ppo(
-        credit=RewardLessMean(), wants_one_token=True, prompts=32, micro_batch=16, iterations=20, kl_coef=0.0,
-        missing_eos_penalty=0.0,
+        algorithm=WITHOUT_CRITIC, lora=lora, wants_one_token=True, prompts=32, micro_batch=16, iterations=20,
+        kl_coef=0.0, missing_eos_penalty=0.0,
     )  # fmt: skip
+    assert "critic" not in ppo.models.routes
+    assert ppo.models.value_head is None
     before = ppo.parameters()
     metrics = ppo.run()
     scores = [heard["score_mean"] for _, heard in ppo.listener.heard]
@@ -92,7 +100,7 @@ def test_credit_without_a_critic_teaches_the_actor_alone(tiny_ppo: Build) -> Non
     assert not {"value_loss", "value_error", "value_clip_fraction"} & {name for seen in metrics for name in seen}
     changed = {name for name, tensor in ppo.parameters().items() if not torch.equal(before[name], tensor)}
     assert changed
-    assert all(".actor." in name for name in changed)
+    assert all((".actor." if lora else "networks.policy.") in name for name in changed)
 
 
 def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:
@@ -107,7 +115,7 @@ def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:
 
 
 def test_while_the_critic_warms_up_the_actor_stays(tiny_ppo: Build) -> None:
-    ppo = tiny_ppo(iterations=2, critic_warmup=1)
+    ppo = tiny_ppo(iterations=2, critic={"warmup": 1})
     before = ppo.parameters()
     ppo.run(last=ppo.source.steps_per_iteration)
     after = ppo.parameters()
@@ -158,13 +166,13 @@ def test_the_kl_limit_ends_the_stage_and_the_best_policy_before_it_is_kept(tiny_
 
 def test_the_best_policy_is_the_best_by_the_score_that_is_optimised(tiny_ppo: Build) -> None:
     ppo = tiny_ppo(iterations=3, kl_limit=50.0)
-    scripted, estimate = [(1.0, 0.5), (3.0, -1.0), (2.0, 0.75)], ppo.source._estimator.estimate
+    scripted, estimate = [(1.0, 0.5), (3.0, -1.0), (2.0, 0.75)], ppo.source.experience.estimate
 
     def rescored(iteration: int, kl_coef: float, first_epoch: Any) -> Any:
         found, (raw, shaped) = estimate(iteration, kl_coef, first_epoch), [*scripted, (0.0, 0.0)][iteration]
         return replace(found, report=replace(found.report, score_mean=raw, shaped_score_mean=shaped))
 
-    ppo.source._estimator.estimate = rescored
+    ppo.source.experience.estimate = rescored
     ppo.run()
     assert ppo.source.best()[0] == 2  # the highest raw score is that of a policy which no longer ends its responses
     assert ppo.source.state().values["best_score"] == 0.75
@@ -192,14 +200,14 @@ def test_kl_in_the_loss_pulls_towards_the_reference(tiny_ppo: Build) -> None:
 def test_a_ratio_off_one_before_the_first_update_stops_the_stage(tiny_ppo: Build) -> None:
     ppo = tiny_ppo()
     (batch, *_) = ppo.source.micro_batches(0)
-    wrong = replace(batch, old_logprobs_BR=batch.old_logprobs_BR - 0.01)
+    wrong = replace(batch, old_logprobs_BA=batch.old_logprobs_BA - 0.01)
     with pytest.raises(StageError, match=r"disagree: their log-probabilities differ by up to 1\.00e-02"):
         ppo.objective.loss(ppo.engine.module, wrong)
 
 
 def test_rollouts_of_other_weights_stop_the_stage(tiny_ppo: Build) -> None:
     ppo = tiny_ppo()
-    rollouts = ppo.source._estimator._rollouts
+    rollouts = ppo.source.experience.policy
     before = rollouts.sync(0)
     ppo.run(last=1)
     after = rollouts.sync(0)

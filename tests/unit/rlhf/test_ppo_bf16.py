@@ -1,6 +1,7 @@
 """bf16 rounds so coarsely that log-probabilities depend on micro-batches' shapes: the first ratio is 1 even so."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,10 +34,10 @@ def test_every_iteration_begins_with_ratios_of_exactly_one(tiny_ppo: Build, lora
     assert reports[-1]["kl"] > 0.01
     assert 0 < reports[0]["sampler_gap"] < 10 * U < reports[0]["sampler_gap_max"] + 10 * U
 
-    estimator, experience = ppo.source._estimator, ppo.source._begin(2).estimate.experience
-    estimator._micro_batch = 1
-    alone = estimator._judged(experience.responses, [range(16)], {}).logprobs_BR
-    assert not torch.equal(alone, experience.judged.logprobs_BR)  # the same weights in other micro-batches
+    maker, experience = ppo.source.experience, ppo.source._begin(2).estimate.experience
+    maker.policy.learner = replace(maker.learner, micro_batch=1)
+    alone = maker.judged(experience.samples, [range(16)], {}).logprobs_BA
+    assert not torch.equal(alone, experience.scored.logprobs_NA)  # the same weights in other micro-batches
 
 
 def test_roundings_pass_and_a_wrong_temperature_does_not() -> None:

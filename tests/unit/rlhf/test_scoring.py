@@ -23,10 +23,10 @@ def test_the_score_lies_on_the_last_response_token_and_kl_on_every_one() -> None
     logprobs = torch.tensor([[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
     reference = torch.tensor([[-2.0, -1.0, -9.0], [-1.0, -3.0, -0.5]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    rewards = token_rewards(logprobs, reference, torch.tensor([10.0, 20.0]), mask, kl_coef=0.1)
+    rewards = token_rewards(logprobs - reference, torch.tensor([10.0, 20.0]), mask, kl_coef=0.1)
     torch.testing.assert_close(rewards, torch.tensor([[-0.1, 10.0, 0.0], [0.0, -0.2, 20.05]]))
 
 
 def test_an_empty_response_is_refused() -> None:
     with pytest.raises(ValueError, match="no token"):
-        token_rewards(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2, dtype=torch.bool), 0.1)
+        token_rewards(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2, dtype=torch.bool), 0.1)

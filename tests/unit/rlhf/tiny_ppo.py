@@ -11,26 +11,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from recipes.stages.algorithms import Ppo, TokenUpdates
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
-from recipes.stages.ppo import Ppo, Rollout
+from recipes.stages.rollout import Rollout
 from recipes.stages.sharding import Shard
-from rlhf.algorithms.advantages import CreditAssignment, Gae
+from rlhf.algorithm import Algorithm, algorithm_of
 from rlhf.algorithms.scoring import ScoreStatistics
-from rlhf.iterations import PpoSource
+from rlhf.experience import ExperienceMaker
+from rlhf.iterations import RlSource
+from rlhf.objective import RlObjective
+from rlhf.policy import Learner
 from rlhf.text.policy import PolicyModels, Role, Route
-from rlhf.text.ppo import PpoObjective, ResponseExperience
 from rlhf.text.reward_inputs import same_tokens
-from rlhf.text.rollout import ColocatedRollouts
+from rlhf.text.sampling import TextPolicy, TextSources
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings
+from trainers.inference.rollouts import ColocatedRollouts, OpenRollouts
 from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.runtime import distributed
+from trainers.runtime.distributed import Ranks
 from trainers.runtime.precision import unit_roundoff
 
 VOCABULARY, WIDTH, EOS, PAD = 24, 16, 0, 1
@@ -72,10 +77,10 @@ class TinyPpo:
 
     models: PolicyModels
     engine: Engine
-    source: PpoSource[Any]
-    objective: PpoObjective
+    source: RlSource[Any]
+    objective: RlObjective
     listener: Listener
-    settings: Ppo
+    settings: TokenUpdates
 
     def run(self, first: int = 0, last: int | None = None) -> list[dict[str, float]]:
         """Steps as the loop runs them, without checkpoints; returns each step's loss sums."""
@@ -89,7 +94,7 @@ class TinyPpo:
                 self.engine.backward(output.loss_sum / total)
                 for name, (value, _) in output.metrics.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
-            self.engine.step({"actor": 0.01, "critic": 0.01})
+            self.engine.step({"actor": 0.01} | ({} if self.settings.value_model is None else {"critic": 0.01}))
             done.append(sums)
             if self.source.after_step(step + 1, sums) is not None:
                 break
@@ -163,13 +168,15 @@ def tiny_model(
     return build_decoder(architecture, TokenizerFacts(vocabulary, EOS, PAD), seed=seed, device=CPU)
 
 
-def tiny_models(lora: bool, temperature: float, kind: str = "llama", **sizes: int) -> PolicyModels:
-    """Four roles: with LoRA on one network, else on four."""
+def tiny_models(
+    lora: bool, temperature: float, kind: str = "llama", has_critic: bool = True, **sizes: int
+) -> PolicyModels:
+    """Every role: with LoRA on one network, else each on its own."""
     policy, judge = tiny_model(kind=kind, **sizes), tiny_model(seed=1, kind=kind, **sizes)
     networks: dict[str, nn.Module]
     routes: dict[Role, Route]
     if lora:
-        for name in ("actor", "critic"):
+        for name in ("actor", "critic") if has_critic else ("actor",):
             add_adapter(policy, Lora(r=4), seed=3, name=name)
         networks = {"policy": policy, "judge": judge.base_model}
         routes = {
@@ -191,6 +198,9 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama", **sizes: in
             "reference": Route("reference"),
             "reward": Route("judge"),
         }
+    if not has_critic:
+        networks.pop("critic", None)
+        del routes["critic"]
     width = sizes.get("width", WIDTH)
     value_head, score_head = nn.Linear(width, 1), nn.Linear(width, 1, bias=False)
     with torch.no_grad():
@@ -199,7 +209,9 @@ def tiny_models(lora: bool, temperature: float, kind: str = "llama", **sizes: in
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.2)
         value_head.bias.zero_()
     vocabulary = sizes.get("vocabulary", VOCABULARY)
-    models = PolicyModels(networks, routes, value_head, score_head, temperature, same_tokens((EOS,)), vocabulary)
+    models = PolicyModels(
+        networks, routes, value_head if has_critic else None, score_head, temperature, same_tokens((EOS,)), vocabulary
+    )
     for frozen in ([] if lora else [models.networks["reference"]]) + [models.networks["judge"], score_head]:
         frozen.requires_grad_(False)
     return models
@@ -218,13 +230,16 @@ def build_tiny_ppo(
     shard: Shard | None = None,
     listener: Listener | None = None,
     sizes: Mapping[str, int] | None = None,
-    credit: CreditAssignment | None = None,
+    algorithm: Algorithm | None = None,
+    open_rollouts: OpenRollouts = ColocatedRollouts,
     **settings: Any,
 ) -> TinyPpo:
     """Put a PPO together as its stage does, on this process's rank; further arguments are settings of `ppo`."""
-    ppo = Ppo(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
+    has_critic = algorithm is None or algorithm.needs_critic
+    kind_of_settings = Ppo if has_critic else TokenUpdates
+    ppo = kind_of_settings(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
     rollout = Rollout(max_new_tokens=max_new_tokens, prompts_per_iteration=prompts, temperature=temperature)
-    models = tiny_models(lora, temperature, kind, **sizes or {})
+    models = tiny_models(lora, temperature, kind, has_critic, **sizes or {})
     if wants_one_token:
         models.networks["judge"] = ShareOfOne()
         nn.init.constant_(models.score_head.weight, 1 / 16)
@@ -233,7 +248,7 @@ def build_tiny_ppo(
     groups = [
         ParameterGroup("actor", tuple((n, p) for n, p in parameters if not is_critic[n])),
         ParameterGroup("critic", tuple((n, p) for n, p in parameters if is_critic[n])),
-    ]
+    ][: 1 + has_critic]
     shard = shard or Shard(engine="plain", precision="fp32")
     engine = build_engine(models, groups, shard, clip=1.0, device=CPU)
     vocabulary = (sizes or {}).get("vocabulary", VOCABULARY)
@@ -241,19 +256,13 @@ def build_tiny_ppo(
     listener = listener or Listener()
     roundoff = unit_roundoff(shard.precision, CPU)
     workers, rank = distributed.world_size(), distributed.rank()
-    estimator = ResponseExperience(
-        engine=engine,
-        rollouts=ColocatedRollouts(engine, sampling, seed=0),
-        prompts=BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers),
-        settings=ppo,
-        rollout=rollout,
-        statistics=ScoreStatistics(0.0, 0.5),
-        credit=credit or Gae(ppo.gamma, ppo.lam),
-        micro_batch=micro_batch,
-        roundoff=roundoff,
-        observer=listener,
-        text=BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None,
+    text = BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None
+    asked = BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers)
+    learner = Learner(engine, micro_batch, roundoff, Ranks(rank, workers, 0, CPU), 0, listener)
+    policy = TextPolicy(
+        learner, open_rollouts(engine, 0), TextSources(asked, text), ppo, rollout, sampling, ScoreStatistics(0.0, 0.5)
     )
-    trained = [n for n, _ in parameters]
-    source = PpoSource(estimator, engine=engine, settings=ppo, trained=trained, seed=0, observer=listener)
-    return TinyPpo(models, engine, source, PpoObjective(ppo, max_new_tokens, roundoff), listener, ppo)
+    algorithm = algorithm_of(ppo) if isinstance(ppo, Ppo) else algorithm
+    assert algorithm is not None
+    source = RlSource(ExperienceMaker(policy, algorithm, ppo, learner), [n for n, _ in parameters])
+    return TinyPpo(models, engine, source, RlObjective(policy, algorithm, roundoff), listener, ppo)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import Preempted
+from recipes.stages.answers import Cadence
 from recipes.stages.optim import AdamW
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
@@ -22,7 +23,7 @@ from trainers.engine.plain import PlainEngine
 from trainers.objectives.protocol import ObjectiveOutput
 from trainers.store.manifest import Layout
 from trainers.store.store import Store
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import train
 from trainers.training.outcome import Outcome
 
 STEPS = 8

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
+from recipes.stages.answers import Cadence
 from trainers.runtime.observer import Interrupted, counted, interruptible, raise_if_stopping
 from trainers.training import loop
-from trainers.training.loop import Cadence, train
+from trainers.training.loop import train
 from trainers.training.outcome import Evaluation
 
 

@@ -1,56 +1,25 @@
-"""Rollouts, proximal policy optimisation and the sampling settings of a recipe."""
+"""Algorithms of reinforcement learning: each is the class of its settings, and a member of a closed union."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from recipes.errors import FieldFinding, at
-from recipes.fields import Iterations, Strict, meaning, placement
+from recipes.fields import Iterations, OneOf, Strict, TagAt, meaning, placement
 from recipes.problem_codes import Code
-from recipes.smoke_sizes import ITERATIONS, PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, SEQUENCE
+from recipes.smoke_sizes import ITERATIONS, SEQUENCE
 from recipes.stages.optim import AdamW, Schedule
 
 
-class Sampling(Strict):
-    """How responses are drawn; no truncation of the distribution, so that log-probabilities are exact."""
+class Critic(Strict):
+    """A model of the values of states, which learns next to the policy on one joint loss."""
 
-    max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Longest response in tokens, the end token included.")
-    max_prompt_tokens: int = meaning(
-        128, ge=8, le=10**6, description="Longer prompts are dropped and counted; fewer than 8 hold no chat turn."
-    )
-    temperature: float = meaning(
-        1.0, gt=0, le=10, description="Divides the logits; also in every log-probability of the update."
-    )
-    stop_tokens: list[str] = meaning(
-        default_factory=list,
-        description="Further tokens that end a response; each must be one token of the vocabulary.",
-    )
-
-    def shrunk(self) -> Self:
-        """The smoke form."""
-        return self.changed(
-            max_new_tokens=min(self.max_new_tokens, RESPONSE_TOKENS),
-            max_prompt_tokens=min(self.max_prompt_tokens, PROMPT_TOKENS),
-        )
-
-
-class Rollout(Sampling):
-    """One iteration's experience."""
-
-    prompts_per_iteration: int = meaning(64, ge=1, le=10**6, description="Prompts per iteration over all workers.")
-    samples_per_prompt: int = meaning(1, ge=1, le=1024, description="Responses drawn for each prompt.")
-
-    def shrunk(self) -> Self:
-        """The smoke form."""
-        return (
-            super()
-            .shrunk()
-            .changed(
-                prompts_per_iteration=min(self.prompts_per_iteration, PROMPTS),
-                samples_per_prompt=min(self.samples_per_prompt, 2),
-            )
-        )
+    start: Literal["actor", "reward"] = meaning("reward", description="Which model initialises the critic.")
+    lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")
+    warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
+    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
+    coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
 
 
 class FixedKl(Strict):
@@ -71,7 +40,7 @@ KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]
 
 
 class Updates(Strict):
-    """What every estimator shares: iterations of rollouts and clipped updates (Schulman et al. 2017)."""
+    """What every algorithm shares: iterations of rollouts and clipped updates (Schulman et al. 2017)."""
 
     iterations: int = meaning(ge=1, le=10**9, description="Rollout + update cycles.")
     epochs: int = meaning(2, ge=1, le=100, description="Passes over an iteration's experience.")
@@ -123,6 +92,11 @@ class Updates(Strict):
             yield at("ppo.kl_coef", self.kl_coef, Code.UNMET_REQUIREMENT, message, "start above 0, for example 0.05")
 
     @property
+    def value_model(self) -> "Critic | None":
+        """The critic that learns next to the policy; None: the algorithm has none."""
+        return None
+
+    @property
     def steps_per_iteration(self) -> int:
         """Optimiser steps between two rollouts."""
         return self.epochs * self.mini_batches
@@ -147,14 +121,9 @@ class Updates(Strict):
         )
 
 
-class Ppo(Updates):
-    """PPO (Schulman et al. 2017) on token-level actions with a critic and a KL penalty."""
+class TokenUpdates(Updates):
+    """What every algorithm on responses shares: actions are tokens, and a reward model scores whole responses."""
 
-    estimator: Literal["gae"] = meaning(
-        "gae", description="Advantages: generalised advantage estimation with a critic."
-    )
-    value_clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
-    value_coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
     entropy_coef: float = meaning(0.0, ge=0, le=10, description="Weight of the entropy bonus.")
     text_coef: float = meaning(
         0.0,
@@ -164,19 +133,72 @@ class Ppo(Updates):
     )
     text_batch: int = meaning(8, ge=1, le=10**6, description="Sequences of `text` per optimiser step over all workers.")
     text_length: int = meaning(128, ge=8, le=10**7, description="Tokens per sequence of `text`.")
-    gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
-    lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
     score_clip: float = meaning(5.0, gt=0, le=1000, description="Normalised scores are clipped to plus or minus this.")
     missing_eos_penalty: float = meaning(
         1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
     )
-    critic_warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
-    critic_lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")
 
     def shrunk(self) -> Self:
         """The smoke form."""
-        return self._shrunk(
-            text_batch=min(self.text_batch, 4),
-            text_length=min(self.text_length, SEQUENCE),
-            critic_warmup=min(self.critic_warmup, min(self.iterations, ITERATIONS) - 1),
-        )
+        return self._shrunk(text_batch=min(self.text_batch, 4), text_length=min(self.text_length, SEQUENCE))
+
+
+class Ppo(TokenUpdates):
+    """PPO (Schulman et al. 2017) on tokens: generalised advantage estimation with a critic."""
+
+    algorithm: Literal["ppo"] = meaning(
+        "ppo", description="Advantages: generalised advantage estimation with a critic."
+    )
+    gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
+    lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
+    critic: Critic = meaning(default_factory=Critic, description="The model of values.")
+
+    @property
+    def value_model(self) -> Critic:
+        return self.critic
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        if self.critic.warmup >= self.iterations:
+            message = f"warmup must be below iterations ({self.iterations}); otherwise the actor never learns"
+            yield at("ppo.critic.warmup", self.critic.warmup, Code.WARMUP_TOO_LONG, message)
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        small = super().shrunk()
+        return small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))
+
+
+class Ddpo(Updates):
+    """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
+
+    algorithm: Literal["ddpo"] = meaning(
+        description="Advantages: an image's normalised reward, the same at all of its denoising steps."
+    )
+    epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
+    kl_coef: float = meaning(
+        0.0, ge=0, le=100, description="Weight of the KL against the start, summed over an image's denoising steps."
+    )
+    normalise: Literal["classes", "all"] = meaning(
+        "classes",
+        description="Whose mean and deviation in the iteration a reward is normalised by: its class's (or caption's), "
+        "or all.",
+    )
+    advantage_clip: float = meaning(5.0, gt=0, le=1000, description="Advantages are clipped to plus or minus this.")
+    grid: int = meaning(40, ge=0, le=1024, description="Images at fixed seeds shown in the report; 0: none.")
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self._shrunk(grid=10)
+
+
+TextAlgorithm = Annotated[
+    Annotated[Ppo, Tag("ppo")],
+    OneOf(TagAt(("algorithm",), default="ppo")),
+]
+"""How a policy that writes responses learns."""
+ImageAlgorithm = Annotated[
+    Annotated[Ddpo, Tag("ddpo")],
+    OneOf(TagAt(("algorithm",))),
+]
+"""How a policy that draws images learns."""

@@ -1,0 +1,255 @@
+"""A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from recipes.artifact_kinds import ArtifactKind
+from recipes.stages.answers import TextFacts
+from recipes.stages.rl import PpoStage
+from rlhf.algorithms.scoring import ScoreStatistics
+from rlhf.iterations import RlOutcome, kept_iterations
+from rlhf.policy import Learner
+from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
+from rlhf.text.critic import Critic
+from rlhf.text.policy import PolicyModels
+from rlhf.text.responses import Responses
+from rlhf.text.reward_inputs import Reading, reading_of
+from rlhf.text.sampling import Show, TextPolicy, TextSources
+from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.data.batches import BatchPlan
+from trainers.data.dataset import Dataset
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.protocol import Engine, ParameterGroup
+from trainers.inference.generation import sampling_settings
+from trainers.models.folders import model_config
+from trainers.models.load import longest_input, model_family
+from trainers.runtime.precision import dtype_of
+from trainers.store.manifest import ArtifactManifest
+from trainers.training.context import (
+    Candidate,
+    Check,
+    StageContext,
+    candidate_folder,
+    check_tokenizers,
+    data_request,
+    model_folder,
+    model_weights,
+    open_dataset,
+    put_probe,
+)
+from trainers.training.text_candidate import TrainedText, write_trained
+
+KEPT_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class TextData:
+    """What the policy reads."""
+
+    tokenization: Tokenization
+    prompts: Dataset
+    text: Dataset | None
+    """Text that is mixed into the updates."""
+
+
+@dataclass(frozen=True)
+class TextRl:
+    """Responses to prompts, scored by a reward model."""
+
+    spec: PpoStage
+    context: StageContext
+
+    def open_data(self) -> TextData:
+        """Open prompts and text; raises RequestError or StageError for models that do not fit."""
+        spec, context = self.spec, self.context
+        spec.check_model(TextFacts(model_family(model_folder(context, "actor"))))
+        tokenization = load_tokenization(model_folder(context, "actor"))
+        check_tokenizers(spec, context)
+        asked, mixed_in = spec.get_source("prompts"), spec.find_source("text")
+        request = data_request(context, asked, tokenization, spec.rollout.max_prompt_tokens, spec.template)
+        prompts = open_dataset(context, request)
+        text = None
+        if mixed_in is not None:
+            text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
+        return TextData(tokenization, prompts, text)
+
+    def build(self, data: TextData) -> "TextModels":
+        """Load actor, reference and reward model, and a critic where the algorithm has one."""
+        spec, context = self.spec, self.context
+        actor, reward = model_weights(context, "actor", spec.lora), reward_source(context, "reward")
+        shared = build_models(
+            spec,
+            actor,
+            reward,
+            reading=reading_by(context, "reward", data.prompts, data.tokenization),
+            num_tokens=data.tokenization.vocab_size,
+            seed=context.seed,
+            device=context.ranks.device,
+        )
+        return TextModels(spec, context, data, shared, reward.statistics, actor.stack)
+
+
+@dataclass(frozen=True)
+class TextModels:
+    """The models of a stage that tunes a language model."""
+
+    spec: PpoStage
+    context: StageContext
+    data: TextData
+    shared: SharedModels
+    statistics: ScoreStatistics
+    stack: tuple[str, ...]
+    """What the actor was opened from, by digest."""
+
+    @property
+    def module(self) -> PolicyModels:
+        """All of them."""
+        return self.shared.models
+
+    @property
+    def groups(self) -> list[ParameterGroup]:
+        """The actor's parameters, and the critic's where there is one."""
+        adamw, shared = self.spec.ppo.optimizer, self.shared
+        learning = {"actor": shared.actor_parameters, "critic": shared.critic_parameters}
+        return [
+            ParameterGroup(name, parameters, adamw.betas, adamw.eps, adamw.weight_decay)
+            for name, parameters in learning.items()
+            if parameters
+        ]
+
+    def policy(self, learner: Learner) -> TextPolicy:
+        """Responses from the engine that the context opens."""
+        spec, context, data, rollout = self.spec, self.context, self.data, self.spec.rollout
+        ranks, per_iteration, per_step = context.ranks, rollout.prompts_per_iteration, spec.ppo.text_batch
+
+        def plan(rows: Dataset, size: int) -> BatchPlan:
+            """A rank's share is one micro-batch."""
+            return BatchPlan(rows, context.seed, size, ranks.world_size, ranks.rank, size // ranks.world_size)
+
+        text = None if data.text is None else plan(data.text, per_step)
+        return TextPolicy(
+            learner,
+            context.open_rollouts(learner.engine, context.seed),
+            TextSources(plan(data.prompts, per_iteration), text),
+            spec.ppo,
+            rollout,
+            sampling_settings(data.tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens),
+            self.statistics,
+            sample_writer(spec, context, data.tokenization) if ranks.rank == 0 else None,
+        )
+
+    def candidate(self, engine: Engine, checkpoint: StoreCheckpoint, outcome: RlOutcome) -> Candidate | None:
+        """Write, probe and upload the actor, and the critic where there is one; collective."""
+        trained, tokenization, is_first = self._trained(), self.data.tokenization, self.context.ranks.rank == 0
+        tensors = dict(engine.full_parameters())
+        policy = network_tensors(tensors, POLICY)
+        whole = trained.whole_tensors(policy) if is_first else {}
+        critic = Critic(self.module, tensors) if is_first and self.has_critic else None
+        probes = critic_probe = None
+        with engine.gathered():
+            if is_first:
+                probes = trained.probes(whole)
+                critic_probe = None if critic is None else critic.probe()
+        if probes is None:
+            return None
+        with candidate_folder() as folder:
+            checks = write_trained(folder, trained, policy, whole, self.context, probes)
+            if critic is not None:
+                critic.write(folder / "critic", tokenization, trained.dtype)
+            files = self.context.store.objects.put_folder(folder)
+        if critic_probe is not None:
+            checks = [Check("value_model", "critic", put_probe(self.context.store, critic_probe)), *checks]
+        return Candidate(
+            kind=self._kind,
+            files=files,
+            checks=tuple(checks),
+            outcome=outcome.outcome.ending(),
+            metrics={
+                **outcome.metrics,
+                "response_tokens": int(outcome.outcome.weight),
+                "data": self.data.prompts.report.to_json(),
+            },
+            gate_reasons=outcome.gate_reasons,
+            contract=tokenization.contract_hash,
+            base=trained.base(self.context),
+            stack=trained.lower_stack,
+            architecture=model_config(trained.model.config, "language_model", trained.dtype),
+            exactness=checkpoint.exactness,
+            changes=tuple(checkpoint.made_changes),
+        )
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic learns next to the actor."""
+        return self.spec.ppo.value_model is not None
+
+    @property
+    def _kind(self) -> ArtifactKind:
+        """What holds them: an actor alone is what a fine-tuning makes."""
+        if self.has_critic:
+            return "actor_critic"
+        return "model" if self.spec.lora is None else "adapter"
+
+    def _trained(self) -> TrainedText:
+        """The actor with what its files need."""
+        return TrainedText(
+            "language_model",
+            self.module.networks[POLICY],
+            f"networks.{POLICY}.",
+            self.data.tokenization,
+            dtype_of(self.spec.shard.precision),
+            self.shared.peft_config,
+            merge=self.spec.merge,
+            start="actor",
+            part="actor" if self.has_critic else "model",
+            adapter=ACTOR,
+            stack=self.stack,
+        )
+
+
+def reading_by(context: StageContext, field_path: str, prompts: Dataset, writer: Tokenization) -> Reading:
+    """How the reward model of an input reads responses to these prompts."""
+    folder = model_folder(context, field_path)
+    return reading_of(prompts, writer, load_tokenization(folder), longest_input(folder))
+
+
+def reward_source(context: StageContext, field_path: str) -> RewardSource:
+    """What a reward model is opened from."""
+    manifest = context.inputs[field_path]
+    has_adapter = any(name.startswith("adapter/") for name in manifest.files)
+    return RewardSource(
+        weights=model_weights(context, field_path),
+        adapter=context.store.folder(manifest, "adapter") if has_adapter else None,
+        lies_on=manifest.lies_on,
+        statistics=score_statistics(manifest),
+    )
+
+
+def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
+    """Mean and standard deviation that the reward stage stored; an imported model without them keeps its raw scale."""
+    scores: Any = manifest.metrics.get("scores")
+    if scores is None:
+        return ScoreStatistics(0.0, 1.0)
+    return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
+
+
+def sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
+    """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
+    writer = context.samples()
+    steps = spec.ppo.steps_per_iteration
+    kept = kept_iterations(spec.ppo.iterations)
+
+    def show(iteration: int, responses: Responses, scores: Tensor) -> None:
+        if iteration not in kept:
+            return
+        shown = responses.rows(range(min(KEPT_SAMPLES, len(responses.sample_ids_B))))
+        for row, tokens in enumerate(shown.response_ids):
+            is_prompt = shown.attention_mask_BT[row] & ~shown.response_mask_BT[row]
+            prompt = tokenization.decode(shown.input_ids_BT[row][is_prompt].tolist())
+            line = {"prompt": prompt, "response": tokenization.decode(tokens), "score": float(scores[row])}
+            writer.append({"step": iteration * steps, **line})
+        writer.flush()
+
+    return show

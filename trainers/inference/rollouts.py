@@ -1,0 +1,132 @@
+"""Sampling responses: the seam to whatever engine samples, and the one that samples on the training ranks.
+
+Shapes: B responses, P prompt tokens, R response tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.data.batches import PromptBatch
+from trainers.engine.protocol import Engine
+from trainers.inference.generation import Generation, SamplingSettings, generate
+from trainers.runtime.observer import Watch, partly
+
+GENERATION_BATCH = 256
+"""Responses that one rank writes side by side."""
+
+SampleKey = tuple[int, int]
+"""Sample id of a prompt, and which of the iteration's draws for that prompt."""
+StopReason = Literal["stop", "length"]
+"""stop: an end token or another stop token; length: `max_new_tokens`."""
+
+
+@dataclass(frozen=True)
+class WeightsVersion:
+    """Which policy: the iteration it samples for, and the optimiser steps that made it."""
+
+    iteration: int
+    steps_applied: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Responses to prompts, right-padded with the pad id to the longest one allowed, and what wrote them."""
+
+    tokens_BR: Tensor
+    response_mask_BR: Tensor
+    """True at response tokens, the stop token included."""
+    logprobs_BR: Tensor
+    """Of the drawn tokens as the sampler saw them, at its temperature, in fp32; 0 past a response's end."""
+    stop_reasons: tuple[StopReason, ...]
+    version: WeightsVersion
+
+
+class RolloutEngine(Protocol):
+    """Samples from the policy; which process does so, and how it draws, is its own affair."""
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Take over the learner's weights and say which they are; collective."""
+
+    def generate(
+        self, prompts: PromptBatch, keys: Sequence[SampleKey], sampling: SamplingSettings, watch: Watch
+    ) -> Sampled:
+        """Answer this rank's left-padded prompts, a response for each; `watch` may end it. Collective at its ends.
+
+        Equal keys give equal responses of the same weights where the engine can promise that.
+        """
+
+
+OpenRollouts = Callable[[Engine, int], RolloutEngine]
+"""Opens what samples from the policy under an engine; the seed keys the draws."""
+
+
+class SamplingModule(Protocol):
+    """A module with a policy that can be sampled from."""
+
+    def sampling(self) -> AbstractContextManager[nn.Module]:
+        """Give the policy's network to generate from, every parameter being whole."""
+
+
+class ColocatedRollouts:
+    """Samples on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self._engine = engine
+        self._seed = seed
+        self._iteration = -1
+
+    def sync(self, iteration: int) -> WeightsVersion:
+        """Remember the iteration; the weights are in place."""
+        self._iteration = iteration
+        return WeightsVersion(iteration, self._engine.steps_applied)
+
+    def generate(
+        self, prompts: PromptBatch, keys: Sequence[SampleKey], sampling: SamplingSettings, watch: Watch
+    ) -> Sampled:
+        """Sample under the actor's adapter, every parameter in place; a key's uniform numbers draw its tokens."""
+        uniforms_BR = response_uniforms(self._seed, "rollout", self._iteration, keys, sampling.max_new_tokens)
+        with self._engine.gathered() as module, torch.no_grad(), cast(SamplingModule, module).sampling() as actor:
+            drawn = generate_in_parts(actor, prompts, sampling, uniforms_BR, GENERATION_BATCH, watch)
+        reasons: list[StopReason] = ["stop" if has_ended else "length" for has_ended in drawn.ended_B.tolist()]
+        version = WeightsVersion(self._iteration, self._engine.steps_applied)
+        return Sampled(drawn.tokens_BR, drawn.response_mask_BR, drawn.logprobs_BR, tuple(reasons), version)
+
+
+def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[SampleKey], width: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) of each response, keyed by (seed, stream, round, sample id, draw) alone."""
+    rows = []
+    for sample, draw in keys:
+        text = f"{seed}\n{stream}\n{round_}\n{sample}\n{draw}"
+        key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
+        rows.append(np.random.Generator(np.random.Philox(key=key)).random(width))
+    return np.stack(rows) if rows else np.empty((0, width))
+
+
+def generate_in_parts(
+    module: nn.Module,
+    prompts: PromptBatch,
+    settings: SamplingSettings,
+    uniforms_BR: np.ndarray,
+    batch_size: int,
+    watch: Watch | None = None,
+) -> Generation:
+    """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters."""
+    parts, count = [], len(uniforms_BR)
+    for start in range(0, count, batch_size):
+        rows = slice(start, start + batch_size)
+        ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
+        part = None if watch is None else partly(watch, start, len(ids), count)
+        parts.append(generate(module, ids, mask, settings, uniforms_BR[rows], watch=part))
+    return Generation(
+        torch.cat([part.tokens_BR for part in parts]),
+        torch.cat([part.response_mask_BR for part in parts]),
+        torch.cat([part.ended_B for part in parts]),
+        torch.cat([part.logprobs_BR for part in parts]),
+    )

@@ -33,7 +33,7 @@ enter the fingerprint; `placement` keys decide where and how often, and never ma
 - `--set PATH=VALUE` sets one value on the command line, for example `--set stages.base.train.steps=100`.
 - Numbers are YAML 1.2: `1e-4` and `2_000_000` are numbers; `no`, `12:30` are text; aliases, tags and duplicate keys are
   errors.
-- Inputs name a stage (`chat`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a
+- Inputs name a stage (`sft`), a part of one (`policy.critic`), the store (`store://NAME`, `store://FINGERPRINT`), a
   local folder in the Hugging Face layout (`./model`) or the hub (`hf://ORG/NAME@REVISION`).
 - Relative paths start at the folder of the recipe that is run, those too that it takes over by `extends`: a recipe in
   another folder has to write them again. `extends` itself starts at the folder of the file that contains it.

@@ -28,11 +28,11 @@ LIMIT = 1e-5
 # (stage, part of the store whose files the project loads, arguments of the export, what stock classes open)
 EXPORTS: list[tuple[str, str, tuple[str, ...], str]] = [
     ("base", "model", (), "language_model"),
-    ("chat", "model", (), "language_model adapter"),
-    ("chat", "model", ("--merge",), "language_model"),
-    ("judge", "model", (), "score_model adapter"),
-    ("judge", "model", ("--merge",), "score_model"),
-    ("second", "model", ("--part", "model"), "score_model"),
+    ("sft", "model", (), "language_model adapter"),
+    ("sft", "model", ("--merge",), "language_model"),
+    ("reward", "model", (), "score_model adapter"),
+    ("reward", "model", ("--merge",), "score_model"),
+    ("second_reward", "model", ("--part", "model"), "score_model"),
     ("policy", "actor", (), "language_model adapter"),
     ("policy", "actor", ("--merge",), "language_model"),
     ("policy", "critic", ("--part", "critic"), "value_model"),

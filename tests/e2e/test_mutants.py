@@ -136,7 +136,7 @@ def test_changes_are_drawn_from_every_stage() -> None:
     drawn = [change for seed in range(2) for change in draw(RECIPES / "quickstart.yaml", seed)]
     assert {change.split(".")[1] for change in drawn if change.startswith("stages.")} >= {
         "base",
-        "chat",
+        "sft",
         "policy",
         "eval",
     }

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.serial
 
-STAGES = ["base", "chat", "judge", "second", "policy", "eval"]
+STAGES = ["base", "sft", "reward", "second_reward", "policy", "eval"]
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
 
 
@@ -40,8 +40,8 @@ def test_the_store_tells_what_was_made_of_what(smoke_run: Any) -> None:
         "model", "adapter", "reward_model", "reward_model", "actor_critic", "report"
     ]  # fmt: skip
     assert listed["policy"]["parents"] == {
-        "actor": listed["chat"]["fingerprint"],
-        "reward": listed["judge"]["fingerprint"],
+        "actor": listed["sft"]["fingerprint"],
+        "reward": listed["reward"]["fingerprint"],
     }
     assert smoke_run.shell("store", "verify").code == 0
 
@@ -79,7 +79,7 @@ def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
     assert first.code == 0, first.err
     assert first.out == second.out
     assert first.json[0]["response"]
-    refused = smoke_run.shell("sample", f"{smoke_run.run}/judge", "--prompt", "x")
+    refused = smoke_run.shell("sample", f"{smoke_run.run}/reward", "--prompt", "x")
     assert refused.code == 2
     assert "only a language model or a classifier of texts can be sampled" in refused.err
 

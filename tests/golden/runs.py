@@ -55,13 +55,13 @@ REAL_MODELS = {"llm/smollm2.yaml": ("smollm2", SMOLLM2), "text/minilm_polarity.y
 """Recipes that start from a real model: its name in the store, and its folder's."""
 FEWER = {
     "llm/smollm2.yaml": (
-        "stages.chat.train.steps=5",
-        "stages.chat.train.global_batch=4",
-        "stages.judge.train.steps=5",
-        "stages.judge.train.global_batch=4",
-        "stages.judge.train.evaluation_rows=8",
+        "stages.sft.train.steps=5",
+        "stages.sft.train.global_batch=4",
+        "stages.reward.train.steps=5",
+        "stages.reward.train.global_batch=4",
+        "stages.reward.train.evaluation_rows=8",
         "stages.eval.num_prompts=4",
-        "stages.eval.of=[chat, policy]",
+        "stages.eval.of=[sft, policy]",
     ),
 }
 """What makes a smoke form smaller that takes minutes."""

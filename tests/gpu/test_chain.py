@@ -68,7 +68,7 @@ def test_the_chain_runs_on_the_device(tmp_path: Path) -> None:
 
     store = str(tmp_path / "store")
     overrides = ["cluster.workers=1", "cluster.gpus_per_worker=1"]
-    overrides += [f"stages.{stage}.shard.precision=bf16" for stage in ("base", "chat")]
+    overrides += [f"stages.{stage}.shard.precision=bf16" for stage in ("base", "sft")]
     result = launch.run(PROJECT / "recipes" / "quickstart.yaml", overrides=overrides, smoke=True, store=store)
     assert all(not stage.cached for stage in result.stages.values())
     for stage in result.stages.values():

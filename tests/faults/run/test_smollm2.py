@@ -16,7 +16,7 @@ import yaml
 pytestmark = [pytest.mark.serial, pytest.mark.long, pytest.mark.timeout(3000)]
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "llm" / "smollm2.yaml"
-STAGES = ("chat", "judge", "policy", "eval")
+STAGES = ("sft", "reward", "policy", "eval")
 STEPS, BATCH, LENGTH = 4, 4, 96
 CELLS = [(precision, workers, zero) for precision in ("bf16", "fp32") for workers in (1, 2) for zero in (0, 1, 2, 3)]
 
@@ -33,14 +33,14 @@ def make_recipe(tmp_path: Path, smollm2: Path) -> Callable[[str, int, int], Path
             for source in (stage.get(key) for key in ("data", "prompts", "text")):
                 if source is not None:
                     source["files"] = [str(RECIPE.parent / file) for file in source["files"]]
-        for name in ("chat", "judge"):
+        for name in ("sft", "reward"):
             short = {"steps": STEPS, "save_every": 2, "global_batch": BATCH, "sequence_length": LENGTH}
             stages[name]["train"] |= short | {"schedule": {"name": "cosine"}, "evaluation_rows": BATCH}
-        stages["chat"]["init_from"] = str(smollm2)
-        stages["judge"]["min_accuracy"] = 0
+        stages["sft"]["init_from"] = str(smollm2)
+        stages["reward"]["min_accuracy"] = 0
         stages["policy"]["rollout"] |= {"prompts_per_iteration": BATCH, "max_new_tokens": 8}
         stages["policy"]["ppo"] |= {"iterations": 2, "save_every": 1}
-        stages["eval"] |= {"of": ["chat", "policy"], "num_prompts": BATCH}
+        stages["eval"] |= {"of": ["sft", "policy"], "num_prompts": BATCH}
         stages["eval"]["sampling"]["max_new_tokens"] = 8
         recipe["cluster"] = {"workers": workers, "gpus_per_worker": 0}
         path = tmp_path / f"{precision}-{workers}-{zero}.yaml"

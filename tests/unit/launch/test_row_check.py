@@ -126,7 +126,7 @@ def test_a_model_of_the_store_is_read_where_the_store_is_named(check: Check, tmp
             "fingerprint": "ab" * 32,
             "digest": files_digest(files),
             "kind": "model",
-            "stage": "chat",
+            "stage": "sft",
             "files": files,
             "outcome": ended,
             "architecture": {"model_type": "llama"},
@@ -151,5 +151,5 @@ def test_the_command_loads_nothing_heavy() -> None:
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     modules, cpu_seconds, stages = json.loads(output.stdout)
     assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow"} & set(modules)
-    assert set(stages) == {"base", "chat", "judge", "second", "policy", "eval"}
+    assert set(stages) == {"base", "sft", "reward", "second_reward", "policy", "eval"}
     assert cpu_seconds < 1.9

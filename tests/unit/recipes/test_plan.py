@@ -87,7 +87,7 @@ def test_order_of_a_circle_raises() -> None:
 def test_the_quickstart_plan() -> None:
     recipe = load_recipe(QUICKSTART).recipe
     plan = _plan(recipe)
-    assert [stage.name for stage in plan.stages] == ["base", "chat", "judge", "second", "policy", "eval"]
+    assert [stage.name for stage in plan.stages] == ["base", "sft", "reward", "second_reward", "policy", "eval"]
     for stage in plan.stages:
         planned = recipe.stages[stage.name]
         assert stage.steps == planned.steps()
@@ -135,7 +135,7 @@ def test_a_stage_whose_parent_has_another_digest_is_not_done() -> None:
     done = _committed(plan)
     chat = plan.stages[1].fingerprint
     done[chat] = Committed("another digest", done[chat].parents)
-    assert [stage.name for stage in _plan(recipe, done).stages if stage.cached] == ["base", "chat"]
+    assert [stage.name for stage in _plan(recipe, done).stages if stage.cached] == ["base", "sft"]
 
 
 def test_auto_workers_divide_every_batch() -> None:
@@ -144,9 +144,9 @@ def test_auto_workers_divide_every_batch() -> None:
         workers = fit_workers(recipe, available)
         assert 1 <= workers <= available
         assert all(divides(workers, stage) for stage in recipe.stages.values())
-    odd = load_recipe(QUICKSTART, ["stages.chat.train.global_batch=33"]).recipe
+    odd = load_recipe(QUICKSTART, ["stages.sft.train.global_batch=33"]).recipe
     assert fit_workers(odd, 2) == 1
-    plain = load_recipe(QUICKSTART, ["stages.chat.shard.engine=plain"]).recipe
+    plain = load_recipe(QUICKSTART, ["stages.sft.shard.engine=plain"]).recipe
     assert fit_workers(plain, 8) == 4, "plain workers sum their gradients up"
     fixed = load_recipe(QUICKSTART, ["cluster.workers=4"]).recipe
     assert fit_workers(fixed, 1) == 4

@@ -36,16 +36,16 @@ def shards(recipe: str, hardware: Hardware, workers: int, *overrides: str, known
 
 def test_text_is_bf16_where_the_hardware_is_fast_at_it() -> None:
     fast, slow = (shards("quickstart.yaml", hardware, 2) for hardware in (AMX, SLOW))
-    assert {fast[name].precision for name in ("base", "chat", "judge", "second", "eval")} == {"bf16"}
+    assert {fast[name].precision for name in ("base", "sft", "reward", "second_reward", "eval")} == {"bf16"}
     assert fast["policy"].precision == "fp32"
     assert {shard.precision for shard in slow.values()} == {"fp32"}
     assert {shard.precision for shard in shards("image/ddpm.yaml", GPU, 1).values()} == {"fp32"}
 
 
 def test_a_pinned_field_stays() -> None:
-    pinned = ("stages.base.shard={precision: fp32, engine: deepspeed, zero: 3}", "stages.chat.shard.zero=1")
+    pinned = ("stages.base.shard={precision: fp32, engine: deepspeed, zero: 3}", "stages.sft.shard.zero=1")
     found = shards("quickstart.yaml", AMX, 2, *pinned)
-    base, chat = found["base"], found["chat"]
+    base, chat = found["base"], found["sft"]
     assert (base.precision, base.engine, base.zero) == ("fp32", "deepspeed", 3)
     assert (chat.precision, chat.engine, chat.zero) == ("bf16", "deepspeed", 1)
 
@@ -94,12 +94,12 @@ def test_offload_needs_a_sharded_optimiser() -> None:
 
 
 def test_reasons_name_what_decided() -> None:
-    recipe = load_recipe(RECIPES / "quickstart.yaml", ["stages.chat.shard={precision: fp32, engine: plain}"]).recipe
+    recipe = load_recipe(RECIPES / "quickstart.yaml", ["stages.sft.shard={precision: fp32, engine: plain}"]).recipe
     reasons = settle_shards(recipe, gib(6), 2, predict).reasons
     assert reasons["base"]["engine"] == "zero 2: 5.5 of 6.5 GiB; plain would take 10.5 in each worker"
     roomy = settle_shards(recipe, AMX, 2, predict).reasons["base"]
     assert roomy["engine"] == "plain: every worker has room for the whole state"
-    assert "chat" not in reasons
+    assert "sft" not in reasons
     assert settle_shards(recipe, SLOW, 2, predict).reasons["base"]["precision"] == f"fp32: {SLOW.lacking}"
     assert settle_shards(recipe, AMX, 2, predict).reasons["base"]["precision"].startswith("bf16: amx_bf16")
 

@@ -78,7 +78,8 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         drawn = []
         for draw in range(spec.num_draws):
             place = parts.place(index, draw, spec.num_draws)
-            seeds = [stream_seed(context.seed, "eval", draw, place) for place in range(count)]
+            # The stream keeps its first name: by another, the same recipe would draw other images.
+            seeds = [stream_seed(context.seed, "exam", draw, place) for place in range(count)]
             drawn.append(_draw(model, seeds, wanted, captions, context.observer, place))
         context.observer.phase("features")
         classes = model.facts.classes if captions is None else real.classes

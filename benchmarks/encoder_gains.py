@@ -41,7 +41,9 @@ import torch
 
 from recipes.loading.load import dump_recipe, load_recipe, parse_recipe
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
 from trainers.data.labelled_batches import split_by_label
+from trainers.data.layouts.labelled import Labelled
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.image_metrics import interval
@@ -117,12 +119,12 @@ def naive_bayes_accuracy(training_set: Dataset, held_out: Dataset, vocab_size: i
     shares_C = np.zeros(len(training_set.classes))
     for row in rows:
         label = training_set.arrays["labels"][row]
-        counts_CV[label, np.unique(training_set.text_ids(row))] += 1
+        counts_CV[label, np.unique(training_set.cut("text_ids", row))] += 1
         shares_C[label] += 1
     scores_CV = np.log(counts_CV / counts_CV.sum(axis=1, keepdims=True))
     prior_C = np.log(shares_C / shares_C.sum())
     guesses = [
-        int((prior_C + scores_CV[:, np.unique(held_out.text_ids(row))].sum(axis=1)).argmax())
+        int((prior_C + scores_CV[:, np.unique(held_out.cut("text_ids", row))].sum(axis=1)).argmax())
         for row in range(len(held_out))
     ]
     return float(np.mean(np.array(guesses) == np.asarray(held_out.arrays["labels"])))
@@ -133,7 +135,7 @@ def counted_accuracies(
 ) -> dict[float, float]:
     """Accuracy of naive Bayes from each share of the stage's labels, over the tokens of the model `start`."""
     tokenization = load_tokenization(store.folder(store.resolve(start), "model"))
-    seen = DataRequest(stage.data, folder, "labels", tokenization, stage.train.sequence_length, seed=0)
+    seen = DataRequest(stage.data, folder, Labelled(TextSettings(tokenization, stage.train.sequence_length)), seed=0)
     apart = replace(seen, held_out=True) if stage.evaluation is None else replace(seen, source=stage.evaluation)
     training_set, held_out = materialise(seen, store), materialise(apart, store)
     if held_out.classes != training_set.classes:

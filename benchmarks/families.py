@@ -39,16 +39,18 @@ from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.data.batches import BatchPlan
-from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
 from trainers.objectives.images import ImageObjective
 from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
-from trainers.tasks.images import ImageBatches
 from trainers.training.loop import Cadence, train
 from trainers.training.optimiser_step import Phase
+from trainers.training.steps import PlannedBatches
 
 BATCH, LR, CLIP = 64, 1e-3, 1.0
 ARCHITECTURES: dict[str, Any] = {
@@ -89,7 +91,7 @@ class Quiet:
     def flush(self) -> None: ...
 
 
-def ours(name: str, dataset: ImageDataset, steps: int) -> float:
+def ours(name: str, dataset: Dataset, steps: int) -> float:
     """Steps per CPU second of the loop."""
     family = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)
     phases = []
@@ -102,7 +104,7 @@ def ours(name: str, dataset: ImageDataset, steps: int) -> float:
         phases.append(Phase(part.name, engine, ImageObjective(part.loss_name), lambda step: {"model": LR}))
     first, *further = phases
     plan = BatchPlan(dataset, 0, BATCH, 1, 0, BATCH)
-    source = ImageBatches(plan, steps, [phase.engine for phase in phases], None, family.averaged)
+    source = PlannedBatches(plan, steps)
     started = time.process_time()
     train(
         first.engine,
@@ -119,7 +121,7 @@ def ours(name: str, dataset: ImageDataset, steps: int) -> float:
     return steps / (time.process_time() - started)
 
 
-def by_hand(name: str, dataset: ImageDataset, steps: int) -> float:
+def by_hand(name: str, dataset: Dataset, steps: int) -> float:
     """Steps per CPU second of a plain loop over the same networks."""
     family: Any = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)
     images = torch.from_numpy(np.asarray(dataset.images_NCHW, dtype=np.float32) / 255)
@@ -222,7 +224,7 @@ def main() -> None:
                 sides |= {label: partial(peer, words) for label, peer in PEERS[name].items()}
             else:
                 source = Digits(source="digits", size=arguments.size or SIZES[name])
-                dataset = materialise_images(ImageRequest(source, Path(folder), 0), store)
+                dataset = materialise(DataRequest(source, Path(folder), Images(), 0), store)
                 sides = {"ours": partial(ours, name, dataset), "by hand": partial(by_hand, name, dataset)}
             measure(name, sides, arguments.steps, arguments.rounds)
 

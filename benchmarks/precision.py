@@ -28,9 +28,11 @@ from recipes.models.encoder import Corruption
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.images import Images
+from trainers.data.layouts.packed import Packed
 from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest, materialise
-from trainers.data.materialise_images import ImageRequest, materialise_images
 from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.encoder_decoder import TargetLosses
@@ -46,7 +48,6 @@ from trainers.objectives.masked_language_model import MaskedLanguageModelObjecti
 from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
-from trainers.tasks.images import ImageBatches
 from trainers.training.loop import Cadence, train
 from trainers.training.optimiser_step import Phase
 from trainers.training.steps import PlannedBatches
@@ -118,7 +119,8 @@ class Work:
         from recipes.data.text import PythonDocs
 
         source = PythonDocs(source="python-docs", split="train")
-        return materialise(DataRequest(source, self.folder, "text", self.words.tokenization, length, 0), self.store)
+        layout = Packed(TextSettings(self.words.tokenization, length), "text")
+        return materialise(DataRequest(source, self.folder, layout, 0), self.store)
 
     def model(self, architecture: dict[str, Any]) -> Any:
         """A model of text for the documentation's tokenizer."""
@@ -157,11 +159,11 @@ class Work:
     def images(self, name: str, size: int, steps: int, side: str) -> tuple[float, float]:
         """A family of images on the digits."""
         data = Digits(source="digits", size=size)
-        dataset = materialise_images(ImageRequest(data, self.folder, 0), self.store)
+        dataset = materialise(DataRequest(data, self.folder, Images(), 0), self.store)
         family = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)
         phases = [phase(part.module, ImageObjective(part.loss_name), side, part.name) for part in family.phases()]
         plan = BatchPlan(dataset, 0, IMAGE_BATCH, 1, 0, IMAGE_BATCH)
-        source = ImageBatches(plan, steps, [part.engine for part in phases], None, family.averaged)
+        source = PlannedBatches(plan, steps)
         return run(phases, source)
 
 

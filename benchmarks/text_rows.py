@@ -24,6 +24,9 @@ from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.packed import Packed
+from trainers.data.layouts.stream import Stream
 from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.streams import LaneStates, StreamBatches
@@ -80,9 +83,10 @@ def read_words(folder: Path, store: Store) -> Words:
     source = PythonDocs(source="python-docs", split="train")
     special = {"cls_token": "<|cls|>", "mask_token": "<|mask|>"}
     tokenization = build_tokenization(TrainTokenizer(train="bpe", vocab_size=2048, **special), source, folder, 0, store)
+    settings = TextSettings(tokenization, TOKENS)
     stream, packed = (
-        materialise(DataRequest(source, folder, "text", tokenization, TOKENS, 0, is_stream=is_stream), store)
-        for is_stream in (True, False)
+        materialise(DataRequest(source, folder, layout, 0), store)
+        for layout in (Stream(settings), Packed(settings, "text"))
     )
     return Words(tokenization, stream, packed)
 

@@ -21,6 +21,8 @@ from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.seq2seq import Seq2Seq
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.build import build_engine, parameter_group
@@ -56,10 +58,12 @@ class Translation:
         )
         spec = TrainTokenizer(train="bpe", vocab_size=2048)
         self.tokenization: Tokenization = build_tokenization(spec, source, FILES, 0, store)
-        self.dataset: Dataset = materialise(DataRequest(source, FILES, "seq2seq", self.tokenization, 64, 0), store)
+        self.dataset: Dataset = materialise(
+            DataRequest(source, FILES, Seq2Seq(TextSettings(self.tokenization, 64)), 0), store
+        )
         sides = ("source", "target")
         self.rows = [
-            {side: torch.from_numpy(self.dataset.side_ids(side, row).astype("int64")) for side in sides}
+            {side: torch.from_numpy(self.dataset.cut(f"{side}_ids", row).astype("int64")) for side in sides}
             for row in range(len(self.dataset))
         ]
 

@@ -20,8 +20,9 @@ from recipes.stages.base import TextStage
 from recipes.stages.pretrain import Pretrain
 from trainers.data.columns import RowRole
 from trainers.data.dataset import WARN_LOST
+from trainers.data.encoding import TextSettings
 from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
-from trainers.data.materialise import DataRequest
+from trainers.data.layouts.registry import TextLayout, text_layout
 from trainers.data.tokenizer import (
     TOKENIZER_FILES,
     Tokenization,
@@ -110,25 +111,27 @@ def _check_use(
     family = reader.family or model_facts(loaded, stage).family
     if family is not None and family.tuning_role == "image_text":
         return
-    request = _request(loaded, stage, use, row_roles(use, family)[0], reader.tokenization)
+    role = row_roles(use, family)[0]
+    layout = _layout(stage, use, role, reader.tokenization)
     try:
-        rows = first_rows(request, NUM_ROWS)
+        rows = first_rows(use.rows, loaded.base_dir, role, NUM_ROWS)
         if not rows:
             return
-        pieces = tuple(show_row(rows[0], request))
-        template = request.template if {"prompt", "messages"} & rows[0].columns.keys() and use.role != "text" else None
+        pieces = tuple(show_row(rows[0], layout))
+        template = (
+            layout.text.template if {"prompt", "messages"} & rows[0].columns.keys() and use.role != "text" else None
+        )
         found.rows.append(StageRow(name, use.field_path, rows[0].id, template, pieces))
         if not reader.is_trained:
             return
-        report = judge_rows(rows, request)
+        report = judge_rows(rows, layout)
     except RequestError as error:
         found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, f"stages.{name}.{use.field_path}", "", str(error)))
         return
-    dropped = sum(report.dropped.values()) / report.rows_in
-    for text in report.lost(request.sequence_length):
-        if max(dropped, report.truncated / report.rows_in) > WARN_LOST:
-            stops = dropped > request.source.max_dropped
-            ends = f"; a run stops above max_dropped ({request.source.max_dropped:g})" if stops else ""
+    limit = use.rows.max_dropped
+    for text in report.lost(layout.text.sequence_length):
+        if report.lost_share > WARN_LOST:
+            ends = f"; a run stops above max_dropped ({limit:g})" if report.dropped_share > limit else ""
             found.warnings.append(f"stages.{name}.{use.field_path}: of its first rows {text}{ends}")
 
 
@@ -154,19 +157,10 @@ def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: Existing
     return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
 
 
-def _request(
-    loaded: LoadedRecipe, stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization
-) -> DataRequest:
-    return DataRequest(
-        source=use.rows,
-        base_dir=loaded.base_dir,
-        role=role,
-        tokenization=tokenization,
-        sequence_length=stage.text_length(use),
-        seed=0,
-        loss_on=stage.counted_tokens,
-        template=stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None),
-    )
+def _layout(stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization) -> TextLayout:
+    template = stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None)
+    settings = TextSettings(tokenization, stage.text_length(use), loss_on=stage.counted_tokens, template=template)
+    return text_layout(role, settings)
 
 
 def _shortened(text: str) -> str:

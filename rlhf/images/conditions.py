@@ -15,11 +15,12 @@ from recipes.errors import RequestError
 from recipes.stages.ddpo import ImageRollout
 from recipes.stages.rl import PpoImages
 from trainers.data.batches import Texts, pad_texts
-from trainers.data.materialise_images import ImageDataset, ImageRequest
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.images import Images
 from trainers.data.order import global_sample
 from trainers.models.images.ddpm import DdpmFamily
 from trainers.models.images.text_encoder import TextEncoder, read_captions
-from trainers.training.context import StageContext, open_images
+from trainers.training.context import StageContext, data_request, open_dataset
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ class CaptionPrompts:
 
     columns = None
 
-    def __init__(self, dataset: ImageDataset, text: TextEncoder, *, images: int, samples: int, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
-        self._tokens = read_captions(text, dataset)
+    def __init__(self, dataset: Dataset, text: TextEncoder, *, images: int, samples: int, seed: int) -> None:
+        self._dataset, self._seed = read_captions(text, dataset), seed
         self._rows = [row for row, caption in enumerate(dataset.captions) if caption]
         self._images, self._samples = images, samples
         self.classes = dataset.classes
@@ -114,7 +114,7 @@ class CaptionPrompts:
         numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         labels_B = torch.from_numpy(self._dataset.labels_N[rows])
         groups_B = torch.tensor([numbers[caption] for caption in captions])
-        texts = pad_texts([self._tokens.row(row) for row in rows], self._tokens.pad_id)
+        texts = pad_texts([self._dataset.cut("caption_ids", row) for row in rows], self._dataset.pad_id)
         return Asked(labels_B, groups_B, texts)
 
 
@@ -125,15 +125,10 @@ def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> I
     if actor.text is None:
         places = asked_labels(actor, rollout)
         return ClassPrompts(places, actor.facts.classes if actor.is_conditional else (), images)
-    request = ImageRequest(
-        spec.get_source("prompts").images,
-        context.base_dir,
-        context.seed,
-        source_digest=context.data.get("prompts"),
-    )
+    request = data_request(context, spec.get_source("prompts"), Images())
     try:
         return CaptionPrompts(
-            open_images(context, request), actor.text, images=images, samples=samples, seed=context.seed
+            open_dataset(context, request), actor.text, images=images, samples=samples, seed=context.seed
         )
     except RequestError as error:
         raise RequestError(f"prompts: {error}") from None

@@ -26,7 +26,7 @@ from trainers.inference.generation import sampling_settings
 from trainers.inference.rollouts import generate_in_parts, response_uniforms
 from trainers.models.load import head_name
 from trainers.runtime import distributed
-from trainers.training.context import StageContext, data_request, model_folder, open_dataset
+from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -57,7 +57,7 @@ def _answers(
         place = parts.place(index)
         prompts = open_dataset(
             context,
-            data_request(
+            text_request(
                 context, spec.get_source("prompts"), tokenization, spec.sampling.max_prompt_tokens, spec.template
             ),
         )

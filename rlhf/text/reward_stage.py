@@ -16,7 +16,7 @@ from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
 from trainers.training.outcome import Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
@@ -48,7 +48,7 @@ class RewardTask:
         tokenization = load_tokenization(model_folder(context, "init_from"))
         length = spec.train.sequence_length
         training, held_out = open_sets(
-            spec, context, lambda use: data_request(context, use, tokenization, length, spec.template)
+            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
         )
         return PreferenceData(tokenization, training, held_out)
 

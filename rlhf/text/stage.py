@@ -33,11 +33,11 @@ from trainers.training.context import (
     StageContext,
     candidate_folder,
     check_tokenizers,
-    data_request,
     model_folder,
     model_weights,
     open_dataset,
     put_probe,
+    text_request,
 )
 from trainers.training.text_candidate import TrainedText, write_trained
 
@@ -68,11 +68,11 @@ class TextRl:
         tokenization = load_tokenization(model_folder(context, "actor"))
         check_tokenizers(spec, context)
         asked, mixed_in = spec.get_source("prompts"), spec.find_source("text")
-        request = data_request(context, asked, tokenization, spec.rollout.max_prompt_tokens, spec.template)
+        request = text_request(context, asked, tokenization, spec.rollout.max_prompt_tokens, spec.template)
         prompts = open_dataset(context, request)
         text = None
         if mixed_in is not None:
-            text = open_dataset(context, data_request(context, mixed_in, tokenization, spec.ppo.text_length))
+            text = open_dataset(context, text_request(context, mixed_in, tokenization, spec.ppo.text_length))
         return TextData(tokenization, prompts, text)
 
     def build(self, data: TextData) -> "TextModels":

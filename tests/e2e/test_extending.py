@@ -74,7 +74,7 @@ from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.runtime import distributed
 from trainers.runtime.observer import counted
-from trainers.training.context import StageContext, data_request, model_folder, open_dataset
+from trainers.training.context import StageContext, text_request, model_folder, open_dataset
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def measure_next_token(spec: Evaluate, context: StageContext, labels: Sequence[s
     metrics = {}
     for index, label in enumerate(labels):
         tokenization = load_tokenization(model_folder(context, f"of.{index}"))
-        request = data_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
+        request = text_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
         dataset = open_dataset(context, request)
         model: Any = open_measured(spec, context, f"of.{index}", "language_model")
         rows, ranks = min(spec.num_prompts, len(dataset)), context.ranks

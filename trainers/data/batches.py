@@ -13,11 +13,12 @@ from torch import Tensor
 
 from trainers.data.dataset import Dataset
 from trainers.data.image_processor import scale_pixels
-from trainers.data.materialise_images import ImageDataset
 from trainers.data.order import deal_by_length, global_sample
-from trainers.runtime.randomness import stream_seed, stream_seeds
+from trainers.runtime.randomness import stream_seeds
 
 FILLER = -1
+AFTER_WARM_UP = 2**31
+"""The step of batches of evaluations."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class ImageBatch:
     noise_seeds_B: Tensor
     """Keyed by the sample's global position; in evaluations by its row, the same every time."""
     sample_ids_B: Tensor
-    step: int
-    """Optimiser step from 0 that the batch belongs to; 2**31 in evaluations: every warm-up is over."""
+    step: int = AFTER_WARM_UP
+    """Optimiser step from 0 that the batch belongs to; in evaluations every warm-up is over."""
     captions: Texts | None = None
     """Tokens of the images' captions, where the stage reads them."""
 
@@ -154,35 +155,23 @@ class ImageTextBatch:
         return ImageTextBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
 
 
-Batch = TokenBatch | ImageTextBatch | Seq2SeqBatch | PairBatch | PromptBatch
-AFTER_WARM_UP = 2**31
+Batch = TokenBatch | ImageTextBatch | Seq2SeqBatch | PairBatch | PromptBatch | ImageBatch
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
-    """Build the batch of these rows in the form of the data set: one of `Batch`.
+    """Build the batch of these rows as the set's layout does.
 
-    Rows of -1 are fillers: they hold the tokens of row 0, without any target. Padding goes to the longest row.
+    Rows of -1 are fillers: they hold what row 0 does, without any target. Padding goes to the longest row.
     """
-    samples = torch.tensor(list(rows), dtype=torch.int64)
-    taken = [max(row, 0) for row in rows]
-    match dataset.form:
-        case "packed":
-            return _token_batch(dataset, taken, samples)
-        case "image_text":
-            numbers = np.concatenate([dataset.image_numbers(row) for row in taken])
-            return ImageTextBatch(_token_batch(dataset, taken, samples), pixel_values(dataset, numbers))
-        case "stream" | "labelled":
-            raise ValueError(f"sets of form {dataset.form} have batches of their own")
-        case "seq2seq":
-            sources = [dataset.side_ids("source", row) for row in taken]
-            targets = [dataset.side_ids("target", row) for row in taken]
-            return build_seq2seq_batch(sources, targets, dataset.pad_id, samples)
-        case "pairs":
-            return PairBatch(_side(dataset, "chosen", taken), _side(dataset, "rejected", taken), samples)
-        case "prompts":
-            prompts = [dataset.prompt_ids(row) for row in taken]
-            ids, mask = pad([prompt.astype(np.int64) for prompt in prompts], dataset.pad_id, left=True)
-            return PromptBatch(torch.from_numpy(ids), torch.from_numpy(mask), samples)
+    batch: Batch = dataset.layout.collate(dataset, rows)
+    return batch
+
+
+def sequence_batch(ids: Sequence[np.ndarray], response: Sequence[np.ndarray], pad_id: int) -> SequenceBatch:
+    """Pad sequences of prompt and response."""
+    texts = pad_texts(ids, pad_id)
+    response_mask, _ = pad([np.asarray(row) for row in response], False)
+    return SequenceBatch(texts.input_ids_BT, texts.attention_mask_BT, torch.from_numpy(response_mask))
 
 
 def build_seq2seq_batch(
@@ -207,18 +196,9 @@ def pixel_values(dataset: Dataset, numbers: np.ndarray) -> Tensor:
     return torch.from_numpy(scale_pixels(arrays["images"][numbers], factor, arrays["pixel_mean"], arrays["pixel_std"]))
 
 
-def build_image_batch(dataset: ImageDataset, rows: Sequence[int], noise_seeds: Sequence[int], step: int) -> ImageBatch:
-    """Build the batch of these rows; rows of -1 are fillers with the pixels of row 0."""
-    taken = np.maximum(np.asarray(rows, dtype=np.int64), 0)
-    tokens = dataset.caption_tokens
-    return ImageBatch(
-        images_BCHW=torch.from_numpy(dataset.images_NCHW[taken].astype(np.float32) / 255),
-        labels_B=torch.from_numpy(dataset.labels_N[taken]),
-        noise_seeds_B=torch.tensor(list(noise_seeds), dtype=torch.int64),
-        sample_ids_B=torch.tensor(list(rows), dtype=torch.int64),
-        step=step,
-        captions=None if tokens is None else pad_texts([tokens.row(int(row)) for row in taken], tokens.pad_id),
-    )
+def sample_ids(rows: Sequence[int]) -> Tensor:
+    """Return row numbers as batches hold them."""
+    return torch.tensor(list(rows), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -231,7 +211,7 @@ class BatchPlan:
     `workers * micro_batch` must divide `global_batch`.
     """
 
-    dataset: Dataset | ImageDataset
+    dataset: Dataset
     seed: int
     global_batch: int
     workers: int
@@ -260,33 +240,28 @@ class BatchPlan:
         first, digest, size = step * self.global_batch, self.dataset.digest, len(self.dataset)
         return [global_sample(digest, self.seed, first + offset, size) for offset in range(self.global_batch)]
 
-    def micro_batches(self, step: int) -> list[Batch] | list[ImageBatch]:
+    def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step (from 0)."""
         rows = self.sample_ids(step)
         stride = self.workers * self.micro_batch
         starts = range(self.rank * self.micro_batch, self.global_batch, stride)
-        runs = [range(start, start + self.micro_batch) for start in starts]
-        dataset, first = self.dataset, step * self.global_batch
-        if isinstance(dataset, ImageDataset):
-            return [
-                build_image_batch(
-                    dataset,
-                    [rows[place] for place in run],
-                    stream_seeds(self.seed, "noise", (first + place for place in run)),
-                    step,
-                )
-                for run in runs
-            ]
-        if self.by_length or dataset.form in ("pairs", "seq2seq"):
-            lengths = dataset.lengths(rows)
+        shares: Sequence[Sequence[int]] = [range(start, start + self.micro_batch) for start in starts]
+        if self.by_length or self.dataset.layout.sides:
+            lengths = self.dataset.lengths(rows)
             shares = deal_by_length(range(len(rows)), lengths, self.rank, self.workers, self.micro_batch)
-            return [build_batch(dataset, [rows[place] for place in share]) for share in shares]
-        return [build_batch(dataset, [rows[place] for place in run]) for run in runs]
+        return [self._batch([rows[place] for place in share], share, step) for share in shares]
+
+    def _batch(self, rows: Sequence[int], places: Sequence[int], step: int) -> Batch:
+        """Build a batch whose noise, where it has any, follows from the places in the global batch."""
+        batch = build_batch(self.dataset, rows)
+        if not isinstance(batch, ImageBatch):
+            return batch
+        first = step * self.global_batch
+        seeds = stream_seeds(self.seed, "noise", (first + place for place in places))
+        return replace(batch, noise_seeds_B=torch.tensor(seeds, dtype=torch.int64), step=step)
 
 
-def evaluation_batches(
-    dataset: Dataset | ImageDataset, rows: int, workers: int, rank: int, micro_batch: int
-) -> Iterator[Batch | ImageBatch]:
+def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int) -> Iterator[Batch]:
     """Yield this rank's share of at most `rows` rows, the same ones every time, in an order drawn once from the digest.
 
     Fillers make the batches equally many and equally large on every rank.
@@ -298,18 +273,12 @@ def evaluation_batches(
         sampled = [
             global_sample(dataset.digest, 0, position, len(dataset)) for position in positions if position < count
         ]
-        filled = sampled + [FILLER] * (micro_batch - len(sampled))
-        if isinstance(dataset, ImageDataset):
-            yield build_image_batch(
-                dataset, filled, [stream_seed(0, "evaluation", row) for row in filled], AFTER_WARM_UP
-            )
-        else:
-            yield build_batch(dataset, filled)
+        yield build_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
 
 
-def pad_texts(rows: Sequence[np.ndarray], pad_id: int) -> Texts:
-    """Pad token ids on the right to the longest row."""
-    ids, mask = pad([row.astype(np.int64) for row in rows], pad_id)
+def pad_texts(rows: Sequence[np.ndarray], pad_id: int, *, left: bool = False) -> Texts:
+    """Pad token ids to the longest row, on the right or the left."""
+    ids, mask = pad([row.astype(np.int64) for row in rows], pad_id, left=left)
     return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
@@ -325,13 +294,15 @@ def pad(rows: Sequence[np.ndarray], value: int | bool, *, left: bool = False) ->
     return padded, mask
 
 
-def _token_batch(dataset: Dataset, rows: list[int], samples: Tensor) -> TokenBatch:
-    segments = dataset.arrays["segment_ids"][rows].astype(np.int64)
+def token_batch(dataset: Dataset, rows: Sequence[int]) -> TokenBatch:
+    """Build the batch of packed sequences."""
+    taken, samples = [max(row, 0) for row in rows], sample_ids(rows)
+    segments = dataset.arrays["segment_ids"][taken].astype(np.int64)
     longest = int((segments > 0).sum(axis=1).max())
     segments = segments[:, :longest]
-    loss_mask = dataset.arrays["loss_mask"][rows][:, :longest] & (samples.numpy() != FILLER)[:, None]
+    loss_mask = dataset.arrays["loss_mask"][taken][:, :longest] & (samples.numpy() != FILLER)[:, None]
     return TokenBatch(
-        input_ids_BT=torch.from_numpy(dataset.arrays["input_ids"][rows][:, :longest].astype(np.int64)),
+        input_ids_BT=torch.from_numpy(dataset.arrays["input_ids"][taken][:, :longest].astype(np.int64)),
         segment_ids_BT=torch.from_numpy(segments),
         position_ids_BT=torch.from_numpy(_positions(segments)),
         loss_mask_BT=torch.from_numpy(loss_mask),
@@ -346,11 +317,3 @@ def _positions(segments: np.ndarray) -> np.ndarray:
     is_first[:, 1:] = segments[:, 1:] != segments[:, :-1]
     starts = np.maximum.accumulate(np.where(is_first, index, 0), axis=1)
     return np.where(segments > 0, index - starts, 0)
-
-
-def _side(dataset: Dataset, side: str, rows: list[int]) -> SequenceBatch:
-    offsets = dataset.arrays[f"{side}_offsets"]
-    spans = [slice(int(offsets[row]), int(offsets[row + 1])) for row in rows]
-    ids, mask = pad([dataset.arrays[f"{side}_ids"][span].astype(np.int64) for span in spans], dataset.pad_id)
-    response, _ = pad([np.asarray(dataset.arrays[f"{side}_response"][span]) for span in spans], False)
-    return SequenceBatch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(response))

@@ -10,6 +10,8 @@ from trainers.data.row_images import find_images
 RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "prompts"]
 """What rows are read for: language modelling, classification, instruction tuning without or with images, source to
 target, reward modelling, or generation."""
+Role = RowRole | Literal["images"]
+"""What a source is read for: rows of text, or images."""
 
 STANDARD = ("text", "label", "messages", "prompt", "completion", "chosen", "rejected")
 _CONVERSATION_KEYS = {"conversations": "messages"}

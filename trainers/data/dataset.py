@@ -1,61 +1,123 @@
-"""A materialised data set as it is read: memory-mapped arrays and what became of the rows."""
+"""A data set: what a layout makes of rows, the memory-mapped arrays as they are read, and what became of the rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-Form = Literal["packed", "image_text", "stream", "labelled", "seq2seq", "pairs", "prompts"]
+from recipes.errors import RequestError
+from trainers.data.columns import Role
+from trainers.data.encoding import TextSettings
 
+NUM_EXAMPLES = 5
+NO_LABEL = -1
 WARN_LOST = 0.1
 """Share of the rows above which their loss is a warning."""
 
 
+class Named(Protocol):
+    """A row of any kind."""
+
+    @property
+    def id(self) -> str:
+        """Where it came from."""
+
+
+@dataclass
+class Fate:
+    """What became of the rows that a layout may cut, truncate or drop; counted while a set is built."""
+
+    kept: int = 0
+    truncated: int = 0
+    """Rows cut at the sequence length."""
+    split: int = 0
+    """Texts cut into several pieces."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows: empty, no_response, equal_pair, too_long."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> ids of the first few such rows."""
+
+    def note(self, reason: str, row: Named) -> None:
+        """Remember the first few rows of a reason."""
+        if len(self.examples.setdefault(reason, [])) < NUM_EXAMPLES:
+            self.examples[reason].append(row.id)
+
+    def truncate(self, row: Named) -> None:
+        """Count a row that loses its end."""
+        self.truncated += 1
+        self.note("truncated", row)
+
+    def drop(self, reason: str, row: Named) -> None:
+        """Count a row that is left out."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.note(reason, row)
+
+    def sorted(self) -> "Fate":
+        """Return the same with reasons by the alphabet."""
+        return replace(self, dropped=dict(sorted(self.dropped.items())), examples=dict(sorted(self.examples.items())))
+
+
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of the rows."""
+    """What became of the rows, and what the set holds."""
 
     rows_in: int
     """Rows read, after hold_out, part and limit."""
-    kept: int
-    truncated: int
-    """Conversations cut at the sequence length."""
-    split: int
-    """Texts cut into several pieces."""
-    dropped: dict[str, int]
-    """Reason -> rows: empty, no_response, equal_pair, too_long."""
-    examples: dict[str, list[str]]
-    """Reason -> ids of the first few such rows."""
-    sequences: int
-    """Rows of the data set: packed sequences, sequences of a stream, pairs or prompts."""
-    tokens: int
-    supervised_tokens: int
-    fill: float
-    """Share of the positions that hold real tokens."""
+    holds: Mapping[str, int | float]
+    """Of text: sequences, tokens, supervised_tokens, and fill, the share of the positions that hold real tokens. Of
+    images: channels, height, width, and how many different classes and captions there are.
+    """
+    fate: Fate | None = None
+    """None: the layout keeps every row."""
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "BuildReport":
+        """Read what `to_json` gave."""
+        holds = dict(found)
+        rows_in = holds.pop("rows_in")
+        if "kept" not in holds:
+            return cls(rows_in, holds)
+        return cls(rows_in, holds, Fate(**{name: holds.pop(name) for name in asdict(Fate())}))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
-        return asdict(self)
+        return {"rows_in": self.rows_in, **({} if self.fate is None else asdict(self.fate)), **self.holds}
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were left out."""
+        return 0 if self.fate is None else sum(self.fate.dropped.values())
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the rows that were left out."""
+        return self.dropped / max(self.rows_in, 1)
+
+    @property
+    def lost_share(self) -> float:
+        """The larger of the shares of rows that were left out and that lost their end."""
+        truncated = 0 if self.fate is None else self.fate.truncated
+        return max(self.dropped, truncated) / max(self.rows_in, 1)
 
     def lost(self, sequence_length: int) -> list[str]:
         """Say which rows were dropped or truncated, why, and for example which; nothing where none were."""
-        said = []
-        dropped = sum(self.dropped.values())
-        if dropped:
-            reasons = [f"{count:,} {_reason(name, sequence_length)}" for name, count in self.dropped.items()]
-            said.append(f"{self._share(dropped)} dropped: {', '.join(reasons)}; {self._for_example(self.dropped)}")
-        if self.truncated:
-            example = self._for_example(["truncated"])
-            said.append(f"{self._share(self.truncated)} truncated to {sequence_length} tokens; {example}")
+        fate, said = self.fate or Fate(), []
+        if fate.dropped:
+            reasons = [f"{count:,} {_reason(name, sequence_length)}" for name, count in fate.dropped.items()]
+            examples = self._for_example(fate, fate.dropped)
+            said.append(f"{self._share(self.dropped)} dropped: {', '.join(reasons)}; {examples}")
+        if fate.truncated:
+            example = self._for_example(fate, ["truncated"])
+            said.append(f"{self._share(fate.truncated)} truncated to {sequence_length} tokens; {example}")
         return said
 
     def _share(self, count: int) -> str:
         return f"{count:,} of {self.rows_in:,} rows ({count / max(self.rows_in, 1):.0%})"
 
-    def _for_example(self, reasons: Iterable[str]) -> str:
-        return "for example " + ", ".join([name for reason in reasons for name in self.examples.get(reason, [])][:3])
+    def _for_example(self, fate: Fate, reasons: Iterable[str]) -> str:
+        return "for example " + ", ".join([name for reason in reasons for name in fate.examples.get(reason, [])][:3])
 
 
 def _reason(name: str, sequence_length: int) -> str:
@@ -68,76 +130,125 @@ def _reason(name: str, sequence_length: int) -> str:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A materialised data set; the arrays are read-only and memory-mapped.
+class Chunks:
+    """An array that is made while it is stored: its type, its shape, and its bytes in C order."""
 
-    N sequences of T positions, S tokens in all. packed: input_ids, segment_ids, loss_mask [N, T], rows and row_offsets.
-    image-text: the same, and images [P, C, H, W] of 8 bits, of which a sequence has those in image_numbers between
-    two of image_offsets [N + 1], in the order of its image tokens; pixel_factor, pixel_mean and pixel_std scale them.
-    stream: tokens and is_first (True at a document's first token) [S], documents in a scattered order.
-    labelled: text_ids [S] with text_offsets [N + 1], labels [N] (number in `classes`, -1 where it is unknown).
-    seq2seq: {source,target}_ids [S] with {source,target}_offsets [N + 1]; target_text, UTF-8 bytes, with
-    target_text_offsets [N + 1].
-    pairs: {chosen,rejected}_{ids,response} [S] with {chosen,rejected}_offsets [N + 1]. prompts: prompt_ids [S] with
-    prompt_offsets [N + 1].
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunks: Iterable[bytes]
+
+
+@dataclass
+class Contents:
+    """What a layout makes of rows: the files of a set before they are stored."""
+
+    arrays: dict[str, np.ndarray | Chunks]
+    row_ids: list[str]
+    """Rows that were kept, in their order."""
+    holds: dict[str, int | float]
+    """What the report says that the set holds."""
+    learns_nothing: bool
+    """Whether there is nothing in it to learn from."""
+    classes: Sequence[str] = ()
+    records: list[dict[str, Any]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+
+class DataLayout(Protocol):
+    """How rows become the arrays of a set, and rows of the set a batch: one class in `trainers/data/layouts`.
+
+    An object holds the settings that decide the arrays; a set that is read knows the class.
     """
 
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised when the same rows and settings give other arrays."""
+    sides: ClassVar[tuple[str, ...]]
+    """Arrays `{side}_ids` whose longer one is a row's length, by which ranks are dealt rows; none: by position."""
+
+    @property
+    def role(self) -> Role:
+        """What the rows are read for."""
+
+    @property
+    def text(self) -> TextSettings | None:
+        """How texts become tokens; None: a layout without any."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings, as plain JSON that equal sets share: digests are taken of it."""
+
+    def encode(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Yield each row with what it becomes; raises RequestError naming a row that does not fit."""
+
+    def arrays(self, encoded: Iterable[Any], fate: Fate) -> Contents:
+        """Lay out what `encode` gave, and count what became of the rows."""
+
+    @staticmethod
+    def collate(dataset: "Dataset", rows: Sequence[int]) -> Any:
+        """Return the batch of these rows, one of `trainers.data.batches.Batch`; rows of -1 are fillers."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A materialised data set; the arrays are read-only and memory-mapped. Its layout says which ones there are."""
+
     digest: str
-    form: Form
+    layout: type[DataLayout]
     report: BuildReport
     arrays: Mapping[str, np.ndarray]
-    pad_id: int
-    records: list[dict[str, Any]] = field(default_factory=list)
-    """prompts only, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
+    pad_id: int = 0
+    """Of the tokens."""
     classes: tuple[str, ...] = ()
-    """labelled only: names of the classes, sorted."""
+    """What `labels` are places in."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Of prompts, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
+    captions: tuple[str, ...] = ()
+    """Of images: one each; none without captions."""
     row_ids_path: Path | None = None
 
     def __len__(self) -> int:
-        """Return the number of rows: packed sequences, pairs or prompts."""
-        return self.report.sequences
+        """Return the number of rows: packed sequences, pairs, prompts or images."""
+        return int(self.report.holds.get("sequences", self.report.rows_in))
 
-    def prompt_ids(self, row: int) -> np.ndarray:
-        """Return the tokens of a prompt."""
-        offsets = self.arrays["prompt_offsets"]
-        return self.arrays["prompt_ids"][offsets[row] : offsets[row + 1]]
+    @property
+    def images_NCHW(self) -> np.ndarray:
+        """Images, 8 bits a value."""
+        return self.arrays["images"]
 
-    def image_numbers(self, sequence: int) -> np.ndarray:
-        """Return the numbers of a sequence's images."""
-        offsets = self.arrays["image_offsets"]
-        return self.arrays["image_numbers"][offsets[sequence] : offsets[sequence + 1]]
+    @property
+    def labels_N(self) -> np.ndarray:
+        """int64 places in `classes`; -1 where a label is not known."""
+        return self.arrays["labels"]
 
-    def text_ids(self, row: int) -> np.ndarray:
-        """Return the tokens of a labelled text."""
-        offsets = self.arrays["text_offsets"]
-        return self.arrays["text_ids"][offsets[row] : offsets[row + 1]]
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of images."""
+        channels, height, width = self.images_NCHW.shape[1:]
+        return channels, height, width
 
-    def side_ids(self, side: Literal["source", "target"], row: int) -> np.ndarray:
-        """Return the tokens of a source or of its target."""
-        offsets = self.arrays[f"{side}_offsets"]
-        return self.arrays[f"{side}_ids"][offsets[row] : offsets[row + 1]]
-
-    def target_text(self, row: int) -> str:
-        """Return a target as the data has it."""
-        offsets = self.arrays["target_text_offsets"]
-        return bytes(self.arrays["target_text"][offsets[row] : offsets[row + 1]]).decode()
+    def cut(self, name: str, row: int) -> np.ndarray:
+        """Return a row's part of an array that holds all rows one after the other."""
+        first = f"{name}_offsets" if f"{name}_offsets" in self.arrays else f"{name.rpartition('_')[0]}_offsets"
+        offsets = self.arrays[first]
+        return self.arrays[name][offsets[row] : offsets[row + 1]]
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
-        """Return the number of tokens of each packed sequence, else of the longer side of each pair."""
-        if self.form == "packed":
+        """Return the number of tokens of each packed sequence, else of each row's longer side."""
+        if not self.layout.sides:
             return [int(length) for length in (self.arrays["segment_ids"][list(rows)] > 0).sum(axis=1)]
-        names = ("source", "target") if self.form == "seq2seq" else ("chosen", "rejected")
-        sides = [self.arrays[f"{name}_offsets"] for name in names]
-        return [max(int(offsets[row + 1] - offsets[row]) for offsets in sides) for row in rows]
+        return [max(len(self.cut(f"{side}_ids", row)) for side in self.layout.sides) for row in rows]
 
-    def row_ids(self, sequence: int) -> list[str]:
-        """Return the ids of the source rows in a sequence, pair or prompt; what an error message names."""
-        if self.row_ids_path is None:
-            return []
-        names = self.row_ids_path.read_text(encoding="utf-8").split("\n")
-        if self.form == "stream":
-            return []
-        if self.form not in ("packed", "image_text"):
-            return [names[sequence]]
-        offsets = self.arrays["row_offsets"]
-        return [names[row] for row in self.arrays["rows"][offsets[sequence] : offsets[sequence + 1]]]
+    @property
+    def row_ids(self) -> list[str]:
+        """The rows of the source that the set holds; what error messages name."""
+        return [] if self.row_ids_path is None else self.row_ids_path.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def with_classes(self, classes: Sequence[str]) -> "Dataset":
+        """Return the set with labels numbered as in `classes`; raises RequestError for a label that is not there."""
+        if tuple(classes) == self.classes:
+            return self
+        unknown = [name for name in self.classes if name not in classes]
+        if unknown:
+            raise RequestError(f"labels {', '.join(unknown[:8])} of the held-out rows are not in the training data")
+        places = np.array([classes.index(name) for name in self.classes] + [NO_LABEL], dtype=np.int64)
+        return replace(self, arrays={**self.arrays, "labels": places[self.labels_N]}, classes=tuple(classes))

@@ -2,20 +2,48 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from recipes.errors import RequestError
-from trainers.data.columns import RowRole
+from recipes.stages.answers import Template
 from trainers.data.conversation import as_conversation
 from trainers.data.rows import Row
 from trainers.data.template import Span
 from trainers.data.tokenizer import Tokenization
 
 ROWS_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts become tokens."""
+
+    tokenization: Tokenization
+    sequence_length: int
+    """Longest sequence in tokens. Text is split, instructions truncated, pairs and prompts dropped; all counted."""
+    packing: bool = True
+    """Where sequences are packed. False: one row (or one piece of a longer text) a sequence."""
+    loss_on: Literal["responses", "all"] = "responses"
+    """Of conversations: which tokens are targets. Rows of plain text have targets everywhere."""
+    template: Template = "none"
+    """Prompts, completions and answers of plain text: chat makes them turns of the chat template."""
+
+    def identity(self, role: str) -> dict[str, Any]:
+        """Return what decides the tokens of any layout of such rows."""
+        template = {} if self.template == "none" else {"template": self.template}
+        tokenizer = self.tokenization.contract_hash
+        return {"role": role, "tokenizer": tokenizer, "sequence_length": self.sequence_length, **template}
+
+    def ask(self, row: Row) -> Row:
+        """Return the row as it is put to a model: its plain text as turns, where the template says so."""
+        if self.template == "none":
+            return row
+        with naming(row):
+            return Row(row.id, as_conversation(row.columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,128 +57,74 @@ class Encoded:
         """Return the number of tokens."""
         return len(self.ids)
 
+    def part(self, start: int, end: int) -> "Encoded":
+        """Return some of the tokens."""
+        return Encoded(self.ids[start:end], self.response[start:end])
+
 
 @dataclass(frozen=True, slots=True)
-class _Marked:
+class Marked:
     """A text with the character spans of its responses, in order; `ends` adds the end token to the last."""
 
     text: str
     spans: list[Span]
     special: bool = False
     ends: bool = False
+    label: str | None = None
+    """A target that stands apart from the text."""
+
+    def with_end(self, end: str) -> "Marked":
+        """Return the same with the end token in the text."""
+        if not self.ends or self.text.endswith(end):
+            return self
+        *spans, (start, _) = self.spans
+        return replace(self, text=self.text + end, spans=[*spans, (start, len(self.text + end))])
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
+class Prompt:
     """A prompt as it stands in the row, and rendered."""
 
     source: Any
     text: str
 
 
-def conversation_of(row: Row) -> Row:
-    """Return the row with its plain text as turns; see `as_conversation`."""
-    with _naming(row):
-        return Row(row.id, as_conversation(row.columns))
-
-
-def encode_texts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
+def encode_texts(rows: Iterable[Row], settings: TextSettings) -> Iterator[tuple[Row, Encoded]]:
     """Tokenize plain texts, with a label or not, with an end token; every token counts as response.
 
     A text without words has no tokens, also where the tokenizer puts marks around every text.
     """
-    (marks,) = _encode_plain([""], tokenization)
-    for chunk in _chunks(rows):
+    (marks,) = encode_plain([""], settings.tokenization)
+    for chunk in chunks(rows, settings):
         texts = [row.columns["text"] for row in chunk]
-        for row, encoded in zip(chunk, _encode_plain(texts, tokenization), strict=True):
+        for row, encoded in zip(chunk, encode_plain(texts, settings.tokenization), strict=True):
             yield row, encoded if len(encoded) > len(marks) else Encoded(encoded.ids[:0], encoded.response[:0])
 
 
-def encode_instructions(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded]]:
+def encode_instructions(rows: Iterable[Row], settings: TextSettings) -> Iterator[tuple[Row, Encoded]]:
     """Tokenize conversations, prompts with completions, or plain texts."""
-    for chunk in _chunks(rows):
-        marked: list[_Marked] = []
+    for chunk in chunks(rows, settings):
+        marked: list[Marked] = []
         for row in chunk:
-            with _naming(row):
-                marked.append(_mark_instruction(row, tokenization))
-        yield from zip(chunk, _encode_marked(marked, tokenization), strict=True)
-
-
-def encode_sources_and_targets(
-    rows: Iterable[Row], tokenization: Tokenization
-) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
-    """Tokenize sources as prompts are, and their targets; both end with the end token."""
-    for chunk in _chunks(rows):
-        texts = []
-        for row in chunk:
-            with _naming(row):
-                texts.append(_render_prompt(row.columns["prompt"], tokenization).text)
-        sources = [encoded.ids for encoded in _encode_plain(texts, tokenization)]
-        targets = [encoded.ids for encoded in _encode_plain([row.columns["completion"] for row in chunk], tokenization)]
-        yield from zip(chunk, sources, targets, strict=True)
-
-
-def encode_pairs(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, Encoded, Encoded]]:
-    """Tokenize both answers of preferences, each after the prompt; everything after the prompt is the response."""
-    for chunk in _chunks(rows):
-        marked: list[_Marked] = []
-        for row in chunk:
-            with _naming(row):
-                prompt = _render_prompt(row.columns["prompt"], tokenization)
-                marked += [_mark_answer(prompt, row.columns[side], tokenization) for side in ("chosen", "rejected")]
-        encoded = _encode_marked(marked, tokenization)
-        yield from zip(chunk, encoded[::2], encoded[1::2], strict=True)
-
-
-def encode_prompts(rows: Iterable[Row], tokenization: Tokenization) -> Iterator[tuple[Row, str, np.ndarray]]:
-    """Tokenize prompts as `Tokenization.encode_prompt` does; yields the rendered text too."""
-    for row in rows:
-        with _naming(row):
-            prompt = _render_prompt(row.columns["prompt"], tokenization)
-            is_text = isinstance(prompt.source, str)
-            ids = tokenization.encode_openings([prompt.text])[0] if is_text else tokenization.encode(prompt.text)
-            yield row, prompt.text, np.asarray(ids, dtype=np.int32)
-
-
-def mark_row(row: Row, role: RowRole, tokenization: Tokenization) -> tuple[str, list[Span]]:
-    """Return a row's text as it is encoded, end token included, with the character spans of its targets.
-
-    Of a pair it is the chosen answer; a source and its target stand one after the other, each with its end token.
-    """
-    end, columns = tokenization.eos_token, row.columns
-    with _naming(row):
-        match role:
-            case "text" | "labels":
-                marked = _Marked(columns["text"], [(0, len(columns["text"]))], ends=True)
-            case "instructions" | "image_text":
-                marked = _mark_instruction(row, tokenization)
-            case "seq2seq":
-                source = _render_prompt(columns["prompt"], tokenization).text + end
-                text = source + columns["completion"]
-                marked = _Marked(text, [(len(source), len(text))], ends=True)
-            case "preferences":
-                marked = _mark_answer(_render_prompt(columns["prompt"], tokenization), columns["chosen"], tokenization)
-            case "prompts":
-                marked = _Marked(_render_prompt(columns["prompt"], tokenization).text, [])
-    if not marked.ends or marked.text.endswith(end):
-        return marked.text, marked.spans
-    *spans, (start, _) = marked.spans
-    return marked.text + end, [*spans, (start, len(marked.text + end))]
+            with naming(row):
+                marked.append(mark_instruction(row, settings.tokenization))
+        yield from zip(chunk, encode_marked(marked, settings.tokenization), strict=True)
 
 
 def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> Encoded:
-    """Tokenize one answer after its prompt, as `encode_pairs` does."""
-    return _encode_marked([_mark_answer(_render_prompt(prompt, tokenization), answer, tokenization)], tokenization)[0]
+    """Tokenize one answer after its prompt, as those of pairs are."""
+    return encode_marked([mark_answer(render_prompt(prompt, tokenization), answer, tokenization)], tokenization)[0]
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    iterator = iter(rows)
+def chunks(rows: Iterable[Row], settings: TextSettings) -> Iterator[list[Row]]:
+    """Yield rows as they are put to a model, as many at once as are worth a call of the tokenizer."""
+    iterator = (settings.ask(row) for row in rows)
     while chunk := list(islice(iterator, ROWS_AT_ONCE)):
         yield chunk
 
 
 @contextmanager
-def _naming(row: Row) -> Iterator[None]:
+def naming(row: Row) -> Iterator[None]:
     """Name the row in errors."""
     try:
         yield
@@ -158,37 +132,45 @@ def _naming(row: Row) -> Iterator[None]:
         raise RequestError(f"{row.id}: {error}") from None
 
 
-def _render_prompt(prompt: Any, tokenization: Tokenization) -> _Prompt:
+def render_prompt(prompt: Any, tokenization: Tokenization) -> Prompt:
+    """Return a prompt with its text as a model reads it."""
     if isinstance(prompt, str):
-        return _Prompt(prompt, prompt)
-    return _Prompt(prompt, tokenization.render(prompt, add_generation_prompt=True) if prompt else "")
+        return Prompt(prompt, prompt)
+    return Prompt(prompt, tokenization.render(prompt, add_generation_prompt=True) if prompt else "")
 
 
-def _mark_instruction(row: Row, tokenization: Tokenization) -> _Marked:
+def mark_text(row: Row) -> Marked:
+    """Mark a whole text, which its end token follows."""
+    text = row.columns["text"]
+    return Marked(text, [(0, len(text))], special=True, ends=True)
+
+
+def mark_instruction(row: Row, tokenization: Tokenization) -> Marked:
+    """Mark the answers of a conversation, of a prompt, or a whole text."""
     columns = row.columns
     if "text" in columns:
-        text = columns["text"]
-        return _Marked(text, [(0, len(text))], special=True, ends=True)
+        return mark_text(row)
     if "messages" in columns:
-        return _Marked(*tokenization.response_spans(columns["messages"]))
-    return _mark_answer(_render_prompt(columns["prompt"], tokenization), columns["completion"], tokenization)
+        return Marked(*tokenization.response_spans(columns["messages"]))
+    return mark_answer(render_prompt(columns["prompt"], tokenization), columns["completion"], tokenization)
 
 
-def _mark_answer(prompt: _Prompt, answer: Any, tokenization: Tokenization) -> _Marked:
+def mark_answer(prompt: Prompt, answer: Any, tokenization: Tokenization) -> Marked:
     """Mark everything after the prompt."""
     if isinstance(prompt.source, str):
         text = prompt.text + answer
-        return _Marked(text, [(len(prompt.text), len(text))], special=True, ends=True)
+        return Marked(text, [(len(prompt.text), len(text))], special=True, ends=True)
     messages = [*prompt.source, *answer]
     whole = tokenization.render(messages)
     if whole.startswith(prompt.text):
         end = tokenization.turn_end(whole, len(prompt.text))
-        return _Marked(whole[:end], [(len(prompt.text), end)])
+        return Marked(whole[:end], [(len(prompt.text), end)])
     text, spans = tokenization.response_spans(messages)
-    return _Marked(text, spans[-1:])
+    return Marked(text, spans[-1:])
 
 
-def _encode_plain(texts: Sequence[str], tokenization: Tokenization) -> Iterator[Encoded]:
+def encode_plain(texts: Sequence[str], tokenization: Tokenization) -> Iterator[Encoded]:
+    """Tokenize each text whole, with an end token; all of it counts as response."""
     eos = tokenization.eos_id
     for ids in tokenization.encode_batch(texts, special=True):
         if ids and ids[-1] != eos:
@@ -196,7 +178,7 @@ def _encode_plain(texts: Sequence[str], tokenization: Tokenization) -> Iterator[
         yield Encoded(np.asarray(ids, dtype=np.int32), np.ones(len(ids), dtype=bool))
 
 
-def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> list[Encoded]:
+def encode_marked(marked: Sequence[Marked], tokenization: Tokenization) -> list[Encoded]:
     """Tokenize each text whole, so that a prompt's tokens are those of generation.
 
     The borders of responses are found by tokenizing what stands before them; where a token would cross a border the
@@ -214,7 +196,7 @@ def _encode_marked(marked: Sequence[_Marked], tokenization: Tokenization) -> lis
     return [_join(item, encoded, tokenization) for item in marked]
 
 
-def _join(item: _Marked, encoded: dict[tuple[str, bool], list[int]], tokenization: Tokenization) -> Encoded:
+def _join(item: Marked, encoded: dict[tuple[str, bool], list[int]], tokenization: Tokenization) -> Encoded:
     ids = encoded[item.text, item.special]
     borders: list[int] = []
     for border in (border for span in item.spans for border in span):
@@ -232,7 +214,7 @@ def _join(item: _Marked, encoded: dict[tuple[str, bool], list[int]], tokenizatio
     return Encoded(np.asarray(ids, dtype=np.int32), response)
 
 
-def _in_pieces(item: _Marked, tokenization: Tokenization) -> tuple[list[int], list[int]]:
+def _in_pieces(item: Marked, tokenization: Tokenization) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     borders = []
     start = 0

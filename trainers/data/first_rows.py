@@ -5,12 +5,15 @@ Reads and encodes by the functions that build whole sets; no torch.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from recipes.data.text import Source
+from trainers.data.columns import RowRole
 from trainers.data.dataset import BuildReport
-from trainers.data.encoding import conversation_of, mark_row
-from trainers.data.layouts import Count
-from trainers.data.materialise import DataRequest, build_parts, build_report
+from trainers.data.encoding import naming
+from trainers.data.layouts.registry import TextLayout
+from trainers.data.materialise import lay_out
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import read_all
@@ -27,38 +30,32 @@ class Piece:
     text: str
 
 
-def first_rows(request: DataRequest, count: int) -> list[Row]:
+def first_rows(source: Source, base_dir: Path, role: RowRole, count: int) -> list[Row]:
     """Return the first rows before any selection; none of a data set that would have to be fetched.
 
     Raises SourceError for a row that does not fit.
     """
-    reader = open_source(request.source, request.base_dir, request.role)
+    reader = open_source(source, base_dir, role)
     if reader.is_remote:
         return []
-    columns = column_names(request.source)
-    return [to_row(raw, request.role, columns) for raw in read_all(reader, count)]
+    columns = column_names(source)
+    return [to_row(raw, role, columns) for raw in read_all(reader, count)]
 
 
-def show_row(row: Row, request: DataRequest) -> list[Piece]:
+def show_row(row: Row, layout: TextLayout) -> list[Piece]:
     """Return a row's text as the model gets it, end token included, cut where targets start and end."""
-    if request.template == "chat":
-        row = conversation_of(row)
-    text, spans = mark_row(row, request.role, request.tokenization)
-    if request.role == "instructions" and request.loss_on == "all":
-        spans = [(0, len(text))]
-    if request.role == "labels":
-        label = row.columns["label"]
-        return [Piece("prompt", text), *([] if label is None else [Piece("target", label)])]
+    row = layout.text.ask(row)
+    with naming(row):
+        marked = layout.mark(row).with_end(layout.text.tokenization.eos_token)
     pieces: list[Piece] = []
     place = 0
-    for start, end in spans:
-        pieces += [Piece("prompt", text[place:start]), Piece("target", text[start:end])]
+    for start, end in marked.spans:
+        pieces += [Piece("prompt", marked.text[place:start]), Piece("target", marked.text[start:end])]
         place = end
-    return [piece for piece in [*pieces, Piece("prompt", text[place:])] if piece.text]
+    pieces += [Piece("prompt", marked.text[place:]), Piece("target", marked.label or "")]
+    return [piece for piece in pieces if piece.text]
 
 
-def judge_rows(rows: Iterable[Row], request: DataRequest) -> BuildReport:
+def judge_rows(rows: Iterable[Row], layout: TextLayout) -> BuildReport:
     """Say what would become of these rows."""
-    counted = Count()
-    parts, _ = build_parts(request, rows, counted)
-    return build_report(parts, counted)
+    return lay_out(layout, rows)[1]

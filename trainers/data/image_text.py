@@ -1,30 +1,17 @@
-"""Rows of text with images to sequences: a place for each image, as many tokens as its features, and its pixels."""
+"""Places of images in rows of text: where the row marks them, and as many tokens for each as it has features."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from recipes.errors import RequestError
-from trainers.data.encoding import Encoded, encode_instructions
+from trainers.data.encoding import Encoded
 from trainers.data.image_processor import ImageProcessor
-from trainers.data.layouts import Count, FormSettings, Parts, lay_out, offsets
-from trainers.data.row_images import RowImage
 from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization
 
 IMAGE = {"type": "image"}
-
-
-def encode_image_text(
-    rows: Iterable[Row], tokenization: Tokenization, processor: ImageProcessor
-) -> Iterator[tuple[Row, Encoded]]:
-    """Tokenize rows whose images have their tokens in the text; image tokens are never part of a response."""
-    takes_parts = template_takes_parts(tokenization, processor.image_token)
-    placed = (place_images(row, processor.image_token, takes_parts=takes_parts) for row in rows)
-    for row, item in encode_instructions(placed, tokenization):
-        yield row, expand(row.id, item, len(row.columns["images"]), processor)
 
 
 def template_takes_parts(tokenization: Tokenization, image_token: str) -> bool:
@@ -109,62 +96,6 @@ def encode_question(
     ids = np.asarray(tokenization.encode_prompt(placed["prompt"]), dtype=np.int32)
     found = expand("the prompt", Encoded(ids, np.zeros(len(ids), dtype=bool)), images, processor)
     return [int(token) for token in found.ids]
-
-
-def image_text_arrays(
-    encoded: Iterable[tuple[Row, Encoded]], count: Count, settings: FormSettings, processor: ImageProcessor
-) -> tuple[Parts, list[RowImage]]:
-    """Pack rows with the numbers of their images; returns the images too, each once, in the order of the numbers.
-
-    A row that is too long loses its end, and is left out where that would cut an image.
-    """
-    length = settings.sequence_length
-    pieces: list[Encoded] = []
-    row_ids: list[str] = []
-    images_by_row: list[list[int]] = []
-    numbers: dict[str, int] = {}
-    found: list[RowImage] = []
-    for row, item in encoded:
-        if len(item) > length:
-            if (item.ids[length:] == processor.image_id).any():
-                count.drop("too_long", row)
-                continue
-            count.truncated += 1
-            count.note("truncated", row)
-            item = Encoded(item.ids[:length], item.response[:length])
-        if settings.loss_on_all:
-            item = Encoded(item.ids, item.ids != processor.image_id)
-        if not item.response[1:].any():
-            count.drop("no_response", row)
-            continue
-        count.kept += 1
-        pieces.append(item)
-        row_ids.append(row.id)
-        images_by_row.append([])
-        for image in row.columns["images"]:
-            if image.digest not in numbers:
-                numbers[image.digest] = len(found)
-                found.append(image)
-            images_by_row[-1].append(numbers[image.digest])
-    parts = lay_out(pieces, list(range(len(pieces))), row_ids, settings)
-    rows, row_offsets = parts.arrays["rows"], parts.arrays["row_offsets"]
-    by_sequence = [
-        [number for row in rows[start:end] for number in images_by_row[row]] for start, end in pairwise(row_offsets)
-    ]
-    parts.arrays |= {
-        "image_numbers": np.asarray([number for numbers in by_sequence for number in numbers], dtype=np.int64),
-        "image_offsets": offsets([len(numbers) for numbers in by_sequence]),
-        "pixel_factor": np.asarray([processor.factor], dtype=np.float64),
-        "pixel_mean": processor.mean_C,
-        "pixel_std": processor.std_C,
-    }
-    return parts, found
-
-
-def pixel_chunks(images: Sequence[RowImage], processor: ImageProcessor) -> Iterator[bytes]:
-    """Yield the pixels of one image after the other."""
-    for image in images:
-        yield np.ascontiguousarray(processor.pixels(image.read(), image.name)).tobytes()
 
 
 def _places(content: list[dict[str, Any]], image_token: str) -> int:

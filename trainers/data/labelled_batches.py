@@ -48,7 +48,7 @@ def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray,
     Raises RequestError where fewer than two classes are left.
     """
     labels = np.asarray(dataset.arrays["labels"])
-    shares = np.array([_share(dataset.text_ids(row)) for row in range(len(dataset))])
+    shares = np.array([_share(dataset.cut("text_ids", row)) for row in range(len(dataset))])
     is_used = (labels >= 0) & (shares < labelled_share)
     found = sorted({dataset.classes[label] for label in labels[is_used]})
     if len(found) < 2:
@@ -62,7 +62,7 @@ def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray,
 def build_labelled_batch(dataset: Dataset, rows: Sequence[int]) -> LabelledBatch:
     """Build the batch of these rows; rows of -1 are fillers with the text of row 0."""
     labels = [-1 if row == FILLER else int(dataset.arrays["labels"][row]) for row in rows]
-    texts = pad_texts([dataset.text_ids(max(row, 0)) for row in rows], dataset.pad_id)
+    texts = pad_texts([dataset.cut("text_ids", max(row, 0)) for row in rows], dataset.pad_id)
     return LabelledBatch(texts, torch.tensor(labels), torch.tensor(list(rows)))
 
 
@@ -120,7 +120,7 @@ class LabelledPlan:
         plain, augmented = [], []
         for position in positions:
             row = int(self._unlabelled[global_sample(dataset.digest, seed, position, len(self._unlabelled))])
-            ids = dataset.text_ids(row).astype(np.int64)
+            ids = dataset.cut("text_ids", row).astype(np.int64)
             plain.append(ids)
             rng = np.random.default_rng(stream_seed(self._seed, "augmented", position))
             augmented.append(self._masker.hide(ids, np.ones_like(ids), rng)[0])

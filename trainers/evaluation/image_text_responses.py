@@ -34,7 +34,7 @@ def image_text_prompts(dataset: Dataset, image_id: int) -> Iterator[ImageTextPro
     arrays = dataset.arrays
     tokens = int((np.asarray(arrays["input_ids"]) == image_id).sum()) // max(len(arrays["image_numbers"]), 1)
     for sequence in range(len(dataset)):
-        images = dataset.image_numbers(sequence)
+        images = dataset.cut("image_numbers", sequence)
         segments = np.asarray(arrays["segment_ids"][sequence])
         for segment in range(1, int(segments.max()) + 1):
             places = np.flatnonzero(segments == segment)

@@ -17,6 +17,7 @@ import numpy as np
 
 from trainers.data.batches import ImageTextBatch, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
+from trainers.data.layouts.stream import Stream
 from trainers.runtime import distributed
 
 ORDER = 5
@@ -89,7 +90,7 @@ class KneserNey:
 
 def count_documents(dataset: Dataset) -> Documents:
     """Return the text of a packed set or a stream, at most `MAX_TOKENS` of it."""
-    if dataset.form == "stream":
+    if dataset.layout is Stream:
         return Documents(dataset.arrays["tokens"][:MAX_TOKENS], dataset.arrays["is_first"][:MAX_TOKENS])
     rows = max(1, MAX_TOKENS // dataset.arrays["input_ids"].shape[1])
     return _flat_documents(dataset.arrays["input_ids"][:rows], dataset.arrays["segment_ids"][:rows])[0]
@@ -115,7 +116,7 @@ def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: 
     found: float | None = None
     if distributed.rank() == 0:
         model = KneserNey(_joined([count_documents(dataset) for dataset in training_sets]), vocab_size)
-        if held_out.form == "stream":
+        if held_out.layout is Stream:
             assert rows is None, "a stream has no rows"
             total, count = _of_stream(model, held_out)
         else:

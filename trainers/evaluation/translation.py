@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainers.data.batches import FILLER
 from trainers.data.dataset import Dataset
+from trainers.data.layouts.seq2seq import target_text
 from trainers.data.packing import scattered
 from trainers.data.tokenizer import Tokenization
 from trainers.inference.generation import SamplingSettings, generate, sampling_settings
@@ -158,8 +159,8 @@ def translate(
             found.append(
                 Written(
                     row=rows[place],
-                    source=tokenization.decode(dataset.side_ids("source", rows[place]).tolist()),
-                    target=dataset.target_text(rows[place]),
+                    source=tokenization.decode(dataset.cut("source_ids", rows[place]).tolist()),
+                    target=target_text(dataset, rows[place]),
                     written=tokenization.decode(tokens).strip(),
                     tokens=len(tokens),
                     ended=bool(tokens) and tokens[-1] in tokenization.end_ids,

@@ -9,7 +9,7 @@ from recipes.models.images.tally import PROJECTIONS
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 from trainers.data.order import drawn_rows
 from trainers.models.images.build import Blueprint, load_tensors, open_blueprint, open_family, read_tensors
 from trainers.models.images.ddpm import DdpmFamily
@@ -30,14 +30,14 @@ class ImageStart:
 
     blueprint: Blueprint
     family: Family
-    dataset: ImageDataset
+    dataset: Dataset
     ema_decay: float | None = None
     """Decay of the moving average that is kept; adapters are kept as they are."""
     peft_config: Any = None
     """peft's configuration of the adapters; None: every parameter is trained."""
 
 
-def start_training(spec: PretrainImages | FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
+def start_training(spec: PretrainImages | FinetuneImages, context: StageContext, dataset: Dataset) -> ImageStart:
     """Build or open the family, equal on every rank; raises RequestError for images that do not fit it."""
     if isinstance(spec, FinetuneImages):
         return _go_on(spec, context, dataset)
@@ -49,24 +49,24 @@ def start_training(spec: PretrainImages | FinetuneImages, context: StageContext,
     return ImageStart(blueprint, family, dataset, getattr(spec.architecture, "ema_decay", None))
 
 
-def with_caption_tokens(dataset: ImageDataset, text: TextEncoder | None) -> ImageDataset:
+def with_caption_tokens(dataset: Dataset, text: TextEncoder | None) -> Dataset:
     """Tokenize a set's captions, where there is something that reads them."""
-    return dataset if text is None else replace(dataset, caption_tokens=read_captions(text, dataset))
+    return dataset if text is None else read_captions(text, dataset)
 
 
-def require_shape(dataset: ImageDataset, shape: Shape, name: str) -> None:
+def require_shape(dataset: Dataset, shape: Shape, name: str) -> None:
     """Raise RequestError unless a set's images have the shape of those of `name`."""
     if (finding := shape_rule(dataset.shape, shape, name)) is not None:
         raise RequestError(str(finding))
 
 
-def require_labels(dataset: ImageDataset, reader: str) -> None:
+def require_labels(dataset: Dataset, reader: str) -> None:
     """Raise RequestError for a set without the labels that `reader` reads."""
     if not dataset.classes:
         raise RequestError(str(missing_labels(reader)))
 
 
-def _go_on(spec: FinetuneImages, context: StageContext, dataset: ImageDataset) -> ImageStart:
+def _go_on(spec: FinetuneImages, context: StageContext, dataset: Dataset) -> ImageStart:
     folder = model_folder(context, "init_from")
     blueprint = open_blueprint(folder)
     facts = blueprint.facts
@@ -99,7 +99,7 @@ def _open_text_encoder(spec: PretrainImages, context: StageContext) -> TextEncod
     return TextEncoder(folder, folder)
 
 
-def _open_codec(spec: PretrainImages, context: StageContext, dataset: ImageDataset) -> LatentCodec | None:
+def _open_codec(spec: PretrainImages, context: StageContext, dataset: Dataset) -> LatentCodec | None:
     """Open the autoencoder of a latent diffusion."""
     if spec.autoencoder is None:
         return None
@@ -109,6 +109,6 @@ def _open_codec(spec: PretrainImages, context: StageContext, dataset: ImageDatas
     return fit_codec(autoencoder, dataset)
 
 
-def _examples(dataset: ImageDataset) -> tuple[str, ...]:
+def _examples(dataset: Dataset) -> tuple[str, ...]:
     rows = drawn_rows(dataset.digest, 0, min(EXAMPLE_ROWS, len(dataset)), len(dataset))
     return example_captions(dataset, rows)

@@ -1,19 +1,16 @@
 """Training a model of images, from data to candidate; families differ in their module and in what they draw."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.models.images.base import VENDI_IMAGES
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.pretrain import PretrainImages
-from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.materialise_images import ImageDataset, ImageRequest
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.images import Images, scaled
 from trainers.data.order import drawn_rows
 from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
@@ -34,10 +31,11 @@ from trainers.tasks.image_start import (
     start_training,
     with_caption_tokens,
 )
-from trainers.training.context import Candidate, StageContext, open_images
+from trainers.training.context import Candidate, StageContext, data_request, open_sets
 from trainers.training.image_candidate import write_image_candidate
+from trainers.training.moving_average import MovingAverage
 from trainers.training.outcome import Evaluation, Outcome
-from trainers.training.steps import TrainingPlan, single_phase
+from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
 
 NETWORK = "net."
@@ -49,8 +47,8 @@ ImageSpec = PretrainImages | FinetuneImages
 class ImageData:
     """Images to learn from, and held-out ones where the recipe has any."""
 
-    training: ImageDataset
-    held_out: ImageDataset | None
+    training: Dataset
+    held_out: Dataset | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class ImageTask:
 
     def open_data(self) -> ImageData:
         """Open the images."""
-        training = open_images(self.context, _request(self.spec, self.context))
-        return ImageData(training, _held_out_set(self.spec, self.context))
+        return ImageData(*open_sets(self.spec, self.context, lambda use: data_request(self.context, use, Images())))
 
     def build(self, data: ImageData) -> "ImageTrainee":
         """Build or open the family; raises RequestError for images that do not fit it."""
@@ -79,7 +76,7 @@ class ImageTrainee:
     spec: ImageSpec
     context: StageContext
     start: ImageStart
-    held_out: ImageDataset | None
+    held_out: Dataset | None
 
     @property
     def num_rows(self) -> int:
@@ -95,19 +92,24 @@ class ImageTrainee:
         ]
         engines = [phase.engine for phase in phases]
         plan = BatchPlan(start.dataset, self.context.seed, **training.share)
-        adapted = None if start.peft_config is None else family.module
-        source = ImageBatches(plan, training.steps, engines, start.ema_decay, family.averaged, adapted)
-        measure = ImageEvaluation(self.spec, self.context, start, engines[0], source, self.held_out, training.layout)
+        average = MovingAverage(engines, start.ema_decay, family.averaged)
+        source = PlannedBatches(plan, training.steps, average=average)
+        measure = ImageEvaluation(self.spec, self.context, start, engines[0], average, self.held_out, training.layout)
         return Course(phases, source, measure)
 
     def candidate(self, training: TrainingPlan[ImageSpec], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the family as it is kept: averaged where it keeps an average. Collective."""
         start, source = self.start, course.source
-        assert isinstance(source, ImageBatches)
+        assert isinstance(source, PlannedBatches)
+        assert source.average is not None
+        adapter = None
+        if start.peft_config is not None:  # named as peft's files of the network are
+            named = {name.removeprefix(NETWORK): tensor for name, tensor in source.average.weights().items()}
+            adapter = adapter_tensors(named)
         metrics = {"evaluation": outcome.evaluation.finite(), "data": start.dataset.report.to_json()}
         return write_image_candidate(
             start.blueprint,
-            source.weights(),
+            kept_weights(start, source.average),
             self.context,
             training.checkpoint,
             outcome,
@@ -115,7 +117,7 @@ class ImageTrainee:
             metrics={**outcome.amounts(), **metrics},
             gate_reasons=outcome.evaluation.gate_reasons,
             peft_config=start.peft_config,
-            adapter=None if start.peft_config is None else source.adapter_weights(),
+            adapter=adapter,
         )
 
 
@@ -124,67 +126,10 @@ def run_image(spec: ImageSpec, context: StageContext) -> Candidate | None:
     return run_training(ImageTask(spec, context))
 
 
-@dataclass
-class ImageBatches:
-    """Batch source over a materialised set; with `ema_decay` it also keeps the moving average of the weights.
-
-    The average starts at the weights after the first step, with a decay that rises to its value: (1 + n) / (10 + n).
-    """
-
-    plan: BatchPlan
-    steps_planned: int
-    engines: Sequence[Engine]
-    ema_decay: float | None
-    averaged: str = ""
-    """What the names of averaged parameters start with."""
-    adapted: nn.Module | None = None
-    """The family's module where adapters are trained."""
-    _ema: dict[str, Tensor] = field(default_factory=dict)
-
-    def micro_batches(self, step: int) -> list[Any]:
-        """Return this rank's share of the step's rows."""
-        return list(self.plan.micro_batches(step))
-
-    def can_save(self, steps_done: int) -> bool:
-        """Always: rows are a pure function of the step."""
-        return True
-
-    @torch.no_grad()
-    def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
-        """Move the average; never stops early."""
-        if self.ema_decay is None:
-            return None
-        decay = min(self.ema_decay, (1 + steps_done) / (10 + steps_done))
-        for name, tensor in self._parameters():
-            if not name.startswith(self.averaged):
-                continue
-            if name in self._ema:
-                self._ema[name].lerp_(tensor.float(), 1 - decay)
-            else:
-                self._ema[name] = tensor.float().clone()
-        return None
-
-    def state(self) -> SourceState:
-        """The average."""
-        return SourceState(tensors=dict(self._ema))
-
-    def load_state(self, state: SourceState) -> None:
-        """Take over a saved average."""
-        self._ema = dict(state.tensors)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the parameters that are kept: the average where there is one, adapters added; collective."""
-        found = {name: tensor.clone() for name, tensor in self._parameters()} | self._ema
-        return found if self.adapted is None else merged_tensors(self.adapted, found)
-
-    def adapter_weights(self) -> dict[str, Tensor]:
-        """Return the adapters alone, named as peft's files of the network do; collective."""
-        found = {name.removeprefix(NETWORK): tensor.clone() for name, tensor in self._parameters()}
-        return adapter_tensors(found)
-
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for engine in self.engines:
-            yield from engine.full_parameters()
+def kept_weights(start: ImageStart, average: MovingAverage) -> dict[str, Tensor]:
+    """Return the weights that are kept, adapters added; collective."""
+    found = average.weights()
+    return found if start.peft_config is None else merged_tensors(start.family.module, found)
 
 
 @dataclass(frozen=True)
@@ -195,8 +140,8 @@ class ImageEvaluation:
     context: StageContext
     start: ImageStart
     engine: Engine
-    source: ImageBatches
-    held_out: ImageDataset | None
+    average: MovingAverage
+    held_out: Dataset | None
     layout: Layout
 
     def __call__(self) -> Evaluation:
@@ -217,7 +162,7 @@ class ImageEvaluation:
 
     def _draw(self) -> dict[str, float]:
         """Draw the grid on rank 0; returns how diverse it is."""
-        weights = self.source.weights()
+        weights = kept_weights(self.start, self.average)
         if self.context.ranks.rank != 0:
             return {}
         family = self.start.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
@@ -232,7 +177,7 @@ class ImageEvaluation:
         if len(images) < VENDI_IMAGES or len(self.start.dataset) < len(images):
             return {}
         rows = drawn_rows(self.start.dataset.digest, 0, len(images), len(self.start.dataset))
-        real = vendi_score(self.start.dataset.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+        real = vendi_score(scaled(self.start.dataset.images_NCHW[np.asarray(rows)]))
         drawn = vendi_score(images.numpy())
         return {"vendi": drawn, "vendi_share": drawn / real}
 
@@ -244,26 +189,7 @@ def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
     return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
 
 
-def _request(spec: ImageSpec, context: StageContext) -> ImageRequest:
-    return ImageRequest(spec.data, context.base_dir, context.seed, source_digest=context.data.get("data"))
-
-
-def _held_out_set(spec: ImageSpec, context: StageContext) -> ImageDataset | None:
-    """Open the held-out images; None: there are none. Collective."""
-    use = spec.find_source("evaluation")
-    if use is None:
-        return None
-    request = ImageRequest(
-        use.images,
-        context.base_dir,
-        context.seed,
-        held_out=use.held_out,
-        source_digest=context.data.get("evaluation"),
-    )
-    return open_images(context, request)
-
-
-def _fitted(held_out: ImageDataset, start: ImageStart) -> ImageDataset:
+def _fitted(held_out: Dataset, start: ImageStart) -> Dataset:
     """Number held-out images' labels and tokenize their captions as the training's are."""
     training, architecture = start.dataset, start.blueprint.architecture
     require_shape(held_out, training.shape, "the training images")

@@ -14,9 +14,12 @@ from recipes.stages.answers import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.columns import RowRole
-from trainers.data.dataset import Dataset
+from trainers.data.dataset import DataLayout, Dataset
 from trainers.data.image_processor import ImageProcessor
+from trainers.data.layouts.image_text import ImageText
+from trainers.data.layouts.registry import text_layout
+from trainers.data.layouts.seq2seq import Seq2Seq
+from trainers.data.layouts.stream import Stream
 from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -38,7 +41,16 @@ from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
 from trainers.tasks.text_classifier import TextClassifierTask
-from trainers.training.context import Candidate, StageContext, data_request, model_folder, model_weights, open_sets
+from trainers.training.context import (
+    Candidate,
+    StageContext,
+    data_request,
+    model_folder,
+    model_weights,
+    open_sets,
+    text_request,
+    text_settings,
+)
 from trainers.training.optimiser_step import BatchSource
 from trainers.training.outcome import Evaluate, Evaluation, Outcome
 from trainers.training.steps import EVALUATION, PlannedBatches, TrainingPlan, single_phase
@@ -186,7 +198,7 @@ def batch_source(
 ) -> BatchSource:
     """Return the stage's batches; a stream is read in lanes that carry a recurrent model's states on its device."""
     settings, seed, dataset = training.spec.train, training.context.seed, data.training
-    if dataset.form != "stream":
+    if dataset.layout is not Stream:
         plan = BatchPlan(dataset, seed, **training.share, by_length=not data.family.is_packed)
         return PlannedBatches(plan, training.steps, learning.prepare)
     return StreamBatches(
@@ -264,18 +276,22 @@ def training_request(
     images: ImageProcessor | None = None,
 ) -> DataRequest:
     """Say which set the stage needs of its training or held-out rows."""
-    role: RowRole | None = family.tuning_role if spec.data_role == "instructions" else None
-    if role == "seq2seq":
-        use = replace(use, role=role)
-    request = data_request(context, use, tokenization, spec.train.sequence_length, spec.own_template)
-    return replace(
-        request,
-        role=role or request.role,
+    role = family.tuning_role if spec.data_role == "instructions" else use.role
+    assert role != "images"
+    template_role = "seq2seq" if role == "seq2seq" else use.role
+    settings = replace(
+        text_settings(template_role, tokenization, spec.train.sequence_length, spec.own_template),
         packing=spec.train.packing and family.is_packed,
         loss_on=spec.counted_tokens,
-        is_stream=family.is_recurrent and spec.data_role == "text",
-        processor=images,
     )
+    layout: DataLayout
+    if images is not None:
+        layout = ImageText(settings, images)
+    elif family.is_recurrent and spec.data_role == "text":
+        layout = Stream(settings)
+    else:
+        layout = text_layout(role, settings)
+    return data_request(context, use, layout)
 
 
 def held_out_loss(
@@ -293,7 +309,7 @@ def held_out_loss(
     What a fine-tuned encoder-decoder writes is scored and becomes the table `translations`. Counts here. Collective.
     """
     rows, length = spec.train.evaluation_rows, spec.train.sequence_length
-    is_stream = dataset.form == "stream"
+    is_stream = dataset.layout is Stream
     if is_stream:
         dataset = beginning(dataset, rows, length)
     baseline = math.nan
@@ -319,7 +335,7 @@ def held_out_loss(
             prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         shown = interruptible(prepared, observer, "evaluate", count)
         means = evaluate(engine.module, learning.objective, shown, engine.device)
-        if dataset.form == "seq2seq" and isinstance(spec, Finetune):
+        if dataset.layout is Seq2Seq and isinstance(spec, Finetune):
             search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
             with engine.gathered() as bare:
                 asked = interruptible(evaluation_batches(*share), observer, "targets", count)
@@ -352,7 +368,7 @@ def _text_responses(spec: Finetune, context: StageContext, trained: TrainedText)
         return None
     half = spec.train.sequence_length // 2
     asked = replace(held_out, role="prompts")
-    request = data_request(context, asked, trained.tokenization, half, spec.template)
+    request = text_request(context, asked, trained.tokenization, half, spec.template)
     prompts = open_prompts(request, context.store)
     if prompts is None:
         return None

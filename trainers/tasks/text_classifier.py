@@ -24,7 +24,7 @@ from trainers.runtime import distributed
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Candidate, StageContext, data_request, model_folder, open_sets
+from trainers.training.context import Candidate, StageContext, model_folder, open_sets, text_request
 from trainers.training.outcome import Evaluate, Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course
@@ -60,12 +60,12 @@ class TextClassifierTask:
         tokenization = load_tokenization(model_folder(context, "init_from"))
 
         def request(use: SourceUse) -> DataRequest:
-            return data_request(context, replace(use, role="labels"), tokenization, spec.train.sequence_length)
+            return text_request(context, replace(use, role="labels"), tokenization, spec.train.sequence_length)
 
         rows, held_out = open_sets(spec, context, request)
         labelled, unlabelled = split_by_label(rows, spec.labelled_share)
         if held_out is not None:
-            held_out = _with_classes(held_out, rows.classes)
+            held_out = held_out.with_classes(rows.classes)
         return LabelledData(tokenization, rows, labelled, unlabelled, held_out)
 
     def build(self, data: LabelledData) -> "TextClassifierTrainee":
@@ -135,17 +135,6 @@ def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]
     excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
     seed = stream_seed(context.seed, "adapter")
     return model, add_adapter(model, spec.lora, seed=seed, exclude=excluded, heads=CLASSIFIER_PARTS)
-
-
-def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """Number held-out labels as the training set does; raises RequestError for a class that it does not have."""
-    unknown = sorted(set(dataset.classes) - set(classes))
-    if unknown:
-        raise RequestError(f"held-out rows have the classes {', '.join(unknown)}, which no training row has")
-    numbers = np.array([*(classes.index(name) for name in dataset.classes), -1], dtype=np.int64)
-    return replace(
-        dataset, classes=classes, arrays={**dataset.arrays, "labels": numbers[np.asarray(dataset.arrays["labels"])]}
-    )
 
 
 def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: TrainingPlan[Finetune]) -> Evaluate:

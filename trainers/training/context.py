@@ -6,19 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from recipes.artifact_kinds import ArtifactKind
+from recipes.data.text import Source
 from recipes.errors import RequestError, StageError, raise_findings
-from recipes.stages.answers import SourceUse, Template, TokenizerId, default_template, template_rule
+from recipes.stages.answers import Role, SourceUse, Template, TokenizerId, default_template, template_rule
 from recipes.stages.base import TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
 from trainers.checkpoint.find_state import find_state
-from trainers.data.dataset import WARN_LOST, Dataset
+from trainers.data.dataset import WARN_LOST, DataLayout, Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, materialise
-from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.inference.rollouts import ColocatedRollouts, OpenRollouts
 from trainers.models.folders import verify_folder
@@ -241,33 +243,47 @@ def check_tokenizers(spec: TextStage, context: StageContext) -> None:
     raise_findings(spec.tokenizer_rules(known))
 
 
-def data_request(
+def text_settings(
+    role: Role,
+    tokenization: Tokenization,
+    sequence_length: int,
+    template: Template | None = None,
+) -> TextSettings:
+    """Return how rows of a role become tokens.
+
+    `template` is what the recipe says; None: what `default_template` says. Raises RequestError for a chat template that
+    the tokenizer lacks.
+    """
+    if (finding := template_rule(template, tokenization.chat_template is not None)) is not None:
+        raise RequestError(f"template: {finding}")
+    chosen = template or default_template(role, tokenization.chat_template is not None)
+    return TextSettings(tokenization, sequence_length, template=chosen)
+
+
+def data_request(context: StageContext, use: SourceUse, layout: DataLayout) -> DataRequest:
+    """Return the request for one of the stage's sources as it was when the run started."""
+    return DataRequest(
+        source=use.source,
+        base_dir=context.base_dir,
+        layout=layout,
+        seed=context.seed,
+        held_out=use.held_out,
+        source_digest=context.data.get(use.field_path),
+        field_path=use.field_path,
+    )
+
+
+def text_request(
     context: StageContext,
     use: SourceUse,
     tokenization: Tokenization,
     sequence_length: int,
     template: Template | None = None,
 ) -> DataRequest:
-    """Return the request for one of the stage's sources as it was when the run started.
-
-    `template` is what the recipe says; None: what `default_template` says. Raises RequestError for a chat template that
-    the tokenizer lacks.
-    """
+    """Return the request for rows of text in the layout of their role; see `text_settings`."""
     assert use.role != "images"
-    if (finding := template_rule(template, tokenization.chat_template is not None)) is not None:
-        raise RequestError(f"template: {finding}")
-    return DataRequest(
-        source=use.rows,
-        field_path=use.field_path,
-        base_dir=context.base_dir,
-        role=use.role,
-        tokenization=tokenization,
-        sequence_length=sequence_length,
-        seed=context.seed,
-        held_out=use.held_out,
-        source_digest=context.data.get(use.field_path),
-        template=template or default_template(use.role, tokenization.chat_template is not None),
-    )
+    settings = text_settings(use.role, tokenization, sequence_length, template)
+    return data_request(context, use, text_layout(use.role, settings))
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
@@ -275,21 +291,22 @@ def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
 
     Says which rows were lost; raises RequestError where they are more than the source's `max_dropped`.
     """
-    observer = context.observer
+    observer, text = context.observer, request.layout.text
     observer.phase("data")
     dataset = distributed.first_rank_first(
         lambda: materialise(request, context.store, lambda rows: observer.phase("data", rows=rows))
     )
-    report = dataset.report
-    dropped = sum(report.dropped.values()) / max(report.rows_in, 1)
-    for text in report.lost(request.sequence_length):
-        if dropped > request.source.max_dropped:
+    if text is None:
+        return dataset
+    limit = cast(Source, request.source).max_dropped
+    for said in dataset.report.lost(text.sequence_length):
+        if dataset.report.dropped_share > limit:
             raise RequestError(
-                f"{request.field_path}: {text}; that is more than max_dropped ({request.source.max_dropped:g}): take a "
-                f"greater length or other rows, or set stages.{context.stage}.{request.field_path}.max_dropped: 1"
+                f"{request.field_path}: {said}; that is more than max_dropped ({limit:g}): take a greater length or "
+                f"other rows, or set stages.{context.stage}.{request.field_path}.max_dropped: 1"
             )
-        worth = max(dropped, report.truncated / max(report.rows_in, 1)) > WARN_LOST
-        observer.notify(f"{'warning: ' if worth else ''}{request.field_path}: {text}")
+        is_much = dataset.report.lost_share > WARN_LOST
+        observer.notify(f"{'warning: ' if is_much else ''}{request.field_path}: {said}")
     return dataset
 
 
@@ -300,8 +317,3 @@ def open_sets(
     dataset = open_dataset(context, request(spec.get_source("data")))
     held_out = spec.find_source("evaluation")
     return dataset, None if held_out is None else open_dataset(context, request(held_out))
-
-
-def open_images(context: StageContext, request: ImageRequest) -> ImageDataset:
-    """Materialise images on rank 0 first; the others open what it committed; collective."""
-    return distributed.first_rank_first(lambda: materialise_images(request, context.store))

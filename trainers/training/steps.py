@@ -18,6 +18,7 @@ from trainers.objectives.protocol import Objective, unchanged
 from trainers.store.manifest import Layout
 from trainers.training.context import StageContext
 from trainers.training.loop import train
+from trainers.training.moving_average import MovingAverage
 from trainers.training.optimiser_step import BatchSource, LearningRates, Phase
 from trainers.training.outcome import Evaluate, Outcome
 from trainers.training.schedule import learning_rate_factor
@@ -39,12 +40,14 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class PlannedBatches:
-    """Batch source over a materialised set: nothing to remember, every step can be resumed from."""
+    """Batch source over a materialised set; every step can be resumed from."""
 
     plan: Plan
     steps_planned: int
     prepare: Callable[[Any, int], Any] = unchanged
     """What the objective reads of a batch at a step."""
+    average: MovingAverage | None = None
+    """Of the weights; all that there is to remember."""
 
     def micro_batches(self, step: int) -> list[Any]:
         """Return this rank's share of the step's rows."""
@@ -55,15 +58,19 @@ class PlannedBatches:
         return True
 
     def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
-        """Never stops early."""
+        """Move the average; never stops early."""
+        if self.average is not None:
+            self.average.move(steps_done)
         return None
 
     def state(self) -> SourceState:
-        """Nothing."""
-        return SourceState()
+        """Give the average."""
+        return SourceState(tensors={} if self.average is None else dict(self.average.tensors))
 
     def load_state(self, state: SourceState) -> None:
-        """Nothing."""
+        """Take over a saved average."""
+        if self.average is not None:
+            self.average.tensors = dict(state.tensors)
 
 
 def one_group(lr: float, schedule: Schedule, steps_planned: int, name: str = GROUP) -> LearningRates:

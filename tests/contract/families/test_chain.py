@@ -16,6 +16,8 @@ from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.models.images.build import open_family
 from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
@@ -165,10 +167,9 @@ def test_a_latent_diffusion_is_tuned_in_its_latents(chain: Chain) -> None:
 def test_scaled_latents_have_unit_variance(chain: Chain) -> None:
     store, made = chain
     opened: Any = open_family(store.folder(made["latent"], "model"))
-    from trainers.data.materialise_images import ImageRequest, materialise_images
 
     spec = parse_recipe({"name": "chain", "stages": STAGES}).stages["latent"]
-    dataset = materialise_images(ImageRequest(spec.data, Path(), 0), store)  # type: ignore[union-attr]
+    dataset = materialise(DataRequest(spec.data, Path(), Images(), 0), store)  # type: ignore[union-attr]
     images = torch.from_numpy(dataset.images_NCHW.astype(np.float32) / 255)
     assert float(opened.codec.encode(images, torch.arange(len(images))).std()) == pytest.approx(1, abs=0.05)
 

@@ -9,6 +9,8 @@ from pydantic import TypeAdapter
 
 from recipes.data.text import Source, TrainTokenizer
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.store.store import Store
@@ -35,15 +37,17 @@ def tokenization(store: Store) -> Tokenization:
 
 
 def build(given: Any, role: Any, length: int, tokenization: Tokenization, store: Store, **keys: Any) -> Dataset:
-    return materialise(DataRequest(given, DATA, role, tokenization, length, 0, **keys), store)
+    held_out = keys.pop("held_out", False)
+    layout = text_layout(role, TextSettings(tokenization, length, **keys))
+    return materialise(DataRequest(given, DATA, layout, 0, held_out=held_out), store)
 
 
 def test_a_whole_file_comes_back_token_by_token(tokenization: Tokenization, store: Store) -> None:
     given = source(source="text", files=["lm/tinyshakespeare.txt"])
     dataset = build(given, "text", 256, tokenization, store)
     text = (DATA / "lm" / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    assert dataset.report.split == 1
-    assert dataset.report.fill > 0.99
+    assert dataset.report.fate.split == 1
+    assert dataset.report.holds["fill"] > 0.99
     ids = tokenization.encode(text)
     assert sorted(dataset.arrays["input_ids"][dataset.arrays["segment_ids"] > 0].tolist()) == sorted([*ids, 1])
 
@@ -54,14 +58,14 @@ def test_many_novels_in_paragraphs(tokenization: Tokenization, store: Store) -> 
     held_out = build(given, "text", 256, tokenization, store, held_out=True)
     assert training.report.rows_in == 2000
     assert 0 < held_out.report.rows_in <= 2000
-    assert training.report.fill > 0.9
+    assert training.report.holds["fill"] > 0.9
     assert training.digest != held_out.digest
 
 
 def test_names_one_a_line(tokenization: Tokenization, store: Store) -> None:
     given = source(source="csv", files=["lm/names.txt"], columns={"text": "emma"}, limit=500)
     dataset = build(given, "text", 64, tokenization, store)
-    assert dataset.report.kept == 500
+    assert dataset.report.fate.kept == 500
     assert (dataset.arrays["segment_ids"].max(axis=1) > 3).any()
 
 
@@ -78,17 +82,17 @@ def test_instructions_learn_the_answers(
     given = source(source="jsonl", files=files, columns=columns, limit=300)
     dataset = build(given, "instructions", 512, tokenization, store)
     report = dataset.report
-    assert report.kept + sum(report.dropped.values()) == report.rows_in == 300
-    assert 0 < report.supervised_tokens < report.tokens
+    assert report.fate.kept + sum(report.fate.dropped.values()) == report.rows_in == 300
+    assert 0 < report.holds["supervised_tokens"] < report.holds["tokens"]
     ends = dataset.arrays["input_ids"][dataset.arrays["loss_mask"]] == tokenization.eos_id
-    assert int(ends.sum()) == report.kept - report.truncated + report.dropped.get("no_response", 0)
+    assert int(ends.sum()) == report.fate.kept - report.fate.truncated + report.fate.dropped.get("no_response", 0)
 
 
 @pytest.mark.parametrize("name", ["hh_helpful-base", "hh_harmless-base", "hh_helpful-rejection-sampled"])
 def test_preferences_with_an_implicit_prompt(name: str, tokenization: Tokenization, store: Store) -> None:
     given = source(source="jsonl", files=[f"pref/{name}.jsonl.gz"], limit=200)
     dataset = build(given, "preferences", 768, tokenization, store)
-    assert dataset.report.kept > 100
+    assert dataset.report.fate.kept > 100
     for row in range(20):
         prompts = []
         for side in ("chosen", "rejected"):

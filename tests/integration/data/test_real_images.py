@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from recipes.data.images import ImageSource
 from recipes.loading.load import parse_recipe
-from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.runtime.distributed import Ranks
 from trainers.store.store import Store
 from trainers.tasks.images import run_image
@@ -117,7 +118,7 @@ def test_omniglot_s_png_files_train_and_draw(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "omniglot", wanted)
     data = {"source": "image-folder", "path": "omniglot", "size": 28, "channels": 1, "hold_out": 0.1}
     store = Store.open(str(tmp_path / "store"))
-    dataset = materialise_images(ImageRequest(SOURCE.validate_python(data), tmp_path, 0), store)
+    dataset = materialise(DataRequest(SOURCE.validate_python(data), tmp_path, Images(), 0), store)
     assert dataset.shape == (1, 28, 28)
     assert set(dataset.classes) == {name.split("/")[0] for name in wanted}
     train(tmp_path, tmp_path, {"family": "vae", **CONVNET, "latent": 4}, data)

@@ -7,7 +7,6 @@ more rows than its tokenizer has tokens.
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import reading_of
 from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
 from trainers.data.batches import build_batch
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.pairs import Pairs
+from trainers.data.layouts.prompts import Prompts
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import load_tokenization
 from trainers.evaluation.evaluate_stage import run_evaluate
@@ -162,15 +164,17 @@ def test_an_unfinished_response_is_closed_as_the_reward_model_learned(template: 
     writer = load_tokenization(shop.folder / "base")
     write_rows(shop.folder / "pairs.jsonl", [{"prompt": "Say two.", "chosen": "two", "rejected": "one"}] * 4)
     source = JsonLines.model_validate({"source": "jsonl", "files": ["pairs.jsonl"]})
-    request = DataRequest(source, shop.folder, "preferences", writer, sequence_length=64, seed=0, template=template)
-    pairs = materialise(request, shop.store)
-    prompts = materialise(replace(request, role="prompts"), shop.store)
+    settings = TextSettings(writer, 64, template=template)
+    pairs, prompts = (
+        materialise(DataRequest(source, shop.folder, layout, 0), shop.store)
+        for layout in (Pairs(settings), Prompts(settings))
+    )
     batch: Any = build_batch(pairs, [0])
     whole = batch.chosen.input_ids_BT[:, : int(batch.chosen.attention_mask_BT.sum())]
     cut = Responses(
         input_ids_BT=whole[:, :-1],
         attention_mask_BT=torch.ones_like(whole[:, :-1], dtype=torch.bool),
-        response_mask_BT=torch.arange(whole.shape[1] - 1)[None] >= len(prompts.prompt_ids(0)),
+        response_mask_BT=torch.arange(whole.shape[1] - 1)[None] >= len(prompts.cut("prompt_ids", 0)),
         ended_B=torch.tensor([False]),
         sample_ids_B=torch.tensor([0]),
     )

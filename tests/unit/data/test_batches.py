@@ -1,20 +1,20 @@
 """Batches: the same samples for any number of workers, positions, padding, fillers."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from trainers.data.batches import BatchPlan, PairBatch, PromptBatch, TokenBatch, build_batch, evaluation_batches
-from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.dataset import BuildReport, DataLayout, Dataset
+from trainers.data.layouts.packed import Packed
+from trainers.data.layouts.pairs import Pairs
+from trainers.data.layouts.prompts import Prompts
 
 PAD = 0
 
 
-def dataset(form: Any, arrays: dict[str, np.ndarray], rows: int) -> Dataset:
-    report = BuildReport(rows, rows, 0, 0, {}, {}, rows, 0, 0, 1.0)
-    return Dataset("d" * 64, form, report, arrays, PAD)
+def dataset(layout: type[DataLayout], arrays: dict[str, np.ndarray], rows: int) -> Dataset:
+    return Dataset("d" * 64, layout, BuildReport(rows, {"sequences": rows}), arrays, PAD)
 
 
 def packed(rows: int = 40, length: int = 8) -> Dataset:
@@ -22,7 +22,7 @@ def packed(rows: int = 40, length: int = 8) -> Dataset:
     segments = np.tile(np.array([1, 1, 1, 2, 2, 2, 0, 0], dtype=np.uint16), (rows, 1))
     ids = np.where(segments > 0, np.arange(1, rows + 1)[:, None], PAD).astype(np.uint16)
     mask = np.tile(np.array([0, 1, 1, 0, 0, 1, 0, 0], dtype=bool), (rows, 1))
-    return dataset("packed", {"input_ids": ids, "segment_ids": segments, "loss_mask": mask}, rows)
+    return dataset(Packed, {"input_ids": ids, "segment_ids": segments, "loss_mask": mask}, rows)
 
 
 def pairs() -> Dataset:
@@ -31,7 +31,7 @@ def pairs() -> Dataset:
         arrays[f"{side}_ids"] = np.arange(1, 1 + sum(lengths), dtype=np.uint16)
         arrays[f"{side}_response"] = np.ones(sum(lengths), dtype=bool)
         arrays[f"{side}_offsets"] = np.array([0, *np.cumsum(lengths)])
-    return dataset("pairs", arrays, 2)
+    return dataset(Pairs, arrays, 2)
 
 
 def test_batch_fields() -> None:
@@ -64,7 +64,7 @@ def test_pairs_are_padded_on_the_right() -> None:
 
 def test_prompts_are_padded_on_the_left() -> None:
     arrays = {"prompt_ids": np.array([1, 2, 3], dtype=np.uint16), "prompt_offsets": np.array([0, 1, 3])}
-    batch = build_batch(dataset("prompts", arrays, 2), [0, 1])
+    batch = build_batch(dataset(Prompts, arrays, 2), [0, 1])
     assert isinstance(batch, PromptBatch)
     assert batch.input_ids_BP.tolist() == [[PAD, 1], [2, 3]]
     assert batch.attention_mask_BP.tolist() == [[False, True], [True, True]]
@@ -97,7 +97,7 @@ def test_pairs_of_a_step_do_not_depend_on_the_workers_and_padding_is_small(worke
     tokens = np.ones(offsets[-1], dtype=np.uint16)
     sides = ("chosen", "rejected")
     arrays = {f"{side}_ids": tokens for side in sides} | {f"{side}_offsets": offsets for side in sides}
-    data = dataset("pairs", arrays | {f"{side}_response": tokens > 0 for side in sides}, 24)
+    data = dataset(Pairs, arrays | {f"{side}_response": tokens > 0 for side in sides}, 24)
     step = BatchPlan(data, 5, 12, 1, 0, 1).sample_ids(1)
     assert sorted(taken(data, workers, micro_batch, 1)) == sorted(step)
     longest, shortest = max(lengths[row] for row in step), min(lengths[row] for row in step)

@@ -12,6 +12,8 @@ from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data.conversation import as_conversation, turns
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.template import response_spans
 from trainers.data.tokenizer import Tokenization, train_tokenizer
@@ -41,7 +43,12 @@ def build(tmp_path: Path, store: Store, chatml: Tokenization) -> Any:
     def build(role: Any, row: Any, template: Any = "chat", **changes: Any) -> Dataset:
         (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
         source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
-        return materialise(DataRequest(source, tmp_path, role, chatml, 128, 0, template=template, **changes), store)
+        return materialise(
+            DataRequest(
+                source, tmp_path, text_layout(role, TextSettings(chatml, 128, template=template, **changes)), 0
+            ),
+            store,
+        )
 
     return build
 
@@ -98,7 +105,7 @@ def test_both_answers_of_a_pair_end_with_their_turn(build: Any, chatml: Tokeniza
 
 def test_a_prompt_of_text_is_asked_as_a_user_asks(build: Any, chatml: Tokenization) -> None:
     dataset = build("prompts", {"prompt": "Return the sum?", "completion": "Open a file."})
-    assert list(dataset.prompt_ids(0)) == chatml.encode_prompt([USER])
+    assert list(dataset.cut("prompt_ids", 0)) == chatml.encode_prompt([USER])
     assert dataset.records[0]["prompt"] == [USER]
     assert dataset.records[0]["reference"] == "Open a file."
     assert (

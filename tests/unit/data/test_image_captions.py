@@ -12,7 +12,8 @@ import pytest
 from recipes.errors import RequestError
 from trainers.data.demo.digit_captions import NAMES, caption_of, measure
 from trainers.data.images import read_images
-from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
@@ -96,9 +97,9 @@ def test_every_source_gives_the_same_captions(tmp_path: Path, write: Callable[[P
     if named.suffix != ".parquet":
         named.write_text(named.read_text().replace("image ", "drawing "))
         assert open_source(keys, tmp_path).digest() != before
-    dataset = materialise_images(ImageRequest(keys, tmp_path, 0), Store.open(str(tmp_path / "store")))
+    dataset = materialise(DataRequest(keys, tmp_path, Images(), 0), Store.open(str(tmp_path / "store")))
     assert len(dataset.captions) == 9
-    assert dataset.report.captions == 9
+    assert dataset.report.holds["captions"] == 9
 
 
 def _no_text_beside(folder: Path) -> tuple[dict[str, Any], str]:
@@ -142,4 +143,4 @@ def _no_caption_text(folder: Path) -> tuple[dict[str, Any], str]:
 def test_bad_captions_are_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
     keys, said = spoil(tmp_path)
     with pytest.raises(RequestError, match=said):
-        materialise_images(ImageRequest(source(**keys), tmp_path, 0), Store.open(str(tmp_path / "store")))
+        materialise(DataRequest(source(**keys), tmp_path, Images(), 0), Store.open(str(tmp_path / "store")))

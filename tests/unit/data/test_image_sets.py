@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from recipes.errors import RequestError
-from trainers.data.batches import AFTER_WARM_UP, BatchPlan, ImageBatch, evaluation_batches
-from trainers.data.materialise_images import ImageDataset, ImageRequest, materialise_images
+from trainers.data.batches import BatchPlan, ImageBatch
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
@@ -20,10 +22,10 @@ from image_files import array_file, pixels, source
 sys.path.pop(0)
 
 
-def open_set(tmp_path: Path, **more: Any) -> ImageDataset:
+def open_set(tmp_path: Path, **more: Any) -> Dataset:
     """Materialise the arrays."""
-    request = ImageRequest(source(**array_file(tmp_path), **more), tmp_path, 0)
-    return materialise_images(request, Store.open(str(tmp_path / "store")))
+    request = DataRequest(source(**array_file(tmp_path), **more), tmp_path, Images(), 0)
+    return materialise(request, Store.open(str(tmp_path / "store")))
 
 
 def test_a_set_is_built_once_and_memory_mapped(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_a_set_is_built_once_and_memory_mapped(tmp_path: Path) -> None:
     assert dataset.shape == (1, 6, 6)
     assert dataset.classes == ("0", "1", "2")
     assert dataset.labels_N.tolist() == [0, 1, 2] * 3
-    assert dataset.row_ids(4) == ["a.npz:4"]
+    assert dataset.row_ids[4] == "a.npz:4"
     assert json.loads(json.dumps(dataset.report.to_json()))["rows_in"] == 9
     np.testing.assert_array_equal(dataset.images_NCHW[3].transpose(1, 2, 0), pixels(3))
 
@@ -63,26 +65,9 @@ def test_noise_follows_the_position_not_the_rank(tmp_path: Path) -> None:
     assert set(seeds(1, 4, 0).values()).isdisjoint(seeds(1, 4, 1).values())
 
 
-def test_evaluation_batches_fill_up_and_repeat(tmp_path: Path) -> None:
-    dataset = open_set(tmp_path)
-    batches = [batch for rank in range(2) for batch in evaluation_batches(dataset, 9, 2, rank, 4)]
-    assert all(isinstance(batch, ImageBatch) and batch.step == AFTER_WARM_UP for batch in batches)
-    rows = [row for batch in batches for row in batch.sample_ids_B.tolist()]
-    assert sorted(row for row in rows if row >= 0) == list(range(9))
-    assert rows.count(-1) == 7
-
-
 def test_held_out_labels_are_numbered_as_the_training_s(tmp_path: Path) -> None:
     dataset = open_set(tmp_path)
     renumbered = dataset.with_classes(["2", "1", "0", "9"])
     assert renumbered.labels_N.tolist() == [2, 1, 0] * 3
-    with pytest.raises(RequestError, match="labels 2 of the held-out images are not in the training data"):
+    with pytest.raises(RequestError, match="labels 2 of the held-out rows are not in the training data"):
         dataset.with_classes(["0", "1"])
-
-
-def test_a_damaged_set_is_built_again(tmp_path: Path) -> None:
-    dataset = open_set(tmp_path)
-    path = Path(str(dataset.images_NCHW.filename))
-    path.chmod(0o644)
-    path.write_bytes(path.read_bytes()[:-1])
-    np.testing.assert_array_equal(open_set(tmp_path).images_NCHW[3].transpose(1, 2, 0), pixels(3))

@@ -15,9 +15,12 @@ from recipes.data.text import Source
 from recipes.errors import RequestError
 from trainers.data.batches import ImageTextBatch, build_batch, pixel_values
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
 from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.image_text import encode_question
 from trainers.data.image_text_digest import image_text_digest
+from trainers.data.layouts.image_text import ImageText
+from trainers.data.layouts.packed import Packed
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.image_text_responses import image_text_prompts
@@ -68,8 +71,8 @@ def build(tmp_path: Path, store: Store, tokens: Tokenization, processor: ImagePr
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         columns = changes.pop("columns", {})
         source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"], "columns": columns})
-        request = DataRequest(source, tmp_path, "image_text", tokens, length, 0, processor=processor, **changes)
-        return materialise(request, store)
+        layout = ImageText(TextSettings(tokens, length, **changes), processor)
+        return materialise(DataRequest(source, tmp_path, layout, 0), store)
 
     return build
 
@@ -185,7 +188,7 @@ def test_an_image_comes_by_path_bytes_and_data_url(
     rows = [{"images": [{"bytes": data, "path": None}], **question}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     source = ADAPTER.validate_python({"source": "parquet", "files": ["rows.parquet"]})
-    by_bytes = materialise(DataRequest(source, tmp_path, "image_text", tokens, 64, 0, processor=processor), store)
+    by_bytes = materialise(DataRequest(source, tmp_path, ImageText(TextSettings(tokens, 64), processor), 0), store)
     assert by_path.arrays["images"].shape[0] == 1
     np.testing.assert_array_equal(by_path.arrays["images"], by_bytes.arrays["images"])
 
@@ -219,8 +222,8 @@ def test_a_row_that_would_lose_an_image_is_left_out(build: Any) -> None:
     long = {"images": ["images/0.png"], "prompt": "words " * 12 + "<image> ", "completion": "Two."}
     short = {"images": ["images/1.png"], "prompt": "Which? ", "completion": "Two. " * 30}
     dataset = build([long, short], length=24)
-    assert dataset.report.dropped == {"too_long": 1}
-    assert dataset.report.truncated == 1
+    assert dataset.report.fate.dropped == {"too_long": 1}
+    assert dataset.report.fate.truncated == 1
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,7 @@ def test_text_models_refuse_rows_with_images(tmp_path: Path, store: Store, token
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
     with pytest.raises(RequestError, match=r"rows\.jsonl:1: the row has an image, but the model takes text alone"):
-        materialise(DataRequest(source, tmp_path, "instructions", tokens, 64, 0), store)
+        materialise(DataRequest(source, tmp_path, Packed(TextSettings(tokens, 64), "instructions"), 0), store)
 
 
 def test_a_question_is_tokenized_as_a_row_is(build: Any, tokens: Tokenization, processor: ImageProcessor) -> None:

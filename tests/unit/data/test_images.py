@@ -12,7 +12,8 @@ import pytest
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe
 from trainers.data.images import read_images
-from trainers.data.materialise_images import ImageRequest, materialise_images
+from trainers.data.layouts.images import Images
+from trainers.data.materialise import DataRequest, materialise
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -158,4 +159,4 @@ def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
 def test_a_bad_image_is_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:
     keys, said = spoil(tmp_path)
     with pytest.raises(RequestError, match=said):
-        materialise_images(ImageRequest(source(**keys), tmp_path, 0), Store.open(str(tmp_path / "store")))
+        materialise(DataRequest(source(**keys), tmp_path, Images(), 0), Store.open(str(tmp_path / "store")))

@@ -13,7 +13,11 @@ from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, Seq2SeqBatch, build_batch
+from trainers.data.columns import RowRole
 from trainers.data.dataset import Dataset
+from trainers.data.encoding import TextSettings
+from trainers.data.layouts.registry import text_layout
+from trainers.data.layouts.seq2seq import target_text
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
 from trainers.data.tokenizer import Tokenization
 from trainers.store.store import Store
@@ -25,11 +29,12 @@ ANSWER = {"role": "assistant", "content": "Open a file."}
 
 @pytest.fixture
 def build(tmp_path: Path, store: Store, tokenization: Tokenization) -> Any:
-    def build(role: str, rows: list[Any], length: int = 64, **changes: Any) -> Dataset:
+    def build(role: RowRole, rows: list[Any], length: int = 64, **changes: Any) -> Dataset:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         source = ADAPTER.validate_python({"source": "jsonl", "files": ["rows.jsonl"]})
         keys: dict[str, Any] = {"tokenization": tokenization, **changes}
-        return materialise(DataRequest(source, tmp_path, role, keys.pop("tokenization"), length, 0, **keys), store)
+        layout = text_layout(role, TextSettings(sequence_length=length, **keys))
+        return materialise(DataRequest(source, tmp_path, layout, 0), store)
 
     return build
 
@@ -54,7 +59,7 @@ def learned(dataset: Dataset, tokenization: Tokenization, row: int = 0) -> str:
 def test_only_responses_are_targets(build: Any, tokenization: Tokenization, row: Any, expected: str) -> None:
     dataset = build("instructions", [row], 128)
     assert learned(dataset, tokenization) == expected
-    assert dataset.report.supervised_tokens == dataset.arrays["loss_mask"].sum()
+    assert dataset.report.holds["supervised_tokens"] == dataset.arrays["loss_mask"].sum()
 
 
 def test_sources_and_targets_end_and_long_ones_are_left_out(build: Any, tokenization: Tokenization) -> None:
@@ -66,21 +71,21 @@ def test_sources_and_targets_end_and_long_ones_are_left_out(build: Any, tokeniza
     ]
     dataset = build("seq2seq", rows, 30)
     assert len(dataset) == 2
-    assert dataset.report.dropped == {"empty": 1, "too_long": 1}
+    assert dataset.report.fate.dropped == {"empty": 1, "too_long": 1}
     for side, text in (("source", "Return the sum?"), ("target", "número  ")):
-        ids = dataset.side_ids(side, 0)
+        ids = dataset.cut(f"{side}_ids", 0)
         assert tokenization.decode(ids[:-1]) == text
         assert ids[-1] == tokenization.eos_id
-    assert dataset.target_text(0) == "número  "
-    assert dataset.target_text(1) == "Open a file."
+    assert target_text(dataset, 0) == "número  "
+    assert target_text(dataset, 1) == "Open a file."
     rendered = tokenization.render([USER], add_generation_prompt=True)
-    assert tokenization.decode(dataset.side_ids("source", 1), skip_special=False) == rendered + "<|end|>"
+    assert tokenization.decode(dataset.cut("source_ids", 1), skip_special=False) == rendered + "<|end|>"
     assert dataset.lengths([0, 1]) == [
-        max(len(dataset.side_ids("source", row)), len(dataset.side_ids("target", row))) for row in (0, 1)
+        max(len(dataset.cut("source_ids", row)), len(dataset.cut("target_ids", row))) for row in (0, 1)
     ]
     batch = build_batch(dataset, [1, -1])
     assert isinstance(batch, Seq2SeqBatch)
-    assert batch.target_mask_BT.sum(dim=1).tolist() == [len(dataset.side_ids("target", 1)), 0]
+    assert batch.target_mask_BT.sum(dim=1).tolist() == [len(dataset.cut("target_ids", 1)), 0]
     assert torch.equal(batch.source_mask_BS[0], batch.source_ids_BS[0] != tokenization.pad_id)
 
 
@@ -109,13 +114,13 @@ def test_the_mask_goes_by_position_where_the_pad_token_stands_in_the_text(
 def test_loss_on_all_counts_everything_but_the_first_token(build: Any, tokenization: Tokenization) -> None:
     dataset = build("instructions", [{"messages": [USER, ANSWER]}], loss_on="all")
     whole = tokenization.encode(tokenization.render([USER, ANSWER]))
-    assert dataset.report.supervised_tokens == len(whole) - 1
+    assert dataset.report.holds["supervised_tokens"] == len(whole) - 1
 
 
 def test_prompt_tokens_are_those_of_generation(build: Any, tokenization: Tokenization) -> None:
     training = build("instructions", [{"messages": [USER, ANSWER]}])
     generation = build("prompts", [{"prompt": [USER]}])
-    prompt = list(generation.prompt_ids(0))
+    prompt = list(generation.cut("prompt_ids", 0))
     assert prompt == tokenization.encode_prompt([USER])
     assert list(training.arrays["input_ids"][0][: len(prompt)]) == prompt
     assert not training.arrays["loss_mask"][0][: len(prompt)].any()
@@ -139,15 +144,15 @@ def test_packed_rows_keep_their_borders(build: Any, tokenization: Tokenization) 
     padding = segments == 0
     assert (ids[padding] == tokenization.pad_id).all()
     assert not mask[padding].any()
-    assert sorted(dataset.row_ids(0)) == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+    assert dataset.row_ids == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
 
 
 def test_long_texts_are_split_without_loss(build: Any, tokenization: Tokenization) -> None:
     text = "Return the sum of two numbers. " * 20
     dataset = build("text", [{"text": text}], 32)
     whole = [*tokenization.encode(text), tokenization.eos_id]
-    assert dataset.report.split == 1
-    assert dataset.report.tokens in (len(whole), len(whole) - 1)
+    assert dataset.report.fate.split == 1
+    assert dataset.report.holds["tokens"] in (len(whole), len(whole) - 1)
     pieces = sorted(
         tokenization.decode(ids[segments == number])
         for ids, segments in zip(dataset.arrays["input_ids"], dataset.arrays["segment_ids"], strict=True)
@@ -169,8 +174,13 @@ def test_long_conversations_are_truncated_and_counted(build: Any) -> None:
         {"messages": [{"role": "user", "content": "Return the sum? " * 40}, ANSWER]},
     ]
     report = build("instructions", rows, 64).report
-    assert (report.rows_in, report.kept, report.truncated, report.dropped) == (3, 2, 2, {"no_response": 1})
-    assert report.examples == {"truncated": ["rows.jsonl:2", "rows.jsonl:3"], "no_response": ["rows.jsonl:3"]}
+    assert (report.rows_in, report.fate.kept, report.fate.truncated, report.fate.dropped) == (
+        3,
+        2,
+        2,
+        {"no_response": 1},
+    )
+    assert report.fate.examples == {"truncated": ["rows.jsonl:2", "rows.jsonl:3"], "no_response": ["rows.jsonl:3"]}
 
 
 def test_nothing_to_learn_is_an_error_that_names_rows(build: Any) -> None:
@@ -194,7 +204,7 @@ def test_pairs(build: Any, tokenization: Tokenization) -> None:
         {"prompt": "Q", "chosen": "Return the sum of two numbers. " * 20, "rejected": "a"},
     ]
     dataset = build("preferences", rows)
-    assert dataset.report.dropped == {"equal_pair": 1, "too_long": 1}
+    assert dataset.report.fate.dropped == {"equal_pair": 1, "too_long": 1}
     found = []
     for row in range(len(dataset)):
         for side in ("chosen", "rejected"):
@@ -203,7 +213,7 @@ def test_pairs(build: Any, tokenization: Tokenization) -> None:
             ids, response = dataset.arrays[f"{side}_ids"][span], dataset.arrays[f"{side}_response"][span]
             found.append(tokenization.decode(ids[response], skip_special=False))
     assert found == ["Open a file.<|end|>", "Read<|end|>", "turn<|end|>", "ad<|end|>"]
-    assert dataset.row_ids(1) == ["rows.jsonl:2"]
+    assert dataset.row_ids[1] == "rows.jsonl:2"
 
 
 def test_prompts_keep_text_and_reference(build: Any, tokenization: Tokenization) -> None:
@@ -211,17 +221,7 @@ def test_prompts_keep_text_and_reference(build: Any, tokenization: Tokenization)
     assert [record["reference"] for record in dataset.records] == ["Open a file.", None]
     assert dataset.records[0]["text"] == tokenization.render([USER], add_generation_prompt=True)
     assert dataset.records[0]["prompt"] == [USER]
-    assert tokenization.decode(dataset.prompt_ids(1)) == "Open a"
-
-
-def test_a_set_is_built_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = build("text", [{"text": "Open a file."}])
-    monkeypatch.setattr(Tokenization, "encode_batch", lambda *_, **__: pytest.fail("tokenized again"))
-    again = build("text", [{"text": "Open a file."}])
-    assert again.digest == first.digest
-    assert again.report == first.report
-    assert isinstance(again.arrays["input_ids"], np.memmap)
-    assert not again.arrays["input_ids"].flags.writeable
+    assert tokenization.decode(dataset.cut("prompt_ids", 1)) == "Open a"
 
 
 def test_whatever_decides_the_tokens_is_in_the_digest(build: Any, tokenization: Tokenization) -> None:
@@ -239,33 +239,6 @@ def test_whatever_decides_the_tokens_is_in_the_digest(build: Any, tokenization: 
         build("instructions", rows[:1]).digest,
     ]
     assert len(set(digests)) == len(digests)
-
-
-def test_concurrent_builders_agree(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"text": "Open a file."}]
-    first = build("text", rows)
-    monkeypatch.setattr(module, "find_set", lambda *_: None)
-    second = build("text", rows)
-    assert second.digest == first.digest
-    assert np.array_equal(second.arrays["input_ids"], first.arrays["input_ids"])
-
-
-def test_a_damaged_set_is_made_again(build: Any, store: Store) -> None:
-    rows = [{"text": "Open a file."}]
-    first = build("text", rows)
-    manifest = store.find_dataset(first.digest)
-    assert manifest is not None
-    damaged = store.objects.local_path(manifest.files["input_ids.npy"].sha256)
-    damaged.chmod(0o644)
-    damaged.write_bytes(b"x")
-    again = build("text", rows)
-    assert again.report == first.report
-    assert again.arrays["input_ids"][0].max() > 0
-
-
-def test_files_that_changed_since_the_run_started_are_refused(build: Any) -> None:
-    with pytest.raises(RequestError, match="source 'jsonl' changed since the run started"):
-        build("text", [{"text": "Open a file."}], source_digest="0" * 64)
 
 
 def test_tokenizer_is_trained_once(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from tokenizers import processors
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from trainers.data.encoding import encode_instructions, encode_prompts
+from trainers.data.encoding import TextSettings, encode_instructions
+from trainers.data.layouts.prompts import Prompts
 from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization, load_tokenization, tokenization_from_files, train_tokenizer
 
@@ -157,8 +158,8 @@ def test_a_tokenizer_that_ends_every_text_ends_no_prompt(tokenization: Tokenizat
     assert ending.encode("Q: two A:", special=True) == [first, *plain, last]
     assert ending.encode_prompt("Q: two A:") == [first, *plain]
     row = Row("rows.jsonl:1", {"prompt": "Q: two A:", "completion": " sum"})
-    ((_, encoded),) = encode_instructions([row], ending)
+    ((_, encoded),) = encode_instructions([row], TextSettings(ending, 64))
     assert encoded.ids.tolist() == [first, *plain, *ending.encode(" sum"), last]
     assert encoded.response.tolist() == [place > len(plain) for place in range(len(encoded))]
-    ((_, _, prompt),) = encode_prompts([row], ending)
+    ((_, _, prompt),) = Prompts(TextSettings(ending, 64)).encode([row])
     assert prompt.tolist() == [first, *plain]

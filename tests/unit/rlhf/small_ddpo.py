@@ -26,7 +26,8 @@ from rlhf.iterations import RlSource
 from rlhf.objective import RlObjective
 from rlhf.policy import Learner
 from trainers.data.batches import Texts
-from trainers.data.materialise_images import ImageDataset, ImageReport
+from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.layouts.images import Images
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
@@ -82,13 +83,20 @@ class Words(TextEncoder):
         return TextStates(self._table[texts.input_ids_BT], texts.attention_mask_BT)
 
 
-def captioned_set(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ImageDataset:
+def captioned_set(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> Dataset:
     """Images of two classes with captions, one of them empty and one twice."""
     count = len(captions)
     (folder / "rows.txt").write_text("".join(f"row {number}\n" for number in range(count)))
     images, labels = np.zeros((count, 1, 4, 4), dtype=np.uint8), np.arange(count, dtype=np.int64) % 2
-    report = ImageReport(count, 1, 4, 4, 2, len(set(captions)))
-    return ImageDataset("d" * 64, report, images, labels, ("a", "b"), folder / "rows.txt", captions)
+    return Dataset(
+        "d" * 64,
+        Images,
+        BuildReport(count, {"captions": len(set(captions))}),
+        {"images": images, "labels": labels},
+        classes=("a", "b"),
+        captions=captions,
+        row_ids_path=folder / "rows.txt",
+    )
 
 
 def caption_prompts(folder: Path, images: int = 12, samples: int = 3, seed: int = 0) -> CaptionPrompts:

@@ -39,7 +39,7 @@ def learnt(tiny_ppo: Build, **settings: Any) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     ppo.models.networks["judge"] = Rewarding()
     nn.init.constant_(ppo.models.score_head.weight, 1 / 16)
-    prompt = torch.from_numpy(ppo.source.experience.policy.sources.prompts.dataset.prompt_ids(0)).long()[None]
+    prompt = torch.from_numpy(ppo.source.experience.policy.sources.prompts.dataset.cut("prompt_ids", 0)).long()[None]
 
     @torch.no_grad()
     def probabilities(role: Any) -> Tensor:

@@ -23,6 +23,7 @@ from rlhf.text.reward_model import RewardObjective, ScoreModel
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.data.batches import ImageBatch, PairBatch, SequenceBatch
 from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.layouts.stream import Stream
 from trainers.data.streams import LaneStates, StreamBatches
 from trainers.engine.build import build_engine, parameter_group
 from trainers.engine.joint import BASE
@@ -37,7 +38,7 @@ from trainers.models.token_losses import CarriedTokenLosses
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
 from trainers.objectives.images import ImageObjective
 from trainers.store.store import Store
-from trainers.tasks.images import ImageBatches
+from trainers.training.moving_average import MovingAverage
 from trainers.training.optimiser_step import Phase
 from trainers.training.steps import GROUP, PlannedBatches
 
@@ -94,7 +95,7 @@ def gan_part(listener: Any) -> Part:
     family = Blueprint(architecture, ImageFacts(1, 6, 5, ())).build(0)
     first, second = family.phases()
     engines = [plain_engine(part.module) for part in (first, second)]
-    source = ImageBatches(Drawn(image_batch), STEPS, engines, 0.9, family.averaged)  # type: ignore[arg-type]
+    source = PlannedBatches(Drawn(image_batch), STEPS, average=MovingAverage(engines, 0.9, family.averaged))  # type: ignore[arg-type]
     objective = Poisoned(ImageObjective(second.loss_name), listener, 0)
     further = Phase(second.name, engines[1], objective, lambda step: {GROUP: 1e-2})  # type: ignore[arg-type]
     return Part(engines[0], source, ImageObjective(first.loss_name), listener, (further,))
@@ -105,10 +106,10 @@ def stream_part(listener: Any) -> Part:
     keys = {"family": "rnn", "type": "lstm", "hidden_size": 8, "embedding_size": 8}
     model: Any = build_language_model(keys, TokenizerFacts(24, 0, 1), seed=0, device=CPU)
     tokens = np.random.default_rng(0).integers(2, 24, 2 * 4 * 4 + 1)
-    report = BuildReport(1, 1, 0, 0, {}, {}, 8, len(tokens), len(tokens), 1.0)
+    report = BuildReport(1, {"sequences": 8})
     arrays = {"tokens": tokens, "is_first": np.arange(len(tokens)) % 10 == 0}
     source = StreamBatches(
-        Dataset("d", "stream", report, arrays, 0), LaneStates(model.base_model.zero_state(2)), seed=0,
+        Dataset("d", Stream, report, arrays, 0), LaneStates(model.base_model.zero_state(2)), seed=0,
         sequence_length=4, global_batch=2, workers=1, rank=0, micro_batch=1, steps_planned=STEPS,
     )  # fmt: skip
     return Part(plain_engine(CarriedTokenLosses(model)), source, CarriedLanguageModelObjective(), listener)

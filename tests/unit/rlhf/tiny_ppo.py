@@ -27,6 +27,8 @@ from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.sampling import TextPolicy, TextSources
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.layouts.packed import Packed
+from trainers.data.layouts.prompts import Prompts
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings
@@ -125,12 +127,12 @@ def prompt_set(rows: int = 40) -> Dataset:
     """Prompts of one to four tokens."""
     generator = np.random.default_rng(0)
     prompts = [generator.integers(2, VOCABULARY, size=1 + row % 4) for row in range(rows)]
-    report = BuildReport(rows, rows, 0, 0, {}, {}, rows, sum(map(len, prompts)), 0, 1.0)
+    report = BuildReport(rows, {"sequences": rows})
     arrays = {
         "prompt_ids": np.concatenate(prompts).astype(np.int32),
         "prompt_offsets": np.cumsum([0, *map(len, prompts)]),
     }
-    return Dataset("d" * 64, "prompts", report, arrays, PAD)
+    return Dataset("d" * 64, Prompts, report, arrays, PAD)
 
 
 def text_set(rows: int = 12) -> Dataset:
@@ -145,8 +147,8 @@ def text_set(rows: int = 12) -> Dataset:
         "segment_ids": is_real_NT.astype(np.int32),
         "loss_mask": is_real_NT & (np.arange(8) > 0),
     }
-    report = BuildReport(rows, rows, 0, 0, {}, {}, rows, int(lengths.sum()), int((lengths - 1).sum()), 1.0)
-    return Dataset("e" * 64, "packed", report, arrays, PAD)
+    report = BuildReport(rows, {"sequences": rows})
+    return Dataset("e" * 64, Packed, report, arrays, PAD)
 
 
 def tiny_model(

@@ -15,6 +15,7 @@ from trainers.data.batches import Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
+from trainers.data.layouts.labelled import Labelled
 from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.evaluation.class_metrics import Predictions, calibration_error
@@ -187,8 +188,8 @@ def labelled_set(count: int = 60) -> Dataset:
     labels = np.arange(count) % 2
     labels[::5] = -1
     arrays = {"text_ids": ids, "text_offsets": np.arange(count + 1) * 3, "labels": labels}
-    report = BuildReport(count, count, 0, 0, {}, {}, count, 3 * count, count, 1.0)
-    return Dataset("d", "labelled", report, arrays, 0, classes=("bad", "good"))
+    report = BuildReport(count, {"sequences": count})
+    return Dataset("d", Labelled, report, arrays, 0, classes=("bad", "good"))
 
 
 def batches(pseudo: PseudoLabels | None, tokenization: Tokenization, rank: int = 0, workers: int = 1) -> LabelledPlan:

@@ -11,6 +11,7 @@ from recipes.errors import RequestError
 from recipes.models.rnn import Rnn
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.layouts.stream import Stream
 from trainers.data.streams import CARRIED, HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.families import build_language_model
@@ -35,10 +36,10 @@ def build(name: str) -> Any:
 def source(model: Any, tokens: np.ndarray, lanes: int, length: int, rank: int = 0, workers: int = 1) -> StreamBatches:
     """Give the batches of a text whose documents have ten tokens."""
     arrays = {"tokens": tokens, "is_first": np.arange(len(tokens)) % 10 == 0}
-    report = BuildReport(1, 1, 0, 0, {}, {}, len(tokens) // length, len(tokens), len(tokens), 1.0)
+    report = BuildReport(1, {"sequences": len(tokens) // length})
     states = LaneStates(model.base_model.zero_state(lanes))
     return StreamBatches(
-        Dataset("d", "stream", report, arrays, 0),
+        Dataset("d", Stream, report, arrays, 0),
         states,
         seed=0,
         sequence_length=length,
@@ -118,7 +119,7 @@ def test_two_ranks_read_the_lanes_of_one() -> None:
 def held_out(tokens: np.ndarray) -> Dataset:
     """Give a stream whose documents have ten tokens."""
     arrays = {"tokens": tokens, "is_first": np.arange(len(tokens)) % 10 == 0}
-    return Dataset("d", "stream", BuildReport(1, 1, 0, 0, {}, {}, 1, len(tokens), len(tokens), 1.0), arrays, 0)
+    return Dataset("d", Stream, BuildReport(1, {"sequences": 1}), arrays, 0)
 
 
 def held_out_sums(model: Any, dataset: Dataset, length: int, workers: int) -> tuple[float, int, int]:

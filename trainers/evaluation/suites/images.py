@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 from recipes.data.images import missing_captions, shape_rule
 from recipes.errors import RequestError
 from recipes.stages.evaluate import TOO_FEW_IMAGES, Evaluate
-from trainers.data.materialise_images import ImageDataset, ImageRequest
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.images import Images, scaled
 from trainers.data.order import drawn_rows
 from trainers.evaluation.image_metrics import (
     Interval,
@@ -30,7 +32,7 @@ from trainers.models.images.classifier import ClassifierFamily
 from trainers.models.images.protocol import Captioned, Drawing
 from trainers.runtime.observer import Observer
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import StageContext, model_folder, open_images
+from trainers.training.context import StageContext, data_request, model_folder, open_dataset
 
 BATCH = 256
 REAL_DRAWS = 5
@@ -43,13 +45,9 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
     The distances compare as many drawn images as real ones, the smaller of `num_images` and the held-out images,
     and are means over `num_draws` independent draws.
     """
-    assert spec.images is not None
-    digest = context.data.get("images")
+    use = spec.get_source("images")
     training, real = (
-        open_images(
-            context,
-            ImageRequest(spec.images, context.base_dir, context.seed, held_out=held_out, source_digest=digest),
-        )
+        open_dataset(context, data_request(context, replace(use, held_out=held_out), Images()))
         for held_out in (False, True)
     )
     if min(len(training), len(real)) < 2:
@@ -84,9 +82,7 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         context.observer.phase("features")
         classes = model.facts.classes if captions is None else real.classes
         found = compare(judge, real_features, drawn, _named(classes, judge, wanted), baseline)
-        found |= copies(
-            np.asarray(training.images_NCHW, dtype=np.float32) / 255, kept.numpy(), torch.cat(drawn).numpy()
-        )
+        found |= copies(scaled(training.images_NCHW), kept.numpy(), torch.cat(drawn).numpy())
         metrics |= {f"{label}.{name}": value for name, value in found.items()}
         grid = base64.b64encode(encode_grid(drawn[0][: max(spec.num_samples, 1) * 8])).decode()
         samples.append({"model": label, "step": 0, "image": f"data:image/png;base64,{grid}", "caption": label})
@@ -131,7 +127,7 @@ def judge_images(judge: ClassifierFamily, images: Tensor) -> tuple[np.ndarray, n
     return tuple(torch.cat([part[place] for part in parts]).numpy() for place in range(2))  # type: ignore[return-value]
 
 
-def real_baseline(judge: ClassifierFamily, training: ImageDataset, real_features: np.ndarray, seed: int) -> Interval:
+def real_baseline(judge: ClassifierFamily, training: Dataset, real_features: np.ndarray, seed: int) -> Interval:
     """Return the distance of the held-out images to as many training images, over `REAL_DRAWS` draws."""
     count = min(len(real_features), len(training))
     found = []
@@ -162,7 +158,7 @@ def _draw(
     return torch.cat(parts)
 
 
-def _captions_of(model: Any, real: ImageDataset, rows: Sequence[int]) -> list[str] | None:
+def _captions_of(model: Any, real: Dataset, rows: Sequence[int]) -> list[str] | None:
     """Give the captions of the real images that drawn ones are compared with; None: the model reads none."""
     if not isinstance(model, Captioned) or not model.is_captioned:
         return None
@@ -179,10 +175,10 @@ def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | 
     return np.array([places[place] for place in wanted])
 
 
-def _pixels(dataset: ImageDataset, rows: Sequence[int]) -> Tensor:
-    return torch.from_numpy(dataset.images_NCHW[np.asarray(rows)].astype(np.float32) / 255)
+def _pixels(dataset: Dataset, rows: Sequence[int]) -> Tensor:
+    return torch.from_numpy(scaled(dataset.images_NCHW[np.asarray(rows)]))
 
 
-def _require_shape(field: str, shape: tuple[int, int, int], real: ImageDataset) -> None:
+def _require_shape(field: str, shape: tuple[int, int, int], real: Dataset) -> None:
     if (finding := shape_rule(shape, real.shape, "images")) is not None:
         raise RequestError(f"{field}: {finding}")

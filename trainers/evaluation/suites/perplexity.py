@@ -1,12 +1,13 @@
 """Suite `perplexity`: language models on held-out text, and the counted model of what their chain learnt from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from recipes.stages.evaluate import Evaluate
 from trainers.data.batches import evaluation_batches
 from trainers.data.dataset import Dataset
+from trainers.data.layouts.packed import Packed
+from trainers.data.layouts.stream import Stream
 from trainers.data.materialise import find_dataset
 from trainers.data.streams import HeldOutStream, beginning
 from trainers.data.tokenizer import load_tokenization
@@ -20,7 +21,7 @@ from trainers.objectives.language_model import LanguageModelObjective
 from trainers.runtime.observer import counted
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
-from trainers.training.context import StageContext, data_request, model_folder, open_dataset
+from trainers.training.context import StageContext, data_request, model_folder, open_dataset, text_settings
 
 FORWARD_BATCH = 16
 """Rows of a forward pass."""
@@ -40,8 +41,9 @@ def _perplexity(spec: Evaluate, context: StageContext, index: int, place: Mappin
     folder, ranks, observer = model_folder(context, f"of.{index}"), context.ranks, context.observer
     tokenization = load_tokenization(folder)
     is_carried = model_family(folder).is_recurrent
-    request = data_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
-    dataset = open_dataset(context, replace(request, is_stream=is_carried))
+    settings = text_settings("text", tokenization, spec.sequence_length)
+    layout = Stream(settings) if is_carried else Packed(settings, "text")
+    dataset = open_dataset(context, data_request(context, spec.get_source("text"), layout))
     rows = min(spec.num_sequences or spec.num_prompts, len(dataset))
     model: Any = open_measured(spec, context, f"of.{index}", "language_model")
     if is_carried:

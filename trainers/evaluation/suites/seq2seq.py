@@ -12,7 +12,7 @@ from trainers.evaluation.translation import Translations, translate
 from trainers.models.encoder_decoder import TargetLosses
 from trainers.objectives.seq2seq import Seq2SeqObjective
 from trainers.runtime.observer import counted
-from trainers.training.context import StageContext, data_request, model_folder, open_dataset
+from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
 ROWS_AT_ONCE = 16
 
@@ -30,7 +30,7 @@ def measure_targets(spec: Evaluate, context: StageContext, labels: Sequence[str]
         folder = model_folder(context, f"of.{index}")
         tokenization = load_tokenization(folder)
         use = spec.get_source("prompts")
-        dataset = open_dataset(context, data_request(context, use, tokenization, spec.sequence_length, spec.template))
+        dataset = open_dataset(context, text_request(context, use, tokenization, spec.sequence_length, spec.template))
         model = open_measured(spec, context, f"of.{index}", "seq2seq_model")
         rows = min(spec.num_prompts, len(dataset))
         share = (dataset, rows, ranks.world_size, ranks.rank, ROWS_AT_ONCE)
@@ -46,7 +46,7 @@ def measure_targets(spec: Evaluate, context: StageContext, labels: Sequence[str]
             **written.scores(),
             "eos_rate": report["eos_rate"],
             "length_mean": report["mean_length"],
-            "rows_left_out": float(sum(dataset.report.dropped.values())),
+            "rows_left_out": float(dataset.report.dropped),
         }
         metrics |= {f"{label}.{name}": value for name, value in values.items()}
         if index == 0:

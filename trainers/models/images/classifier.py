@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from recipes.errors import RequestError
 from recipes.models.images.classifier import Classifier
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 from trainers.models.images.networks import build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
 
@@ -83,7 +83,7 @@ class ClassifierFamily:
         logits, features = self.net(images_BCHW)
         return logits.float().softmax(-1), features.float()
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: ImageDataset) -> list[str]:
+    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
         """Held-out accuracy must be above that of always naming the commonest class."""
         accuracy = metrics.get("accuracy")
         common = float(max((dataset.labels_N == place).mean() for place in range(len(dataset.classes))))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recipes.errors import RequestError
 from recipes.models.images.ddpm import Ddpm
 from trainers.data.batches import Texts
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 from trainers.models.images.diffusers_files import stock_config
 from trainers.models.images.likelihood_bound import bound_terms, prior_term, strata
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule, settings_of
@@ -358,7 +358,7 @@ class DdpmFamily:
         with_class, without = both.chunk(2)
         return without + self.settings.guidance * (with_class - without)
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: ImageDataset) -> list[str]:
+    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
         """The prediction must be better than zero everywhere."""
         if "mse" not in metrics or metrics["mse"] < metrics["target_square"]:
             return []

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from recipes.errors import RequestError
 from recipes.models.images.gan import Gan
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 from trainers.models.images.networks import build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
 from trainers.runtime.randomness import normals, uniforms
@@ -237,7 +237,7 @@ class GanFamily:
         drawn: Tensor = self.generator(noise, classes)
         return (drawn + 1) / 2
 
-    def gate_reasons(self, metrics: Mapping[str, float], dataset: ImageDataset) -> list[str]:
+    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
         """Drawn images must not all be alike."""
         share = metrics.get("vendi_share")
         if share is None or share >= self.settings.collapse_below:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recipes.models.images.architecture import ImageArchitecture
 from recipes.models.images.folders import FORMAT
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ImageFacts:
     """Some of the data's, where they condition: what is drawn where nothing is asked for."""
 
     @classmethod
-    def of(cls, dataset: ImageDataset, captions: tuple[str, ...] = ()) -> "ImageFacts":
+    def of(cls, dataset: Dataset, captions: tuple[str, ...] = ()) -> "ImageFacts":
         """Return the facts of a set."""
         return cls(*dataset.shape, dataset.classes, captions)
 
@@ -113,7 +113,7 @@ class Family(Protocol):
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Return raw outputs on given images without noise: what a re-opened model must reproduce."""
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: ImageDataset) -> list[str]:
+    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
         """Say why later stages should not build on a model with these held-out metrics: no better than a guess."""
 
 

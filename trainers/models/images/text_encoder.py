@@ -6,7 +6,7 @@ B captions, T tokens, D width of the hidden states.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from recipes.errors import RequestError, StageError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.stages.pretrain import CAPTION_READERS, text_encoder_rule
 from trainers.data.batches import Texts, pad_texts
-from trainers.data.materialise_images import CaptionTokens, ImageDataset
+from trainers.data.dataset import Dataset
+from trainers.data.layouts.arrays import cut_up
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.load import longest_input
 from trainers.store.hf_loaders import open_model
@@ -121,17 +122,18 @@ def find_text_encoder(folder: Path) -> TextEncoder | None:
     return TextEncoder(folder / FOLDERS[0], folder / FOLDERS[1])
 
 
-def read_captions(encoder: TextEncoder, dataset: ImageDataset) -> CaptionTokens:
-    """Tokenize a set's captions; raises RequestError for none, for only empty and for too long ones."""
+def read_captions(encoder: TextEncoder, dataset: Dataset) -> Dataset:
+    """Return a set with its captions tokenized; raises RequestError for none, for only empty and for too long ones."""
     if not dataset.captions:
         raise RequestError(str(missing_captions("text_encoder")))
     if not any(dataset.captions):
         raise RequestError(f"every caption is empty ({len(dataset)} images)")
-    names = dataset.row_ids_path.read_text(encoding="utf-8").split("\n")[: len(dataset)]
-    return CaptionTokens.of(encoder.tokenize(dataset.captions, names), encoder.tokenization.pad_id)
+    captions = [np.array(ids, dtype=np.int32) for ids in encoder.tokenize(dataset.captions, dataset.row_ids)]
+    arrays = {**dataset.arrays, **cut_up("caption", captions, np.int32)}
+    return replace(dataset, arrays=arrays, pad_id=encoder.tokenization.pad_id)
 
 
-def example_captions(dataset: ImageDataset, rows: Sequence[int]) -> tuple[str, ...]:
+def example_captions(dataset: Dataset, rows: Sequence[int]) -> tuple[str, ...]:
     """Return the first different captions of these rows, empty ones left out."""
     found = dict.fromkeys(dataset.captions[row] for row in rows)
     return tuple(caption for caption in found if caption)[:EXAMPLES]

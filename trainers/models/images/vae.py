@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from recipes.errors import RequestError
 from recipes.models.images.vae import Vae
-from trainers.data.materialise_images import ImageDataset
+from trainers.data.dataset import Dataset
 from trainers.models.images.networks import NetworkType, build_decoder, build_encoder
 from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
 from trainers.runtime.randomness import normals, uniforms
@@ -166,7 +166,7 @@ class LatentCodec:
         return self.autoencoder.decode(latents_BCHW / self.scale)
 
 
-def fit_codec(autoencoder: "VaeFamily", dataset: ImageDataset) -> LatentCodec:
+def fit_codec(autoencoder: "VaeFamily", dataset: Dataset) -> LatentCodec:
     """Make a codec whose scale brings the latents of the set's first images to unit variance."""
     codec = LatentCodec(autoencoder, 1.0)
     images = torch.from_numpy(np.asarray(dataset.images_NCHW[:CODEC_ROWS], dtype=np.float32) / 255)
@@ -243,7 +243,7 @@ class VaeFamily:
         shares = torch.linspace(0, 1, steps, device=means.device).view(-1, *[1] * (means.ndim - 1))
         return self.decode(means[:1] + shares * (means[1:] - means[:1]))
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: ImageDataset) -> list[str]:
+    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
         """The bound must be above the log-likelihood of independent pixels with the training data's means."""
         elbo = metrics.get("elbo")
         if elbo is None:
@@ -254,7 +254,7 @@ class VaeFamily:
         return [f"held-out bound {elbo:.1f} nats is not above that of independent pixels, {baseline:.1f}"]
 
 
-def independent_pixels(dataset: ImageDataset, settings: Vae) -> float:
+def independent_pixels(dataset: Dataset, settings: Vae) -> float:
     """Return the mean log-likelihood of images under independent pixels with the set's own means."""
     images = torch.from_numpy(np.asarray(dataset.images_NCHW[:ROWS], dtype=np.float32) / 255)
     mean = images.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3)

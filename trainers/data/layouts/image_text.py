@@ -1,0 +1,111 @@
+"""Packed sequences whose rows have images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from recipes.errors import RequestError
+from trainers.data.dataset import Chunks, Contents, Dataset, Fate
+from trainers.data.encoding import Encoded, TextSettings, encode_instructions
+from trainers.data.image_processor import ImageProcessor
+from trainers.data.image_text import expand, place_images, template_takes_parts
+from trainers.data.layouts.arrays import offsets
+from trainers.data.layouts.packed import pack
+from trainers.data.row_images import RowImage
+from trainers.data.rows import Row
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """The arrays of `Packed`, and images [P, C, H, W] of 8 bits, each once.
+
+    A sequence has those in image_numbers between two of image_offsets [N + 1], in the order of its image tokens;
+    pixel_factor, pixel_mean and pixel_std scale them.
+    """
+
+    name: ClassVar[str] = "image_text"
+    version: ClassVar[int] = 2
+    sides: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["image_text"]] = "image_text"
+    text: TextSettings
+    processor: ImageProcessor
+
+    def identity(self) -> dict[str, Any]:
+        """Tokens, packing, targets, and how the model takes its images."""
+        text = self.text
+        named = text.identity("pictured")  # the role as digests, and so the orders of training, have always named it
+        return {**named, "packing": text.packing, "loss_on": text.loss_on, "processor": self.processor.digest}
+
+    def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Encoded]]:
+        """Tokenize rows whose images have their tokens in the text; image tokens are never part of a response."""
+        token = self.processor.image_token
+        takes_parts = template_takes_parts(self.text.tokenization, token)
+        placed = (place_images(self.text.ask(row), token, takes_parts=takes_parts) for row in rows)
+        for row, item in encode_instructions(placed, self.text):
+            yield row, expand(row.id, item, len(row.columns["images"]), self.processor)
+
+    def arrays(self, encoded: Iterable[tuple[Row, Encoded]], fate: Fate) -> Contents:
+        """Pack rows with the numbers of their images.
+
+        A row that is too long loses its end, and is left out where that would cut an image. Raises RequestError where
+        no row has an image.
+        """
+        length = self.text.sequence_length
+        pieces: list[Encoded] = []
+        rows: list[Row] = []
+        images: dict[str, RowImage] = {}
+        for row, item in encoded:
+            if len(item) > length:
+                if (item.ids[length:] == self.processor.image_id).any():
+                    fate.drop("too_long", row)
+                    continue
+                fate.truncate(row)
+                item = item.part(0, length)
+            if self.text.loss_on == "all":
+                item = Encoded(item.ids, item.ids != self.processor.image_id)
+            if not item.response[1:].any():
+                fate.drop("no_response", row)
+                continue
+            pieces.append(item)
+            rows.append(row)
+            for image in row.columns["images"]:
+                images.setdefault(image.digest, image)
+        fate.kept = len(rows)
+        contents = pack(pieces, list(range(len(rows))), [row.id for row in rows], self.text)
+        if rows and not images:
+            raise RequestError("no row has an image; fine-tune a language model on text alone")
+        contents.arrays |= self._image_arrays(rows, images, contents.arrays)
+        return contents
+
+    def _image_arrays(
+        self, rows: list[Row], images: dict[str, RowImage], packed: dict[str, Any]
+    ) -> dict[str, np.ndarray | Chunks]:
+        """Number the images by sequence; pixels are made while they are stored, one image in memory at a time."""
+        processor = self.processor
+        places = {digest: place for place, digest in enumerate(images)}
+        by_sequence = [
+            [places[image.digest] for row in packed["rows"][start:end] for image in rows[row].columns["images"]]
+            for start, end in pairwise(packed["row_offsets"])
+        ]
+        pixels = (np.ascontiguousarray(processor.pixels(image.read(), image.name)) for image in images.values())
+        return {
+            "image_numbers": np.asarray([place for numbers in by_sequence for place in numbers], dtype=np.int64),
+            "image_offsets": offsets([len(numbers) for numbers in by_sequence]),
+            "images": Chunks(
+                np.dtype(np.uint8), (len(images), *processor.shape_CHW), (image.tobytes() for image in pixels)
+            ),
+            "pixel_factor": np.asarray([processor.factor], dtype=np.float64),
+            "pixel_mean": processor.mean_C,
+            "pixel_std": processor.std_C,
+        }
+
+    @staticmethod
+    def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
+        """Return an `ImageTextBatch`."""
+        from trainers.data.batches import ImageTextBatch, pixel_values, token_batch
+
+        numbers = np.concatenate([dataset.cut("image_numbers", max(row, 0)) for row in rows])
+        return ImageTextBatch(token_batch(dataset, rows), pixel_values(dataset, numbers))

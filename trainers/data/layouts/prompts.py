@@ -1,0 +1,73 @@
+"""Prompts to continue."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from trainers.data.dataset import Contents, Dataset, Fate
+from trainers.data.encoding import Marked, TextSettings, naming, render_prompt
+from trainers.data.layouts.arrays import cut_up, text_holds, token_type
+from trainers.data.rows import Row
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """prompt_ids [S] with prompt_offsets [N + 1]; a record of each prompt."""
+
+    name: ClassVar[str] = "prompts"
+    version: ClassVar[int] = 2
+    sides: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["prompts"]] = "prompts"
+    text: TextSettings
+
+    def identity(self) -> dict[str, Any]:
+        """Tokens alone."""
+        return self.text.identity(self.role)
+
+    def mark(self, row: Row) -> Marked:
+        """A prompt is read; nothing of it is learnt."""
+        return Marked(render_prompt(row.columns["prompt"], self.text.tokenization).text, [])
+
+    def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, str, np.ndarray]]:
+        """Tokenize prompts as `Tokenization.encode_prompt` does; yields the rendered text too."""
+        tokenization = self.text.tokenization
+        for row in map(self.text.ask, rows):
+            with naming(row):
+                prompt = render_prompt(row.columns["prompt"], tokenization)
+                is_text = isinstance(prompt.source, str)
+                ids = tokenization.encode_openings([prompt.text])[0] if is_text else tokenization.encode(prompt.text)
+                yield row, prompt.text, np.asarray(ids, dtype=np.int32)
+
+    def arrays(self, encoded: Iterable[tuple[Row, str, np.ndarray]], fate: Fate) -> Contents:
+        """Keep the prompts that fit."""
+        kept: list[np.ndarray] = []
+        records: list[dict[str, Any]] = []
+        for row, text, ids in encoded:
+            if len(ids) == 0:
+                fate.drop("empty", row)
+            elif len(ids) > self.text.sequence_length:
+                fate.drop("too_long", row)
+            else:
+                kept.append(ids)
+                reference = row.columns.get("reference")
+                records.append({"id": row.id, "text": text, "prompt": row.columns["prompt"], "reference": reference})
+        fate.kept = len(kept)
+        arrays = cut_up("prompt", kept, token_type(self.text))
+        tokens = len(arrays["prompt_ids"])
+        return Contents(
+            arrays={**arrays},
+            row_ids=[record["id"] for record in records],
+            holds=text_holds(len(kept), tokens, 0, tokens),
+            learns_nothing=not kept,
+            records=records,
+        )
+
+    @staticmethod
+    def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
+        """Return a `PromptBatch`, padded on the left."""
+        from trainers.data.batches import PromptBatch, pad_texts, sample_ids
+
+        texts = pad_texts([dataset.cut("prompt_ids", max(row, 0)) for row in rows], dataset.pad_id, left=True)
+        return PromptBatch(texts.input_ids_BT, texts.attention_mask_BT, sample_ids(rows))

@@ -45,7 +45,6 @@ from trainers.data.materialise import DataRequest, materialise
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.images.build import Blueprint
 from trainers.models.images.protocol import ImageFacts
-from trainers.objectives.images import ImageObjective
 from trainers.runtime.precision import use_fast_matmul
 from trainers.store.store import Store
 from trainers.training.loop import Cadence, train
@@ -101,7 +100,7 @@ def ours(name: str, dataset: Dataset, steps: int) -> float:
             part.module, [group], Shard(engine="plain", precision="fp32"), clip=CLIP, device=torch.device("cpu")
         )
         engine.module.train()
-        phases.append(Phase(part.name, engine, ImageObjective(part.loss_name), lambda step: {"model": LR}))
+        phases.append(Phase(part.name, engine, part.objective, lambda step: {"model": LR}))
     first, *further = phases
     plan = BatchPlan(dataset, 0, BATCH, 1, 0, BATCH)
     source = PlannedBatches(plan, steps)

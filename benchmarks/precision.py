@@ -42,7 +42,6 @@ from trainers.models.images.protocol import ImageFacts
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses, MaskedTokenLosses, TokenLosses
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.images import ImageObjective
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.objectives.masked_language_model import MaskedLanguageModelObjective
 from trainers.objectives.seq2seq import Seq2SeqObjective
@@ -161,7 +160,7 @@ class Work:
         data = Digits(source="digits", size=size)
         dataset = materialise(DataRequest(data, self.folder, Images(), 0), self.store)
         family = Blueprint(ARCHITECTURES[name], ImageFacts.of(dataset)).build(0)
-        phases = [phase(part.module, ImageObjective(part.loss_name), side, part.name) for part in family.phases()]
+        phases = [phase(part.module, part.objective, side, part.name) for part in family.phases()]
         plan = BatchPlan(dataset, 0, IMAGE_BATCH, 1, 0, IMAGE_BATCH)
         source = PlannedBatches(plan, steps)
         return run(phases, source)

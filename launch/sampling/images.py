@@ -15,15 +15,13 @@ from trainers.store.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.images.protocol import Family, ImageFacts
+    from trainers.models.images.protocol import ImageFacts, ImageFamily
 
-DRAWS = 16
-"""Draws of the latents that a score is the mean of."""
 BATCH = 256
 
 
 @contextlib.contextmanager
-def image_model(text: str, store: str | None = None) -> Iterator["Family"]:
+def image_model(text: str, store: str | None = None) -> Iterator["ImageFamily"]:
     """The model of images that RUN/STAGE, a store address, a name or a folder means."""
     from trainers.models.images.build import open_family
 
@@ -53,24 +51,20 @@ def draw_grid(
     of its data; several prompts make a row each.
     """
     from trainers.inference.image_grid import encode_grid
-    from trainers.models.images.protocol import Captioned, Drawing
-    from trainers.runtime.randomness import stream_seed
+    from trainers.models.images.protocol import grid_seeds
 
     with image_model(model, store) as family:
-        if not isinstance(family, Drawing):
-            raise RequestError(f"{model} is a classifier; it draws no images")
-        labels = None
-        if family.is_conditional:
-            classes = family.facts.classes
-            labels = [number % len(classes) for number in range(num_samples)]
-            if label is not None:
-                labels = [_class_number(classes, label)] * num_samples
-        elif label is not None:
+        if not family.settings.draws:
+            raise RequestError(f"{model} is {family.settings.noun}; it draws no images")
+        classes, labels = family.facts.classes, family.turns(num_samples)
+        if label is not None and labels is None:
             raise RequestError(f"{model} is not class-conditional; leave --label out")
-        seeds = [stream_seed(seed, "grid", number) for number in range(num_samples)]
+        if label is not None:
+            labels = [_class_number(classes, label)] * num_samples
+        seeds = grid_seeds(num_samples, seed)
         columns = len(classes) if labels is not None and label is None and len(classes) <= 32 else None
         if prompts:
-            if not isinstance(family, Captioned) or not family.is_captioned:
+            if not family.is_captioned:
                 raise RequestError(f"{model} reads no captions; leave --prompt out")
             per_prompt = -(-num_samples // len(prompts))
             captions = [prompts[number // per_prompt] for number in range(num_samples)]
@@ -92,9 +86,9 @@ def reconstruct(model: str, path: str, output: Path, *, store: str | None = None
     from trainers.inference.image_grid import encode_grid
 
     with image_model(model, store) as family:
-        vae = _as_vae(family, model)
-        _, originals = _read(path, vae.facts, count)
-        rebuilt = vae.decode(vae.encode(originals)[0])
+        _demand_latents(family, model)
+        _, originals = _read(path, family.facts, count)
+        rebuilt = family.decode(family.encode(originals)[0])
     columns = min(8, len(originals))
     rows = [
         part[start : start + columns] for start in range(0, len(originals), columns) for part in (originals, rebuilt)
@@ -111,9 +105,9 @@ def interpolate(
     from trainers.inference.image_grid import encode_grid
 
     with image_model(model, store) as family:
-        vae = _as_vae(family, model)
-        (_, start), (_, end) = (_read(path, vae.facts, 1) for path in (first, second))
-        images = vae.interpolate(start[0], end[0], steps)
+        _demand_latents(family, model)
+        (_, start), (_, end) = (_read(path, family.facts, 1) for path in (first, second))
+        images = family.interpolate(start[0], end[0], steps)
     _write(output, encode_grid(images, steps))
     return {"file": str(output), "images": steps}
 
@@ -126,45 +120,21 @@ def score(model: str, path: str, *, store: str | None = None, seed: int = 0) -> 
     import torch
 
     with image_model(model, store) as family:
+        ranked_by = family.score_name
+        if ranked_by is None:
+            raise RequestError(f"{model} is {family.settings.noun}; it gives no score of a single image")
         names, images = _read(path, family.facts, None)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             with torch.inference_mode():
-                rows += _scores(family, model, part, names[start : start + BATCH], seed)
-    return sorted(rows, key=lambda row: float(row["elbo"] if "elbo" in row else row["confidence"]))
+                rows += family.scores(part, names[start : start + BATCH], seed)
+    return sorted(rows, key=lambda row: float(row[ranked_by]))
 
 
-def _scores(family: "Family", model: str, images: "Tensor", names: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    import torch
-
-    from trainers.data.batches import AFTER_WARM_UP
-    from trainers.models.images.classifier import ClassifierFamily
-    from trainers.models.images.vae import VaeFamily
-    from trainers.runtime.randomness import stream_seed
-
-    if isinstance(family, ClassifierFamily):
-        confidence, label = family.predict(images)[0].max(-1)
-        return [
-            {"image": name, "label": family.facts.classes[int(place)], "confidence": float(value)}
-            for name, place, value in zip(names, label, confidence, strict=True)
-        ]
-    if not isinstance(family, VaeFamily):
-        raise RequestError(f"{model} gives no score of a single image; a VAE or a classifier does")
-    labels = torch.full((len(images),), -1)
-    total = torch.zeros(len(images))
-    for draw in range(DRAWS):
-        seeds = torch.tensor([stream_seed(seed, "score", name, draw) for name in names])
-        total += family.module(images, labels, seeds, AFTER_WARM_UP)["elbo"]
-    return [{"image": name, "elbo": float(value) / DRAWS} for name, value in zip(names, total, strict=True)]
-
-
-def _as_vae(family: "Family", model: str) -> Any:
-    from trainers.models.images.vae import VaeFamily
-
-    if not isinstance(family, VaeFamily):
-        raise RequestError(f"{model} is no variational autoencoder, which this needs")
-    return family
+def _demand_latents(family: "ImageFamily", model: str) -> None:
+    if not family.settings.has_latents:
+        raise RequestError(f"{model} is {family.settings.noun}; an autoencoder is needed here")
 
 
 def _class_number(classes: Sequence[str], label: str) -> int:

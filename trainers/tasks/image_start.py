@@ -12,10 +12,9 @@ from recipes.stages.pretrain import PretrainImages
 from trainers.data.dataset import Dataset
 from trainers.data.order import drawn_rows
 from trainers.models.images.build import Blueprint, load_tensors, open_blueprint, open_family, read_tensors
-from trainers.models.images.ddpm import DdpmFamily
-from trainers.models.images.protocol import Family, ImageFacts
+from trainers.models.images.latents import LatentCodec, fit_codec
+from trainers.models.images.protocol import ImageFacts, ImageFamily
 from trainers.models.images.text_encoder import TextEncoder, example_captions, read_captions
-from trainers.models.images.vae import LatentCodec, VaeFamily, fit_codec
 from trainers.models.lora import add_adapter
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, model_folder
@@ -29,7 +28,7 @@ class ImageStart:
     """A family ready to be trained, and the set as it reads it."""
 
     blueprint: Blueprint
-    family: Family
+    family: ImageFamily
     dataset: Dataset
     ema_decay: float | None = None
     """Decay of the moving average that is kept; adapters are kept as they are."""
@@ -46,7 +45,7 @@ def start_training(spec: PretrainImages | FinetuneImages, context: StageContext,
     facts = ImageFacts.of(dataset, () if text is None else _examples(dataset))
     blueprint = Blueprint(spec.architecture, facts, _open_codec(spec, context, dataset), text)
     family = blueprint.build(stream_seed(context.seed, "weights"))
-    return ImageStart(blueprint, family, dataset, getattr(spec.architecture, "ema_decay", None))
+    return ImageStart(blueprint, family, dataset, spec.architecture.averaging)
 
 
 def with_caption_tokens(dataset: Dataset, text: TextEncoder | None) -> Dataset:
@@ -80,13 +79,12 @@ def _go_on(spec: FinetuneImages, context: StageContext, dataset: Dataset) -> Ima
     family = blueprint.build(0)
     load_tensors(family, read_tensors(folder, family), str(folder))
     if spec.lora is None:
-        return ImageStart(blueprint, family, dataset, getattr(blueprint.architecture, "ema_decay", None))
-    assert isinstance(family, DdpmFamily)
+        return ImageStart(blueprint, family, dataset, blueprint.architecture.averaging)
     config = adapt(family, spec.lora, stream_seed(context.seed, "adapter"))
     return ImageStart(blueprint, family, dataset, None, config)
 
 
-def adapt(family: DdpmFamily, lora: Lora, seed: int) -> Any:
+def adapt(family: ImageFamily, lora: Lora, seed: int) -> Any:
     """Put adapters on the attention of a diffusion's network; returns peft's configuration."""
     targets = list(PROJECTIONS) if lora.target_modules == "all-linear" else lora.target_modules
     return add_adapter(family.net, lora, seed=seed, targets=targets)
@@ -104,7 +102,6 @@ def _open_codec(spec: PretrainImages, context: StageContext, dataset: Dataset) -
     if spec.autoencoder is None:
         return None
     autoencoder = open_family(model_folder(context, "autoencoder"))
-    assert isinstance(autoencoder, VaeFamily)
     require_shape(dataset, autoencoder.facts.shape, "the autoencoder")
     return fit_codec(autoencoder, dataset)
 

@@ -16,13 +16,11 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
 from trainers.evaluation.image_metrics import vendi_score
 from trainers.inference.image_grid import grid_sample
-from trainers.models.images.protocol import Drawing
 from trainers.models.lora import adapter_tensors, merged_tensors
 from trainers.objectives.images import ImageObjective
 from trainers.runtime import distributed
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
-from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
 from trainers.tasks.image_start import (
     ImageStart,
@@ -87,7 +85,7 @@ class ImageTrainee:
         """An engine for each part that the family trains in turn; collective."""
         start, family = self.start, self.start.family
         phases = [
-            single_phase(training, part.module, ImageObjective(part.loss_name), name=part.name, lr_ratio=part.lr_ratio)
+            single_phase(training, part.module, part.objective, name=part.name, lr_ratio=part.lr_ratio)
             for part in family.phases()
         ]
         engines = [phase.engine for phase in phases]
@@ -166,9 +164,9 @@ class ImageEvaluation:
         if self.context.ranks.rank != 0:
             return {}
         family = self.start.blueprint.with_weights(weights, dtype_of(self.spec.shard.precision))
-        if not isinstance(family, Drawing):
+        if not family.settings.draws:
             return {}
-        images = draw_grid(family, self.spec.train.grid, self.context.seed)
+        images = family.grid(self.spec.train.grid, self.context.seed)
         writer = self.context.samples()
         step = self.engine.steps_applied
         columns = len(family.facts.classes) if family.is_conditional else None
@@ -180,13 +178,6 @@ class ImageEvaluation:
         real = vendi_score(scaled(self.start.dataset.images_NCHW[np.asarray(rows)]))
         drawn = vendi_score(images.numpy())
         return {"vendi": drawn, "vendi_share": drawn / real}
-
-
-def draw_grid(family: Drawing, count: int, seed: int) -> Tensor:
-    """Draw images at fixed seeds; where the family knows classes or captions, each in turn."""
-    classes = len(family.facts.classes)
-    labels = [number % classes for number in range(count)] if family.is_conditional else None
-    return family.sample([stream_seed(seed, "grid", number) for number in range(count)], labels)
 
 
 def _fitted(held_out: Dataset, start: ImageStart) -> Dataset:

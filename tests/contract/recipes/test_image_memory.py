@@ -21,9 +21,9 @@ from rlhf.images.sampling import ImagePolicy
 from rlhf.objective import RlObjective
 from trainers.data.batches import Texts
 from trainers.models.images.build import Blueprint
+from trainers.models.images.latents import LatentCodec
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.text_encoder import TextStates
-from trainers.models.images.vae import LatentCodec
 from trainers.tasks.image_start import adapt
 
 KL = Vae(family="vae", type="autoencoder_kl", width=16, depth=2, latent=3, likelihood="gaussian")

@@ -30,9 +30,9 @@ from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.layouts.images import Images
 from trainers.engine.build import build_engine, parameter_group
 from trainers.models.images.build import Blueprint
+from trainers.models.images.latents import LatentCodec
 from trainers.models.images.protocol import ImageFacts
 from trainers.models.images.text_encoder import TextEncoder, TextStates
-from trainers.models.images.vae import LatentCodec
 from trainers.runtime.distributed import Ranks
 from trainers.runtime.precision import unit_roundoff
 from trainers.tasks.image_start import adapt

@@ -36,7 +36,6 @@ from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import CarriedTokenLosses
 from trainers.objectives.carried_language_model import CarriedLanguageModelObjective
-from trainers.objectives.images import ImageObjective
 from trainers.store.store import Store
 from trainers.training.moving_average import MovingAverage
 from trainers.training.optimiser_step import Phase
@@ -96,9 +95,9 @@ def gan_part(listener: Any) -> Part:
     first, second = family.phases()
     engines = [plain_engine(part.module) for part in (first, second)]
     source = PlannedBatches(Drawn(image_batch), STEPS, average=MovingAverage(engines, 0.9, family.averaged))  # type: ignore[arg-type]
-    objective = Poisoned(ImageObjective(second.loss_name), listener, 0)
+    objective = Poisoned(second.objective, listener, 0)
     further = Phase(second.name, engines[1], objective, lambda step: {GROUP: 1e-2})  # type: ignore[arg-type]
-    return Part(engines[0], source, ImageObjective(first.loss_name), listener, (further,))
+    return Part(engines[0], source, first.objective, listener, (further,))
 
 
 def stream_part(listener: Any) -> Part:

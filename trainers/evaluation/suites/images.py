@@ -28,8 +28,7 @@ from trainers.evaluation.image_metrics import (
 from trainers.evaluation.suite import Measured, Parts
 from trainers.inference.image_grid import encode_grid
 from trainers.models.images.build import open_family
-from trainers.models.images.classifier import ClassifierFamily
-from trainers.models.images.protocol import Captioned, Drawing
+from trainers.models.images.protocol import ImageFamily
 from trainers.runtime.observer import Observer
 from trainers.runtime.randomness import stream_seed
 from trainers.training.context import StageContext, data_request, model_folder, open_dataset
@@ -56,7 +55,6 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         return Measured({})
     context.observer.phase("features")
     judge = open_family(model_folder(context, "features"))
-    assert isinstance(judge, ClassifierFamily)
     _require_shape("features", judge.facts.shape, real)
     count = min(spec.num_images, len(real))
     rows = drawn_rows(real.digest, context.seed, count, len(real))
@@ -66,10 +64,9 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
     metrics: dict[str, float] = {"images": float(count), "draws": float(spec.num_draws)}
     samples: list[dict[str, Any]] = []
     for index, label in enumerate(labels):
-        model: Any = open_family(model_folder(context, f"of.{index}"))
-        assert isinstance(model, Drawing)
+        model = open_family(model_folder(context, f"of.{index}"))
         _require_shape(f"of.{index}", model.facts.shape, real)
-        wanted = [place % len(model.facts.classes) for place in range(count)] if model.is_conditional else None
+        wanted = model.turns(count)
         captions = _captions_of(model, real, rows)
         if captions is not None:
             wanted = [int(label) for label in real.labels_N[np.asarray(rows)]] if real.classes else None
@@ -90,7 +87,7 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
 
 
 def compare(
-    judge: ClassifierFamily,
+    judge: ImageFamily,
     real_features: np.ndarray,
     drawn: Sequence[Tensor],
     wanted: np.ndarray | None,
@@ -121,13 +118,13 @@ def compare(
 
 
 @torch.no_grad()
-def judge_images(judge: ClassifierFamily, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def judge_images(judge: ImageFamily, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return (probabilities [M, K], features [M, F])."""
     parts = [judge.predict(part) for part in images.split(BATCH)]
     return tuple(torch.cat([part[place] for part in parts]).numpy() for place in range(2))  # type: ignore[return-value]
 
 
-def real_baseline(judge: ClassifierFamily, training: Dataset, real_features: np.ndarray, seed: int) -> Interval:
+def real_baseline(judge: ImageFamily, training: Dataset, real_features: np.ndarray, seed: int) -> Interval:
     """Return the distance of the held-out images to as many training images, over `REAL_DRAWS` draws."""
     count = min(len(real_features), len(training))
     found = []
@@ -138,7 +135,7 @@ def real_baseline(judge: ClassifierFamily, training: Dataset, real_features: np.
 
 
 def _draw(
-    model: Drawing,
+    model: ImageFamily,
     seeds: Sequence[int],
     wanted: Sequence[int] | None,
     captions: Sequence[str] | None,
@@ -153,21 +150,20 @@ def _draw(
         if captions is None:
             parts.append(model.sample(seeds[part], wanted and wanted[part]))
         else:
-            assert isinstance(model, Captioned)
             parts.append(model.sample(seeds[part], captions=captions[part]))
     return torch.cat(parts)
 
 
-def _captions_of(model: Any, real: Dataset, rows: Sequence[int]) -> list[str] | None:
+def _captions_of(model: ImageFamily, real: Dataset, rows: Sequence[int]) -> list[str] | None:
     """Give the captions of the real images that drawn ones are compared with; None: the model reads none."""
-    if not isinstance(model, Captioned) or not model.is_captioned:
+    if not model.is_captioned:
         return None
     if not real.captions:
         raise RequestError(f"images: {missing_captions('the model')}")
     return [real.captions[row] for row in rows]
 
 
-def _named(classes: Sequence[str], judge: ClassifierFamily, wanted: list[int] | None) -> np.ndarray | None:
+def _named(classes: Sequence[str], judge: ImageFamily, wanted: list[int] | None) -> np.ndarray | None:
     """Give the wanted classes by the judge's numbers; None where nothing was asked for or the names differ."""
     if wanted is None or not set(classes) <= set(judge.facts.classes):
         return None

@@ -1,4 +1,4 @@
-"""From a configuration, or from an artifact's folder, to a family: the one place that knows them all."""
+"""From a configuration, or from an artifact's folder, to a model of a family; and back to a folder."""
 
 import json
 from collections.abc import Mapping
@@ -15,13 +15,10 @@ from torch import Tensor
 from recipes.errors import RequestError, StageError
 from recipes.models.images.architecture import ImageArchitecture
 from recipes.models.images.base import SETTINGS
-from recipes.models.images.classifier import Classifier
-from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.folders import FORMAT
-from recipes.models.images.gan import Gan
-from recipes.models.images.vae import Vae
 from trainers.models.folders import with_adapter, write_json
-from trainers.models.images.protocol import Family, ImageFacts, Part, settings_of
+from trainers.models.images.families import build_image_family
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, settings_of
 from trainers.models.verification import (
     MergeLoss,
     Probe,
@@ -35,8 +32,8 @@ from trainers.runtime.precision import exact_matmul
 from trainers.store.hf_loaders import open_model
 
 if TYPE_CHECKING:
+    from trainers.models.images.latents import LatentCodec
     from trainers.models.images.text_encoder import TextEncoder
-    from trainers.models.images.vae import LatentCodec
 
 PROBE_IMAGES = 4
 _ARCHITECTURE: TypeAdapter[ImageArchitecture] = TypeAdapter(ImageArchitecture)
@@ -53,42 +50,22 @@ class Blueprint:
     text: "TextEncoder | None" = None
     """What reads captions."""
 
-    def build(self, seed: int) -> Family:
+    def build(self, seed: int) -> ImageFamily:
         """Build with random fp32 weights that depend on the seed alone; raises RequestError for unfit data."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._family()
+            return build_image_family(self.architecture, self.facts, self.codec, self.text)
 
-    def with_weights(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Family:
+    def with_weights(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> ImageFamily:
         """Build with these parameters, in evaluation mode on the CPU."""
         family = self.build(0)
         load_tensors(family, tensors, "the trained model")
         family.module.to(dtype).eval()
         return family
 
-    def _family(self) -> Family:
-        architecture, facts = self.architecture, self.facts
-        match architecture:
-            case Classifier():
-                from trainers.models.images.classifier import ClassifierFamily
-
-                return ClassifierFamily(architecture, facts)
-            case Vae():
-                from trainers.models.images.vae import VaeFamily
-
-                return VaeFamily(architecture, facts)
-            case Gan():
-                from trainers.models.images.gan import GanFamily
-
-                return GanFamily(architecture, facts)
-            case Ddpm():
-                from trainers.models.images.ddpm import DdpmFamily
-
-                return DdpmFamily(architecture, facts, self.codec, self.text)
-
 
 def write_family(
-    folder: Path, family: Family, blueprint: Blueprint, tensors: Mapping[str, Tensor], dtype: torch.dtype
+    folder: Path, family: ImageFamily, blueprint: Blueprint, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Write a model folder; `tensors` by their names in the family's module. The same weights give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +92,7 @@ def write_family(
         blueprint.text.write(folder)
 
 
-def open_family(folder: Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Family:
+def open_family(folder: Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> ImageFamily:
     """Open a model folder strictly, in evaluation mode; raises RequestError or StageError naming what is wrong."""
     family = open_blueprint(folder, device=device).build(0)
     load_tensors(family, read_tensors(folder, family), str(folder))
@@ -136,17 +113,15 @@ def open_blueprint(folder: Path, *, device: torch.device | None = None) -> Bluep
     )
     codec = None
     if (folder / "vae" / SETTINGS).is_file():
-        from trainers.models.images.vae import LatentCodec, VaeFamily
+        from trainers.models.images.latents import LatentCodec
 
-        autoencoder = open_family(folder / "vae", device=device)
-        assert isinstance(autoencoder, VaeFamily)
-        codec = LatentCodec(autoencoder, float(settings["latent_scale"]))
+        codec = LatentCodec(open_family(folder / "vae", device=device), float(settings["latent_scale"]))
     from trainers.models.images.text_encoder import find_text_encoder
 
     return Blueprint(architecture, facts, codec, find_text_encoder(folder))
 
 
-def read_tensors(folder: Path, family: Family) -> dict[str, Tensor]:
+def read_tensors(folder: Path, family: ImageFamily) -> dict[str, Tensor]:
     """Read the trained tensors of a model folder by their names in the family's module."""
     tensors: dict[str, Tensor] = {}
     for part in family.parts():
@@ -168,7 +143,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load_tensors(family: Family, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_tensors(family: ImageFamily, tensors: Mapping[str, Tensor], where: str) -> None:
     """Fill the family's module; raises StageError for missing, left over, misshapen or non-finite tensors."""
     wanted = {name: tuple(parameter.shape) for name, parameter in family.module.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -183,7 +158,7 @@ def load_tensors(family: Family, tensors: Mapping[str, Tensor], where: str) -> N
             parameter.copy_(tensors[name])
 
 
-def probe_family(family: Family, dtype: torch.dtype) -> Probe:
+def probe_family(family: ImageFamily, dtype: torch.dtype) -> Probe:
     """Run fixed images through a family in fp32."""
     with in_fp32(family.module):
         outputs = _probe_outputs(family)
@@ -203,7 +178,7 @@ def verify_family(
     Parts that a stock class opens are opened by it. An adapter is put on the network by peft; `merged` must hold what
     peft merges. Raises StageError naming what is wrong.
     """
-    family: Any = open_family(folder, dtype=expected.dtype)
+    family = open_family(folder, dtype=expected.dtype)
     if adapter is not None:
         from peft import get_peft_model_state_dict
 
@@ -219,7 +194,7 @@ def verify_family(
     return compare_outputs(folder.name, family.module, lambda: _probe_outputs(family), expected.outputs), None
 
 
-def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:
+def _open_by_stock_class(folder: Path, part: Part, family: ImageFamily) -> None:
     """Open a part with diffusers' class of its config.json; its tensors must be those of the family."""
     import diffusers
 
@@ -237,7 +212,7 @@ def _open_by_stock_class(folder: Path, part: Part, family: Family) -> None:
         raise StageError(f"{folder}: diffusers' {config['_class_name']} opens with other tensors than were written")
 
 
-def _probe_outputs(family: Family) -> np.ndarray:
+def _probe_outputs(family: ImageFamily) -> np.ndarray:
     facts = family.facts
     generator = np.random.Generator(np.random.Philox(key=7))
     images = torch.from_numpy(generator.random((PROBE_IMAGES, *facts.shape), dtype=np.float32))

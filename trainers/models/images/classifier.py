@@ -1,16 +1,16 @@
 """Image classifier: cross-entropy with the labels; its last hidden layer is the feature network of image metrics."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipes.errors import RequestError
 from recipes.models.images.classifier import Classifier
 from trainers.data.dataset import Dataset
 from trainers.models.images.networks import build_encoder
-from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, demand_classes
 
 
 class ClassifierNetwork(nn.Module):
@@ -46,30 +46,22 @@ class ClassifierLosses(nn.Module):
         return {"loss": loss, "accuracy": (logits.argmax(-1) == labels_B).float()}
 
 
-class ClassifierFamily:
+class ClassifierFamily(ImageFamily):
     """The classifier as a family."""
 
-    averaged = ""
+    settings: Classifier
+    score_name = "confidence"
 
     def __init__(self, architecture: Classifier, facts: ImageFacts) -> None:
-        if len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
-            raise RequestError(f"a classifier needs images of at least two classes; the data has {found}")
+        demand_classes(facts.classes, "a classifier")
+        self.settings = architecture
         self.facts = facts
         self.net = ClassifierNetwork(architecture, facts)
         self.module = ClassifierLosses(self.net, architecture.label_smoothing)
 
-    def phases(self) -> list[PhaseModule]:
-        """One: the whole module."""
-        return [PhaseModule("", self.module)]
-
     def parts(self) -> list[Part]:
         """One network of our own class."""
         return [Part("", "net.", "model.safetensors", None)]
-
-    def further_files(self) -> dict[str, Any]:
-        """None."""
-        return {}
 
     @torch.no_grad()
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
@@ -83,7 +75,15 @@ class ClassifierFamily:
         logits, features = self.net(images_BCHW)
         return logits.float().softmax(-1), features.float()
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
+    def scores(self, images_BCHW: Tensor, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+        """Return the likeliest class and its probability."""
+        confidence, label = self.predict(images_BCHW)[0].max(-1)
+        return [
+            {"image": name, "label": self.facts.classes[int(place)], "confidence": float(value)}
+            for name, place, value in zip(names, label, confidence, strict=True)
+        ]
+
+    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
         """Held-out accuracy must be above that of always naming the commonest class."""
         accuracy = metrics.get("accuracy")
         common = float(max((dataset.labels_N == place).mean() for place in range(len(dataset.classes))))

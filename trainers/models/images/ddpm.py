@@ -4,8 +4,8 @@ B samples, C channels, H and W pixels (or latents), T steps of the noising proce
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from recipes.models.images.ddpm import Ddpm
 from trainers.data.batches import Texts
 from trainers.data.dataset import Dataset
 from trainers.models.images.diffusers_files import stock_config
+from trainers.models.images.latents import LatentCodec
 from trainers.models.images.likelihood_bound import bound_terms, prior_term, strata
-from trainers.models.images.protocol import ImageFacts, Part, PhaseModule, settings_of
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, demand_classes, settings_of
 from trainers.models.images.text_encoder import TextEncoder, TextStates
 from trainers.models.images.unet import build_unet
-from trainers.models.images.vae import LatentCodec, SpatialAutoencoder
 from trainers.runtime.randomness import normals, uniforms
 
 NOISE, TIMESTEP, LABEL_DROPOUT, INITIAL, BOUND_TIMESTEP, BOUND_NOISE = 1, 2, 3, 4, 5, 100
@@ -188,10 +188,10 @@ def loss_weights(abar_B: Tensor, settings: Ddpm) -> Tensor:
             return clipped
 
 
-class DdpmFamily:
+class DdpmFamily(ImageFamily):
     """Denoising diffusion as a family."""
 
-    averaged = ""
+    settings: Ddpm
 
     def __init__(
         self,
@@ -208,9 +208,8 @@ class DdpmFamily:
         finding = architecture.size_rule(height, width, "images" if codec is None else "latents")
         if finding is not None:
             raise RequestError(str(finding))
-        if architecture.class_conditional and len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
-            raise RequestError(f"class_conditional needs images of at least two classes; the data has {found}")
+        if architecture.class_conditional:
+            demand_classes(facts.classes, "class_conditional")
         num_classes = len(facts.classes)
         self.net: Any = build_unet(architecture, self._shape, num_classes, None if text is None else text.width)
         self.scheduler = build_scheduler(architecture, "ddpm", is_clipped=codec is None)
@@ -227,17 +226,11 @@ class DdpmFamily:
         """Whether images are drawn from captions."""
         return self.text is not None
 
-    def phases(self) -> list[PhaseModule]:
-        """One: the whole module."""
-        return [PhaseModule("", self.module)]
-
     def parts(self) -> list[Part]:
         """The network in the layout of diffusers' pipelines, beside it the autoencoder of a latent diffusion."""
         parts = [Part("unet", "net.", WEIGHTS, stock_config(self.net))]
         if self.codec is not None:
-            model = cast(SpatialAutoencoder, self.codec.autoencoder.net).model
-            config = stock_config(model) | {"scaling_factor": self.codec.scale}
-            parts.append(Part("vae", "", WEIGHTS, config, dict(model.named_parameters())))
+            parts.append(self.codec.part("vae"))
         return parts
 
     def further_files(self) -> dict[str, Any]:
@@ -278,12 +271,9 @@ class DdpmFamily:
 
         Each depends on its seed and its label or caption alone; without them the data's own are taken in turn.
         """
+        self.demand_known(labels, captions)
         if self.settings.class_conditional and labels is None:
             labels = [seed % len(self.facts.classes) for seed in seeds]
-        if not self.settings.class_conditional and labels is not None:
-            raise RequestError("this model is not class-conditional; leave the label out")
-        if self.text is None and captions is not None:
-            raise RequestError("this model reads no captions; leave the prompt out")
         if self.text is not None and captions is None:
             captions = [self.facts.captions[number % len(self.facts.captions)] for number in range(len(seeds))]
         parts = [slice(start, start + SAMPLE_BATCH) for start in range(0, len(seeds), SAMPLE_BATCH)]
@@ -358,7 +348,7 @@ class DdpmFamily:
         with_class, without = both.chunk(2)
         return without + self.settings.guidance * (with_class - without)
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
+    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
         """The prediction must be better than zero everywhere."""
         if "mse" not in metrics or metrics["mse"] < metrics["target_square"]:
             return []

@@ -4,18 +4,17 @@ B samples, Z noise values, C, H, W pixels. No norm looks at a whole batch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from recipes.errors import RequestError
 from recipes.models.images.gan import Gan
 from trainers.data.dataset import Dataset
 from trainers.models.images.networks import build_decoder, build_encoder
-from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, PhaseModule, demand_classes
+from trainers.objectives.images import ImageObjective
 from trainers.runtime.randomness import normals, uniforms
 
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIXING, DRAWN = 1, 2, 3, 4
@@ -175,15 +174,15 @@ class BothNetworks(nn.Module):
         return found
 
 
-class GanFamily:
+class GanFamily(ImageFamily):
     """Generator and discriminator as a family."""
 
+    settings: Gan
     averaged = "generator."
 
     def __init__(self, architecture: Gan, facts: ImageFacts) -> None:
-        if architecture.class_conditional and len(facts.classes) < 2:
-            found = "no labels" if not facts.classes else f"one label, {facts.classes[0]!r}, on every image"
-            raise RequestError(f"class_conditional needs images of at least two classes; the data has {found}")
+        if architecture.class_conditional:
+            demand_classes(facts.classes, "class_conditional")
         self.facts = facts
         self.settings = architecture
         self.generator = Generator(architecture, facts)
@@ -200,7 +199,7 @@ class GanFamily:
         ratio = self.settings.discriminator_lr_ratio
         return [
             PhaseModule("discriminator", DiscriminatorPhase(self), lr_ratio=ratio),
-            PhaseModule("generator", GeneratorPhase(self), loss_name="generator_loss"),
+            PhaseModule("generator", GeneratorPhase(self), objective=ImageObjective("generator_loss")),
         ]
 
     def parts(self) -> list[Part]:
@@ -209,10 +208,6 @@ class GanFamily:
             Part("", "generator.", "generator.safetensors", None),
             Part("", "discriminator.", "discriminator.safetensors", None),
         ]
-
-    def further_files(self) -> dict[str, Any]:
-        """None."""
-        return {}
 
     @torch.no_grad()
     def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
@@ -223,15 +218,16 @@ class GanFamily:
         return torch.cat([score[:, None], self.generator(noise, labels).flatten(1)], dim=1)
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
+    def sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
+    ) -> Tensor:
         """Draw one image for each seed; without labels a conditional generator takes one by the seed."""
+        self.demand_known(labels, captions)
         classes = None
         device = next(self.generator.parameters()).device
         if self.settings.class_conditional:
             chosen = [seed % len(self.facts.classes) for seed in seeds] if labels is None else list(labels)
             classes = torch.tensor(chosen, device=device)
-        elif labels is not None:
-            raise RequestError("this model is not class-conditional; leave the label out")
         like = torch.empty(0, device=device)
         noise = normals(torch.tensor(list(seeds)), DRAWN, (self.settings.latent,), like)
         drawn: Tensor = self.generator(noise, classes)

@@ -4,7 +4,7 @@ B samples, L latent values, C, H, W pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,15 +14,17 @@ from torch.nn import functional
 
 from recipes.errors import RequestError
 from recipes.models.images.vae import Vae
+from trainers.data.batches import AFTER_WARM_UP
 from trainers.data.dataset import Dataset
 from trainers.models.images.networks import NetworkType, build_decoder, build_encoder
-from trainers.models.images.protocol import ImageFacts, Part, PhaseModule
-from trainers.runtime.randomness import normals, uniforms
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part
+from trainers.runtime.randomness import normals, stream_seed, uniforms
 
-LATENT_NOISE, BINARIZE, CODEC_NOISE = 1, 2, 8
+LATENT_NOISE, BINARIZE = 1, 2
 """Streams of a sample's noise."""
+SCORE_DRAWS = 16
+"""Draws of the latents that a score is the mean of."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 8.0
-CODEC_ROWS = 1024
 ROWS = 4096
 """Images that the gate's baseline is computed on at most."""
 
@@ -140,45 +142,11 @@ def pixel_log_likelihood(raw: Tensor, targets: Tensor, settings: Vae) -> Tensor:
     return -0.5 * error.square() - math.log(settings.sd) - 0.5 * math.log(2 * math.pi)
 
 
-class LatentCodec:
-    """A frozen autoencoder between images and latents of about unit variance."""
-
-    def __init__(self, autoencoder: "VaeFamily", scale: float) -> None:
-        if (finding := autoencoder.settings.latents_rule()) is not None:
-            raise RequestError(str(finding))
-        self.autoencoder = autoencoder
-        self.autoencoder.module.eval().requires_grad_(False)
-        self.scale = scale
-        """What latents are multiplied with."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels, height and width of the latents."""
-        return self.autoencoder.latent_shape
-
-    def encode(self, images_BCHW: Tensor, noise_seeds_B: Tensor) -> Tensor:
-        """Draw scaled latents of images with values in [0, 1]."""
-        mean, deviation = self.autoencoder.encode(images_BCHW)
-        return self.scale * (mean + deviation * normals(noise_seeds_B, CODEC_NOISE, self.shape, mean))
-
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Return images in [0, 1]."""
-        return self.autoencoder.decode(latents_BCHW / self.scale)
-
-
-def fit_codec(autoencoder: "VaeFamily", dataset: Dataset) -> LatentCodec:
-    """Make a codec whose scale brings the latents of the set's first images to unit variance."""
-    codec = LatentCodec(autoencoder, 1.0)
-    images = torch.from_numpy(np.asarray(dataset.images_NCHW[:CODEC_ROWS], dtype=np.float32) / 255)
-    latents = torch.cat([codec.encode(part, torch.arange(len(part))) for part in images.split(128)])
-    return LatentCodec(autoencoder, 1.0 / float(latents.std()))
-
-
-class VaeFamily:
+class VaeFamily(ImageFamily):
     """The variational autoencoder as a family."""
 
-    averaged = ""
-    is_conditional = False
+    settings: Vae
+    score_name = "elbo"
 
     def __init__(self, architecture: Vae, facts: ImageFacts) -> None:
         self.facts = facts
@@ -195,10 +163,6 @@ class VaeFamily:
         """Shape of an image's latents."""
         return self.net.latent_shape
 
-    def phases(self) -> list[PhaseModule]:
-        """One: the whole module."""
-        return [PhaseModule("", self.module)]
-
     def parts(self) -> list[Part]:
         """Our own network, or AutoencoderKL in diffusers' layout."""
         if isinstance(self.net, SpatialAutoencoder):
@@ -206,10 +170,6 @@ class VaeFamily:
 
             return [Part("", "net.model.", "diffusion_pytorch_model.safetensors", stock_config(self.net.model))]
         return [Part("", "net.", "model.safetensors", None)]
-
-    def further_files(self) -> dict[str, Any]:
-        """None."""
-        return {}
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,21 +189,25 @@ class VaeFamily:
         """Return the images decoded from the posterior means."""
         return self.decode(self.encode(images_BCHW)[0])
 
-    def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
-        """Decode one draw from the prior for each seed; has no classes."""
-        if labels is not None:
-            raise RequestError("this VAE knows no classes; leave the label out")
+    def sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
+    ) -> Tensor:
+        """Decode one draw from the prior for each seed."""
+        self.demand_known(labels, captions)
         device = next(self.net.parameters()).device
         like = torch.empty(0, device=device)
         return self.decode(normals(torch.tensor(list(seeds)), LATENT_NOISE, self.net.latent_shape, like))
 
-    def interpolate(self, first_CHW: Tensor, second_CHW: Tensor, steps: int) -> Tensor:
-        """Decode `steps` latents evenly on the line between two images' posterior means, ends included."""
-        means, _ = self.encode(torch.stack([first_CHW, second_CHW]))
-        shares = torch.linspace(0, 1, steps, device=means.device).view(-1, *[1] * (means.ndim - 1))
-        return self.decode(means[:1] + shares * (means[1:] - means[:1]))
+    def scores(self, images_BCHW: Tensor, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+        """Return the bound in nats, the mean over draws of the latents."""
+        labels = torch.full((len(images_BCHW),), -1)
+        total = torch.zeros(len(images_BCHW))
+        for draw in range(SCORE_DRAWS):
+            seeds = torch.tensor([stream_seed(seed, "score", name, draw) for name in names])
+            total += self.module(images_BCHW, labels, seeds, AFTER_WARM_UP)["elbo"]
+        return [{"image": name, "elbo": float(value) / SCORE_DRAWS} for name, value in zip(names, total, strict=True)]
 
-    def gate_reasons(self, metrics: dict[str, float], dataset: Dataset) -> list[str]:
+    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
         """The bound must be above the log-likelihood of independent pixels with the training data's means."""
         elbo = metrics.get("elbo")
         if elbo is None:

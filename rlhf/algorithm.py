@@ -30,7 +30,7 @@ class Algorithm:
     @property
     def needs_critic(self) -> bool:
         """Whether a critic learns next to the policy."""
-        return self.credit.needs_critic
+        return self.value_loss is not None
 
 
 def algorithm_of(settings: TextAlgorithm | ImageAlgorithm) -> Algorithm:

@@ -67,6 +67,7 @@ class RlTrainee(Generic[S]):
         roundoff = unit_roundoff(spec.shard.precision, device)
         learner = Learner(engine, training.layout.micro_batch, roundoff, context.ranks, context.seed, context.observer)
         policy, algorithm = models.policy(learner), algorithm_of(spec.ppo)
+        assert algorithm.needs_critic == (spec.ppo.value_model is not None)
         trained = [name for group in models.groups for name, _ in group.parameters]
         source = RlSource(ExperienceMaker(policy, algorithm, spec.ppo, learner), trained)
         rates = partial(learning_rates, spec.ppo)

@@ -4,8 +4,8 @@ Shapes: B samples, N samples of all ranks, R response tokens, A actions: respons
 True where the policy acted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,15 +51,8 @@ class Credit:
     """What a KL term in the loss is divided by: units of the score in one of an advantage."""
 
 
-class CreditAssignment(Protocol):
-    """Assigns an iteration's rewards to its actions; pure."""
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether it uses values."""
-
-    def __call__(self, rewarded: Rewarded) -> Credit:
-        """Return advantages, 0 where the policy did not act."""
+CreditAssignment = Callable[[Rewarded], Credit]
+"""Assigns an iteration's rewards to its actions; pure. Advantages are 0 where the policy did not act."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,6 @@ class Gae:
 
     gamma: float
     lam: float
-    needs_critic: bool = True
 
     def __call__(self, rewarded: Rewarded) -> Credit:
         """Estimate; the values are those of a critic."""
@@ -87,7 +79,6 @@ class GroupNormalised:
 
     clip: float
     by_group: bool
-    needs_critic: bool = False
 
     def __call__(self, rewarded: Rewarded) -> Credit:
         """Normalise; a KL term in the loss weighs nats against the deviation of the rewards."""

@@ -1,5 +1,5 @@
-"""docs/extending.md, performed: a decoder type, a data source and an evaluation suite join a copy of the tree by the
-files that the page names, and a recipe that uses all three runs.
+"""docs/extending.md, performed: a decoder type, a data source, an evaluation suite and an algorithm join a copy of the
+tree by the files that the page names, and recipes that use them run.
 """
 
 import json
@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trainers.store.store import Store
 
 pytestmark = pytest.mark.serial
 
@@ -130,6 +133,35 @@ STOCK = """            case "qwen2":
                 )
 """
 
+RLOO = """
+
+class Rloo(TokenUpdates):
+    \"\"\"REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5), without a critic.\"\"\"
+
+    algorithm: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
+"""
+
+CREDIT = '''"""Leave-one-out: a sample is compared with the others of its group."""
+
+import torch
+
+from rlhf.algorithms.advantages import Credit, Rewarded
+
+
+def leave_one_out(rewarded: Rewarded) -> Credit:
+    """A sample's total reward less the mean of its group's others, at all of its actions; 0 where there are none."""
+    totals_N, groups_N = rewarded.totals_N, rewarded.groups_N
+    is_same_NN = groups_N[:, None] == groups_N
+    others_N = is_same_NN.sum(1) - 1
+    means_N = (torch.where(is_same_NN, totals_N, 0.0).sum(1) - totals_N) / others_N.clamp(min=1)
+    advantages_N = torch.where(others_N > 0, totals_N - means_N, 0.0)
+    return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)
+'''
+
+CASE = """        case Rloo():
+            return Algorithm(leave_one_out, clipped_surrogate(settings), entropy_coef=settings.entropy_coef)
+"""
+
 # By section of the page, by file: what stands before the addition, and the addition; None: the file is new.
 ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
     "A decoder type": {
@@ -176,6 +208,22 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ("MEASURES: dict[SuiteName, Suite] = {\n", '    "next_token": measure_next_token,\n'),
         ],
     },
+    "An algorithm of reinforcement learning": {
+        "recipes/stages/algorithms.py": [
+            ("small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))\n", RLOO),
+            ("TextAlgorithm = Annotated[\n    ", 'Annotated[Rloo, Tag("rloo")] | '),
+        ],
+        "recipes/stages/kinds.py": [('Annotated[PpoStage, Tag("ppo")]', ' | Annotated[PpoStage, Tag("rloo")]')],
+        "rlhf/algorithms/leave_one_out.py": [(None, CREDIT)],
+        "rlhf/algorithm.py": [
+            ("from recipes.stages.algorithms import ", "Rloo, "),
+            (
+                "from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised\n",
+                "from rlhf.algorithms.leave_one_out import leave_one_out\n",
+            ),
+            ("    match settings:\n", CASE),
+        ],
+    },
 }
 
 RECIPE: dict[str, Any] = {
@@ -198,6 +246,35 @@ RECIPE: dict[str, Any] = {
             "kind": "evaluate", "of": ["base"], "suites": ["perplexity", "next_token"], "sequence_length": 64,
             "text": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "gates": [{"metric": "base.next_token", "min": 0.1}],
+        },
+    },
+    "cluster": {"workers": 1, "gpus_per_worker": 0},
+}  # fmt: skip
+
+
+TUNED: dict[str, Any] = {
+    "name": "tuned",
+    "stages": {
+        "base": {
+            "kind": "pretrain",
+            "architecture": {
+                "family": "decoder", "type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
+                "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 128,
+            },
+            "tokenizer": {"train": "bpe", "vocab_size": 300},
+            "data": {"source": "jsonl", "files": ["texts.jsonl"]},
+            "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
+        },
+        "reward": {
+            "kind": "reward", "init_from": "base", "lora": {"r": 4}, "min_accuracy": 0,
+            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.3},
+            "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
+        },
+        "policy": {
+            "kind": "ppo", "actor": "base", "reward": "reward", "lora": {"r": 4},
+            "prompts": {"source": "jsonl", "files": ["pairs.jsonl"]},
+            "rollout": {"prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16},
+            "ppo": {"algorithm": "rloo", "iterations": 4, "optimizer": {"lr": 1e-2}},
         },
     },
     "cluster": {"workers": 1, "gpus_per_worker": 0},
@@ -233,10 +310,12 @@ def test_an_addition_takes_the_files_that_the_page_names(section: str) -> None:
     assert len(ADDITIONS[section]) <= 4  # and the recipe
 
 
-def test_a_recipe_uses_every_addition(tree: Path, tmp_path: Path) -> None:
-    rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
-    (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(tree: Path, tmp_path: Path) -> Call:
+    """Runs a command of the extended tree next to the recipe; returns what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "TRAINWRIGHT_STORE": str(tmp_path / "store")}
 
     def call(*arguments: str) -> str:
@@ -247,7 +326,41 @@ def test_a_recipe_uses_every_addition(tree: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    return call
+
+
+def made(call: Call) -> dict[str, str]:
+    """The kind of each stage's artifact."""
+    return {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
+
+
+def test_a_recipe_uses_a_type_a_source_and_a_suite(call: Call, tmp_path: Path) -> None:
+    rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
+    (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
     call("check", "recipe.yaml")
     call("run", "recipe.yaml")
-    kinds = {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
-    assert kinds == {"base": "model", "measured": "report"}
+    assert made(call) == {"base": "model", "measured": "report"}
+
+
+def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call, tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": f"count from {row}: ", "chosen": f"{row + 1}, {row + 2}", "rejected": f"{row}, {row}, {row}"}
+        for row in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    texts = [{"text": row["prompt"] + row["chosen"]} for row in pairs]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(TUNED))
+    call("check", "recipe.yaml")
+    call("run", "recipe.yaml", "--smoke")
+    assert made(call) == {"base": "model", "reward": "reward_model", "policy": "adapter"}
+
+    store = Store.open(str(tmp_path / "store"))
+    (artifact,) = [item for item in store.list_artifacts() if item.stage == "policy"]
+    assert {name.split("/")[0] for name in artifact.files} == {"model", "adapter"}
+    (run,) = store.runs()
+    lines = [line["values"] for line in store.run(run).read_lines("metrics/policy")]
+    names = {name for values in lines for name in values}
+    assert {"score_mean", "policy_loss", "lr"} <= names
+    assert not {name for name in names if "value" in name or "critic" in name}

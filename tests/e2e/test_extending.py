@@ -273,7 +273,9 @@ TUNED: dict[str, Any] = {
         "policy": {
             "kind": "ppo", "actor": "base", "reward": "reward", "lora": {"r": 4},
             "prompts": {"source": "jsonl", "files": ["pairs.jsonl"]},
-            "rollout": {"prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16},
+            "rollout": {
+                "prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16,
+            },
             "ppo": {"algorithm": "rloo", "iterations": 4, "optimizer": {"lr": 1e-2}},
         },
     },

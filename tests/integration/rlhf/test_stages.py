@@ -13,9 +13,11 @@ from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.models.decoder import Llama
 from recipes.planning.memory import predict_sizes
+from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
+from recipes.stages.optim import AdamW
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
 from recipes.stages.train import Train
@@ -228,6 +230,12 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
     assert set(apart.models.networks) == {"policy", "judge"}
     whole = build_models(ppo_spec(False), other, reward, **parts)
     assert set(whole.models.networks) == {"policy", "reference", "critic", "judge"}
+    without_critic = TokenUpdates(iterations=2, optimizer=AdamW(lr=1e-2))
+    for lora, networks in ((True, {"policy"}), (False, {"policy", "reference", "judge"})):
+        spec = ppo_spec(lora).model_copy(update={"ppo": without_critic})
+        built = build_models(spec, actor, reward, **parts)
+        assert (set(built.models.networks), set(built.models.routes)) == (networks, {"actor", "reference", "reward"})
+        assert (built.models.value_head, built.critic_parameters) == (None, ())
     sizes = [sum(p.numel() for p in built.models.parameters()) for built in (shared, apart, whole)]
     assert sizes[0] < sizes[1] < sizes[2]
 

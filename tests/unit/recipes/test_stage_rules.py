@@ -10,13 +10,16 @@ from recipes.models.encoder import ENCODER
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.vae import Vae
 from recipes.problem_codes import Code
-from recipes.stages.answers import TextFacts
+from recipes.stages.algorithms import TokenUpdates
+from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
+from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages, PpoStage
 
 LR = {"optimizer": {"lr": 0.1}}
+TRAIN = {"steps": 1, "global_batch": 4, "sequence_length": 16, **LR}
 
 
 def policy(**changes: Any) -> PpoImages:
@@ -97,3 +100,26 @@ def test_a_network_says_which_sizes_it_cannot_halve() -> None:
     assert "latents are 8x6" in finding.message
     assert Vae(family="vae", type="mlp", depth=4).size_rule(9, 9) is None
     assert Vae(family="vae", type="mlp").latents_rule() is not None
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuning_makes(
+    lora: Lora | None, merge: bool
+) -> None:
+    keys = {"kind": "ppo", "actor": "store://a", "reward": "store://r", "prompts": {"source": "jsonl", "files": ["p"]}}
+    critical = PpoStage.model_validate({**keys, "ppo": {"iterations": 2, **LR}}).changed(lora=lora, merge=merge)
+    alone = critical.changed(ppo=TokenUpdates.model_validate({"iterations": 2, **LR}))
+    tuned = Finetune.model_validate(
+        {"kind": "finetune", "init_from": "store://a", "data": keys["prompts"], "train": TRAIN}
+    ).changed(lora=lora, merge=merge)
+    assert alone.outputs() == tuned.outputs()
+    assert critical.outputs().keys() - alone.outputs().keys() >= {"critic"}
+    assert [pair.field_path for pair in critical.shared_tokens()] == ["reward"]
+    assert [*alone.shared_tokens()] == []
+    counts = Counts(full=1000, scored=900, valued=901, adapter=0 if lora is None else 50, width=8)
+    more, less = critical.held(counts), alone.held(counts)
+    assert more.trainable - less.trainable == (901 if lora is None else 50 + 8 + 1)
+    assert less.trainable == tuned.held(counts).trainable
+    assert less.stored == tuned.held(counts).stored
+    assert (critical.forward().copies, alone.forward().copies) == (2, 1)

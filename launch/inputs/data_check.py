@@ -10,11 +10,12 @@ from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.loading.load import load_recipe
 from recipes.models.base import TextFamily
-from recipes.rules.image_shapes import check_image_forms
+from recipes.rules.image_shapes import check_compared_images, check_image_forms
 from recipes.rules.models import model_facts
+from recipes.rules.reward_tuning import check_reward_tuning
 from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
 from recipes.stages.kinds import Stage
-from trainers.data.check_source import check_images, check_text
+from trainers.data.check_source import check_images, check_text, first_images
 from trainers.data.columns import RowRole
 from trainers.data.images import find_image_set_facts
 from trainers.data.sources.reader import SourceError
@@ -47,6 +48,8 @@ class DataCheck:
         """Everything wrong with the sources that the stages read; reported once where several read them."""
         problems = [*self._source_problems(loaded)]
         problems += check_image_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
+        problems += check_reward_tuning(loaded, lambda source: first_images(source, loaded.base_dir).classes)
+        problems += check_compared_images(loaded, lambda source: first_images(source, loaded.base_dir).counts)
         return list({(problem.field, problem.message): problem for problem in problems}.values())
 
     def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -8,10 +8,13 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.rules.chain import autoencoder_of, image_builder, stage_of
 from recipes.stages.base import StageBase
+from recipes.stages.evaluate import compared_images
 from recipes.stages.pretrain import PretrainImages
 
 FactsOf = Callable[[ImageSource], ImageSetFacts | None]
 """Tells the size of a source's images; None: not known."""
+CountsOf = Callable[[ImageSource], tuple[int, int] | None]
+"""Tells how many images a source holds out, and how many others it has; None: not known."""
 
 
 def check_image_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Problem]:
@@ -30,6 +33,15 @@ def check_image_forms(loaded: LoadedRecipe, facts_of: FactsOf) -> Iterator[Probl
             other = None if known is None else _shape(source, loaded, facts_of)
             if known is not None and other is not None and (finding := shape_rule(other, known, named)) is not None:
                 yield loaded.problem_from(finding, f"stages.{name}.{field_path}", text)
+
+
+def check_compared_images(loaded: LoadedRecipe, counts_of: CountsOf) -> Iterator[Problem]:
+    """Too few images to compare, where there are so few that all of them are read."""
+    for name, stage in loaded.recipe.stages.items():
+        use = stage.find_source("images")
+        counts = None if use is None else counts_of(use.images)
+        if counts is not None and (finding := compared_images(*counts)) is not None:
+            yield loaded.problem_from(finding, f"stages.{name}.images", "")
 
 
 def _met_images(stage: StageBase, own: ImageSource | str) -> Iterator[tuple[str, str, ImageSource | str]]:

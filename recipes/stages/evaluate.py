@@ -48,10 +48,16 @@ class Bound(Strict):
         return self
 
 
-TOO_FEW_IMAGES = Finding(
-    Code.TOO_FEW_SAMPLES, "distances need 2 held-out images and 2 others", "more images, or another hold_out"
-)
-"""The rule of a suite that compares images."""
+MIN_COMPARED = 2
+"""Images that a distance needs on either side."""
+
+
+def compared_images(held_out: int, others: int) -> Finding | None:
+    """The rule that there are images to compare, of so many at most; None: there are."""
+    if min(held_out, others) >= MIN_COMPARED:
+        return None
+    message = f"distances need {MIN_COMPARED} held-out images and {MIN_COMPARED} others, not {held_out} and {others}"
+    return Finding(Code.TOO_FEW_SAMPLES, message, "more images, or another hold_out or limit")
 
 
 class Evaluate(TextStage):
@@ -244,8 +250,9 @@ class Evaluate(TextStage):
         if self.second_scorer is not None and self.second_scorer == self.reward:
             message = "the second scorer must be another reward model than `reward`"
             yield at("second_scorer", self.second_scorer, Code.DUPLICATE_ITEM, message)
-        if self.images is not None and self.images.limit is not None and self.images.limit < 4:
-            yield FieldFinding("images.limit", self.images.limit, TOO_FEW_IMAGES)
+        limit = None if self.images is None else self.images.limit  # of the held-out images, and of the others
+        if limit is not None and (finding := compared_images(limit, limit)) is not None:
+            yield FieldFinding("images.limit", limit, finding)
 
     def image_reference(self) -> tuple[str, ImageSource | str] | None:
         return None if self.images is None else ("images", self.images)

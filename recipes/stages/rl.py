@@ -284,9 +284,15 @@ class PpoImages(RlStage, ImageStage):
             message, advice = "one image per caption has zero standard deviation", "at least 2, or normalise: all"
             yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, advice)
         missing = self.prompts.label_key
-        if isinstance(self.reward, ClassReward) and self.reward.label is None and missing is not None:
+        if missing is not None:
+            yield from self.label_rules(has_labels=False, key=missing)
+
+    def label_rules(self, *, has_labels: bool, key: str = "") -> Iterator[FieldFinding]:
+        """Images of captions without the labels that the reward needs; `key` would give them."""
+        if isinstance(self.reward, ClassReward) and self.reward.label is None and not has_labels:
             message = "these images have no labels, and the reward needs the class of a caption's image"
-            yield at(f"prompts.{missing}", "", Code.MISSING_LABELS, message, f"set {missing}, or reward.label")
+            advice = f"set {key}, or reward.label" if key else "set reward.label"
+            yield at(f"prompts.{key}" if key else "prompts", "", Code.MISSING_LABELS, message, advice)
 
     def judge_rules(self, known: Sequence[str], asked: Sequence[str] = ()) -> Iterator[FieldFinding]:
         """Classes that the reward's classifier does not know: the one that is rewarded, or those that are asked for."""

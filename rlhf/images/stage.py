@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.errors import RequestError, raise_findings
+from recipes.errors import raise_findings
 from recipes.stages.ddpo import ActorFacts, ClassReward, ImageRollout, RuleReward
 from recipes.stages.rl import PpoImages
 from rlhf.images.conditions import ImagePrompts, open_prompts
@@ -150,8 +150,7 @@ def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: 
         case RuleReward() as rule:
             return rule_scorer(rule)
         case ClassReward() as reward:
-            if reward.label is None and not prompts.classes:
-                raise RequestError("reward.label: the captions' images have no labels; name the rewarded class")
+            raise_findings(spec.label_rules(has_labels=bool(prompts.classes)))
             judge = open_family(model_folder(context, "reward.classifier"), device=context.ranks.device)
             assert isinstance(judge, ClassifierFamily)
             raise_findings(spec.judge_rules(judge.facts.classes, prompts.classes))

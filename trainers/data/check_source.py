@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from trainers.data.columns import RowRole
 from trainers.data.images import OneShape, open_image, to_image
 from trainers.data.row_images import find_images
 from trainers.data.rows import Row, column_names, to_row
+from trainers.data.selection import select
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import RawRow, Reader, SourceError
 
@@ -51,6 +54,35 @@ def check_images(source: ImageSource, base_dir: Path) -> list[SourceError]:
         return bool(one_shape.require(to_image(raw, source)).pixels_HWC.size)
 
     return _errors(open_source(source, base_dir), read, _Seen())
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """What the first images of a source tell."""
+
+    classes: tuple[str, ...] = ()
+    """Their labels."""
+    counts: tuple[int, int] | None = None
+    """Held-out images and others, as the source selects them; None: there are more than were read."""
+
+
+def first_images(source: ImageSource, base_dir: Path) -> FirstImages:
+    """Read the first images of each file; tells nothing where one cannot be read, which `check_images` reports."""
+    reader = open_source(source, base_dir)
+    if reader.is_remote:
+        return FirstImages()
+    try:
+        parts = [*islice(reader.parts(), CHECKED_FILES + 1)]
+        read = [[to_image(raw, source) for raw in part.rows(CHECKED_ROWS)] for part in parts]
+    except SourceError:
+        return FirstImages()
+    images = [image for of_part in read for image in of_part]
+    is_whole = len(parts) <= CHECKED_FILES and all(len(of_part) < CHECKED_ROWS for of_part in read)
+    classes = tuple(sorted({str(image.label) for image in images if image.label is not None}))
+    held_out, others = (
+        sum(1 for _ in select(lambda: iter(images), source, 0, held_out=held_out)) for held_out in (True, False)
+    )
+    return FirstImages(classes, (held_out, others) if is_whole else None)
 
 
 class _Seen:

@@ -244,7 +244,7 @@ def test_every_family_has_a_shipped_recipe() -> None:
         ("    features: judge\n", "", "missing-key", "stages.eval"),
         (
             "images: {source: digits,",
-            "images: {source: digits, limit: 3,",
+            "images: {source: digits, limit: 1,",
             "too-few-samples",
             "stages.eval.images.limit",
         ),

@@ -13,7 +13,7 @@ from recipes.problem_codes import Code
 from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
-from recipes.stages.evaluate import Evaluate
+from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
 from recipes.stages.rl import PpoImages, PpoStage
@@ -37,6 +37,21 @@ def test_a_classifier_must_know_the_classes_that_are_asked_for_or_rewarded() -> 
     labelled = policy(reward={"classifier": "store://j", "label": "a"})
     assert [*labelled.judge_rules(["a"], ["z"])] == []
     assert codes([*labelled.judge_rules(["b"])]) == {("reward.label", Code.UNKNOWN_CLASS)}
+
+
+def test_captions_need_labels_where_the_reward_needs_the_class_of_their_image() -> None:
+    assert codes([*policy().label_rules(has_labels=False)]) == {("prompts", Code.MISSING_LABELS)}
+    assert codes([*policy().label_rules(has_labels=False, key="labels")]) == {("prompts.labels", Code.MISSING_LABELS)}
+    assert [*policy().label_rules(has_labels=True)] == []
+    assert [*policy(reward={"rule": "ink"}).label_rules(has_labels=False)] == []
+
+
+def test_distances_need_images_on_either_side() -> None:
+    assert compared_images(2, 2) is None
+    for held_out, others in ((1, 9), (9, 1), (0, 0)):
+        finding = compared_images(held_out, others)
+        assert finding is not None
+        assert finding.code == Code.TOO_FEW_SAMPLES
 
 
 def test_what_an_actor_cannot_be_asked_for() -> None:

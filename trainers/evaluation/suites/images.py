@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipes.data.images import missing_captions, shape_rule
 from recipes.errors import RequestError
-from recipes.stages.evaluate import TOO_FEW_IMAGES, Evaluate
+from recipes.stages.evaluate import Evaluate, compared_images
 from trainers.data.dataset import Dataset
 from trainers.data.layouts.images import Images, scaled
 from trainers.data.order import drawn_rows
@@ -49,8 +49,8 @@ def measure_images(spec: Evaluate, context: StageContext, labels: Sequence[str],
         open_dataset(context, data_request(context, replace(use, held_out=held_out), Images()))
         for held_out in (False, True)
     )
-    if min(len(training), len(real)) < 2:
-        raise RequestError(f"images: {TOO_FEW_IMAGES} (found {len(real)} and {len(training)})")
+    if (finding := compared_images(len(real), len(training))) is not None:
+        raise RequestError(f"images: {finding}")
     if context.ranks.rank != 0:
         return Measured({})
     context.observer.phase("features")

@@ -34,7 +34,8 @@ class JsonLinesReader:
 
     def parts(self) -> Iterator[Part]:
         """Yield the files."""
-        return file_parts(find_sorted(self.source.files, self.base_dir), self._read)
+        read = self._read_images if self.image_column is not None else lambda path, _: read_json_lines(path)
+        return file_parts(find_sorted(self.source.files, self.base_dir), read)
 
     def digest(self) -> str:
         """Hash the files' bytes, in the order of their paths, and those of the images that rows name."""
@@ -49,9 +50,10 @@ class JsonLinesReader:
             return RowFiles(paths)
         return RowFiles(paths, {path: self._named_images(path) for path in paths})
 
-    def _read(self, path: Path, limit: int | None) -> Iterator[RawRow]:
+    def _read_images(self, path: Path, limit: int | None) -> Iterator[RawRow]:
+        assert self.image_column is not None
         for row in read_json_lines(path):
-            if self.image_column is not None and isinstance(name := row.columns.get(self.image_column), str):
+            if isinstance(name := row.columns.get(self.image_column), str):
                 row.columns[self.image_column] = _image_bytes(path.parent / name, row.place)
             yield row
 
@@ -64,12 +66,12 @@ class JsonLinesReader:
 
 def read_json_lines(path: Path) -> Iterator[RawRow]:
     """Yield the rows of a file; raises SourceError naming file and line, OSError and EOFError."""
-    name, folder = path.name, path.parent
+    name, whole, folder = path.name, str(path), path.parent
     with open_text(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_CHARACTERS + 1):
             number += 1
-            place = f"{path}:{number}"
+            place = f"{whole}:{number}"
             if len(line) > MAX_LINE_CHARACTERS:
                 raise SourceError(
                     Code.INVALID_DATA_FORMAT,
@@ -80,7 +82,7 @@ def read_json_lines(path: Path) -> Iterator[RawRow]:
                 continue
             try:
                 row = json.loads(line)
-                if "\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but no text
+                if "\\u" in line and "\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but no text
                     json.dumps(row, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:
                 raise SourceError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from trainers.store.store import Store
 
@@ -162,6 +163,159 @@ CASE = """        case Rloo():
             return Algorithm(leave_one_out, clipped_surrogate(settings), entropy_coef=settings.entropy_coef)
 """
 
+FLOW_KEYS = '''"""Rectified flows: the keys of their configuration."""
+
+from typing import ClassVar, Literal, Self
+
+from recipes.data.images import ImageSetFacts
+from recipes.fields import meaning
+from recipes.models.images.base import SETTINGS, ImageModel, Names
+from recipes.models.images.tally import Tally, TextSizes, count_decoder, count_encoder
+
+
+class Flow(ImageModel):
+    """Rectified flow (Liu et al. 2022): the velocity of straight paths from noise to images."""
+
+    noun: ClassVar[str] = "a rectified flow"
+    draws: ClassVar[bool] = True
+    family: Literal["flow"] = meaning(description="Rectified flow.")
+    width: int = meaning(256, ge=1, le=65_536, description="Units of a hidden layer.")
+    depth: int = meaning(2, ge=1, le=12, description="Hidden layers on either side.")
+    sampling_steps: int = meaning(20, ge=1, le=10_000, description="Steps of Euler's method from noise to an image.")
+
+    def tally(
+        self, facts: ImageSetFacts, autoencoder: ImageModel | None = None, text: TextSizes | None = None
+    ) -> Tally:
+        """The network."""
+        net = Tally()
+        count_encoder(net, "mlp", facts, self.width, self.depth, self.width)
+        count_decoder(net, "mlp", facts, self.width, self.depth, self.width + 1)
+        return net
+
+    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
+        """Weights and configurations of its folder."""
+        return ("model.safetensors",), (SETTINGS,)
+
+    def shrunk(self) -> Self:
+        """The smoke form."""
+        return self.changed(width=min(self.width, 32), sampling_steps=min(self.sampling_steps, 8))
+'''
+
+FLOW = '''"""Rectified flow (Liu et al. 2022): a network learns the velocity of straight paths from noise to images.
+
+B samples, C channels, H and W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recipes.models.images.flow import Flow
+from trainers.data.dataset import Dataset
+from trainers.models.images.networks import build_decoder, build_encoder
+from trainers.models.images.protocol import ImageFacts, ImageFamily, Part
+from trainers.runtime.randomness import normals, uniforms
+
+NOISE, TIME, INITIAL = 1, 2, 3
+
+
+class Velocity(nn.Module):
+    """The velocity at points of paths, and times in [0, 1]."""
+
+    def __init__(self, settings: Flow, facts: ImageFacts) -> None:
+        super().__init__()
+        self.encoder = build_encoder("mlp", facts.shape, settings.width, settings.depth, settings.width)
+        self.decoder = build_decoder("mlp", facts.shape, settings.width, settings.depth, settings.width + 1)
+
+    def forward(self, points_BCHW: Tensor, times_B1: Tensor) -> Tensor:
+        """Return velocities [B, C, H, W]."""
+        hidden = self.encoder(points_BCHW.to(next(self.parameters()).dtype))
+        return self.decoder(torch.cat([hidden, times_B1.to(hidden.dtype)], dim=1)).float()
+
+
+class FlowLosses(nn.Module):
+    """Squared error of the velocity per sample."""
+
+    def __init__(self, net: Velocity) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images_BCHW: Tensor, labels_B: Tensor, noise_seeds_B: Tensor, step: int) -> dict[str, Tensor]:
+        """Return `loss`, and the mean square of the velocity itself."""
+        clean = 2 * images_BCHW.float() - 1
+        noise = normals(noise_seeds_B, NOISE, tuple(clean.shape[1:]), clean)
+        times_B1 = uniforms(noise_seeds_B, TIME, (1,), clean)
+        share = times_B1[:, :, None, None]
+        velocity = clean - noise
+        found = self.net((1 - share) * noise + share * clean, times_B1)
+        return {
+            "loss": (found - velocity).square().flatten(1).mean(1),
+            "target_square": velocity.square().flatten(1).mean(1),
+        }
+
+
+class FlowFamily(ImageFamily):
+    """A rectified flow."""
+
+    settings: Flow
+
+    def __init__(self, settings: Flow, facts: ImageFacts) -> None:
+        self.settings, self.facts = settings, facts
+        self.net = Velocity(settings, facts)
+        self.module = FlowLosses(self.net)
+
+    def parts(self) -> list[Part]:
+        """One network of our own class."""
+        return [Part("", "net.", "model.safetensors", None)]
+
+    @torch.no_grad()
+    def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the velocity half-way."""
+        return self.net(2 * images_BCHW - 1, torch.full_like(images_BCHW[:, :1, 0, 0], 0.5))
+
+    @torch.no_grad()
+    def sample(
+        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
+    ) -> Tensor:
+        """Follow the velocity from each seed's noise."""
+        self.demand_known(labels, captions)
+        like = torch.empty(0, device=next(self.net.parameters()).device)
+        points = normals(torch.tensor(list(seeds)), INITIAL, self.facts.shape, like)
+        for step in range(self.settings.sampling_steps):
+            times = torch.full_like(points[:, :1, 0, 0], step / self.settings.sampling_steps)
+            points = points + self.net(points, times) / self.settings.sampling_steps
+        return ((points + 1) / 2).clamp(0, 1)
+
+    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
+        """The velocity must be better than zero everywhere."""
+        if "loss" not in metrics or metrics["loss"] < metrics["target_square"]:
+            return []
+        return [f"held-out error {metrics['loss']:.3f} is not below that of predicting 0"]
+'''
+
+FLOW_RECIPE = """\
+name: flow
+seed: 0
+
+stages:
+  flow:
+    kind: pretrain
+    architecture: {family: flow, width: 256, depth: 2}
+    data: {source: digits, hold_out: 0.2}
+    train:
+      epochs: 100
+      global_batch: 64
+      optimizer: {lr: 1e-3}
+      schedule: {name: constant}
+"""
+
+FLOW_CASE = """        case Flow():
+            from trainers.models.images.flow import FlowFamily
+
+            return FlowFamily(architecture, facts)
+"""
+
 # By section of the page, by file: what stands before the addition, and the addition; None: the file is new.
 ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
     "A decoder type": {
@@ -223,6 +377,19 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ),
             ("    match settings:\n", CASE),
         ],
+    },
+    "A family of image models": {
+        "recipes/models/images/flow.py": [(None, FLOW_KEYS)],
+        "recipes/models/images/architecture.py": [
+            ("from recipes.models.images.ddpm import Ddpm\n", "from recipes.models.images.flow import Flow\n"),
+            ("ImageArchitecture = Annotated[", "Flow | "),
+        ],
+        "trainers/models/images/flow.py": [(None, FLOW)],
+        "trainers/models/images/families.py": [
+            ("from recipes.models.images.ddpm import Ddpm\n", "from recipes.models.images.flow import Flow\n"),
+            ("    match architecture:\n", FLOW_CASE),
+        ],
+        "recipes/image/flow.yaml": [(None, FLOW_RECIPE)],
     },
 }
 
@@ -309,7 +476,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("section", ADDITIONS)
 def test_an_addition_takes_the_files_that_the_page_names(section: str) -> None:
     assert files_of(section) == set(ADDITIONS[section])
-    assert len(ADDITIONS[section]) <= 4  # and the recipe
+    assert sum(not name.endswith(".yaml") for name in ADDITIONS[section]) <= 4  # and the recipe
 
 
 Call = Callable[..., str]
@@ -366,3 +533,16 @@ def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call,
     names = {name for values in lines for name in values}
     assert {"score_mean", "policy_loss", "lr"} <= names
     assert not {name for name in names if "value" in name or "critic" in name}
+
+
+def test_an_added_image_family_trains_is_verified_and_draws(call: Call, tree: Path, tmp_path: Path) -> None:
+    recipe = str(tree / "recipes" / "image" / "flow.yaml")
+    call("check", recipe)
+    call("run", recipe, "--smoke")
+    assert made(call) == {"flow": "flow"}
+    (artifact,) = json.loads(call("store", "ls", "--json"))
+    address = f"store://{artifact['fingerprint']}"
+    assert json.loads(call("store", "show", address, "--json"))["verification"]["how"] == "clean-process"
+    call("sample", address, "--grid", "grid.png", "--num-samples", "9")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert len(grid.getcolors(1 << 16) or ()) > 16

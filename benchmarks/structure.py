@@ -1,4 +1,5 @@
-"""How many places of the product know which kinds of stage, families and sources there are, and its circular imports.
+"""How many places of the product know which kinds of stage, families and sources there are; rules worded twice; import
+circles.
 
 Usage: python -m benchmarks.structure [--sites], which reads the source and imports nothing; `--sites` lists the places.
 
@@ -11,6 +12,7 @@ that have a family's name count too. A line counts once for each class or name. 
 
 import argparse
 import ast
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +222,66 @@ def import_circles(tree: Tree, *, for_types: bool = False) -> list[list[str]]:
     return circles({module: imports(tree, module, for_types=for_types) for module in tree.modules})
 
 
+MESSAGES = {"Finding": 1, "refuse": 1, "at": 3, "problem": 3}
+"""What makes a finding, and which of its arguments is the message."""
+REFUSALS = ("RequestError", "StageError")
+COMMON = frozenset({
+    "and", "are", "at", "each", "for", "from", "has", "have", "its", "model", "not", "one", "stage", "than", "that",
+    "the", "this", "where", "which", "with",
+})  # fmt: skip
+"""Words that tell no rules apart."""
+LIKENESS = 0.8
+"""Share of the words of the shorter of two messages from which on they word one rule."""
+
+
+def twice_worded(tree: Tree) -> list[tuple[Site, Site]]:
+    """Refusals of a worker in the words of a rule that `check` has: the rule is written twice.
+
+    A rule in other words is not found, so that 0 does not prove that there is none.
+    """
+    rules = [
+        found for name in tree.modules if name.startswith("recipes") for found in _messages(tree, name, is_rule=True)
+    ]
+    workers = [name for name in tree.modules if name.startswith(("trainers", "rlhf"))]
+    refusals = [found for name in workers for found in _messages(tree, name, is_rule=False)]
+    pairs: dict[Site, Site] = {}
+    for refusal, said in refusals:
+        for rule, words in rules:
+            common = len(said & words)
+            if common >= 4 and common >= LIKENESS * min(len(said), len(words)):
+                pairs.setdefault(refusal, rule)
+    return sorted(pairs.items(), key=lambda pair: (pair[0].module, pair[0].line))
+
+
+def _messages(tree: Tree, module: str, *, is_rule: bool) -> Iterator[tuple[Site, set[str]]]:
+    """The words of each message of a rule, or of each refusal that is no rule's finding."""
+    for node in tree.modules[module]:
+        match node:
+            case ast.Call(func=made, args=given) if is_rule and len(given) > MESSAGES.get(_name(made), 9):
+                text = given[MESSAGES[_name(made)]]
+            case ast.Assign(targets=[ast.Name(id="message")], value=text) if is_rule:
+                pass
+            case ast.Raise(exc=ast.Call(func=made, args=[text, *_])) if not is_rule and _name(made) in REFUSALS:
+                pass
+            case _:
+                continue
+        words = set(re.findall(r"[a-z_]{3,}", " ".join(_literals(text)).lower())) - COMMON
+        if len(words) >= 4:
+            yield Site(module, node.lineno, ""), words
+
+
+def _literals(text: ast.AST) -> Iterator[str]:
+    """The literal parts of a text, but for what is put into it."""
+    match text:
+        case ast.Constant(value=str() as value):
+            yield value
+        case ast.JoinedStr(values=parts):
+            yield from (part.value for part in parts if isinstance(part, ast.Constant))
+        case ast.BinOp(left=left, right=right):
+            yield from _literals(left)
+            yield from _literals(right)
+
+
 def _print_sites(title: str, sites: set[Site], is_listed: bool) -> None:
     files = Counter(site.module for site in sites)
     print(f"{title}: {len(sites)} in {len(files)} files")
@@ -252,6 +314,10 @@ def main() -> None:
         _print_sites(f"dispatch on {title}", class_sites(tree, set(tree.declared[mark])), is_listed)
     families = set().union(*tree.declared["family"].values()) | {"vision_language"}
     _print_sites("dispatch on family names", name_sites(tree, families), is_listed)
+    pairs = twice_worded(tree)
+    print(f"refusals of workers in the words of a rule of check: {len(pairs)}")
+    for refusal, rule in pairs:
+        print(f"  {refusal.module}:{refusal.line} {rule.module}:{rule.line}")
     for title, for_types in (("lazy ones too", False), ("those for types too", True)):
         found = import_circles(tree, for_types=for_types)
         print(f"circular imports, {title}: {len(found)}")

@@ -25,6 +25,7 @@ from recipes.tokenizers.token_contract import (
     find_named_tokens,
     find_pad_token,
     find_template,
+    missing_token,
     token_problems,
     token_text,
 )
@@ -82,16 +83,9 @@ def _read_images(path: Path) -> FolderFacts:
 def _read_language_model(path: Path) -> FolderFacts:
     problems: list[Finding] = []
     tokenizer = _read_tokenizer(path, problems)
-    if tokenizer is not None and tokenizer.eos_token is None:
-        problems.append(
-            Finding(Code.MISSING_SPECIAL_TOKEN, f"{path}: the tokenizer names neither an eos_token nor a sep_token")
-        )
-    elif tokenizer is not None and tokenizer.pad_token is None:
-        problems.append(
-            Finding(
-                Code.MISSING_SPECIAL_TOKEN, f"{path}: the tokenizer has no pad token that differs from its end token"
-            )
-        )
+    missing = None if tokenizer is None else missing_token(tokenizer.eos_token, tokenizer.pad_token)
+    if missing is not None:
+        problems.append(Finding(missing.code, f"{path}: {missing.message}"))
     config = _read_json(path / "config.json", problems)
     kind, model_class = None, None
     if config is not None:

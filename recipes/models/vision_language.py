@@ -63,25 +63,30 @@ def read_vision(
             )
     token = processor.get("image_token", "<image>")
     number = config.get("image_token_index", config.get("image_token_id"))
-    if vocabulary is not None and vocabulary.get(token) != number:
-        found = "has no such token" if token not in vocabulary else f"numbers it {vocabulary[token]}"
-        problems.append(
-            Finding(
-                Code.IMAGE_TOKEN_MISMATCH,
-                f"{path}: config.json marks images by token {number}; the tokenizer {found}: {token}",
-            )
-        )
+    findings = [] if vocabulary is None else [image_token_rule(token, vocabulary.get(token), number)]
     drops_first = config.get("vision_feature_select_strategy", "default") == "default"
     written = _written_tokens(processor, images)
     made = _made_tokens(tower, drops_first=drops_first)
-    if written is not None and made is not None and written != made:
-        problems.append(
-            Finding(
-                Code.IMAGE_TOKEN_MISMATCH,
-                f"{path}: the processor writes {written} tokens for an image, the vision tower gives {made}",
-            )
-        )
+    findings.append(image_size_rule(written, made))
+    problems += [Finding(found.code, f"{path}: {found.message}") for found in findings if found is not None]
     return VisionFacts(token, made if written is None else written), problems
+
+
+def image_token_rule(token: str, known: int | None, number: int | None) -> Finding | None:
+    """What is wrong with an image's token: `known` is its id for the tokenizer, `number` in config.json."""
+    if known == number:
+        return None
+    found = "has no such token" if known is None else f"numbers it {known}"
+    message = f"config.json marks images by token {number}; the tokenizer {found}: {token}"
+    return Finding(Code.IMAGE_TOKEN_MISMATCH, message)
+
+
+def image_size_rule(written: int | None, made: int | None) -> Finding | None:
+    """What is wrong with the tokens that the processor writes for an image and the features that the tower gives."""
+    if written is None or made is None or written == made:
+        return None
+    message = f"the processor writes {written} tokens for an image, the vision tower gives {made}"
+    return Finding(Code.IMAGE_TOKEN_MISMATCH, message)
 
 
 def _made_tokens(tower: dict[str, Any], *, drops_first: bool) -> int | None:

@@ -20,7 +20,13 @@ from recipes.stages.answers import TextFacts
 from recipes.stages.base import StageBase, TextStage
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain
-from recipes.tokenizers.token_contract import TokenizerFacts, find_pad_token, token_problems
+from recipes.tokenizers.token_contract import (
+    TokenizerFacts,
+    find_pad_token,
+    missing_token,
+    pad_token_rule,
+    token_problems,
+)
 
 BYTES = 256
 ROLES = ("system", "user", "assistant")
@@ -176,30 +182,19 @@ def _check_tokenizer(
         return
     if facts is None:
         return
+    if (missing := missing_token(facts.eos_token, facts.pad_token)) is not None:
+        yield loaded.problem_from(missing, place, tokenizer.from_)
     for key in ("eos_token", "pad_token"):
         token = getattr(facts, key)
-        if token is None:
-            differs = " that differs from its end token" if key == "pad_token" else ""
-            message = f"the tokenizer has no {key}{differs}"
-            yield loaded.problem(
-                Code.MISSING_SPECIAL_TOKEN, place, tokenizer.from_, message, f"give {key}: one of its tokens"
-            )
-        elif facts.vocabulary is not None and token not in facts.vocabulary:
+        if token is not None and facts.vocabulary is not None and token not in facts.vocabulary:
             guess = nearest(token, sorted(facts.special_tokens))
             suggestion = f"did you mean {guess}?" if guess else ""
             yield loaded.problem(
                 Code.UNKNOWN_TOKEN, f"{place}.{key}", token, "not a token of this tokenizer", suggestion
             )
-    if facts.eos_token is not None and facts.eos_token == facts.pad_token:
-        message = "pad_token must differ from eos_token; the end of a response is found by it"
+    if (conflict := pad_token_rule(facts.eos_token, facts.pad_token)) is not None:
         key = "pad_token" if tokenizer.pad_token is not None else "eos_token"
-        yield loaded.problem(
-            Code.PAD_TOKEN_CONFLICT,
-            f"{place}.{key}",
-            facts.pad_token,
-            message,
-            "name another token of the vocabulary as pad_token",
-        )
+        yield loaded.problem_from(conflict, f"{place}.{key}", facts.pad_token)
     template = None if tokenizer.chat_template else facts.chat_template  # the recipe's own is tried above
     for finding in token_problems(replace(facts, eos_token=None, pad_token=None, chat_template=template)):
         yield loaded.problem_from(finding, place, tokenizer.from_)

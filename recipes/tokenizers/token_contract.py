@@ -96,8 +96,8 @@ def token_problems(
         for key in ("eos_token", "pad_token", "bos_token"):
             token = getattr(facts, key)
             if token is not None and token not in vocabulary:
-                message = f"{key}: token {token!r} is not in the vocabulary of {_size(vocabulary)} entries"
-                yield Finding(Code.UNKNOWN_TOKEN, message)
+                lacking = unknown_token(token, _size(vocabulary))
+                yield Finding(lacking.code, f"{key}: {lacking.message}")
     if facts.chat_template is not None:
         from recipes.tokenizers.chat_template import template_problem
 
@@ -163,6 +163,30 @@ def find_template(config: Mapping[str, Any], file: str | None) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
         found = named.get("default")
     return found if isinstance(found, str) else None
+
+
+def unknown_token(token: str, entries: int) -> Finding:
+    """A token is none of a vocabulary of so many entries."""
+    return Finding(Code.UNKNOWN_TOKEN, f"token {token!r} is not in the vocabulary of {entries} entries")
+
+
+def missing_token(eos_token: str | None, pad_token: str | None) -> Finding | None:
+    """Which of the tokens that end a text and fill a batch a tokenizer lacks; None: it has both."""
+    if eos_token is None:
+        message = "the tokenizer names neither an eos_token nor a sep_token"
+        return Finding(Code.MISSING_SPECIAL_TOKEN, message, "set tokenizer.eos_token to one of its tokens")
+    if pad_token is None:
+        message = f"the tokenizer has no pad token that differs from its end token {eos_token!r}"
+        return Finding(Code.MISSING_SPECIAL_TOKEN, message, "set tokenizer.pad_token to one of its tokens")
+    return None
+
+
+def pad_token_rule(eos_token: str | None, pad_token: str | None) -> Finding | None:
+    """Why a pad token cannot be used; None: it can."""
+    if pad_token is None or pad_token != eos_token:
+        return None
+    message = "pad_token must differ from eos_token; the end of a response is found by it"
+    return Finding(Code.PAD_TOKEN_CONFLICT, message, "name another token of the vocabulary as pad_token")
 
 
 def find_named_tokens(config: Mapping[str, Any]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.structure import class_sites, import_circles, name_sites, read_tree
+from benchmarks.structure import class_sites, import_circles, name_sites, read_tree, twice_worded
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
@@ -22,6 +22,22 @@ def test_families_answer_for_themselves() -> None:
     names = set().union(*tree.declared["family"].values())
     assert len(name_sites(tree, names)) <= 15, "ask the family's object: TextFamily, FamilyRuntime"
     assert len(class_sites(tree, set(tree.declared["family"]))) <= 6, "ask the architecture"
+
+
+def test_no_worker_words_a_rule_of_check() -> None:
+    assert twice_worded(read_tree()) == [], "let the worker ask the rule: raise_findings, or RequestError(str(finding))"
+
+
+def test_a_rule_worded_twice_is_found(tmp_path: Path) -> None:
+    for name, text in (
+        ("recipes", 'message = f"{length} tokens are longer than the positions of the network"\n'),
+        ("trainers", 'raise RequestError(f"the network has positions for {tokens} tokens; {length} is longer")\n'),
+        ("rlhf", "raise RequestError(str(finding))\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rules.py").write_text(text)
+    ((refusal, rule),) = twice_worded(read_tree(tmp_path, ["recipes", "trainers", "rlhf"]))
+    assert (refusal.module, refusal.line, rule.module) == ("trainers.rules", 1, "recipes.rules")
 
 
 @pytest.fixture

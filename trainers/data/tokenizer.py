@@ -24,8 +24,11 @@ from recipes.tokenizers.token_contract import (
     find_named_tokens,
     find_pad_token,
     find_template,
+    missing_token,
+    pad_token_rule,
     token_problems,
     token_text,
+    unknown_token,
 )
 from trainers.data.template import Span, response_spans, turn_end
 
@@ -160,7 +163,7 @@ class Tokenization:
         """Return the id of exactly this token; raises RequestError when it is not one of the vocabulary."""
         found: int | None = self.tokenizer.token_to_id(token)
         if found is None:
-            raise RequestError(f"token {token!r} is not in the vocabulary of {self.vocab_size} entries")
+            raise RequestError(str(unknown_token(token, self.vocab_size)))
         return found
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -222,8 +225,8 @@ class Tokenization:
     def _template(self) -> str:
         if self.chat_template is None:
             raise RequestError(
-                "messages need a template, and the model's tokenizer has no chat template; put chat_template.jinja "
-                "into its folder, or give `chat_template` to the tokenizer of the stage that pretrains it"
+                "rows of messages need a template, and there is no chat template; put chat_template.jinja into the "
+                "model's folder, or give `chat_template` to the tokenizer of the stage that pretrains it"
             )
         return self.chat_template
 
@@ -284,7 +287,7 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     template = find_template(tokens, files["chat_template.jinja"].decode() if "chat_template.jinja" in files else None)
     eos = (overrides and overrides.eos_token) or find_end_token(tokens)
     if eos is None:
-        raise RequestError("the tokenizer names neither an eos_token nor a sep_token; set tokenizer.eos_token")
+        raise RequestError(str(missing_token(eos, None)))
     dropped = {"eos_token", "pad_token", "bos_token", "chat_template", "added_tokens_decoder"}
     dropped |= {"name_or_path", "auto_map"}
     found = Tokenization(
@@ -298,10 +301,9 @@ def tokenization_from_files(files: Mapping[str, bytes], overrides: ExistingToken
     vocabulary = found.tokenizer.get_vocab(with_added_tokens=True)
     named = token_text(tokens.get("pad_token"))
     pad = (overrides and overrides.pad_token) or find_pad_token(named, eos, vocabulary)
-    if pad is None or pad == eos:
-        raise RequestError(
-            f"the tokenizer has no pad token that differs from its end token {eos!r}; set tokenizer.pad_token"
-        )
+    if (finding := missing_token(eos, pad) or pad_token_rule(eos, pad)) is not None:
+        raise RequestError(str(finding))
+    assert pad is not None
     is_models = overrides is None and "config.json" in files
     settings, generation = (_read_json(files, name) if is_models else {} for name in CONFIG_FILES)
     ends = configured_ends(settings, generation)

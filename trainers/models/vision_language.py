@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.errors import StageError
+from recipes.models.vision_language import image_size_rule, image_token_rule
 from recipes.stages.finetune import Finetune, Part
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import Pretrain
@@ -118,20 +119,15 @@ def unused_prefixes(model: Any) -> list[str]:
 def demand_fitting(model: Any, processor: ImageProcessor) -> None:
     """Raise StageError where the processor's image tokens are not those of the model."""
     config = model.config
-    if processor.image_id != config.image_token_id:
-        raise StageError(
-            f"the processor's image token is {processor.image_id}, that of the model's configuration "
-            f"{config.image_token_id}"
-        )
+    finding = image_token_rule(processor.image_token, processor.image_id, config.image_token_id)
+    if finding is not None:
+        raise StageError(str(finding))
     with torch.no_grad():
         weight = next(model.base_model.vision_tower.parameters())
         pixels = torch.zeros((1, *processor.shape_CHW), dtype=weight.dtype, device=weight.device)
         (features_FD,) = model.base_model.get_image_features(pixels, return_dict=True).pooler_output
-    if len(features_FD) != processor.tokens_per_image:
-        raise StageError(
-            f"the processor writes {processor.tokens_per_image} tokens for an image, the vision tower gives "
-            f"{len(features_FD)} features"
-        )
+    if (finding := image_size_rule(processor.tokens_per_image, len(features_FD))) is not None:
+        raise StageError(str(finding))
 
 
 def probe_pixels(config: Any) -> Tensor:

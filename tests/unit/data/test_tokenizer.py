@@ -118,7 +118,7 @@ def test_a_vocabulary_without_a_pad_token_takes_byte_zero() -> None:
     ("changes", "overrides", "complaint"),
     [
         ({"eos_token": None}, {}, "names neither an eos_token nor a sep_token"),
-        ({}, {"pad_token": "<|end|>"}, "no pad token that differs"),
+        ({}, {"pad_token": "<|end|>"}, "pad_token must differ"),
         ({}, {"eos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
         ({"bos_token": "<s>"}, {}, "'<s>' is not in the vocabulary"),
     ],

@@ -80,7 +80,7 @@ BROKEN = [
     # wrong kind of artifact, or part
     Broken("wrong-artifact-kind", "reward: judge\n    prompts", "reward: chat\n    prompts", "stages.policy.reward"),
     Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, judge]", "stages.eval.of.1"),
-    Broken("wrong-artifact-kind", "init_from: chat", "init_from: evaluation", "stages.judge.init_from"),
+    Broken("wrong-artifact-kind", "init_from: chat", "init_from: eval", "stages.judge.init_from"),
     Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, policy.critic]", "stages.eval.of.1"),
     Broken("unknown-output", "of: [chat, policy]", "of: [chat, policy.actr]", "stages.eval.of.1"),
     Broken("wrong-artifact-kind", "lora: {r: 8,", "merge: false\n    lora: {r: 8,", "stages.judge.init_from", "init_from: chat"),
@@ -142,7 +142,7 @@ BROKEN = [
     Broken("min-above-max", "min_workers: 1", "min_workers: 4", "cluster.min_workers"),
     Broken("out-of-range", "{workers: 2, min_workers: 1}", "{workers: 0}", "cluster.workers"),
     # suites and gates
-    Broken("missing-key", "    reward: judge\n    suites", "    suites", "stages.eval", "  evaluation:"),
+    Broken("missing-key", "    reward: judge\n    suites", "    suites", "stages.eval", "  eval:"),
     Broken("missing-key", "num_prompts: 16", "gates: [{metric: policy.win_rate}]", "stages.eval.gates.0"),
     Broken("unknown-metric", "num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", "stages.eval.gates.0.metric"),
     Broken("min-above-max", "num_prompts: 16", "gates: [{metric: chat.eos_rate, min: 0.9, max: 0.1}]", "stages.eval.gates.0.min"),

@@ -1,4 +1,4 @@
-"""From a PPO stage's inputs to its four models: what they share, what learns, what they start from."""
+"""From a stage's inputs to the models of a policy that writes: what they share, what learns, what they start from."""
 
 import copy
 from collections.abc import Mapping
@@ -42,17 +42,12 @@ class RewardSource:
 
 @dataclass(frozen=True)
 class SharedModels:
-    """The four models, which parameters learn for whom, and peft's configuration of the actor's adapter."""
+    """The models, which parameters learn for whom, and peft's configuration of the actor's adapter."""
 
     models: PolicyModels
     actor_parameters: tuple[tuple[str, nn.Parameter], ...]
     critic_parameters: tuple[tuple[str, nn.Parameter], ...]
     peft_config: Any
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """Names of all parameters that learn."""
-        return tuple(name for name, _ in (*self.actor_parameters, *self.critic_parameters))
 
 
 def build_models(
@@ -68,8 +63,8 @@ def build_models(
     """Load and connect the models, whole and equal on every rank.
 
     With LoRA the actor's start is frozen, its own adapters on it, and serves as the reference; a reward model trained
-    as an adapter on that very model, and a critic that starts from it, are adapters too. Without LoRA there are four
-    networks, and those that learn have their start's adapters merged in fp32.
+    as an adapter on that very model, and a critic that starts from it, are adapters too. Without LoRA each is a
+    network of its own, and those that learn have their start's adapters merged in fp32.
     """
     if spec.lora is None:
         wiring = _separate_networks(actor, reward, spec, device)
@@ -98,7 +93,7 @@ class _Wiring:
 
 
 def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, device: torch.device) -> _Wiring:
-    """Four networks: two that learn, and the frozen reference and reward model."""
+    """A network for each: actor, and critic where there is one, learn; reference and reward model are frozen."""
     policy: Any = load_exact(actor, "language_model", device=device)
     reference = copy.deepcopy(policy).requires_grad_(False)
     judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)

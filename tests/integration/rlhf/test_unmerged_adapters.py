@@ -78,11 +78,10 @@ def ppo_spec(lora: bool = True, precision: str = "bf16", critic: str = "reward")
             "kind": "ppo",
             "actor": "chat",
             "reward": "judge",
-            "critic": critic,
             "lora": {"r": 4, "alpha": 8} if lora else None,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-            "ppo": {"iterations": 1, "optimizer": {"lr": 3e-5}},
+            "ppo": {"iterations": 1, "critic": {"start": critic}, "optimizer": {"lr": 3e-5}},
             "shard": {**SHARD, "precision": precision},
         }
     )

@@ -28,6 +28,8 @@ from trainers.store.store import Store
 
 log = logging.getLogger(__name__)
 
+FILES_FORMAT = 2
+"""Of a set's files; raised where they change and what they hold does not, so that older ones are built again."""
 TOKENIZER_FORMAT = 1
 NO_CONTENT = {*LOCATION_KEYS, "max_dropped"}
 """Keys of a source that do not say which rows it has: their digest does."""
@@ -89,13 +91,19 @@ def materialise(request: DataRequest, store: Store, on_rows: OnRows | None = Non
     no rows, for images of several shapes, and for a set of text without supervised tokens (naming rows).
     """
     digest = request.digest()
-    return _open(find_set(digest, store) or _build(request, digest, store, on_rows), store)
+    key = stored_as(digest)
+    return _open(digest, find_set(key, store) or _build(request, key, store, on_rows), store)
 
 
 def find_dataset(digest: str, store: Store) -> Dataset | None:
     """Open a set by its digest; None where the store has let it go."""
-    found = find_set(digest, store)
-    return None if found is None else _open(found, store)
+    found = find_set(stored_as(digest), store)
+    return None if found is None else _open(digest, found, store)
+
+
+def stored_as(digest: str) -> str:
+    """Return the digest under which the store keeps a set's files."""
+    return hashlib.sha256(f"{digest} {FILES_FORMAT}".encode()).hexdigest()
 
 
 def build_tokenization(
@@ -134,7 +142,7 @@ def lay_out(layout: DataLayout, rows: Iterable[Row | DecodedImage]) -> tuple[Con
     return contents, BuildReport(next(rows_in), contents.holds, None if layout.text is None else fate.sorted())
 
 
-def _open(manifest: DatasetManifest, store: Store) -> Dataset:
+def _open(digest: str, manifest: DatasetManifest, store: Store) -> Dataset:
     def read(name: str) -> bytes:
         return store.objects.get_bytes(manifest.files[name].sha256)
 
@@ -146,7 +154,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
     }
     has = manifest.files.keys()
     return Dataset(
-        digest=manifest.digest,
+        digest=digest,
         layout=LAYOUTS[meta["layout"]],
         report=BuildReport.from_json(meta["report"]),
         arrays=arrays,
@@ -158,7 +166,7 @@ def _open(manifest: DatasetManifest, store: Store) -> Dataset:
     )
 
 
-def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | None) -> DatasetManifest:
+def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None) -> DatasetManifest:
     if request.source_digest not in (None, content_digest(request)):
         raise RequestError(f"the data of {request.name} changed since the run started; start a new run")
     layout = request.layout
@@ -180,7 +188,7 @@ def _build(request: DataRequest, digest: str, store: Store, on_rows: OnRows | No
         files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in contents.records), store)
     if contents.captions:
         files["captions.json"] = _put(canonical_json(contents.captions), store)
-    return store.put_dataset(DatasetManifest(digest=digest, files=files, report=report.to_json()))
+    return store.put_dataset(DatasetManifest(digest=key, files=files, report=report.to_json()))
 
 
 def _read(request: DataRequest, store: Store) -> Iterator[Row] | Iterator[DecodedImage]:

@@ -305,7 +305,7 @@ class StateManifest(_Record):
 
 
 class DatasetManifest(_Record):
-    """A materialised data set; `digest` is that of the request that it answers."""
+    """A materialised data set; `digest` says what it is kept as."""
 
     format: Literal[1] = 1
     type: Literal["dataset"] = "dataset"

@@ -24,7 +24,7 @@ from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
 from trainers.data.layouts.registry import LAYOUTS, text_layout
 from trainers.data.layouts.stream import Stream
-from trainers.data.materialise import DataRequest, materialise
+from trainers.data.materialise import DataRequest, find_dataset, materialise, stored_as
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.small_llava import write_small_llava
 from trainers.store.store import Store
@@ -127,7 +127,7 @@ def test_a_damaged_set_is_made_again(request_of: Any, store: Store, name: str) -
     request = request_of(name)
     first = materialise(request, store)
     wanted = {name: np.array(array) for name, array in first.arrays.items()}
-    manifest = store.find_dataset(first.digest)
+    manifest = store.find_dataset(stored_as(first.digest))
     assert manifest is not None
     damaged = max((entry for name, entry in manifest.files.items() if name.endswith(".npy")), key=lambda e: e.bytes)
     path = store.objects.local_path(damaged.sha256)
@@ -167,3 +167,14 @@ def test_evaluations_take_every_row_once_and_fill_up(request_of: Any, store: Sto
     rows = [row for batch in batches for row in batch.sample_ids_B.tolist()]
     assert sorted(row for row in rows if row >= 0) == list(range(NUM_ROWS))
     assert rows.count(-1) == 7
+
+
+def test_files_of_an_older_format_are_built_again(
+    request_of: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of("packed")
+    monkeypatch.setattr(module, "FILES_FORMAT", module.FILES_FORMAT - 1)
+    older = materialise(request, store)
+    monkeypatch.undo()
+    assert find_dataset(older.digest, store) is None
+    same(older, materialise(request, store))

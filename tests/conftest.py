@@ -1,14 +1,10 @@
 """What several tiers of tests share."""
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,7 +18,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Before torch is imported: two workers with two threads each on two cores wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RANKS_TIMEOUT_S = 500
 ONE_WORKER = "tests/contract/families"
 """A folder whose files share fixtures that take a minute to make."""
 
@@ -45,56 +40,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return ONE_WORKER if nodeid.startswith(f"{ONE_WORKER}/") else super()._split_scope(nodeid)
 
     return FolderOrFile(config, log)
-
-
-class RunRanks(Protocol):
-    """Runs a script once a rank; a rank that ends with anything but 0 fails the test with every rank's log."""
-
-    def __call__(
-        self, script: Path, arguments: Sequence[object], folder: Path, workers: int, **environment: str
-    ) -> None: ...
-
-
-@pytest.fixture(scope="session")
-def run_ranks() -> RunRanks:
-    """Processes with torchrun's environment on the CPU, which leave their logs in a folder."""
-    return _run_ranks
-
-
-def _run_ranks(script: Path, arguments: Sequence[object], folder: Path, workers: int, **environment: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "LOCAL_WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-        **environment,
-    }
-    logs = [folder / f"rank{rank}.log" for rank in range(workers)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(script), *map(str, arguments)],
-                        env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        codes = [process.wait(timeout=RANKS_TIMEOUT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * workers, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.fixture(scope="session")
@@ -148,38 +93,3 @@ def commit_artifact() -> Callable[..., Any]:
         return store.put_artifact(manifest).manifest
 
     return commit
-
-
-SMALL_STAGES = Path(__file__).with_name("small_stages.py")
-RunStages = Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def make_stage_runner() -> Callable[[Path], RunStages]:
-    """Writes a small chain's data into a folder; returns what runs cases of small_stages.py there, outcomes by name."""
-
-    def make(folder: Path) -> RunStages:
-        lines = [f"The number {n} comes before {n + 1}.\nAnd {n} is {n % 2} modulo 2." for n in range(120)]
-        (folder / "text.txt").write_text("\n\n".join(lines))
-        prompts = [f"What comes after {n}?" for n in range(60)]
-        rows = {
-            "chat": [{"prompt": p, "completion": f"After {n} comes {n + 1}."} for n, p in enumerate(prompts)],
-            "pairs": [{"prompt": p, "chosen": f"It is {n + 1}.", "rejected": "no no"} for n, p in enumerate(prompts)],
-            "prompts": [{"prompt": p} for p in prompts],
-        }
-        for name, items in rows.items():
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-
-        def run(cases: list[dict[str, Any]]) -> dict[str, Any]:
-            job, result = folder / "job.json", folder / "result.json"
-            job.write_text(json.dumps({"folder": str(folder), "cases": cases}))
-            environment = os.environ | {
-                "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd()),
-                "TRAINWRIGHT_CACHE": str(folder / "cache"),
-            }  # fmt: skip
-            subprocess.run([sys.executable, str(SMALL_STAGES), str(job), str(result)], env=environment, check=True)
-            return {item["name"]: item for item in json.loads(result.read_text())}
-
-        return run
-
-    return make

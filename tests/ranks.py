@@ -1,6 +1,7 @@
 """Run a function on N ranks, a process each: the one way in which tests do so."""
 
 import functools
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -98,6 +99,8 @@ def _wait(processes: list[BaseProcess]) -> None:
 
 @functools.cache
 def _forking() -> BaseContext:
+    missing = [name for name in PRELOADED if importlib.util.find_spec(name) is None]
+    assert not missing, f"{missing} cannot be imported: without a word every rank would import what they import"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = dict(os.environ)

@@ -1,67 +1,13 @@
 """The quickstart in its smoke size, run once as a user runs it, for all tests here."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.e2e.shell import PROJECT, Shell, SmokeRun
+
 QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def json(self) -> Any:
-        """Its standard output, parsed."""
-        return json.loads(self.out)
-
-
-class Shell:
-    """Calls trainwright in processes of its own, from a folder that is not the project's."""
-
-    def __init__(self, folder: Path, store: Path, **environment: str) -> None:
-        self.folder = folder
-        self.store = store
-        self._environment = {**os.environ, "TRAINWRIGHT_STORE": str(store), "PYTHONPATH": str(PROJECT), **environment}
-
-    def __call__(self, *arguments: str, timeout_s: float = 500.0) -> Done:
-        """Run a command to its end."""
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *arguments],
-            env=self._environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
-
-
-@dataclass(frozen=True)
-class SmokeRun:
-    """The finished smoke run and its store."""
-
-    shell: Shell
-    done: Done
-    run: str
-    digests: dict[str, str]
 
 
 @pytest.fixture(scope="session")

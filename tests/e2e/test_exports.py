@@ -12,6 +12,7 @@ import torch
 
 from rlhf.text.policy import backbone_states
 from rlhf.text.reward_model import ScoreModel
+from tests.e2e.shell import SmokeRun
 from trainers.data.batches import SequenceBatch
 from trainers.models.load import head_name
 from trainers.models.protocol import ModelKind
@@ -103,7 +104,7 @@ def project_logits(weights: Weights, kind: ModelKind) -> torch.Tensor:
     return logits
 
 
-def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_run: Any, tmp_path: Path) -> None:
+def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_run: SmokeRun, tmp_path: Path) -> None:
     store = Store.open(str(smoke_run.shell.store))
     made = {manifest.stage: manifest for manifest in store.list_artifacts()}
     exported = []

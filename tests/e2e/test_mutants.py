@@ -15,6 +15,7 @@ import pytest
 from recipes.loading.load import check_file, dump_recipe, load_recipe
 from recipes.loading.schema_paths import field_at
 from recipes.references import StageRef, parse_reference
+from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.serial
 
@@ -119,7 +120,7 @@ def rounds() -> list[tuple[str, int]]:
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "seed"), rounds())
 def test_what_the_check_accepts_runs(
-    make_shell: Callable[..., Any], say: Callable[[str], None], name: str, seed: int
+    make_shell: Callable[..., Shell], say: Callable[[str], None], name: str, seed: int
 ) -> None:
     changes = draw(RECIPES / name, seed)
     assert len(changes) >= 2

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.e2e.shell import SmokeRun
 
 pytestmark = pytest.mark.serial
 
@@ -13,7 +14,7 @@ STAGES = ["base", "sft", "reward", "second_reward", "policy", "eval"]
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0")
 
 
-def test_the_chain_runs_and_says_what_it_does(smoke_run: Any, say: Callable[[str], None]) -> None:
+def test_the_chain_runs_and_says_what_it_does(smoke_run: SmokeRun, say: Callable[[str], None]) -> None:
     say(f"quickstart --smoke took {smoke_run.done.seconds:.0f} s")
     lines = smoke_run.done.out.splitlines()
     assert any(line.startswith("plan of quickstart") for line in lines)
@@ -26,7 +27,7 @@ def test_the_chain_runs_and_says_what_it_does(smoke_run: Any, say: Callable[[str
     assert [(stage["name"], stage["state"]) for stage in status["stages"]] == [(name, "committed") for name in STAGES]
 
 
-def test_the_report_is_one_page_with_everything(smoke_run: Any) -> None:
+def test_the_report_is_one_page_with_everything(smoke_run: SmokeRun) -> None:
     page = Path(smoke_run.done.out.splitlines()[-1].removeprefix("report: ")).read_text()
     assert page.count("<figure") >= 10
     for text in ("Before and after", "kl", "entropy", "length mean", "score mean", "held out", "rows in"):
@@ -34,7 +35,7 @@ def test_the_report_is_one_page_with_everything(smoke_run: Any) -> None:
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
 
 
-def test_the_store_tells_what_was_made_of_what(smoke_run: Any) -> None:
+def test_the_store_tells_what_was_made_of_what(smoke_run: SmokeRun) -> None:
     listed = {item["stage"]: item for item in smoke_run.shell("store", "ls", "--json").json}
     assert [listed[stage]["kind"] for stage in STAGES] == [
         "model", "adapter", "reward_model", "reward_model", "actor_critic", "report"
@@ -46,7 +47,7 @@ def test_the_store_tells_what_was_made_of_what(smoke_run: Any) -> None:
     assert smoke_run.shell("store", "verify").code == 0
 
 
-def test_the_same_command_again_starts_no_worker(smoke_run: Any, quickstart: Path) -> None:
+def test_the_same_command_again_starts_no_worker(smoke_run: SmokeRun, quickstart: Path) -> None:
     again = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS)
     assert again.code == 0
     events = [line.partition(" · ")[0] for line in again.out.splitlines()]
@@ -56,13 +57,13 @@ def test_the_same_command_again_starts_no_worker(smoke_run: Any, quickstart: Pat
     assert [stage["attempts"] for stage in newest["stages"]] == [0] * 6
 
 
-def test_resume_of_a_finished_run_says_so(smoke_run: Any) -> None:
+def test_resume_of_a_finished_run_says_so(smoke_run: SmokeRun) -> None:
     done = smoke_run.shell("resume", smoke_run.run)
     assert done.code == 0
     assert "completed already" in done.out
 
 
-def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: Any, quickstart: Path) -> None:
+def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: SmokeRun, quickstart: Path) -> None:
     done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.ppo.kl_coef=0.1")
     assert done.code == 0, done.out + done.err
     (newest,) = smoke_run.shell("status", "last", "--json").json
@@ -73,7 +74,7 @@ def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: Any, 
     }
 
 
-def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
+def test_samples_are_a_function_of_prompt_and_seed(smoke_run: SmokeRun) -> None:
     arguments = ("sample", f"{smoke_run.run}/policy", "--prompt", "What does len(obj) do?", "--chat", "--json")
     first, second = smoke_run.shell(*arguments), smoke_run.shell(*arguments)
     assert first.code == 0, first.err
@@ -84,7 +85,7 @@ def test_samples_are_a_function_of_prompt_and_seed(smoke_run: Any) -> None:
     assert "only a language model or a classifier of texts can be sampled" in refused.err
 
 
-def test_logs_are_kept_by_stage(smoke_run: Any) -> None:
+def test_logs_are_kept_by_stage(smoke_run: SmokeRun) -> None:
     everything = smoke_run.shell("logs", smoke_run.run)
     assert everything.code == 0
     assert "run_finished state=completed" in everything.out

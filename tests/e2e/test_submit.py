@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from launch.records.record import RunRecord
+from tests.e2e.shell import Shell, SmokeRun
 from trainers.store.store import Store
 
 pytestmark = pytest.mark.serial
@@ -103,13 +104,13 @@ def end_marked(mark: bytes) -> None:
 
 
 @pytest.fixture
-def shell(raylets: Raylets, make_shell: Callable[..., Any]) -> Any:
+def shell(raylets: Raylets, make_shell: Callable[..., Shell]) -> Shell:
     """Commands on an empty store, with the cluster's token."""
     return make_shell(**raylets.environment)
 
 
 def test_a_submitted_smoke_makes_what_a_run_makes(
-    raylets: Raylets, shell: Any, smoke_run: Any, quickstart: Path, say: Callable[[str], None]
+    raylets: Raylets, shell: Shell, smoke_run: SmokeRun, quickstart: Path, say: Callable[[str], None]
 ) -> None:
     done = shell("submit", str(quickstart), "--smoke", *WORKERS, "--address", raylets.job_server)
     assert done.code == 0, done.err
@@ -129,7 +130,7 @@ def test_a_submitted_smoke_makes_what_a_run_makes(
 
 
 def test_stop_and_resume_with_fewer_workers_work_from_the_submitting_machine(
-    raylets: Raylets, shell: Any, quickstart: Path
+    raylets: Raylets, shell: Shell, quickstart: Path
 ) -> None:
     submitted = shell("submit", str(quickstart), "--smoke", *WORKERS, "--address", raylets.job_server)
     assert submitted.code == 0, submitted.err
@@ -196,7 +197,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "project" / "own.yaml"
 
 
-def wait_for_end(shell: Any, run: str) -> dict[str, Any]:
+def wait_for_end(shell: Shell, run: str) -> dict[str, Any]:
     """A run's status once it has ended."""
     deadline = time.monotonic() + 240
     while True:
@@ -208,7 +209,7 @@ def wait_for_end(shell: Any, run: str) -> dict[str, Any]:
 
 
 def test_ones_own_files_are_uploaded_or_found_on_every_node_and_make_the_same(
-    raylets: Raylets, shell: Any, own: Path
+    raylets: Raylets, shell: Shell, own: Path
 ) -> None:
     """The cluster reads uploaded files from the store; what it made is found again on the files themselves."""
     submitted = shell("submit", str(own), "--upload", "--address", raylets.job_server)
@@ -226,7 +227,7 @@ def test_ones_own_files_are_uploaded_or_found_on_every_node_and_make_the_same(
     assert again["state"] == "completed"
 
 
-def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: Shell, quickstart: Path) -> None:
     done = shell("submit", str(quickstart), "--smoke", "--set", "cluster.workers=4", "--address", raylets.job_server)
     assert done.code == 3
     assert "needs 4 CPU (4 workers); the cluster has 3 CPU on 3 nodes" in done.err
@@ -234,7 +235,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(raylets: Raylets, shell: A
     assert shell("status", "--json").json == []
 
 
-def test_check_asks_the_cluster(raylets: Raylets, shell: Any, quickstart: Path) -> None:
+def test_check_asks_the_cluster(raylets: Raylets, shell: Shell, quickstart: Path) -> None:
     checked = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, *WORKERS)
     assert checked.code == 0, checked.err
     refused = shell("check", str(quickstart), "--smoke", "--address", raylets.job_server, "--set", "cluster.workers=4")

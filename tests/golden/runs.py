@@ -55,12 +55,20 @@ REAL_MODELS = {"llm/smollm2.yaml": ("smollm2", SMOLLM2), "text/minilm_polarity.y
 """Recipes that start from a real model: its name in the store, and its folder's."""
 FEWER = {
     "llm/smollm2.yaml": (
-        "stages.sft.train.steps=5",
-        "stages.sft.train.global_batch=4",
-        "stages.reward.train.steps=5",
-        "stages.reward.train.global_batch=4",
-        "stages.reward.train.evaluation_rows=8",
-        "stages.eval.num_prompts=4",
+        "stages.sft.train.steps=2",
+        "stages.sft.train.schedule.warmup_steps=0",
+        "stages.sft.train.global_batch=2",
+        "stages.sft.train.sequence_length=96",
+        "stages.sft.train.evaluation_rows=4",
+        "stages.reward.train.steps=2",
+        "stages.reward.train.schedule.warmup_steps=0",
+        "stages.reward.train.global_batch=2",
+        "stages.reward.train.evaluation_rows=4",
+        "stages.policy.rollout.prompts_per_iteration=4",
+        "stages.policy.rollout.max_new_tokens=8",
+        "stages.policy.ppo.iterations=1",
+        "stages.eval.num_prompts=2",
+        "stages.eval.sampling.max_new_tokens=8",
         "stages.eval.of=[sft, policy]",
     ),
 }

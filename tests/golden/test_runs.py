@@ -1,7 +1,6 @@
 """Smoke forms of shipped recipes train as they did, bit for bit: `python -m tests.golden.runs`."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import pytest
 
 from tests.golden.fingerprints import ROOT, shipped_recipes
 from tests.golden.runs import FAST, differences, environment, load, missing_model
-from trainers.store.store import Store
 
 CHANGED = "\nwhere that is meant: python -m tests.golden.runs {}\n"
 TIMEOUT_S = 550
@@ -60,20 +58,3 @@ def test_the_others_train_as_they_did(name: str, recorded: dict[str, Any], tmp_p
     if missing_model(name):
         pytest.skip(missing_model(name))
     _compare(name, recorded, _run(tmp_path, name))
-
-
-@pytest.mark.long
-@pytest.mark.serial
-def test_a_run_on_ray_makes_the_same(recorded: dict[str, Any], tmp_path: Path) -> None:
-    stages = recorded["llm/files.yaml"]
-    settings = ["cluster.workers=1", "cluster.gpus_per_worker=0"]
-    settings += [f"stages.{stage}.shard.precision=fp32" for stage in stages]
-    command = [sys.executable, "-m", "launch.cli", "run", str(ROOT / "recipes" / "llm" / "files.yaml"), "--smoke"]
-    done = subprocess.run(
-        [*command, *(part for setting in settings for part in ("--set", setting))],
-        env={**os.environ, "TRAINWRIGHT_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = {item.stage: item.digest for item in Store.open(str(tmp_path / "store")).list_artifacts()}
-    assert made == {stage: item["digest"] for stage, item in stages.items()}

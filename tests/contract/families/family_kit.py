@@ -9,59 +9,48 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.ranks import run_ranks
+from tests.stages import Case, run_case, run_cases
 from trainers.runtime.distributed import Ranks
 from trainers.store.store import Store
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 from family_stages import CROSSINGS, KIT, STAGES, TUNED
-from stage_worker import Case, run_case
 
 sys.path.pop(0)
 
-WORKER = Path(__file__).parents[2] / "stage_worker.py"
 LIMIT = 1e-5
 """Largest difference of two curves that should be equal, and of the outputs of two equal models."""
 TWENTY = {"train": {"steps": 20, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 0, "evaluation_rows": 16}}
+UNDER_ZERO_3 = ("decoder", "rnn", "vae", "gan", "captioned", "adapted", "tuned")
+"""What runs under ZeRO 3 in the default tier, too; all others in the long one."""
 PLAIN = {"engine": "plain", "precision": "fp32"}
-TWO_WORKERS = {"engine": "deepspeed", "zero": 1}
 
 
-def _zero(family: str, zero: int) -> int:
+def _sharded(family: str, zero: int) -> dict[str, Any]:
     """A GAN's networks run through each other: `check` refuses ZeRO 3, so its highest stage is 2."""
-    return min(zero, 2) if family == "gan" else zero
+    return {"engine": "deepspeed", "zero": min(zero, 2) if family == "gan" else zero}
 
 
-def _case(family: str, run: str, shard: dict[str, Any], changes: Any = None, **more: Any) -> dict[str, Any]:
-    inputs = {"init_from": "small-llava"} if family == "vision_language" else {}
-    spec, inputs = CROSSINGS[family] if family in CROSSINGS else (STAGES[family], inputs)
-    spec = spec | {"shard": shard} | (changes or {})
-    return {"run": run, "stage": family, "spec": spec, "inputs": inputs, **more}
+def _case(family: str, run: str, shard: dict[str, Any], changes: dict[str, Any] | None = None, **more: Any) -> Case:
+    """A stage of the kit, or a reward-tuned diffusion."""
+    given = {"vision_language": {"init_from": "small-llava"}}.get(family, {})
+    spec, inputs = {**CROSSINGS, **TUNED}[family] if family not in STAGES else (STAGES[family], given)
+    return Case(run, family, spec | {"shard": shard} | (changes or {}), inputs, **more)
 
 
-def _cases(zero_stages: tuple[int, ...]) -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = []
-    for family in KIT:
-        cases.append(_case(family, "straight", TWO_WORKERS, is_kept=True))
-        cases.append(_case(family, "stopped", TWO_WORKERS, stop_at=2))
-        cases.append(_case(family, "stopped", TWO_WORKERS))
-        cases += [
-            _case(family, f"zero{zero}", {"engine": "deepspeed", "zero": _zero(family, zero)}) for zero in zero_stages
-        ]
-    for name in TUNED:
-        cases += [_tuned(name, "straight", TWO_WORKERS, is_kept=True), _tuned(name, "stopped", TWO_WORKERS, stop_at=3)]
-        cases += [_tuned(name, "stopped", TWO_WORKERS)]
-        cases += [_tuned(name, f"zero{zero}", {"engine": "deepspeed", "zero": zero}) for zero in zero_stages]
-    return [*cases, _case("gan", "twenty", {"engine": "deepspeed", "zero": 2}, TWENTY)]
+def _cases() -> list[Case]:
+    """Every stage on two workers, straight and with a stop on the way; some of them under ZeRO 3."""
+    cases = []
+    for family in (*KIT, *TUNED):
+        shard, stop_at = _sharded(family, 1), 3 if family in TUNED else 2
+        cases.append(_case(family, "straight", shard, is_kept=True))
+        cases += [_case(family, "stopped", shard, stop_at=stop_at), _case(family, "stopped", shard)]
+    return [*cases, *(_case(family, "zero3", _sharded(family, 3)) for family in UNDER_ZERO_3)]
 
 
-def _tuned(name: str, run: str, shard: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A reward-tuned diffusion of the families' own stages."""
-    spec, inputs = TUNED[name]
-    return {"run": run, "stage": name, "spec": spec | {"shard": shard}, "inputs": inputs, **more}
-
-
-def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> Path:
-    """Run every family on two workers, under these ZeRO stages too, and with the plain engine on one; gives FOLDER."""
+def run_families(folder: Path) -> Path:
+    """Run every family on two workers, and with the plain engine on one; gives FOLDER."""
     (folder / "text.txt").write_text("\n\n".join(f"The number {n} comes before {n + 1}." for n in range(120)))
     rows = [
         (f"The number {n} comes before {n + 1}.", "" if n % 6 == 0 else "early" if n < 60 else "late")
@@ -69,11 +58,17 @@ def run_families(run_ranks: Any, folder: Path, zero_stages: tuple[int, ...]) -> 
     ]
     (folder / "labelled.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     _write_images(folder)
-    cache = {"TRAINWRIGHT_CACHE": str(folder / "cache")}
-    run_ranks(WORKER, [folder, json.dumps(_cases(zero_stages))], folder / "two", 2, **cache)
-    plain = [_case(family, "plain", PLAIN) for family in KIT] + [_case("gan", "twenty-plain", PLAIN, TWENTY)]
-    plain += [_tuned(name, "plain", PLAIN) for name in TUNED]
-    run_ranks(WORKER, [folder, json.dumps(plain)], folder / "one", 1, **cache)
+    run_ranks(folder, 2, run_cases, folder, _cases())
+    run_ranks(folder, 1, run_cases, folder, [_case(family, "plain", PLAIN) for family in (*KIT, *TUNED)])
+    return folder
+
+
+def run_every_stage(folder: Path) -> Path:
+    """Run every family under the other ZeRO stages in the folder where they ran, and a GAN for twenty steps."""
+    cases = [_case(family, f"zero{zero}", _sharded(family, zero)) for family in (*KIT, *TUNED) for zero in (0, 2)]
+    cases += [_case(family, "zero3", _sharded(family, 3)) for family in (*KIT, *TUNED) if family not in UNDER_ZERO_3]
+    run_ranks(folder, 2, run_cases, folder, [*cases, _case("gan", "twenty", _sharded("gan", 2), TWENTY)])
+    run_ranks(folder, 1, run_cases, folder, [_case("gan", "twenty-plain", PLAIN, TWENTY)])
     return folder
 
 
@@ -116,6 +111,6 @@ def run_here(folder: Path, family: str, source: dict[str, Any]) -> None:
     run_case_here(folder, _case(family, "here", PLAIN, {"data": source}))
 
 
-def run_case_here(folder: Path, case: dict[str, Any]) -> None:
+def run_case_here(folder: Path, case: Case) -> None:
     """Run a case in this process, by the plain engine."""
-    run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), Case(**case))
+    run_case(folder, Ranks(0, 1, 0, torch.device("cpu")), case)

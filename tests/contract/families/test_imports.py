@@ -14,6 +14,7 @@ from recipes.errors import RequestError
 from recipes.loading.load import load_recipe
 from recipes.models.folders import read_folder
 from recipes.planning.settle import Hardware
+from tests.stages import Case
 from trainers.models.imports import describe_folder, import_folder
 from trainers.store.export import export
 from trainers.store.inspection import verify
@@ -125,9 +126,7 @@ def test_a_stage_starts_from_what_came_back(finished: Path, exported: Path, tmp_
         if key in spec
     }
     short |= {"ppo": {**spec["ppo"], "iterations": 1}} if "ppo" in spec else {}
-    run_case_here(
-        tmp_path, {"run": "again", "stage": name, "spec": {**spec, **short, "shard": PLAIN}, "inputs": inputs}
-    )
+    run_case_here(tmp_path, Case("again", name, {**spec, **short, "shard": PLAIN}, inputs))
     assert json.loads((tmp_path / f"again-{name}.json").read_text())["difference"] < 1e-5
 
 

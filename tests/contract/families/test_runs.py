@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.models.families import FAMILIES as BUILT
+from tests.stages import Case
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_kit import LIMIT, result, run_case_here
@@ -58,7 +59,7 @@ def test_an_evaluation_of_a_recurrent_model_agrees_with_its_stage(finished: Path
         "sequence_length": 24,
         "num_sequences": 10_000,
     }
-    run_case_here(finished, {"run": "here", "stage": "eval", "spec": evaluation, "inputs": {"of.0": "rnn"}})
+    run_case_here(finished, Case("here", "eval", evaluation, {"of.0": "rnn"}))
     found = result(finished, "here", "eval")["metrics"]
     own = result(finished, "straight", "rnn")["metrics"]["evaluation"]
     for name in ("perplexity", "ngram_perplexity"):

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.small_chain import Case, SmallChain
 from trainers.models.verification import Probe
 from trainers.store.export import export
 from trainers.store.store import Store
@@ -30,29 +31,31 @@ def name_of(cell: Cell) -> str:
     return f"{stage}-zero{zero}-{'tied' if tied else 'untied'}-{'lora' if lora else 'full'}"
 
 
-def cases(cells: list[Cell]) -> list[dict[str, Any]]:
+def cases(cells: list[Cell]) -> list[Case]:
     """The two bases, a model to put the reward heads on, and a case for each cell."""
     train = {"steps": STEPS, "global_batch": 4, "sequence_length": 32, "optimizer": {"lr": 1e-2}, "evaluation_rows": 4}
-    made: list[dict[str, Any]] = []
+    made: list[Case] = []
     for number, tied in enumerate(sorted({tied for _, tied, _, _ in cells})):
         architecture = {
             "family": "decoder", "type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": tied,
         }  # fmt: skip
         base = "base-tied" if tied else "base-untied"
+        settings = {"architecture": architecture, "train": train, "shard": {}}
+        plain = {"engine": "plain", "precision": "fp32"}
+        fingerprint = f"{100 + number:064x}"
         made.append(
-            {"name": base, "stage": "base", "run": base, "name_as": base, "fingerprint": f"{100 + number:064x}",
-             "workers": [1], "shards": [{"engine": "plain", "precision": "fp32"}],
-             "stage_settings": {"architecture": architecture, "train": train, "shard": {}}}
+            Case(
+                base, "base", base, workers=[1], shards=[plain], settings=settings, fingerprint=fingerprint,
+                name_as=base,
+            )
         )  # fmt: skip
     for number, cell in enumerate(cells):
         zero, tied, lora, stage = cell
         settings = {"train": train, "shard": {"engine": "deepspeed", "zero": zero}, "lora": {"r": 4} if lora else None}
-        made.append(
-            {"name": name_of(cell), "stage": stage, "run": name_of(cell), "name_as": name_of(cell),
-             "fingerprint": f"{1000 + number:064x}", "inputs": {"init_from": "base-tied" if tied else "base-untied"},
-             "workers": [2], "shards": [{}], "stage_settings": settings}
-        )  # fmt: skip
+        inputs, name = {"init_from": "base-tied" if tied else "base-untied"}, name_of(cell)
+        fingerprint = f"{1000 + number:064x}"
+        made.append(Case(name, stage, name, settings=settings, inputs=inputs, fingerprint=fingerprint, name_as=name))
     return made
 
 
@@ -65,18 +68,18 @@ def difference(model: torch.nn.Module, expected: Probe) -> float:
     return float((logits[-wanted.numel() :] - wanted).abs().max())
 
 
-def check(make_stage_runner: Any, folder: Path, cells: list[Cell]) -> float:
+def check(folder: Path, cells: list[Cell]) -> float:
     """Make every cell, export it, open it with the stock class; returns the largest difference."""
-    found = make_stage_runner(folder)(cases(cells))
+    found = SmallChain(folder).run(cases(cells))
     store = Store.open(str(folder / "store"))
     differences: list[float] = []
     for cell in cells:
         name, (_, tied, lora, stage) = name_of(cell), cell
-        assert name in found, [item.get("error") for item in found.values()]
-        assert "error" not in found[name], found[name]["error"]
         stock: Any = AutoModelForCausalLM if stage == "chat" else AutoModelForSequenceClassification
         manifest = store.resolve(name)
-        probes = [Probe.from_bytes(store.objects.get_bytes(item["probe"]["sha256"])) for item in found[name]["checks"]]
+        probes = [
+            Probe.from_bytes(store.objects.get_bytes(item["probe"]["sha256"])) for item in found[name].result.checks
+        ]
         whole = export(store, manifest, folder / f"{name}-whole", merge=lora)
         opened = stock.from_pretrained(whole, dtype=torch.float32)
         assert json.loads((whole / "config.json").read_text())["tie_word_embeddings"] is tied
@@ -94,15 +97,13 @@ def check(make_stage_runner: Any, folder: Path, cells: list[Cell]) -> float:
 
 
 @pytest.mark.long
-def test_a_covering_part_of_the_matrix_opens(
-    make_stage_runner: Any, tmp_path: Path, say: Callable[[str], None]
-) -> None:
-    largest = check(make_stage_runner, tmp_path, COVERING)
+def test_a_covering_part_of_the_matrix_opens(tmp_path: Path, say: Callable[[str], None]) -> None:
+    largest = check(tmp_path, COVERING)
     say(f"{len(COVERING)} of {len(ALL)} cells open with stock classes; largest logit difference {largest:.1e}")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_the_whole_matrix_opens(make_stage_runner: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
-    largest = check(make_stage_runner, tmp_path, ALL)
+def test_the_whole_matrix_opens(tmp_path: Path, say: Callable[[str], None]) -> None:
+    largest = check(tmp_path, ALL)
     say(f"{len(ALL)} cells open with stock classes; largest logit difference {largest:.1e}")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from tests.ranks import run_ranks
+from tests.stages import Case, run_cases
 from trainers.store.store import Store
 
-WORKER = Path(__file__).parents[2] / "stage_worker.py"
 TRAIN: dict[str, Any] = {
     "steps": 6,
     "global_batch": 8,
@@ -49,30 +50,25 @@ MORE = {**STAGES["chat"], "init_from": "chat", "lora": None, "shard": {"engine":
 """Continues from a model made in another precision, by another engine."""
 
 
-def _cases() -> list[dict[str, Any]]:
+def _cases() -> list[Case]:
     """Both stages straight, then each with a stop on the way."""
-    cases: list[dict[str, Any]] = []
+    cases = []
     for stage, spec in STAGES.items():
         inputs = {"init_from": "base"} if stage == "chat" else {}
-        case = {"stage": stage, "spec": spec, "inputs": inputs}
-        cases.append({**case, "run": "straight", "is_kept": True})
-        cases.append({**case, "run": "stopped", "stop_at": 2})
-        cases.append({**case, "run": "stopped"})
-    return [
-        *cases,
-        {"stage": "more", "spec": MORE, "inputs": {"init_from": "chat"}, "run": "straight", "is_kept": True},
-    ]
+        cases.append(Case("straight", stage, spec, inputs, is_kept=True))
+        cases += [Case("stopped", stage, spec, inputs, stop_at=2), Case("stopped", stage, spec, inputs)]
+    return [*cases, Case("straight", "more", MORE, {"init_from": "chat"}, is_kept=True)]
 
 
 @pytest.fixture(scope="module")
-def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which both stages ran straight and again with a preemption."""
     folder = tmp_path_factory.mktemp("language")
     lines = [f"The number {n} comes before {n + 1}.\nAnd {n} is {'even' if n % 2 == 0 else 'odd'}." for n in range(120)]
     (folder / "text.txt").write_text("\n\n".join(lines))
     pairs = [{"prompt": f"What comes after {n}?", "completion": f"After {n} comes {n + 1}."} for n in range(60)]
     (folder / "chat.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
-    run_ranks(WORKER, [folder, json.dumps(_cases())], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
+    run_ranks(folder, 2, run_cases, folder, _cases())
     return folder
 
 

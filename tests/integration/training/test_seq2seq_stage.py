@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from recipes.errors import RequestError
+from tests.ranks import run_ranks
+from tests.stages import Case, run_cases
 
-WORKER = Path(__file__).parents[2] / "stage_worker.py"
 TRAIN: dict[str, Any] = {
     "steps": 6,
     "global_batch": 8,
@@ -79,12 +80,8 @@ EVALUATION: dict[str, Any] = {
 }
 
 
-def _run(run_ranks: Any, folder: Path, cases: list[dict[str, Any]]) -> None:
-    run_ranks(WORKER, [folder, json.dumps(cases)], folder, 2, TRAINWRIGHT_CACHE=str(folder / "cache"))
-
-
 @pytest.fixture(scope="module")
-def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages ran."""
     folder = tmp_path_factory.mktemp("seq2seq")
     rows = [f'the "number" {n}\tel "número" {n}' for n in range(120)]
@@ -92,20 +89,19 @@ def finished(run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = []
     for stage, spec in STAGES.items():
         inputs = {} if stage == "spans" else {"init_from": "spans"}
-        cases.append({"stage": stage, "spec": spec, "inputs": inputs, "run": "straight", "is_kept": True})
-    inputs = {"of.0": "full", "of.1": "adapted"}
-    cases.append({"stage": "eval", "spec": EVALUATION, "inputs": inputs, "run": "straight"})
-    _run(run_ranks, folder, cases)
+        cases.append(Case("straight", stage, spec, inputs, is_kept=True))
+    cases.append(Case("straight", "eval", EVALUATION, {"of.0": "full", "of.1": "adapted"}))
+    run_ranks(folder, 2, run_cases, folder, cases)
     return folder
 
 
 @pytest.fixture(scope="module")
-def again(run_ranks: Any, finished: Path) -> Path:
+def again(finished: Path) -> Path:
     """The same folder, in which the fine-tuning ran again: with a preemption, and without sharding."""
-    full = {"stage": "full", "inputs": {"init_from": "spans"}, "spec": STAGES["full"]}
-    stopped = {**full, "run": "stopped"}
-    unsharded = {**full, "run": "unsharded", "spec": STAGES["full"] | {"shard": {"zero": 0}}}
-    _run(run_ranks, finished, [{**stopped, "stop_at": 2}, stopped, unsharded])
+    full, inputs = STAGES["full"], {"init_from": "spans"}
+    cases = [Case("stopped", "full", full, inputs, stop_at=2), Case("stopped", "full", full, inputs)]
+    cases.append(Case("unsharded", "full", full | {"shard": {"zero": 0}}, inputs))
+    run_ranks(finished, 2, run_cases, finished, cases)
     return finished
 
 

@@ -1,36 +1,26 @@
-"""A tiny chain of every kind of stage, run by ranks that die in a named phase: one forked process a rank.
+"""A tiny chain of every kind of stage, run by ranks that may die in a named phase."""
 
-Usage: python small_stages.py JOB RESULT; JOB is {"folder", "cases": [...]}, RESULT a list of outcomes. A case names a
-stage, a run, the sizes of its worker groups one after the other, for each but the last where a rank dies, what differs
-from STAGES (`stage_settings`, and `shards` of each group), and the name that the artifact gets.
-"""
-
+import functools
 import json
 import os
 import signal
-import socket
-import sys
-import time
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from stage_worker import run_stage
 
-import rlhf.task
-import rlhf.text.reward_stage  # noqa: F401
+from tests.ranks import start_ranks
+from tests.stages import run_stage
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.background import HostBuffer
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.runtime import distributed
 from trainers.store.state import TensorReader
-from trainers.training import loop
+from trainers.training import loop, optimiser_step
 
-LOST_S = 240.0
 SHARD = {"engine": "deepspeed", "zero": 2}
 TRAIN: dict[str, Any] = {
     "steps": 6, "global_batch": 8, "sequence_length": 32, "optimizer": {"lr": 1e-2}, "save_every": 2,
@@ -87,6 +77,53 @@ class Death:
     step: int
 
 
+@dataclass(frozen=True)
+class Case:
+    """A stage of the chain in a run of its own, by one group of ranks after the other."""
+
+    name: str
+    stage: str
+    run: str
+    deaths: Sequence[Death] = ()
+    """Where a rank dies, of each group but the last."""
+    workers: Sequence[int] = ()
+    """Sizes of the groups; two ranks each where it is empty."""
+    shards: Sequence[Mapping[str, Any]] = ()
+    """What differs from the stage's sharding, by group."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from STAGES."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What differs from INPUTS."""
+    fingerprint: str = ""
+    name_as: str | None = None
+    """The artifact's name in the store."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the last group made."""
+
+    digest: str
+    outcome: dict[str, Any]
+    exactness: str
+    checks: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case came to: the result, and what rank 0 told in all attempts, by step, a value an attempt."""
+
+    result: Result
+    values: dict[int, list[dict[str, float]]]
+    """Metrics."""
+    ids: dict[int, list[list[int]]]
+    """Sample ids of all ranks, rank after rank."""
+    restored: dict[int, list[bool]]
+    """Whether what was restored is what was saved."""
+    firsts: list[int]
+    """The steps that were restored, in order."""
+
+
 class Dying:
     """Anything, of which one method is the end: before it has done anything, or right after."""
 
@@ -114,7 +151,7 @@ IN_SAVE = ("snapshot", "upload", "commit")
 def arm(death: Death) -> None:
     """Make this process die there."""
     if death.phase in IN_STEP:
-        real_step, after = loop._run_step, IN_STEP[death.phase]
+        real_step, after = loop.run_step, IN_STEP[death.phase]
 
         def run_step(phases: Sequence[Any], source: Any, state: Any, *others: Any) -> Any:
             if state.steps_done == death.step:
@@ -127,10 +164,10 @@ def arm(death: Death) -> None:
                         method = "backward" if death.phase == "backward" else "step"
                         phases = [replace(part, engine=Dying(part.engine, method, after)) for part in phases]
                     case "all-reduce":
-                        loop.distributed = Dying(distributed, "all_sum", after)
+                        optimiser_step.distributed = Dying(distributed, "all_sum", after)
             return real_step(phases, source, state, *others)
 
-        loop._run_step = run_step
+        loop.run_step = run_step
     elif death.phase in IN_SAVE:
         saves = [0]
         second = 2  # the first save is the one that is tried out
@@ -202,42 +239,37 @@ class Listener:
         return nullcontext()
 
 
-def work(folder: Path, case: Mapping[str, Any], death: Death | None, shard: Mapping[str, Any]) -> dict[str, Any] | None:
+def work(folder: Path, case: Case, death: Death | None, shard: Mapping[str, Any]) -> Result | None:
     """One rank of one attempt at a stage; rank 0 tells what came out."""
-    ranks, stage = distributed.join(), case["stage"]
-    if death is not None and death.rank == ranks.rank:
-        arm(death)
-    told = told_of(folder, case) if ranks.rank == 0 else None
-    listener = Listener(death if death is not None and death.rank == ranks.rank else None, told)
+    ranks, stage = distributed.join(), case.stage
+    own = death if death is not None and death.rank == ranks.rank else None
+    if own is not None:
+        arm(own)
+    listener = Listener(own, told_of(folder, case) if ranks.rank == 0 else None)
     watch(listener, ranks)
-    settings = {**STAGES[stage], **case.get("stage_settings", {})}
+    settings = {**STAGES[stage], **case.settings}
     made = run_stage(
-        folder, ranks, listener, run=case["run"], stage=stage,
+        folder, ranks, listener, run=case.run, stage=stage,
         spec={**settings, "shard": {**settings["shard"], **shard}},
-        inputs={**INPUTS[stage], **case.get("inputs", {})},
-        fingerprint=case.get("fingerprint") or f"{list(INPUTS).index(stage) + 1:064x}", name_as=case.get("name_as"),
+        inputs={**INPUTS[stage], **case.inputs},
+        fingerprint=case.fingerprint or f"{list(INPUTS).index(stage) + 1:064x}", name_as=case.name_as,
     )  # fmt: skip
     distributed.leave()
     if made is None:
         return None
     candidate = made.candidate
     checks = [check.to_json() for check in candidate.checks]
-    return {
-        "digest": made.digest,
-        "outcome": dict(candidate.outcome),
-        "exactness": candidate.exactness,
-        "checks": checks,
-    }
+    return Result(made.digest, dict(candidate.outcome), candidate.exactness, checks)
 
 
-def told_of(folder: Path, case: Mapping[str, Any]) -> Path:
+def told_of(folder: Path, case: Case) -> Path:
     """The file of a case's lines."""
-    return folder / f"told-{case['run']}-{case['stage']}.jsonl"
+    return folder / f"told-{case.run}-{case.stage}.jsonl"
 
 
 def watch(listener: Listener, ranks: distributed.Ranks) -> None:
     """Tell the sample ids of every step, and whether what was restored is what was saved."""
-    real_step, real_restore = loop._run_step, StoreCheckpoint.restore
+    real_step, real_restore = loop.run_step, StoreCheckpoint.restore
 
     def run_step(phases: Any, source: Any, state: Any, *others: Any) -> Any:
         batches = source.micro_batches(state.steps_done)
@@ -264,100 +296,49 @@ def watch(listener: Listener, ranks: distributed.Ranks) -> None:
             listener.tell("restored", found[0].steps_done, all(distributed.gather_json(same)))
         return found
 
-    loop._run_step, StoreCheckpoint.restore = run_step, restore
+    loop.run_step, StoreCheckpoint.restore = run_step, restore
 
 
-def attempt(
-    folder: Path, case: Mapping[str, Any], workers: int, death: Death | None, shard: Mapping[str, Any]
-) -> tuple[list[int], dict[str, Any] | None, str]:
-    """Fork a rank a worker; when one dies the others are killed, as a supervisor does. Exit codes, result, logs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = folder / "found.json"
-    found.unlink(missing_ok=True)
-    logs = [folder / f"rank{rank}.log" for rank in range(workers)]
-    children: dict[int, int] = {}
-    for rank in range(workers):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                output = os.open(logs[rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
-                os.environ.update({name: str(value) for name, value in names.items()})
-                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-                result = work(folder, case, death, shard)
-                if result is not None:
-                    found.write_text(json.dumps(result))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children[pid] = rank
-    codes = [0] * workers
-    deadline = time.monotonic() + LOST_S
+class SmallChain:
+    """A folder with the chain's data, a store, and what runs cases there."""
 
-    def reap() -> None:
-        for pid in list(children):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[children.pop(pid)] = os.waitstatus_to_exitcode(status)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        lines = [f"The number {n} comes before {n + 1}.\nAnd {n} is {n % 2} modulo 2." for n in range(120)]
+        (folder / "text.txt").write_text("\n\n".join(lines))
+        prompts = [f"What comes after {n}?" for n in range(60)]
+        rows = {
+            "chat": [{"prompt": p, "completion": f"After {n} comes {n + 1}."} for n, p in enumerate(prompts)],
+            "pairs": [{"prompt": p, "chosen": f"It is {n + 1}.", "rejected": "no no"} for n, p in enumerate(prompts)],
+            "prompts": [{"prompt": p} for p in prompts],
+        }
+        for name, items in rows.items():
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 
-    while children:
-        reap()
-        if any(codes) or time.monotonic() > deadline:
-            time.sleep(0.5)  # who died first may be seen last
-            reap()
-            for pid, rank in children.items():
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                codes[rank] = 1
-            children.clear()
-        time.sleep(0.01)
-    text = "\n".join(log.read_text()[-3000:] for log in logs)
-    return codes, json.loads(found.read_text()) if found.exists() else None, text
+    def run(self, cases: Sequence[Case]) -> dict[str, Outcome]:
+        """Run cases in turn; outcomes by name."""
+        return {case.name: self._run(case) for case in cases}
 
-
-def run_case(folder: Path, case: Mapping[str, Any]) -> dict[str, Any]:
-    """All attempts of a case; each but the last has to end by its rank's death."""
-    deaths = [Death(**death) for death in case.get("deaths", [])]
-    groups = case.get("workers", [2] * (len(deaths) + 1))
-    shards = case.get("shards", [{}] * len(groups))
-    result: dict[str, Any] | None = None
-    for number, workers in enumerate(groups):
-        death = deaths[number] if number < len(deaths) else None
-        codes, result, text = attempt(folder, case, workers, death, shards[number])
-        if death is not None and codes[death.rank] != -signal.SIGKILL:
-            return {"name": case["name"], "error": f"rank {death.rank} did not die in {death.phase}: {codes}\n{text}"}
-        if death is None and result is None:
-            return {"name": case["name"], "error": f"exit codes {codes}\n{text}"}
-    told: dict[str, dict[str, Any]] = {"values": {}, "ids": {}, "restored": {}}
-    firsts: list[int] = []
-    for line in told_of(folder, case).read_text().splitlines():
-        item = json.loads(line)
-        if item["what"] == "restored":
-            firsts.append(item["step"])
-        told[item["what"]].setdefault(str(item["step"]), []).append(item["found"])
-    return {"name": case["name"], **(result or {}), **told, "firsts": firsts}
-
-
-def main() -> None:
-    """Run the cases one after the other; the first error ends the job."""
-    job = json.loads(Path(sys.argv[1]).read_text())
-    results = []
-    for case in job["cases"]:
-        started = time.monotonic()
-        results.append({**run_case(Path(job["folder"]), case), "seconds": time.monotonic() - started})
-        if "error" in results[-1]:
-            break
-    Path(sys.argv[2]).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+    def _run(self, case: Case) -> Outcome:
+        """All attempts of a case; each but the last has to end by its rank's death."""
+        deaths: list[Death | None] = [*case.deaths, None]
+        workers = case.workers or [2] * len(deaths)
+        shards = case.shards or [{}] * len(deaths)
+        result: Result | None = None
+        for death, size, shard in zip(deaths, workers, shards, strict=True):
+            ended = start_ranks(self.folder, size, functools.partial(work, self.folder, case, death, shard))
+            if death is None:
+                result = ended.results.get(0)
+                assert result is not None, f"{case.name}: exit codes {ended.codes}\n{ended.logs}"
+            else:
+                text = f"{case.name}: rank {death.rank} did not die in {death.phase}: {ended.codes}\n{ended.logs}"
+                assert ended.codes[death.rank] == -signal.SIGKILL, text
+        assert result is not None
+        told: dict[str, dict[int, list[Any]]] = {"values": {}, "ids": {}, "restored": {}}
+        firsts: list[int] = []
+        for line in told_of(self.folder, case).read_text().splitlines():
+            item = json.loads(line)
+            if item["what"] == "restored":
+                firsts.append(item["step"])
+            told[item["what"]].setdefault(item["step"], []).append(item["found"])
+        return Outcome(result, **told, firsts=firsts)

@@ -1,16 +1,8 @@
-"""One rank that runs small stages whole: to their candidates and verification, or to a preemption.
-
-`small_stages.py` runs its stages by this file's `run_stage`, too, in ranks that it forks and lets die.
-
-Usage: python stage_worker.py FOLDER CASES; CASES is a JSON list of `Case`'s fields. Rank 0 writes
-FOLDER/<run>-<stage>.json for each case that reaches its end, FOLDER/<run>-<stage>.error where it raises.
-"""
+"""Small stages run whole by ranks: to their candidates and verification, or to a preemption."""
 
 import hashlib
 import json
-import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,19 +136,14 @@ def run_case(folder: Path, ranks: distributed.Ranks, case: Case) -> None:
     (folder / f"{run}-{stage}.json").write_text(json.dumps(result))
 
 
-def main() -> None:
-    """Run the cases in turn; a failed one is reported and ends this rank."""
-    folder, cases = Path(sys.argv[1]), [Case(**case) for case in json.loads(sys.argv[2])]
+def run_cases(folder: Path, cases: Sequence[Case]) -> None:
+    """Run cases in turn on this rank; rank 0 writes FOLDER/<run>-<stage>.json for each that reaches its end."""
     ranks = distributed.join()
     for case in cases:
         try:
             run_case(folder, ranks, case)
-        except Exception:
-            (folder / f"{case.run}-{case.stage}.error").write_text(traceback.format_exc())
+        except Exception as error:
+            error.add_note(f"in {case.run}-{case.stage}")
             raise
         distributed.barrier()
     distributed.leave()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +61,7 @@ class Observer:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         return nullcontext()
 
 

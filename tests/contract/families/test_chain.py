@@ -1,7 +1,7 @@
 """A VAE, a diffusion in its latents and a classifier through the store; then metrics, commands and scores on them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Observer:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -1,28 +1,28 @@
 """One suite for every kind of place: commits, names, leases, states and runs."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from recipes.errors import RequestError, StageError, StoreDamaged
+from tests.contract.store import places as things
 from trainers.store.inspection import lineage, verify
 from trainers.store.manifest import ArtifactManifest, DatasetManifest, Parent, sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Fenced, Store
 
 
-def test_commit_and_find(things: Any, open_store: Callable[[], Store]) -> None:
+def test_commit_and_find(open_store: Callable[[], Store]) -> None:
     store = open_store()
     store.probe_writable()
-    assert store.find_artifact(things.fingerprint) is None
+    assert store.find_artifact(things.FINGERPRINT) is None
     manifest = things.artifact(store, metrics={"loss": 1.5}, versions={"torch": "2"})
     committed = store.put_artifact(manifest)
     assert (committed.manifest, committed.first) == (manifest, True)
     other = things.artifact(store, content=b"of another run")
     again = open_store().put_artifact(other)
     assert (again.manifest, again.first) == (manifest, False)
-    assert open_store().find_artifact(things.fingerprint) == manifest
+    assert open_store().find_artifact(things.FINGERPRINT) == manifest
     assert open_store().list_artifacts() == [manifest]
     folder = open_store().folder(manifest, "model")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -32,47 +32,43 @@ def test_commit_and_find(things: Any, open_store: Callable[[], Store]) -> None:
     assert open_store().folder(manifest, "model") == folder
 
 
-def test_a_commit_needs_its_objects(things: Any, store: Store) -> None:
+def test_a_commit_needs_its_objects(store: Store) -> None:
     manifest = things.artifact(store)
     store.objects.remove(manifest.files["model/model.safetensors"].sha256)
     with pytest.raises(StoreDamaged, match="1 objects are missing"):
         store.put_artifact(manifest)
-    assert store.find_artifact(things.fingerprint) is None
+    assert store.find_artifact(things.FINGERPRINT) is None
 
 
-def test_a_damaged_artifact_is_made_again(
-    things: Any, open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_artifact_is_made_again(open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture) -> None:
     store = open_store()
     manifest = things.artifact(store)
     store.put_artifact(manifest)
     path = object_path(manifest.files["model/model.safetensors"].sha256)
     things.overwrite(store, path, None)
     with pytest.raises(StoreDamaged, match=path):
-        open_store().find_artifact(things.fingerprint)
+        open_store().find_artifact(things.FINGERPRINT)
     assert open_store().list_artifacts() == []
     second = things.artifact(store, content=b"made again")
     assert open_store().put_artifact(second).first
-    assert open_store().find_artifact(things.fingerprint) == second
-    things.overwrite(store, "refs/artifacts/" + things.fingerprint + "/000002", b"{")
-    things.overwrite(store, "refs/artifacts/" + things.fingerprint + "/000001", None)
+    assert open_store().find_artifact(things.FINGERPRINT) == second
+    things.overwrite(store, "refs/artifacts/" + things.FINGERPRINT + "/000002", b"{")
+    things.overwrite(store, "refs/artifacts/" + things.FINGERPRINT + "/000001", None)
     with pytest.raises(StoreDamaged, match="000002"):
-        open_store().find_artifact(things.fingerprint)
+        open_store().find_artifact(things.FINGERPRINT)
 
 
-def test_the_older_whole_commit_is_used(
-    things: Any, open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_older_whole_commit_is_used(open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture) -> None:
     store = open_store()
     manifest = things.artifact(store)
     store.put_artifact(manifest)
-    store._files.create(f"refs/artifacts/{things.fingerprint}/000002", b"not a ref")
-    assert open_store().find_artifact(things.fingerprint) == manifest
+    store._files.create(f"refs/artifacts/{things.FINGERPRINT}/000002", b"not a ref")
+    assert open_store().find_artifact(things.FINGERPRINT) == manifest
     assert "000001 is used instead of" in caplog.text
     assert "000002" in caplog.text
 
 
-def test_names(things: Any, open_store: Callable[[], Store]) -> None:
+def test_names(open_store: Callable[[], Store]) -> None:
     store = open_store()
     one, two = things.artifact(store), things.artifact(store, fingerprint="cd" * 32, content=b"two")
     store.put_artifact(one)
@@ -89,7 +85,7 @@ def test_names(things: Any, open_store: Callable[[], Store]) -> None:
         store.name_artifact("good", "ee" * 32)
 
 
-def test_lineage(things: Any, store: Store) -> None:
+def test_lineage(store: Store) -> None:
     made: dict[str, ArtifactManifest] = {}
     for name, parents in {"a": [], "b": ["a"], "c": ["b"], "d": ["a", "c"]}.items():
         manifest = things.artifact(
@@ -103,7 +99,7 @@ def test_lineage(things: Any, store: Store) -> None:
     assert [item.stage for item in store.list_artifacts()] == ["a", "b", "c", "d"]
 
 
-def test_datasets(things: Any, open_store: Callable[[], Store]) -> None:
+def test_datasets(open_store: Callable[[], Store]) -> None:
     store = open_store()
     manifest = DatasetManifest(digest="12" * 32, files={"tokens.npy": things.put(store, b"tokens")}, report={"rows": 3})
     assert store.find_dataset("12" * 32) is None
@@ -113,7 +109,7 @@ def test_datasets(things: Any, open_store: Callable[[], Store]) -> None:
     assert open_store().put_dataset(rival) == manifest
 
 
-def test_leases_fence(things: Any, open_store: Callable[[], Store]) -> None:
+def test_leases_fence(open_store: Callable[[], Store]) -> None:
     old, new = open_store(), open_store()
     first = old.take_lease("run", "base")
     old.commit_state(things.state(first, step=1), first)
@@ -134,7 +130,7 @@ def test_leases_fence(things: Any, open_store: Callable[[], Store]) -> None:
 
 
 def test_a_stale_writer_between_check_and_commit_is_refused(
-    things: Any, open_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+    open_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = open_store(), open_store()
     first = old.take_lease("run", "base")
@@ -156,9 +152,7 @@ def test_a_stale_writer_between_check_and_commit_is_refused(
     assert latest.step == 1
 
 
-def test_states_fall_back_and_are_kept(
-    things: Any, open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_states_fall_back_and_are_kept(open_store: Callable[[], Store], caplog: pytest.LogCaptureFixture) -> None:
     store = open_store()
     assert store.latest_state("run", "base") is None
     lease = store.take_lease("run", "base")
@@ -215,7 +209,7 @@ def test_runs(open_store: Callable[[], Store]) -> None:
     assert list(run.read_lines("samples")) == []
 
 
-def test_verify_names_what_is_damaged(things: Any, open_store: Callable[[], Store]) -> None:
+def test_verify_names_what_is_damaged(open_store: Callable[[], Store]) -> None:
     store = open_store()
     manifest = things.artifact(store)
     store.put_artifact(manifest)
@@ -227,6 +221,6 @@ def test_verify_names_what_is_damaged(things: Any, open_store: Callable[[], Stor
     things.overwrite(store, object_path(sha), b"weightx")
     report = verify(open_store())
     assert [(item.path, item.refs) for item in report.damage] == [
-        (object_path(sha), [f"refs/artifacts/{things.fingerprint}/000001"])
+        (object_path(sha), [f"refs/artifacts/{things.FINGERPRINT}/000001"])
     ]
     assert verify(open_store(), share=0.0).objects == 0

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from recipes.errors import CapacityError, RequestError, StoreDamaged
+from tests.contract.store import places as things
+from tests.contract.store.places import S3Server
 from trainers.store import local_files
 from trainers.store.inspection import verify
 from trainers.store.manifest import FileEntry, sha256_hex
@@ -104,7 +106,9 @@ def test_a_folders_answer_that_got_lost_is_no_lost_race(
     assert list(store.files.walk("tmp")) == []
 
 
-def test_an_upload_that_is_altered_on_the_way_is_not_acknowledged(s3_server: Any, s3_uri: str, tmp_path: Path) -> None:
+def test_an_upload_that_is_altered_on_the_way_is_not_acknowledged(
+    s3_server: S3Server, s3_uri: str, tmp_path: Path
+) -> None:
     """Of the same size, and accepted by the server."""
     store = Store.open(s3_uri)
     source = tmp_path / "model.safetensors"
@@ -118,7 +122,7 @@ def test_an_upload_that_is_altered_on_the_way_is_not_acknowledged(s3_server: Any
     assert Store.open(s3_uri).objects.local_path(entry.sha256).read_bytes() == source.read_bytes()
 
 
-def test_an_upload_is_read_back_once(s3_server: Any, s3_uri: str) -> None:
+def test_an_upload_is_read_back_once(s3_server: S3Server, s3_uri: str) -> None:
     store = Store.open(s3_uri)
     asked: list[str] = []
     s3_server.fault = lambda method, path, query: asked.append("list" if "list-type" in query else method)
@@ -129,7 +133,7 @@ def test_an_upload_is_read_back_once(s3_server: Any, s3_uri: str) -> None:
     assert (asked.count("PUT"), asked.count("GET")) == (0, 1), "young, so it is not written again"
 
 
-def test_an_altered_object_is_mended_by_putting_it_again(things: Any, open_store: Callable[[], Store]) -> None:
+def test_an_altered_object_is_mended_by_putting_it_again(open_store: Callable[[], Store]) -> None:
     sha = open_store().objects.put_bytes(b"right")
     things.overwrite(open_store(), object_path(sha), b"wrong")
     assert open_store().objects.put_bytes(b"right") == sha
@@ -153,7 +157,7 @@ def test_objects_are_named_by_their_bytes(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty", "missing"])
-def test_a_damaged_object_is_never_read(things: Any, open_store: Callable[[], Store], damage: str) -> None:
+def test_a_damaged_object_is_never_read(open_store: Callable[[], Store], damage: str) -> None:
     data = os.urandom(1000)
     sha = open_store().objects.put_bytes(data)
     altered = {"flipped": bytes([data[0] ^ 1]) + data[1:], "short": data[:-1], "empty": b"", "missing": None}[damage]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import StoreDamaged
+from tests.contract.store import places as things
 from trainers.store import remote_files
 from trainers.store.inspection import verify
 from trainers.store.manifest import ArtifactManifest, FileEntry, files_digest, sha256_hex
@@ -232,9 +233,7 @@ def check_order(store: Store, run: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["shard", "manifest", "ref"])
-def test_the_newest_whole_state_is_used(
-    things: Any, open_store: OpenStore, caplog: pytest.LogCaptureFixture, what: str
-) -> None:
+def test_the_newest_whole_state_is_used(open_store: OpenStore, caplog: pytest.LogCaptureFixture, what: str) -> None:
     store = open_store()
     lease = store.take_lease("run", "base")
     states = [state(store, "run", "base", lease, step, b"%d" % step * 10) for step in (10, 20, 30)]

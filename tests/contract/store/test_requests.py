@@ -4,7 +4,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from launch import api
 from launch.records.journal import this_driver
 from launch.records.record import RunRecord
+from tests.contract.store import places as things
+from tests.contract.store.places import S3Server
 from trainers.store.collection import collect
 from trainers.store.inspection import verify
 from trainers.store.manifest import files_digest
@@ -22,7 +23,7 @@ RUNS, EVENTS = 4, 12
 
 
 @pytest.fixture
-def counting(s3_server: Any) -> Callable[[], Any]:
+def counting(s3_server: S3Server) -> Callable[[], Any]:
     """Counts requests by method while a block runs; a listing is a LIST."""
 
     @contextmanager
@@ -45,7 +46,7 @@ def store(s3_uri: str) -> Store:
 
 
 @pytest.fixture
-def artifacts(store: Store, things: SimpleNamespace) -> list[str]:
+def artifacts(store: Store) -> list[str]:
     """Fingerprints of some artifacts of a few files; one has a name, one a pin."""
     fingerprints = [f"{number:064x}" for number in range(ARTIFACTS)]
     for number, fingerprint in enumerate(fingerprints):
@@ -119,7 +120,7 @@ def test_listing_artifacts_reads_two_objects_of_each(
 
 
 def test_listing_artifacts_still_sees_what_is_missing_cut_off_or_set_aside(
-    store: Store, artifacts: list[str], things: SimpleNamespace, s3_uri: str, caplog: pytest.LogCaptureFixture
+    store: Store, artifacts: list[str], s3_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second, third = (store.find_artifact(fingerprint) for fingerprint in artifacts[:3])
     assert first
@@ -172,7 +173,7 @@ def test_status_of_a_running_run_reads_each_segment_once(store: Store, counting:
 
 
 def test_runs_segments_and_artifacts_are_asked_for_at_once(
-    store: Store, artifacts: list[str], s3_server: Any, s3_uri: str
+    store: Store, artifacts: list[str], s3_server: S3Server, s3_uri: str
 ) -> None:
     """A request waits until four are under way: one by one none would be answered."""
     for _ in range(4):

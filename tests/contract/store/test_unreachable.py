@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from recipes.errors import CapacityError
+from tests.contract.store import places as things
+from tests.contract.store.places import S3Server
 from trainers.store import remote_files
 from trainers.store import slow_calls as watch
 from trainers.store.collection import collect
@@ -41,7 +43,7 @@ def storm(chance: float, seed: int, *kinds: int | str) -> Fault:
 
 @pytest.mark.parametrize("silence", ["silent", "reset", 503])
 def test_a_silent_endpoint_is_named_within_the_deadline(
-    s3_server: Any, s3_uri: str, soon: None, caplog: pytest.LogCaptureFixture, silence: int | str
+    s3_server: S3Server, s3_uri: str, soon: None, caplog: pytest.LogCaptureFixture, silence: int | str
 ) -> None:
     s3_server.fault = lambda method, path, query: silence
     for ask in (Store.open(s3_uri).list_artifacts, Store.open(s3_uri).probe_writable):
@@ -52,7 +54,7 @@ def test_a_silent_endpoint_is_named_within_the_deadline(
     assert f"store {s3_uri}: waiting to list refs/artifacts" in caplog.text or "waiting for an answer" in caplog.text
 
 
-def test_a_refusal_is_not_waited_for(s3_server: Any, s3_uri: str) -> None:
+def test_a_refusal_is_not_waited_for(s3_server: S3Server, s3_uri: str) -> None:
     """A bucket that is not there is asked for once, and looked at."""
     asked: list[str] = []
     s3_server.fault = lambda method, path, query: asked.append(method)
@@ -62,7 +64,9 @@ def test_a_refusal_is_not_waited_for(s3_server: Any, s3_uri: str) -> None:
     assert len(asked) < 4
 
 
-def test_a_writer_with_patience_waits_until_the_store_answers_again(s3_server: Any, s3_uri: str, soon: None) -> None:
+def test_a_writer_with_patience_waits_until_the_store_answers_again(
+    s3_server: S3Server, s3_uri: str, soon: None
+) -> None:
     """Nothing is skipped: what was to be written is there when the call returns."""
     store = Store.open(s3_uri)
     said: list[str] = []
@@ -91,7 +95,7 @@ def load_tiny() -> Any:
     "way", ["reset", pytest.param(503, marks=pytest.mark.long), pytest.param("lost", marks=pytest.mark.long)]
 )
 def test_training_goes_on_beside_a_store_that_goes_away_and_skips_no_save(
-    s3_server: Any, s3_uri: str, soon: None, tmp_path: Path, way: int | str
+    s3_server: S3Server, s3_uri: str, soon: None, tmp_path: Path, way: int | str
 ) -> None:
     """Steps are made until the next save, which waits; when the store is back every state is in it, in order."""
     tiny = load_tiny()
@@ -124,7 +128,7 @@ def test_training_goes_on_beside_a_store_that_goes_away_and_skips_no_save(
     assert tiny.run(tiny.open_checkpoint(s3_uri)).digest == straight
 
 
-def commit_in_a_storm(things: Any, server: Any, uri: str, chance: float, seed: int, count: int) -> None:
+def commit_in_a_storm(server: Any, uri: str, chance: float, seed: int, count: int) -> None:
     """Every commit succeeds, each exactly once, whatever way its requests fail."""
     server.fault = storm(chance, seed, 500, 503, 409, "reset", "lost")
     store = Store.open(uri)
@@ -143,14 +147,14 @@ def commit_in_a_storm(things: Any, server: Any, uri: str, chance: float, seed: i
     assert all(fresh.files.names(f"refs/artifacts/{item.manifest.fingerprint}") == ["000001"] for item in made)
 
 
-def test_a_storm_of_errors_leaves_no_half_commit(things: Any, s3_server: Any, s3_uri: str) -> None:
+def test_a_storm_of_errors_leaves_no_half_commit(s3_server: S3Server, s3_uri: str) -> None:
     commit_in_a_storm(things, s3_server, s3_uri, 0.2, 12, 2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(5))
-def test_a_long_storm_of_errors_leaves_no_half_commit(things: Any, s3_server: Any, s3_uri: str, seed: int) -> None:
+def test_a_long_storm_of_errors_leaves_no_half_commit(s3_server: S3Server, s3_uri: str, seed: int) -> None:
     commit_in_a_storm(things, s3_server, s3_uri, 0.3, seed, 8)
 
 
@@ -162,7 +166,7 @@ PARTS = 3
 @pytest.mark.parametrize("way", ["reset", "lost", 500, 503])
 @pytest.mark.parametrize("at", ["create", *range(1, PARTS + 1), "complete"])
 def test_an_upload_in_parts_survives_a_fault_at_any_of_them(
-    s3_server: Any, s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: int | str, way: int | str
+    s3_server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: int | str, way: int | str
 ) -> None:
     store = Store.open(s3_uri)
     remote = store.files._fs  # type: ignore[attr-defined]

@@ -4,17 +4,17 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.run.bed import Bed
 from trainers.store.store import Store
 
 STEPS, RATE = "stages.base.train.steps", "stages.base.train.optimizer.lr"
 CHANGED = ("--set", f"{STEPS}=26", "--set", f"{RATE}=0.002")
 
 
-def answer(bed: Any, *arguments: str) -> tuple[int, str]:
+def answer(bed: Bed, *arguments: str) -> tuple[int, str]:
     """Exit code and output of one command."""
     before = len(bed.output())
     code = bed.start(*arguments).wait(300)
@@ -24,7 +24,7 @@ def answer(bed: Any, *arguments: str) -> tuple[int, str]:
 @pytest.mark.long
 @pytest.mark.serial
 def test_changed_settings_are_refused_one_by_one_and_recorded(
-    make_bed: Callable[[], Any], chain_up_to: Callable[[str], Path]
+    make_bed: Callable[[], Bed], chain_up_to: Callable[[str], Path]
 ) -> None:
     bed = make_bed()
     driver = bed.start("run", str(chain_up_to("base")))

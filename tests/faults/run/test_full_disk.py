@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.faults.run.bed import Bed, Reference
 
 
 @pytest.mark.long
 @pytest.mark.serial
 def test_a_run_waits_for_room_and_goes_on(
-    make_bed: Callable[[], Any], chain_up_to: Callable[[str], Path], mount: Callable[..., Path], reference: Any
+    make_bed: Callable[[], Bed], chain_up_to: Callable[[str], Path], mount: Callable[..., Path], reference: Reference
 ) -> None:
     bed = make_bed()
     disk = mount("-t", "tmpfs", "-o", "size=100m,mode=755", "tmpfs", name="small")

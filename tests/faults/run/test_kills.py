@@ -9,9 +9,10 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.faults.run.bed import Bed, Reference
 
 pytestmark = pytest.mark.serial
 
@@ -22,7 +23,7 @@ NUM_MOMENTS = 5
 TRIES = 4
 
 
-def moment(seed: int, stage: str, reference: Any) -> tuple[bool, float, int]:
+def moment(seed: int, stage: str, reference: Reference) -> tuple[bool, float, int]:
     """When to kill: whether from the start of its work or of the stage, in seconds, and which of two ranks.
 
     Tiny stages spend most of their time on imports, so three moments of four are drawn from the work.
@@ -33,13 +34,13 @@ def moment(seed: int, stage: str, reference: Any) -> tuple[bool, float, int]:
     return from_work, draw.uniform(0.0, LATEST * seconds), draw.randrange(2)
 
 
-def starts(bed: Any, stage: str) -> int:
+def starts(bed: Bed, stage: str) -> int:
     """How often the journal says that the stage was started."""
     return sum(event["event"] == "stage_started" for event in bed.events(stage))
 
 
 def test_one_chain_with_a_kill_in_every_stage(
-    make_bed: Callable[[], Any], chain: Path, reference: Any, say: Callable[[str], None]
+    make_bed: Callable[[], Bed], chain: Path, reference: Reference, say: Callable[[str], None]
 ) -> None:
     bed = make_bed()
     driver = bed.start("run", str(chain))
@@ -67,9 +68,9 @@ def test_one_chain_with_a_kill_in_every_stage(
 @pytest.mark.parametrize("number", range(NUM_MOMENTS))
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_at_a_random_moment(
-    make_bed: Callable[[], Any],
+    make_bed: Callable[[], Bed],
     chain_up_to: Callable[[str], Path],
-    reference: Any,
+    reference: Reference,
     say: Callable[[str], None],
     stage: str,
     number: int,
@@ -105,7 +106,12 @@ def test_a_kill_at_a_random_moment(
     [pytest.param(signal.SIGTERM, 75, "stopped", marks=pytest.mark.long), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_to_the_driver_ends_the_run_in_order(
-    make_bed: Callable[[], Any], chain_up_to: Callable[[str], Path], reference: Any, number: int, code: int, state: str
+    make_bed: Callable[[], Bed],
+    chain_up_to: Callable[[str], Path],
+    reference: Reference,
+    number: int,
+    code: int,
+    state: str,
 ) -> None:
     bed = make_bed()
     driver = bed.start("run", str(chain_up_to("base")))

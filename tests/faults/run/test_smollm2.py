@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.faults.run.bed import Bed
+
 pytestmark = [pytest.mark.serial, pytest.mark.long, pytest.mark.timeout(3000)]
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "llm" / "smollm2.yaml"
@@ -50,12 +52,12 @@ def make_recipe(tmp_path: Path, smollm2: Path) -> Callable[[str, int, int], Path
     return make
 
 
-def has_state(bed: Any, stage: str) -> bool:
+def has_state(bed: Bed, stage: str) -> bool:
     """Whether the stage has saved a state that a resume can start from."""
     return any((bed.store / "refs" / "states").glob(f"*/{stage}/*"))
 
 
-def kill(bed: Any, driver: Any, stage: str, victim: str) -> None:
+def kill(bed: Bed, driver: Any, stage: str, victim: str) -> None:
     """End the driver or rank 0 once the stage has saved a state; of the evaluation, which saves none, once it works."""
     at_work = bed.works if stage == "eval" else lambda name: has_state(bed, name)
     bed.wait_for(lambda: at_work(stage), driver)
@@ -68,7 +70,7 @@ def kill(bed: Any, driver: Any, stage: str, victim: str) -> None:
 
 @pytest.mark.parametrize(("precision", "workers", "zero"), CELLS)
 def test_smollm2_killed_in_every_stage(
-    make_bed: Callable[[], Any],
+    make_bed: Callable[[], Bed],
     make_recipe: Callable[[str, int, int], Path],
     say: Callable[[str], None],
     precision: str,

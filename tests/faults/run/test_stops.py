@@ -4,9 +4,10 @@ import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.faults.run.bed import Bed
 
 pytestmark = [pytest.mark.serial, pytest.mark.long]
 
@@ -29,7 +30,7 @@ stages:
 
 
 def test_every_phase_is_left_in_seconds(
-    make_bed: Callable[[], Any], tmp_path: Path, say: Callable[[str], None]
+    make_bed: Callable[[], Bed], tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     bed = make_bed()
     recipe = tmp_path / "stops.yaml"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import StoreDamaged
+from tests.faults.store.children import Nursery
 from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
 from trainers.store.place import StoreFull
@@ -68,7 +69,7 @@ def copy_moment(image: Path, copy: Path) -> None:
 
 
 def cut_power(
-    nursery: Any, mount: Callable[..., Path], tmp_path: Path, num_cuts: int, no_sync: bool
+    nursery: Nursery, mount: Callable[..., Path], tmp_path: Path, num_cuts: int, no_sync: bool
 ) -> tuple[int, list[str]]:
     """Copy the disk's image while a writer works on it; what the copy holds is what a power cut would leave."""
     if shutil.which("mkfs.ext4") is None:
@@ -100,20 +101,20 @@ def cut_power(
     return promises, wrong
 
 
-def run_cuts(nursery: Any, mount: Any, tmp_path: Path, num_cuts: int, say: Callable[[str], None]) -> None:
+def run_cuts(nursery: Nursery, mount: Any, tmp_path: Path, num_cuts: int, say: Callable[[str], None]) -> None:
     promises, wrong = cut_power(nursery, mount, tmp_path, num_cuts, no_sync=False)
     say(f"{num_cuts} power cuts on ext4, {promises} acknowledged commits: lost {len(wrong)}")
     assert wrong == []
 
 
 def test_a_power_cut_loses_nothing(
-    nursery: Any, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
+    nursery: Nursery, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     run_cuts(nursery, mount, tmp_path, 6, say)
 
 
 def test_without_fsync_a_power_cut_loses_much(
-    nursery: Any, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
+    nursery: Nursery, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """Negative control: the test above can see a loss."""
     promises, wrong = cut_power(nursery, mount, tmp_path, 3, no_sync=True)
@@ -124,7 +125,7 @@ def test_without_fsync_a_power_cut_loses_much(
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_five_hundred_power_cuts_lose_nothing(
-    nursery: Any, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
+    nursery: Nursery, mount: Callable[..., Path], tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     run_cuts(nursery, mount, tmp_path, 500, say)
 
@@ -186,7 +187,7 @@ def test_a_disk_without_inodes_is_named_and_passes(mount: Callable[..., Path]) -
     assert store.objects.get_bytes(first)
 
 
-def test_training_goes_on_when_there_is_room_again(nursery: Any, mount: Callable[..., Path]) -> None:
+def test_training_goes_on_when_there_is_room_again(nursery: Nursery, mount: Callable[..., Path]) -> None:
     """A writer process on a disk that fills under it waits and goes on without a restart."""
     disk = mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", name="small")
     writer = nursery.start("write", disk / "store", seed=1, patience_s=60)

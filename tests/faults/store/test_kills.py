@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.store.children import Nursery
 from trainers.store.inspection import verify
 from trainers.store.manifest import Layout, StateManifest
 from trainers.store.store import Fenced, Store
@@ -42,7 +43,7 @@ def check(uri: Path, killed: Sequence[Any]) -> int:
     return count
 
 
-def kill_writers(nursery: Any, folder: Path, num_kills: int, say: Callable[[str], None]) -> None:
+def kill_writers(nursery: Nursery, folder: Path, num_kills: int, say: Callable[[str], None]) -> None:
     """Two writers at a time, each killed within moments of its first few calls, and the store checked each time."""
     chooser = random.Random(20)
     kills = acknowledged = 0
@@ -66,7 +67,7 @@ def kill_writers(nursery: Any, folder: Path, num_kills: int, say: Callable[[str]
     assert states <= 2 + 2 * ROUNDS_PER_STORE + 1
 
 
-def test_killed_writers_lose_nothing(nursery: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_killed_writers_lose_nothing(nursery: Nursery, tmp_path: Path, say: Callable[[str], None]) -> None:
     kill_writers(nursery, tmp_path, 200, say)
 
 
@@ -74,12 +75,12 @@ def test_killed_writers_lose_nothing(nursery: Any, tmp_path: Path, say: Callable
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("num_kills", [2_000, 10_000])
 def test_thousands_of_killed_writers_lose_nothing(
-    nursery: Any, tmp_path: Path, say: Callable[[str], None], num_kills: int
+    nursery: Nursery, tmp_path: Path, say: Callable[[str], None], num_kills: int
 ) -> None:
     kill_writers(nursery, tmp_path, num_kills, say)
 
 
-def freeze_writers(nursery: Any, uri: Path, count: int, say: Callable[[str], None]) -> None:
+def freeze_writers(nursery: Nursery, uri: Path, count: int, say: Callable[[str], None]) -> None:
     """Stop a writer, take its lease over, and wake it: nothing of it is seen any more."""
     ghosts = 0
     for number in range(count):
@@ -105,14 +106,14 @@ def freeze_writers(nursery: Any, uri: Path, count: int, say: Callable[[str], Non
     assert ghosts == 0
 
 
-def test_a_frozen_writer_is_refused_when_it_wakes(nursery: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_a_frozen_writer_is_refused_when_it_wakes(nursery: Nursery, tmp_path: Path, say: Callable[[str], None]) -> None:
     freeze_writers(nursery, tmp_path / "store", 5, say)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_200_frozen_writers_are_refused_when_they_wake(
-    nursery: Any, tmp_path: Path, say: Callable[[str], None]
+    nursery: Nursery, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     freeze_writers(nursery, tmp_path / "store", 200, say)
 

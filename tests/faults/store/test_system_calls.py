@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.store.children import Child, Nursery
 from trainers.store.inspection import verify
 from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
@@ -86,7 +87,7 @@ def put_aside(store: Path) -> None:
     os.rename(store / path, trash)
 
 
-def trace(nursery: Any, store: Path, log: Path, inject: str | None = None) -> Any:
+def trace(nursery: Nursery, store: Path, log: Path, inject: str | None = None) -> Any:
     """Run the life in a child with strace attached; returns the child, which has ended."""
     put_aside(store)
     child = nursery.start("live", store, waits=True)
@@ -157,7 +158,7 @@ def was_met(log: Path) -> bool:
     return "(INJECTED)" in log.read_text()
 
 
-def check_refusal(store: Path, child: Any, log: Path) -> None:
+def check_refusal(store: Path, child: Child, log: Path) -> None:
     """An error of a call that writes ends in a refusal; what could not be synced is neither synced again nor linked."""
     lines = log.read_text().splitlines()
     injected = [index for index, line in enumerate(lines) if line.endswith("(INJECTED)")]
@@ -176,7 +177,7 @@ def check_refusal(store: Path, child: Any, log: Path) -> None:
 
 
 def run_points(
-    nursery: Any, places: Path, tmp_path: Path, fault: str, most: int | None, say: Callable[[str], None]
+    nursery: Nursery, places: Path, tmp_path: Path, fault: str, most: int | None, say: Callable[[str], None]
 ) -> None:
     log = tmp_path / "trace"
     whole = trace(nursery, places / "whole", log)
@@ -216,7 +217,7 @@ def run_points(
     ("fault", "place"), [("kill", "disk"), ("EIO", "disk"), ("kill", "tmpfs"), ("ENOSPC", "tmpfs"), ("short", "tmpfs")]
 )
 def test_a_fault_at_sampled_system_calls(
-    nursery: Any, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str
+    nursery: Nursery, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str
 ) -> None:
     run_points(nursery, places, tmp_path, fault, SHORT_POINTS, say)
 
@@ -226,6 +227,6 @@ def test_a_fault_at_sampled_system_calls(
 @pytest.mark.parametrize("place", ["disk", "tmpfs"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_every_system_call(
-    nursery: Any, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str
+    nursery: Nursery, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str
 ) -> None:
     run_points(nursery, places, tmp_path, fault, None, say)

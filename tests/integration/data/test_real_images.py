@@ -1,7 +1,7 @@
 """Real images in their own form train and draw, where `../shared/data` beside the repository holds them."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Observer:
     def notify(self, text: str) -> None:
         pass
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -1,7 +1,7 @@
 """What tests of the stages of preference learning share: a store, a tiny chat model, data, and contexts of stages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Listener:
         """Remember."""
         self.told.append(text)
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

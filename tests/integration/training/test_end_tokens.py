@@ -5,7 +5,7 @@ more rows than its tokenizer has tokens.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Listener:
         """Never."""
         return False
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.launch.bench import Bench
+
 
 def test_check_of_a_right_recipe(call: Any, recipe: Path) -> None:
     code, out, err = call("check", str(recipe))
@@ -95,7 +97,7 @@ def test_plan_table(call: Any, recipe: Path) -> None:
     assert out.count("to run") == 3
 
 
-def test_status_json_lists_runs_oldest_first(call: Any, bench: Any) -> None:
+def test_status_json_lists_runs_oldest_first(call: Any, bench: Bench) -> None:
     first, _ = bench.drive()
     second, _ = bench.drive()
     code, out, _ = call("status", "--json", "--store", bench.store.uri)
@@ -108,7 +110,7 @@ def test_status_json_lists_runs_oldest_first(call: Any, bench: Any) -> None:
     assert [stage["name"] for stage in listed[1]["stages"]] == ["base", "chat", "eval"]
 
 
-def test_status_of_one_run_in_words(call: Any, bench: Any) -> None:
+def test_status_of_one_run_in_words(call: Any, bench: Bench) -> None:
     record, _ = bench.drive()
     code, out, _ = call("status", "last", "--store", bench.store.uri)
     assert code == 0
@@ -116,7 +118,7 @@ def test_status_of_one_run_in_words(call: Any, bench: Any) -> None:
     assert "report.html" in out
 
 
-def test_store_ls_json(call: Any, bench: Any) -> None:
+def test_store_ls_json(call: Any, bench: Bench) -> None:
     bench.drive()
     code, out, _ = call("store", "ls", "--json", "--store", bench.store.uri)
     listed = {item["stage"]: item for item in json.loads(out)}
@@ -136,7 +138,7 @@ def test_a_store_that_is_not_there_holds_nothing(call: Any, tmp_path: Path) -> N
     assert not (tmp_path / "store").exists()
 
 
-def test_store_show_lineage_and_verify(call: Any, bench: Any) -> None:
+def test_store_show_lineage_and_verify(call: Any, bench: Bench) -> None:
     record, driven = bench.drive()
     at = ("--store", bench.store.uri)
     code, out, _ = call("store", "show", f"{record.run}/chat", *at)
@@ -149,7 +151,7 @@ def test_store_show_lineage_and_verify(call: Any, bench: Any) -> None:
     assert call("store", "verify", *at)[0] == 0
 
 
-def test_a_damaged_object_ends_verify_with_five(call: Any, bench: Any) -> None:
+def test_a_damaged_object_ends_verify_with_five(call: Any, bench: Bench) -> None:
     bench.drive()
     entry = bench.store.list_artifacts()[0].files["model/weights.bin"]
     path = bench.store.objects.local_path(entry.sha256)
@@ -160,7 +162,7 @@ def test_a_damaged_object_ends_verify_with_five(call: Any, bench: Any) -> None:
     assert entry.sha256[2:10] in err
 
 
-def test_a_name_can_stand_in_a_recipe(call: Any, bench: Any) -> None:
+def test_a_name_can_stand_in_a_recipe(call: Any, bench: Bench) -> None:
     record, driven = bench.drive()
     code, out, _ = call("store", "name", "good-one", f"{record.run}/base", "--store", bench.store.uri)
     assert (code, "store://good-one" in out) == (0, True)
@@ -168,7 +170,7 @@ def test_a_name_can_stand_in_a_recipe(call: Any, bench: Any) -> None:
     assert json.loads(out)["fingerprint"] == driven.results["base"].manifest.fingerprint
 
 
-def test_unknown_runs_stages_and_artifacts_end_with_two(call: Any, bench: Any) -> None:
+def test_unknown_runs_stages_and_artifacts_end_with_two(call: Any, bench: Bench) -> None:
     record, _ = bench.drive()
     at = ("--store", bench.store.uri)
     for arguments, named in (
@@ -184,7 +186,7 @@ def test_unknown_runs_stages_and_artifacts_end_with_two(call: Any, bench: Any) -
         assert "Traceback" not in err
 
 
-def test_report_is_written_again(call: Any, bench: Any, tmp_path: Path) -> None:
+def test_report_is_written_again(call: Any, bench: Bench, tmp_path: Path) -> None:
     record, _ = bench.drive()
     (record.local_folder / "report.html").unlink()
     code, out, _ = call("report", record.run, "--store", bench.store.uri)
@@ -194,7 +196,7 @@ def test_report_is_written_again(call: Any, bench: Any, tmp_path: Path) -> None:
     assert (tmp_path / "x" / "page.html").is_file()
 
 
-def test_logs_tell_the_drivers_notes(call: Any, bench: Any) -> None:
+def test_logs_tell_the_drivers_notes(call: Any, bench: Bench) -> None:
     record, _ = bench.drive()
     (record.local_folder / "logs" / "chat-1-rank-0.log").write_text("hello\n")
     (record.local_folder / "logs" / "base-1-verify-rank-0.log").write_text("checked\n")
@@ -247,7 +249,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], read_by: set[
     assert done.returncode == 0, done.stderr
 
 
-def test_store_pins_and_collects(call: Any, bench: Any) -> None:
+def test_store_pins_and_collects(call: Any, bench: Bench) -> None:
     record, _ = bench.drive()
     at = ("--store", bench.store.uri)
     code, out, _ = call("store", "pin", f"{record.run}/base", "--note", "paper", "--json", *at)
@@ -273,7 +275,7 @@ def test_store_pins_and_collects(call: Any, bench: Any) -> None:
     assert "is not pinned" in err
 
 
-def test_store_carries_bundles(call: Any, bench: Any, tmp_path: Path) -> None:
+def test_store_carries_bundles(call: Any, bench: Bench, tmp_path: Path) -> None:
     record, _ = bench.drive()
     at = ("--store", bench.store.uri)
     code, out, _ = call("store", "export", f"{record.run}/chat", str(tmp_path / "b"), "--bundle", "--lineage", *at)

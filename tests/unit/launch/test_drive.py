@@ -11,6 +11,7 @@ from cluster.protocol import Verdict, WorkerFailed
 from launch.report.progress import SilentView
 from launch.runs.execute_run import drive, ray_pool
 from recipes.errors import CapacityError, Preempted, StageError
+from tests.unit.launch.bench import Bench
 
 LOST = Verdict(kind="signal", message="signal 9 (SIGKILL): rank 0", rank=0, infrastructure=True)
 WRONG = Verdict(kind="exception", message="ValueError: no", rank=0, traceback="Traceback: ...", exit_code=4)
@@ -20,7 +21,7 @@ def kinds(record: Any) -> list[str]:
     return [event["event"] for event in record.events() if event["event"] not in ("phase", "progress")]
 
 
-def test_a_run_computes_every_stage_once_and_says_so(bench: Any) -> None:
+def test_a_run_computes_every_stage_once_and_says_so(bench: Bench) -> None:
     record, driven = bench.drive()
     assert [job["stage"] for job in bench.stages.jobs] == ["base", "chat", "eval"] == bench.stages.verified
     assert [result.cached for result in driven.results.values()] == [False] * 3
@@ -29,7 +30,7 @@ def test_a_run_computes_every_stage_once_and_says_so(bench: Any) -> None:
     assert {manifest.verification.how for manifest in bench.store.list_artifacts()} == {"clean-process"}
 
 
-def test_a_job_holds_what_a_stage_needs(bench: Any) -> None:
+def test_a_job_holds_what_a_stage_needs(bench: Bench) -> None:
     record, driven = bench.drive()
     job = bench.stages.jobs[1]
     base = driven.results["base"].manifest
@@ -41,7 +42,7 @@ def test_a_job_holds_what_a_stage_needs(bench: Any) -> None:
     assert job["recipe"]["cluster"]["workers"] == 1
 
 
-def test_a_second_run_is_cached_and_asks_for_no_worker(bench: Any) -> None:
+def test_a_second_run_is_cached_and_asks_for_no_worker(bench: Bench) -> None:
     first, _ = bench.drive()
     pools = bench.pools
     second, driven = bench.drive()
@@ -52,7 +53,7 @@ def test_a_second_run_is_cached_and_asks_for_no_worker(bench: Any) -> None:
     assert first.run != second.run
 
 
-def test_a_changed_stage_runs_again_with_what_depends_on_it(bench: Any) -> None:
+def test_a_changed_stage_runs_again_with_what_depends_on_it(bench: Bench) -> None:
     bench.drive()
     _, driven = bench.drive("stages.chat.train.steps=5")
     assert {name: result.cached for name, result in driven.results.items()} == {
@@ -62,13 +63,13 @@ def test_a_changed_stage_runs_again_with_what_depends_on_it(bench: Any) -> None:
     }
 
 
-def test_a_placement_change_runs_nothing_again(bench: Any) -> None:
+def test_a_placement_change_runs_nothing_again(bench: Bench) -> None:
     bench.drive()
     _, driven = bench.drive("stages.base.train.save_every=1", "stages.chat.shard.zero=3")
     assert all(result.cached for result in driven.results.values())
 
 
-def test_an_infrastructure_failure_is_tried_again_with_the_next_lease(bench: Any) -> None:
+def test_an_infrastructure_failure_is_tried_again_with_the_next_lease(bench: Bench) -> None:
     def fail_once(job: dict[str, Any], worker: Any) -> None:
         if job["stage"] == "chat" and job["attempt"] == 1:
             raise WorkerFailed(LOST)
@@ -81,7 +82,7 @@ def test_an_infrastructure_failure_is_tried_again_with_the_next_lease(bench: Any
     assert record.summary().state == "completed"
 
 
-def test_a_users_error_is_not_tried_again(bench: Any) -> None:
+def test_a_users_error_is_not_tried_again(bench: Bench) -> None:
     def fail(job: dict[str, Any], worker: Any) -> None:
         raise WorkerFailed(WRONG)
 
@@ -94,7 +95,7 @@ def test_a_users_error_is_not_tried_again(bench: Any) -> None:
     assert (summary.state, summary.exit_code, summary.stages[0].error) == ("failed", 4, "ValueError: no")
 
 
-def test_a_stop_that_the_workers_do_not_live_to_answer_is_no_failure(bench: Any) -> None:
+def test_a_stop_that_the_workers_do_not_live_to_answer_is_no_failure(bench: Bench) -> None:
     def end_with_the_group(job: dict[str, Any], worker: Any) -> None:
         if job["stage"] == "base" and job["attempt"] == 1:
             raise WorkerFailed(Verdict(kind="stopped", message="ended with the group: rank 0", infrastructure=True))
@@ -108,7 +109,7 @@ def test_a_stop_that_the_workers_do_not_live_to_answer_is_no_failure(bench: Any)
     assert record.summary().state == "completed"
 
 
-def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
+def test_a_stopped_run_is_resumed_where_it_was(bench: Bench) -> None:
     def stop(job: dict[str, Any], worker: Any) -> None:
         if job["stage"] == "chat" and job["attempt"] == 1:
             raise Preempted("state saved")
@@ -126,7 +127,7 @@ def test_a_stopped_run_is_resumed_where_it_was(bench: Any) -> None:
     assert [stage.state for stage in summary.stages] == ["committed"] * 3
 
 
-def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:
+def test_an_interrupted_run_says_how_to_go_on(bench: Bench) -> None:
     def interrupt(job: dict[str, Any], worker: Any) -> None:
         raise KeyboardInterrupt
 
@@ -139,7 +140,7 @@ def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:
     assert "resume" in (summary.message or "")
 
 
-def test_a_failed_gate_refuses_the_next_stage(bench: Any) -> None:
+def test_a_failed_gate_refuses_the_next_stage(bench: Bench) -> None:
     bench.stages.hook = lambda job, worker: {"gate": {"passed": False, "reasons": ["loss 9 > 5"]}}
     record = bench.record(bench.resolve())
     with pytest.raises(StageError, match=r"stages\.chat\.init_from: base failed its gate: loss 9 > 5"):
@@ -148,7 +149,7 @@ def test_a_failed_gate_refuses_the_next_stage(bench: Any) -> None:
     assert record.summary().exit_code == 4
 
 
-def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_them_again(bench: Any) -> None:
+def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_them_again(bench: Bench) -> None:
     bench.stages.refused = {"base"}
     with pytest.raises(StageError, match=r"not the live model's.*the trained state is kept: `trainwright resume"):
         bench.drive()
@@ -158,7 +159,7 @@ def test_files_that_fail_their_verification_are_withheld_and_a_resume_writes_the
     assert {manifest.stage for manifest in bench.store.list_artifacts()} == {"base", "chat", "eval"}
 
 
-def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Any) -> None:
+def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_where_asked(bench: Bench) -> None:
     bench.stages.refused = {"base"}
     with pytest.raises(StageError, match=r"stages\.chat\.init_from: base .*gate: verification: .*not the live model's"):
         bench.drive("stages.base.verification=ignore")
@@ -167,7 +168,7 @@ def test_files_that_fail_their_verification_are_committed_with_a_failed_gate_whe
     assert not base.gate.passed
 
 
-def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Any) -> None:
+def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: Bench) -> None:
     failed = {"gate": {"passed": False, "reasons": ["too bad"]}}
     bench.stages.hook = lambda job, worker: failed if job["stage"] == "base" else None
     record, _ = bench.drive("stages.chat.gate=ignore", "stages.eval.gate=ignore")
@@ -177,7 +178,7 @@ def test_an_ignored_gate_lets_the_chain_go_on_and_the_last_gate_counts(bench: An
         bench.drive("seed=5")
 
 
-def test_a_candidate_that_names_other_parents_is_never_committed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_that_names_other_parents_is_never_committed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage = bench.stages.run_stage
 
     def forge(job: dict[str, Any], worker: Any) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def test_a_candidate_that_names_other_parents_is_never_committed(bench: Any, mon
     assert [manifest.stage for manifest in bench.store.list_artifacts()] == ["base"]
 
 
-def test_a_stop_request_in_the_store_reaches_the_workers(bench: Any) -> None:
+def test_a_stop_request_in_the_store_reaches_the_workers(bench: Bench) -> None:
     def wait(job: dict[str, Any], worker: Any) -> None:
         if job["stage"] == "base":
             record.request_stop()
@@ -231,7 +232,7 @@ class BusySession:
         self.is_shut_down = True
 
 
-def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_the_wait_for_busy_resources(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     session = BusySession()
     monkeypatch.setattr("launch.runs.execute_run.start", lambda *arguments, **settings: session)
     monkeypatch.setattr("cluster.ray_group.RayGroup", lambda session, spec, on_wait: session.group(spec, on_wait))
@@ -244,7 +245,7 @@ def test_a_stop_ends_the_wait_for_busy_resources(bench: Any, monkeypatch: pytest
     assert record.summary().state == "stopped"
 
 
-def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any) -> None:
+def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Bench) -> None:
     from launch.report.collect import collect
 
     bench.drive()
@@ -254,7 +255,7 @@ def test_curves_of_a_cached_stage_come_from_the_run_that_computed_it(bench: Any)
     assert (record.local_folder / "report.html").read_text().count("<svg") >= 4
 
 
-def test_a_store_that_is_no_folder_keeps_logs_and_report_too(bench: Any) -> None:
+def test_a_store_that_is_no_folder_keeps_logs_and_report_too(bench: Bench) -> None:
     from launch.records.record import RunRecord
     from launch.runs.logs import read_logs
     from trainers.store.store import Store

@@ -11,6 +11,7 @@ from launch.records.histories import find_end, read_history
 from launch.records.journal import this_driver
 from launch.records.record import RunRecord
 from recipes.errors import Preempted, StageError
+from tests.unit.launch.bench import Bench
 
 
 def end_of(record: RunRecord) -> str:
@@ -40,7 +41,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "read_history", refuse)
 
 
-def test_an_ended_run_is_known_without_its_journal(bench: Any, unread: None) -> None:
+def test_an_ended_run_is_known_without_its_journal(bench: Bench, unread: None) -> None:
     record, driven = bench.drive()
     history = record.history()
     assert asdict(history.summary) == by_journal(record)["summary"]
@@ -52,7 +53,7 @@ def test_an_ended_run_is_known_without_its_journal(bench: Any, unread: None) -> 
     assert set(second.history().committed.values()) == {False}
 
 
-def test_a_run_is_the_origin_of_what_it_computed_without_its_journal(bench: Any, unread: None) -> None:
+def test_a_run_is_the_origin_of_what_it_computed_without_its_journal(bench: Bench, unread: None) -> None:
     first, driven = bench.drive()
     second, _ = bench.drive("stages.eval.gate=ignore")
     fingerprint = driven.results["chat"].manifest.fingerprint
@@ -61,7 +62,7 @@ def test_a_run_is_the_origin_of_what_it_computed_without_its_journal(bench: Any,
     assert records.origin_of(bench.store, "0" * 64, first.run) is None
 
 
-def test_a_failed_run_is_known_too(bench: Any, unread: None) -> None:
+def test_a_failed_run_is_known_too(bench: Bench, unread: None) -> None:
     bench.stages.hook = lambda job, worker: (_ for _ in ()).throw(StageError("no"))
     failed = bench.record(bench.resolve())
     with pytest.raises(Exception, match="no"):
@@ -70,7 +71,7 @@ def test_a_failed_run_is_known_too(bench: Any, unread: None) -> None:
     assert asdict(failed.history().summary) == by_journal(failed)["summary"]
 
 
-def test_a_resumed_run_is_known_by_its_last_driver(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_known_by_its_last_driver(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     record = bench.record(bench.resolve())
 
     def stop(job: dict[str, Any], worker: Any) -> None:
@@ -90,7 +91,7 @@ def test_a_resumed_run_is_known_by_its_last_driver(bench: Any, monkeypatch: pyte
     assert json.loads(record.folder.read(first_end))["summary"]["state"] == "stopped"
 
 
-def test_an_event_after_the_end_makes_it_stale(bench: Any) -> None:
+def test_an_event_after_the_end_makes_it_stale(bench: Bench) -> None:
     record, _ = bench.drive()
     assert find_end(record.folder) is not None
     (driver,) = (name for name in record.folder.names("journal") if not name.endswith(".json"))
@@ -101,14 +102,14 @@ def test_an_event_after_the_end_makes_it_stale(bench: Any) -> None:
     assert record.summary().state == "running"
 
 
-def test_a_driver_after_the_end_makes_it_stale(bench: Any) -> None:
+def test_a_driver_after_the_end_makes_it_stale(bench: Bench) -> None:
     record, _ = bench.drive()
     record.journal().write("run_started", driver=this_driver(), next_s=5)
     assert find_end(record.folder) is None
     assert record.summary().state == "running"
 
 
-def test_an_older_driver_that_still_writes_makes_the_end_stale(bench: Any) -> None:
+def test_an_older_driver_that_still_writes_makes_the_end_stale(bench: Bench) -> None:
     record = bench.record(bench.resolve())
     older = record.journal()
     older.write("run_started", driver=this_driver(), next_s=5)
@@ -118,7 +119,7 @@ def test_an_older_driver_that_still_writes_makes_the_end_stale(bench: Any) -> No
     assert find_end(record.folder) is None
 
 
-def test_a_driver_that_ends_while_another_drives_writes_no_end(bench: Any) -> None:
+def test_a_driver_that_ends_while_another_drives_writes_no_end(bench: Bench) -> None:
     record = bench.record(bench.resolve())
     ours, theirs = record.journal(), record.journal()
     ours.write("run_started", driver=this_driver(), next_s=5)
@@ -141,21 +142,21 @@ def test_a_driver_that_ends_while_another_drives_writes_no_end(bench: Any) -> No
     ],
     ids=str,
 )
-def test_an_end_that_is_damaged_or_of_a_later_version_is_not_used(bench: Any, changes: dict[str, Any]) -> None:
+def test_an_end_that_is_damaged_or_of_a_later_version_is_not_used(bench: Bench, changes: dict[str, Any]) -> None:
     record, _ = bench.drive()
     rewrite(record, **changes)
     assert find_end(record.folder) is None
     assert record.summary().state == "completed"
 
 
-def test_an_end_never_says_that_a_run_is_running(bench: Any) -> None:
+def test_an_end_never_says_that_a_run_is_running(bench: Bench) -> None:
     record, _ = bench.drive()
     summary = {**asdict(record.summary()), "state": "running"}
     rewrite(record, summary=summary)
     assert find_end(record.folder) is None
 
 
-def test_an_end_that_cannot_be_written_fails_no_run(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_end_that_cannot_be_written_fails_no_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise OSError("no room")
 
@@ -164,7 +165,7 @@ def test_an_end_that_cannot_be_written_fails_no_run(bench: Any, monkeypatch: pyt
     assert record.summary().state == "completed"
 
 
-def test_an_end_that_is_cut_off_is_named(bench: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_end_that_is_cut_off_is_named(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     record, _ = bench.drive()
     path = record.local_folder / end_of(record)
     path.chmod(0o644)

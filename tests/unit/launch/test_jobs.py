@@ -21,6 +21,7 @@ from launch.jobs.shared_files import ANSWER, look, read_question
 from launch.jobs.submit import submit
 from launch.records.record import RunRecord
 from recipes.errors import CapacityError, RecipeError, RequestError
+from tests.unit.launch.bench import Bench
 from trainers.store.collection import Keep, collect
 from trainers.store.store import Store
 
@@ -227,7 +228,7 @@ def test_files_that_a_node_lacks_or_has_otherwise_are_named(cluster: Cluster, re
 
 
 def test_uploaded_files_are_read_from_the_store_and_change_no_fingerprint(
-    cluster: Cluster, recipe: Path, store: Store, bench: Any
+    cluster: Cluster, recipe: Path, store: Store, bench: Bench
 ) -> None:
     said: list[str] = []
     run = submit(recipe, address=cluster.address, store=store.uri, is_upload=True, say=said.append)

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
 from launch.cli import main as cli
+from tests.unit.launch.bench import Bench
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
 MAPS = ("files", "parents", "inputs", "settled_by")
@@ -73,7 +74,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def forms(call: Any, bench: Any, recipe: Path, model: Path, tmp_path: Path) -> Callable[..., Any]:
+def forms(call: Any, bench: Bench, recipe: Path, model: Path, tmp_path: Path) -> Callable[..., Any]:
     """Call a command on a store with a run; returns what it prints with --json."""
     record, _ = bench.drive()
 
@@ -100,7 +101,7 @@ def test_recipes_and_runs(forms: Callable[..., Any], monkeypatch: pytest.MonkeyP
     assert keys_of(forms("doctor")) == known["doctor"]
 
 
-def test_stores(forms: Callable[..., Any], bench: Any) -> None:
+def test_stores(forms: Callable[..., Any], bench: Bench) -> None:
     known = documented()
     assert keys_of(forms("store", "import", "{model}", "--store", "{folder}/other")) == known["store import"]
     assert keys_of(forms("store", "ls")) == known["store ls"]

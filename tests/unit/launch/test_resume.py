@@ -14,11 +14,12 @@ from launch.runs.resume import resumable, with_placement
 from recipes.errors import Preempted, RecipeError, RequestError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
+from tests.unit.launch.bench import Bench
 from trainers.store.manifest import Layout, StateManifest
 
 
 @pytest.fixture
-def stopped(bench: Any) -> Any:
+def stopped(bench: Bench) -> Any:
     """A run that was stopped in its second stage."""
 
     def stop(job: dict[str, Any], worker: Any) -> None:
@@ -33,12 +34,12 @@ def stopped(bench: Any) -> Any:
     return record
 
 
-def test_the_resolved_recipe_is_read_back_as_it_was_written(bench: Any) -> None:
+def test_the_resolved_recipe_is_read_back_as_it_was_written(bench: Bench) -> None:
     resolved = bench.resolve("seed=7")
     assert Resolved.from_json(resolved.to_json()) == resolved
 
 
-def test_a_completed_run_has_nothing_to_resume(bench: Any) -> None:
+def test_a_completed_run_has_nothing_to_resume(bench: Bench) -> None:
     record, _ = bench.drive()
     said: list[str] = []
 
@@ -78,7 +79,7 @@ def test_placement_may_change(stopped: Any) -> None:
     assert resolved.recipe.cluster.max_retries == 0
 
 
-def test_a_resume_elsewhere_keeps_precision_and_engine(bench: Any) -> None:
+def test_a_resume_elsewhere_keeps_precision_and_engine(bench: Bench) -> None:
     settled = resolve(load_recipe(bench.recipe), bench.store, Workers(2, 0), Hardware(fast_bf16="amx_bf16"))
     record = bench.record(settled)
     # This machine's own hardware is not asked, whether single settings are changed or the recipe is given again.
@@ -116,7 +117,7 @@ def test_mathematics_that_were_mended_are_refused(stopped: Any, monkeypatch: pyt
         resumable(stopped, None, (), None)
 
 
-def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
+def test_a_run_that_is_still_driven_is_refused(bench: Bench) -> None:
     from launch.records.journal import this_driver
 
     record = bench.record(bench.resolve())
@@ -125,7 +126,7 @@ def test_a_run_that_is_still_driven_is_refused(bench: Any) -> None:
         resumable(record, None, (), None)
 
 
-def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Any) -> None:
+def test_a_run_whose_driver_was_killed_is_lost_and_can_be_resumed(bench: Bench) -> None:
     from launch.records.journal import this_driver
 
     record = bench.record(bench.resolve())
@@ -153,7 +154,7 @@ def commit_state(record: Any, stage: str, fingerprint: str, step: int) -> None:
     record.store.commit_state(manifest, lease)
 
 
-def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped: Any, bench: Any) -> None:
+def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped: Any, bench: Bench) -> None:
     old = {entry["name"]: entry["fingerprint"] for entry in stopped.raw["plan"]}
     commit_state(stopped, "chat", old["chat"], 2)
     override = ["stages.chat.train.steps=5", "stages.chat.train.optimizer.lr=0.5"]
@@ -177,7 +178,7 @@ def test_a_change_that_is_allowed_is_recorded_and_makes_an_id_of_its_own(stopped
     assert Resolved.from_json(found.to_json()) == found
 
 
-def test_a_stage_that_has_not_begun_is_simply_another(stopped: Any, bench: Any) -> None:
+def test_a_stage_that_has_not_begun_is_simply_another(stopped: Any, bench: Bench) -> None:
     override = ["stages.chat.train.steps=5"]
     found = resumable(stopped, None, override, None, ["stages.chat.train.steps"])
     assert found is not None
@@ -186,7 +187,7 @@ def test_a_stage_that_has_not_begun_is_simply_another(stopped: Any, bench: Any) 
     assert new == {stage.name: stage.fingerprint for stage in bench.resolve(*override).plan(None).stages}
 
 
-def test_an_allowed_change_reaches_the_workers_and_later_resumes(stopped: Any, bench: Any) -> None:
+def test_an_allowed_change_reaches_the_workers_and_later_resumes(stopped: Any, bench: Bench) -> None:
     commit_state(stopped, "chat", stopped.raw["plan"][1]["fingerprint"], 2)
     jobs: list[dict[str, Any]] = []
 

@@ -1,7 +1,7 @@
 """A tiny PPO: two layers of width 16 on a vocabulary of 24, the plain engine, prompts of one to four tokens."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -68,7 +68,7 @@ class Listener:
     def notify(self, text: str) -> None:
         """Nobody listens."""
 
-    def answers_stops(self, has_unsaved: Any) -> AbstractContextManager[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
         """Stops are answered everywhere."""
         return nullcontext()
 

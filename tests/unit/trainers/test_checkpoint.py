@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import StageError, StoreDamaged
+from tests.unit.trainers import tiny_training as tiny
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import LoopState, SourceState
@@ -20,7 +21,7 @@ STEPS = 8
 
 
 @pytest.mark.parametrize("stop_at", range(STEPS))
-def test_a_stop_after_any_step_changes_nothing(tiny: Any, uri: str, straight: str, stop_at: int) -> None:
+def test_a_stop_after_any_step_changes_nothing(uri: str, straight: str, stop_at: int) -> None:
     first = tiny.run(tiny.open_checkpoint(uri), save_every=3, stop_at=stop_at)
     second = tiny.run(tiny.open_checkpoint(uri), save_every=3)
     assert first.source.seen + second.source.seen == [[4 * step + row for row in range(4)] for step in range(STEPS)]
@@ -29,7 +30,7 @@ def test_a_stop_after_any_step_changes_nothing(tiny: Any, uri: str, straight: st
     assert second.outcome.steps_done == second.outcome.steps_planned == STEPS
 
 
-def test_a_resume_of_a_resume_of_a_resume_changes_nothing(tiny: Any, uri: str, straight: str) -> None:
+def test_a_resume_of_a_resume_of_a_resume_changes_nothing(uri: str, straight: str) -> None:
     seen = []
     for stop_at in (1, 3, 4, None):
         last = tiny.run(tiny.open_checkpoint(uri), save_every=1, stop_at=stop_at)
@@ -38,11 +39,11 @@ def test_a_resume_of_a_resume_of_a_resume_changes_nothing(tiny: Any, uri: str, s
     assert last.digest == straight
 
 
-def test_saving_does_not_disturb_training(tiny: Any, uri: str, straight: str) -> None:
+def test_saving_does_not_disturb_training(uri: str, straight: str) -> None:
     assert tiny.run(tiny.open_checkpoint(uri), save_every=1).digest == straight
 
 
-def test_a_finished_stage_that_is_resumed_trains_no_more(tiny: Any, uri: str, straight: str) -> None:
+def test_a_finished_stage_that_is_resumed_trains_no_more(uri: str, straight: str) -> None:
     tiny.run(tiny.open_checkpoint(uri))
     again = tiny.run(tiny.open_checkpoint(uri))
     assert again.source.seen == []
@@ -79,7 +80,7 @@ class Forgets:
 @pytest.mark.parametrize(
     "what", [f"{way} {group}" for way in ("out", "in") for group in ("param", "exp_avg", "exp_avg_sq")] + ["in steps"]
 )
-def test_an_engine_that_forgets_is_noticed_at_the_first_save(tiny: Any, uri: str, what: str) -> None:
+def test_an_engine_that_forgets_is_noticed_at_the_first_save(uri: str, what: str) -> None:
     engine: Any = Forgets(tiny.make_engine(), what)
     for step in range(2):
         for batch in tiny.Source().micro_batches(step):
@@ -92,9 +93,7 @@ def test_an_engine_that_forgets_is_noticed_at_the_first_save(tiny: Any, uri: str
 
 
 @pytest.mark.parametrize("group", ["param", "exp_avg", "exp_avg_sq"])
-def test_an_engine_that_forgets_at_a_later_save_is_refused_and_the_states_before_stay(
-    tiny: Any, uri: str, group: str
-) -> None:
+def test_an_engine_that_forgets_at_a_later_save_is_refused_and_the_states_before_stay(uri: str, group: str) -> None:
     checkpoint = tiny.open_checkpoint(uri)
     whole = tiny.make_engine()
     for step in (1, 2):
@@ -108,7 +107,7 @@ def test_an_engine_that_forgets_at_a_later_save_is_refused_and_the_states_before
     assert found[0].steps_done == 2
 
 
-def test_a_first_save_after_a_resume_that_forgets_covers_no_good_state(tiny: Any, uri: str) -> None:
+def test_a_first_save_after_a_resume_that_forgets_covers_no_good_state(uri: str) -> None:
     tiny.run(tiny.open_checkpoint(uri), save_every=1, stop_at=2)
     checkpoint = tiny.open_checkpoint(uri)
     engine: Any = Forgets(tiny.make_engine(), "out exp_avg")
@@ -120,9 +119,7 @@ def test_a_first_save_after_a_resume_that_forgets_covers_no_good_state(tiny: Any
     assert latest.step == 3
 
 
-def test_a_tensor_of_the_source_that_is_not_written_is_noticed(
-    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tensor_of_the_source_that_is_not_written_is_noticed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny.open_checkpoint(uri)
     checkpoint.save(tiny.make_engine(), LoopState(steps_done=1), SourceState())
     real = checkpoint_module.write_tensors
@@ -135,14 +132,14 @@ def test_a_tensor_of_the_source_that_is_not_written_is_noticed(
         checkpoint.flush()
 
 
-def test_a_source_whose_values_do_not_come_back_is_noticed(tiny: Any, uri: str) -> None:
+def test_a_source_whose_values_do_not_come_back_is_noticed(uri: str) -> None:
     with pytest.raises(StageError, match="values of the source"):
         tiny.open_checkpoint(uri).save(tiny.make_engine(), LoopState(steps_done=1), SourceState({"seen": (1, 2)}))
 
 
 @pytest.mark.parametrize("item", ["nothing", "total", "best", "steps_done", "lr step", "noise", *STATE_GROUPS])
 def test_leaving_one_item_out_of_a_resume_changes_the_result(
-    tiny: Any, uri: str, straight: str, monkeypatch: pytest.MonkeyPatch, item: str
+    uri: str, straight: str, monkeypatch: pytest.MonkeyPatch, item: str
 ) -> None:
     """Negative control: whatever of the state is not taken over shows in the digest; `nothing` left out is exact."""
     tiny.run(tiny.open_checkpoint(uri), stop_at=3)
@@ -177,7 +174,7 @@ def test_leaving_one_item_out_of_a_resume_changes_the_result(
 # How exact
 
 
-def test_the_class_of_exactness_is_derived_and_kept(tiny: Any, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_class_of_exactness_is_derived_and_kept(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.run(tiny.open_checkpoint(uri), stop_at=1)
     same = tiny.open_checkpoint(uri)
     tiny.run(same, stop_at=2)
@@ -186,12 +183,12 @@ def test_the_class_of_exactness_is_derived_and_kept(tiny: Any, uri: str, capsys:
     other = tiny.open_checkpoint(uri, versions={"torch": "2"})
     tiny.run(other, stop_at=3)
     assert other.exactness == "order-exact (torch: 1, then 2)"
-    back = tiny.open_checkpoint(uri, layout=tiny.layout.model_copy(update={"workers": 2}), versions={"torch": "2"})
+    back = tiny.open_checkpoint(uri, layout=tiny.LAYOUT.model_copy(update={"workers": 2}), versions={"torch": "2"})
     tiny.run(back, stop_at=4)
     assert back.exactness == "order-exact (torch: 1, then 2; workers: 1, then 2)"
 
 
-def test_a_changed_setting_makes_it_another_stage(tiny: Any, uri: str) -> None:
+def test_a_changed_setting_makes_it_another_stage(uri: str) -> None:
     tiny.run(tiny.open_checkpoint(uri), steps=4)
     with pytest.raises(StageError, match="belongs to fingerprint ffffffffffff, not eeeeeeeeeeee"):
         tiny.run(tiny.open_checkpoint(uri, fingerprint="e" * 64))

@@ -16,6 +16,7 @@ from torch import nn
 
 from recipes.errors import CapacityError, StoreDamaged
 from recipes.stages.optim import AdamW
+from tests.unit.trainers import tiny_training as tiny
 from trainers.checkpoint import checkpoint as checkpoint_module
 from trainers.checkpoint.background import BACKGROUND_NICENESS, BackgroundTask, HostBuffer
 from trainers.checkpoint.loop_state import LoopState, SourceState
@@ -33,7 +34,7 @@ STEPS = 8
 
 
 def test_training_goes_on_while_a_state_is_written_and_waits_at_the_next_save(
-    tiny: Any, uri: str, straight: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, straight: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer of the second save ends only when training is two steps further; a third never runs beside it."""
     real = checkpoint_module.write_tensors
@@ -62,7 +63,7 @@ def test_training_goes_on_while_a_state_is_written_and_waits_at_the_next_save(
     assert latest.step == STEPS
 
 
-def test_an_error_of_a_save_is_raised_at_the_next_step(tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_save_is_raised_at_the_next_step(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = checkpoint_module.write_tensors
     failed, further = threading.Event(), threading.Event()
 
@@ -90,7 +91,7 @@ def test_an_error_of_a_save_is_raised_at_the_next_step(tiny: Any, uri: str, monk
 
 
 def test_what_the_disk_did_not_keep_costs_no_older_state(
-    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bytes that change between the write and the reading back end the stage; the state before is gone on from."""
     real = Store.commit_state
@@ -113,7 +114,7 @@ def test_what_the_disk_did_not_keep_costs_no_older_state(
     assert "step 2) is used instead of" in caplog.text
 
 
-def test_the_last_save_is_waited_for(tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_save_is_waited_for(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = checkpoint_module.write_tensors
 
     def slow(*arguments: Any, **place: Any) -> Any:
@@ -128,9 +129,7 @@ def test_the_last_save_is_waited_for(tiny: Any, uri: str, monkeypatch: pytest.Mo
         assert latest.step == step
 
 
-def test_what_training_changes_meanwhile_is_not_in_the_state(
-    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_training_changes_meanwhile_is_not_in_the_state(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy is taken before `save` returns, of the engine and of the source."""
     release = threading.Event()
     real = checkpoint_module.write_tensors
@@ -163,7 +162,7 @@ def test_what_training_changes_meanwhile_is_not_in_the_state(
         assert torch.equal(piece.values, wanted[f"{piece.group}:{piece.name}"])
 
 
-def test_memory_is_flat_over_200_saves(tiny: Any, uri: str) -> None:
+def test_memory_is_flat_over_200_saves(uri: str) -> None:
     checkpoint, engine = tiny.open_checkpoint(uri), tiny.make_engine()
     sizes: list[int] = []
     for step in range(1, 201):
@@ -181,9 +180,7 @@ def test_memory_is_flat_over_200_saves(tiny: Any, uri: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_memory_is_flat_over_200_saves_of_a_state_that_would_show(
-    tiny: Any, uri: str, say: Callable[[str], None]
-) -> None:
+def test_memory_is_flat_over_200_saves_of_a_state_that_would_show(uri: str, say: Callable[[str], None]) -> None:
     """Five million parameters: a buffer that is kept once more than needed is 60 MB, and one in each save 11 GB."""
     module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(5)))
     state_bytes = 12 * sum(parameter.numel() for parameter in module.parameters())
@@ -236,7 +233,7 @@ def test_the_buffer_is_taken_once() -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_pauses_training_until_there_is_room(
-    tiny: Any, uri: str, straight: str, monkeypatch: pytest.MonkeyPatch, code: int
+    uri: str, straight: str, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     said: list[str] = []
     checkpoint = tiny.open_checkpoint(uri)
@@ -262,9 +259,7 @@ def test_a_full_disk_pauses_training_until_there_is_room(
     assert verify(Store.open(uri)).damage == []
 
 
-def test_without_room_for_too_long_the_last_good_state_stays(
-    tiny: Any, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_room_for_too_long_the_last_good_state_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.run(tiny.open_checkpoint(uri), stop_at=3)
     before = Store.open(uri).latest_state("run", "base")
     checkpoint = tiny.open_checkpoint(uri)

@@ -1,9 +1,8 @@
 """A stop while the loop evaluates, or asks whether a rule ends the stage: the state is saved and resumed exactly."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from recipes.errors import Preempted
 from recipes.stages.answers import Cadence
+from tests.unit.trainers import tiny_training as tiny
 from trainers.runtime.observer import Interrupted, counted, interruptible, raise_if_stopping
 from trainers.training import loop
 from trainers.training.loop import train
@@ -35,7 +35,7 @@ class Listener:
     heard: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     is_answered: bool = False
-    has_unsaved: Any = None
+    has_unsaved: Callable[[], bool] = None
     unsaved: list[tuple[str, bool]] = field(default_factory=list)
     """In each phase, whether something would be lost there."""
 
@@ -55,7 +55,7 @@ class Listener:
         return bool(times) and sum(heard == name for heard, _ in self.heard) >= times
 
     @contextlib.contextmanager
-    def answers_stops(self, has_unsaved: Any) -> Iterator[None]:
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
         self.is_answered, self.has_unsaved = True, has_unsaved
         yield
         self.is_answered = False
@@ -95,7 +95,7 @@ class Ruled:
         return "kl" if steps_done == self._ends_at else None
 
 
-def run(tiny: SimpleNamespace, uri: str, listener: Listener, **changes: Any) -> Any:
+def run(uri: str, listener: Listener, **changes: Any) -> Any:
     engine, source = tiny.make_engine(), changes.pop("source", None) or tiny.Source(12)
     wanted: dict[str, Any] = {"cadence": Cadence(100, 4), "evaluate": None, **changes}
     try:
@@ -114,7 +114,7 @@ def assert_equal(one: Any, other: Any) -> None:
     assert all(torch.equal(*pair) for pair in zip(one[1], other[1], strict=True))
 
 
-def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(tiny: SimpleNamespace, uri: str) -> None:
+def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(uri: str) -> None:
     def evaluation(listener: Listener) -> Any:
         return lambda: Evaluation({"loss": float(len(list(interruptible(batches(5), listener, "evaluate", 10))))})
 
@@ -130,9 +130,7 @@ def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(tiny: SimpleNa
 
 
 @pytest.mark.parametrize("rollouts", [2, 8, 19])
-def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(
-    tiny: SimpleNamespace, uri: str, rollouts: int
-) -> None:
+def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(uri: str, rollouts: int) -> None:
     def ruled(listener: Listener) -> Ruled:
         return Ruled(tiny.Source(12), listener, ends_at=7)
 
@@ -150,9 +148,7 @@ def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(
     assert all(torch.equal(*pair) for pair in zip(made[1], straight[1], strict=True))
 
 
-def test_a_rule_that_was_not_asked_for_would_be_lost(
-    tiny: SimpleNamespace, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rule_that_was_not_asked_for_would_be_lost(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of `is_judged`: without it the stage goes on past its rule."""
     stopped = Listener(stop_in=("rollout", 20))  # in the rollouts after step 7, which the rule ends
     run(tiny, uri, stopped, source=Ruled(tiny.Source(12), stopped, ends_at=7))
@@ -165,7 +161,7 @@ def test_a_rule_that_was_not_asked_for_would_be_lost(
 
 
 def test_between_two_states_a_stop_waits_only_where_the_next_one_is_near(
-    tiny: SimpleNamespace, uri: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Seldom(Ruled):
         def can_save(self, steps_done: int) -> bool:
@@ -179,7 +175,7 @@ def test_between_two_states_a_stop_waits_only_where_the_next_one_is_near(
         assert ("the state after 6 is saved" if saved else "there is no state yet") in said
 
 
-def test_a_stop_is_answered_in_the_loop_alone(tiny: SimpleNamespace, uri: str) -> None:
+def test_a_stop_is_answered_in_the_loop_alone(uri: str) -> None:
     listener = Listener()
     seen = []
 
@@ -195,7 +191,7 @@ def test_a_stop_is_answered_in_the_loop_alone(tiny: SimpleNamespace, uri: str) -
     assert not listener.is_answered
 
 
-def test_a_stop_has_to_be_answered_where_steps_would_be_lost(tiny: SimpleNamespace, uri: str) -> None:
+def test_a_stop_has_to_be_answered_where_steps_would_be_lost(uri: str) -> None:
     listener = Listener()
     checkpoint = tiny.open_checkpoint(uri)
     evaluate = lambda: Evaluation({"loss": 1.0})  # noqa: E731

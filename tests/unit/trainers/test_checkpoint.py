@@ -15,7 +15,7 @@ from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import LoopState, SourceState
 from trainers.engine.protocol import STATE_GROUPS, StateSlice
 from trainers.store.store import Store
-from trainers.training import loop as loop_module
+from trainers.training import optimiser_step
 
 STEPS = 8
 
@@ -157,8 +157,10 @@ def test_leaving_one_item_out_of_a_resume_changes_the_result(
         elif item == "steps_done":
             loop = replace(loop, steps_done=loop.steps_done - 1)
         elif item == "noise":
-            real_seed = loop_module._noise_seed
-            monkeypatch.setattr(loop_module, "_noise_seed", lambda seed, step, batch: real_seed(seed, step - 1, batch))
+            real_seed = optimiser_step._noise_seed
+            monkeypatch.setattr(
+                optimiser_step, "_noise_seed", lambda seed, step, batch: real_seed(seed, step - 1, batch)
+            )
         elif item in STATE_GROUPS:
             for piece in engine.state_out():
                 if piece.group == item:

@@ -4,10 +4,10 @@ in batches that the number of ranks does not change.
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -17,14 +17,16 @@ from recipes.data.text import Source
 from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.dataset import DataLayout, Dataset
+from trainers.data.dataset import Contents, DataLayout, Dataset, Fate
 from trainers.data.encoding import TextSettings
 from trainers.data.image_processor import load_image_processor
+from trainers.data.layouts.arrays import cut_up
 from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
 from trainers.data.layouts.registry import LAYOUTS, text_layout
 from trainers.data.layouts.stream import Stream
 from trainers.data.materialise import DataRequest, find_dataset, materialise, stored_as
+from trainers.data.rows import Row
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.models.small_llava import write_small_llava
 from trainers.store.store import Store
@@ -178,3 +180,40 @@ def test_files_of_an_older_format_are_built_again(
     monkeypatch.undo()
     assert find_dataset(older.digest, store) is None
     same(older, materialise(request, store))
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A layout that no stage has: the characters of each text."""
+
+    name: ClassVar[str] = "characters"
+    version: ClassVar[int] = 1
+    sides: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["text"]] = "text"
+    text: ClassVar[None] = None
+
+    def identity(self) -> dict[str, Any]:
+        return {"role": "characters"}
+
+    def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, np.ndarray]]:
+        return ((row, np.frombuffer(row.columns["text"].encode(), dtype=np.uint8)) for row in rows)
+
+    def arrays(self, encoded: Iterable[tuple[Row, np.ndarray]], fate: Fate) -> Contents:
+        kept = list(encoded)
+        arrays = cut_up("text", [codes for _, codes in kept], np.uint8)
+        return Contents({**arrays}, [row.id for row, _ in kept], {"sequences": len(kept)}, learns_nothing=not kept)
+
+    @staticmethod
+    def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
+        return [bytes(dataset.cut("text_ids", row)).decode() for row in rows]
+
+
+def test_a_layout_is_one_class_and_its_registration(
+    request_of: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAYOUTS, Characters.name, Characters)
+    request = replace(request_of("packed"), layout=Characters())
+    same(materialise(request, store), materialise(request, store))
+    plan = BatchPlan(materialise(request, store), 0, NUM_ROWS, 1, 0, 3)
+    read = [text for batch in plan.micro_batches(0) for text in batch]  # type: ignore[union-attr]
+    assert sorted(read) == sorted(ROWS["packed"](number)["text"] for number in range(NUM_ROWS))

@@ -1,5 +1,6 @@
 """Which layouts there are, and which one rows of text take."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from trainers.data.columns import RowRole
@@ -15,11 +16,6 @@ from trainers.data.layouts.seq2seq import Seq2Seq
 from trainers.data.layouts.stream import Stream
 from trainers.data.rows import Row
 
-LAYOUTS: dict[str, type[DataLayout]] = {
-    layout.name: layout for layout in (Packed, Stream, Labelled, Seq2Seq, Pairs, Prompts, ImageText, Images)
-}
-"""By the names under which sets know them."""
-
 
 class TextLayout(DataLayout, Protocol):
     """A layout of rows of text alone."""
@@ -32,18 +28,17 @@ class TextLayout(DataLayout, Protocol):
         """Return a row's text as a model reads it, with its targets; of a pair the chosen answer."""
 
 
+TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs, Prompts)
+"""Each takes the rows of its role."""
+LAYOUTS: dict[str, type[DataLayout]] = {
+    layout.name: layout for layout in (Packed, Stream, ImageText, Images, *TEXT_LAYOUTS)
+}
+"""By the names under which sets know them."""
+
+
 def text_layout(role: RowRole, text: TextSettings) -> TextLayout:
-    """Return the layout of rows that are read for a role; streams and rows with images are asked for by their class."""
-    match role:
-        case "text" | "instructions":
-            return Packed(text, role)
-        case "labels":
-            return Labelled(text)
-        case "seq2seq":
-            return Seq2Seq(text)
-        case "preferences":
-            return Pairs(text)
-        case "prompts":
-            return Prompts(text)
-        case "image_text":
-            raise ValueError("rows with images need the processor of a model")
+    """Return the layout of rows of text alone that are read for a role; a stream is asked for by its class."""
+    if role == "text" or role == "instructions":
+        return Packed(text, role)
+    by_role: dict[RowRole, Callable[[TextSettings], TextLayout]] = {layout.role: layout for layout in TEXT_LAYOUTS}
+    return by_role[role](text)

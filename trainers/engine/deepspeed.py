@@ -164,12 +164,8 @@ class DeepSpeedEngine:
         if self._flat is not None:
             yield from replicated_state(self._flat)
             return
-        for group in STATE_GROUPS:
-            for name, parameter in self._parameters.items():
-                owned = self._owned(parameter, group)
-                if owned is not None:
-                    start, values = owned
-                    yield StateSlice(group, name, self._shapes[name], start, values.detach())
+        for group, name, start, values in self._partition():
+            yield StateSlice(group, name, self._shapes[name], start, values.detach())
 
     @torch.no_grad()
     def state_in(self, read: ReadState, *, steps_applied: int) -> None:
@@ -178,12 +174,8 @@ class DeepSpeedEngine:
         if self._flat is not None:
             load_replicated_state(self._flat, read, steps_applied)
             return
-        for group in STATE_GROUPS:
-            for name, parameter in self._parameters.items():
-                owned = self._owned(parameter, group)
-                if owned is not None:
-                    start, values = owned
-                    values.copy_(read(group, name, start, start + values.numel()))
+        for group, name, start, values in self._partition():
+            values.copy_(read(group, name, start, start + values.numel()))
         for flat in self._flat_masters():
             self._torch_optimizer.state[flat]["step"].fill_(steps_applied)
         if self._zero == 3:
@@ -201,6 +193,14 @@ class DeepSpeedEngine:
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
         if optimizer.persistent_parameters:  # these stay whole on every rank
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+    def _partition(self) -> Iterator[tuple[StateGroup, str, int, Tensor]]:
+        """Yield this rank's fragments: group, parameter, where it starts, and the fragment as a flat view."""
+        for group in STATE_GROUPS:
+            for name, parameter in self._parameters.items():
+                owned = self._owned(parameter, group)
+                if owned is not None:
+                    yield group, name, *owned
 
     def _owned(self, parameter: nn.Parameter, group: StateGroup) -> tuple[int, Tensor] | None:
         """Return where this rank's fragment of a parameter starts, and the fragment as a flat view."""

@@ -26,6 +26,12 @@ MADE_UP = {
     "b.txt",
     "trainers/data/sources/yaml_files.py",
     "trainers/evaluation/suites/next_token.py",
+    "recipes/stages/dpo.py",
+    "rlhf/text/dpo_stage.py",
+    "recipes/models/images/flow.py",
+    "trainers/models/images/flow.py",
+    "recipes/image/flow.yaml",
+    "rlhf/algorithms/leave_one_out.py",
 }
 """Names of a reader's own files; tests/e2e/test_extending.py writes the modules."""
 

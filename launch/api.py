@@ -27,7 +27,7 @@ from launch.records.record import RunRecord, all_runs
 from launch.records.stage_result import StageResult
 from launch.records.standing import standing
 from launch.report.progress import SilentView, View
-from launch.runs.execute_run import Driven, drive
+from launch.runs.execute_run import RunOutcome, execute_run
 from launch.runs.resume import resumable
 from recipes.errors import RequestError
 from recipes.loaded_recipe import LoadedRecipe
@@ -100,17 +100,17 @@ def run(
     opened = Store.open(store)
     resolved = prepare(recipe, overrides, smoke, opened, address, fetches=True)
     record = new_record(opened, resolved)
-    return _finish(record, drive(record, resolved, address, view))
+    return _finish(record, execute_run(record, resolved, address, view))
 
 
-def _finish(record: RunRecord, driven: Driven) -> RunResult:
-    return RunResult(record.run, record.store.uri, driven.results, driven.report)
+def _finish(record: RunRecord, outcome: RunOutcome) -> RunResult:
+    return RunResult(record.run, record.store.uri, outcome.results, outcome.report)
 
 
-def drive_submitted(run: str, *, store: str | None, address: str | None, view: View) -> RunResult:
+def run_submitted(run: str, *, store: str | None, address: str | None, view: View) -> RunResult:
     """Drive a run whose folder another machine has written."""
     record = RunRecord.open(Store.open(store), run)
-    return _finish(record, drive(record, record.resolved(), address, view))
+    return _finish(record, execute_run(record, record.resolved(), address, view))
 
 
 def resume(
@@ -152,7 +152,7 @@ def resume(
         view.say(f"{record.run} is submitted again to {address} with {_workers_text(resolved)}")
         return RunResult(record.run, record.store.uri, {}, None)
     view.say(f"resuming {record.run} with {_workers_text(resolved)}")
-    return _finish(record, drive(record, resolved, address, view))
+    return _finish(record, execute_run(record, resolved, address, view))
 
 
 def _workers_text(resolved: Resolved) -> str:

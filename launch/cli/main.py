@@ -120,7 +120,7 @@ def run(
     from launch.report.progress import build_view
 
     if submitted is not None:
-        api.drive_submitted(submitted, store=store, address=address, view=build_view())
+        api.run_submitted(submitted, store=store, address=address, view=build_view())
         return
     if recipe is None:
         raise RequestError("give a recipe: trainwright run RECIPE")

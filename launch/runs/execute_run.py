@@ -48,7 +48,7 @@ MakePool = Callable[[PoolRequest], WorkerPool]
 
 
 @dataclass
-class Driven:
+class RunOutcome:
     """What a run came to."""
 
     results: dict[str, StageResult] = field(default_factory=dict)
@@ -109,11 +109,11 @@ def ray_pool(request: PoolRequest) -> WorkerPool:
     return pool
 
 
-def drive(
+def execute_run(
     record: RunRecord, resolved: Resolved, address: str | None, view: View, make_pool: MakePool = ray_pool
-) -> Driven:
+) -> RunOutcome:
     """Walk the plan; the journal ends with the run's state, whatever happens to it short of SIGKILL."""
-    driven = Driven()
+    outcome = RunOutcome()
     stop = StopSignal()
     record.store.wait_for_room(ROOM_WAIT_S, view.say)
     journal = record.journal()
@@ -124,7 +124,7 @@ def drive(
     _write_start(journal, resolved, address)
     try:
         with (
-            _closing(record, journal, view, driven),
+            _closing(record, journal, view, outcome),
             stop_on_signals(stop) as install_handlers,
             log_folder_of(record) as log_folder,
             Heartbeat(journal, events.latest, stop, lambda: record.num_stops() > num_stops, events.show_silence),
@@ -148,22 +148,22 @@ def drive(
                 events=events,
                 pool=assemble,
                 stop=stop,
-                results=driven.results,
+                results=outcome.results,
             )
             try:
                 executor.walk()
             except (StageError, StoreDamaged, CapacityError):
-                driven.failed = next((s.name for s in plan.stages if s.name not in driven.results), None)
+                outcome.failed = next((s.name for s in plan.stages if s.name not in outcome.results), None)
                 raise
-            refused = unanswered_gates(resolved, driven.results)
+            refused = unanswered_gates(resolved, outcome.results)
             if refused:
                 raise StageError("\n".join(refused))
     finally:
-        view.results(result_rows(plan, driven.results, driven.failed))
-        driven.report = _write_report(record, journal, view)
+        view.results(result_rows(plan, outcome.results, outcome.failed))
+        outcome.report = _write_report(record, journal, view)
         _write_end(record, journal, view)
         view.close()
-    return driven
+    return outcome
 
 
 def _write_start(journal: Journal, resolved: Resolved, address: str | None) -> None:
@@ -181,7 +181,7 @@ def _write_start(journal: Journal, resolved: Resolved, address: str | None) -> N
 
 
 @contextlib.contextmanager
-def _closing(record: RunRecord, journal: Journal, view: View, driven: Driven) -> Iterator[None]:
+def _closing(record: RunRecord, journal: Journal, view: View, outcome: RunOutcome) -> Iterator[None]:
     """Write how the run ended as its last event."""
     try:
         yield

@@ -27,7 +27,7 @@ from launch.inputs.digests import data_digests
 from launch.inputs.resolve import resolve
 from launch.records.new_run import new_record
 from launch.report.progress import SilentView
-from launch.runs.execute_run import RUN_STAGE, VERIFY_CANDIDATE, PoolRequest, drive
+from launch.runs.execute_run import RUN_STAGE, VERIFY_CANDIDATE, PoolRequest, execute_run
 from launch.runs.worker_pool import StageWorkers
 from recipes.errors import StageError, TrainwrightError
 from recipes.loading.load import load_recipe
@@ -165,8 +165,8 @@ def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[
     def pool(request: PoolRequest) -> StageWorkers:
         return StageWorkers(lambda spec: OneProcess(spec, processes), RUN_STAGE, VERIFY_CANDIDATE, request.log_folder)
 
-    driven = drive(record, record.resolved(), None, SilentView(), pool)
-    return {stage: describe(result.manifest, store, record.run) for stage, result in driven.results.items()}
+    outcome = execute_run(record, record.resolved(), None, SilentView(), pool)
+    return {stage: describe(result.manifest, store, record.run) for stage, result in outcome.results.items()}
 
 
 def _take_models_in(name: str, store: Store, folder: Path) -> None:

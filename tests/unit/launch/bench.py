@@ -16,7 +16,7 @@ from launch.inputs.resolve import resolve
 from launch.inputs.resolved import Resolved
 from launch.records.record import RunRecord
 from launch.report.progress import SilentView
-from launch.runs.execute_run import Driven, PoolRequest, drive
+from launch.runs.execute_run import PoolRequest, RunOutcome, execute_run
 from launch.runs.worker_pool import StageWorkers
 from recipes.errors import VerificationError
 from recipes.loading.load import load_recipe
@@ -136,10 +136,10 @@ class Bench:
 
         return new_record(self.store, resolved)
 
-    def drive(self, *overrides: str, record: RunRecord | None = None) -> tuple[RunRecord, Driven]:
+    def drive(self, *overrides: str, record: RunRecord | None = None) -> tuple[RunRecord, RunOutcome]:
         resolved = self.resolve(*overrides) if record is None else record.resolved()
         record = record or self.record(resolved)
-        return record, drive(record, resolved, None, SilentView(), self.pool)
+        return record, execute_run(record, resolved, None, SilentView(), self.pool)
 
 
 def trainwright(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.protocol import Verdict, WorkerFailed
 from launch.report.progress import SilentView
-from launch.runs.execute_run import drive, ray_pool
+from launch.runs.execute_run import execute_run, ray_pool
 from recipes.errors import CapacityError, Preempted, StageError
 from tests.unit.launch.bench import Bench
 
@@ -240,7 +240,7 @@ def test_a_stop_ends_the_wait_for_busy_resources(bench: Bench, monkeypatch: pyte
     view = SilentView()
     monkeypatch.setattr(view, "say", lambda text: record.request_stop() if text.startswith("waiting") else None)
     with pytest.raises(Preempted, match="stopped while it waited for resources; continue it with"):
-        drive(record, record.resolved(), "10.0.0.1:6379", view, ray_pool)
+        execute_run(record, record.resolved(), "10.0.0.1:6379", view, ray_pool)
     assert session.is_shut_down
     assert record.summary().state == "stopped"
 

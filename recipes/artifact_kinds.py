@@ -10,4 +10,4 @@ ArtifactKind = (
     Literal["model", "adapter", "reward_model", "actor_critic", "report", "tokenizer", "dataset", "text_classifier"]
     | ImageKind
 )
-"""The kind of an artifact in its manifest; `actor_critic` holds all outputs of a PPO stage."""
+"""The kind of an artifact in its manifest; `actor_critic` holds an actor and the critic that learned with it."""

@@ -22,7 +22,7 @@ HEAD = "value_head."
 
 
 class Critic:
-    """The critic of the four models; `tensors` are their whole parameters by name."""
+    """The critic of a stage; `tensors` are the whole parameters of its models by name."""
 
     def __init__(self, models: PolicyModels, tensors: Mapping[str, Tensor]) -> None:
         self._models = models

@@ -233,7 +233,7 @@ def test_the_commands_draw_and_score(chain: Chain, tmp_path: Path) -> None:
 def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -> None:
     store = chain[0].uri
     grid = tmp_path / "grid.png"
-    with pytest.raises(RequestError, match="is a classifier; it draws no images"):
+    with pytest.raises(RequestError, match="is an image classifier; it draws no images"):
         draw_grid("store://judge", grid, store=store)
     with pytest.raises(RequestError, match="is not class-conditional"):
         draw_grid("store://flat", grid, store=store, label="3")

@@ -37,7 +37,7 @@ class Route:
 class PolicyModels(nn.Module):
     """Actor, reference, reward model and, where there is one, critic over as few networks as their weights allow.
 
-    With LoRA one frozen network serves all of them: under the adapters of actor, critic and reward model, and without them
+    With LoRA one frozen network serves all: under the adapters of actor, critic and reward model, and without them
     as the reference; what its start had learned as adapters is on throughout. Under ZeRO-3 every forward is collective:
     all ranks ask the same roles equally often.
     """

@@ -239,7 +239,7 @@ def test_requests_that_make_no_sense_are_refused(chain: Chain, tmp_path: Path) -
         draw_grid("store://flat", grid, store=store, label="3")
     with pytest.raises(RequestError, match="gives no score of a single image"):
         score("store://pixel", "digits", store=store)
-    with pytest.raises(RequestError, match="is no variational autoencoder"):
+    with pytest.raises(RequestError, match="is a diffusion model; an autoencoder is needed here"):
         reconstruct("store://pixel", "digits", grid, store=store)
     with pytest.raises(RequestError, match="is of kind report"):
         draw_grid("store://eval", grid, store=store)

@@ -1,6 +1,7 @@
 """A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -27,11 +28,11 @@ from trainers.models.folders import model_config
 from trainers.models.load import longest_input, model_family
 from trainers.runtime.precision import dtype_of
 from trainers.store.manifest import ArtifactManifest
+from trainers.training.candidate import upload_candidate
 from trainers.training.context import (
     Candidate,
     Check,
     StageContext,
-    candidate_folder,
     check_tokenizers,
     model_folder,
     model_weights,
@@ -154,30 +155,31 @@ class TextModels:
                 critic_probe = None if critic is None else critic.probe()
         if probes is None:
             return None
-        with candidate_folder() as folder:
-            checks = write_trained(folder, trained, policy, whole, self.context, probes)
-            if critic is not None:
-                critic.write(folder / "critic", tokenization, trained.dtype)
-            files = self.context.store.objects.put_folder(folder)
-        if critic_probe is not None:
-            checks = [Check("value_model", "critic", put_probe(self.context.store, critic_probe)), *checks]
-        return Candidate(
-            kind=self._kind,
-            files=files,
-            checks=tuple(checks),
-            outcome=outcome.outcome.ending(),
+        found = probes
+
+        def write(folder: Path) -> list[Check]:
+            checks = write_trained(folder, trained, policy, whole, self.context, found)
+            if critic is None or critic_probe is None:
+                return checks
+            critic.write(folder / "critic", tokenization, trained.dtype)
+            return [Check("value_model", "critic", put_probe(self.context.store, critic_probe)), *checks]
+
+        return upload_candidate(
+            self._kind,
+            write,
+            self.context,
+            checkpoint,
+            outcome.outcome,
             metrics={
                 **outcome.metrics,
                 "response_tokens": int(outcome.outcome.weight),
                 "data": self.data.prompts.report.to_json(),
             },
             gate_reasons=outcome.gate_reasons,
+            architecture=model_config(trained.model.config, "language_model", trained.dtype),
             contract=tokenization.contract_hash,
             base=trained.base(self.context),
             stack=trained.lower_stack,
-            architecture=model_config(trained.model.config, "language_model", trained.dtype),
-            exactness=checkpoint.exactness,
-            changes=tuple(checkpoint.made_changes),
         )
 
     @property

@@ -17,15 +17,7 @@ from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_stack
-from trainers.models.verification import (
-    MergeLoss,
-    Probe,
-    compare_merge,
-    compare_outputs,
-    demand_same_weights,
-    in_fp32,
-    weight_digests,
-)
+from trainers.models.verification import MergeLoss, OpenedFiles, Probe
 from trainers.models.vision_language import demand_fitting, probe_pixels
 from trainers.runtime.precision import exact_matmul
 from trainers.store.adapters import Weights
@@ -115,10 +107,7 @@ def probe(model: nn.Module, kind: ModelKind, weights: Iterable[tuple[str, Tensor
     ]
     ids = before + ids[:PROBE_TOKENS]
     dtype = next(iter(model.parameters())).dtype
-    digests = weight_digests(weights, dtype)
-    with in_fp32(model):
-        outputs = _outputs(model, kind, ids)
-    return Probe(ids, outputs, dtype, digests)
+    return Probe.of(model, lambda: _outputs(model, kind, ids), weights, dtype, ids)
 
 
 def _features_of_an_image(model: Any) -> int:
@@ -169,11 +158,14 @@ def verify_folder(
     model.eval()
     if expected is None:
         return 0.0, None
+    token_ids = expected.token_ids
+
+    def outputs() -> np.ndarray:
+        with active_adapters(model, names):
+            return _outputs(model, kind, token_ids)
+
     where = folder.name if adapter is None else f"{folder.name} with {adapter.name}"
-    demand_same_weights(where, weight_digests(file_weights(model, names[:-1]).items(), dtype), expected.weights)
-    with active_adapters(model, names):
-        difference = compare_outputs(where, model, lambda: _outputs(model, kind, expected.token_ids), expected.outputs)
-    return difference, None if merged is None else compare_merge(model, merged, dtype, merged.name, names)
+    return OpenedFiles(where, model, file_weights(model, names[:-1]), outputs, names).compare(expected, merged)
 
 
 def file_weights(model: Any, below: Sequence[str] = ()) -> dict[str, Tensor]:

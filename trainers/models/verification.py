@@ -45,6 +45,19 @@ class Probe:
     weights: Mapping[str, str] = field(default_factory=dict)
     """Digest of each tensor in `dtype`, by its name in the files; an adapter's by its name in peft's."""
 
+    @staticmethod
+    def of(
+        module: nn.Module,
+        forward: Forward,
+        weights: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        token_ids: Sequence[int] = (),
+    ) -> "Probe":
+        """Probe a live model: `forward` runs it on the fixed inputs, `weights` are its tensors by names in files."""
+        digests = weight_digests(weights, dtype)
+        with in_fp32(module):
+            return Probe(list(token_ids), forward(), dtype, digests)
+
     def to_bytes(self) -> bytes:
         """Serialise as safetensors."""
         digests = json.dumps(dict(self.weights), sort_keys=True).encode()
@@ -72,6 +85,35 @@ class MergeLoss:
     """Norm of the rounding over the norm of the update: 0 keeps the update whole, 1 swallows as much as there is."""
     unchanged: float
     """Share of the adapted weights that the update moved in fp32 and that are still the base's in the files."""
+
+
+@dataclass(frozen=True)
+class OpenedFiles:
+    """Files of a candidate, opened as strictly as the ecosystem's own classes do; each family says how."""
+
+    where: str
+    """As errors name the files."""
+    module: Any
+    weights: Mapping[str, Tensor]
+    """By their names in the files."""
+    outputs: Forward | None
+    """Runs the module on the probe's inputs; None: of an adapter, whose merged model is compared by itself."""
+    adapters: Sequence[str] = ("default",)
+    """Names of the adapters that the module has, the lowest first."""
+
+    def compare(self, expected: Probe, merged: Path | None) -> tuple[float, MergeLoss | None]:
+        """Return the output difference over the outputs' size, and what merging has lost; `merged` holds the same model
+        with all adapters merged.
+
+        Raises VerificationError where the files are not the live model's.
+        """
+        demand_same_weights(self.where, weight_digests(self.weights.items(), expected.dtype), expected.weights)
+        difference = 0.0
+        if self.outputs is not None:
+            difference = compare_outputs(self.where, self.module, self.outputs, expected.outputs)
+        if merged is None:
+            return difference, None
+        return difference, compare_merge(self.module, merged, expected.dtype, merged.name, self.adapters)
 
 
 def weight_digests(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> dict[str, str]:

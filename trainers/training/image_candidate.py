@@ -1,6 +1,7 @@
 """The candidate of a trained model of images: probed, written with its adapter where it has one, uploaded."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.models.folders import write_adapter
 from trainers.models.images.build import Blueprint, probe_adapter, probe_family, write_family
-from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
+from trainers.training.candidate import upload_candidate
+from trainers.training.context import Candidate, Check, StageContext, put_probe
 from trainers.training.outcome import Outcome
 
 
@@ -34,27 +36,26 @@ def write_image_candidate(
     """
     if context.ranks.rank != 0:
         return None
-    base: str | None = None
-    family = blueprint.with_weights(weights, dtype)
-    probe = put_probe(context.store, probe_family(family, dtype))
-    checks = [Check("image", "model", probe)]
-    with candidate_folder() as folder:
-        if adapter is not None:
-            base = context.inputs[base_input].digest
+    base = None if adapter is None else context.inputs[base_input].digest
+
+    def write(folder: Path) -> list[Check]:
+        family = blueprint.with_weights(weights, dtype)
+        checks = [Check("image", "model", put_probe(context.store, probe_family(family, dtype)))]
+        if adapter is not None and base is not None:
             write_adapter(folder / "adapter", peft_config, adapter.items(), base_digest=base, dtype=dtype)
             own = put_probe(context.store, probe_adapter(adapter, dtype))
             checks.append(Check("image", "model", own, adapter="adapter", base=base_input, merged="model"))
         write_family(folder / "model", family, blueprint, weights, dtype)
-        files = context.store.objects.put_folder(folder)
-    return Candidate(
-        kind=blueprint.architecture.kind(),
-        files=files,
-        checks=tuple(checks),
-        base=base,
-        outcome=outcome.ending(),
+        return checks
+
+    return upload_candidate(
+        blueprint.architecture.kind(),
+        write,
+        context,
+        checkpoint,
+        outcome,
         metrics=metrics,
         gate_reasons=gate_reasons,
         architecture={**blueprint.architecture.model_dump(mode="json"), "classes": list(blueprint.facts.classes)},
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
+        base=base,
     )

@@ -27,7 +27,8 @@ from trainers.models.lora import (
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import Probe
 from trainers.store.adapters import whole_part
-from trainers.training.context import Candidate, Check, StageContext, candidate_folder, put_probe
+from trainers.training.candidate import upload_candidate
+from trainers.training.context import Candidate, Check, StageContext, put_probe
 from trainers.training.outcome import Outcome
 
 
@@ -134,22 +135,19 @@ def write_text_candidate(
         probes = trained.probes(whole) if context.ranks.rank == 0 else None
     if probes is None:
         return None
-    with candidate_folder() as folder:
-        checks = write_trained(folder, trained, tensors, whole, context, probes)
-        files = context.store.objects.put_folder(folder)
-    return Candidate(
-        kind=artifact,
-        files=files,
-        checks=tuple(checks),
-        outcome=outcome.ending(),
+    found = probes
+    return upload_candidate(
+        artifact,
+        lambda folder: write_trained(folder, trained, tensors, whole, context, found),
+        context,
+        checkpoint,
+        outcome,
         metrics=metrics,
         gate_reasons=outcome.evaluation.gate_reasons,
+        architecture=model_config(model.config, kind, dtype),
         contract=tokenization.contract_hash,
         base=trained.base(context),
         stack=trained.lower_stack,
-        architecture=model_config(model.config, kind, dtype),
-        exactness=checkpoint.exactness,
-        changes=tuple(checkpoint.made_changes),
     )
 
 

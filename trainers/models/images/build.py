@@ -19,15 +19,7 @@ from recipes.models.images.folders import FORMAT
 from trainers.models.folders import with_adapter, write_json
 from trainers.models.images.families import build_image_family
 from trainers.models.images.protocol import ImageFacts, ImageFamily, Part, settings_of
-from trainers.models.verification import (
-    MergeLoss,
-    Probe,
-    compare_merge,
-    compare_outputs,
-    demand_same_weights,
-    in_fp32,
-    weight_digests,
-)
+from trainers.models.verification import MergeLoss, OpenedFiles, Probe, weight_digests
 from trainers.runtime.precision import exact_matmul
 from trainers.store.hf_loaders import open_model
 
@@ -160,9 +152,7 @@ def load_tensors(family: ImageFamily, tensors: Mapping[str, Tensor], where: str)
 
 def probe_family(family: ImageFamily, dtype: torch.dtype) -> Probe:
     """Run fixed images through a family in fp32."""
-    with in_fp32(family.module):
-        outputs = _probe_outputs(family)
-    return Probe([], outputs, dtype, weight_digests(family.module.named_parameters(), dtype))
+    return Probe.of(family.module, lambda: _probe_outputs(family), family.module.named_parameters(), dtype)
 
 
 def probe_adapter(adapter: Mapping[str, Tensor], dtype: torch.dtype) -> Probe:
@@ -184,14 +174,12 @@ def verify_family(
 
         adapted = with_adapter(family.net, adapter).eval()
         found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        demand_same_weights(adapter.name, weight_digests(found.items(), expected.dtype), expected.weights)
-        return 0.0, None if merged is None else compare_merge(adapted, merged, expected.dtype, merged.name)
+        return OpenedFiles(adapter.name, adapted, found, None).compare(expected, merged)
     for part in family.parts():
         if part.config is not None:
             _open_by_stock_class(folder / part.folder, part, family)
-    found = weight_digests(family.module.named_parameters(), expected.dtype)
-    demand_same_weights(folder.name, found, expected.weights)
-    return compare_outputs(folder.name, family.module, lambda: _probe_outputs(family), expected.outputs), None
+    own = dict(family.module.named_parameters())
+    return OpenedFiles(folder.name, family.module, own, lambda: _probe_outputs(family)).compare(expected, merged)
 
 
 def _open_by_stock_class(folder: Path, part: Part, family: ImageFamily) -> None:

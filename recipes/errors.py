@@ -12,6 +12,7 @@ TrainwrightError (1)
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from recipes.problem_codes import Code
@@ -26,6 +27,10 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.suggestion}" if self.suggestion else self.message
+
+    def in_file(self, path: Path) -> "Finding":
+        """The finding about a file or a folder, which no key of the recipe fixes."""
+        return self._replace(message=f"{path}: {self.message}", suggestion="")
 
 
 class FieldFinding(NamedTuple):

@@ -85,7 +85,7 @@ def _read_language_model(path: Path) -> FolderFacts:
     tokenizer = _read_tokenizer(path, problems)
     missing = None if tokenizer is None else missing_token(tokenizer.eos_token, tokenizer.pad_token)
     if missing is not None:
-        problems.append(Finding(missing.code, f"{path}: {missing.message}"))
+        problems.append(missing.in_file(path))
     config = _read_json(path / "config.json", problems)
     kind, model_class = None, None
     if config is not None:

@@ -68,7 +68,7 @@ def read_vision(
     written = _written_tokens(processor, images)
     made = _made_tokens(tower, drops_first=drops_first)
     findings.append(image_size_rule(written, made))
-    problems += [Finding(found.code, f"{path}: {found.message}") for found in findings if found is not None]
+    problems += [found.in_file(path) for found in findings if found is not None]
     return VisionFacts(token, made if written is None else written), problems
 
 

@@ -80,7 +80,8 @@ class Evaluate(TextStage):
     of: list[str] = meaning(
         min_length=1,
         max_length=16,
-        description="Models to measure; the first is the start that others are compared with.",
+        description="Models to measure, language models with one tokenizer (seq2seq models may differ); the first is "
+        "the start that others are compared with.",
     )
     reward: str | None = meaning(None, description="Reward model that scores responses.")
     second_scorer: str | None = meaning(

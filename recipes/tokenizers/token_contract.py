@@ -97,7 +97,7 @@ def token_problems(
             token = getattr(facts, key)
             if token is not None and token not in vocabulary:
                 lacking = unknown_token(token, _size(vocabulary))
-                yield Finding(lacking.code, f"{key}: {lacking.message}")
+                yield lacking._replace(message=f"{key}: {lacking.message}")
     if facts.chat_template is not None:
         from recipes.tokenizers.chat_template import template_problem
 

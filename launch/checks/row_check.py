@@ -21,8 +21,9 @@ from recipes.stages.pretrain import Pretrain
 from trainers.data.columns import RowRole
 from trainers.data.dataset import WARN_LOST
 from trainers.data.encoding import TextSettings
-from trainers.data.first_rows import Piece, first_rows, judge_rows, show_row
+from trainers.data.first_rows import Piece, first_rows, show_row
 from trainers.data.layouts.registry import TextLayout, text_layout
+from trainers.data.materialise import lay_out
 from trainers.data.tokenizer import (
     TOKENIZER_FILES,
     Tokenization,
@@ -124,7 +125,7 @@ def _check_use(
         found.rows.append(StageRow(name, use.field_path, rows[0].id, template, pieces))
         if not reader.is_trained:
             return
-        report = judge_rows(rows, layout)
+        _, report = lay_out(layout, rows)
     except RequestError as error:
         found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, f"stages.{name}.{use.field_path}", "", str(error)))
         return

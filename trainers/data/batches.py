@@ -112,6 +112,28 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class LabelledBatch:
+    """Texts with their classes, and maybe two views of others: as they are, and with words hidden."""
+
+    texts: Texts
+    labels_B: Tensor
+    """Numbers of the classes; -1 at fillers."""
+    sample_ids_B: Tensor
+    unlabelled: Texts | None = None
+    augmented: Texts | None = None
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """Copy to a device."""
+        return replace(
+            self,
+            texts=self.texts.to(device),
+            labels_B=self.labels_B.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+            augmented=None if self.augmented is None else self.augmented.to(device),
+        )
+
+
+@dataclass(frozen=True)
 class ImageBatch:
     """Images with values in [0, 1]; noise is drawn from a seed per sample, so no rank or micro-batch changes it."""
 
@@ -155,7 +177,7 @@ class ImageTextBatch:
         return ImageTextBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
 
 
-Batch = TokenBatch | ImageTextBatch | Seq2SeqBatch | PairBatch | PromptBatch | ImageBatch
+Batch = TokenBatch | ImageTextBatch | LabelledBatch | Seq2SeqBatch | PairBatch | PromptBatch | ImageBatch
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:
@@ -261,18 +283,21 @@ class BatchPlan:
         return replace(batch, noise_seeds_B=torch.tensor(seeds, dtype=torch.int64), step=step)
 
 
-def evaluation_batches(dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int) -> Iterator[Batch]:
+def evaluation_batches(
+    dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int, among: Sequence[int] | None = None
+) -> Iterator[Batch]:
     """Yield this rank's share of at most `rows` rows, the same ones every time, in an order drawn once from the digest.
 
-    Fillers make the batches equally many and equally large on every rank.
+    `among`: the rows that may be taken; None: all of them. Fillers make the batches equally many and equally large on
+    every rank.
     """
-    count = min(rows, len(dataset))
+    taken = range(len(dataset)) if among is None else among
+    count = min(rows, len(taken))
     stride = workers * micro_batch
     for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
         positions = range(start, start + micro_batch)
-        sampled = [
-            global_sample(dataset.digest, 0, position, len(dataset)) for position in positions if position < count
-        ]
+        places = [global_sample(dataset.digest, 0, position, len(taken)) for position in positions if position < count]
+        sampled = [taken[place] for place in places]
         yield build_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
 
 

@@ -10,19 +10,12 @@ import numpy as np
 from recipes.errors import RequestError
 from trainers.data.columns import Role
 from trainers.data.encoding import TextSettings
+from trainers.data.selection import Keyed
 
 NUM_EXAMPLES = 5
 NO_LABEL = -1
 WARN_LOST = 0.1
 """Share of the rows above which their loss is a warning."""
-
-
-class Named(Protocol):
-    """A row of any kind."""
-
-    @property
-    def id(self) -> str:
-        """Where it came from."""
 
 
 @dataclass
@@ -39,17 +32,17 @@ class Fate:
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> ids of the first few such rows."""
 
-    def note(self, reason: str, row: Named) -> None:
+    def note(self, reason: str, row: Keyed) -> None:
         """Remember the first few rows of a reason."""
         if len(self.examples.setdefault(reason, [])) < NUM_EXAMPLES:
             self.examples[reason].append(row.id)
 
-    def truncate(self, row: Named) -> None:
+    def truncate(self, row: Keyed) -> None:
         """Count a row that loses its end."""
         self.truncated += 1
         self.note("truncated", row)
 
-    def drop(self, reason: str, row: Named) -> None:
+    def drop(self, reason: str, row: Keyed) -> None:
         """Count a row that is left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         self.note(reason, row)

@@ -1,19 +1,13 @@
-"""The first rows of a source as a stage would put them to its model: one of them shown, and what would become of all.
+"""The first rows of a source, and one of them as a stage would put it to its model; no torch."""
 
-Reads and encodes by the functions that build whole sets; no torch.
-"""
-
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from recipes.data.text import Source
 from trainers.data.columns import RowRole
-from trainers.data.dataset import BuildReport
 from trainers.data.encoding import naming
 from trainers.data.layouts.registry import TextLayout
-from trainers.data.materialise import lay_out
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import read_all
@@ -54,8 +48,3 @@ def show_row(row: Row, layout: TextLayout) -> list[Piece]:
         place = end
     pieces += [Piece("prompt", marked.text[place:]), Piece("target", marked.label or "")]
     return [piece for piece in pieces if piece.text]
-
-
-def judge_rows(rows: Iterable[Row], layout: TextLayout) -> BuildReport:
-    """Say what would become of these rows."""
-    return lay_out(layout, rows)[1]

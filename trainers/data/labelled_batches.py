@@ -4,42 +4,17 @@ B labelled rows, U rows without a label, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from recipes.errors import RequestError
 from recipes.models.encoder import PseudoLabels
-from trainers.data.batches import FILLER, Texts, pad_texts
+from trainers.data.batches import LabelledBatch, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.masking import Masker
 from trainers.data.order import global_sample
 from trainers.runtime.randomness import stream_seed
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """Texts with their classes, and maybe two views of others: as they are, and with words hidden."""
-
-    texts: Texts
-    labels_B: Tensor
-    """Numbers of the classes; -1 at fillers."""
-    sample_ids_B: Tensor
-    unlabelled: Texts | None = None
-    augmented: Texts | None = None
-
-    def to(self, device: torch.device | str) -> "LabelledBatch":
-        """Copy to a device."""
-        return replace(
-            self,
-            texts=self.texts.to(device),
-            labels_B=self.labels_B.to(device),
-            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
-            augmented=None if self.augmented is None else self.augmented.to(device),
-        )
 
 
 def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -59,23 +34,10 @@ def split_by_label(dataset: Dataset, labelled_share: float) -> tuple[np.ndarray,
     return np.flatnonzero(is_used), np.flatnonzero(~is_used)
 
 
-def build_labelled_batch(dataset: Dataset, rows: Sequence[int]) -> LabelledBatch:
-    """Build the batch of these rows; rows of -1 are fillers with the text of row 0."""
-    labels = [-1 if row == FILLER else int(dataset.arrays["labels"][row]) for row in rows]
-    texts = pad_texts([dataset.cut("text_ids", max(row, 0)) for row in rows], dataset.pad_id)
-    return LabelledBatch(texts, torch.tensor(labels), torch.tensor(list(rows)))
-
-
-def labelled_evaluation_batches(
-    dataset: Dataset, rows: int, workers: int, rank: int, micro_batch: int
-) -> Iterator[LabelledBatch]:
-    """Yield this rank's share of at most `rows` rows with a label, the same ones every time, as many on every rank."""
-    known = np.flatnonzero(np.asarray(dataset.arrays["labels"]) >= 0)
-    count, stride = min(rows, len(known)), workers * micro_batch
-    for start in range(rank * micro_batch, -(-count // stride) * stride, stride):
-        positions = range(start, start + micro_batch)
-        sampled = [int(known[global_sample(dataset.digest, 0, p, len(known))]) for p in positions if p < count]
-        yield build_labelled_batch(dataset, sampled + [FILLER] * (micro_batch - len(sampled)))
+def labelled_rows(dataset: Dataset) -> list[int]:
+    """Return the rows with a label."""
+    found: list[int] = np.flatnonzero(np.asarray(dataset.labels_N) >= 0).tolist()
+    return found
 
 
 class LabelledPlan:
@@ -110,7 +72,7 @@ class LabelledPlan:
     def _batch(self, step: int, run: range) -> LabelledBatch:
         dataset, first = self._dataset, step * self._global_batch
         places = [global_sample(dataset.digest, self._seed, first + place, len(self._labelled)) for place in run]
-        batch = build_labelled_batch(dataset, [int(self._labelled[place]) for place in places])
+        batch: LabelledBatch = dataset.layout.collate(dataset, [int(self._labelled[place]) for place in places])
         pseudo = self._pseudo_labels
         if pseudo is None or step < pseudo.warmup_steps:
             return batch

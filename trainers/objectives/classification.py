@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.models.encoder import PseudoLabels
-from trainers.data.batches import Texts
-from trainers.data.labelled_batches import LabelledBatch
+from trainers.data.batches import LabelledBatch, Texts
 from trainers.objectives.protocol import ObjectiveOutput
 
 

@@ -10,8 +10,9 @@ from recipes.errors import RequestError
 from recipes.models.encoder import Corruption
 from recipes.stages.answers import SourceUse
 from recipes.stages.finetune import Finetune
+from trainers.data.batches import LabelledBatch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.data.labelled_batches import LabelledPlan, labelled_evaluation_batches, split_by_label
+from trainers.data.labelled_batches import LabelledPlan, labelled_rows, split_by_label
 from trainers.data.masking import Masker
 from trainers.data.materialise import DataRequest
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -142,13 +143,15 @@ def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: Trai
 
     def run() -> Evaluation:
         rank, layout, rows_planned = distributed.rank(), training.layout, spec.train.evaluation_rows
-        read = labelled_evaluation_batches(dataset, rows_planned, layout.workers, rank, layout.micro_batch)
+        known = labelled_rows(dataset)
+        read = evaluation_batches(dataset, rows_planned, layout.workers, rank, layout.micro_batch, known)
         batches = interruptible(read, training.context.observer, "evaluate", min(rows_planned, len(dataset)))
         rows: list[list[float]] = []
         was_training = engine.module.training
         engine.module.eval()
         with torch.no_grad():
             for batch in batches:
+                assert isinstance(batch, LabelledBatch)
                 answer = engine.module(batch.to(engine.device))
                 confidence_B, guesses_B = torch.softmax(answer["logits"], dim=1).max(dim=1)
                 columns = (batch.labels_B, guesses_B, confidence_B, answer["losses"])

@@ -11,10 +11,10 @@ from torch import nn
 from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.encoder import Bert, Corruption, PseudoLabels
-from trainers.data.batches import Texts, TokenBatch
+from trainers.data.batches import LabelledBatch, Texts, TokenBatch
 from trainers.data.columns import BadRow, canonical
 from trainers.data.dataset import BuildReport, Dataset
-from trainers.data.labelled_batches import LabelledBatch, LabelledPlan, split_by_label
+from trainers.data.labelled_batches import LabelledPlan, split_by_label
 from trainers.data.layouts.labelled import Labelled
 from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer

@@ -67,6 +67,10 @@ class Labelled:
     @staticmethod
     def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
         """Return a `LabelledBatch`; fillers have no label."""
-        from trainers.data.labelled_batches import build_labelled_batch
+        import torch
 
-        return build_labelled_batch(dataset, rows)
+        from trainers.data.batches import FILLER, LabelledBatch, pad_texts, sample_ids
+
+        labels = [NO_LABEL if row == FILLER else int(dataset.labels_N[row]) for row in rows]
+        texts = pad_texts([dataset.cut("text_ids", max(row, 0)) for row in rows], dataset.pad_id)
+        return LabelledBatch(texts, torch.tensor(labels), sample_ids(rows))

@@ -1,10 +1,13 @@
 """Predicted sizes of a stage of images: parameters exactly, memory from what layers keep for the backward (pure)."""
 
+from dataclasses import replace
+
 from recipes.data.images import ImageSetFacts
 from recipes.models.images.architecture import ImageArchitecture
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.tally import Tally, TextSizes
-from recipes.planning.memory import MOMENT_BYTES, Sizes, weights_bytes
+from recipes.planning.memory import Sizes, sizes_of
+from recipes.stages.answers import Held
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages
@@ -27,29 +30,37 @@ def predict_image_sizes(
     """
     lora = stage.adapters
     net = architecture.tally(facts, autoencoder, text)
-    trainable, kept, frozen = net.parameters, net.kept, 0
+    held, kept = _held(net, lora, autoencoder, text, facts), net.kept
     if lora is not None:
-        trainable, frozen = lora.num_parameters(net.projections), net.parameters
         kept += _kept_by_adapters(net, lora, facts)
     if autoencoder is not None:
-        encoding = autoencoder.tally(facts)
-        frozen, kept = frozen + encoding.parameters, kept + encoding.kept
-    if text is not None:
-        frozen += text.parameters
-    averaged = 0
-    if lora is None and architecture.averaging is not None:
-        averaged = FP32_BYTES * trainable
-    memory = weights_bytes(stage.shard, trainable, frozen, workers) + averaged + FP32_BYTES * micro_batch * kept
-    weight_bytes = stage.shard.value_bytes
-    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
-    return Sizes(
-        parameters=trainable + frozen,
-        trainable_parameters=trainable,
-        memory_per_worker_bytes=memory,
-        artifact_bytes=(trainable + frozen) * weight_bytes,
-        state_bytes=masters + averaged,
-        save_buffer_bytes=-(-masters // workers) + averaged,
+        kept += autoencoder.tally(facts).kept
+    keeps_average = lora is None and architecture.averaging is not None
+    return sizes_of(
+        stage.shard,
+        held,
+        workers,
+        parameters=held.trainable + held.frozen,
+        working_bytes=FP32_BYTES * micro_batch * kept,
+        averaged_bytes=FP32_BYTES * held.trainable if keeps_average else 0,
     )
+
+
+def _held(
+    net: Tally,
+    lora: Lora | None,
+    autoencoder: ImageArchitecture | None,
+    text: TextSizes | None,
+    facts: ImageSetFacts,
+) -> Held:
+    """What is trained, kept and stored of a network and of what it works with, which stays as it is."""
+    fixed = (0 if autoencoder is None else autoencoder.tally(facts).parameters) + (
+        0 if text is None else text.parameters
+    )
+    if lora is None:
+        return Held(net.parameters, fixed, net.parameters + fixed)
+    adapter = lora.num_parameters(net.projections)
+    return Held(adapter, net.parameters + fixed, adapter + net.parameters + fixed)
 
 
 def _kept_by_adapters(net: Tally, lora: Lora, facts: ImageSetFacts) -> int:
@@ -69,35 +80,24 @@ def predict_tuning_sizes(
 
     With adapters the network without them is the start.
     """
-    rollout = stage.rollout
+    rollout, lora = stage.rollout, stage.lora
     net = actor.tally(facts, autoencoder, text)
-    trainable, kept = net.parameters, net.kept
-    frozen = trainable
-    stored = trainable
-    if stage.lora is not None:
-        trainable = stage.lora.num_parameters(net.projections)
-        kept += _kept_by_adapters(net, stage.lora, facts)
-        stored += trainable
-    if autoencoder is not None:
-        encoder = autoencoder.tally(facts).parameters
-        frozen, stored = frozen + encoder, stored + encoder
+    held, kept = _held(net, lora, autoencoder, text, facts), net.kept
+    held = replace(held, keeps_best=stage.ppo.kl_limit is not None)
+    if lora is None:
+        held = replace(held, frozen=held.frozen + net.parameters)
+    else:
+        kept += _kept_by_adapters(net, lora, facts)
     steps = rollout.steps or actor.sampling_steps
-    if text is not None:
-        frozen, stored = frozen + text.parameters, stored + text.parameters
     is_conditional = actor.class_conditional or text is not None
     is_guided = is_conditional and (actor.guidance if rollout.guidance is None else rollout.guidance) != 1
     trajectory = facts.channels * facts.height * facts.width * (steps + 1)
     images = micro_batch * (steps - 1) * (2 if is_guided else 1)
-    memory = weights_bytes(stage.shard, trainable, frozen, workers) + FP32_BYTES * images * kept
-    memory += FP32_BYTES * 2 * rollout.images_per_iteration * trajectory  # of all workers, and their own part
-    weight_bytes = stage.shard.value_bytes
-    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
-    best = trainable * weight_bytes if stage.ppo.kl_limit is not None else 0  # of the best iteration so far
-    return Sizes(
-        parameters=trainable + frozen,
-        trainable_parameters=trainable,
-        memory_per_worker_bytes=memory,
-        artifact_bytes=stored * weight_bytes,
-        state_bytes=masters + best,
-        save_buffer_bytes=-(-masters // workers) + 2 * best,
+    working = images * kept + 2 * rollout.images_per_iteration * trajectory  # of all workers, and their own part
+    return sizes_of(
+        stage.shard,
+        held,
+        workers,
+        parameters=held.trainable + held.frozen,
+        working_bytes=FP32_BYTES * working,
     )

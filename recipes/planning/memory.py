@@ -8,7 +8,7 @@ rollout's cache. The host buffer of a save is counted separately: on a GPU it ta
 from dataclasses import dataclass
 
 from recipes.models.base import LanguageArchitecture
-from recipes.stages.answers import Counts
+from recipes.stages.answers import Counts, Held
 from recipes.stages.base import TextStage
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
 
@@ -61,22 +61,27 @@ def predict_sizes(
     adapter = lora.num_parameters(architecture.linears()) if lora is not None else 0
     width = architecture.shape().width
     held = stage.held(Counts(full, scored, valued, adapter, width))
-    trainable, frozen, stored = held.trainable, held.frozen, held.stored
-    weight_bytes = shard.value_bytes
-    memory = weights_bytes(shard, trainable, frozen, workers)
-    if trainable and lora is None:
+    working = _activation_bytes(stage, architecture, vocab_size, micro_batch)
+    if held.trainable and lora is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
-        memory += 3 * vocab_size * width * FP32_BYTES
-    memory += _activation_bytes(stage, architecture, vocab_size, micro_batch)
-    best = trainable * weight_bytes if held.keeps_best else 0
-    masters = trainable * (FP32_BYTES + MOMENT_BYTES)
+        working += 3 * vocab_size * width * FP32_BYTES
+    return sizes_of(shard, held, workers, parameters=full, working_bytes=working)
+
+
+def sizes_of(
+    shard: Shard, held: Held, workers: int, *, parameters: int, working_bytes: int, averaged_bytes: int = 0
+) -> Sizes:
+    """The sizes of a stage of any model, from what it holds, what a step takes besides, and a moving average."""
+    masters = held.trainable * (FP32_BYTES + MOMENT_BYTES)
+    best = held.trainable * shard.value_bytes if held.keeps_best else 0
+    weights = weights_bytes(shard, held.trainable, held.frozen, workers)
     return Sizes(
-        parameters=full,
-        trainable_parameters=trainable,
-        memory_per_worker_bytes=memory,
-        artifact_bytes=stored * weight_bytes if stored else 1 << 20,
-        state_bytes=masters + best,
-        save_buffer_bytes=-(-masters // workers) + 2 * best,
+        parameters=parameters,
+        trainable_parameters=held.trainable,
+        memory_per_worker_bytes=weights + averaged_bytes + working_bytes,
+        artifact_bytes=held.stored * shard.value_bytes if held.stored else 1 << 20,
+        state_bytes=masters + best + averaged_bytes,
+        save_buffer_bytes=-(-masters // workers) + 2 * best + averaged_bytes,
     )
 
 

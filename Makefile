@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 BIN := .venv/bin
 READY := .venv/.ready
 JOBS ?= 2
+# Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
+ALONE := tests/e2e tests/faults/run tests/gpu tests/integration/cluster
 
 .PHONY: demo models test test-long lint setup clean
 .DEFAULT_GOAL := help
@@ -42,7 +44,7 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile tests
-	$(BIN)/python -m pytest -q -m "serial and not long" tests
+	$(BIN)/python -m pytest -q -m "serial and not long" $(ALONE)
 
 test-long: setup
 	$(BIN)/python -m pytest -q -m long tests

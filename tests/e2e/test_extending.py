@@ -17,8 +17,6 @@ from PIL import Image
 
 from trainers.store.store import Store
 
-pytestmark = pytest.mark.serial
-
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = ("recipes", "trainers", "rlhf", "launch", "cluster")
 

@@ -17,8 +17,6 @@ from recipes.loading.schema_paths import field_at
 from recipes.references import StageRef, parse_reference
 from tests.e2e.shell import Shell
 
-pytestmark = pytest.mark.serial
-
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ROUNDS = {"quickstart.yaml": 6, "llm/files.yaml": 2}
 """Runs of a recipe, each with other changes; 1 where it is not named."""
@@ -117,6 +115,7 @@ def rounds() -> list[tuple[str, int]]:
     return [(name, seed) for name in own for seed in range(ROUNDS.get(name, 1))]
 
 
+@pytest.mark.serial
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "seed"), rounds())
 def test_what_the_check_accepts_runs(

@@ -11,8 +11,6 @@ from tests.golden.runs import FEWER, load
 from tests.tiers import tiered
 from trainers.store.store import Store
 
-pytestmark = pytest.mark.serial
-
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml")
 """The others run in the long form; their architectures and engines have tests of their own."""

@@ -4,14 +4,14 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.observers import Quiet
 from tests.ranks import start_ranks
 from tests.stages import run_stage
 from trainers.checkpoint import checkpoint as checkpoint_module
@@ -209,7 +209,7 @@ def arm(death: Death) -> None:
 
 
 @dataclass
-class Listener:
+class Listener(Quiet):
     """Observer that remembers, and in which a rank may die."""
 
     death: Death | None
@@ -228,15 +228,6 @@ class Listener:
         if self.told is not None:
             with self.told.open("a") as file:
                 file.write(json.dumps({"what": what, "step": step, "found": found}) + "\n")
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def work(folder: Path, case: Case, death: Death | None, shard: Mapping[str, Any]) -> Result | None:

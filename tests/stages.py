@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from launch.runs.stage_entry import compute
 from recipes.errors import Preempted
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
+from tests.observers import Quiet
 from trainers.runtime import distributed
 from trainers.store.manifest import ArtifactManifest, files_digest
 from trainers.store.store import Store
@@ -36,7 +36,7 @@ class Case:
     """Whether the artifact gets the stage's name in the store."""
 
 
-class Observer:
+class Observer(Quiet):
     """Asks to stop at a step and remembers what it heard."""
 
     def __init__(self, stop_at: int) -> None:
@@ -57,12 +57,6 @@ class Observer:
 
     def stop_requested(self) -> bool:
         return 0 < self.stop_at <= self.step and distributed.rank() == distributed.world_size() - 1
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW, Schedule
 from recipes.stages.sharding import Shard
 from tests.numerics.outcomes import Case
+from tests.observers import Quiet
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import TokenBatch
@@ -133,7 +133,7 @@ class PerRankMeans(LanguageModelObjective):
 
 
 @dataclass
-class Record:
+class Record(Quiet):
     """Observer that remembers."""
 
     stop_at: int | None = None
@@ -155,12 +155,6 @@ class Record:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.now >= self.stop_at and distributed.rank() == 0
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 class NoCheckpoint:

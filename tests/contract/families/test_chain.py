@@ -1,8 +1,6 @@
 """A VAE, a diffusion in its latents and a classifier through the store; then metrics, commands and scores on them."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
+from tests.observers import Quiet
 from trainers.data.layouts.images import Images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.models.images.build import open_family
@@ -65,23 +64,6 @@ STAGES: dict[str, Any] = {
 }
 
 
-class Observer:
-    """Hears nothing."""
-
-    def phase(self, name: str, **progress: float) -> None: ...
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, ArtifactManifest]]:
     """Every stage of the chain, verified and committed."""
@@ -99,7 +81,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Ar
         given = {path: made[source] for path, source in inputs.items()}
         lease = store.take_lease("run", name)
         ranks = Ranks(0, 1, 0, torch.device("cpu"))
-        context = StageContext(store, "run", name, f"{number:064x}", lease, 0, folder, given, {}, Observer(), ranks)
+        context = StageContext(store, "run", name, f"{number:064x}", lease, 0, folder, given, {}, Quiet(), ranks)
         candidate: Any = compute(spec, context)
         assert verify_checks(store, candidate.files, list(candidate.checks), given, uri).difference < 1e-5
         made[name] = ArtifactManifest(

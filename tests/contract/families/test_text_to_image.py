@@ -4,8 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from launch.sampling.images import draw_grid
 from recipes.errors import RequestError
 from recipes.loading.load import parse_recipe
 from recipes.planning.settle import Hardware, settle_shards
+from tests.observers import Quiet
 from trainers.models.images.build import open_family
 from trainers.runtime.distributed import Ranks
 from trainers.store.export import export
@@ -122,23 +121,6 @@ PROMPTS = ["a thick seven", "a thin narrow three leaning left"]
 Made = tuple[Store, dict[str, ArtifactManifest], Path]
 
 
-class Observer:
-    """Hears nothing."""
-
-    def phase(self, name: str, **progress: float) -> None: ...
-
-    def metrics(self, step: int, values: Any) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 def run(store: Store, folder: Path, name: str, spec: dict[str, Any], given: dict[str, ArtifactManifest]) -> Any:
     """Run a stage in this process; returns its candidate."""
     recipe = parse_recipe({"name": "small", "stages": {name: spec}})
@@ -153,7 +135,7 @@ def run(store: Store, folder: Path, name: str, spec: dict[str, Any], given: dict
         folder,
         given,
         {},
-        Observer(),
+        Quiet(),
         Ranks(0, 1, 0, torch.device("cpu")),
     )
     return compute(stage, context)

@@ -1,8 +1,6 @@
 """Real images in their own form train and draw, where `../shared/data` beside the repository holds them."""
 
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from pydantic import TypeAdapter
 
 from recipes.data.images import ImageSource
 from recipes.loading.load import parse_recipe
+from tests.observers import Quiet
 from trainers.data.layouts.images import Images
 from trainers.data.materialise import DataRequest, materialise
 from trainers.runtime.distributed import Ranks
@@ -36,23 +35,6 @@ CONVNET = {"type": "convnet", "width": 4, "depth": 2}
 DDPM = {"block_out_channels": [8, 8], "layers_per_block": 1, "timesteps": 10, "sampling_steps": 2}
 
 
-class Observer:
-    """Hears nothing."""
-
-    def phase(self, name: str, **progress: float) -> None: ...
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Run a stage of three steps that draws; returns its candidate and its grid."""
     keys = {"steps": 3, "global_batch": 8, "optimizer": {"lr": 1e-3}, "grid": 4, "evaluation_rows": 8}
@@ -62,7 +44,7 @@ def train(folder: Path, base_dir: Path, architecture: dict[str, Any], data: dict
     store = Store.open(str(folder / "store"))
     lease = store.take_lease("run", "model")
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
-    context = StageContext(store, "run", "model", "a" * 64, lease, 0, base_dir, {}, {}, Observer(), ranks)
+    context = StageContext(store, "run", "model", "a" * 64, lease, 0, base_dir, {}, {}, Quiet(), ranks)
     candidate: Any = run_image(spec, context)
     assert verify_checks(store, candidate.files, list(candidate.checks), {}, store.uri).difference < 1e-5
     (line,) = store.run("run").read_lines("samples/model")

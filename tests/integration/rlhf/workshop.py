@@ -1,8 +1,7 @@
 """What tests of the stages of preference learning share: a store, a tiny chat model, data, and contexts of stages."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from recipes.data.text import TrainTokenizer
+from tests.observers import Quiet
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import write_model
@@ -24,7 +24,7 @@ WORDS = ["open", "close", "read", "write", "file", "list", "name", "value", "key
 PLAIN = {"engine": "plain", "precision": "fp32"}
 
 
-class Listener:
+class Listener(Quiet):
     """Remembers metrics, phases and what it is told."""
 
     def __init__(self) -> None:
@@ -40,17 +40,9 @@ class Listener:
         """Remember."""
         self.heard.append((step, dict(values)))
 
-    def stop_requested(self) -> bool:
-        """Never."""
-        return False
-
     def notify(self, text: str) -> None:
         """Remember."""
         self.told.append(text)
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Stops are answered everywhere."""
-        return nullcontext()
 
 
 @dataclass

@@ -5,8 +5,7 @@ more rows than its tokenizer has tokens.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rlhf.task import run_rl
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import reading_of
 from tests.chat_models import DOCUMENT_END, END, chat, chat_tokenizer, write_chat_model, write_rows
+from tests.observers import Quiet
 from trainers.data.batches import build_batch
 from trainers.data.encoding import TextSettings
 from trainers.data.layouts.pairs import Pairs
@@ -41,24 +41,6 @@ from trainers.training.context import Candidate, StageContext, verify_checks
 CPU = torch.device("cpu")
 ROWS = 512
 PLAIN = {"engine": "plain", "precision": "fp32"}
-
-
-class Listener:
-    """Hears nothing."""
-
-    def phase(self, name: str, **progress: float) -> None:
-        """Nothing."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def stop_requested(self) -> bool:
-        """Never."""
-        return False
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Stops are answered everywhere."""
-        return nullcontext()
 
 
 class Shop:
@@ -80,7 +62,7 @@ class Shop:
             base_dir=self.folder,
             inputs={path: self.made[name] for path, name in inputs.items()},
             data={},
-            observer=Listener(),
+            observer=Quiet(),
             ranks=Ranks(0, 1, 0, CPU),
         )
 

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from launch.sampling.text import sample_texts
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe, parse_recipe
+from tests.observers import Quiet
 from trainers.models.imports import import_folder
 from trainers.models.small_llava import DIGIT_TEXTS, write_small_llava
 from trainers.runtime.distributed import Ranks
@@ -34,23 +34,6 @@ SPEC: dict[str, Any] = {
     "train": {"steps": 6, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 3e-2}, "evaluation_rows": 16},
     "shard": {"engine": "plain", "precision": "fp32"},
 }
-
-
-class Observer:
-    """Hears nothing."""
-
-    def phase(self, name: str, **progress: float) -> None: ...
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def write_rows(folder: Path) -> None:
@@ -75,7 +58,7 @@ def run(folder: Path, name: str, changes: dict[str, Any], **model: Any) -> tuple
     fingerprint = hashlib.sha256(name.encode()).hexdigest()
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     lease = store.take_lease("run", name)
-    context = StageContext(store, "run", name, fingerprint, lease, 0, folder, inputs, {}, Observer(), ranks)
+    context = StageContext(store, "run", name, fingerprint, lease, 0, folder, inputs, {}, Quiet(), ranks)
     candidate = run_language_model(spec, context)  # type: ignore[arg-type]
     assert candidate is not None
     assert verify_checks(store, candidate.files, list(candidate.checks), inputs, uri).difference < 1e-5

@@ -1,7 +1,5 @@
 """A tiny DDPO: a network of one level on images of 4x4 pixels and the plain engine, of two classes or of captions."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +24,7 @@ from rlhf.images.sampling import ImagePolicy
 from rlhf.iterations import RlSource
 from rlhf.objective import RlObjective
 from rlhf.policy import Learner
+from tests.observers import Quiet
 from trainers.data.batches import Texts
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.layouts.images import Images
@@ -44,7 +43,7 @@ CAPTIONS = ("thin", "a thick stroke", "", "thin", "a wide one", "thick and long"
 
 
 @dataclass
-class Listener:
+class Listener(Quiet):
     """Remembers what it hears."""
 
     heard: list[dict[str, float]] = field(default_factory=list)
@@ -59,12 +58,6 @@ class Listener:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.steps_done >= self.stop_at
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 class Words(TextEncoder):

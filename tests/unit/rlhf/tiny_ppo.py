@@ -1,8 +1,7 @@
 """A tiny PPO: two layers of width 16 on a vocabulary of 24, the plain engine, prompts of one to four tokens."""
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from rlhf.policy import Learner
 from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.sampling import TextPolicy, TextSources
+from tests.observers import Quiet
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.layouts.packed import Packed
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Listener:
+class Listener(Quiet):
     """Remembers what it hears."""
 
     heard: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
@@ -64,13 +64,6 @@ class Listener:
     def stop_requested(self) -> bool:
         """From the chosen step on."""
         return self.stop_at is not None and self.steps_done >= self.stop_at
-
-    def notify(self, text: str) -> None:
-        """Nobody listens."""
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Stops are answered everywhere."""
-        return nullcontext()
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from recipes.errors import Preempted
 from recipes.stages.answers import Cadence
 from recipes.stages.optim import AdamW
+from tests.observers import Quiet
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.engine.build import parameter_group
@@ -89,7 +89,7 @@ class Squares:
 
 
 @dataclass
-class Listener:
+class Listener(Quiet):
     stop_at: int | None = None
     on_step: Callable[[int], None] = lambda step: None
     steps: list[int] = field(default_factory=list)
@@ -104,12 +104,6 @@ class Listener:
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and self.now >= self.stop_at
-
-    def notify(self, text: str) -> None:
-        pass
-
-    def answers_stops(self, has_unsaved: Callable[[], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def make_engine() -> PlainEngine:

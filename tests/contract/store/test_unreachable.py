@@ -148,14 +148,14 @@ def commit_in_a_storm(server: Any, uri: str, chance: float, seed: int, count: in
 
 
 def test_a_storm_of_errors_leaves_no_half_commit(s3_server: S3Server, s3_uri: str) -> None:
-    commit_in_a_storm(things, s3_server, s3_uri, 0.2, 12, 2)
+    commit_in_a_storm(s3_server, s3_uri, 0.2, 12, 2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_long_storm_of_errors_leaves_no_half_commit(s3_server: S3Server, s3_uri: str, seed: int) -> None:
-    commit_in_a_storm(things, s3_server, s3_uri, 0.3, seed, 8)
+    commit_in_a_storm(s3_server, s3_uri, 0.3, seed, 8)
 
 
 PARTS = 3

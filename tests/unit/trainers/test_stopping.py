@@ -35,7 +35,7 @@ class Listener:
     heard: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     is_answered: bool = False
-    has_unsaved: Callable[[], bool] = None
+    has_unsaved: Callable[[], bool] | None = None
     unsaved: list[tuple[str, bool]] = field(default_factory=list)
     """In each phase, whether something would be lost there."""
 
@@ -119,13 +119,11 @@ def test_a_stop_in_an_evaluation_saves_the_step_that_it_evaluates(uri: str) -> N
         return lambda: Evaluation({"loss": float(len(list(interruptible(batches(5), listener, "evaluate", 10))))})
 
     whole = Listener()
-    straight = run(tiny, f"{uri}-straight", whole, evaluate=evaluation(whole))
+    straight = run(f"{uri}-straight", whole, evaluate=evaluation(whole))
     stopped = Listener(stop_in=("evaluate", 8))  # the second evaluation, after step 8
-    assert "stopped after 8 of 12 steps; the state after 8 is saved" in run(
-        tiny, uri, stopped, evaluate=evaluation(stopped)
-    )
+    assert "stopped after 8 of 12 steps; the state after 8 is saved" in run(uri, stopped, evaluate=evaluation(stopped))
     again = Listener()
-    assert_equal(run(tiny, uri, again, evaluate=evaluation(again)), straight)
+    assert_equal(run(uri, again, evaluate=evaluation(again)), straight)
     assert again.steps[0] == 9
 
 
@@ -135,14 +133,14 @@ def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(uri: s
         return Ruled(tiny.Source(12), listener, ends_at=7)
 
     whole = Listener()
-    straight = run(tiny, f"{uri}-straight", whole, source=ruled(whole))
+    straight = run(f"{uri}-straight", whole, source=ruled(whole))
     assert straight[0].rule == "kl"
     assert straight[0].steps_done == 7
     stopped = Listener(stop_in=("rollout", rollouts))
-    assert "is saved" in run(tiny, uri, stopped, source=ruled(stopped))
+    assert "is saved" in run(uri, stopped, source=ruled(stopped))
     again = Listener()
     source = ruled(again)
-    made = run(tiny, uri, again, source=source)
+    made = run(uri, again, source=source)
     assert source.asked[0] == -(-rollouts // 3)
     assert (made[0].rule, made[0].steps_done) == ("kl", 7)
     assert all(torch.equal(*pair) for pair in zip(made[1], straight[1], strict=True))
@@ -151,12 +149,12 @@ def test_a_stop_in_the_rollouts_of_a_rule_is_gone_on_with_by_asking_again(uri: s
 def test_a_rule_that_was_not_asked_for_would_be_lost(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of `is_judged`: without it the stage goes on past its rule."""
     stopped = Listener(stop_in=("rollout", 20))  # in the rollouts after step 7, which the rule ends
-    run(tiny, uri, stopped, source=Ruled(tiny.Source(12), stopped, ends_at=7))
+    run(uri, stopped, source=Ruled(tiny.Source(12), stopped, ends_at=7))
     monkeypatch.setattr(
         loop.LoopState, "is_judged", property(lambda self: True, lambda self, value: None), raising=False
     )
     again = Listener()
-    made = run(tiny, uri, again, source=Ruled(tiny.Source(12), again, ends_at=7))
+    made = run(uri, again, source=Ruled(tiny.Source(12), again, ends_at=7))
     assert (made[0].rule, made[0].steps_done) == (None, 12)
 
 
@@ -170,7 +168,7 @@ def test_between_two_states_a_stop_waits_only_where_the_next_one_is_near(
     for patience, saved, name in ((1e9, 6, "near"), (0.0, 0, "far")):
         monkeypatch.setattr(loop, "STOP_WAIT_S", patience)
         listener = Listener(stop_in=("train", 2))
-        said = run(tiny, f"{uri}-{name}", listener, source=Seldom(tiny.Source(12), Listener(), 99))
+        said = run(f"{uri}-{name}", listener, source=Seldom(tiny.Source(12), Listener(), 99))
         assert f"stopped after {saved or 2} of 12 steps" in said
         assert ("the state after 6 is saved" if saved else "there is no state yet") in said
 
@@ -185,7 +183,7 @@ def test_a_stop_is_answered_in_the_loop_alone(uri: str) -> None:
             return super().loss(module, batch)
 
     tiny.Squares = Watched
-    run(tiny, uri, listener)
+    run(uri, listener)
     assert seen
     assert all(seen)
     assert not listener.is_answered

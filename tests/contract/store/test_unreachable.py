@@ -1,10 +1,8 @@
 """A store that does not answer is named within a deadline; one that fails now and then is asked again until it does."""
 
-import importlib.util
 import os
 import random
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from recipes.errors import CapacityError
 from tests.contract.store import places as things
 from tests.contract.store.places import S3Server
+from tests.unit.trainers import tiny_training as tiny
 from trainers.store import remote_files
 from trainers.store import slow_calls as watch
 from trainers.store.collection import collect
@@ -23,7 +22,6 @@ from trainers.store.manifest import sha256_hex
 from trainers.store.objects import object_path
 from trainers.store.store import Store
 
-TINY = Path(__file__).parents[2] / "unit" / "trainers" / "conftest.py"
 Fault = Callable[[str, str, str], int | str | None]
 
 
@@ -80,17 +78,6 @@ def test_a_writer_with_patience_waits_until_the_store_answers_again(
     assert "answers again after" in said[-1]
 
 
-def load_tiny() -> Any:
-    """The module that builds a tiny training."""
-    spec = importlib.util.spec_from_file_location("tiny_training", TINY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_training"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     "way", ["reset", pytest.param(503, marks=pytest.mark.long), pytest.param("lost", marks=pytest.mark.long)]
 )
@@ -98,7 +85,6 @@ def test_training_goes_on_beside_a_store_that_goes_away_and_skips_no_save(
     s3_server: S3Server, s3_uri: str, soon: None, tmp_path: Path, way: int | str
 ) -> None:
     """Steps are made until the next save, which waits; when the store is back every state is in it, in order."""
-    tiny = load_tiny()
     straight = tiny.run(tiny.open_checkpoint(str(tmp_path / "straight"))).digest
     checkpoint = tiny.open_checkpoint(s3_uri)
     said: list[str] = []

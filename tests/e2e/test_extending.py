@@ -1,13 +1,15 @@
-"""docs/extending.md, performed: a decoder type, a data source, an evaluation suite and an algorithm join a copy of the
-tree by the files that the page names, and recipes that use them run.
+"""docs/extending.md, performed: a decoder type, a data source, an evaluation suite, a kind of stage and an algorithm
+join a copy of the tree by the files that the page names, and recipes that use them run.
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from recipes.errors import Preempted
 from trainers.store.store import Store
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -99,6 +102,210 @@ def measure_next_token(spec: Evaluate, context: StageContext, labels: Sequence[s
         right, total = distributed.all_sum([right, total])
         metrics[f"{label}.next_token"] = right / total
     return Measured(metrics)
+'''
+
+STAGE = '''"""Preference optimisation without a reward model."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from recipes.artifact_kinds import OutputKind
+from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, at
+from recipes.fields import meaning
+from recipes.models.base import TextFamily
+from recipes.problem_codes import Code
+from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
+from recipes.stages.base import TextTraining
+from recipes.stages.sharding import Shard
+from recipes.stages.train import Train
+
+
+class Dpo(TextTraining):
+    """Direct preference optimisation (Rafailov et al. 2023): the model itself learns from preference pairs."""
+
+    data_role: ClassVar[Role] = "preferences"
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    curves: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
+    kind: Literal["dpo"] = meaning(description="Direct preference optimisation.")
+    init_from: str = meaning(description="The model to start from, which is also the reference.")
+    template: Template | None = template_field("a `prompt` and its answers")
+    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
+    evaluation: Source | None = meaning(None, description="Held-out pairs; None: hold_out.")
+    beta: float = meaning(0.1, gt=0, le=100, description="Weight of the divergence from the reference.")
+    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def inputs(self) -> list[Input]:
+        return [Input("init_from", self.init_from, ("model",))]
+
+    def outputs(self) -> dict[str, OutputKind]:
+        return {"model": "model"}
+
+    def text_start(self) -> str:
+        return self.init_from
+
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
+        return needs_decoder(self.kind, family)
+
+    def rules(self) -> Iterator[FieldFinding]:
+        if self.train.tokens is not None:
+            message = "a dpo stage counts pairs, not tokens"
+            yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
+
+    def packing_rule(self, family: TextFamily | None) -> Finding | None:
+        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
+
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
+        return Progress("step", "pairs")
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        return self._fewer_rows(train=self.train.shrunk())
+
+    def held(self, counts: Counts) -> Held:
+        return Held(counts.full, counts.full, counts.full)
+
+    def forward(self) -> Forward:
+        return Forward(self.train.sequence_length, copies=2, logits="all")
+'''
+
+TASK = '''"""The dpo stage: a reward model's objective on the rewards that a policy implies against its start.
+
+The reward of an answer is beta times its log-probability under the policy over that under the reference (equation 5 of
+Rafailov et al. 2023), up to a term of the prompt, which is the same on both sides of a pair.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.stages.dpo import Dpo
+from rlhf.text.reward_model import RewardObjective, evaluate_pairs
+from trainers.data.batches import BatchPlan, PairBatch, SequenceBatch, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.models.stack import load_exact
+from trainers.runtime.observer import interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
+from trainers.training.outcome import Evaluation, Outcome
+from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
+from trainers.training.task import Course, run_training
+from trainers.training.text_candidate import TrainedText, write_text_candidate
+
+
+class ImpliedReward(nn.Module):
+    """The reward of each row's response that the policy implies against a frozen reference."""
+
+    def __init__(self, policy: nn.Module, reference: nn.Module, beta: float) -> None:
+        super().__init__()
+        self.policy = policy
+        self._reference = (reference,)  # no submodule: nothing of it is trained or stored
+        self._beta = beta
+
+    def forward(self, sequences: SequenceBatch) -> Tensor:
+        """One reward per row."""
+        with torch.no_grad():
+            before = _logprobs(self._reference[0], sequences)
+        return self._beta * (_logprobs(self.policy, sequences) - before)
+
+
+def _logprobs(model: Any, sequences: SequenceBatch) -> Tensor:
+    """Log-probability of each row's response [B]."""
+    logits = model(input_ids=sequences.input_ids_BT, attention_mask=sequences.attention_mask_BT).logits[:, :-1]
+    chosen = logits.float().log_softmax(-1).gather(-1, sequences.input_ids_BT[:, 1:, None])[..., 0]
+    return (chosen * sequences.response_mask_BT[:, 1:]).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Preference pairs, and how they are read."""
+
+    tokenization: Tokenization
+    training: Dataset
+    held_out: Dataset | None
+
+
+@dataclass(frozen=True)
+class DpoTask:
+    """Training of a policy on preference pairs."""
+
+    spec: Dpo
+    context: StageContext
+
+    def open_data(self) -> PairData:
+        spec, context = self.spec, self.context
+        tokenization = load_tokenization(model_folder(context, "init_from"))
+        length = spec.train.sequence_length
+        training, held_out = open_sets(
+            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
+        )
+        return PairData(tokenization, training, held_out)
+
+    def build(self, data: PairData) -> "DpoTrainee":
+        weights = model_weights(self.context, "init_from")
+        policy, reference = (
+            load_exact(weights, "language_model", device=self.context.ranks.device) for _ in ("policy", "reference")
+        )
+        return DpoTrainee(self.spec, self.context, data, policy, reference.eval().requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class DpoTrainee:
+    """A policy and its reference on preference pairs."""
+
+    spec: Dpo
+    context: StageContext
+    data: PairData
+    policy: Any
+    reference: Any
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.data.training)
+
+    def course(self, training: TrainingPlan[Dpo]) -> Course:
+        spec, data = self.spec, self.data
+        rewards = ImpliedReward(self.policy, self.reference, spec.beta)
+        phase = single_phase(training, rewards, RewardObjective(0.0))
+        measured = data.training if data.held_out is None else data.held_out
+        rows, layout, context = spec.train.evaluation_rows, training.layout, self.context
+
+        def evaluate() -> Evaluation:
+            engine = phase.engine
+            engine.module.eval()
+            batches = evaluation_batches(measured, rows, layout.workers, context.ranks.rank, layout.micro_batch)
+            pairs = (batch for batch in batches if isinstance(batch, PairBatch))
+            shown = interruptible(pairs, context.observer, "evaluate", min(rows, len(measured)))
+            found = evaluate_pairs(engine.module, shown, engine.device)
+            engine.module.train()
+            return Evaluation({name: found.metrics()[name] for name in ("loss", "accuracy", "margin")})
+
+        plan = BatchPlan(data.training, context.seed, **training.share)
+        return Course([phase], PlannedBatches(plan, training.steps), evaluate)
+
+    def candidate(self, training: TrainingPlan[Dpo], course: Course, outcome: Outcome) -> Candidate | None:
+        data, dtype = self.data, dtype_of(self.spec.shard.precision)
+        return write_text_candidate(
+            TrainedText("language_model", self.policy, "policy.", data.tokenization, dtype),
+            self.context,
+            course.phases[0].engine,
+            training.checkpoint,
+            outcome,
+            artifact="model",
+            metrics={
+                **outcome.amounts(),
+                "evaluation": outcome.evaluation.finite(),
+                "data": data.training.report.to_json(),
+            },
+        )
+
+
+def run_dpo(spec: Dpo, context: StageContext) -> Candidate | None:
+    """Train a policy on preference pairs; the candidate comes from rank 0. Collective."""
+    return run_training(DpoTask(spec, context))
 '''
 
 TYPE = '''
@@ -360,6 +567,24 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ("MEASURES: dict[SuiteName, Suite] = {\n", '    "next_token": measure_next_token,\n'),
         ],
     },
+    "A kind of stage": {
+        "recipes/stages/dpo.py": [(None, STAGE)],
+        "recipes/stages/kinds.py": [
+            ("from recipes.stages.base import StageBase\n", "from recipes.stages.dpo import Dpo\n"),
+            ("Stage = Annotated[", "Dpo | "),
+            ("SEMANTICS = {", '"dpo": 1, '),
+        ],
+        "rlhf/text/dpo_stage.py": [(None, TASK)],
+        "launch/runs/stage_entry.py": [
+            ("from recipes.stages.base import ImageTraining, TextTraining\n", "from recipes.stages.dpo import Dpo\n"),
+            (
+                "    match spec:\n",
+                "        case Dpo():\n"
+                "            from rlhf.text.dpo_stage import run_dpo\n\n"
+                "            return run_dpo(spec, context)\n",
+            ),
+        ],
+    },
     "An algorithm of reinforcement learning": {
         "recipes/stages/algorithms.py": [
             ("small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))\n", RLOO),
@@ -407,8 +632,17 @@ RECIPE: dict[str, Any] = {
                 "schedule": {"name": "constant"},
             },
         },
+        "preferring": {
+            "kind": "dpo", "init_from": "base",
+            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+            "train": {
+                "steps": 200, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-3},
+                "schedule": {"name": "constant"}, "save_every": 5, "evaluate_every": 100,
+            },
+        },
         "measured": {
-            "kind": "evaluate", "of": ["base"], "suites": ["perplexity", "next_token"], "sequence_length": 64,
+            "kind": "evaluate", "of": ["base", "preferring"], "suites": ["perplexity", "next_token"],
+            "sequence_length": 64,
             "text": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "gates": [{"metric": "base.next_token", "min": 0.1}],
         },
@@ -478,20 +712,32 @@ def test_an_addition_takes_the_files_that_the_page_names(section: str) -> None:
 
 
 Call = Callable[..., str]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def call(tree: Path, tmp_path: Path) -> Call:
-    """Runs a command of the extended tree next to the recipe; returns what it prints."""
+def start(tree: Path, tmp_path: Path) -> Start:
+    """Starts a command of the extended tree next to the recipe."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "TRAINWRIGHT_STORE": str(tmp_path / "store")}
 
-    def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *arguments], env=environment, cwd=tmp_path, capture_output=True,
-            text=True, check=False, timeout=400,
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *arguments], env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+
+    return start
+
+
+@pytest.fixture
+def call(start: Start) -> Call:
+    """Runs a command of the extended tree next to the recipe; returns what it prints."""
+
+    def call(*arguments: str) -> str:
+        process = start(*arguments)
+        out, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, out + errors
+        return out
 
     return call
 
@@ -501,13 +747,35 @@ def made(call: Call) -> dict[str, str]:
     return {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
 
 
-def test_a_recipe_uses_a_type_a_source_and_a_suite(call: Call, tmp_path: Path) -> None:
+def test_a_recipe_uses_a_type_a_source_a_suite_and_a_kind_of_stage(call: Call, start: Start, tmp_path: Path) -> None:
+    """Checked, planned, run, stopped in the new kind of stage, resumed from its state, verified and committed."""
     rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
     (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"prompt": f"{row} and {row + 1}", "chosen": f"yes, {row + 1}", "rejected": f"no, {row + 1}"}
+        for row in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
-    call("check", "recipe.yaml")
-    call("run", "recipe.yaml")
-    assert made(call) == {"base": "model", "measured": "report"}
+    call("check", "recipe.yaml", "--smoke")
+    assert "preferring" in call("plan", "recipe.yaml")
+    driver, store, deadline = start("run", "recipe.yaml"), tmp_path / "store", time.monotonic() + 300
+    while not any("manifest" in state.read_text() for state in store.glob("refs/states/*/preferring/*")):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    out, errors = driver.communicate(timeout=100)
+    assert driver.returncode == Preempted.exit_code, out + errors
+
+    call("resume", "last")
+    (run,) = Store.open(str(store)).runs()
+    lines = list(Store.open(str(store)).run(run).read_lines("metrics/preferring/2"))
+    assert lines[0]["step"] > 1
+    assert made(call) == {"base": "model", "preferring": "model", "measured": "report"}
+    artifact = json.loads(call("store", "show", "last/preferring", "--json"))
+    assert artifact["verification"]["how"] == "clean-process"
+    assert artifact["metrics"]["evaluation"]["accuracy"] > 0.8
 
 
 def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call, tmp_path: Path) -> None:

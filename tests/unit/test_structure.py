@@ -21,7 +21,9 @@ def test_families_answer_for_themselves() -> None:
     tree = read_tree()
     names = set().union(*tree.declared["family"].values())
     assert len(name_sites(tree, names)) <= 15, "ask the family's object: TextFamily, FamilyRuntime"
-    assert len(class_sites(tree, set(tree.declared["family"]))) <= 6, "ask the architecture"
+    classes = class_sites(tree, set(tree.declared["family"]))
+    elsewhere = [site for site in classes if site.module != "trainers.models.images.families"]  # where all are listed
+    assert len(elsewhere) <= 2, "ask the architecture"
 
 
 def test_no_worker_words_a_rule_of_check() -> None:

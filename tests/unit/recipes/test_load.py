@@ -107,7 +107,7 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     assert _base(path, "stages.base.train.optimizer.lr=1e-5").train.optimizer.lr == 1e-5
     evaluation = load_recipe(path, ["stages.eval.of.1=base"]).recipe.stages["eval"]
     assert isinstance(evaluation, Evaluate)
-    assert eval.of == ["chat", "base"]
+    assert evaluation.of == ["chat", "base"]
     assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
     policy = load_recipe(path, ["stages.policy.ppo.save_every=7 iterations"]).recipe.stages["policy"]
     assert isinstance(policy, PpoStage)

@@ -1,7 +1,8 @@
 """Every field of every shipped recipe, changed in turn: wrong type, out of range, unknown key, key taken away."""
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ UNBOUNDED = {"min", "max"}
 """A gate's bounds are any number."""
 
 FieldPath = tuple[str | int, ...]
+Fields = Callable[[], dict[Path, list[tuple[FieldPath, Any]]]]
 
 
 def _leaves(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
@@ -61,9 +63,37 @@ def _refusals(path: Path, place: FieldPath, value: Any) -> list[str]:
     ]
 
 
+@functools.cache
+def _dumped(path: Path) -> dict[str, Any]:
+    """The recipe with every default written out."""
+    return dump_recipe(load_recipe(path).recipe)
+
+
 def _fields(path: Path) -> list[tuple[FieldPath, Any]]:
-    """The recipe's fields with every default written out; `columns` and `stages` take keys of the user's."""
-    return [(place, value) for place, value in _leaves(dump_recipe(load_recipe(path).recipe)) if place]
+    """The recipe's fields; `columns` and `stages` take keys of the user's."""
+    return [(place, value) for place, value in _leaves(_dumped(path)) if place]
+
+
+@functools.cache
+def _first_shown() -> dict[Path, list[tuple[FieldPath, Any]]]:
+    """The fields of each recipe that no recipe before it has, with a value of that type."""
+    seen: set[tuple[int, bool, type]] = set()
+    found: dict[Path, list[tuple[FieldPath, Any]]] = {path: [] for path in SHIPPED}
+    for path in SHIPPED:
+        for place, value in _fields(path):
+            names = place[:-1] if isinstance(place[-1], int) else place
+            declared = field_at(names, _dumped(path))
+            key = (id(declared), names != place, type(value))
+            if declared is None or key not in seen:
+                found[path].append((place, value))
+            seen.add(key)
+    return found
+
+
+EVERY = pytest.mark.parametrize(
+    "fields", [_first_shown, pytest.param(None, marks=pytest.mark.long)], ids=["new", "all"]
+)
+"""A field is declared once, in whatever recipes it stands; the long tier changes it in each of them."""
 
 
 @pytest.fixture(params=SHIPPED, ids=lambda path: path.stem)
@@ -77,20 +107,22 @@ def test_shipped_recipes_are_right(shipped: Path) -> None:
         assert check_file(shipped, smoke=smoke)[1] == []
 
 
-def test_a_wrong_type_is_refused(shipped: Path) -> None:
+@EVERY
+def test_a_wrong_type_is_refused(shipped: Path, fields: Fields | None) -> None:
     accepted = [
         (place, wrong)
-        for place, value in _fields(shipped)
+        for place, value in (_fields(shipped) if fields is None else fields()[shipped])
         for wrong in _wrong_types(value)
         if not _refusals(shipped, place, wrong)
     ]
     assert accepted == []
 
 
-def test_a_number_out_of_range_is_refused(shipped: Path) -> None:
+@EVERY
+def test_a_number_out_of_range_is_refused(shipped: Path, fields: Fields | None) -> None:
     accepted = [
         (place, wrong)
-        for place, value in _fields(shipped)
+        for place, value in (_fields(shipped) if fields is None else fields()[shipped])
         if isinstance(value, int | float) and not isinstance(value, bool) and place[-1] not in UNBOUNDED
         for wrong in (-1, 10**30 if isinstance(value, int) else 1e30)
         if not _refusals(shipped, place, wrong)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipes.errors import StageError, VerificationError
+from recipes.errors import RequestError, StageError, VerificationError
 from recipes.stages.lora import Lora
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import probe as probe_weights
@@ -176,5 +176,5 @@ def test_several_adapters_train_side_by_side_and_switch_without_touching_gradien
 
 
 def test_an_unknown_target_module_is_named() -> None:
-    with pytest.raises(StageError, match="qkv_proj"):
+    with pytest.raises(RequestError, match="qkv_proj"):
         add_adapter(build(), Lora(target_modules=["q_proj", "qkv_proj"]), seed=0)

@@ -42,8 +42,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# In the order of the folders long files come first, and the many short ones of tests/unit fill what is left.
 test: lint
-	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile tests
+	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 	$(BIN)/python -m pytest -q -m "serial and not long" $(ALONE)
 
 test-long: setup

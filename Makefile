@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 BIN := .venv/bin
 READY := .venv/.ready
 JOBS ?= 2
-# Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
+#: Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
 ALONE := tests/e2e tests/faults/run tests/gpu tests/integration/cluster
 
 .PHONY: demo models test test-long lint setup clean
@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# In the order of the folders long files come first, and the many short ones of tests/unit fill what is left.
+#: In the order of the folders long files come first, and the many short ones of tests/unit fill what is left.
 test: lint
 	$(BIN)/python -m pytest -q -m "not long and not serial" -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 	$(BIN)/python -m pytest -q -m "serial and not long" $(ALONE)

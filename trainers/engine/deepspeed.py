@@ -186,13 +186,16 @@ class DeepSpeedEngine:
             parameter.data.copy_(read("param", name, 0, _size(shape)).view(shape))
 
     def _refresh_partitions(self) -> None:
-        """Make ZeRO-3's working partitions from the masters as DeepSpeed does at the end of its step; collective."""
+        """Make ZeRO-3's working partitions from the masters as DeepSpeed does at the end of its step; collective.
+
+        Small parameters, which stay whole on every rank, are gathered by the next forward, as in a fresh engine: it is
+        by gathering a weight that another module uses (a head in the loss) that DeepSpeed learns of that use. Were
+        they whole already, it would learn so after it has recorded the order of modules, and refuse the next forward.
+        """
         optimizer = self._engine.optimizer
         optimizer._partition_all_parameters()
         for number in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
-        if optimizer.persistent_parameters:  # these stay whole on every rank
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     def _partition(self) -> Iterator[tuple[StateGroup, str, int, Tensor]]:
         """Yield this rank's fragments: group, parameter, where it starts, and the fragment as a flat view."""

@@ -9,7 +9,7 @@ from recipes.models.families import FAMILIES as BUILT
 from tests.stages import Case
 
 sys.path.insert(0, str(Path(__file__).parent))
-from family_kit import LIMIT, result, run_case_here
+from family_kit import LIMIT, RESUMED_UNDER_ZERO_3, result, run_case_here
 from family_stages import KIT, STAGES, artifact_kind
 
 sys.path.pop(0)
@@ -33,6 +33,15 @@ def test_a_stage_runs_to_a_verified_candidate(finished: Path, family: str) -> No
 def test_a_preempted_stage_ends_in_the_same_bytes(finished: Path, family: str) -> None:
     straight, resumed = result(finished, "straight", family), result(finished, "stopped", family)
     assert resumed["steps"] == [4, 5, 6]
+    assert resumed["digest"] == straight["digest"]
+    assert resumed["metrics"] == straight["metrics"]
+
+
+@pytest.mark.parametrize("family", RESUMED_UNDER_ZERO_3)
+def test_a_preempted_stage_under_zero_3_ends_in_the_same_bytes(finished: Path, family: str) -> None:
+    straight, resumed = result(finished, "zero3", family), result(finished, "stopped-zero3", family)
+    assert resumed["steps"] == [4, 5, 6]
+    assert list(resumed["curves"]["eval/loss"]) == ["4", "6"]
     assert resumed["digest"] == straight["digest"]
     assert resumed["metrics"] == straight["metrics"]
 

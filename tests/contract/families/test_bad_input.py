@@ -34,7 +34,7 @@ def _bad_data(folder: Path, what: str) -> tuple[dict[str, Any], str]:
         return source, r"bad.npz: image 0: an array of shape \(8, 8, 2\)"
     np.savez(folder / "bad.npz", images=images, labels=labels)
     said = {
-        "no images": "no images",
+        "no images": "source 'arrays' as images: no rows",
         "NaN": "bad.npz: image 4: 1 pixels are NaN",
         "out of range": r"bad.npz: image 5: pixels from .* expected \[0, 1\]",
     }

@@ -60,7 +60,7 @@ def test_the_same_command_again_starts_no_worker(smoke_run: SmokeRun, quickstart
 def test_resume_of_a_finished_run_says_so(smoke_run: SmokeRun) -> None:
     done = smoke_run.shell("resume", smoke_run.run)
     assert done.code == 0
-    assert "completed already" in done.out
+    assert "is already completed" in done.out
 
 
 def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: SmokeRun, quickstart: Path) -> None:

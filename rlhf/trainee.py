@@ -56,7 +56,7 @@ class RlTrainee(Generic[S]):
 
     @property
     def num_rows(self) -> int:
-        """None: iterations are counted, not rows."""
+        """0: iterations are counted, not rows."""
         return 0
 
     def course(self, training: TrainingPlan[RlSpec]) -> Course:

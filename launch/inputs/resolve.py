@@ -30,7 +30,7 @@ def resolve(
 ) -> Resolved:
     """Fix every input, and what `shard` leaves to `auto`; raises RecipeError with all that cannot be resolved.
 
-    Nothing is written to the store; a run takes its inputs in by `inputs.take_in`. With `fetches`, which a run needs,
+    Nothing is written to the store; a run takes its inputs in by `external.take_in`. With `fetches`, which a run needs,
     hub models are downloaded whole.
     """
     problems: list[Problem] = []

@@ -80,8 +80,8 @@ class Evaluate(TextStage):
     of: list[str] = meaning(
         min_length=1,
         max_length=16,
-        description="Models to measure, language models with one tokenizer (seq2seq models may differ); the first is "
-        "the start that others are compared with.",
+        description="Models to measure; for perplexity, which counts tokens, they need one tokenizer. The first is the "
+        "start that others are compared with.",
     )
     reward: str | None = meaning(None, description="Reward model that scores responses.")
     second_scorer: str | None = meaning(
@@ -263,9 +263,9 @@ class Evaluate(TextStage):
             yield "sequence_length", self.sequence_length
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
-        if "targets" not in self.suites:  # targets are compared as text
+        if "perplexity" in self.suites:  # of a token; answers and targets are compared as text
             for index, text in enumerate(self.of[1:], start=1):
-                yield SharedTokens(f"of.{index}", text, "of.0", self.of[0])
+                yield SharedTokens(f"of.{index}", text, "of.0", self.of[0], ", or leave out suite perplexity")
 
     @property
     def sampled(self) -> tuple[str, Sampling] | None:

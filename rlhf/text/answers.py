@@ -3,12 +3,14 @@
 Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
 from rlhf.algorithms.kl import k1, k3
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
@@ -18,6 +20,7 @@ from rlhf.text.reward_inputs import Reading
 from rlhf.text.reward_model import ScoreModel
 from rlhf.text.stage import reading_by
 from trainers.data.batches import PromptBatch, build_batch
+from trainers.data.conversation import as_conversation
 from trainers.data.dataset import Dataset
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -48,24 +51,21 @@ def _answers(
     spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts
 ) -> tuple[list[ModelAnswers], list[dict[str, Any]]]:
     """Let every model answer, score the answers, and put all ranks' parts together; collective."""
-    tokenization = load_tokenization(model_folder(context, "of.0"))  # that of all: `check_tokenizers`
+    tokenizations = [load_tokenization(model_folder(context, f"of.{index}")) for index in range(len(labels))]
+    sets = _open_prompts(spec, context, tokenizations)
+    drawn = shared_prompts(sets, spec.num_prompts, context.seed)
     first = open_measured(spec, context, "of.0", "language_model")
     scorers = [(path, _scorer(spec, context, path)) for path in ("reward", "second_scorer") if path in context.inputs]
     found: list[ModelAnswers] = []
     texts: dict[str, list[str]] = {}
-    for index, label in enumerate(labels):
-        place = parts.place(index)
-        prompts = open_dataset(
-            context,
-            text_request(
-                context, spec.get_source("prompts"), tokenization, spec.sampling.max_prompt_tokens, spec.template
-            ),
-        )
+    for index, (label, tokenization, prompts) in enumerate(zip(labels, tokenizations, sets, strict=True)):
+        place, rows = parts.place(index), drawn[index]
         model = first if index == 0 else open_measured(spec, context, f"of.{index}", "language_model")
-        responses = _respond(spec, context, model, prompts, tokenization, place)
+        responses = _respond(spec, context, model, prompts, rows, drawn[0], tokenization, place)
+        comparable = first if tokenization.contract_hash == tokenizations[0].contract_hash else None
         judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        own = _judged(spec, context, responses, model, first, judges, tokenization.vocab_size, place)
-        places = {row: place for place, row in enumerate(_drawn_rows(spec, context, prompts))}
+        own = _judged(spec, context, responses, model, comparable, judges, tokenization.vocab_size, place)
+        places = {row: place for place, row in enumerate(rows)}
         merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
         found.append(ModelAnswers(label, merged))
@@ -82,12 +82,14 @@ def _respond(
     context: StageContext,
     model: nn.Module,
     prompts: Dataset,
+    drawn: Sequence[int],
+    keys: Sequence[int],
     tokenization: Tokenization,
     place: Mapping[str, float],
 ) -> Responses | None:
-    """This rank's answers; every model draws with the same uniforms for the same prompt."""
-    drawn = _drawn_rows(spec, context, prompts)
-    rows = drawn[context.ranks.rank :: context.ranks.world_size]
+    """This rank's answers; every model draws with the same uniforms for the same prompt, known by its key."""
+    own = slice(context.ranks.rank, None, context.ranks.world_size)
+    rows = drawn[own]
     if not rows:
         return None
 
@@ -98,8 +100,9 @@ def _respond(
     assert isinstance(batch, PromptBatch)
     asked = spec.sampling
     settings = sampling_settings(tokenization, asked.max_new_tokens, asked.temperature, asked.stop_tokens)
-    keys = [(row, 0) for row in rows]
-    uniforms_BR = response_uniforms(context.seed, "evaluate", 0, keys, settings.max_new_tokens)
+    uniforms_BR = response_uniforms(
+        context.seed, "evaluate", 0, [(key, 0) for key in keys[own]], settings.max_new_tokens
+    )
     prompts_here = batch.to(context.ranks.device)
     written = generate_in_parts(model, prompts_here, settings, uniforms_BR, GENERATION_BATCH, watch)
     return responses_of(prompts_here, written.tokens_BR, written.response_mask_BR, written.ended_B)
@@ -111,12 +114,15 @@ def _judged(
     context: StageContext,
     responses: Responses | None,
     model: nn.Module,
-    first: nn.Module,
+    first: nn.Module | None,
     judges: Sequence[tuple[ScoreModel, Reading]],
     num_tokens: int,
     place: Mapping[str, float],
 ) -> list[list[Any]]:
-    """Lines of `Answer` fields: what was written, its KL against the first model, its scores."""
+    """Lines of `Answer` fields: what was written, its KL against the first model, its scores.
+
+    Without a `first` model there is no KL: it reads other tokens, or was asked by another template.
+    """
     if responses is None:
         return []
     lines: list[list[Any]] = []
@@ -124,8 +130,9 @@ def _judged(
     for start in range(0, count, FORWARD_BATCH):
         context.observer.phase("judge", rows=start * workers, rows_planned=count * workers, **place)
         part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
-        kl = kl_k3 = [0.0] * len(part.sample_ids_B)
-        if first is not model:
+        kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
+        kl_k3 = kl
+        if first is not None and first is not model:
             own_BR = response_logprobs(model, part, spec.sampling.temperature, num_tokens)
             first_BR = response_logprobs(first, part, spec.sampling.temperature, num_tokens)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
@@ -138,10 +145,45 @@ def _judged(
     return lines
 
 
-def _drawn_rows(spec: Evaluate, context: StageContext, prompts: Dataset) -> list[int]:
-    """The prompts to answer, drawn by the seed."""
-    count = min(spec.num_prompts, len(prompts))
-    return [global_sample(prompts.digest, context.seed, place, len(prompts)) for place in range(count)]
+def _open_prompts(spec: Evaluate, context: StageContext, tokenizations: Sequence[Tokenization]) -> list[Dataset]:
+    """The prompts as each tokenizer reads them; collective."""
+    use, length = spec.get_source("prompts"), spec.sampling.max_prompt_tokens
+    opened: dict[str, Dataset] = {}
+    for tokenization in tokenizations:
+        if tokenization.contract_hash not in opened:
+            request = text_request(context, use, tokenization, length, spec.template)
+            opened[tokenization.contract_hash] = open_dataset(context, request)
+    return [opened[tokenization.contract_hash] for tokenization in tokenizations]
+
+
+def shared_prompts(sets: Sequence[Dataset], most: int, seed: int) -> list[list[int]]:
+    """Rows in each set of at most so many prompts, the same prompts in all sets, drawn by the seed.
+
+    A prompt that a set lacks, being too long for its tokenizer, is drawn from none. Raises RequestError for no prompts.
+    """
+    first = sets[0]
+    others = [
+        None if other.digest == first.digest else {_known_by(record): row for row, record in enumerate(other.records)}
+        for other in sets
+    ]
+    drawn: list[list[int]] = [[] for _ in sets]
+    for position in range(len(first)):
+        row = global_sample(first.digest, seed, position, len(first))
+        found = [row if rows is None else rows.get(_known_by(first.records[row])) for rows in others]
+        places = [own for own in found if own is not None]
+        if len(places) == len(sets):
+            for chosen, own in zip(drawn, places, strict=True):
+                chosen.append(own)
+        if len(drawn[0]) == most:
+            break
+    if not drawn[0]:
+        raise RequestError("prompts: none is short enough for the tokenizers of all models in `of`")
+    return drawn
+
+
+def _known_by(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a prompt came from and what it asks, whether it was put to a model as text or as turns."""
+    return record["id"], json.dumps(as_conversation({"prompt": record["prompt"]})["prompt"], sort_keys=True)
 
 
 def _scorer(spec: Evaluate, context: StageContext, field_path: str) -> ScoreModel:

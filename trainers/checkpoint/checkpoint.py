@@ -61,7 +61,7 @@ class StoreCheckpoint:
     versions: Mapping[str, str]
     keep: int = 2
     accepts: Sequence[str] = ()
-    """Earlier fingerprints of this stage whose states may be gone on from: settings were changed by request."""
+    """Earlier fingerprints of this stage from whose states it may resume: settings were changed by request."""
     replaced: Sequence[str] = ()
     """Earlier fingerprints of this stage whose states are of no use: an input has changed."""
     changes: Sequence[Mapping[str, Any]] = ()

@@ -100,7 +100,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Texts:
-    """Right-padded texts."""
+    """Padded texts."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor

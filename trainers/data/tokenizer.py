@@ -145,19 +145,28 @@ class Tokenization:
             found[number] = begins or number in self.special_ids
         return found
 
+    @property
+    def _pipeline(self) -> dict[str, Any]:
+        """What turns text into tokens."""
+        found: dict[str, Any] = json.loads(self.tokenizer_json)
+        return {key: value for key, value in found.items() if key not in ("truncation", "padding")}
+
+    @cached_property
+    def tokens_hash(self) -> str:
+        """64 hex digits over vocabulary and merges: equal ones turn text into equal tokens."""
+        return _hash_of(self._pipeline)
+
     @cached_property
     def contract_hash(self) -> str:
         """64 hex digits over vocabulary, merges, special ids and template."""
         contract = {
-            "tokenizer": json.loads(self.tokenizer_json),
+            "tokenizer": self._pipeline,
             "eos": [self.eos_token, self.eos_id],
             "pad": [self.pad_token, self.pad_id],
             "bos": [self.bos_token, self.bos_id],
             "template": self.chat_template,
         }
-        for key in ("truncation", "padding"):
-            contract["tokenizer"].pop(key, None)
-        return hashlib.sha256(json.dumps(contract, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _hash_of(contract)
 
     def token_id(self, token: str) -> int:
         """Return the id of exactly this token; raises RequestError when it is not one of the vocabulary."""
@@ -232,6 +241,10 @@ class Tokenization:
 
     def _template_tokens(self) -> dict[str, str]:
         return {"eos_token": self.eos_token, "pad_token": self.pad_token, "bos_token": self.bos_token or ""}
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -30,7 +30,7 @@ def run_evaluate(spec: Evaluate, context: StageContext, suites: Sequence[Suite])
 
 
 def _demand_measured(spec: Evaluate, context: StageContext) -> None:
-    """Raise RequestError for a text model that the suites do not measure, or not beside the others."""
+    """Raise RequestError for a text model that the suites do not measure, or not together with the others."""
     if spec.is_image:
         return
     for index in range(len(spec.of)):

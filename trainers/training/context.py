@@ -55,9 +55,9 @@ class StageContext:
     observer: Observer
     ranks: Ranks
     accepts: tuple[str, ...] = ()
-    """Earlier fingerprints of the stage whose states may be gone on from."""
+    """Earlier fingerprints of the stage from whose states it may resume."""
     replaced: tuple[str, ...] = ()
-    """Earlier fingerprints of the stage whose states are of no use: an input has changed."""
+    """Earlier fingerprints of the stage whose states are unusable: an input has changed."""
     changes: tuple[Mapping[str, Any], ...] = ()
     """Settings that a resume was allowed to change: field, before, after."""
     open_rollouts: OpenRollouts = ColocatedRollouts
@@ -237,8 +237,8 @@ def check_tokenizers(spec: TextStage, context: StageContext) -> None:
     """Raise RequestError where models that read each other's tokens have different tokenizers."""
 
     def known(field_path: str, text: str) -> TokenizerId:
-        contract = load_tokenization(model_folder(context, field_path)).contract_hash
-        return TokenizerId(contract, f"{text} (contract {contract[:12]})")
+        tokens = load_tokenization(model_folder(context, field_path)).tokens_hash
+        return TokenizerId(tokens, f"{text} (tokens {tokens[:12]})")
 
     raise_findings(spec.tokenizer_rules(known))
 

@@ -20,6 +20,7 @@ from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.reward import Reward
 from recipes.stages.rl import PpoStage
+from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
 from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
@@ -298,8 +299,22 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     )
     with pytest.raises(RequestError, match=r"of\.1: foreign and chat do not share a tokenizer"):
         run_evaluate(of, workshop.context("refused", {"of.0": "chat", "of.1": "foreign"}), suites_of(of))
+    chats = JsonLines(source="jsonl", files=["chats.jsonl"])
+    answers = of.changed(
+        suites=["comparison"],
+        text=None,
+        reward="foreign-judge",
+        prompts=chats,
+        num_prompts=6,
+        sampling=Sampling(max_new_tokens=8, max_prompt_tokens=48),
+    )
+    inputs = {"of.0": "chat", "of.1": "foreign", "reward": "foreign-judge"}
+    report = run_evaluate(answers, workshop.context("texts", inputs), suites_of(answers))
+    assert report is not None
+    assert report.metrics["prompts"] == 6
+    assert report.metrics.keys() >= {"foreign.win_rate", "foreign.score_mean", "chat.kl"}
+    assert "foreign.kl" not in report.metrics
     for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
-        chats = JsonLines(source="jsonl", files=["chats.jsonl"])
         spec_of_policy = ppo_spec(lora, critic={"start": "actor"}).model_copy(update={"prompts": chats})
         candidate = run_rl(spec_of_policy, workshop.context(name, given))
         workshop.keep(name, candidate, given)

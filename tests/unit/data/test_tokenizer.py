@@ -85,6 +85,8 @@ def test_contract_hash_follows_vocabulary_tokens_and_template(tokenization: Toke
         tokenization_from_files(tokenization.files(), existing(eos_token="<|user|>")),
     ]
     assert len({tokenization.contract_hash, *(other.contract_hash for other in others)}) == 5
+    is_alike = [other.tokens_hash == tokenization.tokens_hash for other in others]
+    assert is_alike == [False, False, True, True], "a template and the role of a token change no tokens"
     changed = with_files(tokenization, model_max_length=77)
     assert tokenization_from_files(changed).contract_hash == tokenization.contract_hash
 

@@ -138,3 +138,11 @@ def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuni
     assert less.trainable == tuned.held(counts).trainable
     assert less.stored == tuned.held(counts).stored
     assert (critical.forward().copies, alone.forward().copies) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("suites", "pairs"), [(["perplexity"], ["of.1"]), (["generation"], []), (["generation", "comparison"], [])]
+)
+def test_only_what_is_counted_by_tokens_needs_one_tokenizer(suites: list[str], pairs: list[str]) -> None:
+    keys = {"kind": "evaluate", "of": ["./a", "./b"], "reward": "./judge" if "comparison" in suites else None}
+    assert [pair.field_path for pair in Evaluate.model_validate({**keys, "suites": suites}).shared_tokens()] == pairs

@@ -1,7 +1,10 @@
 """Metrics of an evaluation by name, its gates, and the samples side by side."""
 
+from typing import Any
+
 import pytest
 
+from recipes.errors import RequestError
 from recipes.stages.evaluate import Bound
 from recipes.stages.suites import report_labels
 from rlhf.text.answer_metrics import (
@@ -11,6 +14,9 @@ from rlhf.text.answer_metrics import (
     generation_metrics,
     side_by_side,
 )
+from rlhf.text.answers import shared_prompts
+from trainers.data.dataset import BuildReport, Dataset
+from trainers.data.layouts.prompts import Prompts
 from trainers.evaluation.evaluate_stage import failed_bounds
 
 
@@ -90,3 +96,26 @@ def test_samples_stand_side_by_side_with_the_true_answer() -> None:
         ("Q1", "policy", "d"),
     ]
     assert lines[2]["score"] == 4.0
+
+
+def prompt_set(digest: str, prompts: dict[str, Any]) -> Dataset:
+    records = [{"id": id_, "prompt": prompt, "text": str(prompt)} for id_, prompt in prompts.items()]
+    return Dataset(digest * 64, Prompts, BuildReport(len(records), {"sequences": len(records)}), {}, records=records)
+
+
+def test_models_of_different_tokenizers_answer_the_same_prompts() -> None:
+    """A set of another tokenizer has other rows: it lacks prompts that are too long, and may hold turns, not text."""
+    asked = {f"a.jsonl:{number}": f"question {number}" for number in range(40)}
+    turns = {id_: [{"role": "user", "content": text}] for id_, text in reversed(asked.items()) if "7" not in id_}
+    plain, chat = prompt_set("a", asked), prompt_set("b", turns)
+    first, again, other = shared_prompts([plain, plain, chat], 20, seed=3)
+    assert first == again
+    assert len(first) == len(set(first)) == 20
+    ids = [plain.records[row]["id"] for row in first]
+    assert ids == [chat.records[row]["id"] for row in other]
+    (alone,) = shared_prompts([plain], 40, seed=3)
+    assert first == [row for row in alone if "7" not in plain.records[row]["id"]][:20]
+    everything, _ = shared_prompts([plain, chat], 1000, seed=3)
+    assert len(everything) == len(turns)
+    with pytest.raises(RequestError, match="none is short enough"):
+        shared_prompts([plain, prompt_set("c", {"b.jsonl:1": "question 1"})], 20, seed=3)

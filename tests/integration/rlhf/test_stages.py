@@ -295,6 +295,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
             "of": ["chat", "foreign"],
             "suites": ["perplexity"],
             "text": {"source": "text", "files": ["text.txt"], "documents": "paragraph"},
+            "shard": PLAIN,
         }
     )
     with pytest.raises(RequestError, match=r"of\.1: foreign and chat do not share a tokenizer"):

@@ -177,7 +177,7 @@ def judge_nodes(
             node,
             node.gpus == report["gpus"],
             f"Ray offers {node.gpus:g}, the machine has {report['gpus']}",
-            "start Ray with --num-gpus, or mend the driver",
+            "start Ray with --num-gpus, or fix the driver",
         )
         limit = report["open_files"]
         note("open files", node, limit >= LEAST_OPEN_FILES, f"limit {limit}", f"ulimit -n {LEAST_OPEN_FILES}")

@@ -186,7 +186,7 @@ class RayGroup:
         return ranks
 
     def _replace(self, lost: Sequence[Rank]) -> None:
-        """New workers where some were killed; with a node gone, the next run places the whole group anew."""
+        """New workers where some were killed; with a node gone, the next run places the whole group again."""
         alive = {node.id for node in self._session.nodes()}
         if any(rank.node_id not in alive for rank in lost):
             self._drop()
@@ -211,7 +211,7 @@ class RayGroup:
         )
 
     def _drop(self) -> None:
-        """Gives up every worker and the reservation; the next run places the group anew."""
+        """Gives up every worker and the reservation; the next run places the group again."""
         ranks, self._ranks = self._ranks, []
         if self._session.trouble():
             # Ray would wait a minute for what has ended, and then end this process; the rest has ended with it.
@@ -234,7 +234,7 @@ class RayGroup:
         try:
             port: int = ray.get(first.actor.free_port.remote(), timeout=CALL_TIMEOUT_S)
         except RayError:
-            # A worker died between two runs: place the group anew, once.
+            # A worker died between two runs: place the group again, once.
             self._drop()
             self._place()
             first = self._ranks[0]

@@ -51,7 +51,7 @@ def check(
         found_rows = check_rows(loaded, _open_store(store))
         problems += found_rows.problems
     exit_code = RecipeError.exit_code if problems else 0
-    summary = "the recipe is right"
+    summary = "no problems found"
     if store is not None or address is not None:
         found = environment_problems(loaded, store, address)
         problems += found.problems
@@ -132,7 +132,7 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
     computed = sum(not stage.cached for stage in plan.stages)
     kind = "GPU" if workers.gpus_per_worker else "CPU"
     summary = (
-        f"the recipe is right and fits: {computed} of {len(plan.stages)} stages to compute "
+        f"no problems found, and it fits: {computed} of {len(plan.stages)} stages to compute "
         f"on {workers.num_workers} {kind} worker{'s' if workers.num_workers > 1 else ''}"
     )
     return CheckResult([], 0, summary)

@@ -23,7 +23,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
     """How a model with the tokenizer `reader` reads responses of one with `writer`; `longest` is the reader's limit.
 
     Equal contracts share their tokens. Otherwise the response is decoded, put after its prompt by the reader's chat
-    template, and encoded anew; an unfinished response ends like any other turn.
+    template, and encoded again; an unfinished response ends like any other turn.
     """
     if reader.contract_hash == writer.contract_hash:
         return same_tokens(closing_ids(prompts, writer))

@@ -1,6 +1,6 @@
 """Text as a stream for recurrent models: lanes that are read on from step to step, and the state that each carries.
 
-The stream is cut into as many lanes as a global batch has rows; step by step each lane goes on by `sequence_length`
+The stream is cut into as many lanes as a global batch has rows; step by step each lane advances by `sequence_length`
 tokens, and its state with it: truncated backpropagation through time (Williams & Peng 1990). When the lanes end, an
 epoch does: the stream is turned by a keyed amount, and every state starts from zero. B lanes of a micro-batch, T
 tokens; a state has the shape [S, L, B, H] of `trainers.models.rnn`.
@@ -169,7 +169,7 @@ class HeldOutStream:
     """The batches in which a stream of N tokens is read once, from its first to its last, with the state carried on.
 
     Its N - 1 targets are cut into min(16, (N - 1) // 512) lanes of neighbours (one at least), equal but for the last;
-    every lane starts from a zero state and goes on by `length` tokens a batch. So the loss depends on the text alone,
+    every lane starts from a zero state and advances by `length` tokens a batch. So the loss depends on the text alone,
     not on the workers, nor (but for rounding) on `length`. Rank r of W takes the r-th run of lanes; lanes past the last
     one are empty and keep the ranks in step.
     """
@@ -188,7 +188,7 @@ class HeldOutStream:
         self._starts = np.arange(rank * share, (rank + 1) * share) * self._lane
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        """Yield this rank's batches; each is to be run before the next is taken, which goes on from its state."""
+        """Yield this rank's batches; each is to be run before the next is taken, which continues from its state."""
         rows = len(self._starts)
         states = LaneStates(self._zero_state(rows))
         last = len(self._tokens) - 1

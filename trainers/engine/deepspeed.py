@@ -236,7 +236,7 @@ def _gradient_partitions(optimizer: Any) -> list[Tensor]:
 
 
 def _remove_hooks(offload: Any) -> Callable[..., Any]:
-    """Take DeepSpeed's hooks off the module; returns the one that is not made anew by registering."""
+    """Take DeepSpeed's hooks off the module; returns the one that registering does not restore."""
     for parameter in offload.module.parameters():
         parameter.ds_active_sub_modules.clear()
     start_of_forward: Callable[..., Any] = offload.module._forward_pre_hooks[offload.fwd_pre_hook.id]

@@ -113,7 +113,7 @@ def generate(
 
 
 class Continuation(Protocol):
-    """What a model remembers of the rows that it goes on with."""
+    """What a model remembers of the rows that it continues."""
 
     def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
         """Read the left-padded prompts; returns the hidden states [B, D] to predict their next tokens from."""

@@ -29,7 +29,7 @@ class TokenLosses(nn.Module):
 
 
 class CarriedTokenLosses(nn.Module):
-    """A recurrent language model whose forward goes on from a carried state."""
+    """A recurrent language model whose forward continues from a carried state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def token_losses(
 
 
 def is_recurrent(model: Any) -> bool:
-    """Tell whether a model goes on from a state instead of attending to what it has read."""
+    """Tell whether a model continues from a state instead of attending to what it has read."""
     return hasattr(model.base_model, "zero_state")
 
 

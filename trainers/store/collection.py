@@ -149,7 +149,7 @@ def _mark(store: Store, keep: Keep | None, finished_states: bool) -> _Marked:
 def _without_reused_datasets(store: Store, marked: _Marked, removed: list[str]) -> list[str]:
     """Put back the data sets that somebody took while their refs were removed; returns the other refs.
 
-    Whoever takes one writes that down before looking: seen here, or it found no ref and makes the data set anew.
+    Whoever takes one writes that down before looking: seen here, or it found no ref and makes the data set again.
     """
     gone = {ref: marked.datasets[ref] for ref in removed if ref in marked.datasets}
     if not gone:

@@ -51,7 +51,7 @@ class Patience:
 
     limit_s: float
     tell: Callable[[str], None]
-    """Hears why the writer waits, and that it goes on."""
+    """Hears why the writer waits, and that it continues."""
 
     def wait(self, refusal: CapacityError, waited_s: float) -> float:
         """Sleep before the next try; returns the seconds waited so far. Raises the refusal past the limit."""

@@ -33,7 +33,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 TRANSFERS = ("upload", "fetch")
 """Requests of any size: they may last, as long as bytes come and go."""
 UNFINISHED_S = 24 * 3600.0
-"""An upload in parts that was begun longer ago than that has nobody who goes on with it."""
+"""An upload in parts that was begun longer ago than that has nobody who continues it."""
 PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, None)
 """Errors of requests that may go well at the next try: 409, 5xx, throttling, lost connections."""
 YOUNG_S = 60.0

@@ -35,7 +35,7 @@ class _Calls:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: a forked child has neither the thread nor the calls, and maybe a lock that nobody holds."""
+        """Start over: a forked child has neither the thread nor the calls, and maybe a lock that nobody holds."""
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._is_watched = False

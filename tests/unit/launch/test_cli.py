@@ -14,7 +14,7 @@ from tests.unit.launch.bench import Bench
 def test_check_of_a_right_recipe(call: Any, recipe: Path) -> None:
     code, out, err = call("check", str(recipe))
     *rows, summary = out.splitlines()
-    assert (code, summary, err) == (0, f"{recipe}: the recipe is right", "")
+    assert (code, summary, err) == (0, f"{recipe}: no problems found", "")
     assert [line for line in rows if not line.startswith(" ")] == [
         "base.data, text.txt", "chat.data, text.txt", "eval.text, text.txt",
     ]  # fmt: skip

@@ -181,7 +181,7 @@ def test_the_class_of_exactness_is_derived_and_kept(uri: str, capsys: pytest.Cap
     same = tiny.open_checkpoint(uri)
     tiny.run(same, stop_at=2)
     assert same.exactness == "bit-exact"
-    assert "base goes on after 2 steps: bit-exact" in capsys.readouterr().out
+    assert "base: resuming at step 2, bit-exact" in capsys.readouterr().out
     other = tiny.open_checkpoint(uri, versions={"torch": "2"})
     tiny.run(other, stop_at=3)
     assert other.exactness == "order-exact (torch: 1, then 2)"

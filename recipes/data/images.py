@@ -46,11 +46,11 @@ class _Images(Selection):
         None,
         ge=1,
         le=4096,
-        description="Height and width in pixels to which every image is resized; None: as they are, all of one size.",
+        description="Height and width in pixels to which every image is resized; null: as they are, all of one size.",
     )
     channels: Annotated[Literal[1, 3, 4], Whole] | None = meaning(
         None,
-        description="1 grey, 3 RGB (alpha is laid over black), 4 RGBA; None: as they are, all of one number.",
+        description="1 grey, 3 RGB (alpha is laid over black), 4 RGBA; null: as they are, all of one number.",
     )
 
     @property
@@ -148,7 +148,7 @@ class ImageArrays(_Images, Patterns):
         description="Paths or glob patterns, relative to the recipe's folder; read in this order, a pattern's sorted.",
     )
     images: str = meaning("images", description="Name of the array of images in an .npz file.")
-    labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; None: no labels.")
+    labels: str | None = meaning(None, description="Name of the array of labels in an .npz file; null: no labels.")
     caption_files: list[str] = meaning(
         default_factory=list,
         description="Paths of CSV or TSV files with captions, one for each file with images, a row for each of its "
@@ -171,8 +171,8 @@ class _ImageRows(_Images):
     image: str = meaning(
         "image", description="Column of images: encoded bytes, {bytes, path} as `datasets` writes them, or numbers."
     )
-    label: str | None = meaning(None, description="Column of labels; None: no labels.")
-    caption: str | None = meaning(None, description="Column of captions; None: no captions.")
+    label: str | None = meaning(None, description="Column of labels; null: no labels.")
+    caption: str | None = meaning(None, description="Column of captions; null: no captions.")
 
     @property
     def label_key(self) -> str | None:

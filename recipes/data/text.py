@@ -29,7 +29,7 @@ class Selection(Strict):
         description="Keep one of n disjoint parts of the rows, for example '1/2'; rows of one prompt share a part.",
     )
     limit: int | None = meaning(
-        None, ge=1, le=10**12, description="Keep at most this many rows, drawn by the seed; None keeps all."
+        None, ge=1, le=10**12, description="Keep at most this many rows, drawn by the seed; null keeps all."
     )
 
     @model_validator(mode="after")
@@ -111,7 +111,7 @@ class DatasetsPlace(Strict):
 
     path: str = meaning(description="A local folder, or a hub id such as org/name; a hub id needs `revision`.")
     revision: str | None = meaning(
-        None, description="Commit hash or tag of the hub data set; None only for a local folder."
+        None, description="Commit hash or tag of the hub data set; null only for a local folder."
     )
     name: str | None = meaning(None, description="Configuration name of the hub data set.")
     split: str = meaning("train", description="Split of the data set.")
@@ -154,11 +154,11 @@ class Csv(_Rows, Patterns):
 
     source: Literal["csv"] = meaning(description="Reads CSV or TSV files.")
     delimiter: Literal[",", "\t", ";", "|"] | None = meaning(
-        None, description="The separator of cells; None: a tab where the name ends in .tsv, else a comma."
+        None, description="The separator of cells; null: a tab where the name ends in .tsv, else a comma."
     )
     quotes: bool = meaning(True, description="Double quotes enclose cells; false: they are characters like others.")
     header: list[Annotated[str, Field(min_length=1)]] | None = meaning(
-        None, min_length=1, description="Names of the columns of files without a header line; None: the first line."
+        None, min_length=1, description="Names of the columns of files without a header line; null: the first line."
     )
 
     @model_validator(mode="after")

@@ -64,10 +64,10 @@ class _Rotary(LanguageArchitecture):
         None,
         ge=1,
         le=1024,
-        description="Key and value heads; must divide the query heads; None: one for each query head.",
+        description="Key and value heads; must divide the query heads; null: one for each query head.",
     )
     head_dim: int | None = meaning(
-        None, ge=2, le=1024, multiple_of=2, description="Width of a head; None: hidden_size / num_attention_heads."
+        None, ge=2, le=1024, multiple_of=2, description="Width of a head; null: hidden_size / num_attention_heads."
     )
     hidden_act: Activation = meaning("silu", description="Activation of the feed-forward layer.")
     max_position_embeddings: int = meaning(2048, ge=8, le=10**7, description="Longest sequence in tokens.")
@@ -192,7 +192,7 @@ class Gpt2(LanguageArchitecture):
         1024, ge=8, le=10**7, description="Longest sequence in tokens; a learned vector for each."
     )
     n_inner: int | None = meaning(
-        None, ge=8, le=1_048_576, description="Width of the feed-forward layer; None: 4 x n_embd."
+        None, ge=8, le=1_048_576, description="Width of the feed-forward layer; null: 4 x n_embd."
     )
     activation_function: Activation = meaning("gelu_new", description="Activation of the feed-forward layer.")
     resid_pdrop: float = meaning(0.0, ge=0, lt=1, description="Dropout on the residual branches; always off in RLHF.")

@@ -47,7 +47,7 @@ class T5(_EncoderDecoder):
     d_ff: int = meaning(ge=8, le=1_048_576, description="Width of the feed-forward layer.")
     num_layers: int = meaning(ge=1, le=512, description="Blocks of the encoder.")
     num_decoder_layers: int | None = meaning(
-        None, ge=1, le=512, description="Blocks of the decoder; None: as many as the encoder's."
+        None, ge=1, le=512, description="Blocks of the decoder; null: as many as the encoder's."
     )
     num_heads: int = meaning(ge=1, le=1024, description="Attention heads of d_kv each.")
     relative_attention_num_buckets: int = meaning(32, ge=4, le=4096, description="Distances that are distinguished.")

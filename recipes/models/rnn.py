@@ -16,7 +16,7 @@ class Rnn(LanguageArchitecture):
     hidden_size: int = meaning(ge=8, le=65_536, description="Width of the state.")
     num_hidden_layers: int = meaning(1, ge=1, le=64, description="Recurrent layers on top of each other.")
     embedding_size: int | None = meaning(
-        None, ge=8, le=65_536, description="Width of the embeddings; None: that of the state."
+        None, ge=8, le=65_536, description="Width of the embeddings; null: that of the state."
     )
     dropout: float = meaning(
         0.0,

@@ -16,9 +16,9 @@ class Critic(Strict):
     """A model of the values of states, which learns next to the policy on one joint loss."""
 
     start: Literal["actor", "reward"] = meaning("reward", description="Which model initialises the critic.")
-    lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; None: the actor's.")
+    lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; null: the actor's.")
     warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
-    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; None for none.")
+    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; null for none.")
     coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
 
 

@@ -178,7 +178,7 @@ def template_field(rows: str) -> Any:
     return added_meaning(
         None,
         description=f"How {rows} of plain text are put to the model: chat, as the user's and the assistant's turns in "
-        "its chat template; none, as they are, one after the other. None: chat where a decoder or rnn has a template. "
+        "its chat template; none, as they are, one after the other. null: chat where a decoder or rnn has a template. "
         "Rows of messages always take the template.",
     )
 

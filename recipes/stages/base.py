@@ -51,7 +51,7 @@ class StageBase(Strict):
         kind: str
         shard: Shard
 
-    seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; None takes the recipe's.")
+    seed: int | None = meaning(None, ge=0, lt=2**63, description="Seed of this stage; null takes the recipe's.")
     gate: Literal["enforce", "ignore"] = placement(
         "enforce", description="Whether this stage refuses an input whose gate failed."
     )

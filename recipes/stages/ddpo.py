@@ -52,10 +52,10 @@ class ImageRollout(Strict):
         None,
         ge=2,
         le=10_000,
-        description="Denoising steps of an image; all but the last are actions. None: the actor's sampling_steps.",
+        description="Denoising steps of an image; all but the last are actions. null: the actor's sampling_steps.",
     )
     guidance: float | None = meaning(
-        None, ge=0, le=100, description="Classifier-free guidance scale of the policy; None: the actor's, 1: none."
+        None, ge=0, le=100, description="Classifier-free guidance scale of the policy; null: the actor's, 1: none."
     )
     min_sd: float = meaning(
         0.01,
@@ -88,7 +88,7 @@ class ClassReward(Strict):
     """The output of a frozen classifier for an image."""
 
     classifier: str = meaning(description="The classifier: a stage, or an address in the store.")
-    label: str | None = meaning(None, description="The class whose probability counts; None: the one asked for.")
+    label: str | None = meaning(None, description="The class whose probability counts; null: the one asked for.")
     value: Literal["probability", "log_probability"] = meaning(
         "log_probability", description="The reward of an image; the logarithm still tells apart what is sure already."
     )

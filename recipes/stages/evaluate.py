@@ -97,13 +97,13 @@ class Evaluate(TextStage):
     )
     text: Source | None = meaning(
         None,
-        description="Held-out text for perplexity; with hold_out the rows that it keeps away from training. None: "
+        description="Held-out text for perplexity; with hold_out the rows that it keeps away from training. null: "
         "python-docs' test split.",
     )
     prompts: Source | None = meaning(
         None,
         description="Held-out prompts, for targets with their completions; with hold_out the rows that it keeps away "
-        "from training. None: python-docs' test split.",
+        "from training. null: python-docs' test split.",
     )
     images: ImageSource | None = meaning(
         None,
@@ -127,7 +127,7 @@ class Evaluate(TextStage):
         None,
         ge=1,
         le=10**9,
-        description="At most this many sequences of the perplexity text; None: as many as num_prompts.",
+        description="At most this many sequences of the perplexity text; null: as many as num_prompts.",
     )
     template: Template | None = template_field("prompts")
     num_samples: int = meaning(8, ge=0, le=1000, description="Responses of each model kept in the report.")

@@ -31,27 +31,27 @@ class Finetune(TextTraining):
     curves: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perplexity", "ngram_perplexity")
     kind: Literal["finetune"] = meaning(description="Supervised fine-tuning.")
     init_from: str = meaning(description="The model to start from.")
-    lora: Lora | None = meaning(None, description="Train adapters; None trains every parameter.")
+    lora: Lora | None = meaning(None, description="Train adapters; null trains every parameter.")
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss_on: Literal["responses", "all"] = meaning("responses", description="Which tokens the loss counts.")
     template: Template | None = template_field("a `prompt` and its `completion`")
     parts: list[Part] | None = meaning(
         None,
         min_length=1,
-        description="vision_language: which parts learn; None: with lora the language part, without it all of them.",
+        description="vision_language: which parts learn; null: with lora the language part, without it all of them.",
     )
     labelled_share: float = meaning(
         1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
     )
     pseudo_labels: PseudoLabels | None = meaning(
-        None, description="encoder: learn from the rows without a label too; None leaves them out."
+        None, description="encoder: learn from the rows without a label too; null leaves them out."
     )
     dropout: float | None = meaning(
         None,
         ge=0,
         lt=1,
         description="encoder: dropout on embeddings, residual branches and the input of the head while labels are "
-        "learnt; None: the model's own.",
+        "learnt; null: the model's own.",
     )
     num_beams: int = meaning(
         1, ge=1, le=64, description="encoder_decoder: beams of the search that held-out BLEU and chrF are measured by."
@@ -61,7 +61,7 @@ class Finetune(TextTraining):
         "vision-language model also `image` or `images`."
     )
     evaluation: Source | None = meaning(
-        None, description="Held-out rows; None: python-docs' validation split or hold_out."
+        None, description="Held-out rows; null: python-docs' validation split or hold_out."
     )
     train: Train = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
@@ -141,10 +141,10 @@ class FinetuneImages(ImageTraining):
     family: Literal["ddpm"] = meaning(description="The family of the model; without the key a language model is tuned.")
     init_from: str = meaning(description="The diffusion to start from.")
     lora: Lora | None = meaning(
-        None, description="Train adapters on the network's attention; None trains every parameter."
+        None, description="Train adapters on the network's attention; null trains every parameter."
     )
     data: ImageSource = meaning(description="Training images, with labels or captions where the model reads them.")
-    evaluation: ImageSource | None = meaning(None, description="Held-out images; None: the source's hold_out.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out images; null: the source's hold_out.")
     train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 

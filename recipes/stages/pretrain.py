@@ -43,14 +43,14 @@ class Pretrain(TextTraining):
     architecture: Architecture | None = meaning(None, description="What to build from random weights.")
     tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
     corruption: Corruption | None = meaning(
-        None, description="encoder: what is hidden and has to be restored; None: the defaults."
+        None, description="encoder: what is hidden and has to be restored; null: the defaults."
     )
     span_corruption: SpanCorruption | None = meaning(
-        None, description="encoder_decoder: which spans are hidden and have to be written; None: the defaults."
+        None, description="encoder_decoder: which spans are hidden and have to be written; null: the defaults."
     )
     data: Source = meaning(description="Training text: rows with a `text` column, or with `prompt` and `completion`.")
     evaluation: Source | None = meaning(
-        None, description="Held-out text; None: python-docs' validation split or the source's hold_out."
+        None, description="Held-out text; null: python-docs' validation split or the source's hold_out."
     )
     train: Train = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
@@ -149,15 +149,15 @@ class PretrainImages(ImageTraining):
     kind: Literal["pretrain"] = meaning(description="Training on images.")
     architecture: ImageArchitecture = meaning(description="The family: its network and its objective.")
     autoencoder: str | None = meaning(
-        None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; None: in pixels."
+        None, description="ddpm: a VAE of type autoencoder_kl in whose latents the diffusion runs; null: in pixels."
     )
     text_encoder: str | None = meaning(
         None,
         description="ddpm: an encoder or decoder whose hidden states of the captions condition the images; it stays "
-        "as it is, and its tokenizer reads the captions. None: no captions.",
+        "as it is, and its tokenizer reads the captions. null: no captions.",
     )
     data: ImageSource = meaning(description="Training images, with labels or captions where the family needs them.")
-    evaluation: ImageSource | None = meaning(None, description="Held-out images; None: the source's hold_out.")
+    evaluation: ImageSource | None = meaning(None, description="Held-out images; null: the source's hold_out.")
     train: ImageTrain = meaning(description="Steps, batch, optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 

@@ -24,11 +24,11 @@ class Reward(TextTraining):
     curves: ClassVar[tuple[str, ...]] = ("loss", "score_mean", "accuracy", "margin")
     kind: Literal["reward"] = meaning(description="Reward modelling.")
     init_from: str = meaning(description="The model to start from.")
-    lora: Lora | None = meaning(None, description="Train adapters and the head; None trains every parameter.")
+    lora: Lora | None = meaning(None, description="Train adapters and the head; null trains every parameter.")
     template: Template | None = template_field("a `prompt` and its answers")
     data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
     evaluation: Source | None = meaning(
-        None, description="Held-out pairs; None: python-docs' validation split or hold_out."
+        None, description="Held-out pairs; null: python-docs' validation split or hold_out."
     )
     center_coefficient: float = meaning(
         0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores."

@@ -74,13 +74,13 @@ class PpoStage(RlStage, TextStage):
     actor: str = meaning(description="The model to start from; also the reference.")
     reward: str = meaning(description="The reward model.")
     lora: Lora | None = meaning(
-        None, description="Adapters for what learns on one frozen backbone; None trains full copies."
+        None, description="Adapters for what learns on one frozen backbone; null trains full copies."
     )
     merge: bool = meaning(True, description="With lora: also commit the merged actor.")
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
     template: Template | None = template_field("prompts")
     text: Source | None = meaning(
-        None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; None for none."
+        None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; null for none."
     )
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
     ppo: TextAlgorithm = meaning(description="The algorithm's settings.")
@@ -188,7 +188,7 @@ class PpoImages(RlStage, ImageStage):
     actor: str = meaning(description="The diffusion model to start from; also the reference.")
     reward: ImageReward = meaning(description="What an image is rewarded for.")
     lora: Lora | None = added_meaning(
-        None, description="Train adapters on the network's attention; None trains every parameter."
+        None, description="Train adapters on the network's attention; null trains every parameter."
     )
     prompts: ImageSource | None = added_meaning(
         None,

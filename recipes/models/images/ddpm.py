@@ -42,10 +42,10 @@ class Ddpm(ImageModel):
         "epsilon", description="What the network predicts: the noise, the velocity (Salimans & Ho 2022), the image."
     )
     min_snr_gamma: float | None = meaning(
-        None, gt=0, le=100, description="Min-SNR loss weights with this gamma (Hang et al. 2023); None: all weights 1."
+        None, gt=0, le=100, description="Min-SNR loss weights with this gamma (Hang et al. 2023); null: all weights 1."
     )
     ema_decay: EmaDecay | None = meaning(
-        None, description="Decay of the moving average of the weights, which is what is kept; None: the last weights."
+        None, description="Decay of the moving average of the weights, which is what is kept; null: the last weights."
     )
     class_conditional: bool = meaning(False, description="Condition on the labels of the data.")
     label_dropout: float = meaning(

@@ -40,7 +40,7 @@ class Gan(ImageModel):
         1.0, gt=0, le=100, description="Learning rate of the discriminator over the generator's."
     )
     ema_decay: EmaDecay | None = meaning(
-        None, description="Decay of the moving average of the generator, which is what draws; None: the last weights."
+        None, description="Decay of the moving average of the generator, which is what draws; null: the last weights."
     )
     class_conditional: bool = meaning(False, description="Condition both networks on the labels of the data.")
     collapse_below: float = meaning(

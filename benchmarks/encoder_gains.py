@@ -19,7 +19,7 @@ Each seed has a pretraining of its own. Compared:
 Beside them stands what counting gives from the same rows: naive Bayes over which tokens a text has.
 
 `scratch` and the arms of few labels may train for another number of epochs or at another rate than the recipe's, so
-that neither side is held back by settings that suit the other. With `--keep` an interrupted comparison continues where it
+that neither side is held back by settings that suit the other. With `--keep` an interrupted comparison resumes where it
 was. Differences are paired by seed: their mean, and a 95 % interval by Student's t.
 """
 

@@ -131,9 +131,10 @@ def _parse_count(value: Any, unit: str) -> Any:
 def require_divides(model: BaseModel, divisor_key: str, key: str) -> None:
     """Raise FieldError unless the number in one field divides that in another."""
     divisor, number = getattr(model, divisor_key), getattr(model, key)
-    if number % divisor:
-        message = f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {number % divisor}"
-        refuse(Code.NOT_DIVISIBLE, message)
+    if remainder := number % divisor:
+        message = f"{divisor_key} ({divisor}) must divide {key} ({number}); remainder {remainder}"
+        right = number - remainder or divisor
+        raise FieldError(Finding(Code.NOT_DIVISIBLE, message, f"for example {key}: {right}"))
 
 
 def raise_all(findings: Iterable[Finding]) -> None:

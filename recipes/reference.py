@@ -132,7 +132,7 @@ def _default(value: dict[str, Any]) -> str:
         return "see there"
     default = value["default"]
     if default is None:
-        return "none"
+        return "`null`"
     text = str(default).replace("True", "true").replace("False", "false")
     return f"`{text}`" if len(text) <= 40 else "see there"
 

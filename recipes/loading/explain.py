@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from recipes.errors import Finding, Problem
@@ -14,6 +14,7 @@ from recipes.loading.schema_paths import (
     Place,
     Slot,
     alternatives,
+    describe_field,
     field_at,
     key_elsewhere,
     model_keys,
@@ -117,7 +118,8 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
         choices = [str(choice) for choice in slot.choices] if slot is not None else []
         expected = [word.strip("'") for word in re.split(r", | or ", str(context["expected"]))]
         found = place[-1] if detail["loc"][-1] == "[key]" else detail["input"]
-        return _explain_choice(found, choices or expected)
+        message, suggestion = _explain_choice(found, choices or expected)
+        return message, suggestion or (info.description or "" if info is not None else "")
     if kind == "union_tag_invalid":
         message, suggestion = _explain_choice(context["tag"], _writable_tags(at.slot))
         return message, suggestion or other_tags(place, raw, tag=context["tag"])
@@ -133,6 +135,9 @@ def _explain(detail: ErrorDetails, at: Place, raw: Any) -> tuple[str, str]:
                 suggestion = f"write {number} without quotes"
         if kind == "bool_type" and str(detail["input"]).lower() in ("yes", "on", "no", "off", "y", "n"):
             suggestion = "write true" if str(detail["input"]).lower() in ("yes", "on", "y") else "write false"
+        if "mapping" in _TYPES[kind] and at.slot.model is not None:
+            keys = "its keys: " + ", ".join(model_keys(at.slot.model))
+            suggestion = f"{suggestion} {keys[0].upper()}{keys[1:]}" if suggestion else keys
         return _TYPES[kind], suggestion
     message = detail["msg"][0].lower() + detail["msg"][1:]
     message = message.removeprefix("input should be ").removeprefix("input should ").replace(" after validation", "")
@@ -150,6 +155,15 @@ def _writable_tags(slot: Slot) -> list[str]:
     ]
 
 
+def _key_of_section(key: str, model: type[BaseModel]) -> str | None:
+    """`section.key` where a key joins the two by an underscore, as in critic_lr; None: no section has it."""
+    for section, info in model_keys(model).items():
+        inner = key.removeprefix(f"{section}_")
+        if inner != key and any(inner in model_keys(child) for child in describe_field(info).models):
+            return f"{section}.{inner}"
+    return None
+
+
 def _explain_choice(found: Any, choices: list[str]) -> tuple[str, str]:
     guess = nearest(str(found), choices)
     return "must be " + alternatives(choices), f"did you mean {guess}?" if guess is not None else ""
@@ -165,6 +179,8 @@ def _explain_unknown(place: Path, raw: Any) -> tuple[str, str]:
     belongs = other_tags(place, raw)
     if belongs:
         return "unknown key", belongs
+    if (inside := _key_of_section(key, model)) is not None:
+        return "unknown key", f"did you mean {inside}?"
     guess = nearest(key, keys)
     elsewhere = key_elsewhere(key, model)
     if guess is not None and (elsewhere is None or guess.lower() == key.lower()):

@@ -89,7 +89,20 @@ def _misspelt_tag(value: dict[str, Any], union: Slot, place: Path) -> Iterator[t
     if rest and isinstance(below, dict) and rest[0] not in below:
         fields = [model_keys(model).get(first) for model in union.models]
         inner = {key for info in fields if info for model in describe_field(info).models for key in model_keys(model)}
-        yield from _near(below, rest[:1], inner, (*place, first))
+        near = [
+            *_near(below, rest[:1], inner, (*place, first)),
+            *_by_value(below, rest[0], inner, union, (*place, first)),
+        ]
+        yield from near[:1]
+
+
+def _by_value(
+    value: dict[str, Any], right: str, known: set[str], union: Slot, place: Path
+) -> Iterator[tuple[Path, str]]:
+    """The unknown key whose value is one of the union's tags: it says which member is meant by another name."""
+    for key, item in value.items():
+        if key not in known and isinstance(item, str) and item in union.members:
+            yield (*place, key), right
 
 
 def _near(value: dict[str, Any], wanted: list[str], known: set[str], place: Path) -> Iterator[tuple[Path, str]]:

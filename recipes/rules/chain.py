@@ -159,14 +159,26 @@ def _check_input(loaded: LoadedRecipe, name: str, item: Input) -> Iterator[Probl
     if reference.stage not in stages:
         known = [other for other in [*stages, *loaded.unsound] if other != name]
         guess = nearest(reference.stage, known)
-        suggestion = f"did you mean {guess}?" if guess else "stages here: " + ", ".join(known) if known else ""
+        fitting = _fitting(stages, item, name) or known
+        suggestion = f"did you mean {guess}?" if guess else "fitting here: " + ", ".join(fitting) if fitting else ""
         yield loaded.problem(Code.UNKNOWN_STAGE, place, item.text, "the recipe has no such stage", suggestion)
         return
-    yield from _check_kind(loaded, place, item, reference)
+    yield from _check_kind(loaded, name, item, reference)
 
 
-def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageRef) -> Iterator[Problem]:
-    stages = loaded.recipe.stages
+def _fitting(stages: Mapping[str, Stage], item: Input, taker: str) -> list[str]:
+    """What other stages make of the kinds that an input takes, as a recipe names it."""
+    fitting = [
+        name if kind == next(iter(stage.outputs().values())) else f"{name}.{part}"
+        for name, stage in stages.items()
+        for part, kind in stage.outputs().items()
+        if kind in item.wants and name != taker
+    ]
+    return list(dict.fromkeys(fitting))
+
+
+def _check_kind(loaded: LoadedRecipe, name: str, item: Input, reference: StageRef) -> Iterator[Problem]:
+    stages, place = loaded.recipe.stages, f"stages.{name}.{item.field_path}"
     source = stages[reference.stage]
     parts = source.outputs()
     part = reference.part or next(iter(parts))
@@ -182,13 +194,8 @@ def _check_kind(loaded: LoadedRecipe, place: str, item: Input, reference: StageR
     if parts[part] in item.wants:
         return
     needed = " or ".join(NOUNS[kind] for kind in item.wants)
-    fitting = [
-        other if kind == next(iter(stage.outputs().values())) else f"{other}.{part_name}"
-        for other, stage in stages.items()
-        for part_name, kind in stage.outputs().items()
-        if kind in item.wants and f"stages.{other}." not in place
-    ]
-    suggestion = "fitting here: " + ", ".join(dict.fromkeys(fitting)) if fitting else ""
+    fitting = _fitting(stages, item, name)
+    suggestion = "fitting here: " + ", ".join(fitting) if fitting else ""
     if parts[part] == "adapter" and "model" in item.wants and reference.part is None:
         suggestion = f"set stages.{reference.stage}.merge to true: later stages build on the merged model"
     message = f"needs {needed}, but {item.text} ({source.kind}) is {NOUNS[parts[part]]}"

@@ -15,10 +15,12 @@ from recipes.stages.optim import AdamW, Schedule
 class Critic(Strict):
     """A model of the values of states, which learns next to the policy on one joint loss."""
 
-    start: Literal["actor", "reward"] = meaning("reward", description="Which model initialises the critic.")
+    start: Literal["actor", "reward"] = meaning(
+        "reward", description="Which model initialises the critic: the stage's actor or its reward model."
+    )
     lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; null: the actor's.")
     warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
-    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; null for none.")
+    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; null: no clip.")
     coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
 
 

@@ -1,6 +1,6 @@
 """Training state in the store: every rank writes the slices that it owns, rank 0 commits the manifest.
 
-A save copies the state into a host buffer and returns; a thread writes and commits while training continues. At most one
+A save copies the state into a host buffer and returns; a thread writes and commits while training runs on. At most one
 save is under way. Its error is raised at the next step, and `flush` waits for it: before the stage's end, and before a
 preempted rank leaves. The first save of an attempt is waited for and tried out before it is committed: what is read
 back is put into the engine, which must not change by a bit. Every later save must hold the same items.

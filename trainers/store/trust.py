@@ -1,6 +1,6 @@
 """Who may have written what lies in a store's folder; what others may have written is not read.
 
-A ref decides what a run continues from, so whoever can write one decides what is trained. Trusted are this user, root and
+A ref decides what a run continues from, so its writer decides what is trained. Trusted are this user, root and
 the owner of the store's folder; a folder that its group may write is shared with that group on purpose. What every user
 may write, links and special files are refused, whoever owns them.
 """

@@ -192,7 +192,7 @@ SAID = [
     ("lora: {r: 8,", "lora: {dora: yes, r: 8,", ("true or false (found 'yes')", "write true")),
     ("precision: fp32", "precision: fp16", ("auto, fp32 or bf16 (found 'fp16')",)),
     ("init_from: base", "init_from: bass", ("(found 'bass')", "did you mean base?")),
-    ("init_from: chat", "init_from: zzz", ("(found 'zzz')", "stages here: base, chat")),
+    ("init_from: chat", "init_from: zzz", ("(found 'zzz')", "fitting here: base, chat")),
     ("init_from: base", "init_from: policy", ("chat -> policy -> chat",)),
     ("of: [chat, policy]", "of: [chat, judge]", ("judge (reward) is a reward model", "fitting here: base, chat, policy")),
     ("lora: {r: 8,", "merge: false\n    lora: {r: 8,", ("set stages.chat.merge to true",)),
@@ -208,6 +208,12 @@ SAID = [
     ("rows/chat.jsonl", "rows/chta.jsonl", ("did you mean rows/chat.jsonl?",)),
     ("files: [rows/pairs.csv]", "columns: {chosen: good}, files: [rows/pairs.csv]", ("no column 'good'", "columns there: prompt, chosen")),
     ("num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", ("did you mean policy.win_rate?",)),
+    # keys of a section written outside of it, a section written as one word, a choice by another word
+    ("kl_coef: 0.05", "kl_coef: 0.05\n      critic_lr: 1e-4", ("unknown key (found 0.0001)", "did you mean critic.lr?")),
+    ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: reward", ("mapping", "(found 'reward')", "keys: start, lr, warmup")),
+    ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: {start: chat}", ("actor or reward (found 'chat')", "its reward model")),
+    ("hidden_size: 64", "hidden_size: 63", ("must divide hidden_size (63)", "for example hidden_size: 60")),
+    ("reward: judge\n    prompts", "reward: zzz\n    prompts", ("no such stage (found 'zzz')", "fitting here: judge [")),
 ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class RunRecord:
             return cls(store, matches[0])
         if matches:
             raise RequestError(f"run {run!r} is the start of {len(matches)} runs: {', '.join(matches[-5:])}")
-        known = f"; the newest is {runs[-1]}" if runs else "; the store has none"
+        known = f"; the newest is {runs[-1]}" if runs else "; it has no runs yet"
         raise RequestError(f"store {store.uri} has no run {run!r}{known}")
 
     @property

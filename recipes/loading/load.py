@@ -123,7 +123,9 @@ def _read_file(path: FilePath, named_by: Problem | None) -> Document:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "no regular file"
             message = f"is {found}, not a recipe file" if path.exists() else "no such recipe file"
-            raise RecipeError([_file_problem(path, named_by, message)])
+            guess = nearest(path.name, sorted(other.name for other in path.parent.glob("*.y*ml")))
+            problem = _file_problem(path, named_by, message)
+            raise RecipeError([replace(problem, suggestion=f"did you mean {path.with_name(guess)}?" if guess else "")])
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:

@@ -173,6 +173,16 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     assert "is a folder" in str(_refused(tmp_path)[0])
 
 
+def test_a_misspelt_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "translation.yaml").write_text("name: x\n")
+    (tmp_path / "notes.txt").write_text("")
+    assert _refused(tmp_path / "tranlsation.yaml")[0].suggestion == f"did you mean {tmp_path / 'translation.yaml'}?"
+    assert _refused(tmp_path / "notes.tx")[0].suggestion == ""
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: translaton.yaml\n")
+    assert _refused(over)[0].suggestion == f"did you mean {tmp_path / 'translation.yaml'}?"
+
+
 def test_python_names_of_aliased_keys_are_unknown(write_recipe: Write) -> None:
     _, problems = check_file(write_recipe(("kl_coef: 0.05", "lam: 0.9")))
     assert [(problem.field, problem.code) for problem in problems] == [("stages.policy.ppo.lam", "unknown-key")]

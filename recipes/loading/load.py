@@ -123,9 +123,10 @@ def _read_file(path: FilePath, named_by: Problem | None) -> Document:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "no regular file"
             message = f"is {found}, not a recipe file" if path.exists() else "no such recipe file"
-            guess = nearest(path.name, sorted(other.name for other in path.parent.glob("*.y*ml")))
+            there = {other.stem: other for other in sorted(path.parent.glob("*.yaml"))}
+            guess = nearest(path.stem, list(there))
             problem = _file_problem(path, named_by, message)
-            raise RecipeError([replace(problem, suggestion=f"did you mean {path.with_name(guess)}?" if guess else "")])
+            raise RecipeError([replace(problem, suggestion="" if guess is None else f"did you mean {there[guess]}?")])
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:

@@ -124,7 +124,7 @@ def _read_file(path: FilePath, named_by: Problem | None) -> Document:
             found = "a folder" if path.is_dir() else "no regular file"
             message = f"is {found}, not a recipe file" if path.exists() else "no such recipe file"
             there = {other.stem: other for other in sorted(path.parent.glob("*.yaml"))}
-            guess = nearest(path.stem, list(there))
+            guess = None if path.exists() else nearest(path.stem, list(there))
             problem = _file_problem(path, named_by, message)
             raise RecipeError([replace(problem, suggestion="" if guess is None else f"did you mean {there[guess]}?")])
         with path.open("rb") as stream:

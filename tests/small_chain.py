@@ -79,7 +79,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Case:
-    """A stage of the chain in a run of its own, by one group of ranks after the other."""
+    """A stage of the chain in a separate run, by one group of ranks after another."""
 
     name: str
     stage: str

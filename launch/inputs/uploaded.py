@@ -24,7 +24,7 @@ def uploaded_folder(store: Store, digest: str, stage: Stage) -> Path | None:
 
 
 def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping[str, str]]) -> Recipe:
-    """The recipe, reading a run's uploaded files instead of its own wherever they have the same digest."""
+    """The recipe, with its local files replaced by the run's uploaded ones wherever the digests are equal."""
     raw = dump_recipe(recipe)
     for name, stage in resolved.recipe.stages.items():
         for use in stage.sources():

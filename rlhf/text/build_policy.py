@@ -64,7 +64,7 @@ def build_models(
 
     With LoRA the actor's start is frozen, its own adapters on it, and serves as the reference; a reward model trained
     as an adapter on that very model, and a critic that starts from it, are adapters too. Without LoRA each is a
-    network of its own, and those that learn have their start's adapters merged in fp32.
+    separate network, and in those that learn the adapters they start with are merged in fp32.
     """
     if spec.lora is None:
         wiring = _separate_networks(actor, reward, spec, device)

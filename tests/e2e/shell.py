@@ -28,7 +28,7 @@ class Done:
 
 
 class Shell:
-    """Calls trainwright in processes of its own, from a folder that is not the project's."""
+    """Calls trainwright in separate processes, from a folder outside the project."""
 
     def __init__(self, folder: Path, store: Path, **environment: str) -> None:
         self.folder = folder

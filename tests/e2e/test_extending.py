@@ -21,292 +21,10 @@ from recipes.errors import Preempted
 from trainers.store.store import Store
 
 PROJECT = Path(__file__).resolve().parents[2]
+ADDED = Path(__file__).with_name("additions")
+"""New files, each where it belongs in the tree."""
 PACKAGES = ("recipes", "trainers", "rlhf", "launch", "cluster")
 
-READER = '''"""YAML files: a document a row."""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
-
-from recipes.data.text import Yaml
-from recipes.problem_codes import Code
-from trainers.data.sources.local_files import file_parts, files_digest, find_sorted, require
-from trainers.data.sources.reader import Part, RawRow, RowFiles, SourceError
-
-
-@dataclass(frozen=True, slots=True)
-class YamlReader:
-    """Reads YAML files."""
-
-    source: Yaml
-    base_dir: Path
-    is_remote = False
-
-    def parts(self) -> Iterator[Part]:
-        """Yield the files."""
-        return file_parts(find_sorted(self.source.files, self.base_dir), lambda path, _: read_yaml(path))
-
-    def digest(self) -> str:
-        """Hash the files' bytes."""
-        return files_digest(self.files().paths)
-
-    def files(self) -> RowFiles:
-        """Return the files."""
-        return RowFiles(require(find_sorted(self.source.files, self.base_dir)))
-
-
-def read_yaml(path: Path) -> Iterator[RawRow]:
-    """Yield a row for each document."""
-    for number, row in enumerate(yaml.safe_load_all(path.read_text()), start=1):
-        if not isinstance(row, dict):
-            raise SourceError(Code.ROWS_NOT_USABLE, f"{path}: document {number} is no mapping")
-        yield RawRow(f"{path.name}:{number}", f"{path}: document {number}", row, path.parent)
-'''
-
-SUITE = '''"""Suite `next_token`: the share of held-out tokens that are the model's likeliest guess."""
-
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-
-from recipes.stages.evaluate import Evaluate
-from trainers.data.batches import evaluation_batches
-from trainers.data.tokenizer import load_tokenization
-from trainers.evaluation.suite import Measured, Parts, open_measured
-from trainers.runtime import distributed
-from trainers.runtime.observer import counted
-from trainers.training.context import StageContext, text_request, model_folder, open_dataset
-
-
-@torch.no_grad()
-def measure_next_token(spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts) -> Measured:
-    """Guess every token from those before it; collective."""
-    metrics = {}
-    for index, label in enumerate(labels):
-        tokenization = load_tokenization(model_folder(context, f"of.{index}"))
-        request = text_request(context, spec.get_source("text"), tokenization, spec.sequence_length)
-        dataset = open_dataset(context, request)
-        model: Any = open_measured(spec, context, f"of.{index}", "language_model")
-        rows, ranks = min(spec.num_prompts, len(dataset)), context.ranks
-        read = evaluation_batches(dataset, rows, ranks.world_size, ranks.rank, 8)
-        right = total = 0.0
-        for batch in counted(read, context.observer, "next_token", rows, **parts.place(index)):
-            guesses_BT = model(input_ids=batch.input_ids_BT).logits[:, :-1].argmax(-1)
-            is_target_BT = batch.loss_mask_BT[:, 1:]
-            right += float((guesses_BT == batch.input_ids_BT[:, 1:])[is_target_BT].sum())
-            total += float(is_target_BT.sum())
-        right, total = distributed.all_sum([right, total])
-        metrics[f"{label}.next_token"] = right / total
-    return Measured(metrics)
-'''
-
-STAGE = '''"""Preference optimisation without a reward model."""
-
-from collections.abc import Iterator
-from typing import ClassVar, Literal, Self
-
-from recipes.artifact_kinds import OutputKind
-from recipes.data.text import Source
-from recipes.errors import FieldFinding, Finding, at
-from recipes.fields import meaning
-from recipes.models.base import TextFamily
-from recipes.problem_codes import Code
-from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
-from recipes.stages.base import TextTraining
-from recipes.stages.sharding import Shard
-from recipes.stages.train import Train
-
-
-class Dpo(TextTraining):
-    """Direct preference optimisation (Rafailov et al. 2023): the model itself learns from preference pairs."""
-
-    data_role: ClassVar[Role] = "preferences"
-    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    curves: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
-    kind: Literal["dpo"] = meaning(description="Direct preference optimisation.")
-    init_from: str = meaning(description="The model to start from, which is also the reference.")
-    template: Template | None = template_field("a `prompt` and its answers")
-    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
-    evaluation: Source | None = meaning(None, description="Held-out pairs; None: hold_out.")
-    beta: float = meaning(0.1, gt=0, le=100, description="Weight of the divergence from the reference.")
-    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
-    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
-
-    def inputs(self) -> list[Input]:
-        return [Input("init_from", self.init_from, ("model",))]
-
-    def outputs(self) -> dict[str, OutputKind]:
-        return {"model": "model"}
-
-    def text_start(self) -> str:
-        return self.init_from
-
-    def refuse_model(self, family: TextFamily | None) -> Finding | None:
-        return needs_decoder(self.kind, family)
-
-    def rules(self) -> Iterator[FieldFinding]:
-        if self.train.tokens is not None:
-            message = "a dpo stage counts pairs, not tokens"
-            yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
-
-    def packing_rule(self, family: TextFamily | None) -> Finding | None:
-        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
-
-    def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("step", "pairs")
-
-    def shrunk(self, *, is_built_here: bool) -> Self:
-        return self._fewer_rows(train=self.train.shrunk())
-
-    def held(self, counts: Counts) -> Held:
-        return Held(counts.full, counts.full, counts.full)
-
-    def forward(self) -> Forward:
-        return Forward(self.train.sequence_length, copies=2, logits="all")
-'''
-
-TASK = '''"""The dpo stage: a reward model's objective on the rewards that a policy implies against its start.
-
-The reward of an answer is beta times its log-probability under the policy over that under the reference (equation 5 of
-Rafailov et al. 2023), up to a term of the prompt, which is the same on both sides of a pair.
-"""
-
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from recipes.stages.dpo import Dpo
-from rlhf.text.reward_model import RewardObjective, evaluate_pairs
-from trainers.data.batches import BatchPlan, PairBatch, SequenceBatch, evaluation_batches
-from trainers.data.dataset import Dataset
-from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.models.stack import load_exact
-from trainers.runtime.observer import interruptible
-from trainers.runtime.precision import dtype_of
-from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
-from trainers.training.outcome import Evaluation, Outcome
-from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
-from trainers.training.task import Course, run_training
-from trainers.training.text_candidate import TrainedText, write_text_candidate
-
-
-class ImpliedReward(nn.Module):
-    """The reward of each row's response that the policy implies against a frozen reference."""
-
-    def __init__(self, policy: nn.Module, reference: nn.Module, beta: float) -> None:
-        super().__init__()
-        self.policy = policy
-        self._reference = (reference,)  # no submodule: nothing of it is trained or stored
-        self._beta = beta
-
-    def forward(self, sequences: SequenceBatch) -> Tensor:
-        """One reward per row."""
-        with torch.no_grad():
-            before = _logprobs(self._reference[0], sequences)
-        return self._beta * (_logprobs(self.policy, sequences) - before)
-
-
-def _logprobs(model: Any, sequences: SequenceBatch) -> Tensor:
-    """Log-probability of each row's response [B]."""
-    logits = model(input_ids=sequences.input_ids_BT, attention_mask=sequences.attention_mask_BT).logits[:, :-1]
-    chosen = logits.float().log_softmax(-1).gather(-1, sequences.input_ids_BT[:, 1:, None])[..., 0]
-    return (chosen * sequences.response_mask_BT[:, 1:]).sum(dim=1)
-
-
-@dataclass(frozen=True)
-class PairData:
-    """Preference pairs, and how they are read."""
-
-    tokenization: Tokenization
-    training: Dataset
-    held_out: Dataset | None
-
-
-@dataclass(frozen=True)
-class DpoTask:
-    """Training of a policy on preference pairs."""
-
-    spec: Dpo
-    context: StageContext
-
-    def open_data(self) -> PairData:
-        spec, context = self.spec, self.context
-        tokenization = load_tokenization(model_folder(context, "init_from"))
-        length = spec.train.sequence_length
-        training, held_out = open_sets(
-            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
-        )
-        return PairData(tokenization, training, held_out)
-
-    def build(self, data: PairData) -> "DpoTrainee":
-        weights = model_weights(self.context, "init_from")
-        policy, reference = (
-            load_exact(weights, "language_model", device=self.context.ranks.device) for _ in ("policy", "reference")
-        )
-        return DpoTrainee(self.spec, self.context, data, policy, reference.eval().requires_grad_(False))
-
-
-@dataclass(frozen=True)
-class DpoTrainee:
-    """A policy and its reference on preference pairs."""
-
-    spec: Dpo
-    context: StageContext
-    data: PairData
-    policy: Any
-    reference: Any
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.data.training)
-
-    def course(self, training: TrainingPlan[Dpo]) -> Course:
-        spec, data = self.spec, self.data
-        rewards = ImpliedReward(self.policy, self.reference, spec.beta)
-        phase = single_phase(training, rewards, RewardObjective(0.0))
-        measured = data.training if data.held_out is None else data.held_out
-        rows, layout, context = spec.train.evaluation_rows, training.layout, self.context
-
-        def evaluate() -> Evaluation:
-            engine = phase.engine
-            engine.module.eval()
-            batches = evaluation_batches(measured, rows, layout.workers, context.ranks.rank, layout.micro_batch)
-            pairs = (batch for batch in batches if isinstance(batch, PairBatch))
-            shown = interruptible(pairs, context.observer, "evaluate", min(rows, len(measured)))
-            found = evaluate_pairs(engine.module, shown, engine.device)
-            engine.module.train()
-            return Evaluation({name: found.metrics()[name] for name in ("loss", "accuracy", "margin")})
-
-        plan = BatchPlan(data.training, context.seed, **training.share)
-        return Course([phase], PlannedBatches(plan, training.steps), evaluate)
-
-    def candidate(self, training: TrainingPlan[Dpo], course: Course, outcome: Outcome) -> Candidate | None:
-        data, dtype = self.data, dtype_of(self.spec.shard.precision)
-        return write_text_candidate(
-            TrainedText("language_model", self.policy, "policy.", data.tokenization, dtype),
-            self.context,
-            course.phases[0].engine,
-            training.checkpoint,
-            outcome,
-            artifact="model",
-            metrics={
-                **outcome.amounts(),
-                "evaluation": outcome.evaluation.finite(),
-                "data": data.training.report.to_json(),
-            },
-        )
-
-
-def run_dpo(spec: Dpo, context: StageContext) -> Candidate | None:
-    """Train a policy on preference pairs; the candidate comes from rank 0. Collective."""
-    return run_training(DpoTask(spec, context))
-'''
 
 TYPE = '''
 
@@ -347,173 +65,11 @@ class Rloo(TokenUpdates):
     algorithm: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
 """
 
-CREDIT = '''"""Leave-one-out: a sample is compared with the others of its group."""
-
-import torch
-
-from rlhf.algorithms.advantages import Credit, Rewarded
-
-
-def leave_one_out(rewarded: Rewarded) -> Credit:
-    """A sample's total reward less the mean of its group's others, at all of its actions; 0 where there are none."""
-    totals_N, groups_N = rewarded.totals_N, rewarded.groups_N
-    is_same_NN = groups_N[:, None] == groups_N
-    others_N = is_same_NN.sum(1) - 1
-    means_N = (torch.where(is_same_NN, totals_N, 0.0).sum(1) - totals_N) / others_N.clamp(min=1)
-    advantages_N = torch.where(others_N > 0, totals_N - means_N, 0.0)
-    return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)
-'''
 
 CASE = """        case Rloo():
             return Algorithm(leave_one_out, clipped_surrogate(settings), entropy_coef=settings.entropy_coef)
 """
 
-FLOW_KEYS = '''"""Rectified flows: the keys of their configuration."""
-
-from typing import ClassVar, Literal, Self
-
-from recipes.data.images import ImageSetFacts
-from recipes.fields import meaning
-from recipes.models.images.base import SETTINGS, ImageModel, Names
-from recipes.models.images.tally import Tally, TextSizes, count_decoder, count_encoder
-
-
-class Flow(ImageModel):
-    """Rectified flow (Liu et al. 2022): the velocity of straight paths from noise to images."""
-
-    noun: ClassVar[str] = "a rectified flow"
-    draws: ClassVar[bool] = True
-    family: Literal["flow"] = meaning(description="Rectified flow.")
-    width: int = meaning(256, ge=1, le=65_536, description="Units of a hidden layer.")
-    depth: int = meaning(2, ge=1, le=12, description="Hidden layers on either side.")
-    sampling_steps: int = meaning(20, ge=1, le=10_000, description="Steps of Euler's method from noise to an image.")
-
-    def tally(
-        self, facts: ImageSetFacts, autoencoder: ImageModel | None = None, text: TextSizes | None = None
-    ) -> Tally:
-        """The network."""
-        net = Tally()
-        count_encoder(net, "mlp", facts, self.width, self.depth, self.width)
-        count_decoder(net, "mlp", facts, self.width, self.depth, self.width + 1)
-        return net
-
-    def files(self, *, is_latent: bool) -> tuple[Names, Names]:
-        """Weights and configurations of its folder."""
-        return ("model.safetensors",), (SETTINGS,)
-
-    def shrunk(self) -> Self:
-        """The smoke form."""
-        return self.changed(width=min(self.width, 32), sampling_steps=min(self.sampling_steps, 8))
-'''
-
-FLOW = '''"""Rectified flow (Liu et al. 2022): a network learns the velocity of straight paths from noise to images.
-
-B samples, C channels, H and W pixels.
-"""
-
-from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor, nn
-
-from recipes.models.images.flow import Flow
-from trainers.data.dataset import Dataset
-from trainers.models.images.networks import build_decoder, build_encoder
-from trainers.models.images.protocol import ImageFacts, ImageFamily, Part
-from trainers.runtime.randomness import normals, uniforms
-
-NOISE, TIME, INITIAL = 1, 2, 3
-
-
-class Velocity(nn.Module):
-    """The velocity at points of paths, and times in [0, 1]."""
-
-    def __init__(self, settings: Flow, facts: ImageFacts) -> None:
-        super().__init__()
-        self.encoder = build_encoder("mlp", facts.shape, settings.width, settings.depth, settings.width)
-        self.decoder = build_decoder("mlp", facts.shape, settings.width, settings.depth, settings.width + 1)
-
-    def forward(self, points_BCHW: Tensor, times_B1: Tensor) -> Tensor:
-        """Return velocities [B, C, H, W]."""
-        hidden = self.encoder(points_BCHW.to(next(self.parameters()).dtype))
-        return self.decoder(torch.cat([hidden, times_B1.to(hidden.dtype)], dim=1)).float()
-
-
-class FlowLosses(nn.Module):
-    """Squared error of the velocity per sample."""
-
-    def __init__(self, net: Velocity) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images_BCHW: Tensor, labels_B: Tensor, noise_seeds_B: Tensor, step: int) -> dict[str, Tensor]:
-        """Return `loss`, and the mean square of the velocity itself."""
-        clean = 2 * images_BCHW.float() - 1
-        noise = normals(noise_seeds_B, NOISE, tuple(clean.shape[1:]), clean)
-        times_B1 = uniforms(noise_seeds_B, TIME, (1,), clean)
-        share = times_B1[:, :, None, None]
-        velocity = clean - noise
-        found = self.net((1 - share) * noise + share * clean, times_B1)
-        return {
-            "loss": (found - velocity).square().flatten(1).mean(1),
-            "target_square": velocity.square().flatten(1).mean(1),
-        }
-
-
-class FlowFamily(ImageFamily):
-    """A rectified flow."""
-
-    settings: Flow
-
-    def __init__(self, settings: Flow, facts: ImageFacts) -> None:
-        self.settings, self.facts = settings, facts
-        self.net = Velocity(settings, facts)
-        self.module = FlowLosses(self.net)
-
-    def parts(self) -> list[Part]:
-        """One network of our own class."""
-        return [Part("", "net.", "model.safetensors", None)]
-
-    @torch.no_grad()
-    def outputs(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the velocity half-way."""
-        return self.net(2 * images_BCHW - 1, torch.full_like(images_BCHW[:, :1, 0, 0], 0.5))
-
-    @torch.no_grad()
-    def sample(
-        self, seeds: Sequence[int], labels: Sequence[int] | None = None, captions: Sequence[str] | None = None
-    ) -> Tensor:
-        """Follow the velocity from each seed's noise."""
-        self.demand_known(labels, captions)
-        like = torch.empty(0, device=next(self.net.parameters()).device)
-        points = normals(torch.tensor(list(seeds)), INITIAL, self.facts.shape, like)
-        for step in range(self.settings.sampling_steps):
-            times = torch.full_like(points[:, :1, 0, 0], step / self.settings.sampling_steps)
-            points = points + self.net(points, times) / self.settings.sampling_steps
-        return ((points + 1) / 2).clamp(0, 1)
-
-    def gate_reasons(self, metrics: Mapping[str, float], dataset: Dataset) -> list[str]:
-        """The velocity must be better than zero everywhere."""
-        if "loss" not in metrics or metrics["loss"] < metrics["target_square"]:
-            return []
-        return [f"held-out error {metrics['loss']:.3f} is not below that of predicting 0"]
-'''
-
-FLOW_RECIPE = """\
-name: flow
-seed: 0
-
-stages:
-  flow:
-    kind: pretrain
-    architecture: {family: flow, width: 256, depth: 2}
-    data: {source: digits, hold_out: 0.2}
-    train:
-      epochs: 100
-      global_batch: 64
-      optimizer: {lr: 1e-3}
-      schedule: {name: constant}
-"""
 
 FLOW_CASE = """        case Flow():
             from trainers.models.images.flow import FlowFamily
@@ -521,8 +77,11 @@ FLOW_CASE = """        case Flow():
             return FlowFamily(architecture, facts)
 """
 
-# By section of the page, by file: what stands before the addition, and the addition; None: the file is new.
-ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
+NEW: list[tuple[str, str]] = []
+"""The whole file is new, and lies in `ADDED`."""
+
+# By section of the page, by file: the text before each addition, and the addition.
+ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
     "A decoder type": {
         "recipes/models/decoder.py": [
             ("        return 2 * shape.head_dim\n", TYPE),
@@ -539,7 +98,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ('description="Reads Apache Parquet files.")\n', SOURCE),
             ("Source = Annotated[\n    ", "Yaml | "),
         ],
-        "trainers/data/sources/yaml_files.py": [(None, READER)],
+        "trainers/data/sources/yaml_files.py": NEW,
         "trainers/data/sources/open.py": [
             (
                 "from trainers.data.sources.text import TextReader\n",
@@ -558,7 +117,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ),
         ],
         "recipes/models/decoder.py": [("    suites=(", '"next_token", ')],
-        "trainers/evaluation/suites/next_token.py": [(None, SUITE)],
+        "trainers/evaluation/suites/next_token.py": NEW,
         "launch/runs/suites.py": [
             (
                 "from trainers.evaluation.suite import Measured, Parts, Suite\n",
@@ -568,13 +127,13 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
         ],
     },
     "A kind of stage": {
-        "recipes/stages/dpo.py": [(None, STAGE)],
+        "recipes/stages/dpo.py": NEW,
         "recipes/stages/kinds.py": [
             ("from recipes.stages.base import StageBase\n", "from recipes.stages.dpo import Dpo\n"),
             ("Stage = Annotated[", "Dpo | "),
             ("SEMANTICS = {", '"dpo": 1, '),
         ],
-        "rlhf/text/dpo_stage.py": [(None, TASK)],
+        "rlhf/text/dpo_stage.py": NEW,
         "launch/runs/stage_entry.py": [
             ("from recipes.stages.base import ImageTraining, TextTraining\n", "from recipes.stages.dpo import Dpo\n"),
             (
@@ -591,7 +150,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
             ("TextAlgorithm = Annotated[\n    ", 'Annotated[Rloo, Tag("rloo")] | '),
         ],
         "recipes/stages/kinds.py": [('Annotated[PpoStage, Tag("ppo")]', ' | Annotated[PpoStage, Tag("rloo")]')],
-        "rlhf/algorithms/leave_one_out.py": [(None, CREDIT)],
+        "rlhf/algorithms/leave_one_out.py": NEW,
         "rlhf/algorithm.py": [
             ("from recipes.stages.algorithms import ", "Rloo, "),
             (
@@ -602,17 +161,17 @@ ADDITIONS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
         ],
     },
     "A family of image models": {
-        "recipes/models/images/flow.py": [(None, FLOW_KEYS)],
+        "recipes/models/images/flow.py": NEW,
         "recipes/models/images/architecture.py": [
             ("from recipes.models.images.ddpm import Ddpm\n", "from recipes.models.images.flow import Flow\n"),
             ("ImageArchitecture = Annotated[", "Flow | "),
         ],
-        "trainers/models/images/flow.py": [(None, FLOW)],
+        "trainers/models/images/flow.py": NEW,
         "trainers/models/images/families.py": [
             ("from recipes.models.images.ddpm import Ddpm\n", "from recipes.models.images.flow import Flow\n"),
             ("    match architecture:\n", FLOW_CASE),
         ],
-        "recipes/image/flow.yaml": [(None, FLOW_RECIPE)],
+        "recipes/image/flow.yaml": NEW,
     },
 }
 
@@ -698,10 +257,12 @@ def tree(tmp_path: Path) -> Path:
     for additions in ADDITIONS.values():
         for name, edits in additions.items():
             path = folder / name
+            if edits is NEW:
+                shutil.copyfile(ADDED / name, path)
             for before, added in edits:
-                text = "" if before is None else path.read_text()
-                assert before is None or before in text, f"{name} has no {before!r}"
-                path.write_text(added if before is None else text.replace(before, before + added, 1))
+                text = path.read_text()
+                assert before in text, f"{name} has no {before!r}"
+                path.write_text(text.replace(before, before + added, 1))
     return folder
 
 

@@ -41,7 +41,7 @@ class Hit:
 
 @dataclass
 class Bed:
-    """A store of its own, a folder for temporary files of its own, and the processes started on them."""
+    """A separate store, a separate folder for temporary files, and the processes started on them."""
 
     store: Path
     temporary: Path

@@ -1,4 +1,4 @@
-"""Sets of images: built once, memory-mapped, dealt out in batches whose noise follows the position."""
+"""Image data sets: built once, memory-mapped, split into batches whose noise follows the position."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
-"""What holds of every layout: a set is built once, opened memory-mapped, made again where it is damaged, and dealt out
-in batches that the number of ranks does not change.
+"""Every layout: a data set is built once, opened memory-mapped, rebuilt when damaged, and split into batches that do
+not depend on the number of ranks.
 """
 
 import json

@@ -18,7 +18,7 @@ from trainers.store.store import Store
 CHAIN = Path(__file__).with_name("chain.yaml")
 PROJECT = Path(__file__).resolve().parents[3]
 CLEAN_S = 10.0
-FINISH_S = 540.0
+FINISH_S = 1500.0
 BEFORE_WORK = ("start", "join", "joined")
 CACHES = ("torchinductor_",)
 """Folders that torch makes once per machine and user, for compiled code."""

@@ -90,7 +90,7 @@ def test_smollm2_killed_in_every_stage(
             driver = bed.start("resume", "last")
         else:
             bed.wait_for(lambda name=stage: bed.started(name, 2), driver)
-    assert driver.wait(900) == 0, bed.output()
+    assert driver.wait(1500) == 0, bed.output()
     bed.assert_nothing_left()
     made = bed.digests()
     assert set(STAGES) <= made.keys()

@@ -1,7 +1,7 @@
 """The Python calls behind the commands; each raises a `recipes.errors.TrainwrightError` that carries the exit code.
 
 import launch
-result = launch.run("recipes/quickstart.yaml", overrides=["stages.policy.ppo.kl_coef=0.1"])
+result = launch.run("recipes/quickstart.yaml", overrides=["stages.policy.algorithm.kl_coef=0.1"])
 print(result.stages["eval"].manifest.metrics)
 """
 

@@ -104,7 +104,7 @@ def markdown_reference() -> str:
 
 
 def _heading(name: str, model: dict[str, Any]) -> str:
-    """How a recipe selects the model (`kind: ppo`), or the model's name."""
+    """How a recipe selects the model (`kind: rl`), or the model's name."""
     for key in ("kind", "type", "source", "train", "family"):
         value = model["properties"].get(key, {})
         if "const" in value:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from rlhf.images.stage import ImageRl
 from rlhf.text.stage import TextRl
 from rlhf.trainee import RlModels, RlSpec, RlTrainee
@@ -42,5 +42,5 @@ class RlTask(Generic[Data]):
 
 def run_rl(spec: RlSpec, context: StageContext) -> Candidate | None:
     """Tune a policy against a reward; the candidate comes from rank 0. Collective."""
-    medium: Medium[Any] = TextRl(spec, context) if isinstance(spec, PpoStage) else ImageRl(spec, context)
+    medium: Medium[Any] = TextRl(spec, context) if isinstance(spec, RlText) else ImageRl(spec, context)
     return run_training(RlTask(spec, context, medium))

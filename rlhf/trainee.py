@@ -8,7 +8,7 @@ from typing import Generic, Protocol
 from torch import nn
 
 from recipes.stages.algorithms import Updates
-from recipes.stages.rl import PpoImages, PpoStage
+from recipes.stages.rl import RlImages, RlText
 from rlhf.algorithm import algorithm_of
 from rlhf.experience import ExperienceMaker
 from rlhf.iterations import RlOutcome, RlSource, finish_iterations
@@ -25,7 +25,7 @@ from trainers.training.schedule import learning_rate_factor
 from trainers.training.steps import TrainingPlan
 from trainers.training.task import Course
 
-RlSpec = PpoStage | PpoImages
+RlSpec = RlText | RlImages
 
 
 class RlModels(Protocol[S]):
@@ -62,15 +62,15 @@ class RlTrainee(Generic[S]):
     def course(self, training: TrainingPlan[RlSpec]) -> Course:
         """One engine; the source samples between its mini-batches. Collective."""
         spec, context, models = self.spec, self.context, self.models
-        clip, device = spec.ppo.gradient_clipping, context.ranks.device
+        clip, device = spec.algorithm.gradient_clipping, context.ranks.device
         engine = build_engine(models.module, models.groups, spec.shard, clip=clip, device=device)
         roundoff = unit_roundoff(spec.shard.precision, device)
         learner = Learner(engine, training.layout.micro_batch, roundoff, context.ranks, context.seed, context.observer)
-        policy, algorithm = models.policy(learner), algorithm_of(spec.ppo)
-        assert algorithm.needs_critic == (spec.ppo.value_model is not None)
+        policy, algorithm = models.policy(learner), algorithm_of(spec.algorithm)
+        assert algorithm.needs_critic == (spec.algorithm.value_model is not None)
         trained = [name for group in models.groups for name, _ in group.parameters]
-        source = RlSource(ExperienceMaker(policy, algorithm, spec.ppo, learner), trained)
-        rates = partial(learning_rates, spec.ppo)
+        source = RlSource(ExperienceMaker(policy, algorithm, spec.algorithm, learner), trained)
+        rates = partial(learning_rates, spec.algorithm)
         return Course([Phase("", engine, RlObjective(policy, algorithm, roundoff), rates)], source, None)
 
     def candidate(self, training: TrainingPlan[RlSpec], course: Course, outcome: Outcome) -> Candidate | None:

@@ -48,10 +48,12 @@ STAGES: dict[str, dict[str, Any]] = {
         "train": TRAIN | {"sequence_length": 64}, "shard": SHARD,
     },
     "policy": {
-        "kind": "ppo", "actor": "chat", "reward": "judge", "lora": {"r": 4},
+        "kind": "rl", "actor": "chat", "reward": "judge", "lora": {"r": 4},
         "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
         "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-        "ppo": {"iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-2}, "save_every": 1},
+        "algorithm": {
+            "name": "ppo", "iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-2}, "save_every": 1,
+        },
         "shard": SHARD,
     },
 }  # fmt: skip

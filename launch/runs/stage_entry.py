@@ -21,7 +21,7 @@ from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.kinds import Stage
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoImages, PpoStage
+from recipes.stages.rl import RlImages, RlText
 
 if TYPE_CHECKING:
     from trainers.runtime.distributed import Ranks
@@ -219,7 +219,7 @@ def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
             from trainers.tasks.images import run_image
 
             return run_image(spec, context)
-        case PpoStage() | PpoImages():
+        case RlText() | RlImages():
             from rlhf.task import run_rl
 
             return run_rl(spec, context)

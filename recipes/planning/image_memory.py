@@ -11,7 +11,7 @@ from recipes.stages.answers import Held
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
 from recipes.stages.pretrain import PretrainImages
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 from recipes.stages.sharding import FP32_BYTES
 
 
@@ -68,7 +68,7 @@ def _kept_by_adapters(net: Tally, lora: Lora, facts: ImageSetFacts) -> int:
 
 
 def predict_tuning_sizes(
-    stage: PpoImages,
+    stage: RlImages,
     actor: Ddpm,
     facts: ImageSetFacts,
     autoencoder: ImageArchitecture | None,
@@ -83,7 +83,7 @@ def predict_tuning_sizes(
     rollout, lora = stage.rollout, stage.lora
     net = actor.tally(facts, autoencoder, text)
     held, kept = _held(net, lora, autoencoder, text, facts), net.kept
-    held = replace(held, keeps_best=stage.ppo.kl_limit is not None)
+    held = replace(held, keeps_best=stage.algorithm.kl_limit is not None)
     if lora is None:
         held = replace(held, frozen=held.frozen + net.parameters)
     else:

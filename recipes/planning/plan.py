@@ -20,7 +20,7 @@ from recipes.stages.batch import micro_batches
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 
 FORMAT = 1
 
@@ -192,7 +192,7 @@ def _parents(
 
 
 def _image_sizes(
-    stage: PretrainImages | FinetuneImages | PpoImages,
+    stage: PretrainImages | FinetuneImages | RlImages,
     recipe: Recipe,
     facts: ImageSetFacts | None,
     externals: Mapping[str, Mapping[str, External]],

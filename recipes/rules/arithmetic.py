@@ -17,7 +17,7 @@ from recipes.stages.rollout import Sampling
 def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Batches that cannot be divided, lengths past the model's, warm-ups past the end, settings at odds."""
     yield from _check_workers(loaded)
-    for name, stage in loaded.stages_with("train", "rollout", "ppo", "text", "shard", "lora"):
+    for name, stage in loaded.stages_with("train", "rollout", "algorithm", "text", "shard", "lora"):
         yield from _check_shard(loaded, f"stages.{name}", stage)
         yield from _check_batch(loaded, name, stage)
     for name, stage in loaded.recipe.stages.items():

@@ -8,7 +8,7 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.images.ddpm import Ddpm
 from recipes.rules.chain import image_builder, image_stage_of, stage_of
 from recipes.stages.ddpo import ActorFacts, ClassReward
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 
 ClassesOf = Callable[[ImageSource], Sequence[str]]
 """Tells classes that a source's images have, all of them or some; none: none are known."""
@@ -23,7 +23,7 @@ def check_reward_tuning(loaded: LoadedRecipe, classes_of: ClassesOf = known_clas
     """What the stage's own rules find where the recipe builds its actor; `classes_of` is asked of captions' images."""
     stages = loaded.recipe.stages
     for name, stage in stages.items():
-        if not isinstance(stage, PpoImages):
+        if not isinstance(stage, RlImages):
             continue
         source = image_stage_of(stage, stages)
         if source is None or not isinstance(source.architecture, Ddpm):

@@ -88,10 +88,12 @@ class Updates(Strict):
                 f"warmup_steps must be below the stage's {steps} steps (iterations {self.iterations} x epochs "
                 f"{self.epochs} x mini_batches {self.mini_batches})"
             )
-            yield at("ppo.schedule.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message)
+            yield at("algorithm.schedule.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message)
         if self.kl_controller.name == "adaptive" and self.kl_coef == 0:
             message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
-            yield at("ppo.kl_coef", self.kl_coef, Code.UNMET_REQUIREMENT, message, "start above 0, for example 0.05")
+            yield at(
+                "algorithm.kl_coef", self.kl_coef, Code.UNMET_REQUIREMENT, message, "start above 0, for example 0.05"
+            )
 
     @property
     def value_model(self) -> "Critic | None":
@@ -148,9 +150,7 @@ class TokenUpdates(Updates):
 class Ppo(TokenUpdates):
     """PPO (Schulman et al. 2017) on tokens: generalised advantage estimation with a critic."""
 
-    algorithm: Literal["ppo"] = meaning(
-        "ppo", description="Advantages: generalised advantage estimation with a critic."
-    )
+    name: Literal["ppo"] = meaning(description="Advantages: generalised advantage estimation with a critic.")
     gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
     lam: float = meaning(0.95, ge=0, le=1, alias="lambda", description="GAE's lambda.")
     critic: Critic = meaning(default_factory=Critic, description="The model of values.")
@@ -163,7 +163,7 @@ class Ppo(TokenUpdates):
         yield from super().rules()
         if self.critic.warmup >= self.iterations:
             message = f"warmup must be below iterations ({self.iterations}); otherwise the actor never learns"
-            yield at("ppo.critic.warmup", self.critic.warmup, Code.WARMUP_TOO_LONG, message)
+            yield at("algorithm.critic.warmup", self.critic.warmup, Code.WARMUP_TOO_LONG, message)
 
     def shrunk(self) -> Self:
         """The smoke form."""
@@ -174,7 +174,7 @@ class Ppo(TokenUpdates):
 class Ddpo(Updates):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
-    algorithm: Literal["ddpo"] = meaning(
+    name: Literal["ddpo"] = meaning(
         description="Advantages: an image's normalised reward, the same at all of its denoising steps."
     )
     epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
@@ -196,11 +196,11 @@ class Ddpo(Updates):
 
 TextAlgorithm = Annotated[
     Annotated[Ppo, Tag("ppo")],
-    OneOf(TagAt(("algorithm",), default="ppo")),
+    OneOf(TagAt(("name",))),
 ]
 """How a policy that writes responses learns."""
 ImageAlgorithm = Annotated[
     Annotated[Ddpo, Tag("ddpo")],
-    OneOf(TagAt(("algorithm",))),
+    OneOf(TagAt(("name",))),
 ]
 """How a policy that draws images learns."""

@@ -205,4 +205,4 @@ def needs_decoder(kind: str, family: TextFamily | None) -> Finding | None:
     """The rule of a kind of stage that works with decoders alone."""
     if family is None or family.makes_reward_models:
         return None
-    return Finding(Code.UNSUPPORTED_FAMILY, f"a {kind} stage needs a decoder; this model is {family.noun}")
+    return Finding(Code.UNSUPPORTED_FAMILY, f"kind: {kind} needs a decoder; this model is {family.noun}")

@@ -55,10 +55,10 @@ class Batch:
             remainder = self.written * self.samples % self.mini_batches
             message = f"{self._iteration} must divide into mini_batches ({self.mini_batches}); remainder {remainder}"
             suggestion = _near_divisor(self.written * self.samples // shares, self.mini_batches)
-            yield at("ppo.mini_batches", self.mini_batches, code, message, suggestion)
+            yield at("algorithm.mini_batches", self.mini_batches, code, message, suggestion)
         elif self.text % shares:
             message = f"the text of a step cannot be divided among {workers} workers"
-            yield at("ppo.text_batch", self.text, code, message, _near_multiple(self.text, shares))
+            yield at("algorithm.text_batch", self.text, code, message, _near_multiple(self.text, shares))
         elif self.size % shares:
             message = (
                 f"the batch ({self.size}) cannot be divided among {workers} workers; remainder {self.size % shares}"

@@ -15,7 +15,7 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoImages, PpoStage
+from recipes.stages.rl import RlImages, RlText
 
 
 def _members(union: Any) -> Iterator[type[StageBase]]:
@@ -46,8 +46,8 @@ FinetuneFamily = Annotated[
 """What tunes each family; the family of a language model follows from its files."""
 
 RlAlgorithm = Annotated[
-    Annotated[PpoStage, Tag("ppo")] | Annotated[PpoImages, Tag("ddpo")],
-    Discriminator(TagAt(("ppo", "algorithm"), default="ppo")),
+    Annotated[RlText, Tag("ppo")] | Annotated[RlImages, Tag("ddpo")],
+    Discriminator(TagAt(("algorithm", "name"))),
 ]
 """What the samples of each algorithm are: responses, or images."""
 
@@ -66,5 +66,5 @@ def first_curves(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
 
 
-SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "ppo": 4, "evaluate": 5}
+SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "rl": 4, "evaluate": 5}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics changes."""

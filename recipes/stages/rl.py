@@ -41,13 +41,13 @@ class RlStage(StageBase):
     """A stage that learns from what its own model makes, iteration by iteration."""
 
     if TYPE_CHECKING:
-        ppo: Updates
+        algorithm: Updates
 
     def steps(self, rows: int | None = None) -> int:
-        return self.ppo.planned_steps
+        return self.algorithm.planned_steps
 
     def cadence(self) -> Cadence:
-        settings = self.ppo
+        settings = self.algorithm
         return Cadence(
             save_every=settings.save_every * settings.steps_per_iteration,
             evaluate_every=settings.planned_steps + 1,
@@ -55,7 +55,7 @@ class RlStage(StageBase):
         )
 
 
-class PpoStage(RlStage, TextStage):
+class RlText(RlStage, TextStage):
     """Reinforcement learning of a language model against a reward model."""
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
@@ -70,7 +70,7 @@ class PpoStage(RlStage, TextStage):
         "value_loss",
         "distinct_2",
     )
-    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward model.")
+    kind: Literal["rl"] = meaning(description="Reinforcement learning from a reward.")
     actor: str = meaning(description="The model to start from; also the reference.")
     reward: str = meaning(description="The reward model.")
     lora: Lora | None = meaning(
@@ -80,25 +80,26 @@ class PpoStage(RlStage, TextStage):
     prompts: Source = meaning(description="Rows with `prompt` (or `messages`).")
     template: Template | None = template_field("prompts")
     text: Source | None = meaning(
-        None, description="Text whose language-model loss is mixed into the updates with ppo.text_coef; null for none."
+        None,
+        description="Text whose language-model loss is mixed into the updates with algorithm.text_coef; null for none.",
     )
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
-    ppo: TextAlgorithm = meaning(description="The algorithm's settings.")
+    algorithm: TextAlgorithm = meaning(description="How the policy learns, and the settings of that.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     @model_validator(mode="after")
-    def _text_has_weight(self) -> "PpoStage":
-        if (self.text is None) != (self.ppo.text_coef == 0):
-            found = "text without ppo.text_coef" if self.text is not None else "ppo.text_coef without text"
-            refuse(Code.UNMET_REQUIREMENT, f"text and a ppo.text_coef above 0 go together; found {found}")
+    def _text_has_weight(self) -> "RlText":
+        if (self.text is None) != (self.algorithm.text_coef == 0):
+            found = "text without algorithm.text_coef" if self.text is not None else "algorithm.text_coef without text"
+            refuse(Code.UNMET_REQUIREMENT, f"text and an algorithm.text_coef above 0 go together; found {found}")
         return self
 
     def inputs(self) -> list[Input]:
         return [Input("actor", self.actor, ("model",)), Input("reward", self.reward, ("reward_model",))]
 
     def outputs(self) -> dict[str, OutputKind]:
-        whole = "model" if self.ppo.value_model is None else "actor"
-        critic: dict[str, OutputKind] = {} if self.ppo.value_model is None else {"critic": "critic"}
+        whole = "model" if self.algorithm.value_model is None else "actor"
+        critic: dict[str, OutputKind] = {} if self.algorithm.value_model is None else {"critic": "critic"}
         if self.lora is None:
             return {whole: "model", **critic}
         if self.merge:
@@ -118,8 +119,8 @@ class PpoStage(RlStage, TextStage):
             "rollout.prompts_per_iteration",
             rollout.prompts_per_iteration,
             samples=rollout.samples_per_prompt,
-            mini_batches=self.ppo.mini_batches,
-            text=0 if self.text is None else self.ppo.text_batch,
+            mini_batches=self.algorithm.mini_batches,
+            text=0 if self.text is None else self.algorithm.text_batch,
             noun="prompts",
         )
 
@@ -128,7 +129,7 @@ class PpoStage(RlStage, TextStage):
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
-        yield from self.ppo.rules()
+        yield from self.algorithm.rules()
 
     def no_checkpointing(self) -> Finding | None:
         if self.lora is None:
@@ -137,9 +138,9 @@ class PpoStage(RlStage, TextStage):
         return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
-        critic = self.ppo.value_model
+        critic = self.algorithm.value_model
         if critic is not None and critic.start == "reward":
-            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set ppo.critic.start: actor")
+            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set algorithm.critic.start: actor")
 
     @property
     def sampled(self) -> tuple[str, Sampling]:
@@ -147,24 +148,24 @@ class PpoStage(RlStage, TextStage):
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
         responses = self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
-        return Progress("iteration", "responses", self.ppo.steps_per_iteration, responses)
+        return Progress("iteration", "responses", self.algorithm.steps_per_iteration, responses)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(
             prompts=self.prompts.limited(ROWS),
             text=None if self.text is None else self.text.limited(ROWS),
             rollout=self.rollout.shrunk(),
-            ppo=self.ppo.shrunk(),
+            algorithm=self.algorithm.shrunk(),
         )
 
     def fp32_reason(self) -> str:
         return "in bf16 a policy was measured to gain less by PPO"
 
     def text_length(self, use: SourceUse) -> int:
-        return self.rollout.max_prompt_tokens if use.field_path == "prompts" else self.ppo.text_length
+        return self.rollout.max_prompt_tokens if use.field_path == "prompts" else self.algorithm.text_length
 
     def held(self, counts: Counts) -> Held:
-        keeps_best, has_critic = self.ppo.kl_limit is not None, self.ppo.value_model is not None
+        keeps_best, has_critic = self.algorithm.kl_limit is not None, self.algorithm.value_model is not None
         critic = counts.valued if has_critic else 0
         if self.lora is None:
             trained = counts.full + critic
@@ -175,16 +176,16 @@ class PpoStage(RlStage, TextStage):
 
     def forward(self) -> Forward:
         length = self.rollout.max_prompt_tokens + self.rollout.max_new_tokens
-        copies = 1 if self.ppo.value_model is None else 2
+        copies = 1 if self.algorithm.value_model is None else 2
         return Forward(length, copies=copies, logits="all", has_cache=True)
 
 
-class PpoImages(RlStage, ImageStage):
-    """Reward-tuned diffusion: proximal policy optimisation of what a model draws, step by step, against a reward."""
+class RlImages(RlStage, ImageStage):
+    """Reinforcement learning of a diffusion model: what it draws, step by step, against a reward."""
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
     curves: ClassVar[tuple[str, ...]] = ("loss", "score_mean", "kl", "policy_loss")
-    kind: Literal["ppo"] = meaning(description="Reinforcement learning from a reward of images.")
+    kind: Literal["rl"] = meaning(description="Reinforcement learning from a reward of images.")
     actor: str = meaning(description="The diffusion model to start from; also the reference.")
     reward: ImageReward = meaning(description="What an image is rewarded for.")
     lora: Lora | None = added_meaning(
@@ -196,7 +197,7 @@ class PpoImages(RlStage, ImageStage):
         "labels are the classes that a reward asks for.",
     )
     rollout: ImageRollout = meaning(default_factory=ImageRollout, description="How experience is drawn.")
-    ppo: ImageAlgorithm = meaning(description="The algorithm's settings.")
+    algorithm: ImageAlgorithm = meaning(description="How the policy learns, and the settings of that.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
     def inputs(self) -> list[Input]:
@@ -217,10 +218,10 @@ class PpoImages(RlStage, ImageStage):
 
     def batch(self) -> Batch:
         images = self.rollout.images_per_iteration
-        return Batch("rollout.images_per_iteration", images, mini_batches=self.ppo.mini_batches, noun="images")
+        return Batch("rollout.images_per_iteration", images, mini_batches=self.algorithm.mini_batches, noun="images")
 
     def rules(self) -> Iterator[FieldFinding]:
-        yield from self.ppo.rules()
+        yield from self.algorithm.rules()
         if len(set(self.rollout.classes)) < len(self.rollout.classes):
             yield at("rollout.classes", self.rollout.classes, Code.DUPLICATE_ITEM, "class listed more than once")
 
@@ -262,7 +263,7 @@ class PpoImages(RlStage, ImageStage):
         for index, name in enumerate(asked if is_conditional and actor.classes else []):
             if (finding := unknown_class(name, actor.classes)) is not None:
                 yield FieldFinding(f"rollout.classes.{index}", name, finding)
-        if self.ppo.normalise != "classes":
+        if self.algorithm.normalise != "classes":
             return
         if images < 2 * len(asked):
             message = f"{images} images of {len(asked)} classes an iteration: too few of each for a standard deviation"
@@ -280,7 +281,7 @@ class PpoImages(RlStage, ImageStage):
             message = "the actor reads captions: name the images that have them"
             yield at("prompts", "", Code.MISSING_KEY, message, "the images that it was trained on, or others")
             return
-        if self.ppo.normalise == "classes" and samples < 2:
+        if self.algorithm.normalise == "classes" and samples < 2:
             message, advice = "one image per caption has zero standard deviation", "at least 2, or normalise: all"
             yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, advice)
         missing = self.prompts.label_key
@@ -304,11 +305,11 @@ class PpoImages(RlStage, ImageStage):
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
         images = self.rollout.images_per_iteration
-        return Progress("iteration", "images", self.ppo.steps_per_iteration, images)
+        return Progress("iteration", "images", self.algorithm.steps_per_iteration, images)
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         return self.changed(
             prompts=None if self.prompts is None else self.prompts.limited(ROWS),
             rollout=self.rollout.shrunk(),
-            ppo=self.ppo.shrunk(),
+            algorithm=self.algorithm.shrunk(),
         )

@@ -31,7 +31,7 @@ class Shard(Strict):
     precision: Literal["auto", "fp32", "bf16"] = meaning(
         "auto",
         description="Parameters and activations; bf16 keeps fp32 master weights and moments. auto: bf16 for models of "
-        "text where the hardware multiplies it fast (not for ppo), else fp32.",
+        "text where the hardware multiplies it fast (not for rl), else fp32.",
     )
     offload: Literal["none", "cpu"] = placement(
         "none", description="cpu keeps optimiser state in host memory (ZeRO 1-3, GPU workers)."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recipes.errors import RequestError
 from recipes.stages.ddpo import ImageRollout
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.layouts.images import Images
@@ -118,8 +118,8 @@ class CaptionPrompts:
         return Asked(labels_B, groups_B, texts)
 
 
-def open_prompts(spec: PpoImages, context: StageContext, actor: DdpmFamily) -> ImagePrompts:
-    """Return what the actor is asked for, which `PpoImages.actor_rules` allow. Collective."""
+def open_prompts(spec: RlImages, context: StageContext, actor: DdpmFamily) -> ImagePrompts:
+    """Return what the actor is asked for, which `RlImages.actor_rules` allow. Collective."""
     rollout = spec.rollout
     images, samples = rollout.images_per_iteration, rollout.samples_per_prompt
     if actor.text is None:

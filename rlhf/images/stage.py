@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipes.errors import raise_findings
 from recipes.stages.ddpo import ActorFacts, ClassReward, ImageRollout, RuleReward
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 from rlhf.images.conditions import ImagePrompts, open_prompts
 from rlhf.images.policy import ImageModels
 from rlhf.images.rewards import ImageScorer, classifier_scorer, rule_scorer
@@ -46,7 +46,7 @@ class ImageRlData:
 class ImageRl:
     """Images of classes or captions, scored by a rule or a classifier."""
 
-    spec: PpoImages
+    spec: RlImages
     context: StageContext
 
     def open_data(self) -> ImageRlData:
@@ -70,7 +70,7 @@ class ImageRl:
 class ImageRlModels:
     """The models of a stage that tunes a diffusion."""
 
-    spec: PpoImages
+    spec: RlImages
     context: StageContext
     prompts: ImagePrompts
     score: ImageScorer
@@ -81,12 +81,12 @@ class ImageRlModels:
     @property
     def groups(self) -> list[ParameterGroup]:
         """The actor's parameters."""
-        return [parameter_group(GROUP, self.module, self.spec.ppo.optimizer, prefix=ACTOR)]
+        return [parameter_group(GROUP, self.module, self.spec.algorithm.optimizer, prefix=ACTOR)]
 
     def policy(self, learner: Learner) -> ImagePolicy:
         """Images from the learner's own parameters."""
         spec = self.spec
-        show = _grid_writer(spec, self.context, self.prompts) if spec.ppo.grid else None
+        show = _grid_writer(spec, self.context, self.prompts) if spec.algorithm.grid else None
         return ImagePolicy(learner, spec.rollout.images_per_iteration, self.prompts, self.score, show)
 
     def candidate(self, engine: Engine, checkpoint: StoreCheckpoint, outcome: RlOutcome) -> Candidate | None:
@@ -127,7 +127,7 @@ def _policy_of(actor: DdpmFamily, rollout: ImageRollout) -> Blueprint:
     return Blueprint(settings, actor.facts, actor.codec, actor.text)
 
 
-def _models(spec: PpoImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily) -> tuple[ImageModels, Any]:
+def _models(spec: RlImages, context: StageContext, blueprint: Blueprint, actor: DdpmFamily) -> tuple[ImageModels, Any]:
     """Policy and frozen start; with LoRA one network, whose adapters have the configuration that is returned too."""
     policy = _copy(blueprint, actor)
     if spec.lora is None:
@@ -144,7 +144,7 @@ def _copy(blueprint: Blueprint, actor: DdpmFamily) -> DdpmFamily:
     return family
 
 
-def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: ImagePrompts) -> ImageScorer:
+def _scorer(spec: RlImages, context: StageContext, actor: DdpmFamily, prompts: ImagePrompts) -> ImageScorer:
     """What rewards the images; equal on every rank."""
     match spec.reward:
         case RuleReward() as rule:
@@ -157,10 +157,10 @@ def _scorer(spec: PpoImages, context: StageContext, actor: DdpmFamily, prompts: 
             return classifier_scorer(reward, judge, replace(actor.facts, classes=prompts.classes))
 
 
-def _grid_writer(spec: PpoImages, context: StageContext, prompts: ImagePrompts) -> Show:
+def _grid_writer(spec: RlImages, context: StageContext, prompts: ImagePrompts) -> Show:
     """Keep images at the same seeds in some iterations, the first and the last among them, in the run's folder."""
-    steps, count = spec.ppo.steps_per_iteration, spec.ppo.grid
-    kept = kept_iterations(spec.ppo.iterations)
+    steps, count = spec.algorithm.steps_per_iteration, spec.algorithm.grid
+    kept = kept_iterations(spec.algorithm.iterations)
     seeds = [stream_seed(context.seed, "grid", number) for number in range(count)]
     asked = prompts.shown(count)
     writer = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recipes.stages.algorithms import Critic
 from recipes.stages.lora import Lora
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from recipes.stages.sharding import Shard
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.text.policy import PolicyModels, Role, Route
@@ -51,7 +51,7 @@ class SharedModels:
 
 
 def build_models(
-    spec: PpoStage,
+    spec: RlText,
     actor: Weights,
     reward: RewardSource,
     *,
@@ -71,7 +71,7 @@ def build_models(
     else:
         wiring = _adapters(actor, reward, spec.lora, spec, seed, device)
     wiring.score_head.requires_grad_(False)
-    value_head = _value_head(spec.ppo.value_model, wiring, reward.statistics)
+    value_head = _value_head(spec.algorithm.value_model, wiring, reward.statistics)
     temperature = spec.rollout.temperature
     models = PolicyModels(
         wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading, num_tokens
@@ -92,7 +92,7 @@ class _Wiring:
     """Of the actor's adapter."""
 
 
-def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, device: torch.device) -> _Wiring:
+def _separate_networks(actor: Weights, reward: RewardSource, spec: RlText, device: torch.device) -> _Wiring:
     """A network for each: actor, and critic where there is one, learn; reference and reward model are frozen."""
     policy: Any = load_exact(actor, "language_model", device=device)
     reference = copy.deepcopy(policy).requires_grad_(False)
@@ -103,7 +103,7 @@ def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, dev
         "reference": Route(REFERENCE),
         "reward": Route(JUDGE, judge_on),
     }
-    if (critic := spec.ppo.value_model) is not None:
+    if (critic := spec.algorithm.value_model) is not None:
         from_reward = critic.start == "reward"
         networks[CRITIC] = (
             load_exact(reward.weights, "score_model", device=device).base_model
@@ -115,7 +115,7 @@ def _separate_networks(actor: Weights, reward: RewardSource, spec: PpoStage, dev
 
 
 def _adapters(
-    actor: Weights, reward: RewardSource, lora: Lora, spec: PpoStage, seed: int, device: torch.device
+    actor: Weights, reward: RewardSource, lora: Lora, spec: RlText, seed: int, device: torch.device
 ) -> _Wiring:
     """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network."""
     policy: Any = load_stack(actor, "language_model", device=device)
@@ -131,7 +131,7 @@ def _adapters(
         routes = {"reward": Route(JUDGE, judge_on)}
     peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
     routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(POLICY, start)}
-    critic = spec.ppo.value_model
+    critic = spec.algorithm.value_model
     if critic is not None and critic.start == "reward" and shared is not None:
         put_adapter(policy, shared, CRITIC)
         routes["critic"] = Route(POLICY, (*start, CRITIC))

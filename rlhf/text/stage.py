@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipes.artifact_kinds import ArtifactKind
 from recipes.stages.answers import TextFacts
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.iterations import RlOutcome, kept_iterations
 from rlhf.policy import Learner
@@ -59,7 +59,7 @@ class TextData:
 class TextRl:
     """Responses to prompts, scored by a reward model."""
 
-    spec: PpoStage
+    spec: RlText
     context: StageContext
 
     def open_data(self) -> TextData:
@@ -73,7 +73,7 @@ class TextRl:
         prompts = open_dataset(context, request)
         text = None
         if mixed_in is not None:
-            text = open_dataset(context, text_request(context, mixed_in, tokenization, spec.ppo.text_length))
+            text = open_dataset(context, text_request(context, mixed_in, tokenization, spec.algorithm.text_length))
         return TextData(tokenization, prompts, text)
 
     def build(self, data: TextData) -> "TextModels":
@@ -96,7 +96,7 @@ class TextRl:
 class TextModels:
     """The models of a stage that tunes a language model."""
 
-    spec: PpoStage
+    spec: RlText
     context: StageContext
     data: TextData
     shared: SharedModels
@@ -112,7 +112,7 @@ class TextModels:
     @property
     def groups(self) -> list[ParameterGroup]:
         """The actor's parameters, and the critic's where there is one."""
-        adamw, shared = self.spec.ppo.optimizer, self.shared
+        adamw, shared = self.spec.algorithm.optimizer, self.shared
         learning = {"actor": shared.actor_parameters, "critic": shared.critic_parameters}
         return [
             ParameterGroup(name, parameters, adamw.betas, adamw.eps, adamw.weight_decay)
@@ -123,7 +123,7 @@ class TextModels:
     def policy(self, learner: Learner) -> TextPolicy:
         """Responses from the engine that the context opens."""
         spec, context, data, rollout = self.spec, self.context, self.data, self.spec.rollout
-        ranks, per_iteration, per_step = context.ranks, rollout.prompts_per_iteration, spec.ppo.text_batch
+        ranks, per_iteration, per_step = context.ranks, rollout.prompts_per_iteration, spec.algorithm.text_batch
 
         def plan(rows: Dataset, size: int) -> BatchPlan:
             """A rank's share is one micro-batch."""
@@ -134,7 +134,7 @@ class TextModels:
             learner,
             context.open_rollouts(learner.engine, context.seed),
             TextSources(plan(data.prompts, per_iteration), text),
-            spec.ppo,
+            spec.algorithm,
             rollout,
             sampling_settings(data.tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens),
             self.statistics,
@@ -185,7 +185,7 @@ class TextModels:
     @property
     def has_critic(self) -> bool:
         """Whether a critic learns next to the actor."""
-        return self.spec.ppo.value_model is not None
+        return self.spec.algorithm.value_model is not None
 
     @property
     def _kind(self) -> ArtifactKind:
@@ -237,11 +237,11 @@ def score_statistics(manifest: ArtifactManifest) -> ScoreStatistics:
     return ScoreStatistics(float(scores["mean"]), float(scores["std"]))
 
 
-def sample_writer(spec: PpoStage, context: StageContext, tokenization: Tokenization) -> Show:
+def sample_writer(spec: RlText, context: StageContext, tokenization: Tokenization) -> Show:
     """Keep a few responses of some iterations, the first and the last among them, in the run's folder."""
     writer = context.samples()
-    steps = spec.ppo.steps_per_iteration
-    kept = kept_iterations(spec.ppo.iterations)
+    steps = spec.algorithm.steps_per_iteration
+    kept = kept_iterations(spec.algorithm.iterations)
 
     def show(iteration: int, responses: Responses, scores: Tensor) -> None:
         if iteration not in kept:

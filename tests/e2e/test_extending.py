@@ -62,7 +62,7 @@ RLOO = """
 class Rloo(TokenUpdates):
     \"\"\"REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5), without a critic.\"\"\"
 
-    algorithm: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
+    name: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
 """
 
 
@@ -149,7 +149,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))\n", RLOO),
             ("TextAlgorithm = Annotated[\n    ", 'Annotated[Rloo, Tag("rloo")] | '),
         ],
-        "recipes/stages/kinds.py": [('Annotated[PpoStage, Tag("ppo")]', ' | Annotated[PpoStage, Tag("rloo")]')],
+        "recipes/stages/kinds.py": [('Annotated[RlText, Tag("ppo")]', ' | Annotated[RlText, Tag("rloo")]')],
         "rlhf/algorithms/leave_one_out.py": NEW,
         "rlhf/algorithm.py": [
             ("from recipes.stages.algorithms import ", "Rloo, "),
@@ -229,12 +229,12 @@ TUNED: dict[str, Any] = {
             "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
         },
         "policy": {
-            "kind": "ppo", "actor": "base", "reward": "reward", "lora": {"r": 4},
+            "kind": "rl", "actor": "base", "reward": "reward", "lora": {"r": 4},
             "prompts": {"source": "jsonl", "files": ["pairs.jsonl"]},
             "rollout": {
                 "prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16,
             },
-            "ppo": {"algorithm": "rloo", "iterations": 4, "optimizer": {"lr": 1e-2}},
+            "algorithm": {"name": "rloo", "iterations": 4, "optimizer": {"lr": 1e-2}},
         },
     },
     "cluster": {"workers": 1, "gpus_per_worker": 0},

@@ -64,7 +64,7 @@ def test_resume_of_a_finished_run_says_so(smoke_run: SmokeRun) -> None:
 
 
 def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: SmokeRun, quickstart: Path) -> None:
-    done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.ppo.kl_coef=0.1")
+    done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.algorithm.kl_coef=0.1")
     assert done.code == 0, done.out + done.err
     (newest,) = smoke_run.shell("status", "last", "--json").json
     assert {stage["name"]: stage["state"] for stage in newest["stages"]} == {

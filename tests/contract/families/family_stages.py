@@ -135,10 +135,10 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 """Stages that take other stages' models, with their inputs by field path; each after those that it takes."""
 
 DDPO: dict[str, Any] = {
-    "kind": "ppo",
+    "kind": "rl",
     "reward": {"classifier": "classifier"},
-    "ppo": {
-        "algorithm": "ddpo",
+    "algorithm": {
+        "name": "ddpo",
         "iterations": 3,
         "mini_batches": 2,
         "kl_coef": 0.1,

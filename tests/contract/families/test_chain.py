@@ -43,11 +43,11 @@ STAGES: dict[str, Any] = {
     ),
     "latent": stage({**DDPM, "prediction": "v", "sampling_steps": 4}, autoencoder="vae"),
     "tuned": {
-        "kind": "ppo",
+        "kind": "rl",
         "actor": "latent",
         "reward": {"rule": "ink"},
         "rollout": {"images_per_iteration": 8},
-        "ppo": {"algorithm": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
+        "algorithm": {"name": "ddpo", "iterations": 2, "optimizer": {"lr": 1e-2}, "normalise": "all", "grid": 0},
         "shard": SHARD,
     },
     "pixel": stage({**DDPM, "sampler": "ddpm", "sampling_steps": 20}),

@@ -125,7 +125,7 @@ def test_a_stage_starts_from_what_came_back(finished: Path, exported: Path, tmp_
         for key in ("train",)
         if key in spec
     }
-    short |= {"ppo": {**spec["ppo"], "iterations": 1}} if "ppo" in spec else {}
+    short |= {"algorithm": {**spec["algorithm"], "iterations": 1}} if "algorithm" in spec else {}
     run_case_here(tmp_path, Case("again", name, {**spec, **short, "shard": PLAIN}, inputs))
     assert json.loads((tmp_path / f"again-{name}.json").read_text())["difference"] < 1e-5
 

@@ -314,12 +314,12 @@ def test_images_of_another_form_are_refused_by_a_finetune(made: Made, tmp_path: 
 
 
 POLICY: dict[str, Any] = {
-    "kind": "ppo",
+    "kind": "rl",
     "actor": "drawing",
     "reward": {"classifier": "judge"},
     "prompts": DIGITS,
     "rollout": {"images_per_iteration": 8, "samples_per_prompt": 2},
-    "ppo": {"algorithm": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
+    "algorithm": {"name": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}, "grid": 0},
     "shard": SHARD,
 }
 

@@ -13,7 +13,7 @@ from recipes.models.images.tally import TextSizes
 from recipes.models.images.vae import Vae
 from recipes.planning.image_memory import predict_tuning_sizes
 from recipes.stages.lora import Lora
-from recipes.stages.rl import PpoImages
+from recipes.stages.rl import RlImages
 from rlhf.algorithm import algorithm_of
 from rlhf.experience import RlBatch
 from rlhf.images.policy import ImageModels, Trajectories
@@ -112,12 +112,12 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
         family="ddpm", block_out_channels=[16, 32], layers_per_block=1, class_conditional=True, sampling_steps=5,
         guidance=guidance,
     )  # fmt: skip
-    stage = PpoImages.model_validate(
+    stage = RlImages.model_validate(
         {
-            "kind": "ppo",
+            "kind": "rl",
             "actor": "ddpm",
             "reward": {"rule": "ink"},
-            "ppo": {"algorithm": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
+            "algorithm": {"name": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
         }
     )
     facts = ImageSetFacts(3, 16, 16, 7)
@@ -138,7 +138,7 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
 
     states, zeros = torch.randn(1, 5, 3, 16, 16), torch.zeros(1, dtype=torch.long)
     unused: Any = None
-    policy, algorithm = ImagePolicy(unused, 1, unused, unused), algorithm_of(stage.ppo)
+    policy, algorithm = ImagePolicy(unused, 1, unused, unused), algorithm_of(stage.algorithm)
     old = torch.zeros(1, 4)
     batch = RlBatch(
         Trajectories(states, zeros, zeros), torch.ones(1, 4, dtype=torch.bool), old, old, None, old, None,

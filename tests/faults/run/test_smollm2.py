@@ -41,7 +41,7 @@ def make_recipe(tmp_path: Path, smollm2: Path) -> Callable[[str, int, int], Path
         stages["sft"]["init_from"] = str(smollm2)
         stages["reward"]["min_accuracy"] = 0
         stages["policy"]["rollout"] |= {"prompts_per_iteration": BATCH, "max_new_tokens": 8}
-        stages["policy"]["ppo"] |= {"iterations": 2, "save_every": 1}
+        stages["policy"]["algorithm"] |= {"iterations": 2, "save_every": 1}
         stages["eval"] |= {"of": ["sft", "policy"], "num_prompts": BATCH}
         stages["eval"]["sampling"]["max_new_tokens"] = 8
         recipe["cluster"] = {"workers": workers, "gpus_per_worker": 0}

@@ -19,7 +19,7 @@ from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
 from rlhf.task import run_rl
@@ -65,16 +65,16 @@ def reward_spec(lora: bool) -> Reward:
     )
 
 
-def ppo_spec(lora: bool, **settings: Any) -> PpoStage:
-    return PpoStage.model_validate(
+def ppo_spec(lora: bool, **settings: Any) -> RlText:
+    return RlText.model_validate(
         {
-            "kind": "ppo",
+            "kind": "rl",
             "actor": "chat",
             "reward": "judge",
             "lora": {"r": 4, "alpha": 8} if lora else None,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-            "ppo": {"iterations": 2, "optimizer": {"lr": 1e-2}} | settings,
+            "algorithm": {"name": "ppo", "iterations": 2, "optimizer": {"lr": 1e-2}} | settings,
             "shard": PLAIN,
         }
     )
@@ -213,9 +213,9 @@ def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
     (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
     files = workshop.store.objects.put_folder(folder)
     workshop.made["encoder"] = workshop.made["chat"].model_copy(update={"files": files, "digest": files_digest(files)})
-    with pytest.raises(RequestError, match="a reward stage needs a decoder; this model is an encoder"):
+    with pytest.raises(RequestError, match="kind: reward needs a decoder; this model is an encoder"):
         run_reward(reward_spec(False), workshop.context("bad-judge", {"init_from": "encoder"}))
-    with pytest.raises(RequestError, match="a ppo stage needs a decoder; this model is an encoder"):
+    with pytest.raises(RequestError, match="kind: rl needs a decoder; this model is an encoder"):
         run_rl(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "reward": "encoder"}))
 
 
@@ -233,7 +233,7 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
     assert set(whole.models.networks) == {"policy", "reference", "critic", "judge"}
     without_critic = TokenUpdates(iterations=2, optimizer=AdamW(lr=1e-2))
     for lora, networks in ((True, {"policy"}), (False, {"policy", "reference", "judge"})):
-        spec = ppo_spec(lora).model_copy(update={"ppo": without_critic})
+        spec = ppo_spec(lora).model_copy(update={"algorithm": without_critic})
         built = build_models(spec, actor, reward, **parts)
         assert (set(built.models.networks), set(built.models.routes)) == (networks, {"actor", "reference", "reward"})
         assert (built.models.value_head, built.critic_parameters) == (None, ())
@@ -287,7 +287,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
     given = {"actor": "chat", "reward": "foreign-judge"}
-    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set ppo.critic.start: actor"):
+    with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set algorithm.critic.start: actor"):
         run_rl(ppo_spec(True), workshop.context("refused", given))
     of = Evaluate.model_validate(
         {

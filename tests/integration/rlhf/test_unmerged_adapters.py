@@ -18,7 +18,7 @@ from launch.sampling.text import opened
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from rlhf.task import run_rl
 from rlhf.text.build_policy import SharedModels, build_models
 from rlhf.text.reward_inputs import same_tokens
@@ -72,16 +72,16 @@ def reward_spec() -> Reward:
     )
 
 
-def ppo_spec(lora: bool = True, precision: str = "bf16", critic: str = "reward") -> PpoStage:
-    return PpoStage.model_validate(
+def ppo_spec(lora: bool = True, precision: str = "bf16", critic: str = "reward") -> RlText:
+    return RlText.model_validate(
         {
-            "kind": "ppo",
+            "kind": "rl",
             "actor": "chat",
             "reward": "judge",
             "lora": {"r": 4, "alpha": 8} if lora else None,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
-            "ppo": {"iterations": 1, "critic": {"start": critic}, "optimizer": {"lr": 3e-5}},
+            "algorithm": {"name": "ppo", "iterations": 1, "critic": {"start": critic}, "optimizer": {"lr": 3e-5}},
             "shard": {**SHARD, "precision": precision},
         }
     )

@@ -17,7 +17,7 @@ from launch.sampling.text import sample_texts
 from recipes.data.text import JsonLines
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 from rlhf.task import run_rl
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import reading_of
@@ -127,12 +127,12 @@ def test_the_export_names_every_end_token(shop: Shop) -> None:
 
 def test_ppo_draws_no_row_without_a_token(shop: Shop) -> None:
     """The reward model has no rows for those; with a random policy of 512 rows one of 64 draws was sure to hit them."""
-    spec = PpoStage.model_validate(
+    spec = RlText.model_validate(
         {
-            "kind": "ppo", "actor": "base", "reward": "judge", "shard": PLAIN,
+            "kind": "rl", "actor": "base", "reward": "judge", "shard": PLAIN,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"max_new_tokens": 8, "max_prompt_tokens": 48, "prompts_per_iteration": 8},
-            "ppo": {"iterations": 2, "epochs": 1, "mini_batches": 1, "optimizer": {"lr": 1e-3}},
+            "algorithm": {"name": "ppo", "iterations": 2, "epochs": 1, "mini_batches": 1, "optimizer": {"lr": 1e-3}},
         }
     )  # fmt: skip
     inputs = {"actor": "base", "reward": "judge"}

@@ -52,7 +52,7 @@ KINDS = {
     "pretrain": "model",
     "finetune": "model",
     "reward": "reward_model",
-    "ppo": "actor_critic",
+    "rl": "actor_critic",
     "evaluate": "report",
 }
 

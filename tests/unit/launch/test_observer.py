@@ -38,12 +38,12 @@ STAGES: dict[str, dict[str, Any]] = {
     "chat": {"kind": "finetune", "init_from": "./base", "data": TEXT, "train": TRAIN},
     "judge": {"kind": "reward", "init_from": "chat", "data": TEXT, "train": TRAIN},
     "policy": {
-        "kind": "ppo",
+        "kind": "rl",
         "actor": "chat",
         "reward": "judge",
         "prompts": TEXT,
         "rollout": {"prompts_per_iteration": 8, "samples_per_prompt": 2, "max_new_tokens": 8},
-        "ppo": {"iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-3}},
+        "algorithm": {"name": "ppo", "iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-3}},
     },
 }
 

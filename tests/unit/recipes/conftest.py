@@ -56,12 +56,13 @@ stages:
       sequence_length: 64
       optimizer: {lr: 1e-3}
   policy:
-    kind: ppo
+    kind: rl
     actor: chat
     reward: judge
     prompts: {source: python-docs, part: 1/2}
     rollout: {prompts_per_iteration: 8, max_prompt_tokens: 64, max_new_tokens: 32}
-    ppo:
+    algorithm:
+      name: ppo
       iterations: 4
       mini_batches: 2
       kl_coef: 0.05

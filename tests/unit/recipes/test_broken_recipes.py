@@ -35,7 +35,7 @@ BROKEN = [
     # missing key
     Broken("missing-key", "      global_batch: 8\n      sequence_length: 64\n      optimizer: {lr: 1e-3}\n      schedule", "      sequence_length: 64\n      optimizer: {lr: 1e-3}\n      schedule", "stages.base.train.global_batch", "    train:\n"),
     Broken("missing-key", "    actor: chat\n", "", "stages.policy.actor", "  policy:"),
-    Broken("missing-key", "optimizer: {lr: 1e-4}", "optimizer: {}", "stages.policy.ppo.optimizer.lr"),
+    Broken("missing-key", "optimizer: {lr: 1e-4}", "optimizer: {}", "stages.policy.algorithm.optimizer.lr"),
     Broken("missing-key", "    kind: reward\n", "", "stages.judge.kind", "  judge:"),
     Broken("missing-key", "name: chain\n", "", "name", "seed: 3"),
     # wrong type
@@ -43,15 +43,15 @@ BROKEN = [
     Broken("wrong-type", "num_prompts: 16", "num_prompts: '16'", "stages.eval.num_prompts"),
     Broken("wrong-type", "of: [chat, policy]", "of: chat", "stages.eval.of"),
     Broken("wrong-type", "lora: {r: 8,", "lora: {dora: yes, r: 8,", "stages.chat.lora.dora"),
-    Broken("wrong-type", "optimizer: {lr: 1e-4}", "optimizer: 1e-4", "stages.policy.ppo.optimizer"),
+    Broken("wrong-type", "optimizer: {lr: 1e-4}", "optimizer: 1e-4", "stages.policy.algorithm.optimizer"),
     Broken("wrong-type", "zero: 2", "zero: true", "stages.base.shard.zero"),
-    Broken("wrong-type", "iterations: 4", "iterations: 12:30", "stages.policy.ppo.iterations"),
+    Broken("wrong-type", "iterations: 4", "iterations: 12:30", "stages.policy.algorithm.iterations"),
     # out of range
-    Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 0}", "stages.policy.ppo.optimizer.lr"),
-    Broken("out-of-range", "kl_coef: 0.05", "kl_coef: -0.1", "stages.policy.ppo.kl_coef"),
+    Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 0}", "stages.policy.algorithm.optimizer.lr"),
+    Broken("out-of-range", "kl_coef: 0.05", "kl_coef: -0.1", "stages.policy.algorithm.kl_coef"),
     Broken("out-of-range", "num_hidden_layers: 2", "num_hidden_layers: 10_000", "stages.base.architecture.num_hidden_layers"),
     Broken("out-of-range", "hold_out: 0.1}", "hold_out: 1.5}", "stages.chat.data.hold_out"),
-    Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 1, betas: [0.9, 1.0]}", "stages.policy.ppo.optimizer.betas.1"),
+    Broken("out-of-range", "optimizer: {lr: 1e-4}", "optimizer: {lr: 1, betas: [0.9, 1.0]}", "stages.policy.algorithm.optimizer.betas.1"),
     Broken("wrong-length", "of: [chat, policy]", "of: []", "stages.eval.of"),
     # unknown choice
     Broken("unknown-choice", "kind: reward", "kind: rewrad", "stages.judge.kind"),
@@ -67,7 +67,7 @@ BROKEN = [
     Broken("unsupported-number", "seed: 3", "seed: 0123", "seed"),
     Broken("invalid-yaml", "seed: 3", "seed: [3", "", "cluster:"),
     Broken("invalid-yaml", "seed: 3", "\tseed: 3", ""),
-    Broken("unsupported-number", "kl_coef: 0.05", "kl_coef: .nan", "stages.policy.ppo.kl_coef"),
+    Broken("unsupported-number", "kl_coef: 0.05", "kl_coef: .nan", "stages.policy.algorithm.kl_coef"),
     # stage that is not there
     Broken("unknown-stage", "init_from: base", "init_from: bass", "stages.chat.init_from"),
     Broken("unknown-stage", "reward: judge\n    prompts", "reward: juge\n    prompts", "stages.policy.reward"),
@@ -94,23 +94,23 @@ BROKEN = [
     Broken("batch-not-divisible", "      global_batch: 8", "      global_batch: 9", "stages.base.train.global_batch"),
     Broken("batch-not-divisible", "{workers: 2,", "{workers: 3,", "stages.base.train.global_batch", "      global_batch: 8"),
     Broken("batch-not-divisible", "micro_batch: auto", "micro_batch: 3", "stages.base.shard.micro_batch"),
-    Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 3", "stages.policy.ppo.mini_batches"),
+    Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 3", "stages.policy.algorithm.mini_batches"),
     Broken("batch-not-divisible", "{prompts_per_iteration: 8,", "{prompts_per_iteration: 7, samples_per_prompt: 2,", "stages.policy.rollout.prompts_per_iteration"),
     Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 8", "stages.policy.rollout.prompts_per_iteration", "prompts_per_iteration"),
     Broken("batch-not-divisible", "{prompts_per_iteration: 8,", "{prompts_per_iteration: 7, samples_per_prompt: 4,", "stages.policy.rollout.prompts_per_iteration"),
-    Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 6", "stages.policy.ppo.mini_batches"),
+    Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 6", "stages.policy.algorithm.mini_batches"),
     # longer than the model
     Broken("sequence-too-long", "      sequence_length: 64", "      sequence_length: 256", "stages.base.train.sequence_length"),
-    Broken("sequence-too-long", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 99}\n    ppo", "stages.policy.rollout.max_new_tokens"),
-    Broken("sequence-too-long", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 64}\n    ppo", "stages.policy.rollout.max_new_tokens"),
+    Broken("sequence-too-long", "max_new_tokens: 32}\n    algorithm", "max_new_tokens: 99}\n    algorithm", "stages.policy.rollout.max_new_tokens"),
+    Broken("sequence-too-long", "max_new_tokens: 32}\n    algorithm", "max_new_tokens: 64}\n    algorithm", "stages.policy.rollout.max_new_tokens"),
     Broken("sequence-too-long", "    sequence_length: 64\n    sampling", "    sequence_length: 129\n    sampling", "stages.eval.sequence_length"),
     Broken("sequence-too-long", "max_position_embeddings: 128", "max_position_embeddings: 32", "stages.chat.train.sequence_length", "steps: 20\n      global_batch: 8\n      sequence_length: 64"),
     # steps
     Broken("conflicting-keys", "tokens: 100_000", "tokens: 100_000\n      steps: 5", "stages.base.train", "    train:\n"),
     Broken("warmup-too-long", "warmup_steps: 5", "warmup_steps: 500", "stages.base.train.schedule.warmup_steps"),
-    Broken("warmup-too-long", "kl_coef: 0.05", "critic: {warmup: 4}", "stages.policy.ppo.critic.warmup"),
-    Broken("warmup-too-long", "kl_coef: 0.05", "schedule: {warmup_steps: 16}", "stages.policy.ppo.schedule.warmup_steps"),
-    Broken("invalid-format", "kl_coef: 0.05", "save_every: 5 steps", "stages.policy.ppo.save_every"),
+    Broken("warmup-too-long", "kl_coef: 0.05", "critic: {warmup: 4}", "stages.policy.algorithm.critic.warmup"),
+    Broken("warmup-too-long", "kl_coef: 0.05", "schedule: {warmup_steps: 16}", "stages.policy.algorithm.schedule.warmup_steps"),
+    Broken("invalid-format", "kl_coef: 0.05", "save_every: 5 steps", "stages.policy.algorithm.save_every"),
     Broken("invalid-format", "global_batch: 8\n      sequence_length: 64", "global_batch: 8\n      save_every: 5 iterations\n      sequence_length: 64", "stages.base.train.save_every"),
     Broken("missing-key", "      tokens: 100_000\n", "", "stages.base.train", "    train:\n"),
     # architecture that does not fit together
@@ -119,7 +119,7 @@ BROKEN = [
     Broken("missing-key", "type: llama", "type: llama\n      rope_parameters: {rope_type: linear}", "stages.base.architecture.rope_parameters", "rope_parameters"),
     Broken("unknown-module", "target_modules: [q_proj, v_proj]", "target_modules: [q_proj, c_attn]", "stages.chat.lora.target_modules.1"),
     # tokens that the tokenizer does not know
-    Broken("unknown-token", "max_new_tokens: 32}\n    ppo", "max_new_tokens: 32, stop_tokens: ['<|stop|>']}\n    ppo", "stages.policy.rollout.stop_tokens.0"),
+    Broken("unknown-token", "max_new_tokens: 32}\n    algorithm", "max_new_tokens: 32, stop_tokens: ['<|stop|>']}\n    algorithm", "stages.policy.rollout.stop_tokens.0"),
     Broken("duplicate-item", "vocab_size: 512", "vocab_size: 512\n      pad_token: <|end|>", "stages.base.tokenizer", "tokenizer:"),
     Broken("split-special-token", "vocab_size: 512", "vocab_size: 512\n      special_tokens: ['<|user|>', '<|system|>']", "stages.base.tokenizer.special_tokens", "special_tokens"),
     Broken("vocabulary-too-small", "vocab_size: 512", "vocab_size: 300\n      special_tokens: [" + ", ".join(f"t{n}" for n in range(60)) + "]", "stages.base.tokenizer.vocab_size", "vocab_size"),
@@ -202,8 +202,8 @@ SAID = [
     ("mini_batches: 2", "mini_batches: 6", ("remainder 2", "for example 4")),
     ("mini_batches: 2", "mini_batches: 8", ("the batch (1)", "for example 16")),
     ("tokens: 100_000", "tokens: 2_000", ("below the stage's 4 steps", "tokens 2000")),
-    ("max_new_tokens: 32}\n    ppo", "max_new_tokens: 99}\n    ppo", ("64 + 99 = 163", "max_position_embeddings is 128")),
-    ("max_new_tokens: 32}\n    ppo", "max_new_tokens: 64}\n    ppo", ("end token", "at most 63")),
+    ("max_new_tokens: 32}\n    algorithm", "max_new_tokens: 99}\n    algorithm", ("64 + 99 = 163", "max_position_embeddings is 128")),
+    ("max_new_tokens: 32}\n    algorithm", "max_new_tokens: 64}\n    algorithm", ("end token", "at most 63")),
     # names of files, columns and tokens that are there
     ("rows/chat.jsonl", "rows/chta.jsonl", ("did you mean rows/chat.jsonl?",)),
     ("files: [rows/pairs.csv]", "columns: {chosen: good}, files: [rows/pairs.csv]", ("no column 'good'", "columns there: prompt, chosen")),
@@ -244,7 +244,7 @@ def test_all_errors_of_a_file_come_at_once(write_recipe: Callable[..., Path]) ->
         "stages.chat.lora.r",
         "stages.judge.init_from",
         "stages.judge.data.files.0",
-        "stages.policy.ppo.mini_batches",
+        "stages.policy.algorithm.mini_batches",
         "stages.eval.of.1",
     }
     lines = [problem.line for problem in problems if problem.line is not None]

@@ -117,7 +117,7 @@ def test_memory_of_a_diffusion_counts_its_text_encoder_and_adapters(recipe_of: C
         ),
         (
             "  eval:\n",
-            "  policy: {kind: ppo, actor: tuned, reward: {rule: ink}, ppo: {algorithm: ddpo, iterations: 1,\n"
+            "  policy: {kind: rl, actor: tuned, reward: {rule: ink}, algorithm: {name: ddpo, iterations: 1,\n"
             "    optimizer: {lr: 1e-3}}}\n  eval:\n",
             "missing-key",
             "stages.policy.prompts",

@@ -12,7 +12,7 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 
 Write = Callable[..., Path]
 
@@ -64,7 +64,7 @@ def test_a_problem_names_the_file_that_holds_the_value(write_recipe: Write, tmp_
     child = tmp_path / "child.yaml"
     child.write_text("extends: parent.yaml\nstages:\n  base: {train: {global_batch: 0}}\n")
     problems = {problem.field: problem for problem in _refused(child)}
-    assert problems["stages.policy.ppo.kl_coef"].file == str(parent)
+    assert problems["stages.policy.algorithm.kl_coef"].file == str(parent)
     assert (problems["stages.base.train.global_batch"].file, problems["stages.base.train.global_batch"].line) == (
         str(child),
         3,
@@ -109,9 +109,9 @@ def test_settings_from_the_command_line(write_recipe: Write) -> None:
     assert isinstance(evaluation, Evaluate)
     assert evaluation.of == ["chat", "base"]
     assert _base(path, "stages.base.train.save_every=7 steps").train.save_every == 7
-    policy = load_recipe(path, ["stages.policy.ppo.save_every=7 iterations"]).recipe.stages["policy"]
-    assert isinstance(policy, PpoStage)
-    assert policy.ppo.save_every == 7
+    policy = load_recipe(path, ["stages.policy.algorithm.save_every=7 iterations"]).recipe.stages["policy"]
+    assert isinstance(policy, RlText)
+    assert policy.algorithm.save_every == 7
     assert _base(path, "stages.base.train={steps: 3, global_batch: 2, sequence_length: 8, optimizer: {lr: 1}}").train
     reward = load_recipe(path, ["stages.judge.lora={r: 2}", "stages.judge.lora.alpha=4"]).recipe.stages["judge"]
     assert isinstance(reward, Reward)
@@ -148,7 +148,7 @@ def test_a_resolved_recipe_reads_back_as_the_same(write_recipe: Write) -> None:
     recipe = load_recipe(write_recipe()).recipe
     data = dump_recipe(recipe)
     assert parse_recipe(data) == recipe
-    assert "lambda" in data["stages"]["policy"]["ppo"]
+    assert "lambda" in data["stages"]["policy"]["algorithm"]
     data["stages"]["base"]["train"]["stpes"] = 1
     with pytest.raises(RecipeError, match="did you mean steps"):
         parse_recipe(data)
@@ -185,7 +185,7 @@ def test_a_misspelt_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 
 def test_python_names_of_aliased_keys_are_unknown(write_recipe: Write) -> None:
     _, problems = check_file(write_recipe(("kl_coef: 0.05", "lam: 0.9")))
-    assert [(problem.field, problem.code) for problem in problems] == [("stages.policy.ppo.lam", "unknown-key")]
+    assert [(problem.field, problem.code) for problem in problems] == [("stages.policy.algorithm.lam", "unknown-key")]
 
 
 def test_a_name_with_a_line_break_stays_on_its_line(tmp_path: Path) -> None:

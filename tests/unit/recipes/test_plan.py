@@ -123,7 +123,7 @@ def test_a_finished_recipe_is_cached_and_a_change_re_runs_what_follows() -> None
     done = _committed(_plan(recipe))
     assert all(stage.cached for stage in _plan(recipe, done).stages)
     assert all(stage.cached for stage in _plan(recipe, done, workers=1).stages)
-    changed = load_recipe(QUICKSTART, ["stages.policy.ppo.kl_coef=0.123"]).recipe
+    changed = load_recipe(QUICKSTART, ["stages.policy.algorithm.kl_coef=0.123"]).recipe
     assert [stage.name for stage in _plan(changed, done).stages if not stage.cached] == ["policy", "eval"]
     changed = load_recipe(QUICKSTART, ["stages.base.shard.zero=0", "stages.base.train.save_every=1"]).recipe
     assert all(stage.cached for stage in _plan(changed, done).stages)

@@ -11,7 +11,7 @@ from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
-from recipes.stages.rl import PpoImages, PpoStage
+from recipes.stages.rl import RlImages, RlText
 
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 
@@ -36,17 +36,17 @@ stages:
     + JUDGE
     + """\
   policy:
-    kind: ppo
+    kind: rl
     actor: ddpm
     reward: {classifier: judge}
     rollout: {images_per_iteration: 40, classes: ["3", "7"]}
-    ppo: {algorithm: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+    algorithm: {name: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
   again:
-    kind: ppo
+    kind: rl
     actor: policy
     reward: {rule: symmetry}
     rollout: {images_per_iteration: 40}
-    ppo: {algorithm: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
+    algorithm: {name: ddpo, iterations: 5, optimizer: {lr: 1e-4}}
   eval:
     kind: evaluate
     of: [ddpm, again]
@@ -60,7 +60,7 @@ stages:
 def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recipe]) -> None:
     stages = recipe_of(TEXT).stages
     policy = stages["policy"]
-    assert isinstance(policy, PpoImages)
+    assert isinstance(policy, RlImages)
     assert [(item.field_path, item.text, item.wants) for item in policy.inputs()] == [
         ("actor", "ddpm", ("ddpm",)),
         ("reward.classifier", "judge", ("classifier",)),
@@ -74,8 +74,8 @@ def test_the_recipe_is_right_and_names_its_inputs(recipe_of: Callable[..., Recip
 
 def test_an_algorithm_says_what_kind_of_stage_it_is() -> None:
     shipped = Path(__file__).parents[3] / "recipes"
-    assert isinstance(load_recipe(shipped / "quickstart.yaml").recipe.stages["policy"], PpoStage)
-    assert isinstance(load_recipe(shipped / "image" / "ddpo.yaml").recipe.stages["policy"], PpoImages)
+    assert isinstance(load_recipe(shipped / "quickstart.yaml").recipe.stages["policy"], RlText)
+    assert isinstance(load_recipe(shipped / "image" / "ddpo.yaml").recipe.stages["policy"], RlImages)
 
 
 @pytest.mark.parametrize(
@@ -93,39 +93,39 @@ def test_an_algorithm_says_what_kind_of_stage_it_is() -> None:
         ("{classifier: judge}", "{classifier: judge, rule: ink}", "unknown-key", "stages.policy.reward.rule"),
         ("{classifier: judge}", "{rule: ink, label: '3'}", "unknown-key", "stages.policy.reward.label"),
         (
-            "algorithm: ddpo, iterations",
+            "name: ddpo, iterations",
             "iterations",
-            "unknown-key",
-            "stages.policy.rollout.images_per_iteration",
+            "missing-key",
+            "stages.policy.algorithm.name",
         ),
         (
             "mini_batches: 4",
             "mini_batches: 4, critic: {lr: 1e-3}",
             "unknown-key",
-            "stages.policy.ppo.critic",
+            "stages.policy.algorithm.critic",
         ),
         ("actor: ddpm", "actor: judge", "wrong-artifact-kind", "stages.policy.actor"),
         (
-            "algorithm: ddpo, iterations: 5, mini",
-            "algorithm: dppo, mini",
+            "name: ddpo, iterations: 5, mini",
+            "name: dppo, mini",
             "unknown-choice",
-            "stages.policy.ppo.algorithm",
+            "stages.policy.algorithm.name",
         ),
         (
-            "algorithm: ddpo, iterations: 5, mini",
-            "algorithm: ddpo, mini",
+            "name: ddpo, iterations: 5, mini",
+            "name: ddpo, mini",
             "missing-key",
-            "stages.policy.ppo.iterations",
+            "stages.policy.algorithm.iterations",
         ),
-        ("mini_batches: 4", "mini_batches: 3", "batch-not-divisible", "stages.policy.ppo.mini_batches"),
-        ("mini_batches: 4", "mini_batches: 4, gamma: 0.9", "unknown-key", "stages.policy.ppo.gamma"),
+        ("mini_batches: 4", "mini_batches: 3", "batch-not-divisible", "stages.policy.algorithm.mini_batches"),
+        ("mini_batches: 4", "mini_batches: 4, gamma: 0.9", "unknown-key", "stages.policy.algorithm.gamma"),
         (
             "images_per_iteration: 40, classes",
             "images_per_iteration: 81, classes",
             "batch-not-divisible",
             "stages.policy.rollout.images_per_iteration",
         ),
-        ("mini_batches: 4", "mini_batches: 16", "batch-not-divisible", "stages.policy.ppo.mini_batches"),
+        ("mini_batches: 4", "mini_batches: 16", "batch-not-divisible", "stages.policy.algorithm.mini_batches"),
         ("{workers: 2}", "{workers: 3}", "batch-not-divisible", "stages.policy.rollout.images_per_iteration"),
         ("mini_batches: 4", "mini_batches: 8", "batch-not-divisible", "stages.policy.rollout.images_per_iteration"),
         ("classes: [", "steps: 200, classes: [", "too-many-steps", "stages.policy.rollout.steps"),
@@ -144,13 +144,13 @@ def test_an_algorithm_says_what_kind_of_stage_it_is() -> None:
             "lr: 1e-4}}\n  again",
             "lr: 1e-4}, schedule: {warmup_steps: 20}}\n  again",
             "warmup-too-long",
-            "stages.policy.ppo.schedule.warmup_steps",
+            "stages.policy.algorithm.schedule.warmup_steps",
         ),
         (
             "mini_batches: 4",
             "mini_batches: 4, kl_controller: {name: adaptive, target: 1}",
             "unmet-requirement",
-            "stages.policy.ppo.kl_coef",
+            "stages.policy.algorithm.kl_coef",
         ),
     ],
 )
@@ -185,13 +185,13 @@ stages:
     + JUDGE
     + """\
   policy:
-    kind: ppo
+    kind: rl
     actor: ddpm
     reward: {classifier: judge}
     prompts: {source: digits}
     lora: {r: 4, target_modules: [to_q, to_k]}
     rollout: {images_per_iteration: 40, samples_per_prompt: 4}
-    ppo: {algorithm: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
+    algorithm: {name: ddpo, iterations: 5, mini_batches: 4, optimizer: {lr: 1e-4}}
 """
 )
 
@@ -260,7 +260,7 @@ def test_captioned_guidance_needs_an_actor_that_can_do_without(problems_of: Prob
 def test_adapters_and_captions_are_predicted_and_made_small(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(CAPTIONED)
     small = shrink(recipe).stages["policy"]
-    assert isinstance(small, PpoImages)
+    assert isinstance(small, RlImages)
     assert (small.rollout.images_per_iteration, small.rollout.samples_per_prompt) == (16, 2)
     assert small.prompts is not None
     assert small.prompts.limit == 400
@@ -311,8 +311,8 @@ def test_activations_are_kept(problems_of: ProblemsOf) -> None:
 def test_the_smoke_form_and_the_prediction(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(TEXT)
     small = shrink(recipe).stages["policy"]
-    assert isinstance(small, PpoImages)
-    assert (small.ppo.iterations, small.rollout.images_per_iteration, small.rollout.steps) == (2, 16, 5)
+    assert isinstance(small, RlImages)
+    assert (small.algorithm.iterations, small.rollout.images_per_iteration, small.rollout.steps) == (2, 16, 5)
     assert shrink(shrink(recipe)) == shrink(recipe)
     assert (
         fit_workers(recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": "auto"})}), 4)

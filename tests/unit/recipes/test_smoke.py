@@ -10,7 +10,7 @@ from recipes.planning.smoke import shrink
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.pretrain import Pretrain
 from recipes.stages.reward import Reward
-from recipes.stages.rl import PpoStage
+from recipes.stages.rl import RlText
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))
@@ -33,9 +33,9 @@ def test_a_shipped_recipe_shrinks(path: Path) -> None:
             assert stage.architecture.num_parameters(512) < 200_000
         if isinstance(stage, Reward):
             assert stage.min_accuracy == 0
-        if isinstance(stage, PpoStage):
-            assert stage.ppo.kl_limit is None
-            assert stage.ppo.iterations >= 2, "a second iteration is where an update first shows"
+        if isinstance(stage, RlText):
+            assert stage.algorithm.kl_limit is None
+            assert stage.algorithm.iterations >= 2, "a second iteration is where an update first shows"
         if isinstance(stage, Evaluate):
             assert stage.gates == []
             assert stage.num_prompts <= 16

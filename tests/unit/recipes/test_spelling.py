@@ -117,9 +117,9 @@ def test_a_misspelt_key_with_a_default_is_named(tmp_path: Path) -> None:
     raw = parse_yaml((RECIPES / "image" / "captions_ddpo.yaml").read_bytes(), "captions_ddpo.yaml").value
     base = parse_yaml((RECIPES / "image" / raw.pop("extends")).read_bytes(), "base").value
     raw["stages"] = base["stages"] | raw["stages"]
-    assert raw["stages"]["policy"]["ppo"].pop("algorithm") == "ddpo"
-    raw["stages"]["policy"]["ppo"]["algoritm"] = "ddpo"
-    assert _told(tmp_path / "recipe.yaml", raw, "stages.policy.ppo.algoritm", "did you mean algorithm?")
+    assert raw["stages"]["policy"]["algorithm"].pop("name") == "ddpo"
+    raw["stages"]["policy"]["algorithm"]["nmae"] = "ddpo"
+    assert _told(tmp_path / "recipe.yaml", raw, "stages.policy.algorithm.nmae", "did you mean name?")
 
 
 def test_another_name_of_a_key_is_known_by_its_value(tmp_path: Path) -> None:
@@ -127,14 +127,16 @@ def test_another_name_of_a_key_is_known_by_its_value(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     raw = _quickstart()
     raw["stages"]["policy"] = {
-        "kind": "ppo",
+        "kind": "rl",
         "actor": "base",
         "reward": {"rule": "ink"},
         "rollout": {"images_per_iteration": 8},
-        "ppo": {"method": "ddpo", "iterations": 2, "grid": 10, "optimizer": {"lr": 1e-3}},
+        "algorithm": {"method": "ddpo", "iterations": 2, "grid": 10, "optimizer": {"lr": 1e-3}},
     }
     path.write_text(json.dumps(raw, indent=1))
     _, problems = check_file(path)
     found = {(problem.code, problem.field, problem.suggestion) for problem in problems}
-    assert ("unknown-key", "stages.policy.ppo.method", "did you mean algorithm?") in found
-    assert [field for code, field, _ in found if code in ("unknown-key", "wrong-type")] == ["stages.policy.ppo.method"]
+    assert ("unknown-key", "stages.policy.algorithm.method", "did you mean name?") in found
+    assert [field for code, field, _ in found if code in ("unknown-key", "wrong-type")] == [
+        "stages.policy.algorithm.method"
+    ]

@@ -16,16 +16,16 @@ from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
-from recipes.stages.rl import PpoImages, PpoStage
+from recipes.stages.rl import RlImages, RlText
 
 LR = {"optimizer": {"lr": 0.1}}
 TRAIN = {"steps": 1, "global_batch": 4, "sequence_length": 16, **LR}
 
 
-def policy(**changes: Any) -> PpoImages:
-    keys = {"kind": "ppo", "actor": "store://a", "reward": {"classifier": "store://j"}}
-    ppo = {"algorithm": "ddpo", "iterations": 1, **LR}
-    return PpoImages.model_validate({**keys, "ppo": ppo, "rollout": {"images_per_iteration": 8}, **changes})
+def policy(**changes: Any) -> RlImages:
+    keys = {"kind": "rl", "actor": "store://a", "reward": {"classifier": "store://j"}}
+    algorithm = {"name": "ddpo", "iterations": 1, **LR}
+    return RlImages.model_validate({**keys, "algorithm": algorithm, "rollout": {"images_per_iteration": 8}, **changes})
 
 
 def codes(findings: list[FieldFinding]) -> set[tuple[str, Code]]:
@@ -71,8 +71,8 @@ def test_what_an_actor_cannot_be_asked_for() -> None:
     ("workers", "rollout", "mini_batches", "text", "field"),
     [
         (2, {"prompts_per_iteration": 7}, 1, 0, "rollout.prompts_per_iteration"),
-        (2, {"prompts_per_iteration": 8, "samples_per_prompt": 2}, 3, 0, "ppo.mini_batches"),
-        (2, {"prompts_per_iteration": 8}, 1, 3, "ppo.text_batch"),
+        (2, {"prompts_per_iteration": 8, "samples_per_prompt": 2}, 3, 0, "algorithm.mini_batches"),
+        (2, {"prompts_per_iteration": 8}, 1, 3, "algorithm.text_batch"),
         (4, {"prompts_per_iteration": 8}, 4, 0, "rollout.prompts_per_iteration"),
         (2, {"prompts_per_iteration": 8}, 2, 0, None),
     ],
@@ -80,12 +80,12 @@ def test_what_an_actor_cannot_be_asked_for() -> None:
 def test_what_workers_cannot_share(
     workers: int, rollout: dict[str, Any], mini_batches: int, text: int, field: str | None
 ) -> None:
-    keys: dict[str, Any] = {"kind": "ppo", "actor": "a", "reward": "r", "prompts": {"source": "python-docs"}}
-    ppo: dict[str, Any] = {"iterations": 1, "mini_batches": mini_batches, **LR}
+    keys: dict[str, Any] = {"kind": "rl", "actor": "a", "reward": "r", "prompts": {"source": "python-docs"}}
+    algorithm: dict[str, Any] = {"name": "ppo", "iterations": 1, "mini_batches": mini_batches, **LR}
     if text:
         keys["text"] = {"source": "python-docs"}
-        ppo |= {"text_coef": 1.0, "text_batch": text}
-    batch = PpoStage.model_validate({**keys, "ppo": ppo, "rollout": rollout}).batch()
+        algorithm |= {"text_coef": 1.0, "text_batch": text}
+    batch = RlText.model_validate({**keys, "algorithm": algorithm, "rollout": rollout}).batch()
     findings = [*batch.rules(workers)]
     assert [found.field_path for found in findings] == ([] if field is None else [field])
     assert batch.divides(workers) is (field is None)
@@ -122,9 +122,11 @@ def test_a_network_says_which_sizes_it_cannot_halve() -> None:
 def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuning_makes(
     lora: Lora | None, merge: bool
 ) -> None:
-    keys = {"kind": "ppo", "actor": "store://a", "reward": "store://r", "prompts": {"source": "jsonl", "files": ["p"]}}
-    critical = PpoStage.model_validate({**keys, "ppo": {"iterations": 2, **LR}}).changed(lora=lora, merge=merge)
-    alone = critical.changed(ppo=TokenUpdates.model_validate({"iterations": 2, **LR}))
+    keys = {"kind": "rl", "actor": "store://a", "reward": "store://r", "prompts": {"source": "jsonl", "files": ["p"]}}
+    critical = RlText.model_validate({**keys, "algorithm": {"name": "ppo", "iterations": 2, **LR}}).changed(
+        lora=lora, merge=merge
+    )
+    alone = critical.changed(algorithm=TokenUpdates.model_validate({"iterations": 2, **LR}))
     tuned = Finetune.model_validate(
         {"kind": "finetune", "init_from": "store://a", "data": keys["prompts"], "train": TRAIN}
     ).changed(lora=lora, merge=merge)

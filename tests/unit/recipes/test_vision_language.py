@@ -169,16 +169,16 @@ def test_what_does_not_fit_is_refused(problems_of: ProblemsOf, old: str, new: st
 def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
     evaluation = "  evaluation: {kind: evaluate, of: [see]}\n"
     assert ("unsupported-family", "stages.evaluation.of.0") in problems_of(TEXT + evaluation)
-    ppo = """\
+    policy = """\
   policy:
-    kind: ppo
+    kind: rl
     actor: see
     reward: store://judge
     prompts: {source: python-docs}
     rollout: {prompts_per_iteration: 8, max_prompt_tokens: 32, max_new_tokens: 32}
-    ppo: {iterations: 4, mini_batches: 2, kl_coef: 0.05, optimizer: {lr: 1e-4}}
+    algorithm: {name: ppo, iterations: 4, mini_batches: 2, kl_coef: 0.05, optimizer: {lr: 1e-4}}
 """
-    assert ("unsupported-family", "stages.policy.actor") in problems_of(TEXT + ppo)
+    assert ("unsupported-family", "stages.policy.actor") in problems_of(TEXT + policy)
 
 
 @pytest.mark.parametrize(

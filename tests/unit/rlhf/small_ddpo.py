@@ -137,7 +137,7 @@ def build(
     in_latents: bool = False,
     **settings: Any,
 ) -> TinyDdpo:
-    """The network is of two classes, with `prompts` of captions; further arguments are settings of `ppo`.
+    """The network is of two classes, with `prompts` of captions; further arguments are settings of the algorithm.
 
     In latents it predicts the noise over all 20 steps: untrained, it takes the values far out of any range.
     """
@@ -157,7 +157,7 @@ def build(
         guidance=guidance,
         **{"sampling_steps": 4, **noising},
     )
-    ppo = Ddpo(**{"algorithm": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
+    ppo = Ddpo(**{"name": "ddpo", "iterations": 3, "optimizer": AdamW(lr=3e-3), **settings})
     blueprint = Blueprint(architecture, facts, codec, None if prompts is None else Words())
     actor: Any
     reference: Any

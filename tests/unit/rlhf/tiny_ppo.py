@@ -229,10 +229,10 @@ def build_tiny_ppo(
     open_rollouts: OpenRollouts = ColocatedRollouts,
     **settings: Any,
 ) -> TinyPpo:
-    """Put a PPO together as its stage does, on this process's rank; further arguments are settings of `ppo`."""
+    """Put a PPO together as its stage does, on this process's rank; further arguments are settings of the algorithm."""
     has_critic = algorithm is None or algorithm.needs_critic
-    kind_of_settings = Ppo if has_critic else TokenUpdates
-    ppo = kind_of_settings(**{"iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
+    kind_of_settings, name = (Ppo, {"name": "ppo"}) if has_critic else (TokenUpdates, {})
+    ppo = kind_of_settings(**{**name, "iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
     rollout = Rollout(max_new_tokens=max_new_tokens, prompts_per_iteration=prompts, temperature=temperature)
     models = tiny_models(lora, temperature, kind, has_critic, **sizes or {})
     if wants_one_token:

@@ -1,6 +1,6 @@
 """What `check` reports about the first rows of each source: one row as the model gets it, and how many are usable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +18,13 @@ from recipes.rules.models import model_facts
 from recipes.stages.answers import Role, SourceUse, default_template
 from recipes.stages.base import TextStage
 from recipes.stages.pretrain import Pretrain
-from trainers.data.columns import RowRole
-from trainers.data.dataset import WARN_LOST
+from trainers.data.dataset import WARN_LOST, BuildReport
 from trainers.data.encoding import TextSettings
 from trainers.data.first_rows import Piece, first_rows, show_row
 from trainers.data.layouts.registry import TextLayout, text_layout
 from trainers.data.materialise import lay_out
+from trainers.data.row_forms import RowRole
+from trainers.data.rows import unknown_roles
 from trainers.data.tokenizer import (
     TOKENIZER_FILES,
     Tokenization,
@@ -35,6 +36,8 @@ from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
 NUM_ROWS = 100
+TOLD_TO_MODEL = ("tools", "system", "input", "history", "context", "weight")
+"""Columns that published sets have for the model's eyes."""
 SHOWN_PIECES = 6
 SHOWN_CHARACTERS = 160
 
@@ -50,6 +53,10 @@ class StageRow:
     template: str | None
     """None where no prompt is put to the model."""
     pieces: tuple[Piece, ...]
+    forms: dict[str, int]
+    """Published forms that the first rows were recognised as, and how many of them."""
+    unread: dict[str, int]
+    """Columns and keys of messages that nothing reads, and how many of the first rows have them."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable `--json` form."""
@@ -58,6 +65,10 @@ class StageRow:
     def lines(self) -> Iterator[str]:
         """The row as people read it: line breaks as \\n, long texts without their middle."""
         yield f"{self.stage}.{self.field}, {self.row}" + (f", template: {self.template}" if self.template else "")
+        if self.forms:
+            yield f"  recognised as {', '.join(self.forms)}"
+        if self.unread:
+            yield f"  not read: {', '.join(self.unread)}"
         for piece in self.pieces[:SHOWN_PIECES]:
             yield f"  {piece.kind}  {_shortened(piece.text)}"
         if len(self.pieces) > SHOWN_PIECES:
@@ -118,22 +129,38 @@ def _check_use(
         rows = first_rows(use.rows, loaded.base_dir, role, NUM_ROWS)
         if not rows:
             return
-        pieces = tuple(show_row(rows[0], layout))
+        shown = next((row for row in rows if not row.reading.drop), rows[0])
+        pieces = tuple(show_row(shown, layout))
         template = (
-            layout.text.template if {"prompt", "messages"} & rows[0].columns.keys() and use.role != "text" else None
+            layout.text.template if {"prompt", "messages"} & shown.columns.keys() and use.role != "text" else None
         )
-        found.rows.append(StageRow(name, use.field_path, rows[0].id, template, pieces))
-        if not reader.is_trained:
-            return
         _, report = lay_out(layout, rows)
     except RequestError as error:
         found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, f"stages.{name}.{use.field_path}", "", str(error)))
+        return
+    unread = dict(report.unread)
+    found.rows.append(StageRow(name, use.field_path, shown.id, template, pieces, dict(report.forms), unread))
+    place = f"stages.{name}.{use.field_path}"
+    found.warnings += _said_of_unread(place, report, unknown_roles(rows, layout.text.tokenization.chat_template))
+    if not reader.is_trained:
         return
     limit = use.rows.max_dropped
     for text in report.lost(layout.text.sequence_length):
         if report.lost_share > WARN_LOST:
             ends = f"; a run stops above max_dropped ({limit:g})" if report.dropped_share > limit else ""
-            found.warnings.append(f"stages.{name}.{use.field_path}: of its first rows {text}{ends}")
+            found.warnings.append(f"{place}: of its first rows {text}{ends}")
+
+
+def _said_of_unread(place: str, report: BuildReport, roles: Mapping[str, int]) -> Iterator[str]:
+    """Warn of what rows hold for the model and nothing reads, and of roles that no template is known to have."""
+    for name, count in report.unread.items():
+        has = f"{count} of its first {report.rows_in} rows"
+        if name in TOLD_TO_MODEL or "." in name:
+            by = " by the model's chat template" if "." in name or name == "tools" else ""
+            yield f"{place}: {name} is not read{by}; {has} have it"
+    for role, count in roles.items():
+        has = f"{count} of its first {report.rows_in} rows"
+        yield f"{place}: turns of role {role!r} in {has}; the template does not name it"
 
 
 def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None, store: Store | None) -> _Reader | None:

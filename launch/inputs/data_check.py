@@ -16,8 +16,8 @@ from recipes.rules.reward_tuning import check_reward_tuning
 from recipes.stages.answers import INPUT_FIELDS, SOURCE_FIELDS, SourceUse
 from recipes.stages.kinds import Stage
 from trainers.data.check_source import check_images, check_text, first_images
-from trainers.data.columns import RowRole
 from trainers.data.images import find_image_set_facts
+from trainers.data.row_forms import RowRole
 from trainers.data.sources.reader import SourceError
 
 ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")

@@ -10,7 +10,9 @@ from recipes.smoke_sizes import VOCABULARY
 from recipes.tokenizers.sentinels import SENTINEL
 
 Split = Literal["train", "validation", "test"]
-Column = Literal["text", "label", "messages", "prompt", "completion", "chosen", "rejected", "image", "images"]
+Column = Literal[
+    "text", "label", "messages", "prompt", "completion", "chosen", "rejected", "system", "tools", "image", "images"
+]
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -122,8 +124,8 @@ class _Rows(_TextSelection):
 
     columns: dict[Column, str] = meaning(
         default_factory=dict,
-        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected, image, "
-        "images) to its own here.",
+        description="Maps a standard column (text, label, messages, prompt, completion, chosen, rejected, system, "
+        "tools, image, images) to its own here, to a place inside one (a[0].b), or to a text with places in braces.",
     )
     hold_out: float = meaning(
         0.0,
@@ -144,13 +146,13 @@ class TextFiles(_Rows, Patterns):
 
 
 class JsonLines(_Rows, Patterns):
-    """One JSON object a line; `.gz` is read too."""
+    """One JSON object a line, or one array of them; packed files are read too."""
 
-    source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line.")
+    source: Literal["jsonl"] = meaning(description="Reads files with one JSON object a line, or one array.")
 
 
 class Csv(_Rows, Patterns):
-    """Comma- or tab-separated values; `.gz` is read too."""
+    """Comma- or tab-separated values; packed files are read too."""
 
     source: Literal["csv"] = meaning(description="Reads CSV or TSV files.")
     delimiter: Literal[",", "\t", ";", "|"] | None = meaning(

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
+from jinja2.nodes import CallBlock, Const, Getattr, Name, Node
 from jinja2.parser import Parser
 
 from recipes.errors import RequestError
@@ -63,20 +63,42 @@ def render(
     template: str,
     messages: Sequence[Message],
     tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
     *,
     add_generation_prompt: bool = False,
     mark: bool = False,
 ) -> str:
     """Render messages; `tokens` gives eos_token, pad_token, ... Raises RequestError with the template's own complaint.
 
+    A turn's `weight` says whether it is learnt, and is no template's business.
+
     `strftime_now` is undefined, so that a template that would write today's date takes its default.
     """
     try:
         return compile_template(template, mark=mark).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
+            messages=[{key: value for key, value in message.items() if key != "weight"} for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=None,
+            **tokens,
         )
     except TEMPLATE_ERRORS as error:
         raise RequestError(f"chat template: {error or type(error).__name__}") from None
+
+
+@lru_cache(maxsize=32)
+def template_names(template: str) -> frozenset[str]:
+    """Every name, attribute and text in a template's code: what it does not mention it does not read.
+
+    Raises RequestError for a template that cannot be compiled.
+    """
+    try:
+        tree = TemplateSandbox(extensions=[_Generation, loopcontrols]).parse(template)
+    except TEMPLATE_ERRORS as error:
+        raise RequestError(f"chat template: {error}") from None
+    names = {str(node.name) for node in tree.find_all(Name)}
+    attributes = {str(node.attr) for node in tree.find_all(Getattr)}
+    return frozenset(names | attributes | {str(node.value) for node in tree.find_all(Const)})
 
 
 def template_problem(template: str, roles: Sequence[str] = ()) -> str | None:

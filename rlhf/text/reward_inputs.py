@@ -3,7 +3,8 @@
 Shapes: B samples, T tokens of prompt and response.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
 
     def read(responses: Responses) -> SequenceBatch:
         rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
-        encoded = [_encoded(prompts.records[row]["prompt"], writer.decode(tokens), reader) for row, tokens in rows]
+        encoded = [_encoded(prompts.records[row], writer.decode(tokens), reader) for row, tokens in rows]
         most = max(map(len, encoded))
         if longest is not None and most > longest:
             raise StageError(
@@ -57,9 +58,10 @@ def same_tokens(end_ids: Sequence[int]) -> Reading:
     return lambda responses: responses.closed(end_ids)
 
 
-def _encoded(prompt: object, text: str, reader: Tokenization) -> Encoded:
+def _encoded(record: Mapping[str, Any], text: str, reader: Tokenization) -> Encoded:
+    prompt = record["prompt"]
     answer = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-    return encode_answer(prompt, answer, reader)
+    return encode_answer(prompt, answer, reader, record.get("tools"))
 
 
 def _padded(rows: list[Encoded], pad_id: int) -> SequenceBatch:

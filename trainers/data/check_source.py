@@ -10,8 +10,8 @@ from typing import Any
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.problem_codes import Code
-from trainers.data.columns import RowRole
 from trainers.data.images import OneShape, open_image, to_image
+from trainers.data.row_forms import RowRole
 from trainers.data.row_images import find_images
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.selection import select
@@ -35,7 +35,7 @@ def check_text(source: Source, base_dir: Path, roles: Sequence[RowRole]) -> list
         row = _fitting(raw, roles, columns)
         images = row.columns.get("images", ())
         for image in images:
-            open_image(image.read(), image.name, upright=True)
+            open_image(image.read(), image.name)
         seen.images += len(images)
         return any(not isinstance(value, str) or value.strip() for value in row.columns.values())
 

@@ -1,15 +1,15 @@
 """Rows of plain text as conversations: the prompt is the user's turn, the completion or an answer the assistant's."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from recipes.errors import RequestError
-from trainers.data.columns import SPLIT, extract_prompt
+from trainers.data.messages import with_system
+from trainers.data.published import MARK
+from trainers.data.row_forms import SPLIT, extract_prompt
 
 Turns = list[dict[str, Any]]
 
-_MARK = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -20,9 +20,15 @@ def as_conversation(columns: Mapping[str, Any]) -> dict[str, Any]:
     Raises RequestError for a pair without a prompt whose texts mark no turns: where the answers start is not known.
     """
     found = dict(columns)
-    prompt = found.get("prompt")
+    prompt, system = found.get("prompt"), found.pop("system", "")
     if not isinstance(prompt, str):
         return found
+    found = _in_turns(found, prompt)
+    found["prompt"] = with_system(found["prompt"], system)
+    return found
+
+
+def _in_turns(found: dict[str, Any], prompt: str) -> dict[str, Any]:
     if isinstance(found.get("chosen"), str):
         return _pair(found)
     found.pop(SPLIT, None)
@@ -39,11 +45,18 @@ def as_conversation(columns: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def after_system(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a row's system prompt before its plain prompt, a blank line between them."""
+    found = dict(columns)
+    found["prompt"] = f"{found.pop('system')}\n\n{found['prompt']}"
+    return found
+
+
 def turns(text: str) -> Turns:
     """Return the messages of a prompt: those that it marks, else one of the user; none for an empty text."""
-    if not _MARK.match(text):
+    if not MARK.match(text):
         return [{"role": "user", "content": text}] if text else []
-    _, *pieces = _MARK.split(text)
+    _, *pieces = MARK.split(text)
     marked = [
         {"role": _ROLES[mark], "content": content.strip()}
         for mark, content in zip(pieces[::2], pieces[1::2], strict=True)
@@ -61,7 +74,7 @@ def _pair(columns: dict[str, Any]) -> dict[str, Any]:
     prompt = columns["prompt"]
     sides = [columns[side] for side in ("chosen", "rejected")]
     if columns.pop(SPLIT, False):
-        if not all(_MARK.match(prompt + side) for side in sides):
+        if not all(MARK.match(prompt + side) for side in sides):
             raise RequestError(
                 "'chosen' and 'rejected' are plain text without a 'prompt', so it is not known where the assistant's "
                 "turn starts; give a prompt column or messages, or set template: none"

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from recipes.errors import RequestError
-from trainers.data.columns import Role
 from trainers.data.encoding import TextSettings
+from trainers.data.row_forms import Role
 from trainers.data.selection import Keyed
 
 NUM_EXAMPLES = 5
@@ -28,7 +28,7 @@ class Fate:
     split: int = 0
     """Texts cut into several pieces."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows: empty, no_response, equal_pair, too_long."""
+    """Reason -> rows: empty, empty_turn, no_response, equal_pair, too_long."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> ids of the first few such rows."""
 
@@ -64,19 +64,25 @@ class BuildReport:
     """
     fate: Fate | None = None
     """None: the layout keeps every row."""
+    forms: Mapping[str, int] = field(default_factory=dict)
+    """Published forms that rows were recognised as -> rows."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Columns, and keys of messages (`messages.name`), that hold something and that nothing reads -> rows."""
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "BuildReport":
         """Read what `to_json` gave."""
         holds = dict(found)
         rows_in = holds.pop("rows_in")
-        if "kept" not in holds:
-            return cls(rows_in, holds)
-        return cls(rows_in, holds, Fate(**{name: holds.pop(name) for name in asdict(Fate())}))
+        forms, unread = holds.pop("forms", {}), holds.pop("unread", {})
+        fate = Fate(**{name: holds.pop(name) for name in asdict(Fate())}) if "kept" in holds else None
+        return cls(rows_in, holds, fate, forms, unread)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
-        return {"rows_in": self.rows_in, **({} if self.fate is None else asdict(self.fate)), **self.holds}
+        read = {"forms": dict(self.forms), "unread": dict(self.unread)}
+        fate = {} if self.fate is None else asdict(self.fate)
+        return {"rows_in": self.rows_in, **fate, **{key: rows for key, rows in read.items() if rows}, **self.holds}
 
     @property
     def dropped(self) -> int:
@@ -116,6 +122,7 @@ class BuildReport:
 def _reason(name: str, sequence_length: int) -> str:
     return {
         "empty": "empty",
+        "empty_turn": "with an empty turn",
         "no_response": f"without a response in {sequence_length} tokens",
         "equal_pair": "with equal answers",
         "too_long": f"longer than {sequence_length} tokens",

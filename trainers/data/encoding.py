@@ -10,9 +10,9 @@ import numpy as np
 
 from recipes.errors import RequestError
 from recipes.stages.answers import Template
-from trainers.data.conversation import as_conversation
+from trainers.data.conversation import after_system, as_conversation
 from trainers.data.rows import Row
-from trainers.data.template import Span
+from trainers.data.template import Span, Tools, is_unlearnt
 from trainers.data.tokenizer import Tokenization
 
 ROWS_AT_ONCE = 2000
@@ -41,9 +41,9 @@ class TextSettings:
     def ask(self, row: Row) -> Row:
         """Return the row as it is put to a model: its plain text as turns, where the template says so."""
         if self.template == "none":
-            return row
+            return replace(row, columns=after_system(row.columns)) if "system" in row.columns else row
         with naming(row):
-            return Row(row.id, as_conversation(row.columns))
+            return replace(row, columns=as_conversation(row.columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Prompt:
 
     source: Any
     text: str
+    tools: Tools = None
 
 
 def encode_texts(rows: Iterable[Row], settings: TextSettings) -> Iterator[tuple[Row, Encoded]]:
@@ -111,9 +112,10 @@ def encode_instructions(rows: Iterable[Row], settings: TextSettings) -> Iterator
         yield from zip(chunk, encode_marked(marked, settings.tokenization), strict=True)
 
 
-def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization) -> Encoded:
+def encode_answer(prompt: Any, answer: Any, tokenization: Tokenization, tools: Tools = None) -> Encoded:
     """Tokenize one answer after its prompt, as those of pairs are."""
-    return encode_marked([mark_answer(render_prompt(prompt, tokenization), answer, tokenization)], tokenization)[0]
+    asked = render_prompt(prompt, tokenization, tools)
+    return encode_marked([mark_answer(asked, answer, tokenization)], tokenization)[0]
 
 
 def chunks(rows: Iterable[Row], settings: TextSettings) -> Iterator[list[Row]]:
@@ -132,11 +134,12 @@ def naming(row: Row) -> Iterator[None]:
         raise RequestError(f"{row.id}: {error}") from None
 
 
-def render_prompt(prompt: Any, tokenization: Tokenization) -> Prompt:
-    """Return a prompt with its text as a model reads it."""
+def render_prompt(prompt: Any, tokenization: Tokenization, tools: Tools = None) -> Prompt:
+    """Return a prompt with its text as a model reads it; plain text has no place for tools."""
     if isinstance(prompt, str):
         return Prompt(prompt, prompt)
-    return Prompt(prompt, tokenization.render(prompt, add_generation_prompt=True) if prompt else "")
+    text = tokenization.render(prompt, tools, add_generation_prompt=True) if prompt else ""
+    return Prompt(prompt, text, tools)
 
 
 def mark_text(row: Row) -> Marked:
@@ -151,21 +154,24 @@ def mark_instruction(row: Row, tokenization: Tokenization) -> Marked:
     if "text" in columns:
         return mark_text(row)
     if "messages" in columns:
-        return Marked(*tokenization.response_spans(columns["messages"]))
-    return mark_answer(render_prompt(columns["prompt"], tokenization), columns["completion"], tokenization)
+        return Marked(*tokenization.response_spans(columns["messages"], columns.get("tools")))
+    prompt = render_prompt(columns["prompt"], tokenization, columns.get("tools"))
+    return mark_answer(prompt, columns["completion"], tokenization)
 
 
 def mark_answer(prompt: Prompt, answer: Any, tokenization: Tokenization) -> Marked:
-    """Mark everything after the prompt."""
+    """Mark everything after the prompt but the assistant's turns of weight 0."""
     if isinstance(prompt.source, str):
         text = prompt.text + answer
         return Marked(text, [(len(prompt.text), len(text))], special=True, ends=True)
     messages = [*prompt.source, *answer]
-    whole = tokenization.render(messages)
-    if whole.startswith(prompt.text):
+    whole = tokenization.render(messages, prompt.tools)
+    if whole.startswith(prompt.text) and not any(is_unlearnt(turn) for turn in answer):
         end = tokenization.turn_end(whole, len(prompt.text))
         return Marked(whole[:end], [(len(prompt.text), end)])
-    text, spans = tokenization.response_spans(messages)
+    text, spans = tokenization.response_spans(messages, prompt.tools)
+    if text.startswith(prompt.text):
+        return Marked(text, [span for span in spans if span[0] >= len(prompt.text)])
     return Marked(text, spans[-1:])
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.data.text import Source
-from trainers.data.columns import RowRole
 from trainers.data.encoding import naming
 from trainers.data.layouts.registry import TextLayout
+from trainers.data.row_forms import RowRole
 from trainers.data.rows import Row, column_names, to_row
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import read_all

@@ -38,7 +38,7 @@ class ImageProcessor:
 
     def pixels(self, data: bytes, place: str) -> np.ndarray:
         """Decode an image and bring it to the model's size [C, H, W]; raises RequestError naming the place."""
-        pixels = _processed(self._inner.image_processor, open_image(data, place, upright=True))
+        pixels = _processed(self._inner.image_processor, open_image(data, place))
         if pixels.shape != self.shape_CHW:
             found, wanted = ("x".join(map(str, shape)) for shape in (pixels.shape, self.shape_CHW))
             raise RequestError(

@@ -1,6 +1,7 @@
 """Places of images in rows of text: where the row marks them, and as many tokens for each as it has features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ def place_images(row: Row, image_token: str, *, takes_parts: bool) -> Row:
     """
     columns = dict(row.columns)
     try:
-        return Row(row.id, placed_columns(columns, len(columns["images"]), image_token, takes_parts=takes_parts))
+        placed = placed_columns(columns, len(columns["images"]), image_token, takes_parts=takes_parts)
+        return replace(row, columns=placed)
     except RequestError as error:
         raise RequestError(f"{row.id}: {error}") from None
 

@@ -58,20 +58,22 @@ def decode_image(data: bytes, place: str, source: ImageSource) -> np.ndarray:
     return convert(np.asarray(image), place, source)
 
 
-def open_image(data: bytes, place: str, *, upright: bool = False) -> Any:
-    """Decode an image, turned as a camera's tag says where `upright`; raises SourceError naming the place."""
+def open_image(data: bytes, place: str) -> Any:
+    """Decode an image, turned upright as a camera's tag says; 16-bit grey becomes 8-bit. Raises SourceError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
-            image = ImageOps.exif_transpose(opened) if upright else opened.copy()
+            image = ImageOps.exif_transpose(opened)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise SourceError(Code.UNREADABLE_IMAGE, f"{place}: not a readable image: {reason}") from None
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode.startswith(("I", "F")):
         raise SourceError(
-            Code.UNREADABLE_IMAGE, f"{place}: pixels of mode {image.mode}; only 8 bits a channel are read"
+            Code.UNREADABLE_IMAGE, f"{place}: pixels of mode {image.mode}; 8 bits a channel and 16-bit grey are read"
         )
     return image
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dat
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.images import DecodedImage, read_images
 from trainers.data.layouts.registry import LAYOUTS
-from trainers.data.rows import Row, read_rows
+from trainers.data.rows import Row, read_rows, unread_parts
 from trainers.data.sources.open import open_source
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
@@ -28,8 +28,8 @@ from trainers.store.store import Store
 
 log = logging.getLogger(__name__)
 
-FILES_FORMAT = 2
-"""Of a set's files; raised where they change and what they hold does not, so that older ones are built again."""
+FILES_FORMAT = 3
+"""Of a set's files; raised where they change and their digests do not, so that older ones are built again."""
 TOKENIZER_FORMAT = 1
 NO_CONTENT = {*LOCATION_KEYS, "max_dropped"}
 """Keys of a source that do not say which rows it has: their digest does."""
@@ -136,10 +136,38 @@ def find_set(digest: str, store: Store) -> DatasetManifest | None:
 
 def lay_out(layout: DataLayout, rows: Iterable[Row | DecodedImage]) -> tuple[Contents, BuildReport]:
     """Bring rows into a layout; says what became of them."""
-    fate, rows_in = Fate(), itertools.count()
-    counted = (row for row, _ in zip(rows, rows_in, strict=False))
-    contents = layout.arrays(layout.encode(counted), fate)
-    return contents, BuildReport(next(rows_in), contents.holds, None if layout.text is None else fate.sorted())
+    fate, seen = Fate(), _Seen()
+    contents = layout.arrays(layout.encode(seen.kept(rows, layout, fate)), fate)
+    return contents, BuildReport(
+        seen.rows,
+        contents.holds,
+        None if layout.text is None else fate.sorted(),
+        dict(sorted(seen.forms.items())),
+        dict(sorted(seen.unread.items())),
+    )
+
+
+class _Seen:
+    """What rows were when they came in, counted as they pass."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.forms: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+
+    def kept(self, rows: Iterable[Row | DecodedImage], layout: DataLayout, fate: Fate) -> Iterator[Row | DecodedImage]:
+        """Yield the rows that are not to be left out."""
+        template = None if layout.text is None else layout.text.tokenization.chat_template
+        for row in rows:
+            self.rows += 1
+            if isinstance(row, Row):
+                self.unread.update(unread_parts(row, layout.role, template))
+                if row.reading.form:
+                    self.forms[row.reading.form] += 1
+                if row.reading.drop:
+                    fate.drop(row.reading.drop, row)
+                    continue
+            yield row
 
 
 def _open(digest: str, manifest: DatasetManifest, store: Store) -> Dataset:

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.data.text import Source
-from trainers.data.columns import BadRow, RowRole, canonical
+from recipes.tokenizers.chat_template import template_names
+from trainers.data.bad_row import BadRow
+from trainers.data.columns import STANDARD_READING, Reading, convert
+from trainers.data.messages import ROLES, other_keys
+from trainers.data.row_forms import Role, RowRole
 from trainers.data.row_images import open_row_images
 from trainers.data.selection import select
 from trainers.data.sources.open import open_source
@@ -23,6 +28,7 @@ class Row:
     id: str
     """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""
     columns: dict[str, Any]
+    reading: Reading = STANDARD_READING
 
     def key(self) -> bytes:
         """Return what part and hold_out go by: the prompt where there is one, else the row without its label.
@@ -57,6 +63,32 @@ def read_rows(
     return select(rows, source, seed, held_out=held_out)
 
 
+def unread_parts(row: Row, role: Role, template: str | None) -> list[str]:
+    """Name the columns of a row that nothing reads, and the keys of its messages that the chat template does not."""
+    found = list(row.reading.unread)
+    if not {"messages", "prompt", "tools"} & row.columns.keys():
+        return found
+    names = template_names(template) if template is not None else frozenset()
+    weighs = {"weight"} if role in ("instructions", "image_text") else set()
+    for column, value in row.columns.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
+            found += [f"{column}.{key}" for key in sorted(other_keys(value) - names - weighs)]
+    if "tools" in row.columns and "tools" not in names:
+        found.append("tools")
+    return found
+
+
+def unknown_roles(rows: Iterable[Row], template: str | None) -> dict[str, int]:
+    """Count rows by the roles of their turns that are no usual ones and that the chat template does not mention."""
+    names = ROLES if template is None else ROLES | template_names(template)
+    found: Counter[str] = Counter()
+    for row in rows:
+        turns = (turn for value in row.columns.values() if isinstance(value, list) for turn in value)
+        roles = {turn.get("role") for turn in turns if isinstance(turn, dict)}
+        found.update(role for role in roles if isinstance(role, str) and role not in names)
+    return dict(found)
+
+
 def column_names(source: Source) -> Mapping[str, str]:
     """Return the source's own names of standard columns."""
     return getattr(source, "columns", {})
@@ -67,9 +99,10 @@ def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     if raw.is_canonical:
         return Row(raw.id, raw.columns)
     try:
-        found = canonical(raw.columns, role, columns)
+        converted = convert(raw.columns, role, columns)
     except BadRow as error:
         raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
+    found, reading = converted.columns, converted.reading
     if role == "image_text":
         found["images"] = open_row_images(found["images"], raw.folder, raw.place)
-    return Row(raw.id, found)
+    return Row(raw.id, found, reading)

@@ -30,7 +30,7 @@ from recipes.tokenizers.token_contract import (
     token_text,
     unknown_token,
 )
-from trainers.data.template import Span, response_spans, turn_end
+from trainers.data.template import Span, Tools, response_spans, turn_end
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -199,13 +199,14 @@ class Tokenization:
         text: str = self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
         return text
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], tools: Tools = None, *, add_generation_prompt: bool = False) -> str:
         """Render messages by the chat template; raises RequestError when there is none."""
-        return render(self._template(), messages, self._template_tokens(), add_generation_prompt=add_generation_prompt)
+        tokens = self._template_tokens()
+        return render(self._template(), messages, tokens, tools, add_generation_prompt=add_generation_prompt)
 
-    def response_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def response_spans(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the character spans of the assistant's turns."""
-        return response_spans(self._template(), messages, self._template_tokens(), self.special_tokens)
+        return response_spans(self._template(), messages, self._template_tokens(), self.special_tokens, tools)
 
     def turn_end(self, text: str, start: int) -> int:
         """Return where a rendered conversation ends whose last turn starts there; see `template.turn_end`."""

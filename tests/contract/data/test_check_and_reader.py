@@ -24,8 +24,8 @@ from launch.checks.preflight import check
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from trainers.data.check_source import CHECKED_ROWS, check_images, check_text
-from trainers.data.columns import RowRole
 from trainers.data.images import OneShape, open_image, read_images
+from trainers.data.row_forms import RowRole
 from trainers.data.rows import Row, read_rows
 from trainers.data.sources.reader import SourceError
 
@@ -58,7 +58,7 @@ def decoded(rows: Iterator[Row]) -> Iterator[Row]:
     """Decode the images of rows, as the processor of a model does."""
     for row in rows:
         for image in row.columns.get("images", ()):
-            open_image(image.read(), image.name, upright=True)
+            open_image(image.read(), image.name)
         yield row
 
 

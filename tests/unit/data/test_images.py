@@ -1,6 +1,8 @@
 """Images from every kind of source, and what is said of bad ones."""
 
 import gzip
+import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from recipes.errors import RequestError
 from recipes.loading.load import load_recipe
-from trainers.data.images import read_images
+from trainers.data.images import open_image, read_images
 from trainers.data.layouts.images import Images
 from trainers.data.materialise import DataRequest, materialise
+from trainers.data.sources.open import open_source
 from trainers.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -107,6 +111,52 @@ def test_images_are_brought_to_one_form(tmp_path: Path) -> None:
     assert image.pixels_HWC[0, 0, 1:].tolist() == [0, 0]
 
 
+def test_one_decoder_turns_images_upright_and_reads_16_bits(tmp_path: Path) -> None:
+    upright = pixels(0, channels=3)[:4]
+    (tmp_path / "images").mkdir()
+    for tag, stored in ((3, np.rot90(upright, 2)), (6, np.rot90(upright, 1)), (8, np.rot90(upright, 3))):
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "images" / f"{tag}.png", exif=exif)
+    keys = source(source="image-folder", path="images", labels="none")
+    for image in read_images(keys, tmp_path, seed=0):
+        np.testing.assert_array_equal(image.pixels_HWC, upright)
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(deep).save(file, format="PNG")
+    np.testing.assert_array_equal(np.asarray(open_image(file.getvalue(), "deep.png")), deep >> 8)
+
+
+def test_a_folder_is_read_without_what_systems_and_tools_leave_there(tmp_path: Path) -> None:
+    keys = image_folder(tmp_path)
+    before = [image.id for image in read_images(source(**keys), tmp_path, seed=0)]
+    digest = open_source(source(**keys), tmp_path).digest()
+    for name in (".ipynb_checkpoints/4.png", "__MACOSX/4.png", "1/._4.png"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"Mac OS X")
+    assert [image.id for image in read_images(source(**keys), tmp_path, seed=0)] == before
+    assert open_source(source(**keys), tmp_path).digest() == digest
+
+
+def test_captions_are_found_however_their_files_are_written(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "caf\u00e9.png").write_bytes(png(pixels(0)[:, :, 0]))
+    (folder / "caf\u00e9.txt").write_bytes(b"\xef\xbb\xbfa thick seven\r\n")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "./cafe\u0301.png", "text": "a thick seven"}))
+    for captions in ("beside", "metadata"):
+        keys = source(source="image-folder", path="images", labels="none", captions=captions)
+        assert [image.caption for image in read_images(keys, tmp_path, seed=0)] == ["a thick seven"]
+
+
+def _splits(folder: Path) -> tuple[dict[str, Any], str]:
+    for split in ("train", "test"):
+        place = folder / "images" / split / "a"
+        place.mkdir(parents=True)
+        (place / "0.png").write_bytes(png(pixels(0)[:, :, 0]))
+    return {"source": "image-folder", "path": "images"}, "are splits of a data set, not classes; path: images/train"
+
+
 def _damaged(folder: Path) -> tuple[dict[str, Any], str]:
     keys = image_folder(folder)
     place = folder / "images" / "1" / "4.png"
@@ -153,7 +203,7 @@ def _no_column(folder: Path) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_damaged, _sizes, _colours, _cut_off, _wrong_labels, _no_array, _empty, _no_column],
+    [_damaged, _splits, _sizes, _colours, _cut_off, _wrong_labels, _no_array, _empty, _no_column],
     ids=lambda f: f.__name__,
 )
 def test_a_bad_image_is_named(tmp_path: Path, spoil: Callable[[Path], tuple[dict[str, Any], str]]) -> None:

@@ -13,12 +13,12 @@ from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, Seq2SeqBatch, build_batch
-from trainers.data.columns import RowRole
 from trainers.data.dataset import Dataset
 from trainers.data.encoding import TextSettings
 from trainers.data.layouts.registry import text_layout
 from trainers.data.layouts.seq2seq import target_text
 from trainers.data.materialise import DataRequest, build_tokenization, materialise
+from trainers.data.row_forms import RowRole
 from trainers.data.tokenizer import Tokenization
 from trainers.store.store import Store
 

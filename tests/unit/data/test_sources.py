@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from recipes.data.text import PythonDocs, Source
 from recipes.errors import RequestError
 from recipes.problem_codes import Code
-from trainers.data.columns import RowRole
+from trainers.data.row_forms import RowRole
 from trainers.data.rows import Row, read_rows
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import SourceError

@@ -6,7 +6,7 @@ import pytest
 
 from recipes.data.text import DEFAULT_CHAT_TEMPLATE
 from recipes.errors import RequestError
-from recipes.tokenizers.chat_template import render
+from recipes.tokenizers.chat_template import render, template_names
 from trainers.data.template import response_spans
 
 TOKENS = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": ""}
@@ -77,3 +77,30 @@ def test_templates_run_in_a_sandbox(refused: Any, template: str, says: str) -> N
     with refused(RequestError, says, "chat template"):
         render(template, TALK, TOKENS)
     assert render("{{ 'ab' * 3 }}{{ 2 * 3 }}", TALK, TOKENS) == "ababab6"
+
+
+@pytest.mark.parametrize("template", [DEFAULT_CHAT_TEMPLATE, MARKED])
+def test_a_turn_of_weight_0_is_no_target(template: str) -> None:
+    talk = [*TALK[:2], {**TALK[2], "weight": 0}, *TALK[3:]]
+    text, found = response_spans(template, talk, TOKENS)
+    assert [text[start:end] for start, end in found] == ["See you</s>"]
+    assert text == response_spans(template, TALK, TOKENS)[0]
+
+
+def test_blocks_of_generation_must_be_those_of_the_turns_where_one_has_weight_0() -> None:
+    talk = [TALK[1], {**TALK[2], "weight": 0}, TALK[3], TALK[4]]
+    with pytest.raises(RequestError, match="marks 1 blocks of generation for 2 turns"):
+        response_spans("{% generation %}{{ messages | length }}{% endgeneration %}", talk, TOKENS)
+
+
+def test_tools_reach_the_template() -> None:
+    template = "{% for tool in tools or [] %}<{{ tool.name }}>{% endfor %}" + DEFAULT_CHAT_TEMPLATE
+    text, found = response_spans(template, TALK, TOKENS, tools=[{"name": "weather"}])
+    assert text.startswith("<weather>")
+    assert [text[start:end] for start, end in found] == ["Hello</s>", "See you</s>"]
+
+
+def test_what_a_template_mentions() -> None:
+    names = template_names("{% if tools %}{% endif %}{{ messages[0]['name'] }}{{ message.tool_calls }}{{ 'x' in m }}")
+    assert {"tools", "messages", "name", "tool_calls", "x"} <= names
+    assert "reasoning" not in names

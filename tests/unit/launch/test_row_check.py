@@ -153,3 +153,32 @@ def test_the_command_loads_nothing_heavy() -> None:
     assert not {"torch", "ray", "deepspeed", "transformers", "datasets", "pyarrow"} & set(modules)
     assert set(stages) == {"base", "sft", "reward", "second_reward", "policy", "eval"}
     assert cpu_seconds < 1.9
+
+
+def test_a_published_form_and_columns_that_are_not_read_are_named(check: Check) -> None:
+    row = {"instruction": "What is", "input": "1?", "output": "One.", "id": 7}
+    found = check([row])
+    (tuned,) = [row for row in found.rows if row.stage == "tuned"]
+    assert (tuned.forms, tuned.unread) == ({"alpaca": 1}, {"id": 1})
+    assert list(tuned.lines())[1:3] == ["  recognised as alpaca", "  not read: id"]
+    assert found.warnings == []
+    (warning,) = check([row], "stages.tuned.data.columns={prompt: instruction, completion: output}").warnings
+    assert warning == "stages.tuned.data: input is not read; 1 of its first 1 rows have it"
+
+
+def test_what_the_template_does_not_read_is_a_warning(check: Check) -> None:
+    turns = [{"role": "user", "content": "Q", "name": "Ann"}, {"role": "narrator", "content": "N"}]
+    found = check([{"messages": [*turns, {"role": "assistant", "content": "A"}], "tools": [{"name": "f"}]}])
+    by = "by the model's chat template; 1 of its first 1 rows have it"
+    assert found.warnings == [
+        f"stages.tuned.data: messages.name is not read {by}",
+        f"stages.tuned.data: tools is not read {by}",
+        "stages.tuned.data: turns of role 'narrator' in 1 of its first 1 rows; the template does not name it",
+    ]
+
+
+def test_rows_with_an_empty_turn_are_counted(check: Check) -> None:
+    empty = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]}
+    found = check([empty, SHORT])
+    assert shown(found)[-1] == ("target", "One.<|im_end|>")
+    assert "1 of 2 rows (50%) dropped: 1 with an empty turn; for example rows.jsonl:1" in found.warnings[0]

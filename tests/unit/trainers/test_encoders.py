@@ -11,8 +11,9 @@ from torch import nn
 from recipes.data.text import TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.encoder import Bert, Corruption, PseudoLabels
+from trainers.data.bad_row import BadRow
 from trainers.data.batches import LabelledBatch, Texts, TokenBatch
-from trainers.data.columns import BadRow, canonical
+from trainers.data.columns import convert
 from trainers.data.dataset import BuildReport, Dataset
 from trainers.data.labelled_batches import LabelledPlan, split_by_label
 from trainers.data.layouts.labelled import Labelled
@@ -274,11 +275,11 @@ def test_figures_of_a_classifier_by_hand() -> None:
 
 @pytest.mark.parametrize("value", [1, "1", True, 1.0])
 def test_a_label_is_text_or_a_whole_number(value: Any) -> None:
-    assert canonical({"text": "a", "label": value}, "labels", {})["label"] in ("1", "True")
+    assert convert({"text": "a", "label": value}, "labels", {}).columns["label"] in ("1", "True")
 
 
 def test_labels_that_are_none_are_refused_or_unknown() -> None:
-    assert canonical({"text": "a", "label": None}, "labels", {})["label"] is None
-    assert canonical({"text": "a"}, "labels", {})["label"] is None
+    assert convert({"text": "a", "label": None}, "labels", {}).columns["label"] is None
+    assert convert({"text": "a"}, "labels", {}).columns["label"] is None
     with pytest.raises(BadRow, match="'label' is float, not text or a whole number"):
-        canonical({"text": "a", "label": 0.5}, "labels", {})
+        convert({"text": "a", "label": 0.5}, "labels", {})

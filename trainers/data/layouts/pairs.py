@@ -76,7 +76,7 @@ class Pairs:
         )
 
     def _mark(self, row: Row, side: str) -> Marked:
-        prompt = render_prompt(row.columns["prompt"], self.text.tokenization)
+        prompt = render_prompt(row.columns["prompt"], self.text.tokenization, row.columns.get("tools"))
         return mark_answer(prompt, row.columns[side], self.text.tokenization)
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from trainers.data.dataset import Contents, Dataset, Fate
-from trainers.data.encoding import Marked, TextSettings, naming, render_prompt
+from trainers.data.encoding import Marked, Prompt, TextSettings, naming, render_prompt
 from trainers.data.layouts.arrays import cut_up, text_holds, token_type
 from trainers.data.rows import Row
 
@@ -28,17 +28,20 @@ class Prompts:
 
     def mark(self, row: Row) -> Marked:
         """A prompt is read; nothing of it is learnt."""
-        return Marked(render_prompt(row.columns["prompt"], self.text.tokenization).text, [])
+        return Marked(self._render(row).text, [])
 
     def encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, str, np.ndarray]]:
         """Tokenize prompts as `Tokenization.encode_prompt` does; yields the rendered text too."""
         tokenization = self.text.tokenization
         for row in map(self.text.ask, rows):
             with naming(row):
-                prompt = render_prompt(row.columns["prompt"], tokenization)
+                prompt = self._render(row)
                 is_text = isinstance(prompt.source, str)
                 ids = tokenization.encode_openings([prompt.text])[0] if is_text else tokenization.encode(prompt.text)
                 yield row, prompt.text, np.asarray(ids, dtype=np.int32)
+
+    def _render(self, row: Row) -> Prompt:
+        return render_prompt(row.columns["prompt"], self.text.tokenization, row.columns.get("tools"))
 
     def arrays(self, encoded: Iterable[tuple[Row, str, np.ndarray]], fate: Fate) -> Contents:
         """Keep the prompts that fit."""
@@ -51,8 +54,9 @@ class Prompts:
                 fate.drop("too_long", row)
             else:
                 kept.append(ids)
-                reference = row.columns.get("reference")
-                records.append({"id": row.id, "text": text, "prompt": row.columns["prompt"], "reference": reference})
+                tools = {"tools": row.columns["tools"]} if "tools" in row.columns else {}
+                said = {"prompt": row.columns["prompt"], "reference": row.columns.get("reference"), **tools}
+                records.append({"id": row.id, "text": text, **said})
         fate.kept = len(kept)
         arrays = cut_up("prompt", kept, token_type(self.text))
         tokens = len(arrays["prompt_ids"])

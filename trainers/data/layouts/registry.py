@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from trainers.data.columns import RowRole
 from trainers.data.dataset import DataLayout
 from trainers.data.encoding import Marked, TextSettings
 from trainers.data.layouts.image_text import ImageText
@@ -14,6 +13,7 @@ from trainers.data.layouts.pairs import Pairs
 from trainers.data.layouts.prompts import Prompts
 from trainers.data.layouts.seq2seq import Seq2Seq
 from trainers.data.layouts.stream import Stream
+from trainers.data.row_forms import RowRole
 from trainers.data.rows import Row
 
 

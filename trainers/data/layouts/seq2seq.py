@@ -32,7 +32,7 @@ class Seq2Seq:
 
     def mark(self, row: Row) -> Marked:
         """A source and its target, each with its end token."""
-        source = render_prompt(row.columns["prompt"], self.text.tokenization).text + self.text.tokenization.eos_token
+        source = self._source(row) + self.text.tokenization.eos_token
         text = source + row.columns["completion"]
         return Marked(text, [(len(source), len(text))], ends=True)
 
@@ -43,11 +43,14 @@ class Seq2Seq:
             texts = []
             for row in chunk:
                 with naming(row):
-                    texts.append(render_prompt(row.columns["prompt"], tokenization).text)
+                    texts.append(self._source(row))
             sources = [encoded.ids for encoded in encode_plain(texts, tokenization)]
             written = [row.columns["completion"] for row in chunk]
             targets = [encoded.ids for encoded in encode_plain(written, tokenization)]
             yield from zip(chunk, sources, targets, strict=True)
+
+    def _source(self, row: Row) -> str:
+        return render_prompt(row.columns["prompt"], self.text.tokenization, row.columns.get("tools")).text
 
     def arrays(self, encoded: Iterable[SidesOfRow], fate: Fate) -> Contents:
         """Keep the sources and targets that fit."""

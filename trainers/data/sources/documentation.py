@@ -11,10 +11,10 @@ from typing import Any
 
 from recipes.data.text import PythonDocs, PythonSummaries
 from recipes.problem_codes import Code
-from trainers.data.columns import RowRole
 from trainers.data.demo.python_docs import Entry, python_docs_digest, read_entries, read_module
 from trainers.data.demo.python_docs_sets import build_sets
 from trainers.data.demo.python_docs_summaries import build_summaries, summaries_digest
+from trainers.data.row_forms import RowRole
 from trainers.data.sources.reader import Part, RawRow, SourceError
 from trainers.store.manifest import DatasetManifest
 from trainers.store.store import Store

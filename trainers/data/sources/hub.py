@@ -10,6 +10,7 @@ from typing import Any
 from recipes.data.text import DatasetsPlace
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
+from trainers.data.sources.class_names import class_names, named_classes
 from trainers.data.sources.local_files import files_digest
 from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError
 
@@ -67,8 +68,9 @@ class DatasetsReader:
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
         rows, path = with_encoded_images(self._open()), self.source.path
+        classes = class_names(rows.features.to_dict())
         for number, row in enumerate(rows, start=1):
-            yield RawRow(f"{path}:{number}", f"{path}: row {number}", row, self._folder)
+            yield RawRow(f"{path}:{number}", f"{path}: row {number}", named_classes(row, classes), self._folder)
 
     def _open(self) -> Any:
         source, folder = self.source, self._folder

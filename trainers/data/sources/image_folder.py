@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import posixpath
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,11 +14,13 @@ from recipes.data.images import ImageFolder
 from recipes.problem_codes import Code
 from trainers.data.sources.csv_files import read_csv
 from trainers.data.sources.json_lines import read_json_lines
-from trainers.data.sources.local_files import files_digest, naming_file
+from trainers.data.sources.local_files import files_digest, is_hidden, naming_file
 from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError, columns_there
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Names of files that are read."""
+SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
+"""Names of folders that are splits of a data set."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the file with a folder's captions."""
 
@@ -53,7 +57,7 @@ class ImageFolderReader:
         if not folder.is_dir():
             message = f"{self.source.path} is a file, not a folder" if folder.exists() else "there is no such folder"
             raise SourceError(Code.MISSING_FOLDER, message, f"looked for {folder}", "path")
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        images = sorted(path for path in folder.rglob("*") if self._is_image(path))
         if not images:
             raise SourceError(
                 Code.MISSING_IMAGES,
@@ -62,6 +66,11 @@ class ImageFolderReader:
                 "path",
             )
         return images
+
+    def _is_image(self, path: Path) -> bool:
+        """Tell whether a path is an image's, and nothing that a system or a tool left there."""
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        return is_image and path.is_file() and not any(map(is_hidden, path.relative_to(self._folder).parts))
 
     def _caption_files(self, images: list[Path]) -> list[Path]:
         match self.source.captions:
@@ -85,6 +94,7 @@ class ImageFolderReader:
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
         images = self._images()
+        self._demand_classes(images)
         captions = self._captions(images, limit)
         for path in images:
             name = path.relative_to(self._folder)
@@ -95,21 +105,30 @@ class ImageFolderReader:
                     raise SourceError(Code.MISSING_LABELS, message, "move it into one, or set labels: none")
                 columns["label"] = name.parts[0]
             if captions:
-                columns["caption"] = captions[name.as_posix()]
+                columns["caption"] = captions[_known_as(name.as_posix())]
             with naming_file(path):
                 columns["image"] = path.read_bytes()
             yield RawRow(name.as_posix(), str(path), columns, self._folder)
+
+    def _demand_classes(self, images: list[Path]) -> None:
+        """Raise SourceError where the folders are splits of a data set, not classes."""
+        folders = {path.relative_to(self._folder).parts[0] for path in images}
+        if self.source.labels == "folder" and folders <= SPLITS:
+            named = " and ".join(sorted(folders))
+            message = f"{named} below {self.source.path} are splits of a data set, not classes"
+            advice = f"path: {self.source.path}/{max(folders, key='train'.__eq__)}"
+            raise SourceError(Code.MISSING_LABELS, message, advice, "path")
 
     def _captions(self, images: list[Path], limit: int | None) -> dict[str, Any]:
         """Read captions by the images' names in the folder; every image has one, or none has."""
         files = self._caption_files(images)
         names = [path.relative_to(self._folder).as_posix() for path in images]
         if self.source.captions == "beside":
-            return {name: _read_text(file) for name, file in islice(zip(names, files, strict=True), limit)}
+            return {_known_as(name): _read_text(file) for name, file in islice(zip(names, files, strict=True), limit)}
         found: dict[str, Any] = {}
         for path in files:
             found |= self._metadata(path)
-            missing = [name for name in names if name not in found]
+            missing = [name for name in names if _known_as(name) not in found]
             if missing:
                 message = f"{path} has no caption for {missing[0]} ({len(missing)} of {len(names)} images)"
                 raise SourceError(Code.MISSING_CAPTIONS, message, field="captions")
@@ -123,13 +142,18 @@ class ImageFolderReader:
                     if not isinstance(row.columns.get(column), str):
                         message = f"{row.place}: no text in {column!r}"
                         raise SourceError(Code.MISSING_COLUMN, message, columns_there(row.columns), "caption")
-                found[row.columns["file_name"]] = row.columns[self.source.caption]
+                found[_known_as(row.columns["file_name"])] = row.columns[self.source.caption]
         return found
+
+
+def _known_as(name: str) -> str:
+    """Return an image's name as any way of writing it: ./ before it, accents as own characters (as macOS writes)."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def _read_text(path: Path) -> str:
     with naming_file(path):
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise SourceError(Code.NOT_UTF8, f"{path}: not UTF-8 at byte {error.start}", field="captions") from None

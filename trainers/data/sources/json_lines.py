@@ -1,9 +1,11 @@
-"""Files with one JSON object a line."""
+"""Files with one JSON object a line, or with one array of objects."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from recipes.data.images import ImageJsonLines
 from recipes.data.text import JsonLines
@@ -19,6 +21,9 @@ from trainers.data.sources.local_files import (
 from trainers.data.sources.reader import Part, RawRow, RowFiles, SourceError, reason
 
 MAX_LINE_CHARACTERS = 2**27
+PIECE_CHARACTERS = 2**16
+_BLANKS = re.compile(r"\s*")
+_BETWEEN = re.compile(r"\s*(?:,\s*)?")
 ONE_OBJECT = "one JSON object a line"
 
 
@@ -65,8 +70,13 @@ class JsonLinesReader:
 
 
 def read_json_lines(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a file; raises SourceError naming file and line, OSError and EOFError."""
+    """Yield the rows of a file of lines or of one array; raises SourceError naming the place, OSError and EOFError."""
     name, whole, folder = path.name, str(path), path.parent
+    with open_text(path) as file:
+        if _is_array(file):
+            for number, row in enumerate(read_array(file, path), start=1):
+                yield RawRow(f"{name}:{number}", f"{path}: item {number}", row, folder)
+            return
     with open_text(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_CHARACTERS + 1):
@@ -93,6 +103,53 @@ def read_json_lines(path: Path) -> Iterator[RawRow]:
                     Code.INVALID_DATA_FORMAT, f"{place}: not a JSON object but {type(row).__name__}", ONE_OBJECT
                 )
             yield RawRow(f"{name}:{number}", place, row, folder)
+
+
+def _is_array(file: TextIO) -> bool:
+    """Tell whether a file is an array of objects: it starts with [ and, on this line or the next, {."""
+    first = file.readline(MAX_LINE_CHARACTERS).lstrip()
+    while first == "" and (line := file.readline(MAX_LINE_CHARACTERS)):
+        first = line.lstrip()
+    if not first.startswith("["):
+        return False
+    rest = first[1:].lstrip()
+    while rest == "" and (line := file.readline(MAX_LINE_CHARACTERS)):
+        rest = line.lstrip()
+    file.seek(0)
+    return rest.startswith(("{", "]"))
+
+
+def read_array(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON array, a piece of the file in memory at a time; raises SourceError."""
+    decoder, number, size = json.JSONDecoder(), 0, PIECE_CHARACTERS
+    text = file.read(size).lstrip()
+    place = 1
+    while True:
+        match = (_BETWEEN if number else _BLANKS).match(text, place)
+        start = place if match is None else match.end()
+        if text.startswith("]", start):
+            if (text[start + 1 :] + file.read(size)).strip():
+                raise _no_array(path, number, "there is something after the array")
+            return
+        try:
+            row, end = decoder.raw_decode(text, start)
+            if "\\ud" in text[start:end].lower():  # half of a surrogate pair is valid JSON, but no text
+                json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            piece = file.read(size)
+            if not piece:
+                raise _no_array(path, number, str(error)[:100]) from None
+            text, place, size = text[place:] + piece, 0, size * 2
+            continue
+        if not isinstance(row, dict):
+            raise _no_array(path, number, f"not a JSON object but {type(row).__name__}")
+        number, place, size = number + 1, end, PIECE_CHARACTERS
+        yield row
+
+
+def _no_array(path: Path, number: int, why: str) -> SourceError:
+    place = f"{path}: item {number + 1}"
+    return SourceError(Code.INVALID_DATA_FORMAT, f"{place}: {why}", f"{ONE_OBJECT}, or one array of objects")
 
 
 def _image_bytes(path: Path, place: str) -> bytes:

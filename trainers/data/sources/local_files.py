@@ -1,10 +1,12 @@
 """Local files by paths and patterns: found, opened, hashed; errors name the key, the file and the line."""
 
+import bz2
 import codecs
 import errno
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,8 @@ from trainers.data.sources.reader import Part, RawRow, SourceError, reason
 MAX_FILES = 10_000
 Found = tuple[str, Path | SourceError]
 """The key that names a file, for example `files.0`, with the file, or with what is wrong there."""
+_MAGIC = {"gz": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd"}
+"""First bytes of packed files."""
 ReadFile = Callable[[Path, int | None], Iterator[RawRow]]
 
 
@@ -76,32 +80,63 @@ def files_digest(paths: Iterable[Path]) -> str:
 
 
 def match_files(pattern: str, base_dir: Path) -> list[Path]:
-    """Return the files that a path or glob pattern names, sorted; relative patterns start at `base_dir`."""
+    """Return the files that a path or glob pattern names, sorted; relative patterns start at `base_dir`.
+
+    A file of just this name comes before what it would match as a pattern. Hidden files are matched by patterns that
+    say so.
+    """
     path = Path(pattern)
-    if not _is_pattern(pattern):
-        file = path if path.is_absolute() else base_dir / path
+    file = path if path.is_absolute() else base_dir / path
+    if not _is_pattern(pattern) or file.exists():
         return [file] if file.exists() else []
     root, relative = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (base_dir, path)
     found = []
     for file in root.glob(str(relative)):
-        if file.is_file():
+        if file.is_file() and not _is_hidden(file, root, relative):
             found.append(file)
         if len(found) > MAX_FILES:
             raise ValueError(f"more than {MAX_FILES} files match")
     return sorted(found)
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is there for a system or a tool: `.ipynb_checkpoints`, `._a.png`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file, unpacked where its name ends in .gz; raises OSError for a pipe, which nobody may ever write to."""
+    """Open a file, unpacked where its first bytes or its name say that it is packed (gzip, bzip2, xz, Zstandard).
+
+    Raises OSError for a pipe, which nobody may ever write to.
+    """
     if not path.is_file():
         raise OSError(errno.EINVAL, "no regular file", str(path))
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+    with path.open("rb") as file:
+        start = file.read(6)
+    packing = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), path.suffix[1:])
+    match packing:
+        case "gz":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        case "bz2":
+            return cast(IO[bytes], bz2.open(path, "rb"))
+        case "xz":
+            return cast(IO[bytes], lzma.open(path, "rb"))
+        case "zst":
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open UTF-8 text; a byte order mark is passed over. Bytes that are not UTF-8 raise SourceError with their line."""
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
+    """Open UTF-8 text, or UTF-16 that a byte order mark announces; a mark is passed over.
+
+    Other bytes raise SourceError with their line.
+    """
+    with open_bytes(path) as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
         try:
             yield file
         except UnicodeDecodeError:
@@ -113,7 +148,7 @@ def naming_file(path: Path) -> Iterator[None]:
     """Turn what the system says of a file into SourceError."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(Code.UNREADABLE_DATA, f"{path} cannot be read: {reason(error)}") from None
 
 
@@ -141,6 +176,13 @@ def _nearby(pattern: str, base_dir: Path) -> str:
     names = sorted(os.listdir(folder))[:1000] if folder.is_dir() else []
     guess = nearest(Path(pattern).name, names) if names else None
     return f"did you mean {Path(pattern).parent / guess}?" if guess else f"looked in {folder.resolve()}"
+
+
+def _is_hidden(file: Path, root: Path, pattern: Path) -> bool:
+    """Tell whether a match lies in something hidden that the pattern does not name."""
+    named = set(pattern.parts)
+    says_so = any(part.startswith(".") for part in named)
+    return not says_so and any(is_hidden(part) for part in file.relative_to(root).parts if part not in named)
 
 
 def _is_pattern(pattern: str) -> bool:

@@ -13,7 +13,7 @@ from recipes.data.images import (
     ImageSource,
 )
 from recipes.data.text import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, Source, TextFiles
-from trainers.data.columns import RowRole
+from trainers.data.row_forms import RowRole
 from trainers.data.sources.arrays import ArraysReader
 from trainers.data.sources.csv_files import CsvReader
 from trainers.data.sources.digits import DigitsReader

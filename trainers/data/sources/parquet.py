@@ -1,12 +1,15 @@
 """Apache Parquet files."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recipes.data.images import ImageParquet
 from recipes.data.text import Parquet
 from recipes.problem_codes import Code
+from trainers.data.sources.class_names import class_names, named_classes
 from trainers.data.sources.local_files import file_parts, files_digest, find_sorted, require
 from trainers.data.sources.reader import Part, RawRow, RowFiles, SourceError
 
@@ -36,6 +39,15 @@ class ParquetReader:
         return RowFiles(require(find_sorted(self.source.files, self.base_dir)))
 
 
+def _classes(schema: Any) -> dict[str, Sequence[str]]:
+    """Return the names of classes that the `datasets` library left in a file's schema."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return class_names(found["info"]["features"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _read(path: Path, limit: int | None) -> Iterator[RawRow]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
@@ -47,10 +59,11 @@ def _read(path: Path, limit: int | None) -> Iterator[RawRow]:
     rows_at_once = ROWS_AT_ONCE if limit is None else min(limit, ROWS_AT_ONCE)
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=0 if limit is None else BUFFER_BYTES) as file:
+            classes = _classes(file.schema_arrow)
             for batch in file.iter_batches(batch_size=rows_at_once):
                 for row in batch.to_pylist():
                     number += 1
-                    yield RawRow(f"{name}:{number}", f"{path}: row {number}", row, folder)
+                    yield RawRow(f"{name}:{number}", f"{path}: row {number}", named_classes(row, classes), folder)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         message = " ".join(str(error).split())[:200]
         raise SourceError(

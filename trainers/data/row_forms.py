@@ -1,0 +1,195 @@
+"""The form of rows of each role, made of standard columns (pure)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from recipes.problem_codes import Code
+from trainers.data.bad_row import BadRow
+from trainers.data.message_parts import read_parts
+from trainers.data.messages import Messages, read_messages
+
+RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "prompts"]
+"""What rows are read for: language modelling, classification, instruction tuning without or with images, source to
+target, reward modelling, or generation."""
+Role = RowRole | Literal["images"]
+"""What a source is read for: rows of text, or images."""
+
+Text = str | Messages
+"""Plain text, or messages."""
+
+SPLIT = "split"
+"""True in a pair of plain texts whose prompt is their common beginning, for lack of a column."""
+
+
+def in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) -> dict[str, Any]:
+    """Bring a row of standard columns into its role's form; `images` are those that it names."""
+    match role:
+        case "text":
+            if "text" not in found and {"prompt", "completion"} <= found.keys():
+                prompt = plain(found, "prompt")
+                return {"text": f"{prompt}\n{plain(found, 'completion')}", "prompt": prompt}
+            return {"text": plain(found, "text")}
+        case "labels":
+            return {"text": plain(found, "text"), "label": _label(found.get("label"))}
+        case "instructions":
+            if images:
+                raise BadRow(
+                    "the row has an image, but the model takes text alone",
+                    "start from a vision-language model (llava), or take the column out of the file",
+                    Code.UNEXPECTED_IMAGES,
+                )
+            return _instruction(found)
+        case "seq2seq":
+            return _source_and_target(found)
+        case "image_text":
+            return _image_text(found, images)
+        case "preferences":
+            return _preference(found)
+        case "prompts":
+            return _prompt(found)
+
+
+def is_conversational(value: Any) -> bool:
+    """Tell whether a column holds messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Split the common beginning off two texts or two conversations, as TRL does: (prompt, chosen, rejected).
+
+    In plain text a space before the difference goes to the answers. The last item never counts as common.
+    """
+    shorter = min(len(chosen), len(rejected))
+    index = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
+    if index and index < shorter and chosen[index] != rejected[index] and chosen[index - 1] == " ":
+        index -= 1
+    return chosen[:index], chosen[index:], rejected[index:]
+
+
+def plain(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        what = "is missing" if name not in row else f"is {type(value).__name__}, not text"
+        raise BadRow(f"column {name!r} {what}")
+    return value
+
+
+def _label(value: Any) -> str | None:
+    """Read a class: text, a whole number, true or false."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | int) and not getattr(value, "is_integer", lambda: False)():
+        raise BadRow(f"column 'label' is {type(value).__name__}, not text or a whole number")
+    return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def _text(row: Mapping[str, Any], name: str) -> Text:
+    """Read a column that holds text or messages."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, str | list):
+        raise BadRow(f"column {name!r} is {type(value).__name__}, not text or a list of messages")
+    return value if isinstance(value, str) else _messages(row, name)
+
+
+def _messages(row: Mapping[str, Any], name: str) -> Messages:
+    if name not in row:
+        raise BadRow(f"column {name!r} is missing")
+    return read_messages(row[name], name)
+
+
+def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "messages" in row:
+        return {"messages": _messages(row, "messages")}
+    if "prompt" in row or "completion" in row:
+        prompt, completion = _text(row, "prompt"), _text(row, "completion")
+        return {"prompt": prompt, "completion": _same_form(prompt, completion, "completion")}
+    return {"text": plain(row, "text")}
+
+
+def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = _instruction(row)
+    if "text" in found:
+        raise BadRow("a text alone has no target")
+    messages = found.get("messages")
+    if messages is None and isinstance(found["completion"], str):
+        return found
+    turns = messages or [*found["prompt"], *found["completion"]]
+    if turns[-1]["role"] != "assistant" or len(turns) < 2:
+        raise BadRow("its last message must be the assistant's, after another")
+    return {"prompt": turns[:-1], "completion": turns[-1]["content"]}
+
+
+def _image_text(row: Mapping[str, Any], images: list[Any] | None) -> dict[str, Any]:
+    if images is None:
+        raise BadRow(
+            "no column 'images' or 'image'",
+            "map it with `columns`; a row without an image says so by `images: []`",
+            Code.MISSING_COLUMN,
+        )
+    if "messages" in row:
+        return {"messages": read_parts(row.get("messages"), "messages"), "images": images}
+    found: dict[str, Any] = {
+        name: row[name] if isinstance(row.get(name), str) else read_parts(row.get(name), name)
+        for name in ("prompt", "completion")
+    }
+    completion = found["completion"]
+    if isinstance(completion, str) and not isinstance(found["prompt"], str):
+        completion = [{"role": "assistant", "content": [{"type": "text", "text": completion}]}]
+    found["completion"] = _same_form(found["prompt"], completion, "completion")
+    return {**found, "images": images}
+
+
+def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise BadRow("'chosen' and 'rejected' must both be text or both be messages")
+    if "prompt" not in row:
+        prompt, answer, other = extract_prompt(chosen, rejected)
+        found = {"prompt": prompt, "chosen": answer, "rejected": other}
+        return {**found, SPLIT: True} if isinstance(chosen, str) else found
+    prompt = _text(row, "prompt")
+    if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
+        return _after_text(prompt, chosen, rejected)
+    return {
+        "prompt": prompt,
+        "chosen": _same_form(prompt, chosen, "chosen"),
+        "rejected": _same_form(prompt, rejected, "rejected"),
+    }
+
+
+def _after_text(prompt: str, chosen: Messages, rejected: Messages) -> dict[str, Any]:
+    """Read answers in messages after a prompt of plain text, which they repeat (binarized UltraFeedback) or not."""
+    if all(turn["role"] == "assistant" for turn in (*chosen, *rejected)):
+        return {"prompt": [{"role": "user", "content": prompt}], "chosen": chosen, "rejected": rejected}
+    asked, answer, other = extract_prompt(chosen, rejected)
+    if not any(turn["role"] == "user" and turn["content"].strip() == prompt.strip() for turn in asked):
+        raise BadRow("'prompt' is text that is not a user's turn of both 'chosen' and 'rejected'")
+    return {"prompt": asked, "chosen": answer, "rejected": other}
+
+
+def _same_form(prompt: Text, answer: Text, name: str) -> Text:
+    """Bring an answer into its prompt's form; plain text after messages is the assistant's turn."""
+    if isinstance(prompt, str) == isinstance(answer, str):
+        return answer[len(prompt) :] if _repeats(prompt, answer) else answer
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    raise BadRow(f"'prompt' is text but {name!r} holds messages")
+
+
+def _repeats(prompt: Text, answer: Text) -> bool:
+    """Tell whether a conversation starts with its whole prompt again, as some data sets write it."""
+    return isinstance(answer, list) and len(answer) > len(prompt) > 0 and answer[: len(prompt)] == prompt
+
+
+def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "prompt" in row:
+        prompt = _text(row, "prompt")
+        reference = row.get("reference", row.get("completion"))
+        return {"prompt": prompt, "reference": reference if isinstance(reference, str) else None}
+    messages = _messages(row, "messages")
+    reference = None
+    while messages and messages[-1]["role"] == "assistant":
+        reference = messages.pop()["content"]
+    if not messages:
+        raise BadRow("'messages' has no turn before the assistant's")
+    return {"prompt": messages, "reference": reference}

@@ -8,14 +8,14 @@ print(result.stages["eval"].manifest.metrics)
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from launch.capacity.nodes import nodes_of
-from launch.capacity.room import check_memory
-from launch.capacity.workers import hardware_of, settle_workers
+from launch.capacity.workers import find_rates, hardware_of, imagined_nodes, settle_workers
+from launch.checks.memory import Room, check_memory, misfits
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check
 from launch.inputs.data_check import load_checked
@@ -31,6 +31,8 @@ from launch.runs.execute_run import RunOutcome, execute_run
 from launch.runs.resume import resumable
 from recipes.errors import RequestError
 from recipes.loaded_recipe import LoadedRecipe
+from recipes.planning.cost import UTILISATION
+from recipes.planning.gpus import parse_gpus
 from recipes.planning.plan import Plan
 from trainers.store.background_threads import map_requests
 from trainers.store.store import Store
@@ -66,7 +68,7 @@ def resolve_for(loaded: LoadedRecipe, store: Store, address: str | None, *, fetc
     nodes = nodes_of(address)
     workers = settle_workers(loaded.recipe, nodes)
     resolved = resolve(loaded, store, workers, hardware_of(nodes, workers), fetches=fetches)
-    check_memory(resolved.plan(store), workers, nodes)
+    check_memory(resolved, resolved.plan(store), workers, nodes, only_state=True)
     return resolved
 
 
@@ -77,10 +79,21 @@ def plan(
     smoke: bool = False,
     store: str | None = None,
     address: str | None = None,
+    on: str | None = None,
+    utilisation: float = UTILISATION,
 ) -> Plan:
-    """Stages in order, which of them the store has, and the predicted cost of the others."""
-    opened = Store.open(store)
-    return prepare(recipe, overrides, smoke, opened, address, fetches=False).plan(opened)
+    """Stages in order, which of them the store has, what the others take, and which of them do not fit.
+
+    `on`: GPUs that need not be there, as in `8xH100`; `utilisation`: the share of their peak that training reaches.
+    """
+    opened, gpus = Store.open(store), None if on is None else parse_gpus(on)
+    loaded = load_checked(Path(recipe), overrides, smoke)
+    nodes = nodes_of(address) if gpus is None else imagined_nodes(gpus)
+    workers = settle_workers(loaded.recipe, nodes)
+    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), fetches=False)
+    planned = resolved.plan(opened, find_rates(nodes, workers, utilisation, gpus))
+    room = Room(nodes, workers.gpus_per_worker > 0)
+    return replace(planned, misfits=tuple(misfits(resolved, planned, workers, room)))
 
 
 def run(

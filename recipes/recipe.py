@@ -26,6 +26,9 @@ class Cluster(Strict):
     gpus_per_worker: Annotated[Literal["auto", 0, 1], Whole] = placement(
         "auto", description="1 for GPU workers, 0 for CPU workers; auto: 1 where the cluster has GPUs."
     )
+    price_per_gpu_hour: float | None = placement(
+        None, gt=0, le=10**6, description="Price of an hour of one GPU, in any currency: `plan` tells what stages cost."
+    )
     placement_timeout_s: int = placement(
         300, ge=1, le=86_400, description="Seconds to wait for busy resources before giving up."
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from cluster.topology import Node, Refusal, Request, fit
 from recipes.errors import CapacityError
+from recipes.planning.cost import Rates, stated_rates
+from recipes.planning.gpus import GPUS_PER_NODE, Gpus, nearest_gpu
 from recipes.planning.plan import fit_workers
 from recipes.planning.settle import Hardware
 from recipes.recipe import Recipe
@@ -45,6 +47,29 @@ def settle_workers(recipe: Recipe, nodes: Sequence[Node]) -> Workers:
     if isinstance(found, Refusal):
         raise CapacityError(found.reason)
     return Workers(workers, gpus)
+
+
+def imagined_nodes(gpus: Gpus) -> list[Node]:
+    """Nodes with GPUs that one does not have, eight in each; of their processors and memory nothing is known."""
+    nodes = []
+    for number, first in enumerate(range(0, gpus.count, GPUS_PER_NODE)):
+        count = float(min(GPUS_PER_NODE, gpus.count - first))
+        cpus, capability, memory = 16 * count, gpus.gpu.capability, gpus.gpu.memory_bytes
+        nodes.append(Node(f"{number}", f"node {number}", cpus, count, 0, cpus, count, "", capability, memory))
+    return nodes
+
+
+def find_rates(nodes: Sequence[Node], workers: Workers, utilisation: float, gpus: Gpus | None = None) -> Rates | None:
+    """What a worker gets done; of GPUs that are there by the table's most similar one. None: not known."""
+    if not workers.gpus_per_worker:
+        return None
+    if gpus is not None:
+        return stated_rates(gpus.gpu, utilisation)
+    known = [node for node in nodes if node.gpus and node.gpu_capability is not None and node.gpu_memory_bytes]
+    if not known:
+        return None
+    least = min(known, key=lambda node: (node.gpu_capability or 0, node.gpu_memory_bytes))
+    return stated_rates(nearest_gpu(least.gpu_memory_bytes, least.gpu_capability or 0), utilisation)
 
 
 def hardware_of(nodes: Sequence[Node], workers: Workers) -> Hardware:

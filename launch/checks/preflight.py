@@ -74,8 +74,8 @@ def _open_store(store: str | None) -> "Store | None":
 def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
     """Why a run is not possible there; the recipe's needs are left out when it could not be read."""
     from launch.capacity.nodes import nodes_of
-    from launch.capacity.room import check_memory
     from launch.capacity.workers import hardware_of, settle_workers
+    from launch.checks.memory import check_memory
     from launch.inputs.resolve import resolve
     from trainers.store.store import Store
 
@@ -125,7 +125,7 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         note(Code.INPUT_NOT_FOUND, "stages", opened.uri, error)
         return CheckResult(problems, _worst(exit_codes))
     try:
-        check_memory(plan, workers, nodes)
+        check_memory(resolved, plan, workers, nodes)
     except CapacityError as error:
         note(Code.MEMORY_TOO_SMALL, "cluster.workers", str(workers.num_workers), error)
         return CheckResult(problems, _worst(exit_codes))

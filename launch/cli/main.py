@@ -88,6 +88,14 @@ def plan(
     smoke: Smoke = False,
     address: Address = None,
     store: StoreUri = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="NxGPU", help="Plan for GPUs that need not be there, as in 8xH100."),
+    ] = None,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, help="Share of the GPUs' peak that training reaches; without it 0.4."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the stages, which of them the store has already, and what the others will take."""
@@ -96,14 +104,26 @@ def plan(
     from launch.api import plan as make_plan
     from launch.report.progress import PlainView
     from launch.report.show import plan_notes, plan_rows
+    from launch.report.takes import takes_notes, takes_table
+    from recipes.planning.cost import UTILISATION
 
-    planned = make_plan(recipe, overrides=sets or [], smoke=smoke, store=store, address=address)
+    planned = make_plan(
+        recipe, overrides=sets or [], smoke=smoke, store=store, address=address, on=on,
+        utilisation=utilisation or UTILISATION,
+    )  # fmt: skip
     if as_json:
         print_json(planned.to_json())
-        return
-    PlainView(Console(width=None if sys.stdout.isatty() else 160, highlight=False)).plan(
-        planned.recipe, plan_rows(planned), plan_notes(planned)
-    )
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        PlainView(console).plan(planned.recipe, plan_rows(planned), plan_notes(planned))
+        console.print()
+        console.print(takes_table(planned))
+        for note in takes_notes(planned):
+            typer.echo(note)
+        for misfit in planned.misfits:
+            typer.echo(misfit, err=True)
+    if planned.misfits:
+        raise typer.Exit(CapacityError.exit_code)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from recipes.models.families import HOLDERS
 from recipes.models.folder_classes import find_class
 from recipes.models.known_models import known_model
 from recipes.planning.fingerprint import ParentId
-from recipes.planning.plan import External
+from recipes.planning.prediction import External
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference

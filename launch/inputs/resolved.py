@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from launch.inputs.external import external_of
+from recipes.data.images import ImageSetFacts
 from recipes.errors import Problem, RecipeError, RequestError
 from recipes.loading.load import dump_recipe, parse_recipe
+from recipes.planning.cost import Rates
 from recipes.planning.fingerprint import ParentId, stage_meaning
+from recipes.planning.memory import Sizes
 from recipes.planning.plan import Committed, Plan, build_plan
+from recipes.planning.prediction import External, Known, predict_stage
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import image_stage_of
+from recipes.stages.batch import micro_batches
+from recipes.stages.kinds import Stage
 from trainers.data.images import find_image_set_facts
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
@@ -84,8 +90,8 @@ class Resolved:
             for stage in plan.stages
         }
 
-    def plan(self, store: Store | None) -> Plan:
-        """The plan, and which stages the store has; None: none of them."""
+    def plan(self, store: Store | None, rates: Rates | None = None) -> Plan:
+        """The plan, and which stages the store has (None: none of them); `rates` is what a worker gets done."""
 
         def find(fingerprint: str) -> Committed | None:
             found = None if store is None else store.find_artifact(fingerprint)
@@ -95,34 +101,49 @@ class Resolved:
 
         workers = self.recipe.cluster.workers
         assert workers != "auto"
-        externals = {
+        try:
+            return build_plan(
+                self.recipe,
+                workers=workers,
+                data=self.data,
+                externals=self._externals(),
+                find=find,
+                changes=self.changes,
+                images=self._images(),
+                settled_by=self.settled_by,
+                rates=rates,
+            )
+        except ValueError as error:
+            raise RecipeError(
+                [Problem(Code.BATCH_NOT_DIVISIBLE, self.source, None, "cluster.workers", str(workers), str(error))]
+            ) from None
+
+    def sizes_of(self, name: str, stage: Stage, workers: int) -> Sizes | None:
+        """What a stage of this name would take with other settings on so many workers."""
+        recipe = self.recipe.changed(stages={**self.recipe.stages, name: stage})
+        batch, micro = stage.batch(), 1
+        if batch is not None:
+            micro, _ = micro_batches(batch.size, workers, stage.shard.micro_batch, at_most=stage.largest_micro_batch)
+        known = Known(recipe, self._externals(), self._images().get(name))
+        return predict_stage(stage, known, workers, micro).sizes
+
+    def _externals(self) -> dict[str, dict[str, External]]:
+        return {
             stage: {
                 path: external_of(artifact, self.part_of(stage, path), self.text_of(stage, path))
                 for path, artifact in inputs.items()
             }
             for stage, inputs in self.external.items()
         }
-        images = {
+
+    def _images(self) -> dict[str, ImageSetFacts]:
+        """Size of each stage's images, where headers tell it."""
+        return {
             name: facts
             for name, stage in self.recipe.stages.items()
             if (source := image_stage_of(stage, self.recipe.stages)) is not None
             and (facts := find_image_set_facts(source.data, self.base_dir)) is not None
         }
-        try:
-            return build_plan(
-                self.recipe,
-                workers=workers,
-                data=self.data,
-                externals=externals,
-                find=find,
-                changes=self.changes,
-                images=images,
-                settled_by=self.settled_by,
-            )
-        except ValueError as error:
-            raise RecipeError(
-                [Problem(Code.BATCH_NOT_DIVISIBLE, self.source, None, "cluster.workers", str(workers), str(error))]
-            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The form of `recipe.json`."""

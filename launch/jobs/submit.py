@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.capacity.job_server import JobServer, ask_job, is_job_server, shake_hands
-from launch.capacity.room import check_memory
 from launch.capacity.workers import hardware_of, settle_workers
+from launch.checks.memory import check_memory
 from launch.inputs.data_check import load_checked
 from launch.inputs.data_files import LocalSource, local_sources
 from launch.inputs.resolve import resolve
@@ -64,7 +64,7 @@ def submit(
     opened.probe_writable()
     nodes = shake_hands(server)
     resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), fetches=True)
-    check_memory(resolved.plan(opened), workers, nodes)
+    check_memory(resolved, resolved.plan(opened), workers, nodes, only_state=True)
     sources = local_sources(resolved)
     if is_upload:
         resolved = upload(resolved, sources, opened)
@@ -98,7 +98,8 @@ def find_server(resolved: Resolved, store: Store, address: str, say: Say) -> Job
     """The job server of a cluster that can take the resolved recipe; raises what says why it cannot."""
     server = JobServer(address)
     nodes = server.nodes()
-    check_memory(resolved.plan(store), settle_workers(resolved.recipe, nodes), nodes)
+    workers = settle_workers(resolved.recipe, nodes)
+    check_memory(resolved, resolved.plan(store), workers, nodes, only_state=True)
     shake_hands(server)
     if resolved.uploaded is None:
         require_shared(server, resolved, local_sources(resolved), say)

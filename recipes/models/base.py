@@ -67,10 +67,22 @@ class LanguageArchitecture(Strict):
     def linears(self) -> list[Linear]:
         """The linear modules that an adapter can be put on, the head excluded."""
 
-    def kept_per_token(self, length: int) -> int:
-        """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
+    def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
+        """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens.
+
+        `keeps_scores`: whether its attention keeps the scores of every pair of tokens, as torch's kernels do not.
+        """
         shape = self.shape()
-        return 18 * shape.width + 5 * shape.intermediate + 2 * shape.heads * length
+        return 18 * shape.width + 5 * shape.intermediate + (2 * shape.heads * length if keeps_scores else 0)
+
+    def multiplied_parameters(self) -> int:
+        """Parameters that a token is multiplied by on its way through the body: no embeddings, no head."""
+        return sum(module.count * module.inputs * module.outputs for module in self.linears())
+
+    def attention_flops(self, length: int) -> int:
+        """Operations of a token's attention to `length` tokens: a product with keys and one with values a layer."""
+        shape = self.shape()
+        return 4 * shape.layers * shape.heads * shape.head_dim * length
 
     def config_keys(self) -> dict[str, Any]:
         """Keyword arguments of the type's configuration class."""

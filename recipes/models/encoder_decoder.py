@@ -30,10 +30,16 @@ class _EncoderDecoder(LanguageArchitecture):
     def _further_in_body(self) -> int:
         """Parameters of norms and positions."""
 
-    def kept_per_token(self, length: int) -> int:
+    def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps: cross-attention too, and scores with a bias."""
         shape = self.shape()
-        return super().kept_per_token(length) + 8 * shape.width + 4 * shape.heads * length
+        own = 8 * shape.width + (4 * shape.heads * length if keeps_scores else 0)
+        return super().kept_per_token(length, keeps_scores=keeps_scores) + own
+
+    def attention_flops(self, length: int) -> int:
+        """Operations of attention to `length` tokens; the decoder attends twice."""
+        queries = self.linears()[0]
+        return 4 * queries.count * queries.outputs * length
 
 
 class T5(_EncoderDecoder):

@@ -56,6 +56,14 @@ class Rnn(LanguageArchitecture):
         """None that an adapter can be put on."""
         return []
 
+    def multiplied_parameters(self) -> int:
+        """Parameters of the cells, and of the projection to the embedding's width."""
+        return self.body_parameters(0)
+
+    def attention_flops(self, length: int) -> int:
+        """None: it has no attention."""
+        return 0
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LanguageArchitecture:
         """The architecture of a `config.json`, which names the type `cell`."""

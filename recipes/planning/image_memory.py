@@ -6,7 +6,7 @@ from recipes.data.images import ImageSetFacts
 from recipes.models.images.architecture import ImageArchitecture
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.tally import Tally, TextSizes
-from recipes.planning.memory import Sizes, sizes_of
+from recipes.planning.memory import Memory, Sizes, sizes_of
 from recipes.stages.answers import Held
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.lora import Lora
@@ -23,6 +23,8 @@ def predict_image_sizes(
     text: TextSizes | None,
     workers: int,
     micro_batch: int,
+    *,
+    on_gpu: bool = False,
 ) -> Sizes:
     """The stage's sizes on `workers` workers of `micro_batch` images.
 
@@ -41,8 +43,9 @@ def predict_image_sizes(
         held,
         workers,
         parameters=held.trainable + held.frozen,
-        working_bytes=FP32_BYTES * micro_batch * kept,
+        working=Memory(activations=FP32_BYTES * micro_batch * kept),
         averaged_bytes=FP32_BYTES * held.trainable if keeps_average else 0,
+        on_gpu=on_gpu,
     )
 
 
@@ -75,6 +78,8 @@ def predict_tuning_sizes(
     text: TextSizes | None,
     workers: int,
     micro_batch: int,
+    *,
+    on_gpu: bool = False,
 ) -> Sizes:
     """The sizes of a reward-tuned diffusion: the network and its frozen start, all steps of a micro-batch.
 
@@ -99,5 +104,6 @@ def predict_tuning_sizes(
         held,
         workers,
         parameters=held.trainable + held.frozen,
-        working_bytes=FP32_BYTES * working,
+        working=Memory(activations=FP32_BYTES * working),
+        on_gpu=on_gpu,
     )

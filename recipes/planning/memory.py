@@ -1,11 +1,10 @@
-"""Predicted sizes from arithmetic alone: parameters, memory for each worker, bytes of a commit (pure).
+"""Predicted sizes from arithmetic alone: parameters, memory for each worker by part, bytes of a commit (pure).
 
 Parameter counts are exact (a contract test compares them with transformers); memory is an upper estimate of what
-training holds at once: weights, gradients, optimiser state, activations, logits, and in PPO the frozen models and the
-rollout's cache. The host buffer of a save is counted separately: on a GPU it takes none of the device's memory.
+training holds at once. The host buffer of a save is counted separately: on a GPU it takes none of the device's memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 from recipes.models.base import LanguageArchitecture
 from recipes.stages.answers import Counts, Held
@@ -20,18 +19,54 @@ KEPT_STATES = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one worker by part, where training runs: in the device's memory, or in the host's."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    """Masters and moments."""
+    averages: int = 0
+    """A moving average of the weights."""
+    buffers: int = 0
+    """What is held for a moment: reduced gradients, gathered weights, copies of the largest tensor."""
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+    """Keys and values of what is being written."""
+    loading: int = 0
+    """What reading and writing the model take beyond a step."""
+
+    @property
+    def state(self) -> int:
+        """What there is whatever the batch is."""
+        return self.total - self.activations - self.logits - self.cache
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True)
 class Sizes:
     """A stage's predicted sizes."""
 
     parameters: int
     trainable_parameters: int
-    memory_per_worker_bytes: int
+    memory: Memory
     """Where training runs: the device's memory, or that of the host."""
     artifact_bytes: int
     state_bytes: int
     save_buffer_bytes: int
     """Host memory of one worker besides what trains: its share of the state, copied there to be written while training
     continues, and what it keeps whole (the best policy so far), which the first worker copies there too."""
+    host_bytes: int = 0
+    """Host memory of one worker on a GPU: the model that it reads before the GPU gets it, or what a save copies."""
+    memory_per_worker_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory_per_worker_bytes", self.memory.total)
 
     @property
     def cpu_worker_bytes(self) -> int:
@@ -51,66 +86,133 @@ def predict_sizes(
     workers: int,
     micro_batch: int,
     further_parameters: int = 0,
+    *,
+    on_gpu: bool = False,
 ) -> Sizes:
     """The stage's sizes on `workers` workers of `micro_batch` samples; further parameters: `KnownModel`'s."""
-    shard = stage.shard
     full = architecture.num_parameters(vocab_size) + further_parameters
-    scored = architecture.num_parameters(vocab_size, "score")
-    valued = architecture.num_parameters(vocab_size, "value")
-    lora = stage.adapters
-    adapter = lora.num_parameters(architecture.linears()) if lora is not None else 0
-    width = architecture.shape().width
-    held = stage.held(Counts(full, scored, valued, adapter, width))
-    working = _activation_bytes(stage, architecture, vocab_size, micro_batch)
-    if held.trainable and lora is None:
+    held = stage.held(language_counts(stage, architecture, vocab_size, further_parameters))
+    working = _activations(
+        stage, architecture, vocab_size, micro_batch, _drawn_at_once(stage, workers, micro_batch), on_gpu
+    )
+    largest = vocab_size * architecture.shape().width
+    if held.trainable and stage.adapters is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
-        working += 3 * vocab_size * width * FP32_BYTES
-    return sizes_of(shard, held, workers, parameters=full, working_bytes=working)
+        working = replace(working, buffers=3 * largest * FP32_BYTES)
+    return sizes_of(stage.shard, held, workers, parameters=full, working=working, largest=largest, on_gpu=on_gpu)
 
 
-def sizes_of(
-    shard: Shard, held: Held, workers: int, *, parameters: int, working_bytes: int, averaged_bytes: int = 0
-) -> Sizes:
-    """The sizes of a stage of any model, from what it holds, what a step takes besides, and a moving average."""
-    masters = held.trainable * (FP32_BYTES + MOMENT_BYTES)
-    best = held.trainable * shard.value_bytes if held.keeps_best else 0
-    weights = weights_bytes(shard, held.trainable, held.frozen, workers)
-    return Sizes(
-        parameters=parameters,
-        trainable_parameters=held.trainable,
-        memory_per_worker_bytes=weights + averaged_bytes + working_bytes,
-        artifact_bytes=held.stored * shard.value_bytes if held.stored else 1 << 20,
-        state_bytes=masters + best + averaged_bytes,
-        save_buffer_bytes=-(-masters // workers) + 2 * best + averaged_bytes,
+def language_counts(
+    stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, further_parameters: int = 0
+) -> Counts:
+    """Parameters of the stage's language model with every head, and of its adapter."""
+    lora = stage.adapters
+    return Counts(
+        full=architecture.num_parameters(vocab_size) + further_parameters,
+        scored=architecture.num_parameters(vocab_size, "score"),
+        valued=architecture.num_parameters(vocab_size, "value"),
+        adapter=lora.num_parameters(architecture.linears()) if lora is not None else 0,
+        width=architecture.shape().width,
     )
 
 
-def weights_bytes(shard: Shard, trainable: int, frozen: int, workers: int) -> int:
+def sizes_of(
+    shard: Shard,
+    held: Held,
+    workers: int,
+    *,
+    parameters: int,
+    working: Memory,
+    averaged_bytes: int = 0,
+    largest: int = 0,
+    on_gpu: bool = False,
+) -> Sizes:
+    """The sizes of a stage of any model, from what it holds, what a step takes besides, and a moving average.
+
+    `largest`: elements of the largest tensor, which ZeRO 3 gathers whole.
+    """
+    masters = held.trainable * (FP32_BYTES + MOMENT_BYTES)
+    best = held.trainable * shard.value_bytes if held.keeps_best else 0
+    state = _state(shard, held, workers, largest)
+    memory = replace(
+        state,
+        averages=averaged_bytes,
+        buffers=state.buffers + working.buffers,
+        activations=working.activations,
+        logits=working.logits,
+        cache=working.cache,
+    )
+    save_buffer = -(-masters // workers) + 2 * best + averaged_bytes
+    read = (held.trainable + held.frozen) * FP32_BYTES
+    offloaded = masters // workers if shard.offload == "cpu" else 0
+    return Sizes(
+        parameters=parameters,
+        trainable_parameters=held.trainable,
+        memory=_with_loading(memory, shard, held, on_gpu),
+        artifact_bytes=held.stored * shard.value_bytes if held.stored else 1 << 20,
+        state_bytes=masters + best + averaged_bytes,
+        save_buffer_bytes=save_buffer,
+        host_bytes=max(read, save_buffer + offloaded) if on_gpu else 0,
+    )
+
+
+def _state(shard: Shard, held: Held, workers: int, largest: int) -> Memory:
     """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
-    zero = shard.zero_stage
+    zero, trainable, everything = shard.zero_stage, held.trainable, held.trainable + held.frozen
     shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]
-    weight_bytes = shard.value_bytes
-    has_masters = shard.precision == "bf16" or zero > 0
+    is_bf16 = shard.precision == "bf16"
+    has_masters = is_bf16 or zero > 0
     optimizer = trainable * (MOMENT_BYTES + (FP32_BYTES if has_masters else 0)) / shares[0]
-    if shard.offload == "cpu":
-        optimizer = 0.0
-    gradients = trainable * weight_bytes / shares[1]
-    weights = (trainable + frozen) * weight_bytes / shares[2]
-    if shard.precision == "bf16":
-        # Gradients are summed up in fp32, and weights are made or read in fp32 first.
-        gradients += trainable * FP32_BYTES / shares[1]
-        weights += (trainable + frozen) * FP32_BYTES
-    buckets = min(MAX_BUCKET, trainable) * FP32_BYTES if zero > 0 else 0
-    return int(weights + gradients + optimizer + buckets)
+    # In bf16 gradients are summed up in fp32.
+    gradients = trainable * (shard.value_bytes + (FP32_BYTES if is_bf16 else 0)) / shares[1]
+    buffers = min(MAX_BUCKET, trainable) * FP32_BYTES if zero > 0 else 0
+    if zero == 3:
+        buffers += min(everything, min(MAX_BUCKET, trainable) + largest) * shard.value_bytes
+    return Memory(
+        weights=int(everything * shard.value_bytes / shares[2]),
+        gradients=int(gradients),
+        optimizer=0 if shard.offload == "cpu" else int(optimizer),
+        buffers=buffers,
+    )
 
 
-def _activation_bytes(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, micro_batch: int) -> int:
-    """Activations kept for the backward pass, logits with their gradient, and the rollout's key-value cache."""
+def _with_loading(memory: Memory, shard: Shard, held: Held, on_gpu: bool) -> Memory:
+    """Add what reading and writing the model take beyond a step.
+
+    On CPUs weights are made or read in fp32, and in bf16 these stay in the process (measured). ZeRO 3 has the model
+    whole on every worker, next to its share, while it is read, while answers are drawn, and when it is written.
+    """
+    everything = held.trainable + held.frozen
+    if shard.precision == "bf16" and not on_gpu:
+        return replace(memory, loading=everything * FP32_BYTES)
+    if shard.zero_stage < 3:
+        return memory
+    whole = memory.state - memory.buffers + memory.cache + everything * shard.value_bytes
+    return replace(memory, loading=max(0, whole - memory.total))
+
+
+def _drawn_at_once(stage: TextStage, workers: int, micro_batch: int) -> int:
+    """Answers that a worker writes at once: its share of an iteration's."""
+    batch = stage.batch()
+    return micro_batch if batch is None else max(1, batch.written * batch.samples // workers)
+
+
+def _activations(
+    stage: TextStage,
+    architecture: LanguageArchitecture,
+    vocab_size: int,
+    micro_batch: int,
+    drawn: int,
+    on_gpu: bool,
+) -> Memory:
+    """Activations kept for the backward pass, logits with their gradient, keys and values of `drawn` answers."""
     shape = architecture.shape()
     value_bytes = stage.shard.value_bytes
     passed = stage.forward()
     length, copies = passed.length, passed.copies
-    per_token = architecture.kept_per_token(length)
+    # torch's kernels on GPUs keep no scores of attention, but the mask that all layers share.
+    per_token = architecture.kept_per_token(length, keeps_scores=not on_gpu)
+    mask = 2 * micro_batch * copies * length * length * value_bytes if on_gpu else 0
     if stage.adapters is not None:
         per_token = int(1.6 * per_token)  # an adapter's outputs are kept as well as those of its base
     layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers
@@ -120,5 +222,5 @@ def _activation_bytes(stage: TextStage, architecture: LanguageArchitecture, voca
         logits = min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES)
     cache = 0
     if passed.has_cache:
-        cache = 2 * micro_batch * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes
-    return kept + logits + cache
+        cache = 2 * drawn * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes
+    return Memory(activations=kept + mask, logits=logits, cache=cache)

@@ -5,22 +5,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recipes.data.images import ImageSetFacts
-from recipes.data.text import TrainTokenizer
-from recipes.models.images.ddpm import Ddpm
-from recipes.models.images.tally import TextSizes
-from recipes.models.known_models import KnownModel
+from recipes.planning.cost import Cost, Rates
 from recipes.planning.fingerprint import ParentId, fingerprint
-from recipes.planning.image_memory import predict_image_sizes, predict_tuning_sizes
-from recipes.planning.memory import Sizes, predict_sizes
+from recipes.planning.memory import Sizes
+from recipes.planning.prediction import External, Known, predict_stage
 from recipes.recipe import Recipe
-from recipes.references import Reference, StageRef, parse_reference
-from recipes.rules.chain import autoencoder_of, image_stage_of, order, origin
-from recipes.stages.base import ImageStage, ImageTraining, StageBase, TextStage
+from recipes.references import StageRef, parse_reference
+from recipes.rules.chain import order
 from recipes.stages.batch import micro_batches
-from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
-from recipes.stages.pretrain import Pretrain, PretrainImages
-from recipes.stages.rl import RlImages
 
 FORMAT = 1
 
@@ -31,19 +24,6 @@ class Committed:
 
     digest: str
     parents: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class External:
-    """An input from outside the recipe: what it resolved to and, where known, its size."""
-
-    id: ParentId
-    model: KnownModel | None = None
-    """A language model, as far as its size is known."""
-    vocab_size: int | None = None
-    """Of a tokenizer."""
-    notes: tuple[str, ...] = ()
-    """Notes for the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +53,12 @@ class PlannedStage:
     engine: str
     """`plain`, or `zero` with its stage."""
     sizes: Sizes | None = None
+    unknown: str = ""
+    """Why sizes, operations and time are not known, where they are not."""
+    step_flops: int | None = None
+    """Operations of a step, or of an evaluation."""
+    cost: Cost | None = None
+    """None: the number of steps is not known."""
     settled_by: Mapping[str, str] = field(default_factory=dict)
     """Why precision and engine are what they are, where the recipe left them to `auto`."""
     notes: tuple[str, ...] = ()
@@ -86,6 +72,10 @@ class Plan:
     recipe: str
     workers: int
     stages: list[PlannedStage] = field(default_factory=list)
+    rates: str = ""
+    """What times are computed from, in words; empty: there are none."""
+    misfits: tuple[str, ...] = ()
+    """Stages that the workers have no room for, and what would make them fit."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -124,17 +114,18 @@ def build_plan(
     changes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     images: Mapping[str, ImageSetFacts] | None = None,
     settled_by: Mapping[str, Mapping[str, str]] | None = None,
+    rates: Rates | None = None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
     settings that a resume changed while the stage was under way, `images` the size of a stage's images,
-    `settled_by` what `auto` was settled by (`settle.py`).
+    `settled_by` what `auto` was settled by (`settle.py`), `rates` what a worker gets done.
     """
     externals, rows, changes, images = externals or {}, rows or {}, changes or {}, images or {}
-    settled_by = settled_by or {}
-    plan = Plan(recipe.name, workers)
+    settled_by, price = settled_by or {}, recipe.cluster.price_per_gpu_hour
+    plan = Plan(recipe.name, workers, rates="" if rates is None else rates.source)
     done: dict[str, PlannedStage] = {}
     for name in order(recipe):
         stage = recipe.stages[name]
@@ -151,6 +142,9 @@ def build_plan(
             else micro_batches(batch.size, workers, stage.shard.micro_batch, at_most=stage.largest_micro_batch)
         )
         texts = {item.field_path: item.text for item in stage.inputs()}
+        known = Known(recipe, externals, images.get(name))
+        predicted = predict_stage(stage, known, workers, micro or 1)
+        steps = stage.steps(rows.get(name))
         done[name] = PlannedStage(
             name=name,
             kind=stage.kind,
@@ -163,14 +157,15 @@ def build_plan(
             workers=workers,
             micro_batch=micro,
             accumulation=accumulation,
-            steps=stage.steps(rows.get(name)),
+            steps=steps,
             precision=stage.shard.precision,
             engine=stage.shard.engine_text,
             settled_by=settled_by.get(name, {}),
             notes=tuple(note for external in externals.get(name, {}).values() for note in external.notes),
-            sizes=_image_sizes(stage, recipe, images.get(name), externals, workers, micro or 1)
-            if isinstance(stage, ImageStage)
-            else _text_sizes(stage, recipe, externals, workers, micro or 1),
+            sizes=predicted.sizes,
+            unknown=predicted.unknown,
+            step_flops=predicted.step_flops,
+            cost=None if steps is None else predicted.cost(steps, rates, price),
         )
         plan.stages.append(done[name])
     return plan
@@ -189,67 +184,3 @@ def _parents(
         else:
             parents[item.field_path] = externals[item.field_path].id
     return parents
-
-
-def _image_sizes(
-    stage: PretrainImages | FinetuneImages | RlImages,
-    recipe: Recipe,
-    facts: ImageSetFacts | None,
-    externals: Mapping[str, Mapping[str, External]],
-    workers: int,
-    micro_batch: int,
-) -> Sizes | None:
-    """None where the images' size, the start, the autoencoder or the text encoder is not known before the run."""
-    start = image_stage_of(stage, recipe.stages)
-    if start is None or facts is None:
-        return None
-    autoencoder = autoencoder_of(start, recipe.stages)
-    if start.autoencoder is not None and autoencoder is None:
-        return None
-    text: TextSizes | None = None
-    if start.text_encoder is not None:
-        reader = _language_model(origin(start.text_encoder, recipe.stages), recipe, externals)
-        if reader is None:
-            return None
-        count = reader.architecture.num_parameters(reader.vocab_size)
-        text = TextSizes(reader.architecture.shape().width, count)
-    if isinstance(stage, ImageTraining):
-        return predict_image_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
-    assert isinstance(start.architecture, Ddpm)
-    return predict_tuning_sizes(stage, start.architecture, facts, autoencoder, text, workers, micro_batch)
-
-
-def _text_sizes(
-    stage: TextStage,
-    recipe: Recipe,
-    externals: Mapping[str, Mapping[str, External]],
-    workers: int,
-    micro_batch: int,
-) -> Sizes | None:
-    start = stage.text_start()
-    known = _language_model(stage if start is None else origin(start, recipe.stages), recipe, externals)
-    if known is None:
-        return None
-    return predict_sizes(
-        stage, known.architecture, known.vocab_size, workers, micro_batch, further_parameters=known.further_parameters
-    )
-
-
-def _language_model(
-    source: StageBase | Reference | None, recipe: Recipe, externals: Mapping[str, Mapping[str, External]]
-) -> KnownModel | None:
-    """The model that a stage builds, or that a reference to the outside means."""
-    if isinstance(source, Pretrain):
-        vocab_size = source.tokenizer.vocab_size if isinstance(source.tokenizer, TrainTokenizer) else None
-        if vocab_size is None:
-            builder = next(other for other, known in recipe.stages.items() if known is source)
-            tokenizer = externals.get(builder, {}).get("tokenizer.from")
-            vocab_size = tokenizer.vocab_size if tokenizer is not None else None
-        if source.architecture is None or vocab_size is None:
-            return None
-        return KnownModel(source.architecture, vocab_size)
-    for name, inputs in externals.items():
-        for item in recipe.stages[name].inputs():
-            if item.field_path in inputs and parse_reference(item.text) == source:
-                return inputs[item.field_path].model
-    return None

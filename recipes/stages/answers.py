@@ -173,6 +173,24 @@ class Forward:
     has_backward: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Samples that a stage puts through one of its models, of all workers together."""
+
+    samples: int
+    """Sequences, or images."""
+    length: int = 1
+    """Tokens of a sequence at most."""
+    times: float = 1
+    """How often in the whole stage."""
+    logits: int = 0
+    """Tokens of a sequence whose logits are taken."""
+    trains: bool = False
+    """Whether a backward pass follows."""
+    writes: int = 0
+    """Tokens of a sequence that are written one after the other."""
+
+
 def template_field(rows: str) -> Any:
     """The field `template` of a stage that reads such rows."""
     return added_meaning(

@@ -19,6 +19,7 @@ from recipes.stages.answers import (
     Forward,
     Held,
     Input,
+    Pass,
     Progress,
     Role,
     SharedTokens,
@@ -87,6 +88,10 @@ class StageBase(Strict):
     @abstractmethod
     def shrunk(self, *, is_built_here: bool) -> Self:
         """The stage's smoke form; `is_built_here`: the recipe builds the model that it starts from."""
+
+    @abstractmethod
+    def passes(self, steps: int) -> list[Pass]:
+        """What goes through its models in so many steps, every sequence at its longest."""
 
     @property
     @abstractmethod
@@ -338,6 +343,15 @@ class TextTraining(Training, TextStage):
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length)
 
+    def passes(self, steps: int) -> list[Pass]:
+        passed, train = self.forward(), self.train
+        logits = 0 if passed.logits == "none" else passed.length
+        trained = Pass(train.global_batch * passed.copies, passed.length, steps, logits, trains=True)
+        if self.find_source("evaluation") is None:
+            return [trained]
+        evaluations = train.num_evaluations(steps)
+        return [trained, Pass(train.evaluation_rows * passed.copies, passed.length, evaluations, logits)]
+
 
 class ImageTraining(Training, ImageStage):
     """A stage that trains a model of images on images."""
@@ -354,6 +368,12 @@ class ImageTraining(Training, ImageStage):
         data: ImageSource
         evaluation: ImageSource | None
         train: ImageTrain
+
+    def passes(self, steps: int) -> list[Pass]:
+        trained = Pass(self.train.global_batch, times=steps, trains=True)
+        if self.find_source("evaluation") is None:
+            return [trained]
+        return [trained, Pass(self.train.evaluation_rows, times=self.train.num_evaluations(steps))]
 
 
 def _owned_keys(stage: type[Strict]) -> Iterator[tuple[str, TextFamily]]:

@@ -19,6 +19,7 @@ from recipes.stages.answers import (
     Forward,
     Held,
     Input,
+    Pass,
     Progress,
     SharedTokens,
     SourceUse,
@@ -301,3 +302,20 @@ class Evaluate(TextStage):
         else:
             length, copies = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens, 1
         return Forward(length, copies=copies, logits="all", has_cache=True, has_backward=False)
+
+    def passes(self, steps: int) -> list[Pass]:
+        """Each model reads the text, answers every prompt, and is compared with the first; scorers read the answers."""
+        found, models, length = [], len(self.of), self.sequence_length
+        if "perplexity" in self.suites:
+            found.append(Pass(self.num_sequences or self.num_prompts, length, models, length))
+        if "targets" in self.suites:
+            found.append(Pass(self.num_prompts, length, models, length))
+            found.append(Pass(self.num_prompts * self.num_beams, length, models, length, writes=length))
+        if self.writes_answers:
+            new = self.sampling.max_new_tokens
+            whole = self.sampling.max_prompt_tokens + new
+            scorers = sum(reward is not None for reward in (self.reward, self.second_scorer))
+            found.append(Pass(self.num_prompts, whole, models, new, writes=new))
+            found.append(Pass(self.num_prompts, whole, 2 * models, new))
+            found.append(Pass(self.num_prompts, whole, scorers * models))
+        return found

@@ -22,6 +22,7 @@ from recipes.stages.answers import (
     Forward,
     Held,
     Input,
+    Pass,
     Progress,
     SharedTokens,
     SourceUse,
@@ -179,6 +180,24 @@ class RlText(RlStage, TextStage):
         copies = 1 if self.algorithm.value_model is None else 2
         return Forward(length, copies=copies, logits="all", has_cache=True)
 
+    def passes(self, steps: int) -> list[Pass]:
+        """Every iteration writes, has all models judge and learns; after the last update there is one more rollout."""
+        settings, new = self.algorithm, self.rollout.max_new_tokens
+        length, samples = self.forward().length, self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
+        rollouts = steps / settings.steps_per_iteration + 1
+        critics = 0 if settings.value_model is None else 1
+        found = [
+            Pass(samples, length, rollouts, new, writes=new),
+            Pass(samples, length, 2 * rollouts, new),  # actor and reference
+            Pass(samples, length, (1 + critics) * rollouts),  # reward model and critic
+            Pass(samples // settings.mini_batches, length, steps, new, trains=True),
+        ]
+        if critics:
+            found.append(Pass(samples // settings.mini_batches, length, steps, trains=True))
+        if self.text is not None:
+            found.append(Pass(settings.text_batch, settings.text_length, steps, settings.text_length, trains=True))
+        return found
+
 
 class RlImages(RlStage, ImageStage):
     """Reinforcement learning of a diffusion model: what it draws, step by step, against a reward."""
@@ -219,6 +238,18 @@ class RlImages(RlStage, ImageStage):
     def batch(self) -> Batch:
         images = self.rollout.images_per_iteration
         return Batch("rollout.images_per_iteration", images, mini_batches=self.algorithm.mini_batches, noun="images")
+
+    def passes(self, steps: int) -> list[Pass]:
+        """Every iteration draws step by step, asks the start, and learns from all steps but the last."""
+        settings, images, denoising = self.algorithm, self.rollout.images_per_iteration, self.rollout.steps
+        assert denoising is not None, "the actor's steps are filled in first"
+        images *= 1 if self.rollout.guidance in (None, 1) else 2
+        rollouts, asked = steps / settings.steps_per_iteration + 1, (denoising - 1) * images
+        return [
+            Pass(images, times=rollouts, writes=denoising),
+            Pass(asked, times=rollouts),
+            Pass(asked // settings.mini_batches, times=steps, trains=True),
+        ]
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from self.algorithm.rules()

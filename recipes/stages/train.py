@@ -48,6 +48,10 @@ class _Steps(Strict):
         assert self.epochs is not None
         return None if rows is None else max(1, math.ceil(self.epochs * rows / self.global_batch))
 
+    def num_evaluations(self, steps: int) -> int:
+        """Evaluations in so many steps; the end is always evaluated."""
+        return -(-steps // self.evaluate_every)
+
     def _shrunk(self, batch: int, **changes: Any) -> Self:
         steps = min(self.steps or STEPS, STEPS)
         return self.changed(

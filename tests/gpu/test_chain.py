@@ -37,7 +37,8 @@ def test_training_stays_under_the_predicted_memory() -> None:
             "shard": {"engine": "plain", "precision": "bf16"},
         }
     )
-    predicted = predict_sizes(stage, architecture, vocabulary, workers=1, micro_batch=rows).memory_per_worker_bytes
+    sizes = predict_sizes(stage, architecture, vocabulary, workers=1, micro_batch=rows, on_gpu=True)
+    predicted = sizes.memory_per_worker_bytes
     device = torch.device("cuda", 0)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -136,7 +136,7 @@ class Ddpm(ImageModel):
                 if level in self.attention_levels:
                     attend(outputs, areas[level])
             if level < last:
-                net.conv(outputs, outputs, areas[level])
+                net.conv(outputs, outputs, areas[level], drawn=areas[level + 1])
             inputs = outputs
         for _ in range(2):
             net.residual(channels[-1], channels[-1], areas[-1], embedding)

@@ -71,7 +71,10 @@ class Gan(ImageModel):
         discriminator.linear(features, 1)
         is_penalised = self.r1_gamma > 0 or self.loss == "wasserstein_gp"
         judged = discriminator.kept * (6 if is_penalised else 2)  # of real and of drawn ones; a gradient of a gradient
-        return Tally(generator.parameters + discriminator.parameters, max(judged, generator.kept + discriminator.kept))
+        # The generator draws in both phases; the discriminator judges real and drawn images, then drawn ones again.
+        flops = 2 * generator.flops + 3 * discriminator.flops
+        parameters = generator.parameters + discriminator.parameters
+        return Tally(parameters, max(judged, generator.kept + discriminator.kept), flops)
 
     def files(self, *, is_latent: bool) -> tuple[Names, Names]:
         """Weights and configurations of its folder."""

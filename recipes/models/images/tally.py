@@ -30,6 +30,8 @@ class Tally:
     parameters: int = 0
     kept: int = field(default=0)
     """Values for each sample that layers keep for the backward pass: their inputs."""
+    flops: int = 0
+    """Operations of a sample's forward pass: two for each product of a value with a weight, or of two values."""
     projections: list[Linear] = field(default_factory=list)
     """The attention's linear modules."""
 
@@ -37,11 +39,13 @@ class Tally:
         """Count a fully connected layer."""
         self.parameters += inputs * outputs + outputs * has_bias
         self.kept += inputs * positions
+        self.flops += 2 * inputs * outputs * positions
 
-    def conv(self, inputs: int, outputs: int, area: int, size: int = 3) -> None:
-        """Count a convolution over inputs of `area` pixels."""
+    def conv(self, inputs: int, outputs: int, area: int, size: int = 3, *, drawn: int | None = None) -> None:
+        """Count a convolution over inputs of `area` pixels; of `drawn` pixels where it halves or doubles the size."""
         self.parameters += size * size * inputs * outputs + outputs
         self.kept += inputs * area
+        self.flops += 2 * size * size * inputs * outputs * (area if drawn is None else drawn)
 
     def norm(self, channels: int, area: int) -> None:
         """Count a group norm and the activation after it."""
@@ -70,6 +74,7 @@ class Tally:
             self.linear(channels, channels, positions=area)
             self.projections.append(Linear(name, channels, channels))
         self.kept += 3 * channels * area + 2 * heads * area * area
+        self.flops += 4 * channels * area * area
 
     def transformer(self, channels: int, area: int, heads: int, text_width: int) -> None:
         """Count diffusers' Transformer2DModel: attention over pixels, over the caption, a gated feed-forward."""
@@ -84,6 +89,7 @@ class Tally:
                 )
                 self.projections.append(Linear(name, inputs, channels))
             self.kept += channels * (area + 2 * stretch) + 2 * heads * area * stretch
+            self.flops += 4 * channels * area * stretch
         self.norm(channels, area)
         self.linear(channels, 8 * channels, positions=area)
         self.activation(12 * channels * area)
@@ -110,7 +116,7 @@ def count_encoder(net: Tally, kind: str, facts: ImageSetFacts, width: int, depth
             size = width
             continue
         outer, (height, wide) = width << level, sizes[level + 1]
-        net.conv(channels, outer, sizes[level][0] * sizes[level][1])
+        net.conv(channels, outer, sizes[level][0] * sizes[level][1], drawn=height * wide)
         net.norm(outer, height * wide)
         channels, size = outer, outer * height * wide
     net.linear(size, outputs)

@@ -107,7 +107,7 @@ class Vae(ImageModel):
         for level, outputs in enumerate(channels):
             net.residual(inputs, outputs, areas[level])
             if level < levels - 1:
-                net.conv(outputs, outputs, areas[level])
+                net.conv(outputs, outputs, areas[level], drawn=areas[level + 1])
             inputs = outputs
         for _ in range(2):  # the middles of encoder and decoder
             net.residual(deep, deep, area)

@@ -9,8 +9,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 
 from cluster.topology import Node
-from launch.capacity.room import check_memory
 from launch.capacity.workers import Workers, settle_workers
+from launch.checks.memory import check_memory
 from launch.inputs.external import take_in
 from launch.inputs.resolve import resolve
 from recipes.artifact_kinds import ArtifactKind
@@ -124,9 +124,10 @@ def test_memory_is_compared_with_the_nodes(recipe: Path, store: Store, memory_gi
     loaded = load_recipe(recipe, [f"stages.base.architecture.{key}={value}" for key, value in wide.items()])
     nodes = [Node(name, "10.0.0.1", 1.0, gpus / 2, memory_gib << 30, 1.0, gpus / 2) for name in ("a", "b")]
     workers = Workers(2, 1 if gpus else 0)
-    plan = resolve(loaded, store, workers, Hardware()).plan(store)
+    resolved = resolve(loaded, store, workers, Hardware())
+    plan = resolved.plan(store)
     if fits:
-        check_memory(plan, workers, nodes)
+        check_memory(resolved, plan, workers, nodes)
         return
     with pytest.raises(CapacityError, match=r"stage base takes about .* GiB of memory in each of 2 workers; .* for 0;"):
-        check_memory(plan, workers, nodes)
+        check_memory(resolved, plan, workers, nodes)

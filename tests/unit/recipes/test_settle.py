@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recipes.loading.load import load_recipe
-from recipes.planning.memory import Sizes
+from recipes.planning.memory import Memory, Sizes
 from recipes.planning.settle import MEMORY_SHARE, PROCESS_BYTES, Hardware, keep_settled, settle_shards
 from recipes.recipe import Recipe
 from recipes.stages.sharding import Shard
@@ -22,7 +22,7 @@ STATE = {("plain", 0): 10 << 30, ("deepspeed", 0): 10 << 30, ("deepspeed", 1): 7
 def predict(recipe: Recipe) -> dict[str, Sizes | None]:
     """Sizes of stages that take what STATE says."""
     return {
-        name: Sizes(1, 1, STATE.get((stage.shard.engine, stage.shard.zero_stage), 3 << 30), 1, 1, 0)
+        name: Sizes(1, 1, Memory(STATE.get((stage.shard.engine, stage.shard.zero_stage), 3 << 30)), 1, 1, 0)
         for name, stage in recipe.stages.items()
     }
 

@@ -1,0 +1,139 @@
+"""What a stage computes, and how long that takes: operations by formula, time from a machine's rates (pure).
+
+A token of a forward pass takes 2 N operations for the N parameters that it is multiplied by, 4 L T d for attention of
+L layers and heads of d together to T tokens, and 2 V D where its logits are taken. A backward pass takes twice a
+forward one (6 N, 12 L T d), with adapters on a frozen model once (4 N; attention has no weights to save on), and
+recomputed activations take one more. That is what PaLM (Chowdhery et al. 2022, appendix B) and Kaplan et al. (2020)
+count: whole squares of attention, every sequence at its longest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recipes.models.base import LanguageArchitecture
+from recipes.models.images.tally import Tally
+from recipes.planning.gpus import Gpu
+from recipes.planning.memory import MOMENT_BYTES, Sizes
+from recipes.stages.answers import Pass
+from recipes.stages.base import StageBase, TextStage
+from recipes.stages.sharding import FP32_BYTES, Shard
+
+UTILISATION = 0.4
+"""Share of a GPU's peak that training is taken to reach where nothing was measured: 33 to 48 % is what public stacks
+report in bf16 on H100s for models of 1B parameters and more; small ones reach less."""
+BANDWIDTH_SHARE = 0.6
+"""Share of the memory's bandwidth that writing answers is taken to reach; 69 % is gpt-fast's on an A100."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one worker gets done."""
+
+    flops_per_s: Mapping[str, float]
+    """Operations of training, by precision."""
+    bytes_per_s: float
+    """Read from memory."""
+    source: str
+    """Where these come from, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Operations of a whole stage, of all workers together."""
+
+    training: int = 0
+    scoring: int = 0
+    """Forward passes alone."""
+    writing: int = 0
+    """Answers, or images that are drawn."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.training + self.scoring + self.writing
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a stage takes."""
+
+    flops: Flops
+    seconds: float | None = None
+    """Of its arithmetic: starting workers, reading data and saving come on top. None: no rates are known."""
+    price: float | None = None
+    """In the currency of the recipe's price."""
+
+
+def stated_rates(gpu: Gpu, utilisation: float) -> Rates:
+    """The rates of a GPU by its data sheet."""
+    peaks = {precision: gpu.flops_per_s(precision) for precision in ("fp32", "bf16")}
+    said = ", ".join(f"{precision} {peak / 1e12:,.0f} TFLOP/s" for precision, peak in peaks.items())
+    return Rates(
+        {precision: utilisation * peak for precision, peak in peaks.items()},
+        BANDWIDTH_SHARE * gpu.terabytes_per_s * 1e12,
+        f"{utilisation:.0%} of {gpu.name}'s peak ({said}), {BANDWIDTH_SHARE:.0%} of {gpu.terabytes_per_s:g} TB/s",
+    )
+
+
+def text_flops(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, steps: int) -> Flops:
+    """Operations of a stage of language models; its further models are taken to have the size of its own."""
+    training = scoring = writing = 0
+    for passed in stage.passes(steps):
+        flops = _text_pass(stage, architecture, vocab_size, passed)
+        if passed.trains:
+            training += flops
+        elif passed.writes:
+            writing += flops
+        else:
+            scoring += flops
+    return Flops(training, scoring, writing)
+
+
+def _text_pass(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, passed: Pass) -> int:
+    """Operations of one kind of pass over the whole stage."""
+    parameters, lora = architecture.multiplied_parameters(), stage.adapters
+    body, attention = 2 * parameters, architecture.attention_flops(passed.length)
+    head = 2 * passed.logits * vocab_size * architecture.shape().width
+    again = 1 if stage.shard.gradient_checkpointing else 0
+    if not passed.trains:
+        token = body + attention
+    elif lora is None:
+        token, head = (3 + again) * (body + attention), 3 * head
+    else:
+        adapter = 2 * lora.num_parameters(architecture.linears())
+        token = (2 + again) * body + (3 + again) * (attention + adapter)
+        head *= 2
+    return int(passed.samples * passed.times * (passed.length * token + head))
+
+
+def image_flops(stage: StageBase, net: Tally, passes: list[Pass]) -> Flops:
+    """Operations of a stage of images, by those of its network for one image."""
+    training = scoring = writing = 0
+    factor = 3 if stage.adapters is None else 2
+    for passed in passes:
+        flops = int(passed.samples * passed.times * net.flops)
+        if passed.trains:
+            training += factor * flops
+        elif passed.writes:
+            writing += flops * passed.writes
+        else:
+            scoring += flops
+    return Flops(training, scoring, writing)
+
+
+def stage_seconds(
+    flops: Flops, shard: Shard, sizes: Sizes, workers: int, rates: Rates, steps: int, passes: list[Pass]
+) -> float:
+    """The time of a stage's arithmetic: starting workers, reading data and saving come on top.
+
+    Operations at the workers' rate; answers at the rate of the memory where that is slower, since every token reads the
+    whole model; the optimiser reads and writes its state once a step.
+    """
+    speed = workers * rates.flops_per_s["bf16" if shard.precision == "bf16" else "fp32"]
+    computing = (flops.training + flops.scoring) / speed
+    tokens = sum(passed.times * passed.writes for passed in passes)
+    model_bytes = (sizes.parameters * shard.value_bytes) + sizes.memory.cache / 2
+    writing = max(flops.writing / speed, tokens * model_bytes / rates.bytes_per_s)
+    state = sizes.trainable_parameters * (2 * (FP32_BYTES + MOMENT_BYTES) + FP32_BYTES)
+    updating = steps * state / (workers if shard.zero_stage else 1) / rates.bytes_per_s
+    return computing + writing + updating

@@ -54,7 +54,7 @@ class Known:
 class Predicted:
     """A stage's prediction."""
 
-    stage: Stage
+    stage: StageBase
     workers: int
     sizes: Sizes | None = None
     flops: Callable[[int], Flops] | None = None

@@ -73,6 +73,8 @@ class Code(StrEnum):
     TEMPLATE_MISMATCH = "template-mismatch", "A stage formats plain text differently from where its model was trained."
     UNKNOWN_MODULE = "unknown-module", "An adapter targets a module that the model does not have."
     UNKNOWN_CLASS = "unknown-class", "A class is not among those of the model's data."
+    MISSING_REWARD_FUNCTION = "missing-reward-function", "A reward names a function or entry point that is not there."
+    MISSING_PACKAGE = "missing-package", "A setting needs a package that is not installed."
 
     # tokenizers
     VOCABULARY_TOO_SMALL = "vocabulary-too-small", "A vocabulary does not hold the bytes and the special tokens."

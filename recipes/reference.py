@@ -17,6 +17,7 @@ from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.kinds import Stage
+from recipes.stages.rewards.union import RewardTerm
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -66,7 +67,14 @@ _SECTIONS = (
         "Reinforcement learning",
         (
             *("Rollout", *_members(TextAlgorithm), "Critic", "ImageRollout", *_members(ImageAlgorithm)),
-            *("ClassReward", "RuleReward", "FixedKl", "AdaptiveKl"),
+            *("FixedKl", "AdaptiveKl"),
+        ),
+    ),
+    (
+        "Rewards",
+        (
+            *_members(RewardTerm),
+            *("ClassReward", "RuleReward"),
         ),
     ),
     ("Evaluation", ("Sampling", "Bound")),
@@ -105,7 +113,7 @@ def markdown_reference() -> str:
 
 def _heading(name: str, model: dict[str, Any]) -> str:
     """How a recipe selects the model (`kind: rl`), or the model's name."""
-    for key in ("kind", "type", "source", "train", "family"):
+    for key in ("kind", "type", "source", "train", "family", "rule"):
         value = model["properties"].get(key, {})
         if "const" in value:
             of_images = key in ("source", "kind") and "Image" in name
@@ -154,7 +162,7 @@ def _value(value: dict[str, Any], anchors: dict[str, str]) -> str:
         items = value.get("items") or (value.get("prefixItems") or [{}])[0]
         return f"list of {_value(items, anchors)}"
     if kind == "object":
-        inner = value.get("additionalProperties")
+        inner = value.get("additionalProperties") or next(iter(value.get("patternProperties", {}).values()), None)
         return f"mapping to {_value(inner, anchors)}" if isinstance(inner, dict) else "mapping"
     noun = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}[str(kind)]
     return noun + _bounds(value)

@@ -3,8 +3,8 @@
 Shapes: N responses of all ranks, R response tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -57,6 +57,8 @@ class RolloutReport:
     sampler_gap: float
     """Mean absolute log-ratio of the training forward to the sampler at the drawn tokens: the two round differently."""
     sampler_gap_max: float
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Mean of what each term of the reward gave, by its name."""
 
     @property
     def optimised_score(self) -> float:
@@ -64,8 +66,9 @@ class RolloutReport:
         return self.shaped_score_mean
 
     def metrics(self) -> dict[str, float]:
-        """The numbers by their names in the run's metrics."""
-        return dict(vars(self))
+        """The numbers by their names in the run's metrics; a term's as `reward/NAME`."""
+        numbers = {name: value for name, value in vars(self).items() if name != "rewards"}
+        return {**numbers, **{f"reward/{name}": mean for name, mean in self.rewards.items()}}
 
     @property
     def kl_alarm(self) -> bool:
@@ -82,10 +85,11 @@ def report_rollouts(
     reference_logprobs_NR: Tensor,
     entropy_NR: Tensor,
     *,
+    by_term: Mapping[str, Tensor],
     shaped_scores_N: Tensor,
     sampler_logprobs_NR: Tensor,
 ) -> RolloutReport:
-    """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward model gave them."""
+    """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward's terms gave them."""
     mask = response_mask_NR
     gaps = (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
     lengths = mask.sum(dim=1)
@@ -104,6 +108,7 @@ def report_rollouts(
         shaped_score_mean=float(shaped_scores_N.double().mean()),
         sampler_gap=float(gaps.mean()),
         sampler_gap_max=float(gaps.max()),
+        rewards={name: float(values_N.double().mean()) for name, values_N in by_term.items()},
     )
 
 

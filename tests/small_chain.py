@@ -48,7 +48,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "train": TRAIN | {"sequence_length": 64}, "shard": SHARD,
     },
     "policy": {
-        "kind": "rl", "actor": "chat", "reward": "judge", "lora": {"r": 4},
+        "kind": "rl", "actor": "chat", "rewards": {"judge": {"model": "judge"}}, "lora": {"r": 4},
         "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
         "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
         "algorithm": {
@@ -61,7 +61,7 @@ INPUTS = {
     "base": {},
     "chat": {"init_from": "base"},
     "judge": {"init_from": "chat"},
-    "policy": {"actor": "chat", "reward": "judge"},
+    "policy": {"actor": "chat", "rewards.judge.model": "judge"},
 }
 
 

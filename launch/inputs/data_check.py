@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.inputs.reward_check import check_rewards
 from recipes.data.images import ImageSetFacts, ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem
@@ -41,7 +42,7 @@ class DataCheck:
     """Says what is wrong with the data of recipes; each source is read once."""
 
     def __init__(self) -> None:
-        self._errors: dict[tuple[str, Path, tuple[RowRole, ...]], list[SourceError]] = {}
+        self._errors: dict[tuple[str, Path, tuple[RowRole, ...], tuple[str, ...]], list[SourceError]] = {}
         self._facts: dict[tuple[str, Path], ImageSetFacts | None] = {}
 
     def __call__(self, loaded: LoadedRecipe) -> list[Problem]:
@@ -50,6 +51,7 @@ class DataCheck:
         problems += check_image_forms(loaded, lambda source: self._facts_of(source, loaded.base_dir))
         problems += check_reward_tuning(loaded, lambda source: first_images(source, loaded.base_dir).classes)
         problems += check_compared_images(loaded, lambda source: first_images(source, loaded.base_dir).counts)
+        problems += check_rewards(loaded)
         return list({(problem.field, problem.message): problem for problem in problems}.values())
 
     def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -64,12 +66,12 @@ class DataCheck:
 
     def _errors_of(self, loaded: LoadedRecipe, stage: Stage, use: SourceUse) -> list[SourceError]:
         roles = () if use.role == "images" else row_roles(use, model_facts(loaded, stage).family)
-        key = (use.source.model_dump_json(), loaded.base_dir, roles)
+        key = (use.source.model_dump_json(), loaded.base_dir, roles, use.carried)
         if key not in self._errors:
             if use.role == "images":
                 self._errors[key] = check_images(use.images, loaded.base_dir)
             else:
-                self._errors[key] = check_text(use.rows, loaded.base_dir, roles)
+                self._errors[key] = check_text(use.rows, loaded.base_dir, roles, use.carried)
         return self._errors[key]
 
     def _facts_of(self, source: ImageSource, base_dir: Path) -> ImageSetFacts | None:

@@ -222,8 +222,13 @@ def metric_table(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
     return f'<div class="card">{"".join(parts)}</div>' if parts else ""
 
 
-def _score(value: Any) -> str:
-    return f"score {value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else ""
+def _score(sample: Mapping[str, Any]) -> str:
+    """The score of a sample, and what it is the sum of where it has several terms."""
+    score, rewards = sample.get("score"), sample.get("rewards") or {}
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        return ""
+    terms = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items())
+    return escape(f"score {score:.2f}" + (f" ({terms})" if terms else ""))
 
 
 def side_by_side(samples: Sequence[Mapping[str, Any]], limit: int = SHOWN_PROMPTS) -> str:
@@ -237,7 +242,7 @@ def side_by_side(samples: Sequence[Mapping[str, Any]], limit: int = SHOWN_PROMPT
         best = max(scores, key=lambda who: scores[who]) if len(scores) > 1 else None
         cells = "".join(
             f'<div class="answer{" best" if who == best else ""}"><div class="who"><b>{escape(who)}</b>'
-            f"<span>{_score(sample.get('score'))}</span></div>{escape(str(sample.get('response', '')))}</div>"
+            f"<span>{_score(sample)}</span></div>{escape(str(sample.get('response', '')))}</div>"
             for who, sample in answers.items()
         )
         cards.append(
@@ -284,7 +289,7 @@ def over_training(samples: Sequence[Mapping[str, Any]], limit: int = 4) -> str:
             cards.append(
                 f'<div class="sample"><div class="prompt">{escape(str(sample.get("prompt", "")))}</div>'
                 f'<div class="answers"><div class="answer"><div class="who"><b>step {step}</b>'
-                f"<span>{_score(sample.get('score'))}</span></div>"
+                f"<span>{_score(sample)}</span></div>"
                 f"{escape(str(sample.get('response', '')))}</div></div></div>"
             )
     return "".join(cards)

@@ -15,8 +15,10 @@ from recipes.stages.optim import AdamW, Schedule
 class Critic(Strict):
     """A model of the values of states, which learns next to the policy on one joint loss."""
 
-    start: Literal["actor", "reward"] = meaning(
-        "reward", description="Which model initialises the critic: the stage's actor or its reward model."
+    start: Literal["actor", "reward"] | None = meaning(
+        None,
+        description="Which model initialises the critic: the stage's actor or its reward model; null: the reward model "
+        "where the reward has one.",
     )
     lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; null: the actor's.")
     warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
@@ -137,7 +139,6 @@ class TokenUpdates(Updates):
     )
     text_batch: int = meaning(8, ge=1, le=10**6, description="Sequences of `text` per optimiser step over all workers.")
     text_length: int = meaning(128, ge=8, le=10**7, description="Tokens per sequence of `text`.")
-    score_clip: float = meaning(5.0, gt=0, le=1000, description="Normalised scores are clipped to plus or minus this.")
     missing_eos_penalty: float = meaning(
         1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
     )

@@ -20,11 +20,11 @@ CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "prompts")
 """Roles of prompts and answers."""
 
 INPUT_FIELDS = (
-    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "suites", "of", "features",
+    "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "rewards", "suites", "of", "features",
     "second_scorer",
 )  # fmt: skip
 """Fields that a stage's `inputs()` and `text_start()` read, of any kind of stage."""
-SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites")
+SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites", "rewards")
 """Fields that a stage's `sources()` reads, of any kind of stage."""
 
 
@@ -48,6 +48,8 @@ class SourceUse:
     """Whether rows are taken from the source's held-out share (`hold_out`) instead of the rest."""
     is_derived: bool = False
     """Whether no field of the recipe names the source: it follows from the training rows'."""
+    carried: tuple[str, ...] = ()
+    """Of prompts: columns of the rows that a reward reads."""
 
     @property
     def rows(self) -> Source:

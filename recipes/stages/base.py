@@ -1,7 +1,7 @@
 """What every kind of stage answers for itself: inputs, outputs, data, batch, steps, progress, sizes, smoke form."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
@@ -31,6 +31,7 @@ from recipes.stages.answers import (
 )
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, Batch
 from recipes.stages.lora import Lora
+from recipes.stages.rewards.term import Term
 from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
@@ -108,6 +109,11 @@ class StageBase(Strict):
     def largest_zero(self) -> int:
         """The largest ZeRO stage that its model can be trained with."""
         return 3
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """The terms of its reward, by name; none: it learns from no reward of this form."""
+        return {}
 
     def text_start(self) -> str | None:
         """The reference to the language model that it works with; None: random weights, or images."""

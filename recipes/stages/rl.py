@@ -1,6 +1,6 @@
 """Reinforcement learning: of what a language model answers, and of what a diffusion model draws."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -34,6 +34,16 @@ from recipes.stages.base import ImageStage, StageBase, TextStage
 from recipes.stages.batch import Batch
 from recipes.stages.ddpo import ActorFacts, ClassReward, ImageReward, ImageRollout, unknown_class
 from recipes.stages.lora import Lora
+from recipes.stages.rewards.outside import ModelTerm
+from recipes.stages.rewards.term import Term
+from recipes.stages.rewards.union import (
+    RewardTerm,
+    TermName,
+    carried_columns,
+    model_terms,
+    reward_inputs,
+    reward_rules,
+)
 from recipes.stages.rollout import Rollout, Sampling
 from recipes.stages.sharding import Shard
 
@@ -57,7 +67,7 @@ class RlStage(StageBase):
 
 
 class RlText(RlStage, TextStage):
-    """Reinforcement learning of a language model against a reward model."""
+    """Reinforcement learning of a language model against a reward."""
 
     shown: ClassVar[tuple[str, ...]] = ("score", "kl")
     curves: ClassVar[tuple[str, ...]] = (
@@ -73,7 +83,11 @@ class RlText(RlStage, TextStage):
     )
     kind: Literal["rl"] = meaning(description="Reinforcement learning from a reward.")
     actor: str = meaning(description="The model to start from; also the reference.")
-    reward: str = meaning(description="The reward model.")
+    rewards: dict[TermName, RewardTerm] = meaning(
+        min_length=1,
+        max_length=64,
+        description="What a response is rewarded for: terms by name, whose weighted sum is its score.",
+    )
     lora: Lora | None = meaning(
         None, description="Adapters for what learns on one frozen backbone; null trains full copies."
     )
@@ -96,7 +110,7 @@ class RlText(RlStage, TextStage):
         return self
 
     def inputs(self) -> list[Input]:
-        return [Input("actor", self.actor, ("model",)), Input("reward", self.reward, ("reward_model",))]
+        return [Input("actor", self.actor, ("model",)), *reward_inputs(self.rewards)]
 
     def outputs(self) -> dict[str, OutputKind]:
         whole = "model" if self.algorithm.value_model is None else "actor"
@@ -109,7 +123,8 @@ class RlText(RlStage, TextStage):
 
     def sources(self) -> list[SourceUse]:
         text = [] if self.text is None else [SourceUse("text", self.text, "text")]
-        return [SourceUse("prompts", self.prompts, "prompts"), *text]
+        prompts = SourceUse("prompts", self.prompts, "prompts", carried=carried_columns(self.rewards))
+        return [prompts, *text]
 
     def text_start(self) -> str:
         return self.actor
@@ -131,6 +146,26 @@ class RlText(RlStage, TextStage):
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
         yield from self.algorithm.rules()
+        yield from reward_rules(self.rewards)
+        critic = self.algorithm.value_model
+        if critic is not None and critic.start == "reward" and self.judge is None:
+            message = "the reward has no reward model for the critic to start from"
+            yield at("algorithm.critic.start", "reward", Code.UNMET_REQUIREMENT, message, "remove the key, or: actor")
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        return self.rewards
+
+    @property
+    def judge(self) -> tuple[str, ModelTerm] | None:
+        """The term that is a reward model, by its name; None: the reward has none."""
+        return next(iter(model_terms(self.rewards).items()), None)
+
+    @property
+    def critic_start(self) -> Literal["actor", "reward"] | None:
+        """Which model initialises the critic; None: the algorithm has none."""
+        critic = self.algorithm.value_model
+        return None if critic is None else critic.start or ("actor" if self.judge is None else "reward")
 
     def no_checkpointing(self) -> Finding | None:
         if self.lora is None:
@@ -139,9 +174,10 @@ class RlText(RlStage, TextStage):
         return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
 
     def shared_tokens(self) -> Iterator[SharedTokens]:
-        critic = self.algorithm.value_model
-        if critic is not None and critic.start == "reward":
-            yield SharedTokens("reward", self.reward, "actor", self.actor, ", or set algorithm.critic.start: actor")
+        if self.judge is not None and self.critic_start == "reward":
+            name, term = self.judge
+            advice = ", or set algorithm.critic.start: actor"
+            yield SharedTokens(f"rewards.{name}.model", term.model, "actor", self.actor, advice)
 
     @property
     def sampled(self) -> tuple[str, Sampling]:
@@ -170,10 +206,12 @@ class RlText(RlStage, TextStage):
         critic = counts.valued if has_critic else 0
         if self.lora is None:
             trained = counts.full + critic
-            return Held(trained, counts.full + counts.scored, trained, keeps_best)
+            judge = 0 if self.judge is None else counts.scored
+            return Held(trained, counts.full + judge, trained, keeps_best)
         trainable = counts.adapter + (counts.adapter + counts.width + 1 if has_critic else 0)
         stored = trainable + critic + (counts.full if self.merge else 0)
-        return Held(trainable, counts.full + counts.adapter + counts.width, stored, keeps_best)
+        judge = 0 if self.judge is None else counts.adapter + counts.width
+        return Held(trainable, counts.full + judge, stored, keeps_best)
 
     def forward(self) -> Forward:
         length = self.rollout.max_prompt_tokens + self.rollout.max_new_tokens

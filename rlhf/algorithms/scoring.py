@@ -28,9 +28,9 @@ class ScoreStatistics:
         return (scores_B.float() - self.mean) / self.std
 
 
-def shaped_scores(scores_B: Tensor, ended_B: Tensor, score_clip: float, missing_eos_penalty: float) -> Tensor:
-    """Normalised scores, clipped; a response without an end token then pays the penalty."""
-    return scores_B.clamp(-score_clip, score_clip) - missing_eos_penalty * (~ended_B).to(scores_B.dtype)
+def shaped_scores(scores_B: Tensor, ended_B: Tensor, missing_eos_penalty: float) -> Tensor:
+    """Scores, of which a response without an end token pays the penalty."""
+    return scores_B - missing_eos_penalty * (~ended_B).to(scores_B.dtype)
 
 
 def token_rewards(kl_BR: Tensor, shaped_scores_B: Tensor, response_mask_BR: Tensor, kl_coef: float) -> Tensor:

@@ -4,12 +4,11 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from recipes.stages.algorithms import Critic
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlText
 from recipes.stages.sharding import Shard
@@ -53,9 +52,9 @@ class SharedModels:
 def build_models(
     spec: RlText,
     actor: Weights,
-    reward: RewardSource,
+    reward: RewardSource | None,
     *,
-    reading: Reading,
+    reading: Reading | None,
     num_tokens: int,
     seed: int,
     device: torch.device,
@@ -64,14 +63,16 @@ def build_models(
 
     With LoRA the actor's start is frozen, its own adapters on it, and serves as the reference; a reward model trained
     as an adapter on that very model, and a critic that starts from it, are adapters too. Without LoRA each is a
-    separate network, and in those that learn the adapters they start with are merged in fp32.
+    separate network, and in those that learn the adapters they start with are merged in fp32. Where the reward has no
+    reward model (`reward` and `reading` are None) none is built.
     """
     if spec.lora is None:
         wiring = _separate_networks(actor, reward, spec, device)
     else:
         wiring = _adapters(actor, reward, spec.lora, spec, seed, device)
-    wiring.score_head.requires_grad_(False)
-    value_head = _value_head(spec.algorithm.value_model, wiring, reward.statistics)
+    if wiring.score_head is not None:
+        wiring.score_head.requires_grad_(False)
+    value_head = None if spec.critic_start is None else _value_head(spec.critic_start, wiring, reward)
     temperature = spec.rollout.temperature
     models = PolicyModels(
         wiring.networks, wiring.routes, value_head, wiring.score_head, temperature, reading, num_tokens
@@ -87,56 +88,56 @@ class _Wiring:
 
     networks: dict[str, nn.Module]
     routes: dict[Role, Route]
-    score_head: nn.Linear
+    score_head: nn.Linear | None
     peft_config: Any = None
     """Of the actor's adapter."""
 
 
-def _separate_networks(actor: Weights, reward: RewardSource, spec: RlText, device: torch.device) -> _Wiring:
+def _separate_networks(actor: Weights, reward: RewardSource | None, spec: RlText, device: torch.device) -> _Wiring:
     """A network for each: actor, and critic where there is one, learn; reference and reward model are frozen."""
     policy: Any = load_exact(actor, "language_model", device=device)
     reference = copy.deepcopy(policy).requires_grad_(False)
-    judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
-    networks = {POLICY: policy, REFERENCE: reference, JUDGE: judge.base_model}
-    routes: dict[Role, Route] = {
-        "actor": Route(POLICY),
-        "reference": Route(REFERENCE),
-        "reward": Route(JUDGE, judge_on),
-    }
-    if (critic := spec.algorithm.value_model) is not None:
-        from_reward = critic.start == "reward"
+    networks: dict[str, nn.Module] = {POLICY: policy, REFERENCE: reference}
+    routes: dict[Role, Route] = {"actor": Route(POLICY), "reference": Route(REFERENCE)}
+    score_head = None
+    if reward is not None:
+        judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
+        networks[JUDGE], score_head = judge.base_model, _head(judge)
+        routes["reward"] = Route(JUDGE, judge_on)
+    if (start := spec.critic_start) is not None:
         networks[CRITIC] = (
             load_exact(reward.weights, "score_model", device=device).base_model
-            if from_reward
+            if start == "reward" and reward is not None
             else copy.deepcopy(policy.base_model)
         )
         routes["critic"] = Route(CRITIC)
-    return _Wiring(networks, routes, _head(judge))
+    return _Wiring(networks, routes, score_head)
 
 
 def _adapters(
-    actor: Weights, reward: RewardSource, lora: Lora, spec: RlText, seed: int, device: torch.device
+    actor: Weights, reward: RewardSource | None, lora: Lora, spec: RlText, seed: int, device: torch.device
 ) -> _Wiring:
     """Adapters on the frozen policy; a reward model that is none on that very model keeps its own network."""
     policy: Any = load_stack(actor, "language_model", device=device)
     networks: dict[str, nn.Module] = {POLICY: policy}
-    start = start_names(len(actor.adapters))
-    shared = reward.adapter if reward.lies_on == actor.stack else None
+    routes: dict[Role, Route] = {}
+    start, score_head = start_names(len(actor.adapters)), None
+    shared = reward.adapter if reward is not None and reward.lies_on == actor.stack else None
     if shared is not None:
         score_head = _saved_head(put_adapter(policy, shared, REWARD))
-        routes: dict[Role, Route] = {"reward": Route(POLICY, (*start, REWARD))}
-    else:
+        routes["reward"] = Route(POLICY, (*start, REWARD))
+    elif reward is not None:
         judge, judge_on = _load_frozen(reward.weights, "score_model", spec.shard, device)
         networks[JUDGE], score_head = judge.base_model, _head(judge)
-        routes = {"reward": Route(JUDGE, judge_on)}
+        routes["reward"] = Route(JUDGE, judge_on)
     peft_config = add_adapter(policy, lora, seed=stream_seed(seed, ACTOR), name=ACTOR)
     routes |= {"actor": Route(POLICY, (*start, ACTOR)), "reference": Route(POLICY, start)}
-    critic = spec.algorithm.value_model
-    if critic is not None and critic.start == "reward" and shared is not None:
+    critic = spec.critic_start
+    if critic == "reward" and shared is not None:
         put_adapter(policy, shared, CRITIC)
         routes["critic"] = Route(POLICY, (*start, CRITIC))
     elif critic is not None:
-        place, on = (JUDGE, judge_on) if critic.start == "reward" else (POLICY, start)
+        place, on = (JUDGE, routes["reward"].adapters) if critic == "reward" else (POLICY, start)
         add_adapter(networks[place], lora, seed=stream_seed(seed, CRITIC), name=CRITIC)
         routes["critic"] = Route(place, (*on, CRITIC))
     for network in networks.values():
@@ -145,12 +146,12 @@ def _adapters(
     return _Wiring(networks, routes, score_head, peft_config)
 
 
-def _value_head(critic: Critic | None, wiring: _Wiring, statistics: ScoreStatistics) -> nn.Linear | None:
-    """The head of a critic; None where none learns."""
-    if critic is None:
-        return None
-    if critic.start == "reward":
-        return _normalised_head(wiring.score_head, statistics)
+def _value_head(start: Literal["actor", "reward"], wiring: _Wiring, reward: RewardSource | None) -> nn.Linear:
+    """The head of a critic."""
+    if start == "reward":
+        assert wiring.score_head is not None
+        assert reward is not None
+        return _normalised_head(wiring.score_head, reward.statistics)
     policy: Any = wiring.networks[POLICY]
     return _zero_head(policy.config.hidden_size)
 

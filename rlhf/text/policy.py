@@ -35,7 +35,7 @@ class Route:
 
 
 class PolicyModels(nn.Module):
-    """Actor, reference, reward model and, where there is one, critic over as few networks as their weights allow.
+    """Actor, reference and, where there are any, reward model and critic over as few networks as their weights allow.
 
     With LoRA one frozen network serves all: under the adapters of actor, critic and reward model, and without them
     as the reference; what its start had learned as adapters is on throughout. Under ZeRO-3 every forward is collective:
@@ -47,9 +47,9 @@ class PolicyModels(nn.Module):
         networks: Mapping[str, nn.Module],
         routes: Mapping[Role, Route],
         value_head: nn.Module | None,
-        score_head: nn.Module,
+        score_head: nn.Module | None,
         temperature: float,
-        reading: Reading,
+        reading: Reading | None,
         num_tokens: int,
     ) -> None:
         super().__init__()
@@ -95,6 +95,8 @@ class PolicyModels(nn.Module):
                         values_N = self.value_head(states_ND)[:, 0].float()
                         answers["values_BA"] = spread(values_N, responses.response_mask_BR)
                     case "reward":
+                        assert self._reading is not None
+                        assert self.score_head is not None
                         read = self._reading(responses)
                         hidden_BTD = backbone_states(network, read.input_ids_BT)
                         answers["scores_B"] = last_scores(hidden_BTD, read.attention_mask_BT, self.score_head)

@@ -1,6 +1,6 @@
-"""Responses as what is sampled: prompts answered by a rollout engine, scored by a reward model, learnt token by token.
+"""Responses as what is sampled: prompts answered by a rollout engine, scored by a reward, learnt token by token.
 
-Shapes: B samples, N samples of all ranks, R response tokens.
+Shapes: B samples, N samples of all ranks, R response tokens, K terms of the reward that read texts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.rollout import Rollout
-from rlhf.algorithms.scoring import ScoreStatistics, shaped_scores
+from rlhf.algorithms.scoring import shaped_scores
 from rlhf.experience import RlBatch, gather_rows
 from rlhf.monitors import RolloutReport, report_rollouts
 from rlhf.policy import Learner, ScoredRollouts, TextShare
 from rlhf.text.policy import Role
 from rlhf.text.responses import Responses, draw_keys, gather_responses, repeated_prompts, responses_of
+from rlhf.text.rewards import TextReward
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.order import deal_by_length
@@ -25,8 +26,8 @@ from trainers.inference.rollouts import RolloutEngine, WeightsVersion
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.runtime.observer import Watch
 
-Show = Callable[[int, Responses, Tensor], None]
-"""Hears of an iteration, its responses and their scores."""
+Show = Callable[[int, Responses, Tensor, Mapping[str, Tensor]], None]
+"""Hears of an iteration, its responses, their scores, and what each term of the reward gave them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class TextRollouts:
     logprobs_BR: Tensor
     """Of the drawn tokens as the sampler saw them, at its temperature; 0 past a response's end."""
     version: WeightsVersion
+    values_BK: Tensor
+    """What the terms of the reward that read texts gave."""
 
     @property
     def groups_B(self) -> Tensor:
@@ -54,7 +57,7 @@ class TextSources:
 
 @dataclass
 class TextPolicy:
-    """Responses to prompts, which a reward model scores as a whole."""
+    """Responses to prompts, which a reward scores as a whole."""
 
     learner: Learner
     rollouts: RolloutEngine
@@ -62,7 +65,7 @@ class TextPolicy:
     settings: TokenUpdates
     rollout: Rollout
     sampling: SamplingSettings
-    statistics: ScoreStatistics
+    reward: TextReward
     show_samples: Show | None = None
 
     @property
@@ -86,13 +89,16 @@ class TextPolicy:
         ended = [reason == "stop" for reason in drawn.stop_reasons]
         ended_B = torch.tensor(ended, device=drawn.tokens_BR.device)
         responses = responses_of(prompts, drawn.tokens_BR, drawn.response_mask_BR, ended_B)
-        return TextRollouts(responses, drawn.logprobs_BR, drawn.version)
+        values_BK = self.reward.text_values(responses).to(drawn.tokens_BR.device)
+        return TextRollouts(responses, drawn.logprobs_BR, drawn.version, values_BK)
 
     def gathered(self, rollouts: TextRollouts) -> TextRollouts:
         """Every rank's responses; collective."""
         responses = gather_responses(rollouts.samples)
         width = responses.action_mask_BA.shape[1]
-        return TextRollouts(responses, gather_rows(rollouts.logprobs_BR)[:, :width], rollouts.version)
+        logprobs_BR, values_BK = gather_rows(rollouts.logprobs_BR)[:, :width], rollouts.values_BK
+        values_BK = gather_rows(values_BK) if self.reward.terms else values_BK.new_zeros(len(logprobs_BR), 0)
+        return TextRollouts(responses, logprobs_BR, rollouts.version, values_BK)
 
     def shares(self, samples: Responses, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of these rows on this rank, alike in length on all ranks."""
@@ -100,9 +106,10 @@ class TextPolicy:
         return deal_by_length(rows, lengths, plan.rank, plan.workers, self.learner.micro_batch)
 
     def judge(self, module: nn.Module, samples: Responses) -> Mapping[str, Tensor]:
-        """Every role's opinion: actor with entropy, reference, critic where there is one, reward model."""
+        """Every role's opinion: actor with entropy, reference, critic and reward model where there are any."""
         critic: tuple[Role, ...] = () if self.settings.value_model is None else ("critic",)
-        roles: tuple[Role, ...] = ("actor", "reference", *critic, "reward")
+        judge: tuple[Role, ...] = () if self.reward.judge is None else ("reward",)
+        roles: tuple[Role, ...] = ("actor", "reference", *critic, *judge)
         found: Mapping[str, Tensor] = module(samples, roles, True, self.rollout.max_new_tokens)
         return found
 
@@ -114,28 +121,23 @@ class TextPolicy:
         return found
 
     def scores(self, rollouts: TextRollouts, scored: ScoredRollouts) -> Tensor:
-        """Normalised, clipped, and less the penalty for a missing end token."""
-        assert scored.scores_N is not None
-        return shaped_scores(
-            self.statistics.normalise(scored.scores_N),
-            rollouts.samples.ended_B,
-            self.settings.score_clip,
-            self.settings.missing_eos_penalty,
-        )
+        """The weighted sum of the reward's terms, less the penalty for a missing end token."""
+        scores_N = self.reward.score(self._by_term(rollouts, scored))
+        return shaped_scores(scores_N, rollouts.samples.ended_B, self.settings.missing_eos_penalty)
 
     def report(self, rollouts: TextRollouts, scored: ScoredRollouts, scores_N: Tensor) -> RolloutReport:
         """The iteration in numbers."""
-        responses = rollouts.samples
-        assert scored.scores_N is not None
+        responses, by_term = rollouts.samples, self._by_term(rollouts, scored)
         assert scored.entropy_NA is not None
         return report_rollouts(
-            scored.scores_N,
+            self.reward.raw_score(by_term),
             responses.response_ids,
             responses.action_mask_BA,
             responses.ended_B,
             scored.logprobs_NA,
             scored.reference_logprobs_NA,
             scored.entropy_NA,
+            by_term=by_term,
             shaped_scores_N=scores_N,
             sampler_logprobs_NR=rollouts.logprobs_BR,
         )
@@ -143,8 +145,11 @@ class TextPolicy:
     def show(self, iteration: int, rollouts: TextRollouts, scored: ScoredRollouts) -> None:
         """Keep some responses for the run's report."""
         if self.show_samples is not None:
-            assert scored.scores_N is not None
-            self.show_samples(iteration, rollouts.samples, scored.scores_N)
+            by_term = self._by_term(rollouts, scored)
+            self.show_samples(iteration, rollouts.samples, self.reward.raw_score(by_term), by_term)
+
+    def _by_term(self, rollouts: TextRollouts, scored: ScoredRollouts) -> dict[str, Tensor]:
+        return self.reward.by_term(rollouts.values_BK, scored.scores_N)
 
     def text_share(self, samples: Responses, rows: Sequence[int], step: int) -> TextShare | None:
         """This rank's share of the step's text, weighted by the mini-batch's response tokens."""

@@ -1,6 +1,8 @@
 """A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from recipes.stages.rl import RlText
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.iterations import RlOutcome, kept_iterations
 from rlhf.policy import Learner
+from rlhf.rewards.terms import open_text_terms
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from rlhf.text.critic import Critic
 from rlhf.text.policy import PolicyModels
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading, reading_of
+from rlhf.text.rewards import JudgeTerm, TextReward
 from rlhf.text.sampling import Show, TextPolicy, TextSources
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.batches import BatchPlan
@@ -57,7 +61,7 @@ class TextData:
 
 @dataclass(frozen=True)
 class TextRl:
-    """Responses to prompts, scored by a reward model."""
+    """Responses to prompts, scored by a reward."""
 
     spec: RlText
     context: StageContext
@@ -77,19 +81,31 @@ class TextRl:
         return TextData(tokenization, prompts, text)
 
     def build(self, data: TextData) -> "TextModels":
-        """Load actor, reference and reward model, and a critic where the algorithm has one."""
+        """Load the models, a reward model and a critic where there are any; open the other terms of the reward."""
         spec, context = self.spec, self.context
-        actor, reward = model_weights(context, "actor", spec.lora), reward_source(context, "reward")
+        actor, judge, source, reading = model_weights(context, "actor", spec.lora), None, None, None
+        if spec.judge is not None:
+            name, term = spec.judge
+            place = f"rewards.{name}.model"
+            source, reading = reward_source(context, place), reading_by(context, place, data.prompts, data.tokenization)
+            judge = JudgeTerm(name, source.statistics, term.clip)
+        reward = TextReward(
+            weights={name: term.weight for name, term in spec.rewards.items()},
+            judge=judge,
+            terms=open_text_terms(spec.rewards, context.base_dir, data.prompts.records),
+            records=data.prompts.records,
+            decode=partial(data.tokenization.decode, skip_special=True),
+        )
         shared = build_models(
             spec,
             actor,
-            reward,
-            reading=reading_by(context, "reward", data.prompts, data.tokenization),
+            source,
+            reading=reading,
             num_tokens=data.tokenization.vocab_size,
             seed=context.seed,
             device=context.ranks.device,
         )
-        return TextModels(spec, context, data, shared, reward.statistics, actor.stack)
+        return TextModels(spec, context, data, shared, reward, actor.stack)
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,7 @@ class TextModels:
     context: StageContext
     data: TextData
     shared: SharedModels
-    statistics: ScoreStatistics
+    reward: TextReward
     stack: tuple[str, ...]
     """What the actor was opened from, by digest."""
 
@@ -137,7 +153,7 @@ class TextModels:
             spec.algorithm,
             rollout,
             sampling_settings(data.tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens),
-            self.statistics,
+            self.reward,
             sample_writer(spec, context, data.tokenization) if ranks.rank == 0 else None,
         )
 
@@ -243,7 +259,7 @@ def sample_writer(spec: RlText, context: StageContext, tokenization: Tokenizatio
     steps = spec.algorithm.steps_per_iteration
     kept = kept_iterations(spec.algorithm.iterations)
 
-    def show(iteration: int, responses: Responses, scores: Tensor) -> None:
+    def show(iteration: int, responses: Responses, scores: Tensor, by_term: Mapping[str, Tensor]) -> None:
         if iteration not in kept:
             return
         shown = responses.rows(range(min(KEPT_SAMPLES, len(responses.sample_ids_B))))
@@ -251,7 +267,8 @@ def sample_writer(spec: RlText, context: StageContext, tokenization: Tokenizatio
             is_prompt = shown.attention_mask_BT[row] & ~shown.response_mask_BT[row]
             prompt = tokenization.decode(shown.input_ids_BT[row][is_prompt].tolist())
             line = {"prompt": prompt, "response": tokenization.decode(tokens), "score": float(scores[row])}
-            writer.append({"step": iteration * steps, **line})
+            rewards = {name: float(values[row]) for name, values in by_term.items()}
+            writer.append({"step": iteration * steps, **line, "rewards": rewards})
         writer.flush()
 
     return show

@@ -229,7 +229,7 @@ TUNED: dict[str, Any] = {
             "train": {"steps": 20, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2}},
         },
         "policy": {
-            "kind": "rl", "actor": "base", "reward": "reward", "lora": {"r": 4},
+            "kind": "rl", "actor": "base", "rewards": {"judge": {"model": "reward"}}, "lora": {"r": 4},
             "prompts": {"source": "jsonl", "files": ["pairs.jsonl"]},
             "rollout": {
                 "prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16,

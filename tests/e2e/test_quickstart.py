@@ -42,7 +42,7 @@ def test_the_store_tells_what_was_made_of_what(smoke_run: SmokeRun) -> None:
     ]  # fmt: skip
     assert listed["policy"]["parents"] == {
         "actor": listed["sft"]["fingerprint"],
-        "reward": listed["reward"]["fingerprint"],
+        "rewards.judge.model": listed["reward"]["fingerprint"],
     }
     assert smoke_run.shell("store", "verify").code == 0
 

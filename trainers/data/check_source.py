@@ -10,6 +10,8 @@ from typing import Any
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.problem_codes import Code
+from trainers.data.bad_row import BadRow
+from trainers.data.carried import carried
 from trainers.data.images import OneShape, open_image, to_image
 from trainers.data.row_forms import RowRole
 from trainers.data.row_images import find_images
@@ -24,15 +26,22 @@ CHECKED_FILES = 32
 """Of each pattern."""
 
 
-def check_text(source: Source, base_dir: Path, roles: Sequence[RowRole]) -> list[SourceError]:
+def check_text(
+    source: Source, base_dir: Path, roles: Sequence[RowRole], columns_read: Sequence[str] = ()
+) -> list[SourceError]:
     """Read the first rows of each file in the role, or in any of several where it is not known which they are for.
 
-    What the hub holds is not fetched. An error's `field` is the source's key.
+    `columns_read` are those that a reward reads besides. What the hub holds is not fetched. An error's `field` is the
+    source's key.
     """
     columns, seen = column_names(source), _Seen()
 
     def read(raw: RawRow) -> bool:
         row = _fitting(raw, roles, columns)
+        try:
+            carried(raw.columns, columns_read)
+        except BadRow as error:
+            raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
         images = row.columns.get("images", ())
         for image in images:
             open_image(image.read(), image.name)

@@ -201,7 +201,8 @@ class Dataset:
     classes: tuple[str, ...] = ()
     """What `labels` are places in."""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Of prompts, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None)."""
+    """Of prompts, per row: id, text (rendered prompt), prompt (text or messages), reference (good answer or None); with
+    rewards that read columns of the rows, those as `columns`."""
     captions: tuple[str, ...] = ()
     """Of images: one each; none without captions."""
     row_ids_path: Path | None = None

@@ -19,6 +19,7 @@ from recipes.planning.fingerprint import LOCATION_KEYS
 from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dataset, Fate
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.images import DecodedImage, read_images
+from trainers.data.layouts.prompts import Prompts
 from trainers.data.layouts.registry import LAYOUTS
 from trainers.data.rows import Row, read_rows, unread_parts
 from trainers.data.sources.open import open_source
@@ -158,10 +159,11 @@ class _Seen:
     def kept(self, rows: Iterable[Row | DecodedImage], layout: DataLayout, fate: Fate) -> Iterator[Row | DecodedImage]:
         """Yield the rows that are not to be left out."""
         template = None if layout.text is None else layout.text.tokenization.chat_template
+        carried = layout.carried if isinstance(layout, Prompts) else ()
         for row in rows:
             self.rows += 1
             if isinstance(row, Row):
-                self.unread.update(unread_parts(row, layout.role, template))
+                self.unread.update(name for name in unread_parts(row, layout.role, template) if name not in carried)
                 if row.reading.form:
                     self.forms[row.reading.form] += 1
                 if row.reading.drop:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Row:
     """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""
     columns: dict[str, Any]
     reading: Reading = STANDARD_READING
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Of a prompt: the row's own columns, some of which a layout may carry along."""
 
     def key(self) -> bytes:
         """Return what part and hold_out go by: the prompt where there is one, else the row without its label.
@@ -96,8 +98,9 @@ def column_names(source: Source) -> Mapping[str, str]:
 
 def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     """Bring a row into its form; the images that it names are opened, relative paths from its file's folder."""
+    own = raw.columns if role == "prompts" else {}
     if raw.is_canonical:
-        return Row(raw.id, raw.columns)
+        return Row(raw.id, raw.columns, own=own)
     try:
         converted = convert(raw.columns, role, columns)
     except BadRow as error:
@@ -105,4 +108,4 @@ def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     found, reading = converted.columns, converted.reading
     if role == "image_text":
         found["images"] = open_row_images(found["images"], raw.folder, raw.place)
-    return Row(raw.id, found, reading)
+    return Row(raw.id, found, reading, own)

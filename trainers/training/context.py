@@ -49,7 +49,7 @@ class StageContext:
     base_dir: Path
     """Relative paths of the recipe start here."""
     inputs: Mapping[str, ArtifactManifest]
-    """By field path: init_from, tokenizer.from, actor, reward, ..."""
+    """By field path: init_from, tokenizer.from, actor, rewards.judge.model, ..."""
     data: Mapping[str, str]
     """Digests of the sources when the run started, by field path: data, evaluation, prompts, ..."""
     observer: Observer
@@ -283,7 +283,7 @@ def text_request(
     """Return the request for rows of text in the layout of their role; see `text_settings`."""
     assert use.role != "images"
     settings = text_settings(use.role, tokenization, sequence_length, template)
-    return data_request(context, use, text_layout(use.role, settings))
+    return data_request(context, use, text_layout(use.role, settings, use.carried))
 
 
 def open_dataset(context: StageContext, request: DataRequest) -> Dataset:

@@ -13,7 +13,7 @@ from trainers.training.context import Check, verify_checks
 pytestmark = pytest.mark.timeout(1800)  # the module's stages run in the first test
 
 INPUTS = {"base": {}, "chat": {"init_from": "base"}, "judge": {"init_from": "chat"}}
-INPUTS |= {"policy": {"actor": "chat", "reward": "judge-zero2"}}
+INPUTS |= {"policy": {"actor": "chat", "rewards.judge.model": "judge-zero2"}}
 ZERO = (0, 2, 3)
 PLAIN = {"engine": "plain", "zero": "auto"}
 DEATHS = {

@@ -48,7 +48,7 @@ def test_smollm2_in_bf16_begins_every_iteration_with_ratios_of_exactly_one(works
     spec = ppo_spec(True, epochs=1, optimizer={"lr": 1e-3})
     rollout = spec.rollout.model_copy(update={"max_prompt_tokens": 64, "max_new_tokens": 24})
     spec = spec.model_copy(update={"rollout": rollout, "shard": spec.shard.model_validate(BF16)})
-    context = workshop.context("policy", {"actor": "chat", "reward": "judge"})
+    context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge"})
     candidate = run_rl(spec, context)
     assert candidate is not None
     assert candidate.outcome["state"] == "completed"

@@ -70,7 +70,7 @@ def ppo_spec(lora: bool, **settings: Any) -> RlText:
         {
             "kind": "rl",
             "actor": "chat",
-            "reward": "judge",
+            "rewards": {"judge": {"model": "judge"}},
             "lora": {"r": 4, "alpha": 8} if lora else None,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
@@ -97,7 +97,7 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
     assert evaluation["held_out"] is True
     assert evaluation["pairs"] > 0
 
-    given = {"actor": "chat", "reward": judge}
+    given = {"actor": "chat", "rewards.judge.model": judge}
     candidate = run_rl(ppo_spec(lora), workshop.context(policy, given))
     workshop.keep(policy, candidate, given)
     made = workshop.made[policy]
@@ -107,7 +107,7 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
     assert abs(start["kl"]) < 1e-5
     lines = list(workshop.store.run("run").read_lines(f"samples/{policy}"))
     assert {line["step"] for line in lines} == {0, 4, 8}
-    assert all(line["prompt"] and line.keys() == {"step", "prompt", "response", "score"} for line in lines)
+    assert all(line["prompt"] and line.keys() == {"step", "prompt", "response", "score", "rewards"} for line in lines)
 
     spec = Evaluate.model_validate(
         {
@@ -216,12 +216,12 @@ def test_a_model_of_another_family_is_refused(workshop: Workshop) -> None:
     with pytest.raises(RequestError, match="kind: reward needs a decoder; this model is an encoder"):
         run_reward(reward_spec(False), workshop.context("bad-judge", {"init_from": "encoder"}))
     with pytest.raises(RequestError, match="kind: rl needs a decoder; this model is an encoder"):
-        run_rl(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "reward": "encoder"}))
+        run_rl(ppo_spec(False), workshop.context("bad-policy", {"actor": "encoder", "rewards.judge.model": "encoder"}))
 
 
 def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop) -> None:
-    context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
-    reward = reward_source(context, "reward")
+    context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge-lora"})
+    reward = reward_source(context, "rewards.judge.model")
     parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
     actor = model_weights(context, "actor")
     other = replace(actor, stack=("0" * 64,))
@@ -242,8 +242,8 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
 
 
 def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -> None:
-    context = workshop.context("policy", {"actor": "chat", "reward": "judge-lora"})
-    reward = reward_source(context, "reward")
+    context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge-lora"})
+    reward = reward_source(context, "rewards.judge.model")
     parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
     from rlhf.text.responses import join_responses
 
@@ -260,8 +260,44 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
     torch.testing.assert_close(found[0]["values_BA"], found[1]["values_BA"], rtol=1e-4, atol=1e-4)
 
 
+def rules_spec(lora: bool, **settings: Any) -> RlText:
+    keys = ppo_spec(lora, **settings).model_dump(mode="json", by_alias=True)
+    keys["prompts"] = {"source": "jsonl", "files": ["sums.jsonl"]}
+    keys["rewards"] = {
+        "short": {"rule": "length", "max": 8, "unit": "characters", "slack": 30, "weight": 2.0},
+        "right": {"rule": "number"},
+    }
+    return RlText.model_validate(keys)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_rules_alone_need_no_reward_model(workshop: Workshop, lora: bool) -> None:
+    rows = [{"prompt": [{"role": "user", "content": f"What is {n}?"}], "answer": n} for n in range(20)]
+    jsonl(workshop.folder / "sums.jsonl", rows)
+    spec, name = rules_spec(lora, iterations=2), "rules-" + ("lora" if lora else "full")
+    assert [item.field_path for item in spec.inputs()] == ["actor"]
+    context = workshop.context(name, {"actor": "chat"})
+    candidate = run_rl(spec, context)
+    assert candidate is not None
+    workshop.keep(name, candidate, {"actor": "chat"})
+    start, end = candidate.metrics["start"], candidate.metrics["end"]
+    for report in (start, end):
+        assert report["score_mean"] == pytest.approx(2 * report["reward/short"] + report["reward/right"], abs=1e-5)
+    for line in workshop.store.run("run").read_lines(f"samples/{name}"):
+        assert line["rewards"].keys() == {"short", "right"}
+        assert line["score"] == pytest.approx(2 * line["rewards"]["short"] + line["rewards"]["right"], abs=1e-5)
+
+
+def test_a_row_without_the_rewards_column_is_named(workshop: Workshop) -> None:
+    jsonl(workshop.folder / "sums.jsonl", [{"prompt": "a", "answer": 1}, {"prompt": "b", "anwser": 2}])
+    with pytest.raises(
+        RequestError, match=r"sums\.jsonl:2: no column 'answer', which a reward reads; did you mean anwser"
+    ):
+        run_rl(rules_spec(True), workshop.context("no-column", {"actor": "chat"}))
+
+
 def test_a_stopped_stage_commits_the_policy_that_it_kept(workshop: Workshop) -> None:
-    given = {"actor": "chat", "reward": "judge-lora"}
+    given = {"actor": "chat", "rewards.judge.model": "judge-lora"}
     settings = {"iterations": 10, "kl_coef": 0.0, "kl_limit": 0.02, "epochs": 4, "optimizer": {"lr": 5e-2}}
     candidate = run_rl(ppo_spec(True, **settings), workshop.context("stopped", given))
     assert candidate is not None
@@ -286,7 +322,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     candidate = run_reward(reward_spec(False), workshop.context("foreign-judge", {"init_from": "foreign"}))
     workshop.keep("foreign-judge", candidate, {"init_from": "foreign"})
 
-    given = {"actor": "chat", "reward": "foreign-judge"}
+    given = {"actor": "chat", "rewards.judge.model": "foreign-judge"}
     with pytest.raises(RequestError, match=r"do not share a tokenizer: .*, or set algorithm.critic.start: actor"):
         run_rl(ppo_spec(True), workshop.context("refused", given))
     of = Evaluate.model_validate(
@@ -322,7 +358,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
 
     lines = list(workshop.store.run("run").read_lines("samples/policy-foreign-lora"))
     context = workshop.context("judging", given)
-    judge = load_model(model_folder(context, "reward"), "score_model", device=CPU).eval()
+    judge = load_model(model_folder(context, "rewards.judge.model"), "score_model", device=CPU).eval()
     for line in lines:
         text = f"[Q]{line['prompt'].strip()}[A]{line['response']}<|end|>"
         ids = torch.tensor([other.encode(text)])
@@ -347,7 +383,7 @@ def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
             "policy": (
                 ppo_spec(False, iterations=1, kl_limit=10.0),
                 run_rl,
-                {"actor": "chat", "reward": f"judge-{name}"},
+                {"actor": "chat", "rewards.judge.model": f"judge-{name}"},
             ),
         }
         for kind, (plain, run, given) in stages.items():

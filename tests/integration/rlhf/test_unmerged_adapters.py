@@ -77,7 +77,7 @@ def ppo_spec(lora: bool = True, precision: str = "bf16", critic: str = "reward")
         {
             "kind": "rl",
             "actor": "chat",
-            "reward": "judge",
+            "rewards": {"judge": {"model": "judge"}},
             "lora": {"r": 4, "alpha": 8} if lora else None,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"prompts_per_iteration": 8, "max_prompt_tokens": 48, "max_new_tokens": 8},
@@ -177,7 +177,7 @@ def playing(shared: SharedModels, role: Any) -> Iterator[nn.Module]:
 @pytest.mark.parametrize(("lora", "precision"), [(True, "bf16"), (True, "fp32"), (False, "bf16"), (False, "fp32")])
 @pytest.mark.parametrize("critic", ["reward", "actor"])
 def test_ppo_starts_from_what_was_learned(workshop: Workshop, lora: bool, precision: str, critic: str) -> None:
-    context = workshop.context("policy", {"actor": "chat", "reward": "judge"})
+    context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge"})
     spec = ppo_spec(lora, precision, critic)
     reward = reward_source(context, "reward")
     parts: dict[str, Any] = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
@@ -275,7 +275,7 @@ def test_what_is_sampled_is_what_was_learned(workshop: Workshop) -> None:
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_ppo_on_adapters_is_verified(workshop: Workshop, lora: bool, precision: str) -> None:
-    given, name = {"actor": "chat", "reward": "judge"}, f"policy-{'lora' if lora else 'full'}-{precision}"
+    given, name = {"actor": "chat", "rewards.judge.model": "judge"}, f"policy-{'lora' if lora else 'full'}-{precision}"
     workshop.keep(name, run_rl(ppo_spec(lora, precision), workshop.context(name, given)), given)
     policy = workshop.made[name]
     assert policy.stack == ([workshop.made[stage].digest for stage in ("root", "chat")] if lora else [])

@@ -129,13 +129,13 @@ def test_ppo_draws_no_row_without_a_token(shop: Shop) -> None:
     """The reward model has no rows for those; with a random policy of 512 rows one of 64 draws was sure to hit them."""
     spec = RlText.model_validate(
         {
-            "kind": "rl", "actor": "base", "reward": "judge", "shard": PLAIN,
+            "kind": "rl", "actor": "base", "rewards": {"judge": {"model": "judge"}}, "shard": PLAIN,
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
             "rollout": {"max_new_tokens": 8, "max_prompt_tokens": 48, "prompts_per_iteration": 8},
             "algorithm": {"name": "ppo", "iterations": 2, "epochs": 1, "mini_batches": 1, "optimizer": {"lr": 1e-3}},
         }
     )  # fmt: skip
-    inputs = {"actor": "base", "reward": "judge"}
+    inputs = {"actor": "base", "rewards.judge.model": "judge"}
     made = shop.keep("policy", run_rl(spec, shop.context("policy", inputs)), inputs)
     assert made.metrics["response_tokens"] > 0
 

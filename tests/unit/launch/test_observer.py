@@ -40,7 +40,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "policy": {
         "kind": "rl",
         "actor": "chat",
-        "reward": "judge",
+        "rewards": {"judge": {"model": "judge"}},
         "prompts": TEXT,
         "rollout": {"prompts_per_iteration": 8, "samples_per_prompt": 2, "max_new_tokens": 8},
         "algorithm": {"name": "ppo", "iterations": 3, "epochs": 2, "mini_batches": 2, "optimizer": {"lr": 1e-3}},

@@ -69,8 +69,9 @@ DRAWING = "data: {source: digits}, architecture: {family: ddpm}, train: {steps: 
         ("stages.eval.of=[base, store://clone]", "sequence-too-long", "stages.eval.sequence_length"),
         ("stages.judge={kind: reward, init_from: store://eyes, " + PAIRS + ", " + TRAIN + "}",
          "unsupported-family", "stages.judge.init_from"),
-        ("stages.policy={kind: rl, actor: store://words, reward: store://score, prompts: {source: python-docs},"
-         " algorithm: {name: ppo, iterations: 1, optimizer: {lr: 1}}}", "unsupported-family", "stages.policy.actor"),
+        ("stages.policy={kind: rl, actor: store://words, rewards: {judge: {model: 'store://score'}},"
+         " prompts: {source: python-docs}, algorithm: {name: ppo, iterations: 1, optimizer: {lr: 1}}}",
+         "unsupported-family", "stages.policy.actor"),
         ("stages.drawing={kind: pretrain, text_encoder: store://eyes, " + DRAWING + "}",
          "unsupported-family", "stages.drawing.text_encoder"),
         ("stages.drawing={kind: pretrain, text_encoder: store://words, " + DRAWING + "}", None, ""),

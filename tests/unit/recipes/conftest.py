@@ -58,7 +58,7 @@ stages:
   policy:
     kind: rl
     actor: chat
-    reward: judge
+    rewards: {judge: {model: judge}}
     prompts: {source: python-docs, part: 1/2}
     rollout: {prompts_per_iteration: 8, max_prompt_tokens: 64, max_new_tokens: 32}
     algorithm:

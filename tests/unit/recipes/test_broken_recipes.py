@@ -70,7 +70,7 @@ BROKEN = [
     Broken("unsupported-number", "kl_coef: 0.05", "kl_coef: .nan", "stages.policy.algorithm.kl_coef"),
     # stage that is not there
     Broken("unknown-stage", "init_from: base", "init_from: bass", "stages.chat.init_from"),
-    Broken("unknown-stage", "reward: judge\n    prompts", "reward: juge\n    prompts", "stages.policy.reward"),
+    Broken("unknown-stage", "{model: judge}}\n    prompts", "{model: juge}}\n    prompts", "stages.policy.rewards.judge.model"),
     Broken("unknown-stage", "of: [chat, policy]", "of: [chat, polcy]", "stages.eval.of.1"),
     Broken("unknown-stage", "init_from: chat", "init_from: zzz", "stages.judge.init_from"),
     # circle
@@ -78,7 +78,7 @@ BROKEN = [
     Broken("stage-cycle", "init_from: base", "init_from: chat", "stages.chat.init_from"),
     Broken("stage-cycle", "actor: chat", "actor: policy", "stages.policy.actor"),
     # wrong kind of artifact, or part
-    Broken("wrong-artifact-kind", "reward: judge\n    prompts", "reward: chat\n    prompts", "stages.policy.reward"),
+    Broken("wrong-artifact-kind", "{model: judge}}\n    prompts", "{model: chat}}\n    prompts", "stages.policy.rewards.judge.model"),
     Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, judge]", "stages.eval.of.1"),
     Broken("wrong-artifact-kind", "init_from: chat", "init_from: eval", "stages.judge.init_from"),
     Broken("wrong-artifact-kind", "of: [chat, policy]", "of: [chat, policy.critic]", "stages.eval.of.1"),
@@ -138,7 +138,7 @@ BROKEN = [
     # placement that excludes itself
     Broken("no-effect", "zero: 2", "engine: plain, zero: 2", "stages.base.shard", "shard:"),
     Broken("unmet-requirement", "zero: 2", "zero: 0, offload: cpu", "stages.base.shard.offload"),
-    Broken("conflicting-keys", "    reward: judge\n    prompts:", "    reward: judge\n    lora: {r: 4}\n    shard: {gradient_checkpointing: true}\n    prompts:", "stages.policy.shard.gradient_checkpointing", "gradient_checkpointing"),
+    Broken("conflicting-keys", "    rewards: {judge: {model: judge}}\n    prompts:", "    rewards: {judge: {model: judge}}\n    lora: {r: 4}\n    shard: {gradient_checkpointing: true}\n    prompts:", "stages.policy.shard.gradient_checkpointing", "gradient_checkpointing"),
     Broken("min-above-max", "min_workers: 1", "min_workers: 4", "cluster.min_workers"),
     Broken("out-of-range", "{workers: 2, min_workers: 1}", "{workers: 0}", "cluster.workers"),
     # suites and gates
@@ -213,7 +213,7 @@ SAID = [
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: reward", ("mapping", "(found 'reward')", "keys: start, lr, warmup")),
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: {start: chat}", ("actor or reward (found 'chat')", "its reward model")),
     ("hidden_size: 64", "hidden_size: 63", ("must divide hidden_size (63)", "for example hidden_size: 60")),
-    ("reward: judge\n    prompts", "reward: zzz\n    prompts", ("no such stage (found 'zzz')", "fitting here: judge [")),
+    ("{model: judge}}\n    prompts", "{model: zzz}}\n    prompts", ("no such stage (found 'zzz')", "fitting here: judge [")),
 ]  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def test_the_quickstart_plan() -> None:
         assert stage.sizes.save_buffer_bytes == -(-12 * stage.sizes.trainable_parameters // stage.workers) + 2 * best
         assert stage.sizes.cpu_worker_bytes - stage.sizes.memory_per_worker_bytes == stage.sizes.save_buffer_bytes
     inputs = {stage.name: stage.inputs for stage in plan.stages}
-    assert inputs["policy"]["reward"].fingerprint == plan.stages[2].fingerprint
+    assert inputs["policy"]["rewards.judge.model"].fingerprint == plan.stages[2].fingerprint
     assert inputs["eval"]["of.1"].part == "actor"
     assert not any(stage.cached for stage in plan.stages)
     assert json.loads(json.dumps(plan.to_json()))["stages"][0]["name"] == "base"

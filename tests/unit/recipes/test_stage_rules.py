@@ -80,7 +80,12 @@ def test_what_an_actor_cannot_be_asked_for() -> None:
 def test_what_workers_cannot_share(
     workers: int, rollout: dict[str, Any], mini_batches: int, text: int, field: str | None
 ) -> None:
-    keys: dict[str, Any] = {"kind": "rl", "actor": "a", "reward": "r", "prompts": {"source": "python-docs"}}
+    keys: dict[str, Any] = {
+        "kind": "rl",
+        "actor": "a",
+        "rewards": {"judge": {"model": "r"}},
+        "prompts": {"source": "python-docs"},
+    }
     algorithm: dict[str, Any] = {"name": "ppo", "iterations": 1, "mini_batches": mini_batches, **LR}
     if text:
         keys["text"] = {"source": "python-docs"}
@@ -122,7 +127,12 @@ def test_a_network_says_which_sizes_it_cannot_halve() -> None:
 def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuning_makes(
     lora: Lora | None, merge: bool
 ) -> None:
-    keys = {"kind": "rl", "actor": "store://a", "reward": "store://r", "prompts": {"source": "jsonl", "files": ["p"]}}
+    keys = {
+        "kind": "rl",
+        "actor": "store://a",
+        "rewards": {"judge": {"model": "store://r"}},
+        "prompts": {"source": "jsonl", "files": ["p"]},
+    }
     critical = RlText.model_validate({**keys, "algorithm": {"name": "ppo", "iterations": 2, **LR}}).changed(
         lora=lora, merge=merge
     )
@@ -132,7 +142,7 @@ def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuni
     ).changed(lora=lora, merge=merge)
     assert alone.outputs() == tuned.outputs()
     assert critical.outputs().keys() - alone.outputs().keys() >= {"critic"}
-    assert [pair.field_path for pair in critical.shared_tokens()] == ["reward"]
+    assert [pair.field_path for pair in critical.shared_tokens()] == ["rewards.judge.model"]
     assert [*alone.shared_tokens()] == []
     counts = Counts(full=1000, scored=900, valued=901, adapter=0 if lora is None else 50, width=8)
     more, less = critical.held(counts), alone.held(counts)

@@ -173,7 +173,7 @@ def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
   policy:
     kind: rl
     actor: see
-    reward: store://judge
+    rewards: {judge: {model: 'store://judge'}}
     prompts: {source: python-docs}
     rollout: {prompts_per_iteration: 8, max_prompt_tokens: 32, max_new_tokens: 32}
     algorithm: {name: ppo, iterations: 4, mini_batches: 2, kl_coef: 0.05, optimizer: {lr: 1e-4}}

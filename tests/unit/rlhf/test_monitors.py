@@ -16,11 +16,14 @@ def test_report_by_hand() -> None:
         logprobs_NR=torch.tensor([[-1.0, -1.0], [-1.0, 7.0]]),
         reference_logprobs_NR=torch.tensor([[-2.0, -1.0], [-4.0, -7.0]]),
         entropy_NR=torch.tensor([[1.0, 2.0], [3.0, 99.0]]),
+        by_term={"judge": torch.tensor([1.0, 3.0]), "rule": torch.tensor([0.0, 1.0])},
         shaped_scores_N=torch.tensor([0.5, -1.0]),
         sampler_logprobs_NR=torch.tensor([[-1.0, -1.5], [-0.75, 0.0]]),
     )
     assert report.score_mean == 2.0
     assert report.score_std == 1.0
+    terms = {name: value for name, value in report.metrics().items() if name.startswith("reward")}
+    assert terms == {"reward/judge": 2.0, "reward/rule": 0.5}
     assert report.kl == pytest.approx(2.0)
     assert report.entropy == pytest.approx(2.0)
     assert report.length_mean == 1.5
@@ -45,6 +48,7 @@ def test_a_negative_mean_k1_raises_the_alarm() -> None:
         -2 * ones,
         -1 * ones,
         ones,
+        by_term={},
         shaped_scores_N=torch.zeros(3),
         sampler_logprobs_NR=-2 * ones,
     )

@@ -4,17 +4,21 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from recipes.errors import StageError
+from recipes.stages.rewards.words import RealWords
 from recipes.stages.sharding import Shard
 from rlhf.algorithm import Algorithm
 from rlhf.algorithms.advantages import Credit, Rewarded
 from rlhf.algorithms.losses import policy_loss
 from rlhf.invariants import require_version
+from rlhf.rewards.terms import open_text_terms
+from rlhf.text.rewards import TextReward
 
 TinyPpo = Any
 Build = Callable[..., TinyPpo]
@@ -71,6 +75,25 @@ def test_a_wanted_token_is_learnt(tiny_ppo: Build, lora: bool) -> None:
     assert statistics.mean(scores[-5:]) > most / 2  # one iteration's 32 responses alone scatter by 0.05
 
 
+def wants_a_word() -> TextReward:
+    """The share of one token, by a rule on the text: token 7 reads as `h`."""
+    term = open_text_terms({"word": RealWords(rule="real_words", words=["h"])}, Path(), [])[0]
+    records = [{"id": str(row)} for row in range(40)]
+    spelt = lambda tokens: " ".join(chr(ord("a") + token) for token in tokens)  # noqa: E731
+    return TextReward({"word": 1.0}, None, [term], records, spelt)
+
+
+def test_what_a_rule_rewards_is_learnt_without_a_reward_model(tiny_ppo: Build) -> None:
+    ppo = tiny_ppo(
+        reward=wants_a_word(), prompts=32, micro_batch=16, iterations=20, kl_coef=0.0, missing_eos_penalty=0.0
+    )
+    ppo.run()
+    shares = [heard["reward/word"] for _, heard in ppo.listener.heard]
+    assert shares == [heard["score_mean"] for _, heard in ppo.listener.heard]
+    assert shares[0] < 0.15
+    assert statistics.mean(shares[-5:]) > 0.5
+
+
 def less_mean(rewarded: Rewarded) -> Credit:
     """Each token's credit is its response's reward less the mean of all; nobody values states."""
     totals_N = rewarded.totals_N
@@ -118,8 +141,14 @@ def test_while_the_critic_warms_up_the_actor_stays(tiny_ppo: Build) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before if ".critic." in name)
 
 
-def test_continuing_between_iterations_gives_the_same_bits(tiny_ppo: Build) -> None:
-    options = {"iterations": 3, "kl_limit": 50.0, "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50}}
+@pytest.mark.parametrize("reward", [None, wants_a_word()])
+def test_continuing_between_iterations_gives_the_same_bits(tiny_ppo: Build, reward: TextReward | None) -> None:
+    options: dict[str, Any] = {
+        "reward": reward,
+        "iterations": 3,
+        "kl_limit": 50.0,
+        "kl_controller": {"name": "adaptive", "target": 0.01, "horizon": 50},
+    }
     straight = tiny_ppo(**options)
     straight.run()
     first, second = tiny_ppo(**options), tiny_ppo(**options)

@@ -4,13 +4,25 @@ import pytest
 import torch
 
 from rlhf.algorithms.scoring import ScoreStatistics, shaped_scores, token_rewards
+from rlhf.rewards.terms import TextTerm
+from rlhf.text.rewards import JudgeTerm, TextReward
 
 
 def test_normalise_clip_and_penalty_by_hand() -> None:
-    normalised = ScoreStatistics(mean=1.0, std=2.0).normalise(torch.tensor([3.0, 1.0, 99.0, -99.0]))
-    assert normalised.tolist() == [1.0, 0.0, 49.0, -50.0]
+    raw, statistics = torch.tensor([3.0, 1.0, 99.0, -99.0]), ScoreStatistics(mean=1.0, std=2.0)
+    assert statistics.normalise(raw).tolist() == [1.0, 0.0, 49.0, -50.0]
     ended = torch.tensor([True, False, True, False])
-    assert shaped_scores(normalised, ended, 5.0, 1.0).tolist() == [1.0, -1.0, 5.0, -6.0]
+    clipped = JudgeTerm("judge", statistics, clip=5.0).normalised(raw)
+    assert shaped_scores(clipped, ended, 1.0).tolist() == [1.0, -1.0, 5.0, -6.0]
+
+
+def test_terms_are_weighted_and_a_reward_models_share_is_normalised_and_clipped() -> None:
+    judge, rule = JudgeTerm("judge", ScoreStatistics(1.0, 2.0), clip=1.5), TextTerm("rule", lambda texts, rows: [])
+    reward = TextReward({"rule": 3.0, "judge": -2.0}, judge, [rule])
+    by_term = reward.by_term(torch.tensor([[1.0], [0.5]]), torch.tensor([9.0, 2.0]))
+    assert {name: values.tolist() for name, values in by_term.items()} == {"rule": [1.0, 0.5], "judge": [9.0, 2.0]}
+    assert reward.score(by_term).tolist() == [3.0 - 2 * 1.5, 1.5 - 2 * 0.5]
+    assert reward.raw_score(by_term).tolist() == [3.0 - 18.0, 1.5 - 4.0]
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])

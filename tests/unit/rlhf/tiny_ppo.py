@@ -23,6 +23,7 @@ from rlhf.objective import RlObjective
 from rlhf.policy import Learner
 from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import same_tokens
+from rlhf.text.rewards import JudgeTerm, TextReward
 from rlhf.text.sampling import TextPolicy, TextSources
 from tests.observers import Quiet
 from trainers.data.batches import BatchPlan
@@ -212,6 +213,11 @@ def tiny_models(
     return models
 
 
+def judged_alone(std: float = 0.5) -> TextReward:
+    """The reward model as the only term."""
+    return TextReward({"judge": 1.0}, JudgeTerm("judge", ScoreStatistics(0.0, std), clip=5.0))
+
+
 def build_tiny_ppo(
     lora: bool = True,
     kind: str = "llama",
@@ -226,6 +232,7 @@ def build_tiny_ppo(
     listener: Listener | None = None,
     sizes: Mapping[str, int] | None = None,
     algorithm: Algorithm | None = None,
+    reward: TextReward | None = None,
     open_rollouts: OpenRollouts = ColocatedRollouts,
     **settings: Any,
 ) -> TinyPpo:
@@ -255,7 +262,7 @@ def build_tiny_ppo(
     asked = BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers)
     learner = Learner(engine, micro_batch, roundoff, Ranks(rank, workers, 0, CPU), 0, listener)
     policy = TextPolicy(
-        learner, open_rollouts(engine, 0), TextSources(asked, text), ppo, rollout, sampling, ScoreStatistics(0.0, 0.5)
+        learner, open_rollouts(engine, 0), TextSources(asked, text), ppo, rollout, sampling, reward or judged_alone()
     )
     algorithm = algorithm_of(ppo) if isinstance(ppo, Ppo) else algorithm
     assert algorithm is not None

@@ -6,6 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from recipes.errors import RequestError
+from trainers.data.bad_row import BadRow
+from trainers.data.carried import carried
 from trainers.data.dataset import Contents, Dataset, Fate
 from trainers.data.encoding import Marked, Prompt, TextSettings, naming, render_prompt
 from trainers.data.layouts.arrays import cut_up, text_holds, token_type
@@ -21,10 +24,13 @@ class Prompts:
     sides: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["prompts"]] = "prompts"
     text: TextSettings
+    carried: tuple[str, ...] = ()
+    """Columns of the rows that go with the prompts to what rewards the answers."""
 
     def identity(self) -> dict[str, Any]:
-        """Tokens alone."""
-        return self.text.identity(self.role)
+        """Tokens, and the columns that go with them."""
+        carried = {"carried": sorted(self.carried)} if self.carried else {}
+        return {**self.text.identity(self.role), **carried}
 
     def mark(self, row: Row) -> Marked:
         """A prompt is read; nothing of it is learnt."""
@@ -54,9 +60,7 @@ class Prompts:
                 fate.drop("too_long", row)
             else:
                 kept.append(ids)
-                tools = {"tools": row.columns["tools"]} if "tools" in row.columns else {}
-                said = {"prompt": row.columns["prompt"], "reference": row.columns.get("reference"), **tools}
-                records.append({"id": row.id, "text": text, **said})
+                records.append(self._record(row, text))
         fate.kept = len(kept)
         arrays = cut_up("prompt", kept, token_type(self.text))
         tokens = len(arrays["prompt_ids"])
@@ -67,6 +71,18 @@ class Prompts:
             learns_nothing=not kept,
             records=records,
         )
+
+    def _record(self, row: Row, text: str) -> dict[str, Any]:
+        columns = row.columns
+        tools = {"tools": columns["tools"]} if "tools" in columns else {}
+        said = {"prompt": columns["prompt"], "reference": columns.get("reference"), **tools}
+        if not self.carried:
+            return {"id": row.id, "text": text, **said}
+        with naming(row):
+            try:
+                return {"id": row.id, "text": text, **said, "columns": carried(row.own, self.carried)}
+            except BadRow as error:
+                raise RequestError(f"{error}; {error.suggestion}" if error.suggestion else str(error)) from None
 
     @staticmethod
     def collate(dataset: Dataset, rows: Sequence[int]) -> Any:

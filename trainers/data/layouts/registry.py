@@ -28,16 +28,21 @@ class TextLayout(DataLayout, Protocol):
         """Return a row's text as a model reads it, with its targets; of a pair the chosen answer."""
 
 
-TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs, Prompts)
-"""Each takes the rows of its role."""
+TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs)
+"""Each takes the rows of its role, and has no settings of its own."""
 LAYOUTS: dict[str, type[DataLayout]] = {
-    layout.name: layout for layout in (Packed, Stream, ImageText, Images, *TEXT_LAYOUTS)
+    layout.name: layout for layout in (Packed, Stream, ImageText, Images, Prompts, *TEXT_LAYOUTS)
 }
 """By the names under which sets know them."""
 
 
-def text_layout(role: RowRole, text: TextSettings) -> TextLayout:
-    """Return the layout of rows of text alone that are read for a role; a stream is asked for by its class."""
+def text_layout(role: RowRole, text: TextSettings, carried: tuple[str, ...] = ()) -> TextLayout:
+    """Return the layout of rows of text alone that are read for a role; a stream is asked for by its class.
+
+    Columns are carried along with prompts alone.
+    """
+    if role == "prompts":
+        return Prompts(text, carried)
     if role == "text" or role == "instructions":
         return Packed(text, role)
     by_role: dict[RowRole, Callable[[TextSettings], TextLayout]] = {layout.role: layout for layout in TEXT_LAYOUTS}

@@ -1,0 +1,15 @@
+"""Terms of rewards that need something of this installation: what of it is not here."""
+
+from collections.abc import Iterator
+
+from recipes.errors import Problem
+from recipes.loaded_recipe import LoadedRecipe
+from rlhf.rewards.terms import term_finding
+
+
+def check_rewards(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Packages, functions and entry points that the rewards of a recipe name and that are not there."""
+    for stage_name, stage in loaded.stages_with("rewards"):
+        for name, term in stage.terms.items():
+            if (finding := term_finding(term, loaded.base_dir)) is not None:
+                yield loaded.problem_from(finding, f"stages.{stage_name}.rewards.{name}", "")

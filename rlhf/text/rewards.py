@@ -1,0 +1,77 @@
+"""The reward of a stage that tunes a language model: what its terms give each response, and the score of all together.
+
+Shapes: B a rank's samples, N samples of all ranks, K terms that read text.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.scoring import ScoreStatistics
+from rlhf.rewards.terms import TextTerm
+from rlhf.text.responses import Responses
+
+
+@dataclass(frozen=True)
+class JudgeTerm:
+    """The term that is a reward model: its raw scores come from the training forward."""
+
+    name: str
+    statistics: ScoreStatistics
+    clip: float
+
+    def normalised(self, scores_N: Tensor) -> Tensor:
+        """Scores in deviations from the held-out mean, clipped."""
+        return self.statistics.normalise(scores_N).clamp(-self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class TextReward:
+    """All terms of a stage: at most one reward model, and any number that read texts."""
+
+    weights: Mapping[str, float]
+    """By the terms' names, in the recipe's order."""
+    judge: JudgeTerm | None = None
+    terms: Sequence[TextTerm] = ()
+    records: Sequence[Mapping[str, Any]] = ()
+    """Of the prompts, by row."""
+    decode: Callable[[Sequence[int]], str] = str
+    """From the tokens of a response to its text."""
+
+    def text_values(self, responses: Responses) -> Tensor:
+        """[B, K]: what this rank's responses are worth to the terms that read texts; no model is asked."""
+        if not self.terms:
+            return torch.zeros(len(responses.sample_ids_B), 0)
+        texts = [self.decode(tokens) for tokens in responses.response_ids]
+        records = [self.records[row] for row in responses.sample_ids_B.tolist()]
+        columns = [term.values(texts, records) for term in self.terms]
+        return torch.tensor(columns, dtype=torch.float32).T.contiguous()
+
+    def by_term(self, values_NK: Tensor, scores_N: Tensor | None) -> dict[str, Tensor]:
+        """Raw values [N] of every term, in the recipe's order; `scores_N` are the reward model's."""
+        found = {term.name: values_NK[:, place] for place, term in enumerate(self.terms)}
+        if self.judge is not None:
+            assert scores_N is not None
+            found[self.judge.name] = scores_N
+        return {name: found[name] for name in self.weights}
+
+    def score(self, by_term: Mapping[str, Tensor]) -> Tensor:
+        """Scores [N] that a policy learns: the weighted sum, a reward model's share normalised and clipped."""
+        judge = self.judge
+        return self._sum(
+            {
+                name: judge.normalised(raw_N) if judge is not None and name == judge.name else raw_N
+                for name, raw_N in by_term.items()
+            }
+        )
+
+    def raw_score(self, by_term: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum [N] of what the terms gave."""
+        return self._sum(by_term)
+
+    def _sum(self, by_term: Mapping[str, Tensor]) -> Tensor:
+        first, *others = (self.weights[name] * value_N for name, value_N in by_term.items())
+        return sum(others, first)

@@ -44,6 +44,8 @@ class Code(StrEnum):
     INVALID_FORMAT = "invalid-format", "A text does not have the required format."
     DUPLICATE_ITEM = "duplicate-item", "Something is listed twice that must differ."
 
+    NOT_CONVERTIBLE = "not-convertible", "A key of another system says what no recipe can say."
+
     # values that must fit each other
     NO_EFFECT = "no-effect", "A setting has no effect with the rest of the recipe."
     NOT_APPLICABLE = "not-applicable", "A setting does not apply to this kind of stage, model or data."

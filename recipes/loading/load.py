@@ -36,11 +36,15 @@ def load_recipe(
     With `smoke`, the recipe and its smoke form are both checked, and the smoke form is returned. Data files are looked
     at by `check_data` alone.
     """
-    checks = [check_static] if check_data is None else [check_static, check_data]
     path = FilePath(path)
     document = _read_layers(path)
     for override in overrides:
         _apply_override(document, override)
+    return _load_document(document, path, smoke, check_data)
+
+
+def _load_document(document: Document, path: FilePath, smoke: bool, check_data: Check | None) -> LoadedRecipe:
+    checks = [check_static] if check_data is None else [check_static, check_data]
     loaded, problems = _validate(document, path)
     if loaded is not None:
         for check in checks:
@@ -59,6 +63,14 @@ def check_file(
     """The loaded recipe and no problems, or None and every problem."""
     try:
         return load_recipe(path, overrides, smoke, check_data), []
+    except RecipeError as error:
+        return None, error.problems
+
+
+def check_text(text: str, path: FilePath, check_data: Check | None = None) -> tuple[LoadedRecipe | None, list[Problem]]:
+    """`check_file` of a text that is no file yet; relative paths start at the folder of `path`."""
+    try:
+        return _load_document(parse_yaml(text, str(path)), path, False, check_data), []
     except RecipeError as error:
         return None, error.problems
 

@@ -1,10 +1,12 @@
 """Optimiser and learning-rate schedule of a recipe."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from recipes.fields import Strict, meaning
+from recipes.fields import Strict, added_meaning, meaning, refuse
+from recipes.problem_codes import Code
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -28,6 +30,21 @@ class Schedule(Strict):
     warmup_steps: int = meaning(
         0, ge=0, le=10**9, description="Steps of linear warm-up from 0; must be below the stage's steps."
     )
+    warmup_ratio: float = added_meaning(
+        0.0, ge=0, lt=1, description="In place of warmup_steps: their share of the stage's steps, rounded up."
+    )
     min_ratio: float = meaning(
         0.0, ge=0, le=1, description="Final factor of the peak learning rate (linear and cosine)."
     )
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Schedule":
+        if self.warmup_steps and self.warmup_ratio:
+            refuse(Code.CONFLICTING_KEYS, "give warmup_steps or warmup_ratio, not both")
+        return self
+
+    def warmup(self, steps_planned: int) -> int:
+        """Steps of warm-up of a stage with that many; a share never takes all of them."""
+        if not self.warmup_ratio:
+            return self.warmup_steps
+        return min(math.ceil(self.warmup_ratio * steps_planned), steps_planned - 1)

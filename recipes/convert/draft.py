@@ -1,0 +1,124 @@
+"""A recipe in the making: what the keys of a file came to, and a line for each of them."""
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recipes.convert.rules import Outcome, Place, Rule, Unfit
+from recipes.errors import Problem
+from recipes.places import Mark, path_text, shorten, shown
+from recipes.problem_codes import Code
+
+_VARIABLE = re.compile(r"\$[A-Za-z_{0-9(]")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of a key."""
+
+    place: Place
+    value: Any
+    outcome: Outcome
+    target: str = ""
+    reason: str = ""
+    code: Code = Code.NOT_CONVERTIBLE
+    is_default: bool = False
+    """Whether the file does not have the key, and the system's default counts."""
+
+    @property
+    def key(self) -> str:
+        """The key as people write it."""
+        return path_text(self.place)
+
+    def __str__(self) -> str:
+        text = self.key if self.value is None else f"{self.key}: {shorten(self.value, 60)}"
+        if self.is_default:
+            text += " (its default)"
+        if self.target and not self.target.startswith("@"):
+            text += f" -> {self.target}"
+        return f"{text}: {self.reason}" if self.reason else text
+
+
+@dataclass(slots=True)
+class Draft:
+    """Values by target, and the lines of the report."""
+
+    system: str
+    """The name of the other system, as people write it."""
+    file: str
+    marks: dict[Place, Mark]
+    working_dir: Path
+    """Where the other system's relative paths start."""
+    recipe_dir: Path
+    """Where the recipe's start."""
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    comments: dict[str, str] = field(default_factory=dict)
+    """What is said next to a value of the recipe, by its target."""
+    todo: list[str] = field(default_factory=list)
+    """What only a person can add."""
+    reading_defaults: bool = False
+
+    def get(self, target: str, default: Any = None) -> Any:
+        """What is written at a target."""
+        return self.values.get(target, default)
+
+    def note(self, place: Place, value: Any, rule: Rule) -> None:
+        """Apply a rule to a key: write its value, or say why not."""
+        line = Line(place, value, rule.outcome, rule.target, rule.reason, rule.code, self.reading_defaults)
+        if rule.target and rule.outcome is not Outcome.REFUSED:
+            if isinstance(value, str) and _VARIABLE.search(value):
+                self.refuse(place, value, "holds a variable that the file does not set; write the value")
+                return
+            try:
+                found = rule.read(value)
+            except Unfit as error:
+                self.refuse(place, value, str(error), error.code)
+                return
+            there = self.values.get(rule.target)
+            if there is not None and there != found and "auto" not in (there, found):
+                if not self.reading_defaults:
+                    message = f"another key says {shown(there)} for the same, {rule.target.lstrip('@')}"
+                    self.refuse(place, value, message, Code.CONFLICTING_KEYS)
+                return
+            if there is None or found != "auto":
+                self.values[rule.target] = found
+        self.lines.append(line)
+
+    def refuse(self, place: Place, value: Any, reason: str, code: Code = Code.NOT_CONVERTIBLE) -> None:
+        """Refuse a key."""
+        self.lines.append(Line(place, value, Outcome.REFUSED, "", reason, code, self.reading_defaults))
+
+    def retract(self, prefix: str, reason: str) -> None:
+        """Take back what was written at targets of a prefix."""
+        for target in [target for target in self.values if target.startswith(prefix)]:
+            del self.values[target]
+        self.lines = [
+            replace(line, outcome=Outcome.NO_EFFECT, target="", reason=reason)
+            if line.target.startswith(prefix) and line.outcome is not Outcome.REFUSED
+            else line
+            for line in self.lines
+        ]
+
+    def of(self, outcome: Outcome) -> list[Line]:
+        """The lines of an outcome, defaults left out where they carry nothing."""
+        return [line for line in self.lines if line.outcome is outcome and (line.target or not line.is_default)]
+
+    def problem(self, line: Line) -> Problem:
+        """A refused key with its place."""
+        place = line.place
+        while place and place not in self.marks:
+            place = place[:-1]
+        number = self.marks[place].line if place in self.marks else None
+        value = "" if line.value is None else shown(line.value)
+        return Problem(line.code, self.file, number, line.key, value, line.reason)
+
+    def path(self, written: str) -> str:
+        """A path of the other system's as the recipe writes it: it starts with `./`, `../` or `/`."""
+        found = Path(written)
+        if found.is_absolute():
+            return written
+        path = Path(os.path.relpath(self.working_dir / found, self.recipe_dir)).as_posix()
+        return path if path.startswith("..") else f"./{path}"

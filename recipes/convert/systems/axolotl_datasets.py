@@ -1,0 +1,153 @@
+"""axolotl's `datasets`: which rows they are, by their `type`, and which columns hold them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recipes.convert import quantities as q
+from recipes.convert.draft import Draft
+from recipes.convert.engine import enter
+from recipes.convert.rows import find_source, merge_sources
+from recipes.convert.rules import Place, Table, Unfit, carried, changed, no_effect, refused, unless
+from recipes.convert.systems.transformers_arguments import OWN_TEMPLATE
+from recipes.problem_codes import Code
+
+_PART = no_effect("said by `path`, `name` and `split`")
+_KEYS: Table = {
+    **{key: carried(f"@{key}") for key in (
+        "path", "name", "split", "revision", "data_files", "ds_type", "type", "field", "text_column", "field_messages",
+        "field_instruction", "field_input", "field_output", "field_chosen", "field_rejected", "field_prompt",
+        "train_on_split", "message_property_mappings", "message_field_role", "message_field_content",
+    )},
+    "roles": changed("the roles of OpenAI's and ShareGPT's messages are known: system, user, assistant, human, gpt"),
+    "roles_to_train": changed("the assistant's turns are trained, or all with `loss_on: all`"),
+    "train_on_eos": changed("an answer's end is trained with it"),
+    "train_on_eot": changed("an answer's end is trained with it"),
+    "chat_template": changed(OWN_TEMPLATE),
+    "chat_template_jinja": changed(OWN_TEMPLATE),
+    "field_thinking": changed("what a message holds besides its content reaches the chat template as it is"),
+    "template_thinking_key": changed("what a message holds besides its content reaches the chat template as it is"),
+    "field_tools": refused("tools are not read from a column of their own"),
+    "drop_system_message": unless(False, then=refused("system messages are kept")),
+    "shards": refused("give `part`, as in part: 1/10"),
+    "preprocess_shards": no_effect("rows are laid out once, in the store"),
+    "trust_remote_code": refused("code of a data set is never run"),
+    "conversation": changed(OWN_TEMPLATE),
+}  # fmt: skip
+_PLAIN_ROLES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
+
+
+def read_datasets(value: Any, draft: Draft, place: Place) -> None:
+    """The rows to train on."""
+    _read(value, draft, place, "data")
+
+
+def read_evaluation(value: Any, draft: Draft, place: Place) -> None:
+    """The rows to evaluate on."""
+    _read(value, draft, place, "evaluation")
+
+
+def read_pretraining(value: Any, draft: Draft, place: Place) -> None:
+    """The text to train on."""
+    items = [{"type": "pretrain", **item} for item in value] if _is_listed(value) else value
+    _read({"type": "pretrain", "path": items} if isinstance(items, str) else items, draft, place, "data")
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
+    items = [value] if isinstance(value, Mapping) else value
+    if not _is_listed(items):
+        draft.refuse(
+            place, value, "must be a list of data sets, each a mapping with `path` and `type`", Code.WRONG_TYPE
+        )
+        return
+    sources: list[dict[str, Any]] = []
+    for index, item in enumerate(items):
+        here = (*place, index)
+        said = _keys_of(item, draft, here)
+        try:
+            sources.append(_source(said, draft, here))
+        except Unfit as error:
+            draft.refuse(here, item.get("path"), str(error), error.code)
+            return
+    merged = merge_sources(sources)
+    if merged is None:
+        draft.refuse(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
+        return
+    draft.values[target] = merged
+
+
+def _keys_of(item: Mapping[str, Any], draft: Draft, place: Place) -> dict[str, Any]:
+    """What a data set's keys say; a scratch draft keeps them from meeting those of the others."""
+    scratch = Draft(draft.system, draft.file, draft.marks, draft.working_dir, draft.recipe_dir)
+    enter(_KEYS, item, scratch, place)
+    draft.lines += scratch.lines
+    return {target.removeprefix("@"): value for target, value in scratch.values.items()}
+
+
+def _source(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, Any]:
+    path = said.get("path")
+    if not isinstance(path, str) or not path:
+        raise Unfit("`path` names no data set", Code.MISSING_KEY)
+    source = find_source(
+        draft, path, files=said.get("data_files"), format_name=said.get("ds_type"), name=said.get("name"),
+        split=said.get("split"), revision=said.get("revision"),
+    )  # fmt: skip
+    columns = _columns(said, draft, place)
+    return {**source, **({"columns": columns} if columns else {})}
+
+
+def _columns(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]:
+    """The columns of a data set's type; settles the kind of stage where the type decides it."""
+    written = said.get("type")
+    if not isinstance(written, str):
+        what = "has no type: its rows are tokens already" if written is None else "describes its own prompts"
+        raise Unfit(f"{what}; name the columns with `columns`, and `template: none` for prompts of their own")
+    style = written.partition(":")[0].partition(".")[0]
+    if draft.get(q.KIND) == "reward" or style in ("bradley_terry",):
+        return _named(said, {"chosen": "field_chosen", "rejected": "field_rejected", "prompt": "field_prompt"})
+    if written in ("chat_template", "chat_template.default", "sharegpt"):
+        return _messages(said)
+    if written.startswith("alpaca"):
+        return _alpaca(said, draft, place)
+    if written in ("completion", "pretrain"):
+        return _plain_text(said, draft)
+    raise Unfit(
+        f"type {written} is no layout that is known here: alpaca, chat_template, sharegpt, completion, pretrain"
+    )
+
+
+def _named(said: dict[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
+    """Columns whose names differ from the standard ones."""
+    return {column: said[key] for column, key in keys.items() if key in said and said[key] != column}
+
+
+def _messages(said: dict[str, Any]) -> dict[str, str]:
+    mapping = dict(said.get("message_property_mappings") or {})
+    mapping |= {name: said[f"message_field_{name}"] for name in ("role", "content") if f"message_field_{name}" in said}
+    if mapping and not any(mapping.items() <= known.items() for known in _PLAIN_ROLES):
+        raise Unfit("messages have role and content, or ShareGPT's from and value; other names are not read")
+    column = said.get("field_messages", "messages")
+    return {} if column == "messages" else {"messages": column}
+
+
+def _alpaca(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]:
+    """Instruction and output; the prompt is written as the stage's `template` says, without axolotl's own sentences."""
+    message = "prompts are written by `template`, without Alpaca's sentence above them; the column `input` is not read"
+    draft.note((*place, "type"), said["type"], changed(message))
+    prompt = said.get("field_instruction", "instruction")
+    return {"prompt": prompt, "completion": said.get("field_output", "output")}
+
+
+def _plain_text(said: dict[str, Any], draft: Draft) -> dict[str, str]:
+    """Documents: pretraining, unless adapters are trained, which a `finetune` stage does on all tokens."""
+    if draft.get(q.ADAPTER):
+        draft.values["loss_on"] = "all"
+    else:
+        draft.values.setdefault(q.KIND, "pretrain")
+        draft.retract("loss_on", "pretraining learns every token")
+        draft.retract("template", "pretraining reads plain text")
+    column = said.get("field") or said.get("text_column") or "text"
+    return {} if column == "text" else {"text": column}

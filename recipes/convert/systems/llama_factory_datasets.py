@@ -1,0 +1,151 @@
+"""LLaMA-Factory's `dataset_info.json`: what the names in `dataset` and `eval_dataset` mean."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.convert import quantities as q
+from recipes.convert.draft import Draft
+from recipes.convert.readers import texts
+from recipes.convert.rows import file_source, hub_source, merge_sources
+from recipes.convert.rules import Place, Unfit, carried, changed
+from recipes.nearest import nearest
+from recipes.problem_codes import Code
+
+INFO = "dataset_info.json"
+DATASET_DIR = "@dataset_dir"
+LIMIT = "@limit"
+_TAGS = (
+    {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"},
+    {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+     "system_tag": "system"},
+)  # fmt: skip
+"""ShareGPT's names and OpenAI's, which are read as they are."""
+
+
+def read_training(value: Any, draft: Draft, place: Place) -> None:
+    """The rows to train on."""
+    _read(value, draft, place, "data")
+
+
+def read_evaluation(value: Any, draft: Draft, place: Place) -> None:
+    """The rows to evaluate on."""
+    _read(value, draft, place, "evaluation")
+
+
+def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
+    try:
+        names = texts(value)
+        info, folder = _find_info(draft)
+        sources = [_source(name, info, folder, draft, place) for name in names]
+    except Unfit as error:
+        draft.refuse(place, value, str(error), error.code)
+        return
+    merged = merge_sources(sources)
+    if merged is None:
+        draft.refuse(place, value, "a stage reads one source; these data sets differ in more than their files")
+        return
+    draft.note(place, value, carried(target, lambda _: merged))
+    if "limit" in merged and len(names) > 1:
+        draft.comments[target] = f"limit: max_samples of each of {len(names)} data sets, drawn from all of them"
+
+
+def _find_info(draft: Draft) -> tuple[Mapping[str, Any], Path]:
+    """The file that says what data sets are, and its folder: below the working folder, or beside the file or above."""
+    written = draft.get(DATASET_DIR, "data")
+    if written.startswith("REMOTE:") or written == "ONLINE":
+        raise Unfit(f"dataset_dir {written} is on the hub; download it and name the folder")
+    beside = Path(draft.file).resolve().parent
+    folders = [place / written for place in (draft.working_dir, beside, *beside.parents)]
+    folder = next((folder for folder in folders if (folder / INFO).is_file()), None)
+    if folder is None:
+        message = f"{INFO} is not in {folders[0]}; --folder names the folder in which LLaMA-Factory is run"
+        raise Unfit(message, Code.MISSING_FILE)
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unfit(f"{folder / INFO} is not valid JSON: {error}", Code.INVALID_YAML) from None
+    if not isinstance(info, dict):
+        raise Unfit(f"{folder / INFO} must map names to data sets", Code.WRONG_TYPE)
+    return info, folder
+
+
+def _source(name: str, info: Mapping[str, Any], folder: Path, draft: Draft, place: Place) -> dict[str, Any]:
+    said = info.get(name)
+    if not isinstance(said, dict):
+        guess = nearest(name, list(info))
+        hint = f"; did you mean {guess}?" if guess else ""
+        raise Unfit(f"{INFO} has no data set {name}{hint}", Code.UNKNOWN_CHOICE)
+    if isinstance(said.get("hf_hub_url"), str):
+        source = hub_source(said["hf_hub_url"], name=said.get("subset"), split=said.get("split"))
+    elif isinstance(said.get("file_name"), str):
+        source = file_source(draft, _files(folder / said["file_name"], draft.working_dir))
+    else:
+        keys = ", ".join(said) or "nothing"
+        raise Unfit(f"data set {name} is neither a file nor on the Hugging Face hub; {INFO} has {keys}")
+    columns = _columns(name, said, draft, place)
+    limit = said.get("num_samples") or draft.get(LIMIT)
+    return {**source, **({"columns": columns} if columns else {}), **({"limit": limit} if limit else {})}
+
+
+def _files(path: Path, working_dir: Path) -> list[str]:
+    """A file, or those of a folder, from the working folder on."""
+    inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return [os.path.relpath(file, working_dir) for file in inside if not file.name.startswith(".")]
+
+
+def _columns(name: str, said: Mapping[str, Any], draft: Draft, place: Place) -> dict[str, str]:
+    columns = said.get("columns", {})
+    if unread := sorted(columns.keys() & {"videos", "audios"}):
+        raise Unfit(f"data set {name} has {' and '.join(unread)}, which no model here reads")
+    if said.get("formatting", "alpaca") == "alpaca":
+        found = _alpaca(name, said, columns, draft, place)
+    else:
+        found = _chats(name, said, columns, draft, place)
+    if "images" in columns:
+        found["images"] = columns["images"]
+    return {column: own for column, own in found.items() if column != own}
+
+
+def _alpaca(
+    name: str, said: Mapping[str, Any], columns: Mapping[str, str], draft: Draft, place: Place
+) -> dict[str, str]:
+    prompt = columns.get("prompt", "instruction")
+    if draft.get(q.KIND) == "pretrain" or draft.get("loss_on") == "all":
+        return {"text": prompt}
+    if said.get("ranking"):
+        _differs(draft, place, name, "the column of the input, if there is one, is not read")
+        return {
+            "prompt": prompt,
+            "chosen": columns.get("chosen", "chosen"),
+            "rejected": columns.get("rejected", "rejected"),
+        }
+    unread = [columns.get(key, default) for key, default in (("query", "input"),) if key in columns or not columns]
+    unread += [columns[key] for key in ("history", "system", "tools") if key in columns]
+    if unread:
+        _differs(draft, place, name, f"columns that are not read: {', '.join(unread)}")
+    return {"prompt": prompt, "completion": columns.get("response", "output")}
+
+
+def _chats(
+    name: str, said: Mapping[str, Any], columns: Mapping[str, str], draft: Draft, place: Place
+) -> dict[str, str]:
+    tags = said.get("tags", {})
+    if tags and not any(all(known.get(key, value) == value for key, value in tags.items()) for known in _TAGS):
+        raise Unfit(f"data set {name}: messages have role and content, or ShareGPT's from and value")
+    if "tools" in columns:
+        _differs(draft, place, name, f"column that is not read: {columns['tools']}")
+    messages = columns.get("messages", "conversations")
+    if said.get("ranking"):
+        return {
+            "prompt": messages,
+            "chosen": columns.get("chosen", "chosen"),
+            "rejected": columns.get("rejected", "rejected"),
+        }
+    return {"messages": messages}
+
+
+def _differs(draft: Draft, place: Place, name: str, reason: str) -> None:
+    draft.note((*place, name), None, changed(reason))

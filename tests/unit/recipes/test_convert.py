@@ -1,0 +1,343 @@
+"""Configurations of other systems, as people write them, converted; and what is wrong with one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.convert.engine import Conversion, convert
+from recipes.convert.registry import SYSTEMS, find_system, recognise
+from recipes.convert.rules import Outcome
+from recipes.convert.source_text import SourceFile, read_source
+from recipes.convert.write import recipe_text
+from recipes.errors import RecipeError, RequestError
+from recipes.loading.yaml_text import parse_yaml
+from recipes.problem_codes import Code
+
+Convert = Callable[..., Conversion]
+
+AXOLOTL = """\
+base_model: acme/tiny-llama
+revision_of_model: 0123abc
+load_in_4bit: true
+adapter: qlora
+lora_r: 64
+lora_alpha: 16
+lora_target_linear: true
+datasets:
+  - path: acme/chats
+    type: chat_template
+    field_messages: turns
+    split: train[:5%]
+chat_template: chatml
+val_set_size: 0.02
+sequence_len: 1024
+sample_packing: true
+micro_batch_size: 4
+gradient_accumulation_steps: 3
+num_epochs: 2
+optimizer: paged_adamw_8bit
+learning_rate: 1e-4
+lr_scheduler: cosine
+warmup_ratio: 0.1
+bf16: auto
+gradient_checkpointing: true
+wandb_project: mine
+seed: 7
+"""
+
+LLAMA_FACTORY = """\
+model_name_or_path: acme/tiny-qwen
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 4
+lora_target: q_proj,v_proj
+dataset: bills, notes
+template: qwen
+cutoff_len: 512
+max_samples: 200
+output_dir: out
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 4
+learning_rate: 2.0e-4
+max_steps: 100
+lr_scheduler_type: cosine
+warmup_ratio: 0.25
+val_size: 0.1
+"""
+DATASET_INFO = {
+    "bills": {"file_name": "bills.jsonl", "columns": {"prompt": "question", "response": "answer"}},
+    "notes": {"file_name": "notes.jsonl", "columns": {"prompt": "question", "response": "answer"}},
+    "talks": {"hf_hub_url": "acme/talks", "formatting": "sharegpt"},
+    "films": {"file_name": "films.json", "formatting": "sharegpt", "columns": {"videos": "videos"}},
+}
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Convert:
+    """Write a file and convert it to a recipe in the same folder."""
+
+    def make(text: str, name: str = "config.yaml", system: str | None = None, **options: Any) -> Conversion:
+        path = tmp_path / name
+        path.write_text(text)
+        source = read_source(path, tmp_path)
+        known = recognise(source.value, name)[0] if system is None else find_system(system)
+        return convert(source, known, tmp_path, **options)
+
+    return make
+
+
+@pytest.fixture
+def factory_data(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(DATASET_INFO))
+
+
+def _refused(conversion: Conversion) -> dict[str, str]:
+    return {line.key: line.reason for line in conversion.refused}
+
+
+def _stage(conversion: Conversion) -> dict[str, Any]:
+    (stage,) = conversion.recipe["stages"].values()
+    assert isinstance(stage, dict)
+    return stage
+
+
+def test_axolotl(converted: Convert) -> None:
+    found = converted(AXOLOTL, workers=2)
+    assert _refused(found) == {}
+    assert found.recipe == {
+        "name": "config",
+        "seed": 7,
+        "cluster": {"workers": 2},
+        "stages": {
+            "sft": {
+                "kind": "finetune",
+                "init_from": "hf://acme/tiny-llama@0123abc",
+                "lora": {"r": 64, "alpha": 16, "target_modules": "all-linear"},
+                "template": "chat",
+                "data": {
+                    "source": "datasets",
+                    "path": "acme/chats",
+                    "revision": "main",
+                    "split": "train[:5%]",
+                    "columns": {"messages": "turns"},
+                    "hold_out": 0.02,
+                },
+                "train": {
+                    "epochs": 2,
+                    "global_batch": 24,
+                    "sequence_length": 1024,
+                    "packing": True,
+                    "optimizer": {"name": "adamw", "lr": 1e-4},
+                    "schedule": {"name": "cosine", "warmup_ratio": 0.1},
+                },
+                "shard": {"precision": "auto", "gradient_checkpointing": True, "micro_batch": 4},
+            }
+        },
+    }
+    changed = {line.key for line in found.draft.of(Outcome.CHANGED)}
+    assert changed == {"adapter", "load_in_4bit", "optimizer", "chat_template"}
+    assert found.draft.comments["train.global_batch"] == "micro-batch 4 x accumulation 3 x 2 GPUs"
+
+
+@pytest.mark.usefixtures("factory_data")
+def test_llama_factory_reads_its_data_sets(converted: Convert) -> None:
+    found = converted(LLAMA_FACTORY)
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert stage["data"] == {
+        "source": "jsonl",
+        "files": [f"./data/{name}.jsonl" for name in ("bills", "notes")],
+        "columns": {"prompt": "question", "completion": "answer"},
+        "limit": 400,
+        "hold_out": 0.1,
+    }
+    assert stage["train"]["schedule"] == {"name": "cosine", "warmup_steps": 25}
+    assert (stage["train"]["steps"], stage["train"]["global_batch"]) == (100, 8)
+    assert stage["lora"] == {"r": 4, "target_modules": ["q_proj", "v_proj"], "alpha": 8}
+    assert stage["train"]["packing"] is False
+
+
+@pytest.mark.usefixtures("factory_data")
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("bils", "did you mean bills?"),
+        ("films", "has videos, which no model here reads"),
+        ("bills,talks", "differ in more than their files"),
+        ("7", "dataset_info.json has no data set 7"),
+    ],
+)
+def test_llama_factory_data_sets_that_are_refused(converted: Convert, names: str, reason: str) -> None:
+    found = converted(LLAMA_FACTORY.replace("bills, notes", f"'{names}'"))
+    assert reason in _refused(found)["dataset"]
+
+
+def test_llama_factory_without_its_list_of_data_sets(converted: Convert) -> None:
+    found = converted(LLAMA_FACTORY)
+    assert "--folder names the folder" in _refused(found)["dataset"]
+
+
+def test_a_deepspeed_file_that_is_named_is_read(converted: Convert, tmp_path: Path) -> None:
+    held = {
+        "bf16": {"enabled": "auto"},
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True},
+    }
+    (tmp_path / "ds.json").write_text(json.dumps(held))
+    found = converted(AXOLOTL + "deepspeed: ds.json\n")
+    assert _refused(found) == {}
+    assert {"zero": 2, "offload": "cpu"}.items() <= _stage(found)["shard"].items()
+    found = converted(AXOLOTL + "deepspeed: elsewhere/zero3.json\n")
+    assert _stage(found)["shard"]["zero"] == 3
+    assert "its name says ZeRO 3" in {line.key: line.reason for line in found.draft.of(Outcome.CHANGED)}["deepspeed"]
+    (tmp_path / "ds.json").write_text("{")
+    assert "not valid JSON" in _refused(converted(AXOLOTL + "deepspeed: ds.json\n"))["deepspeed"]
+
+
+def test_documents_are_pretraining_unless_adapters_are_trained(converted: Convert) -> None:
+    text = AXOLOTL.replace("type: chat_template\n    field_messages: turns", "type: completion\n    field: body")
+    assert _stage(converted(text))["loss_on"] == "all"
+    whole = text.replace("adapter: qlora\n", "")
+    stage = _stage(converted(whole))
+    assert (stage["kind"], "lora" in stage, "template" in stage) == ("pretrain", False, False)
+    assert stage["data"]["columns"] == {"text": "body"}
+
+
+def test_keys_of_adapters_have_no_effect_without_one(converted: Convert) -> None:
+    found = converted(AXOLOTL.replace("adapter: qlora\n", ""))
+    assert "lora" not in _stage(found)
+    reasons = {line.key: line.reason for line in found.draft.of(Outcome.NO_EFFECT)}
+    assert reasons["lora_r"] == "no adapter is trained"
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "code", "reason"),
+    [
+        ("sample_pakcing: true", "sample_pakcing", Code.UNKNOWN_KEY, "did you mean sample_packing?"),
+        ("max_grad_norm: yes please", "max_grad_norm", Code.WRONG_TYPE, "must be a number"),
+        ("fp8: 3", "fp8", Code.WRONG_TYPE, "must be true or false"),
+        ("lora_modules_to_save: [lm_head]", "lora_modules_to_save", Code.NOT_CONVERTIBLE, "no other module"),
+        ("tokens: ['<mine>']", "tokens", Code.NOT_CONVERTIBLE, "cannot be added"),
+        ("special_tokens: 3", "special_tokens", Code.WRONG_TYPE, "must be a mapping"),
+        ("save_steps: $EVERY", "save_steps", Code.NOT_CONVERTIBLE, "variable that the file does not set"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(converted: Convert, line: str, key: str, code: Code, reason: str) -> None:
+    found = converted(AXOLOTL + line + "\n")
+    problems = {problem.field: problem for problem in map(found.draft.problem, found.refused)}
+    assert problems.keys() == {key}
+    assert problems[key].code == code
+    assert reason in problems[key].message
+    assert problems[key].line == AXOLOTL.count("\n") + 1
+
+
+def test_keys_that_say_different_things(converted: Convert) -> None:
+    found = converted(AXOLOTL.replace("bf16: auto", "bf16: true\nfloat32: true"))
+    assert _refused(found).keys() == {"float32"}
+    assert "another key says 'bf16'" in _refused(found)["float32"]
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [("base_model", "model"), ("learning_rate", "learning rate"), ("datasets", "data")],
+)
+def test_what_is_missing_is_named(converted: Convert, key: str, named: str) -> None:
+    kept = [line for line in AXOLOTL.splitlines() if not line.startswith(key)]
+    if key == "datasets":
+        kept = [line for line in kept if not line.startswith("  ")]
+    assert _refused(converted("\n".join(kept))).keys() == {named}
+
+
+def test_a_key_is_left_out_on_request(converted: Convert) -> None:
+    found = converted(AXOLOTL + "tokens: ['<mine>']\n", without=["tokens", "datasets"])
+    assert [line.key for line in found.draft.of(Outcome.LEFT_OUT)] == ["tokens", "datasets"]
+    with pytest.raises(RequestError, match="no such key; did you mean tokens"):
+        converted(AXOLOTL + "tokens: ['<mine>']\n", without=["token"])
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line"),
+    [
+        ("", Code.INVALID_YAML, None),
+        ("# nothing\n", Code.INVALID_YAML, None),
+        ("base_model: a/b\n  x: [", Code.INVALID_YAML, 2),
+        ("- base_model\n", Code.WRONG_TYPE, 1),
+        (f"{AXOLOTL}---\nseed: 3\n", Code.INVALID_YAML, AXOLOTL.count("\n") + 2),
+        (f"{AXOLOTL}seed: 3\n", Code.DUPLICATE_KEY, AXOLOTL.count("\n") + 1),
+        ("base_model: !!python/name:os.system\n", Code.UNSUPPORTED_YAML, 1),
+        ('{"base_model": "a/b", "base_model": "c/d"}', Code.DUPLICATE_KEY, None),
+        ('{"base_model": ', Code.INVALID_YAML, 1),
+        ("a: &a [*a]\n", Code.RECIPE_TOO_LARGE, 1),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, text: str, code: Code, line: int | None) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_source(path, tmp_path)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.line, problem.file) == (code, line, str(path))
+
+
+def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    path.write_text(bomb)
+    with pytest.raises(RecipeError, match="at most"):
+        read_source(path, tmp_path)
+
+
+def test_anchors_and_merge_keys_are_resolved(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}\nlisted: {<<: [{a: 5}, *base]}\n")
+    assert read_source(path, tmp_path).value == {
+        "base": {"a": 1, "b": 2}, "other": {"a": 1, "b": 3}, "listed": {"a": 5, "b": 2},
+    }  # fmt: skip
+
+
+def test_the_system_is_told_by_its_keys() -> None:
+    assert recognise({"base_model": "a/b", "sequence_len": 8}, "f")[0].name == "axolotl"
+    assert recognise({"cutoff_len": 8}, "f") == (SYSTEMS["llama-factory"], ["cutoff_len"])
+    assert recognise({"zero_optimization": {}}, "f")[0].name == "deepspeed"
+    with pytest.raises(RequestError, match="of several systems .axolotl: base_model; LLaMA-Factory: cutoff_len"):
+        recognise({"base_model": "a/b", "cutoff_len": 8}, "f")
+    with pytest.raises(RequestError, match=r"its keys \(color\) are of none of axolotl"):
+        recognise({"color": "red"}, "f")
+    with pytest.raises(RequestError, match="did you mean axolotl"):
+        find_system("axolotl2")
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 10**6), st.floats(), st.text(max_size=8),
+    st.sampled_from(["auto", "lora", "cosine", "true", "1e-4", "a/b", "./a", "pt", "rm", "zero3", "\n#x", "$HOME"]),
+    st.lists(st.one_of(st.text(max_size=5), st.dictionaries(st.sampled_from(["path", "type"]), st.text(max_size=5)))),
+    st.dictionaries(st.text(min_size=1, max_size=5), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_no_key_vanishes_and_what_is_written_reads_back(name: str, data: st.DataObject) -> None:
+    system = SYSTEMS[name]
+    keys = sorted(key.replace("*", "x") for key in system.table)
+    value = data.draw(st.dictionaries(st.sampled_from([*keys, "unheard_of"]), VALUES, max_size=8))
+    found = convert(SourceFile("c.yaml", value, Path("/nowhere")), system, Path("/nowhere"))
+    assert value.keys() <= {line.place[0] for line in found.draft.lines if not line.is_default}
+    if not found.refused:
+        assert parse_yaml(recipe_text(found, "c.yaml"), "r").value == found.recipe
+
+
+def test_comments_stay_comments(converted: Convert) -> None:
+    found = converted(
+        AXOLOTL.replace("wandb_project: mine", 'wandb_project: "a\\nseed: 9"\noutput_dir: "x\\u2028y: 1"')
+    )
+    document = parse_yaml(recipe_text(found, "evil\nname: x.yaml"), "r")
+    assert (document.value, document.problems) == (found.recipe, [])

@@ -20,7 +20,7 @@ STAGES = ("base", "chat", "judge", "policy", "eval")
 LATEST = 0.9
 """Share of the reference's time within which moments are drawn; a later one may miss the stage."""
 LATEST_IN_CHAIN = 0.5
-"""The same where a missed stage cannot be tried again: it works for 2 s, and the journal is read with a delay."""
+"""The same where a missed stage cannot be tried again: these stages work for 2 s, and the journal is read late."""
 NUM_MOMENTS = 5
 TRIES = 4
 

@@ -306,7 +306,7 @@ def test_the_system_is_told_by_its_keys() -> None:
     assert recognise({"base_model": "a/b", "sequence_len": 8}, "f")[0].name == "axolotl"
     assert recognise({"cutoff_len": 8}, "f") == (SYSTEMS["llama-factory"], ["cutoff_len"])
     assert recognise({"zero_optimization": {}}, "f")[0].name == "deepspeed"
-    with pytest.raises(RequestError, match="of several systems .axolotl: base_model; LLaMA-Factory: cutoff_len"):
+    with pytest.raises(RequestError, match=r"of several systems \(axolotl: base_model; LLaMA-Factory: cutoff_len"):
         recognise({"base_model": "a/b", "cutoff_len": 8}, "f")
     with pytest.raises(RequestError, match=r"its keys \(color\) are of none of axolotl"):
         recognise({"color": "red"}, "f")

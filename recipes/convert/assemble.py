@@ -61,7 +61,7 @@ def model_reference(draft: Draft, written: str, revision: str | None) -> tuple[s
 def _origin(draft: Draft) -> None:
     written, revision = draft.values.pop(q.MODEL, None), draft.values.pop(q.REVISION, None)
     if written is None:
-        draft.refuse(("model",), None, "no key names the model to start from", Code.MISSING_KEY)
+        draft.reject(("model",), None, "no key names the model to start from", Code.MISSING_KEY)
         return
     target = "actor" if draft.get("kind") == "rl" else "init_from"
     draft.values[target], remark = model_reference(draft, written, revision)
@@ -112,7 +112,7 @@ def _length(draft: Draft) -> None:
         values["train.epochs"] = epochs
     else:
         message = "no key says how long the training is: its steps or epochs"
-        draft.refuse(("length",), None, message, Code.MISSING_KEY)
+        draft.reject(("length",), None, message, Code.MISSING_KEY)
 
 
 def _warmup(draft: Draft) -> None:
@@ -139,14 +139,14 @@ def _optimizer(draft: Draft) -> None:
     if beta1 is not None or beta2 is not None:
         values[f"{optimizer}.betas"] = [0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2]
     if f"{optimizer}.lr" not in values:
-        draft.refuse(("learning rate",), None, "no key says the learning rate", Code.MISSING_KEY)
+        draft.reject(("learning rate",), None, "no key says the learning rate", Code.MISSING_KEY)
 
 
 def _held_out(draft: Draft) -> None:
     share = draft.values.pop(q.HELD_OUT_SHARE, None)
     if "data" not in draft.values and "prompts" not in draft.values:
         if not any(line.place and line.place[0] in ("datasets", "dataset") for line in draft.lines):
-            draft.refuse(("data",), None, "no key names the rows to train on", Code.MISSING_KEY)
+            draft.reject(("data",), None, "no key names the rows to train on", Code.MISSING_KEY)
         return
     is_gated = draft.get("kind") == "reward"
     if (share or is_gated) and "evaluation" not in draft.values:

@@ -70,24 +70,24 @@ class Draft:
         line = Line(place, value, rule.outcome, rule.target, rule.reason, rule.code, self.reading_defaults)
         if rule.target and rule.outcome is not Outcome.REFUSED:
             if isinstance(value, str) and _VARIABLE.search(value):
-                self.refuse(place, value, "holds a variable that the file does not set; write the value")
+                self.reject(place, value, "holds a variable that the file does not set; write the value")
                 return
             try:
                 found = rule.read(value)
             except Unfit as error:
-                self.refuse(place, value, str(error), error.code)
+                self.reject(place, value, str(error), error.code)
                 return
             there = self.values.get(rule.target)
             if there is not None and there != found and "auto" not in (there, found):
                 if not self.reading_defaults:
                     message = f"another key says {shown(there)} for the same, {rule.target.lstrip('@')}"
-                    self.refuse(place, value, message, Code.CONFLICTING_KEYS)
+                    self.reject(place, value, message, Code.CONFLICTING_KEYS)
                 return
             if there is None or found != "auto":
                 self.values[rule.target] = found
         self.lines.append(line)
 
-    def refuse(self, place: Place, value: Any, reason: str, code: Code = Code.NOT_CONVERTIBLE) -> None:
+    def reject(self, place: Place, value: Any, reason: str, code: Code = Code.NOT_CONVERTIBLE) -> None:
         """Refuse a key."""
         self.lines.append(Line(place, value, Outcome.REFUSED, "", reason, code, self.reading_defaults))
 
@@ -113,7 +113,8 @@ class Draft:
             place = place[:-1]
         number = self.marks[place].line if place in self.marks else None
         value = "" if line.value is None else shown(line.value)
-        return Problem(line.code, self.file, number, line.key, value, line.reason)
+        code = line.code
+        return Problem(code, self.file, number, line.key, value, line.reason)
 
     def path(self, written: str) -> str:
         """A path of the other system's as the recipe writes it: it starts with `./`, `../` or `/`."""

@@ -73,7 +73,7 @@ def enter(table: Table, mapping: Mapping[str, Any], draft: Draft, at: Place, lat
             guess = nearest(str(key), names)
             hint = f"; did you mean {guess}?" if guess else ""
             message = f"is no key of {draft.system} that is known here{hint}"
-            draft.refuse(place, value, message, Code.UNKNOWN_KEY)
+            draft.reject(place, value, message, Code.UNKNOWN_KEY)
         else:
             _decide(entry, value, draft, place, later)
 
@@ -93,7 +93,7 @@ def _decide(entry: Entry, value: Any, draft: Draft, place: Place, later: list[An
             if isinstance(value, Mapping):
                 enter(entry, value, draft, place, later)
             else:
-                draft.refuse(place, value, "must be a mapping of keys to values", Code.WRONG_TYPE)
+                draft.reject(place, value, "must be a mapping of keys to values", Code.WRONG_TYPE)
 
 
 def find(table: Table, key: str) -> Entry | None:

@@ -60,7 +60,7 @@ def _unfrozen(value: Any, draft: Any, place: Any) -> None:
     if names and set(names) <= language and any("language_model" in name for name in names):
         draft.note(place, value, carried("parts", const(["language"])))
     else:
-        draft.refuse(place, value, "every parameter is trained, a part of a vision-language model, or adapters")
+        draft.reject(place, value, "every parameter is trained, a part of a vision-language model, or adapters")
 
 
 _MODEL: Table = {

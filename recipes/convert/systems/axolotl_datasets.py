@@ -59,7 +59,7 @@ def _is_listed(value: Any) -> bool:
 def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
     items = [value] if isinstance(value, Mapping) else value
     if not _is_listed(items):
-        draft.refuse(
+        draft.reject(
             place, value, "must be a list of data sets, each a mapping with `path` and `type`", Code.WRONG_TYPE
         )
         return
@@ -70,11 +70,11 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
         try:
             sources.append(_source(said, draft, here))
         except Unfit as error:
-            draft.refuse(here, item.get("path"), str(error), error.code)
+            draft.reject(here, item.get("path"), str(error), error.code)
             return
     merged = merge_sources(sources)
     if merged is None:
-        draft.refuse(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
+        draft.reject(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
         return
     draft.values[target] = merged
 

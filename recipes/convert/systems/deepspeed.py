@@ -141,7 +141,7 @@ def _read_file(value: Any, draft: Draft, place: Place) -> None:
     if found is None:
         stage = next((number for number in "3210" if f"zero{number}" in str(value) or f"z{number}" in str(value)), None)
         if stage is None:
-            draft.refuse(place, value, f"no such file under {draft.working_dir}")
+            draft.reject(place, value, f"no such file under {draft.working_dir}")
             return
         rule = changed(f"no such file here; its name says ZeRO {stage}", "shard.zero", const(int(stage)))
         draft.note(place, value, rule)
@@ -149,10 +149,10 @@ def _read_file(value: Any, draft: Draft, place: Place) -> None:
     try:
         held = json.loads(found.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        draft.refuse(place, value, f"{found} is not valid JSON: {error}")
+        draft.reject(place, value, f"{found} is not valid JSON: {error}")
         return
     if not isinstance(held, dict):
-        draft.refuse(place, value, f"{found} holds no JSON object")
+        draft.reject(place, value, f"{found} holds no JSON object")
         return
     enter(TABLE, held, draft, place)
 

@@ -41,11 +41,11 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
         info, folder = _find_info(draft)
         sources = [_source(name, info, folder, draft, place) for name in names]
     except Unfit as error:
-        draft.refuse(place, value, str(error), error.code)
+        draft.reject(place, value, str(error), error.code)
         return
     merged = merge_sources(sources)
     if merged is None:
-        draft.refuse(place, value, "a stage reads one source; these data sets differ in more than their files")
+        draft.reject(place, value, "a stage reads one source; these data sets differ in more than their files")
         return
     draft.note(place, value, carried(target, lambda _: merged))
     if "limit" in merged and len(names) > 1:

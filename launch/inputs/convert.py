@@ -85,7 +85,7 @@ def convert_file(
         lacking = "it says how a stage is sharded, not what it trains; name it in the configuration that does"
         raise RequestError(f"{file}: is a file of {found.title}: {lacking}")
     if conversion.refused:
-        problems = [conversion.draft.problem(line) for line in conversion.refused]
+        problems = [conversion.draft.describe(line) for line in conversion.refused]
         return Converted(conversion, told, None, problems)
     text = recipe_text(conversion, str(file))
     if output is not None:

@@ -106,7 +106,7 @@ class Draft:
         """The lines of an outcome, defaults left out where they carry nothing."""
         return [line for line in self.lines if line.outcome is outcome and (line.target or not line.is_default)]
 
-    def problem(self, line: Line) -> Problem:
+    def describe(self, line: Line) -> Problem:
         """A refused key with its place."""
         place = line.place
         while place and place not in self.marks:

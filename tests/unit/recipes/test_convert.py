@@ -231,7 +231,7 @@ def test_keys_of_adapters_have_no_effect_without_one(converted: Convert) -> None
 )
 def test_what_is_wrong_is_named_with_its_line(converted: Convert, line: str, key: str, code: Code, reason: str) -> None:
     found = converted(AXOLOTL + line + "\n")
-    problems = {problem.field: problem for problem in map(found.draft.problem, found.refused)}
+    problems = {problem.field: problem for problem in map(found.draft.describe, found.refused)}
     assert problems.keys() == {key}
     assert problems[key].code == code
     assert reason in problems[key].message

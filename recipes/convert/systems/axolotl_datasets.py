@@ -134,11 +134,16 @@ def _messages(said: dict[str, Any]) -> dict[str, str]:
 
 
 def _alpaca(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]:
-    """Instruction and output; the prompt is written as the stage's `template` says, without axolotl's own sentences."""
-    message = "prompts are written by `template`, without Alpaca's sentence above them; the column `input` is not read"
+    """Instruction, input and output; standard names are recognised, `system` and `history` with them."""
+    message = "prompts are written by `template`, without Alpaca's sentence above them; the input follows a blank line"
     draft.note((*place, "type"), said["type"], changed(message))
-    prompt = said.get("field_instruction", "instruction")
-    return {"prompt": prompt, "completion": said.get("field_output", "output")}
+    if not said.keys() & {"field_instruction", "field_input", "field_output"}:
+        return {}
+    prompt = "{" + said.get("field_instruction", "instruction") + "}"
+    return {
+        "prompt": prompt + "\n\n{" + said.get("field_input", "input") + "}",
+        "completion": said.get("field_output", "output"),
+    }
 
 
 def _plain_text(said: dict[str, Any], draft: Draft) -> dict[str, str]:

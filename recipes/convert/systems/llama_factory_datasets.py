@@ -115,17 +115,13 @@ def _alpaca(
     prompt = columns.get("prompt", "instruction")
     if draft.get(q.KIND) == "pretrain" or draft.get("loss_on") == "all":
         return {"text": prompt}
-    if said.get("ranking"):
-        _differs(draft, place, name, "the column of the input, if there is one, is not read")
-        return {
-            "prompt": prompt,
-            "chosen": columns.get("chosen", "chosen"),
-            "rejected": columns.get("rejected", "rejected"),
-        }
-    unread = [columns.get(key, default) for key, default in (("query", "input"),) if key in columns or not columns]
-    unread += [columns[key] for key in ("history", "system", "tools") if key in columns]
-    if unread:
+    query = columns.get("query", None if columns else "input")
+    prompt = prompt if query is None else "{" + prompt + "}\n{" + query + "}"
+    if unread := [columns[key] for key in ("history", "system", "tools") if key in columns]:
         _differs(draft, place, name, f"columns that are not read: {', '.join(unread)}")
+    if said.get("ranking"):
+        answers = {key: columns.get(key, key) for key in ("chosen", "rejected")}
+        return {"prompt": prompt, **answers}
     return {"prompt": prompt, "completion": columns.get("response", "output")}
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.launch.test_json_forms import documented, keys_of
+
 CONFIG = """\
 base_model: ./model
 datasets:
@@ -79,6 +81,7 @@ def test_json(call: Any, config: Path) -> None:
     assert (code, found["system"], found["problems"]) == (0, "axolotl", [])
     assert {"key": "learning_rate", "outcome": "carried", "target": "train.optimizer.lr", "reason": ""} in found["keys"]
     assert found["recipe"].startswith("# Converted")
+    assert keys_of(found) == documented()["convert"]
     assert len(found["missing"]) == 1
 
 

@@ -9,7 +9,7 @@ from recipes.convert.readers import const, lora_targets, positive, real, share, 
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
 from recipes.convert.systems.deepspeed import NAMED_FILE
-from recipes.convert.systems.llama_factory_datasets import DATASET_DIR, LIMIT, read_evaluation, read_training
+from recipes.convert.systems.llama_factory_datasets import DATASET_DIR, DOCUMENTS, LIMIT, read_evaluation, read_training
 from recipes.convert.systems.transformers_arguments import (
     CHECKPOINTING,
     DIVIDES,
@@ -186,6 +186,7 @@ def _finish(draft: Draft) -> None:
         draft.values["lora.alpha"] = 2 * draft.get("lora.r", 8)
         draft.comments["lora"] = "alpha: twice the rank, LLaMA-Factory's default"
     if draft.get(q.KIND) == "pretrain":
+        draft.values[DOCUMENTS] = True
         draft.retract("template", "pretraining reads plain text")
         draft.retract("loss_on", "pretraining learns every token")
         if draft.get(q.ADAPTER):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
 from recipes.convert.readers import texts
 from recipes.convert.rows import file_source, hub_source, merge_sources
@@ -17,6 +16,8 @@ from recipes.problem_codes import Code
 INFO = "dataset_info.json"
 DATASET_DIR = "@dataset_dir"
 LIMIT = "@limit"
+DOCUMENTS = "@documents"
+"""Whether rows are documents, all of whose tokens are learnt."""
 _TAGS = (
     {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"},
     {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
@@ -113,7 +114,7 @@ def _alpaca(
     name: str, said: Mapping[str, Any], columns: Mapping[str, str], draft: Draft, place: Place
 ) -> dict[str, str]:
     prompt = columns.get("prompt", "instruction")
-    if draft.get(q.KIND) == "pretrain" or draft.get("loss_on") == "all":
+    if draft.get(DOCUMENTS):
         return {"text": prompt}
     query = columns.get("query", None if columns else "input")
     prompt = prompt if query is None else "{" + prompt + "}\n{" + query + "}"
@@ -134,12 +135,10 @@ def _chats(
     if "tools" in columns:
         _differs(draft, place, name, f"column that is not read: {columns['tools']}")
     messages = columns.get("messages", "conversations")
-    if said.get("ranking"):
-        return {
-            "prompt": messages,
-            "chosen": columns.get("chosen", "chosen"),
-            "rejected": columns.get("rejected", "rejected"),
-        }
+    if said.get("ranking"):  # an answer is one message there
+        content = tags.get("content_tag", "value")
+        answers = {key: f"{columns.get(key, key)}.{content}" for key in ("chosen", "rejected")}
+        return {"prompt": messages, **answers}
     return {"messages": messages}
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from recipes.fields import Strict, meaning, placement, refuse
+from recipes.fields import Strict, added_meaning, meaning, placement, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import VOCABULARY
 from recipes.tokenizers.sentinels import SENTINEL
@@ -54,9 +54,6 @@ class Selection(Strict):
 class _TextSelection(Selection):
     """What every source of rows of text can be asked for."""
 
-    has_labels: ClassVar[bool | None] = None
-    """Whether every row has a label, or none has; None: only the rows tell."""
-
     max_dropped: float = placement(
         0.9,
         ge=0,
@@ -64,6 +61,11 @@ class _TextSelection(Selection):
         description="Largest share of the rows that may be dropped (too long, empty, without a response); above it the "
         "stage stops before it trains.",
     )
+
+    @property
+    def has_labels(self) -> bool | None:
+        """Whether every row has a label, or none has; None: only the rows tell."""
+        return None
 
 
 class _Documentation(_TextSelection):
@@ -81,11 +83,15 @@ class _Documentation(_TextSelection):
 class PythonDocs(_Documentation):
     """The documentation that the running Python installation carries; the stage's kind determines which set is read."""
 
-    has_labels: ClassVar[bool | None] = True
     source: Literal["python-docs"] = meaning(
         description="Reads the standard library's docstrings and language reference."
     )
     split: Split = meaning("train", description="Which part of the modules: train, validation or test.")
+
+    @property
+    def has_labels(self) -> bool:
+        """Answers have the kind of thing that they describe."""
+        return True
 
 
 class PythonSummaries(_Documentation):
@@ -116,7 +122,7 @@ class DatasetsPlace(Strict):
         None, description="Commit hash or tag of the hub data set; null only for a local folder."
     )
     name: str | None = meaning(None, description="Configuration name of the hub data set.")
-    split: str = meaning("train", description="Split of the data set.")
+    split: str = meaning("train", description="Split of the data set, or a part of it, as train[:10%].")
 
 
 class _Rows(_TextSelection):
@@ -138,11 +144,18 @@ class _Rows(_TextSelection):
 class TextFiles(_Rows, Patterns):
     """Plain UTF-8 text, one document a file, or one a blank-line-separated paragraph."""
 
-    has_labels: ClassVar[bool | None] = False
     source: Literal["text"] = meaning(description="Reads plain UTF-8 text files.")
     documents: Literal["file", "paragraph"] = meaning(
         "file", description="What one document is: a whole file or a paragraph."
     )
+    labels: Literal["none", "folder"] = added_meaning(
+        "none", description="folder: a document's label is the name of the folder that its file lies in."
+    )
+
+    @property
+    def has_labels(self) -> bool:
+        """The folders may tell them."""
+        return self.labels == "folder"
 
 
 class JsonLines(_Rows, Patterns):
@@ -178,7 +191,7 @@ class Parquet(_Rows, Patterns):
 
 
 class Datasets(_Rows, DatasetsPlace):
-    """A `datasets` data set: a local folder written by `save_to_disk`, or a hub id with its revision."""
+    """A `datasets` data set: a folder written by `save_to_disk` or downloaded from the hub, or a hub id."""
 
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
 

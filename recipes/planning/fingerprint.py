@@ -45,6 +45,11 @@ def _is_left_out(info: FieldInfo, value: Any) -> bool:
     return isinstance(extra, dict) and extra.get("unless_default") is True and bool(value == info.default)
 
 
+def left_out(model: BaseModel) -> set[str]:
+    """Names of fields that joined a part of a recipe and hold what it did without them."""
+    return {name for name, info in type(model).model_fields.items() if _is_left_out(info, getattr(model, name))}
+
+
 def meaning_of(value: Any) -> Any:
     """The part of a recipe value that enters the fingerprint, as JSON data."""
     if isinstance(value, BaseModel):

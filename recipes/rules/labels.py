@@ -32,5 +32,5 @@ def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:
                         f"{place}.{use.field_path}.source",
                         "text",
                         message,
-                        "use jsonl, csv, parquet",
+                        "use labels: folder, jsonl, csv or parquet",
                     )

@@ -15,7 +15,7 @@ import numpy as np
 from recipes.data.images import ImageSource
 from recipes.data.text import Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
-from recipes.planning.fingerprint import LOCATION_KEYS
+from recipes.planning.fingerprint import LOCATION_KEYS, left_out
 from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dataset, Fate
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.images import DecodedImage, read_images
@@ -59,7 +59,7 @@ class DataRequest:
 
     def digest(self) -> str:
         """Return the data set's identity: 64 hex digits over content, selection, and the layout's settings."""
-        selection = self.source.model_dump(mode="json", exclude=NO_CONTENT)
+        selection = self.source.model_dump(mode="json", exclude=NO_CONTENT | left_out(self.source))
         if selection["limit"] is not None:
             selection["seed"] = self.seed
         identity = {
@@ -111,7 +111,7 @@ def build_tokenization(
     spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store, on_rows: OnRows | None = None
 ) -> Tokenization:
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
-    selection = source.model_dump(mode="json", exclude=NO_CONTENT)
+    selection = source.model_dump(mode="json", exclude=NO_CONTENT | left_out(source))
     content = open_source(source, base_dir).digest()
     identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, selection, seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()

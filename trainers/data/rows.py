@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def to_row(raw: RawRow, role: RowRole, columns: Mapping[str, str]) -> Row:
     except BadRow as error:
         raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
     found, reading = converted.columns, converted.reading
+    if raw.form:
+        reading = replace(reading, form=", ".join(filter(None, (raw.form, reading.form))))
     if role == "image_text":
         found["images"] = open_row_images(found["images"], raw.folder, raw.place)
     return Row(raw.id, found, reading, own)

@@ -1,11 +1,14 @@
 """What `check` accepts, training reads; what training refuses in the first rows, `check` refuses in the same words."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import struct
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -125,6 +128,78 @@ def test_json_lines(content: bytes, role: RowRole, packed: bool) -> None:
         name = "rows.jsonl.gz" if packed else "rows.jsonl"
         Path(folder, name).write_bytes(content)
         text_agrees(Path(folder), role, source="jsonl", files=[name])
+
+
+@FEW
+@given(damaged(st.lists(json_rows | text_rows, max_size=30).map(json.dumps).map(str.encode)), st.sampled_from(ROLES))
+@example(b'[{"prompt":"q","completion":"\\ud83d"}]', "instructions")
+@example(b'[{"text":"a"},', "text")
+def test_json_arrays(content: bytes, role: RowRole) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "rows.json").write_bytes(content)
+        text_agrees(Path(folder), role, source="jsonl", files=["rows.json"])
+
+
+def zstandard(content: bytes) -> bytes:
+    packed: bytes = pyarrow.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("inner/rows.jsonl", content)
+        archive.writestr("__MACOSX/inner/._rows.jsonl", b"Mac OS X")
+    return file.getvalue()
+
+
+def tarred(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        member = tarfile.TarInfo("rows.jsonl")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "rows.jsonl.bz2": bz2.compress, "rows.zst": zstandard, "rows.zip": zipped, "rows.tar.gz": tarred,
+}  # fmt: skip
+
+
+@FEW
+@given(st.data(), st.sampled_from(sorted(PACKINGS)), st.sampled_from(ROLES))
+def test_packed_files_and_archives(data: st.DataObject, name: str, role: RowRole) -> None:
+    content = data.draw(damaged(jsonl_files.map(PACKINGS[name])))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, name).write_bytes(content)
+        text_agrees(Path(folder), role, source="jsonl", files=[name])
+
+
+published_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("instruction", "input", "output", "question", "answer", "response", "system"), cells),
+        "conversations": st.lists(
+            st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "bot", "?"]), "value": cells}), max_size=3
+        ),
+        "prompt": words,
+        "answers": st.lists(st.fixed_dictionaries({"answer": words, "rank": cells}), max_size=3),
+        "tools": cells,
+    },
+)
+
+
+@FEW
+@given(
+    st.lists(published_rows, max_size=6).map(json_lines),
+    st.sampled_from(ROLES),
+    st.sampled_from([{}, {"text": "{input} {output}"}, {"prompt": "conversations[0].value", "completion": "output"}]),
+)
+def test_published_forms_and_columns_of_places(content: bytes, role: RowRole, columns: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "rows.jsonl").write_bytes(content)
+        text_agrees(Path(folder), role, source="jsonl", files=["rows.jsonl"], columns=columns)
 
 
 @FEW

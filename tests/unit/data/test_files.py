@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,88 @@ def test_classes_keep_their_names(tmp_path: Path) -> None:
     for keys in ({"source": "datasets", "path": "./set"}, {"source": "parquet", "files": ["rows.parquet"]}):
         read_labels = read_rows(SOURCE.validate_python(keys), tmp_path, "labels", 0)
         assert [row.columns["label"] for row in read_labels] == ["pos", "neg", None]
+
+
+def test_members_of_archives_are_files(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        for name in ("b/rows.jsonl", "a/rows.jsonl.gz", "__MACOSX/b/._rows.jsonl", "readme.txt"):
+            archive.writestr(name, gzip.compress(LINES.encode()) if name.endswith("gz") else LINES)
+    with tarfile.open(tmp_path / "rows.tar.bz2", "w:bz2") as archive:
+        archive.add(tmp_path / "rows.zip", "rows.jsonl")
+    assert read(tmp_path, "rows.zip::*/*.jsonl*") == ROWS * 2
+    assert read(tmp_path, "rows.zip::b/*") == ROWS
+    with pytest.raises(SourceError, match=r"rows.zip holds no file that matches c/\*; it holds a/rows.jsonl.gz, b/"):
+        read(tmp_path, "rows.zip::c/*")
+    with pytest.raises(SourceError, match=r"rows.tar.bz2/rows.jsonl:1"):  # a zip file inside, which is no text
+        read(tmp_path, "rows.tar.bz2")
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        archive.writestr("c/rows.jsonl", LINES)
+    assert read(tmp_path, "rows.zip") == ROWS
+
+
+@pytest.mark.parametrize("name", ["../rows.jsonl", "/rows.jsonl"])
+def test_members_cannot_leave_their_archive(tmp_path: Path, name: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        archive.add(tmp_path / "rows.jsonl", filter=lambda member: member.replace(name=name, deep=False))
+    if name.startswith("."):
+        with pytest.raises(SourceError, match="cannot be unpacked"):
+            read(tmp_path, "rows.tar")
+    else:
+        assert read(tmp_path, "rows.tar") == ROWS
+
+
+def labelled(folder: Path, keys: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows = read_rows(SOURCE.validate_python(keys), folder, "labels", 0)
+    return [(row.columns["text"], row.columns["label"]) for row in rows]
+
+
+def test_the_folder_of_a_text_is_its_class(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as archive:
+        for name in ("neg", "pos"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "0.txt").write_text(f"a {name} one")
+            archive.write(tmp_path / name / "0.txt", f"reviews/{name}/0.txt")
+    expected = [("a neg one", "neg"), ("a pos one", "pos")]
+    assert labelled(tmp_path, {"source": "text", "files": ["*/*.txt"], "labels": "folder"}) == expected
+    assert labelled(tmp_path, {"source": "text", "files": ["reviews.zip"], "labels": "folder"}) == expected
+    assert labelled(tmp_path, {"source": "text", "files": ["neg/*"]}) == [("a neg one", None)]
+
+
+def test_tab_separated_cells_without_quotes_are_told_by_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text('text\tlabel\n"Go," he said.\ta\nstay\tb\n')
+    (tmp_path / "quoted.tsv").write_text('text\tlabel\n"two\tcells"\ta\n')
+    (tmp_path / "wrong.tsv").write_text('text\tlabel\n"two\ta\nthree\n')
+    assert labelled(tmp_path, {"source": "csv", "files": ["rows.tsv"]}) == [('"Go," he said.', "a"), ("stay", "b")]
+    assert labelled(tmp_path, {"source": "csv", "files": ["quoted.tsv"]}) == [("two\tcells", "a")]
+    (row, _) = read_rows(SOURCE.validate_python({"source": "csv", "files": ["rows.tsv"]}), tmp_path, "labels", 0)
+    assert row.reading.form == "tab-separated cells with quotes as characters"
+    with pytest.raises(SourceError, match="unexpected end of data"):
+        labelled(tmp_path, {"source": "csv", "files": ["wrong.tsv"]})
+
+
+def test_folders_downloaded_from_the_hub_and_parts_of_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), _file(tmp_path / "snapshot/data/train-0.parquet"))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:2]), _file(tmp_path / "snapshot/odd/part.parquet"))
+    configs = [{"config_name": "other", "data_files": [{"split": "held", "path": "odd/*.parquet"}]}]
+    (tmp_path / "snapshot/README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+
+    def rows(**keys: Any) -> list[dict[str, Any]]:
+        return [row.columns for row in read_rows(SOURCE.validate_python(keys), tmp_path, "text", 0)]
+
+    assert rows(source="datasets", path="./snapshot", name="other", split="held") == ROWS[:2]
+    (tmp_path / "snapshot/README.md").unlink()
+    assert rows(source="datasets", path="./snapshot/data") == ROWS
+    assert rows(source="datasets", path="./snapshot/data", split="train[:40%]") == ROWS[:2]
+    assert rows(source="datasets", path="./saved", split="train[3:]") == ROWS[3:]
+    with pytest.raises(SourceError, match="cannot be read: Unknown split"):
+        rows(source="datasets", path="./snapshot/data", split="trian")
+    with pytest.raises(SourceError, match=r"train\[a\] is no split"):
+        rows(source="datasets", path="./saved", split="train[a]")
+
+
+def _file(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    return path

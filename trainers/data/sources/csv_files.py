@@ -3,8 +3,9 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recipes.data.text import Csv
 from recipes.problem_codes import Code
@@ -12,6 +13,8 @@ from trainers.data.sources.local_files import file_parts, files_digest, find_sor
 from trainers.data.sources.reader import Part, RawRow, RowFiles, SourceError
 
 MAX_FIELD_CHARACTERS = 2**27
+TRIED_ROWS = 1000
+"""By which it is told whether a tab-separated file has quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,11 @@ def read_csv(path: Path, source: Csv | None = None) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     header = None if source is None else source.header
     name, folder = path.name, path.parent
-    number = 0
+    number, dialect, form = 0, _dialect(source, path), ""
+    if dialect == {"delimiter": "\t", "quoting": csv.QUOTE_MINIMAL} and _has_plain_quotes(path):
+        dialect["quoting"], form = csv.QUOTE_NONE, "tab-separated cells with quotes as characters"
     with open_text(path) as file:
-        reader = csv.reader(file, **_dialect(source, path), strict=True)
+        reader = csv.reader(file, **dialect, strict=True)
         try:
             for cells in reader:
                 if header is None:
@@ -63,7 +68,7 @@ def read_csv(path: Path, source: Csv | None = None) -> Iterator[RawRow]:
                         "" if source is None else "set `delimiter` or `header`",
                     )
                 columns = dict(zip(header, cells, strict=True))
-                yield RawRow(f"{name}:{number}", f"{path}: row {number}", columns, folder)
+                yield RawRow(f"{name}:{number}", f"{path}: row {number}", columns, folder, form=form)
         except csv.Error as error:
             raise SourceError(
                 Code.INVALID_DATA_FORMAT, f"{path}: row {number + 1} (line {reader.line_num}): {error}"
@@ -81,8 +86,21 @@ def _names(path: Path, cells: list[str]) -> list[str]:
 
 
 def _dialect(source: Csv | None, path: Path) -> dict[str, Any]:
-    by_name = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    if source is None:
-        return {"delimiter": by_name}
-    quoting = csv.QUOTE_MINIMAL if source.quotes else csv.QUOTE_NONE
-    return {"delimiter": source.delimiter or by_name, "quoting": quoting}
+    by_name = "\t" if ".tsv" in path.suffixes[-2:] else ","
+    quoting = csv.QUOTE_MINIMAL if source is None or source.quotes else csv.QUOTE_NONE
+    return {"delimiter": (source and source.delimiter) or by_name, "quoting": quoting}
+
+
+def _has_plain_quotes(path: Path) -> bool:
+    """Tell whether the first rows of a tab-separated file are even only where quotes are characters like others."""
+    return not _is_even(path, csv.QUOTE_MINIMAL) and _is_even(path, csv.QUOTE_NONE)
+
+
+def _is_even(path: Path, quoting: Literal[0, 3]) -> bool:
+    """Tell whether the first rows can be read and have as many cells as each other."""
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter="\t", quoting=quoting, strict=True)
+        try:
+            return len({len(cells) for cells in islice(reader, TRIED_ROWS) if cells}) <= 1
+        except csv.Error:
+            return False

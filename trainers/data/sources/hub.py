@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,23 @@ from recipes.data.text import DatasetsPlace
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
 from trainers.data.sources.class_names import class_names, named_classes
-from trainers.data.sources.local_files import files_digest
+from trainers.data.sources.local_files import files_digest, is_hidden
 from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError
+
+SNAPSHOT_SUFFIXES = (
+    ".parquet",
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".jsonl.gz",
+    ".json.gz",
+    ".csv.gz",
+    ".jsonl.zst",
+)
+"""Files that a folder downloaded from the hub keeps its rows in."""
+_SPLIT_NAME = re.compile(r"[\[+]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +62,12 @@ class DatasetsReader:
         if self._is_on_hub():
             return None
         folder = self._folder
-        paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-")]
+        paths = [path for path in folder.rglob("*") if path.is_file() and not self._is_aside(path)]
         return FolderFiles(folder, sorted(paths), {"revision": None})
+
+    def _is_aside(self, path: Path) -> bool:
+        """Tell whether a file is a cache, or hidden (as a download leaves them), and no part of the data."""
+        return path.name.startswith("cache-") or any(map(is_hidden, path.relative_to(self._folder).parts))
 
     @property
     def _folder(self) -> Path:
@@ -67,34 +87,59 @@ class DatasetsReader:
         return True
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
-        rows, path = with_encoded_images(self._open()), self.source.path
-        classes = class_names(rows.features.to_dict())
+        rows, path = with_encoded_images(self._open(limit)), self.source.path
+        classes = class_names((rows.features or {}) and rows.features.to_dict())
         for number, row in enumerate(rows, start=1):
             yield RawRow(f"{path}:{number}", f"{path}: row {number}", named_classes(row, classes), self._folder)
 
-    def _open(self) -> Any:
+    def _open(self, limit: int | None) -> Any:
         source, folder = self.source, self._folder
         is_on_hub = self._is_on_hub()
-        if not is_on_hub and not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            message = "the folder was not written by datasets' save_to_disk (no dataset_dict.json or state.json)"
-            raise SourceError(Code.INVALID_DATA_FORMAT, message)
+        is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        if not is_on_hub and not is_saved and not _is_snapshot(folder):
+            message = "the folder holds no data set: neither what save_to_disk writes (dataset_dict.json or state.json)"
+            raise SourceError(
+                Code.INVALID_DATA_FORMAT, f"{message} nor files ending in {' '.join(SNAPSHOT_SUFFIXES)}", field="path"
+            )
         import datasets
 
         try:
             if is_on_hub:
                 return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-            loaded = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if is_saved:
+                return _take(datasets.load_from_disk(str(folder)), source.split)
+            is_first = limit is not None and source.split.isidentifier()
+            return datasets.load_dataset(str(folder), source.name, split=source.split, streaming=is_first)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, datasets.exceptions.DatasetsError) as error:
             raise SourceError(Code.UNREADABLE_DATA, f"data set {source.path!r} cannot be read: {error}") from None
-        if not isinstance(loaded, datasets.DatasetDict):
-            return loaded
-        if source.split not in loaded:
-            guess = nearest(source.split, list(loaded))
-            suggestion = f"did you mean {guess}?" if guess else "splits there: " + ", ".join(loaded)
-            raise SourceError(
-                Code.UNKNOWN_SPLIT, f"the data set has no such split: {source.split}", suggestion, "split"
-            )
-        return loaded[source.split]
+
+
+def _is_snapshot(folder: Path) -> bool:
+    """Tell whether a folder holds files of data, as a download from the hub does."""
+    paths = (path for path in folder.rglob("*") if not any(map(is_hidden, path.relative_to(folder).parts)))
+    return any(path.name.endswith(SNAPSHOT_SUFFIXES) for path in paths)
+
+
+def _take(loaded: Any, split: str) -> Any:
+    """Return a split of a saved data set, a part of one (`train[:10%]`), or several (`train+test`)."""
+    import datasets
+
+    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {_SPLIT_NAME.split(split)[0]: loaded}
+    unknown = [name for name in (_SPLIT_NAME.split(piece)[0] for piece in split.split("+")) if name not in parts]
+    if unknown:
+        guess = nearest(unknown[0], list(parts))
+        suggestion = f"did you mean {guess}?" if guess else "splits there: " + ", ".join(parts)
+        raise SourceError(Code.UNKNOWN_SPLIT, f"the data set has no such split: {unknown[0]}", suggestion, "split")
+    if split in parts:
+        return parts[split]
+    sizes = {name: len(part) for name, part in parts.items()}
+    try:
+        wanted = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        message = f"{split} is no split: {error}"
+        raise SourceError(Code.UNKNOWN_SPLIT, message, "for example train[:10%]", "split") from None
+    pieces = [parts[part.splitname].select(range(part.from_, part.to)) for part in wanted]
+    return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces)
 
 
 def with_encoded_images(rows: Any) -> Any:

@@ -19,9 +19,9 @@ from trainers.data.sources.local_files import (
     files_digest,
     find_each,
     naming_file,
-    open_bytes,
     require,
 )
+from trainers.data.sources.packed import open_packed
 from trainers.data.sources.reader import ListedFiles, Part, RawRow, SourceError
 
 MAX_FIRST_BYTES = 2**28
@@ -95,7 +95,7 @@ def _read_array(path: Path, dimensions: int, limit: int | None) -> tuple[np.ndar
 
     00 00 08 (unsigned byte), the number of dimensions, their sizes big-endian, the values.
     """
-    with open_bytes(path) as file:
+    with open_packed(path) as file:
         head = file.read(4 + 4 * dimensions)
         if len(head) < 4 + 4 * dimensions or head[:3] != b"\x00\x00\x08" or head[3] != dimensions:
             what = f"an IDX file of unsigned bytes with {dimensions} dimensions"

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.data.images import ImageFolder
 from recipes.problem_codes import Code
+from trainers.data.sources.archives import is_archive, unpack
 from trainers.data.sources.csv_files import read_csv
 from trainers.data.sources.json_lines import read_json_lines
 from trainers.data.sources.local_files import files_digest, is_hidden, naming_file
@@ -50,7 +51,8 @@ class ImageFolderReader:
 
     @property
     def _folder(self) -> Path:
-        return self.base_dir / self.source.path
+        path = self.base_dir / self.source.path
+        return unpack(path) if is_archive(path) else path
 
     def _images(self) -> list[Path]:
         folder = self._folder

@@ -1,29 +1,24 @@
 """Local files by paths and patterns: found, opened, hashed; errors name the key, the file and the line."""
 
-import bz2
 import codecs
-import errno
-import gzip
 import hashlib
 import io
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn, TextIO, cast
+from typing import NoReturn, TextIO
 
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
+from trainers.data.sources.archives import SEPARATOR, SUFFIXES, is_archive, place_of, unpack
+from trainers.data.sources.packed import PACKED_ERRORS, open_packed
 from trainers.data.sources.reader import Part, RawRow, SourceError, reason
 
 MAX_FILES = 10_000
 Found = tuple[str, Path | SourceError]
 """The key that names a file, for example `files.0`, with the file, or with what is wrong there."""
-_MAGIC = {"gz": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd"}
-"""First bytes of packed files."""
 ReadFile = Callable[[Path, int | None], Iterator[RawRow]]
 
 
@@ -48,7 +43,7 @@ def find_sorted(patterns: list[str], base_dir: Path) -> list[Found]:
             missing.append((field, path))
         else:
             by_path.setdefault(path, field)
-    return [*missing, *((by_path[path], path) for path in sorted(by_path, key=lambda path: path.as_posix()))]
+    return [*missing, *((by_path[path], path) for path in sorted(by_path, key=place_of))]
 
 
 def require(found: Iterable[Found]) -> list[Path]:
@@ -104,39 +99,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file, unpacked where its first bytes or its name say that it is packed (gzip, bzip2, xz, Zstandard).
-
-    Raises OSError for a pipe, which nobody may ever write to.
-    """
-    if not path.is_file():
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    with path.open("rb") as file:
-        start = file.read(6)
-    packing = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), path.suffix[1:])
-    match packing:
-        case "gz":
-            return cast(IO[bytes], gzip.open(path, "rb"))
-        case "bz2":
-            return cast(IO[bytes], bz2.open(path, "rb"))
-        case "xz":
-            return cast(IO[bytes], lzma.open(path, "rb"))
-        case "zst":
-            import pyarrow
-
-            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
     """Open UTF-8 text, or UTF-16 that a byte order mark announces; a mark is passed over.
 
     Other bytes raise SourceError with their line.
     """
-    with open_bytes(path) as file:
+    with open_packed(path) as file:
         encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
+    with io.TextIOWrapper(open_packed(path), encoding=encoding, newline="") as file:
         try:
             yield file
         except UnicodeDecodeError:
@@ -148,13 +119,33 @@ def naming_file(path: Path) -> Iterator[None]:
     """Turn what the system says of a file into SourceError."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except PACKED_ERRORS as error:
         raise SourceError(Code.UNREADABLE_DATA, f"{path} cannot be read: {reason(error)}") from None
 
 
 def _matches(pattern: str, base_dir: Path) -> list[Path]:
     if pattern.startswith("~") or "://" in pattern or "$" in pattern:
         raise SourceError(Code.INVALID_PATH, "expected a path or a glob pattern; '~', '$' and URLs are not expanded")
+    outer, separator, inner = pattern.partition(SEPARATOR)
+    found = _matching_files(outer if separator else pattern, base_dir)
+    return [member for path in found for member in _members(path, inner or "**/*", bool(separator))]
+
+
+def _members(path: Path, pattern: str, is_named: bool) -> list[Path]:
+    """Return the files of an archive that match; any other file is itself."""
+    if not is_archive(path):
+        if is_named:
+            raise SourceError(Code.INVALID_PATH, f"{path} is no archive", f"only {' '.join(SUFFIXES)} hold members")
+        return [path]
+    found = match_files(pattern, unpack(path))
+    if not found:
+        names = [member.relative_to(unpack(path)).as_posix() for member in match_files("**/*", unpack(path))]
+        there = f"it holds {', '.join(names[:8]) or 'nothing'}"
+        raise SourceError(Code.MISSING_FILE, f"{path} holds no file that matches {pattern}", there)
+    return found
+
+
+def _matching_files(pattern: str, base_dir: Path) -> list[Path]:
     try:
         matches = match_files(pattern, base_dir)
     except (OSError, ValueError, NotImplementedError) as error:
@@ -201,7 +192,7 @@ def _read_file(read: ReadFile, path: Path, limit: int | None) -> Iterator[RawRow
 def _bad_byte(path: Path) -> str:
     """Find the line of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open_bytes(path) as file:
+    with open_packed(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 decoder.decode(line)

@@ -41,6 +41,8 @@ class RawRow:
     """Where relative paths that the row names start."""
     is_canonical: bool = False
     """Whether the columns have their role's form already."""
+    form: str = ""
+    """How the file was read, where its source does not say it."""
 
 
 ReadRows = Callable[[int | None], Iterator[RawRow]]

@@ -52,9 +52,10 @@ class TextReader:
     def _read(self, path: Path, limit: int | None) -> Iterator[RawRow]:
         with open_text(path) as file:
             text = file.read(-1 if limit is None else HEAD_CHARACTERS).replace("\r\n", "\n")
+        label = {"label": path.absolute().parent.name} if self.source.labels == "folder" else {}
         if self.source.documents == "file":
-            yield RawRow(path.name, str(path), {"text": text}, path.parent)
+            yield RawRow(path.name, str(path), {"text": text, **label}, path.parent)
             return
         blocks = (block.strip("\n") for block in text.split("\n\n"))
         for number, block in enumerate((block for block in blocks if block.strip()), start=1):
-            yield RawRow(f"{path.name}:{number}", f"{path}: paragraph {number}", {"text": block}, path.parent)
+            yield RawRow(f"{path.name}:{number}", f"{path}: paragraph {number}", {"text": block, **label}, path.parent)

@@ -24,6 +24,7 @@ ACTIVITIES = {
     "joined": "starting workers",
     "data": "preparing data",
     "model": "loading the model",
+    "reference": "asking the reference",
     "train": "training",
     "evaluate": "evaluating",
     "save": "saving",

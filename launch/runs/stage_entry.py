@@ -20,6 +20,7 @@ from recipes.stages.answers import Progress
 from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.kinds import Stage
+from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
 from recipes.stages.rl import RlImages, RlText
 
@@ -211,6 +212,10 @@ def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
             from rlhf.text.reward_stage import run_reward
 
             return run_reward(spec, context)
+        case Preference():
+            from rlhf.text.preference_stage import run_preference
+
+            return run_preference(spec, context)
         case TextTraining():
             from trainers.tasks.language_model import run_language_model
 

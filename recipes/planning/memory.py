@@ -217,7 +217,7 @@ def _activations(
         per_token = int(1.6 * per_token)  # an adapter's outputs are kept as well as those of its base
     layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers
     kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
-    logits = 0 if passed.logits == "none" else 3 * micro_batch * length * vocab_size * FP32_BYTES
+    logits = 0 if passed.logits == "none" else 3 * passed.scored * micro_batch * length * vocab_size * FP32_BYTES
     if passed.logits == "chunks":
         logits = min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES)
     cache = 0

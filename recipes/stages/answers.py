@@ -170,6 +170,8 @@ class Forward:
     """Sequences of one sample."""
     logits: Literal["none", "chunks", "all"] = "chunks"
     """chunks: only a few positions at a time."""
+    scored: int = 1
+    """Of a sample's sequences those whose logits are there at once."""
     has_cache: bool = False
     """Whether keys and values are cached while answers are written."""
     has_backward: bool = True

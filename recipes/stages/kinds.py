@@ -13,6 +13,7 @@ from recipes.stages.answers import Counted
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune, FinetuneImages
+from recipes.stages.preference import Preference
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
 from recipes.stages.rl import RlImages, RlText
@@ -51,7 +52,9 @@ RlAlgorithm = Annotated[
 ]
 """What the samples of each algorithm are: responses, or images."""
 
-Stage = Annotated[PretrainFamily | FinetuneFamily | Reward | RlAlgorithm | Evaluate, Field(discriminator="kind")]
+Stage = Annotated[
+    PretrainFamily | FinetuneFamily | Reward | Preference | RlAlgorithm | Evaluate, Field(discriminator="kind")
+]
 
 STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(_members(Stage)))
 
@@ -66,5 +69,5 @@ def first_curves(kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for stage in classes for name in stage.curves))
 
 
-SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "rl": 4, "evaluate": 5}
+SEMANTICS = {"pretrain": 3, "finetune": 4, "reward": 3, "preference": 1, "rl": 4, "evaluate": 5}
 """Version of each kind's mathematics; part of the fingerprint, raised when the mathematics changes."""

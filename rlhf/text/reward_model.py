@@ -82,14 +82,7 @@ class RewardEvaluation:
 
 def score_pairs(module: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Scores of the chosen and the rejected side."""
-    width = max(batch.chosen.input_ids_BT.shape[1], batch.rejected.input_ids_BT.shape[1])
-    sides = [_widened(side, width) for side in (batch.chosen, batch.rejected)]
-    both = SequenceBatch(
-        input_ids_BT=torch.cat([side.input_ids_BT for side in sides]),
-        attention_mask_BT=torch.cat([side.attention_mask_BT for side in sides]),
-        response_mask_BT=torch.cat([side.response_mask_BT for side in sides]),
-    )
-    chosen_B, rejected_B = module(both).chunk(2)
+    chosen_B, rejected_B = module(batch.joined()).chunk(2)
     return chosen_B, rejected_B
 
 
@@ -137,13 +130,3 @@ def failed_gates(evaluation: RewardEvaluation, min_accuracy: float) -> list[str]
     if not evaluation.score_std > 0:
         reasons.append("all held-out scores are equal")
     return reasons
-
-
-def _widened(side: SequenceBatch, width: int) -> SequenceBatch:
-    missing = width - side.input_ids_BT.shape[1]
-    pad = torch.nn.functional.pad
-    return SequenceBatch(
-        input_ids_BT=pad(side.input_ids_BT, (0, missing)),
-        attention_mask_BT=pad(side.attention_mask_BT, (0, missing)),
-        response_mask_BT=pad(side.response_mask_BT, (0, missing)),
-    )

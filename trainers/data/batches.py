@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.data.dataset import Dataset
 from trainers.data.image_processor import scale_pixels
@@ -54,6 +54,16 @@ class SequenceBatch:
         return SequenceBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
+def joined_sequences(*parts: SequenceBatch) -> SequenceBatch:
+    """Return the rows of all parts, padded to the longest."""
+    width = max(part.input_ids_BT.shape[1] for part in parts)
+    widened = [
+        {name: nn.functional.pad(value, (0, width - value.shape[1])) for name, value in vars(part).items()}
+        for part in parts
+    ]
+    return SequenceBatch(**{name: torch.cat([part[name] for part in widened]) for name in widened[0]})
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Preference pairs; row b of both sides has the same prompt."""
@@ -65,6 +75,10 @@ class PairBatch:
     def to(self, device: torch.device | str) -> "PairBatch":
         """Copy to a device."""
         return PairBatch(self.chosen.to(device), self.rejected.to(device), self.sample_ids_B.to(device))
+
+    def joined(self) -> SequenceBatch:
+        """Return the chosen answers, then the rejected ones, as one batch [2 B, T]."""
+        return joined_sequences(self.chosen, self.rejected)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Preference optimisation: the model itself learns from answers that people judged, without a reward model."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from recipes.artifact_kinds import OutputKind
+from recipes.data.text import Source
+from recipes.errors import FieldFinding, Finding, at
+from recipes.fields import meaning
+from recipes.models.base import TextFamily
+from recipes.problem_codes import Code
+from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
+from recipes.stages.base import TextTraining
+from recipes.stages.lora import Lora
+from recipes.stages.preference_losses import Dpo, PreferenceLoss
+from recipes.stages.sharding import Shard
+from recipes.stages.train import Train
+
+
+class Preference(TextTraining):
+    """Preference optimisation: a policy learns from pairs of answers against its frozen start, or without one."""
+
+    data_role: ClassVar[Role] = "preferences"
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    curves: ClassVar[tuple[str, ...]] = (
+        "loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob",
+    )  # fmt: skip
+    kind: Literal["preference"] = meaning(description="Preference optimisation.")
+    init_from: str = meaning(description="The model to start from, which is also the reference.")
+    lora: Lora | None = meaning(None, description="Train adapters; null trains every parameter.")
+    merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
+    loss: PreferenceLoss = meaning(default_factory=Dpo, description="What is learnt from judged answers.")
+    template: Template | None = template_field("a `prompt` and its answers")
+    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
+    evaluation: Source | None = meaning(
+        None, description="Held-out rows; null: python-docs' validation split or hold_out."
+    )
+    min_accuracy: float = meaning(
+        0.55, ge=0, le=1, description="Gate: least share of held-out pairs whose chosen answer has the larger reward."
+    )
+    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
+    shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def inputs(self) -> list[Input]:
+        return [Input("init_from", self.init_from, ("model",))]
+
+    def outputs(self) -> dict[str, OutputKind]:
+        if self.lora is None:
+            return {"model": "model"}
+        return {"model": "model", "adapter": "adapter"} if self.merge else {"adapter": "adapter"}
+
+    def text_start(self) -> str:
+        return self.init_from
+
+    def held_out_rule(self) -> Finding | None:
+        if self.find_source("evaluation") is not None:
+            return None
+        message = "there are no held-out pairs, and the gate needs their accuracy"
+        return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
+
+    def refuse_model(self, family: TextFamily | None) -> Finding | None:
+        return needs_decoder(self.kind, family)
+
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        if self.train.tokens is not None:
+            message = "a preference stage counts pairs, not tokens"
+            yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
+
+    def packing_rule(self, family: TextFamily | None) -> Finding | None:
+        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
+
+    def progress(self, start_family: TextFamily | None = None) -> Progress:
+        return Progress("step", "pairs")
+
+    def shrunk(self, *, is_built_here: bool) -> Self:
+        # A model from outside the recipe keeps its size, and the length that its rows need.
+        train = self.train.shrunk()
+        if not is_built_here:
+            train = train.changed(sequence_length=self.train.sequence_length)
+        return self._fewer_rows(train=train, min_accuracy=0.0)
+
+    def held(self, counts: Counts) -> Held:
+        if self.lora is None:
+            return Held(counts.full, 0, counts.full)
+        return Held(counts.adapter, counts.full, counts.adapter + (counts.full if self.merge else 0))
+
+    def forward(self) -> Forward:
+        return Forward(self.train.sequence_length, copies=2, logits="all", scored=2)

@@ -1,0 +1,173 @@
+"""The preference stage: a policy learns from judged answers, against its start or without, to a candidate."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.stages.answers import TextFacts
+from recipes.stages.preference import Preference
+from rlhf.text.policy import switch_dropout_off
+from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective
+from rlhf.text.reference import (
+    EVALUATION,
+    Asked,
+    Reference,
+    ReferredBatches,
+    ask_start,
+    no_reference,
+    saved_tables,
+    training_rows,
+)
+from trainers.data.batches import BatchPlan, evaluation_batches
+from trainers.data.dataset import Dataset
+from trainers.data.order import drawn_rows
+from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.engine.protocol import Engine
+from trainers.evaluation.held_out import evaluate
+from trainers.models.load import model_family
+from trainers.models.lora import add_adapter, start_names
+from trainers.models.stack import load_exact, load_stack
+from trainers.runtime.observer import interruptible
+from trainers.runtime.precision import dtype_of
+from trainers.runtime.randomness import stream_seed
+from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
+from trainers.training.outcome import Evaluation, Outcome
+from trainers.training.steps import TrainingPlan, single_phase
+from trainers.training.task import Course, run_training
+from trainers.training.text_candidate import TrainedText, write_text_candidate
+
+WRAPPER = "network."
+"""Prefix that `AnswerLogprobs` gives to the network's parameter names."""
+
+
+@dataclass(frozen=True)
+class JudgedData:
+    """Answers that people judged, and how they are read."""
+
+    tokenization: Tokenization
+    training: Dataset
+    held_out: Dataset | None
+
+    @property
+    def measured(self) -> Dataset:
+        """The rows that are measured: held-out ones, or the training's where there are none."""
+        return self.training if self.held_out is None else self.held_out
+
+
+@dataclass(frozen=True)
+class PreferenceTask:
+    """Training of a policy on judged answers."""
+
+    spec: Preference
+    context: StageContext
+
+    def open_data(self) -> JudgedData:
+        """Open the rows."""
+        spec, context = self.spec, self.context
+        tokenization = load_tokenization(model_folder(context, "init_from"))
+        length = spec.train.sequence_length
+        training, held_out = open_sets(
+            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
+        )
+        return JudgedData(tokenization, training, held_out)
+
+    def build(self, data: JudgedData) -> "PreferenceTrainee":
+        """Load the start, with an adapter where one is trained."""
+        spec, context = self.spec, self.context
+        weights = model_weights(context, "init_from", spec.lora)
+        load = load_exact if spec.lora is None else load_stack
+        network = load(weights, "language_model", device=context.ranks.device)
+        peft_config = None
+        if spec.lora is not None:
+            on = start_names(len(weights.adapters))
+            peft_config = add_adapter(network, spec.lora, seed=stream_seed(context.seed, "adapter"), on=on)
+        return PreferenceTrainee(spec, context, data, network, peft_config, weights.stack)
+
+
+@dataclass(frozen=True)
+class PreferenceTrainee:
+    """A policy on its judged answers."""
+
+    spec: Preference
+    context: StageContext
+    data: JudgedData
+    network: Any
+    peft_config: Any
+    stack: tuple[str, ...]
+    """What an adapter lies on: the digests of the base and of the adapters on it."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.data.training)
+
+    def course(self, training: TrainingPlan[Preference]) -> Course:
+        """One engine; its policy is asked for the reference while it is its start. Collective."""
+        module = AnswerLogprobs(self.network)
+        switch_dropout_off(module)
+        phase = single_phase(training, module, PreferenceObjective(self.spec.loss))
+        plan = BatchPlan(self.data.training, self.context.seed, **training.share)
+        references = self._references(phase.engine, plan, training) if self.spec.loss.has_reference else {}
+
+        def measure() -> Evaluation:
+            return self._evaluation(phase.engine, training, references.get(EVALUATION))
+
+        return Course([phase], ReferredBatches(plan, training.steps, references), measure)
+
+    def candidate(self, training: TrainingPlan[Preference], course: Course, outcome: Outcome) -> Candidate | None:
+        """Write the policy; collective."""
+        spec, data = self.spec, self.data
+        return write_text_candidate(
+            TrainedText(
+                *("language_model", self.network, WRAPPER, data.tokenization),
+                dtype_of(spec.shard.precision),
+                self.peft_config,
+                merge=spec.commits_merged,
+                stack=self.stack,
+            ),
+            self.context,
+            course.phases[0].engine,
+            training.checkpoint,
+            outcome,
+            artifact="model" if self.peft_config is None else "adapter",
+            metrics={
+                **outcome.amounts(),
+                "evaluation": {**outcome.evaluation.finite(), "held_out": data.held_out is not None},
+                "data": data.training.report.to_json(),
+            },
+        )
+
+    def _references(self, engine: Engine, plan: BatchPlan, training: TrainingPlan[Preference]) -> dict[str, Reference]:
+        """What the start says of the rows that are trained on, and of those that are measured; collective."""
+        measured, saved = self.data.measured, saved_tables(self.context)
+        rows = drawn_rows(measured.digest, 0, self.spec.train.evaluation_rows, len(measured))
+        batches = evaluation_batches(measured, len(rows), *self._share(training))
+        return {
+            asked.name: ask_start(engine, asked, saved, self.context.observer)
+            for asked in (training_rows(plan, training.steps), Asked(EVALUATION, len(measured), rows, batches))
+        }
+
+    def _evaluation(
+        self, engine: Engine, training: TrainingPlan[Preference], reference: Reference | None
+    ) -> Evaluation:
+        """Measure held-out rows; collective."""
+        spec, measured = self.spec, self.data.measured
+        count = min(spec.train.evaluation_rows, len(measured))
+        reference = reference or no_reference(len(measured))
+        batches = (reference.refer(batch) for batch in evaluation_batches(measured, count, *self._share(training)))
+        shown = interruptible(batches, self.context.observer, "evaluate", count)
+        found = evaluate(engine.module, PreferenceObjective(spec.loss), shown, engine.device)
+        reasons = []
+        if found["accuracy"] < spec.min_accuracy:
+            accuracy = f"held-out accuracy {found['accuracy']:.3f}"
+            reasons.append(f"{accuracy} is below min_accuracy {spec.min_accuracy}")
+        return Evaluation(found, gate_reasons=tuple(reasons))
+
+    def _share(self, training: TrainingPlan[Preference]) -> tuple[int, int, int]:
+        """Workers, this rank, and rows of a micro-batch."""
+        return training.layout.workers, self.context.ranks.rank, training.layout.micro_batch
+
+
+def run_preference(spec: Preference, context: StageContext) -> Candidate | None:
+    """Train a policy on judged answers; the candidate comes from rank 0. Collective."""
+    spec.check_model(TextFacts(model_family(model_folder(context, "init_from"))))
+    return run_training(PreferenceTask(spec, context))

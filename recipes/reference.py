@@ -17,6 +17,7 @@ from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.kinds import Stage
+from recipes.stages.preference_losses import PreferenceLoss
 from recipes.stages.rewards.union import RewardTerm
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -63,6 +64,7 @@ _SECTIONS = (
             *("Corruption", "SpanCorruption", "PseudoLabels"),
         ),
     ),
+    ("Preference losses", _members(PreferenceLoss)),
     (
         "Reinforcement learning",
         (

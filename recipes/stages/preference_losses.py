@@ -25,8 +25,8 @@ class _LogRatios(_Loss):
     )
     length_normalised: bool = meaning(
         False,
-        description="Take the mean of an answer's token log-ratios in place of their sum, so that length earns nothing; beta is "
-        "then tens of times larger (5 in Lambert et al. 2024).",
+        description="Take the mean of an answer's token log-ratios in place of their sum, so that length earns "
+        "nothing; beta is then tens of times larger (5 in Lambert et al. 2024).",
     )
 
 

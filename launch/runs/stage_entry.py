@@ -22,7 +22,7 @@ from recipes.stages.evaluate import Evaluate
 from recipes.stages.kinds import Stage
 from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
-from recipes.stages.rl import RlImages, RlText
+from recipes.stages.rl import RlStage
 
 if TYPE_CHECKING:
     from trainers.runtime.distributed import Ranks
@@ -224,7 +224,7 @@ def compute(spec: Stage, context: "StageContext") -> "Candidate | None":
             from trainers.tasks.images import run_image
 
             return run_image(spec, context)
-        case RlText() | RlImages():
+        case RlStage():
             from rlhf.task import run_rl
 
             return run_rl(spec, context)

@@ -42,6 +42,7 @@ RUNS = Path(__file__).with_name("runs")
 
 FAST = (
     "quickstart.yaml",
+    "llm/preference.yaml",
     "text/rnn_files.yaml",
     "text/polarity.yaml",
     "text/translation_files.yaml",

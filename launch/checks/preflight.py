@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from launch.capacity.room import check_disk
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, StoreDamaged, TrainwrightError
 from recipes.loaded_recipe import LoadedRecipe
+from recipes.loading.load import load_recipe
 from recipes.problem_codes import Code
 from recipes.rules.static import static_warnings
 
@@ -37,19 +38,16 @@ def check(
     address: str | None = None,
 ) -> CheckResult:
     """The static pass and the first rows; with a store or an address also the environment pass."""
-    from launch.checks.row_check import RowFindings, check_rows
-    from launch.inputs.data_check import load_checked
+    from launch.checks.further import FurtherCheck
 
     problems: list[Problem] = []
     loaded: LoadedRecipe | None = None
-    found_rows = RowFindings()
+    further = FurtherCheck(_open_store(store))
     try:
-        loaded = load_checked(Path(recipe), overrides, smoke)
+        loaded = load_recipe(Path(recipe), overrides, smoke, further)
     except RecipeError as error:
         problems += error.problems
-    else:
-        found_rows = check_rows(loaded, _open_store(store))
-        problems += found_rows.problems
+    found_rows = further.rows
     exit_code = RecipeError.exit_code if problems else 0
     summary = "no problems found"
     if store is not None or address is not None:

@@ -1,38 +1,18 @@
 """What `check` reports about the first rows of each source: one row as the model gets it, and how many are usable."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from launch.inputs.data_check import row_roles
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
-from recipes.errors import Problem, RequestError, StoreDamaged
+from launch.checks.stage_sources import StageSource, stage_sources
+from recipes.errors import Problem, RequestError
 from recipes.loaded_recipe import LoadedRecipe
-from recipes.models.architecture import MODEL_TYPES
-from recipes.models.base import TextFamily
 from recipes.problem_codes import Code
-from recipes.references import FolderRef, Reference, StoreRef, parse_reference
-from recipes.rules.chain import origin
-from recipes.rules.models import model_facts
-from recipes.stages.answers import Role, SourceUse, default_template
-from recipes.stages.base import TextStage
-from recipes.stages.pretrain import Pretrain
 from trainers.data.dataset import WARN_LOST, BuildReport
-from trainers.data.encoding import TextSettings
 from trainers.data.first_rows import Piece, first_rows, show_row
-from trainers.data.layouts.registry import TextLayout, text_layout
+from trainers.data.layouts.registry import TextLayout
 from trainers.data.materialise import lay_out
-from trainers.data.row_forms import RowRole
-from trainers.data.rows import unknown_roles
-from trainers.data.tokenizer import (
-    TOKENIZER_FILES,
-    Tokenization,
-    load_tokenization,
-    tokenization_from_files,
-    train_tokenizer,
-)
-from trainers.store.manifest import ArtifactManifest
+from trainers.data.rows import Row, unknown_roles
 from trainers.store.store import Store
 
 NUM_ROWS = 100
@@ -84,71 +64,55 @@ class RowFindings:
     problems: list[Problem] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """The tokenizer of a stage's model; one that is yet to be trained has no merges, so that it counts bytes."""
+def check_rows(loaded: LoadedRecipe, store: Store | None = None, known: Sequence[Problem] = ()) -> RowFindings:
+    """Read the first rows of every source of text whose tokenizer the recipe, a folder or the store tells.
 
-    tokenization: Tokenization
-    is_trained: bool
-    family: TextFamily | None = None
-    """Of a model of the store, which the recipe does not tell."""
-
-
-def check_rows(loaded: LoadedRecipe, store: Store | None = None) -> RowFindings:
-    """Read the first rows of every source of text whose tokenizer the recipe, a folder or the store tells."""
+    Sources in which problems are `known` are left out.
+    """
     found = RowFindings()
-    readers: dict[str, _Reader | None] = {}
-    stages = loaded.recipe.stages
-    for name, stage in loaded.recipe.stages.items():
-        if not isinstance(stage, TextStage):
-            continue
-        source = origin(stage.text_start() or name, stages)
-        key = repr(source)
-        if key not in readers:
-            try:
-                readers[key] = _reader(loaded, source, store)
-            except (RequestError, StoreDamaged):  # reported at the input itself
-                readers[key] = None
-        reader = readers[key]
-        for use in stage.sources():
-            if reader is None or use.is_derived or use.role == "images":
-                continue
-            _check_use(loaded, name, stage, use, reader, found)
+    for source in stage_sources(loaded, store):
+        if not any(f"{problem.field}.".startswith(f"{source.place}.") for problem in known):
+            _check_source(loaded, source, found)
     return found
 
 
-def _check_use(
-    loaded: LoadedRecipe, name: str, stage: TextStage, use: SourceUse, reader: _Reader, found: RowFindings
-) -> None:
-    family = reader.family or model_facts(loaded, stage).family
-    if family is not None and family.tuning_role == "image_text":
-        return
-    role = row_roles(use, family)[0]
-    layout = _layout(stage, use, role, reader.tokenization)
+def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings) -> None:
+    use, layout, place = source.use, source.layout, source.place
+    template = layout.text.tokenization.chat_template
     try:
-        rows = first_rows(use.rows, loaded.base_dir, role, NUM_ROWS)
+        rows = first_rows(use.rows, loaded.base_dir, source.role, NUM_ROWS)
         if not rows:
             return
         shown = next((row for row in rows if not row.reading.drop), rows[0])
         pieces = tuple(show_row(shown, layout))
-        template = (
-            layout.text.template if {"prompt", "messages"} & shown.columns.keys() and use.role != "text" else None
-        )
         _, report = lay_out(layout, rows)
+        found.warnings += _said_of_tokens(place, shown, layout)
     except RequestError as error:
-        found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, f"stages.{name}.{use.field_path}", "", str(error)))
+        found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, place, "", str(error)))
         return
+    is_asked = {"prompt", "messages"} & shown.columns.keys() and use.role != "text"
+    asked = layout.text.template if is_asked else None
     unread = dict(report.unread)
-    found.rows.append(StageRow(name, use.field_path, shown.id, template, pieces, dict(report.forms), unread))
-    place = f"stages.{name}.{use.field_path}"
-    found.warnings += _said_of_unread(place, report, unknown_roles(rows, layout.text.tokenization.chat_template))
-    if not reader.is_trained:
+    found.rows.append(StageRow(source.stage, use.field_path, shown.id, asked, pieces, dict(report.forms), unread))
+    found.warnings += _said_of_unread(place, report, unknown_roles(rows, template))
+    if not source.is_trained or report.lost_share <= WARN_LOST:
         return
     limit = use.rows.max_dropped
-    for text in report.lost(layout.text.sequence_length):
-        if report.lost_share > WARN_LOST:
-            ends = f"; a run stops above max_dropped ({limit:g})" if report.dropped_share > limit else ""
-            found.warnings.append(f"{place}: of its first rows {text}{ends}")
+    ends = f"; a run stops above max_dropped ({limit:g})" if report.dropped_share > limit else ""
+    found.warnings += [f"{place}: of its first rows {text}{ends}" for text in report.lost(layout.text.sequence_length)]
+
+
+def _said_of_tokens(place: str, row: Row, layout: TextLayout) -> Iterator[str]:
+    """Warn of what stands wrong in the tokens of a row: an end token before the answer, two beginnings."""
+    tokenization, asked = layout.text.tokenization, layout.text.ask(row).columns
+    if row.reading.drop or "prompt" not in asked or layout.role == "seq2seq":
+        return
+    ids = tokenization.encode_prompt(asked["prompt"])
+    name = tokenization.decode(ids[-1:], skip_special=False)
+    if ids and ids[-1] in tokenization.end_ids:
+        yield f"{place}: the prompt of {row.id} ends with {name}, which also ends answers: nothing starts the answer"
+    if len(ids) > 1 and tokenization.bos_id is not None and ids[0] == ids[1] == tokenization.bos_id:
+        yield f"{place}: the prompt of {row.id} starts with {tokenization.bos_token} twice"
 
 
 def _said_of_unread(place: str, report: BuildReport, roles: Mapping[str, int]) -> Iterator[str]:
@@ -161,34 +125,6 @@ def _said_of_unread(place: str, report: BuildReport, roles: Mapping[str, int]) -
     for role, count in roles.items():
         has = f"{count} of its first {report.rows_in} rows"
         yield f"{place}: turns of role {role!r} in {has}; the template does not name it"
-
-
-def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None, store: Store | None) -> _Reader | None:
-    tokenizer = source.tokenizer if isinstance(source, Pretrain) else None
-    if isinstance(tokenizer, TrainTokenizer):
-        return _Reader(train_tokenizer(tokenizer, []), is_trained=False)
-    overrides = tokenizer if isinstance(tokenizer, ExistingTokenizer) else None
-    reference = parse_reference(overrides.from_) if overrides is not None else source
-    match reference:
-        case FolderRef():
-            return _Reader(load_tokenization(Path(loaded.base_dir / reference.path), overrides), is_trained=True)
-        case StoreRef() if store is not None:
-            return _stored_reader(store.resolve(reference.name_or_fingerprint), store, overrides)
-    return None
-
-
-def _stored_reader(artifact: ArtifactManifest, store: Store, overrides: ExistingTokenizer | None) -> _Reader:
-    prefix = next((f"{part}/" for part in ("model", "actor") if f"{part}/tokenizer.json" in artifact.files), "")
-    names = [name for name in TOKENIZER_FILES if prefix + name in artifact.files]
-    files = {name: store.objects.get_bytes(artifact.files[prefix + name].sha256) for name in names}
-    family = MODEL_TYPES.get(str((artifact.architecture or {}).get("model_type")))
-    return _Reader(tokenization_from_files(files, overrides), is_trained=True, family=family)
-
-
-def _layout(stage: TextStage, use: SourceUse, role: RowRole, tokenization: Tokenization) -> TextLayout:
-    template = stage.own_template or default_template(cast(Role, role), tokenization.chat_template is not None)
-    settings = TextSettings(tokenization, stage.text_length(use), loss_on=stage.counted_tokens, template=template)
-    return text_layout(role, settings, use.carried)
 
 
 def _shortened(text: str) -> str:

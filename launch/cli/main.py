@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.convert_command import convert
+from launch.cli.data_commands import data
 from launch.cli.model_commands import sample, score
 from launch.cli.options import Address, AsJson, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
 from launch.cli.store_commands import store_app
@@ -334,6 +335,8 @@ def schema(
 
 
 app.command()(convert)
+app.command()(data)
+app.command()(data)
 app.command()(sample)
 app.command()(score)
 app.add_typer(store_app, name="store")

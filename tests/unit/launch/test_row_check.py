@@ -182,3 +182,42 @@ def test_rows_with_an_empty_turn_are_counted(check: Check) -> None:
     found = check([empty, SHORT])
     assert shown(found)[-1] == ("target", "One.<|im_end|>")
     assert "1 of 2 rows (50%) dropped: 1 with an empty turn; for example rows.jsonl:1" in found.warnings[0]
+
+
+def test_rows_are_read_although_something_else_is_wrong(check: Check) -> None:
+    """One pass finds a misspelt key, a rule between fields, a missing file, and what the template refuses."""
+    system = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "A"}]
+    found = check(
+        [{"messages": system}],
+        "stages.base.train.sequence_lenght=8",
+        "stages.tuned.train.optimizer.lr=-1",
+        "stages.base.data.files=[gone.txt]",
+        "stages.other={kind: reward, init_from: base, data: {source: jsonl, files: [rows.jsonl]}, train: {steps: 0}}",
+        "stages.tuned2={kind: finetune, init_from: base, data: {source: jsonl, files: [rows.jsonl], hold_out: 0.1}, "
+        "train: {steps: 1, global_batch: 2, sequence_length: 48, optimizer: {lr: 1e-3}}}",
+    )
+    codes = {(problem.code, problem.field) for problem in found.problems}
+    assert {
+        ("unknown-key", "stages.base.train.sequence_lenght"),
+        ("out-of-range", "stages.tuned.train.optimizer.lr"),
+        ("missing-file", "stages.base.data.files.0"),
+        ("missing-column", "stages.other.data.files.0"),
+        ("rows-not-usable", "stages.tuned2.data"),
+    } <= codes
+
+
+def test_a_prompt_that_ends_with_an_end_token_is_a_warning(check: Check, tmp_path: Path) -> None:
+    chat = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    check([SHORT])
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(chat)
+    (warning,) = [text for text in check_recipe(tmp_path / "recipe.yaml").warnings if "starts the answer" in text]
+    assert "the prompt of rows.jsonl:1 ends with <|im_end|>, which also ends answers" in warning
+
+
+def test_an_input_that_the_store_lacks_is_found_with_everything_else(check: Check, tmp_path: Path) -> None:
+    check([SHORT])
+    overrides = ["stages.tuned.init_from=store://nothing", "stages.base.train.steps=0"]
+    store = Store.open(str(tmp_path / "store"))
+    found = check_recipe(tmp_path / "recipe.yaml", overrides, store=store.uri)
+    codes = {(problem.code, problem.field) for problem in found.problems}
+    assert {("input-not-found", "stages.tuned.init_from"), ("out-of-range", "stages.base.train.steps")} <= codes

@@ -1,0 +1,41 @@
+"""What `check` finds beyond the recipe's own text, in one pass with it: its data, inputs in the store, first rows."""
+
+from collections.abc import Iterator
+
+from launch.checks.row_check import RowFindings, check_rows
+from launch.inputs.data_check import DataCheck
+from launch.inputs.external import find_input
+from recipes.errors import Problem, RequestError
+from recipes.loaded_recipe import LoadedRecipe
+from recipes.problem_codes import Code
+from recipes.references import StoreRef, parse_reference
+from recipes.stages.answers import INPUT_FIELDS
+from trainers.store.store import Store
+
+
+class FurtherCheck:
+    """Says what is wrong beyond the recipe's text, and keeps the rows that it read last."""
+
+    def __init__(self, store: Store | None) -> None:
+        self.rows = RowFindings()
+        self._store = store
+        self._data = DataCheck()
+
+    def __call__(self, loaded: LoadedRecipe) -> list[Problem]:
+        """Everything wrong with the sound parts of a recipe."""
+        problems = [*self._data(loaded), *self._missing_inputs(loaded)]
+        self.rows = check_rows(loaded, self._store, problems)
+        return [*problems, *self.rows.problems]
+
+    def _missing_inputs(self, loaded: LoadedRecipe) -> Iterator[Problem]:
+        """Inputs that the store does not have."""
+        if self._store is None:
+            return
+        for name, stage in loaded.stages_with(*INPUT_FIELDS):
+            for item in stage.inputs():
+                try:
+                    if isinstance(parse_reference(item.text), StoreRef):
+                        find_input(item.text, item.wants, loaded.base_dir, self._store, fetches=False)
+                except (RequestError, ValueError) as error:
+                    place = f"stages.{name}.{item.field_path}"
+                    yield loaded.problem(Code.INPUT_NOT_FOUND, place, item.text, str(error))

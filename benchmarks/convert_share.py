@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.inputs.convert import convert_file
+from launch.inputs.convert import convert_files
 from recipes.convert.registry import SYSTEMS, find_system, recognise
 from recipes.convert.source_text import read_source
 from recipes.errors import RecipeError, TrainwrightError
@@ -65,7 +65,7 @@ def measure(file: Path, system: str | None, working_dir: Path) -> Outcome | str:
         return f"a part of a configuration: {known.title}"
     if not known.trains(value):
         return "does not train: it merges, serves, prepares or evaluates"
-    found = convert_file(file, system=system, working_dir=working_dir)
+    found = convert_files([file], system=system, working_dir=working_dir)
     (stage,) = found.conversion.recipe["stages"].values()
     kind = OTHER.get(known.kind_of(value) or stage["kind"])
     if kind is None:

@@ -9,12 +9,15 @@ from launch.cli.options import AsJson, print_json
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, or a shell script with a command.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="A configuration or a script; and files that are part of it."),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="RECIPE", help="Write the recipe here.")
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--from", metavar="SYSTEM", help="What FILE is of; else its keys tell.")
+        str | None, typer.Option("--from", metavar="SYSTEM", help="What the first FILE is of; else its keys tell.")
     ] = None,
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=1, metavar="N", help="GPUs that FILE was written for, in all.")
@@ -28,10 +31,10 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe from a configuration of axolotl and others, and say what became of each of its keys."""
-    from launch.inputs.convert import convert_file
+    from launch.inputs.convert import convert_files
     from recipes.convert.write import report_lines
 
-    found = convert_file(file, output, system=system, workers=gpus, working_dir=folder, without=without or [])
+    found = convert_files(files, output, system=system, workers=gpus, working_dir=folder, without=without or [])
     if as_json:
         print_json(found.to_json())
         raise typer.Exit(found.exit_code)

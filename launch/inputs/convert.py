@@ -1,16 +1,18 @@
 """A configuration of another system, converted and checked as far as its models and data are there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launch.inputs.data_check import DataCheck
+from recipes.convert.command_line import COMMAND
 from recipes.convert.engine import Conversion, convert
 from recipes.convert.registry import find_system, recognise
-from recipes.convert.source_text import read_source
+from recipes.convert.source_text import SourceFile, read_source
+from recipes.convert.system import System
 from recipes.convert.write import SHOWN, recipe_text
-from recipes.errors import Problem, RecipeError, RequestError
+from recipes.errors import Problem, RecipeError
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.loading.load import check_text
 from recipes.problem_codes import Code
@@ -43,16 +45,14 @@ class Converted:
     def summary(self) -> str:
         """The system and how many keys came to what."""
         counts = [f"{len(self.conversion.draft.of(outcome))} {outcome}" for outcome in SHOWN]
-        told = f" (by {', '.join(self.recognised_by[:3])})" if self.recognised_by else ""
-        return (
-            f"{self.conversion.system.title}{told}: {', '.join(text for text in counts if not text.startswith('0 '))}"
-        )
+        told = f" (by {', '.join(self.recognised_by)})" if self.recognised_by else ""
+        return f"{self.conversion.title}{told}: {', '.join(text for text in counts if not text.startswith('0 '))}"
 
     def to_json(self) -> dict[str, Any]:
         """The stable `--json` form."""
         lines = self.conversion.draft.lines
         return {
-            "system": self.conversion.system.name,
+            "systems": [system.name for system in self.conversion.systems],
             "recipe": self.text,
             "keys": [
                 {"key": line.key, "outcome": line.outcome.name.lower(), "target": line.target, "reason": line.reason}
@@ -64,8 +64,8 @@ class Converted:
         }
 
 
-def convert_file(
-    file: Path,
+def convert_files(
+    files: Sequence[Path],
     output: Path | None = None,
     *,
     system: str | None = None,
@@ -73,23 +73,32 @@ def convert_file(
     working_dir: Path = Path("."),
     without: Sequence[str] = (),
 ) -> Converted:
-    """Convert a file, write the recipe to `output` where no key is refused, and check it.
+    """Convert files that are one configuration, write the recipe to `output` where no key is refused, and check it.
 
-    Raises RecipeError for a file that cannot be read, RequestError where its system is not known.
+    `system` is that of the first file. Raises RecipeError for a file that cannot be read, RequestError where its system
+    is not known.
     """
-    source = read_source(file, working_dir)
-    found, told = (find_system(system), []) if system is not None else recognise(source.value, str(file))
-    recipe_path = output or working_dir / f"{file.stem}.recipe.yaml"
-    conversion = convert(source, found, recipe_path.parent, workers=workers, without=without)
-    if not found.is_whole:
-        lacking = "it says how a stage is sharded, not what it trains; name it in the configuration that does"
-        raise RequestError(f"{file}: is a file of {found.title}: {lacking}")
+    sources: list[tuple[SourceFile, System]] = []
+    told: list[str] = []
+    for index, file in enumerate(files):
+        source = read_source(file, working_dir)
+        if system is not None and index == 0:
+            name, _, command = system.partition(":")
+            found, keys = find_system(name), list[str]()
+            source = replace(source, value={COMMAND: command, **source.value}) if command else source
+        else:
+            found, keys = recognise(source.value, str(file))
+        sources.append((source, found))
+        told += keys[:3]
+    recipe_path = output or working_dir / f"{files[0].stem}.recipe.yaml"
+    conversion = convert(sources, recipe_path.parent, workers=workers, without=without)
     if conversion.refused:
-        problems = [conversion.draft.describe(line) for line in conversion.refused]
-        return Converted(conversion, told, None, problems)
-    text = recipe_text(conversion, str(file))
+        return Converted(conversion, told, None, [conversion.draft.describe(line) for line in conversion.refused])
+    text = recipe_text(conversion, ", ".join(map(str, files)))
     if output is not None:
         output.write_text(text, encoding="utf-8")
+    if not conversion.is_whole:
+        return Converted(conversion, told, text, missing=["a configuration that names a model and data"])
     loaded, problems = check_text(text, recipe_path, DataCheck())
     missing = [str(problem) for problem in problems if problem.code in NOT_THERE]
     missing += [] if loaded is None else [*_remote(loaded)]

@@ -42,6 +42,17 @@ def assemble(draft: Draft, name: str) -> dict[str, Any]:
     return {**recipe, "stages": {STAGE_NAMES[kind]: _sorted(stage)}}
 
 
+def assemble_part(draft: Draft) -> dict[str, Any]:
+    """What files that are only part of a configuration say, as keys of a stage; the workers are the recipe's."""
+    draft.values["kind"] = "finetune"
+    workers = _batch(draft)
+    _warmup(draft)
+    for target in (q.STEPS, q.BETA1, q.BETA2, "kind"):
+        draft.values.pop(target, None)
+    stage = _nested((target, value) for target, value in draft.values.items() if not target.startswith("@"))
+    return {**({} if workers is None else {"cluster": {"workers": workers}}), **_sorted(stage)}
+
+
 def recipe_name(text: str) -> str:
     """A text as the name of a recipe."""
     name = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:63]

@@ -26,6 +26,8 @@ class Line:
     code: Code = Code.NOT_CONVERTIBLE
     is_default: bool = False
     """Whether the file does not have the key, and the system's default counts."""
+    mark: Mark | None = None
+    """Where it stands."""
 
     @property
     def key(self) -> str:
@@ -46,9 +48,11 @@ class Draft:
     """Values by target, and the lines of the report."""
 
     system: str
-    """The name of the other system, as people write it."""
+    """The name of the system whose keys are read, as people write it."""
     file: str
+    """The file that is read."""
     marks: dict[Place, Mark]
+    """Of the file."""
     working_dir: Path
     """Where the other system's relative paths start."""
     recipe_dir: Path
@@ -57,9 +61,9 @@ class Draft:
     lines: list[Line] = field(default_factory=list)
     comments: dict[str, str] = field(default_factory=dict)
     """What is said next to a value of the recipe, by its target."""
-    todo: list[str] = field(default_factory=list)
-    """What only a person can add."""
     reading_defaults: bool = False
+    decided: frozenset[str] = frozenset()
+    """Targets that the command line decides."""
 
     def get(self, target: str, default: Any = None) -> Any:
         """What is written at a target."""
@@ -67,7 +71,11 @@ class Draft:
 
     def note(self, place: Place, value: Any, rule: Rule) -> None:
         """Apply a rule to a key: write its value, or say why not."""
-        line = Line(place, value, rule.outcome, rule.target, rule.reason, rule.code, self.reading_defaults)
+        if rule.target in self.decided:
+            rule = Rule(Outcome.NO_EFFECT, reason="the command line says it")
+        line = Line(
+            place, value, rule.outcome, rule.target, rule.reason, rule.code, self.reading_defaults, self._mark(place)
+        )
         if rule.target and rule.outcome is not Outcome.REFUSED:
             if isinstance(value, str) and _VARIABLE.search(value):
                 self.reject(place, value, "holds a variable that the file does not set; write the value")
@@ -89,7 +97,13 @@ class Draft:
 
     def reject(self, place: Place, value: Any, reason: str, code: Code = Code.NOT_CONVERTIBLE) -> None:
         """Refuse a key."""
-        self.lines.append(Line(place, value, Outcome.REFUSED, "", reason, code, self.reading_defaults))
+        mark = self._mark(place)
+        self.lines.append(Line(place, value, Outcome.REFUSED, "", reason, code, self.reading_defaults, mark))
+
+    def _mark(self, place: Place) -> Mark:
+        while place and place not in self.marks:
+            place = place[:-1]
+        return self.marks.get(place, Mark(self.file, None)) if place else Mark(self.file, None)
 
     def retract(self, prefix: str, reason: str) -> None:
         """Take back what was written at targets of a prefix."""
@@ -103,18 +117,16 @@ class Draft:
         ]
 
     def of(self, outcome: Outcome) -> list[Line]:
-        """The lines of an outcome, defaults left out where they carry nothing."""
-        return [line for line in self.lines if line.outcome is outcome and (line.target or not line.is_default)]
+        """The lines of an outcome, but for defaults that have no effect."""
+        is_silent = outcome is Outcome.NO_EFFECT
+        return [line for line in self.lines if line.outcome is outcome and not (is_silent and line.is_default)]
 
     def describe(self, line: Line) -> Problem:
         """A refused key with its place."""
-        place = line.place
-        while place and place not in self.marks:
-            place = place[:-1]
-        number = self.marks[place].line if place in self.marks else None
+        mark = line.mark or Mark(self.file, None)
         value = "" if line.value is None else shown(line.value)
         code = line.code
-        return Problem(code, self.file, number, line.key, value, line.reason)
+        return Problem(code, mark.file, mark.line, line.key, value, line.reason)
 
     def path(self, written: str) -> str:
         """A path of the other system's as the recipe writes it: it starts with `./`, `../` or `/`."""

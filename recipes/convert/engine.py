@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.convert.assemble import assemble
+from recipes.convert.assemble import assemble, assemble_part
 from recipes.convert.draft import Draft, Line
-from recipes.convert.quantities import WORKERS
+from recipes.convert.quantities import NODES, WORKERS
 from recipes.convert.rules import Choice, Entry, Outcome, Place, Rule, Section, Table, no_effect
 from recipes.convert.source_text import SourceFile
 from recipes.convert.system import System
@@ -21,11 +21,22 @@ NOT_SET = no_effect("has no value")
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A recipe of another system's file, and what became of each of its keys."""
+    """A recipe of another system's files, and what became of each of their keys."""
 
-    system: System
+    systems: list[System]
     recipe: dict[str, Any]
+    """Of files that are only part of a configuration: keys of a stage."""
     draft: Draft
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a recipe."""
+        return any(system.is_whole for system in self.systems)
+
+    @property
+    def title(self) -> str:
+        """The systems, as people write them."""
+        return " + ".join(dict.fromkeys(system.title for system in self.systems))
 
     @property
     def refused(self) -> list[Line]:
@@ -34,31 +45,39 @@ class Conversion:
 
 
 def convert(
-    source: SourceFile,
-    system: System,
+    sources: Sequence[tuple[SourceFile, System]],
     recipe_dir: Path,
     *,
     workers: int | None = None,
     without: Sequence[str] = (),
 ) -> Conversion:
-    """Convert a file; `workers` is the number of GPUs that it was written for, `without` names keys to leave out.
+    """Convert a configuration, and files that are part of one, such as how it is sharded.
 
-    Raises RequestError where `without` names a key that the file does not have.
+    `workers` is the number of GPUs that it was written for, `without` names keys to leave out. Raises RequestError
+    where two files are whole configurations, or `without` names a key that none has.
     """
-    draft = Draft(system.title, source.name, source.marks, source.working_dir, recipe_dir)
+    sources = sorted(sources, key=lambda pair: not pair[1].is_whole)
+    if len(whole := [source.name for source, system in sources if system.is_whole]) > 1:
+        raise RequestError(f"{' and '.join(whole)} are whole configurations; one is converted at a time")
+    main, system = sources[0]
+    draft = Draft(system.title, main.name, main.marks, main.working_dir, recipe_dir)
     if workers is not None:
-        draft.values[WORKERS] = workers
-    kept = _leave_out(source.value, list(without), draft)
+        draft.values[WORKERS], draft.decided = workers, frozenset({WORKERS, NODES})
+    kept = _left_out([source.value for source, _ in sources], without, draft)
     later: list[tuple[Section, Any, Place]] = []
-    enter(system.table, kept, draft, (), later)
+    for (source, one), value in zip(sources, kept, strict=True):
+        draft.system, draft.file, draft.marks = one.title, source.name, source.marks
+        enter(one.table, value, draft, (), later)
+    draft.system, draft.file, draft.marks = system.title, main.name, main.marks
     draft.reading_defaults = True
-    defaults = {key: value for key, value in system.defaults.items() if source.value.get(key) is None}
+    defaults = {key: value for key, value in system.defaults.items() if main.value.get(key) is None}
     enter(system.table, defaults, draft, (), later)
     draft.reading_defaults = False
     system.finish(draft)
     for section, value, place in later:
         section.convert(value, draft, place)
-    return Conversion(system, assemble(draft, Path(source.name).stem), draft)
+    made = assemble(draft, Path(main.name).stem) if system.is_whole else assemble_part(draft)
+    return Conversion([one for _, one in sources], made, draft)
 
 
 def enter(table: Table, mapping: Mapping[str, Any], draft: Draft, at: Place, later: list[Any] | None = None) -> None:
@@ -104,16 +123,23 @@ def find(table: Table, key: str) -> Entry | None:
     return table[max(patterns, key=len)] if patterns else None
 
 
-def _leave_out(value: Mapping[str, Any], without: list[str], draft: Draft, at: Place = ()) -> dict[str, Any]:
-    """The mapping without the keys that are to be left out, each named by its path with dots."""
-    kept = dict(value)
-    for name in without:
-        key, _, inner = (name, "", "") if name in kept else name.partition(".")
-        if key not in kept or (inner and not isinstance(kept[key], Mapping)):
-            guess = nearest(key, list(kept))
+def _left_out(values: Sequence[Mapping[str, Any]], names: Sequence[str], draft: Draft) -> list[dict[str, Any]]:
+    """The files without the keys that are to be left out, each named by its path with dots."""
+    kept = [dict(value) for value in values]
+    for name in names:
+        if not any(_take(value, name, draft, ()) for value in kept):
+            guess = nearest(name, [key for value in kept for key in value])
             raise RequestError(f"--without {name}: no such key" + (f"; did you mean {guess}?" if guess else ""))
-        if inner:
-            kept[key] = _leave_out(kept[key], [inner], draft, (*at, key))
-        else:
-            draft.lines.append(Line((*at, key), kept.pop(key), Outcome.LEFT_OUT))
     return kept
+
+
+def _take(value: dict[str, Any], name: str, draft: Draft, at: Place) -> bool:
+    """Take a key out of a mapping; whether it is there."""
+    if name in value:
+        draft.lines.append(Line((*at, name), value.pop(name), Outcome.LEFT_OUT))
+        return True
+    key, dot, inner = name.partition(".")
+    if not dot or not isinstance(value.get(key), Mapping):
+        return False
+    value[key] = dict(value[key])
+    return _take(value[key], inner, draft, (*at, key))

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.convert.system import System
-from recipes.convert.systems import axolotl, deepspeed, llama_factory
+from recipes.convert.systems import accelerate, axolotl, deepspeed, llama_factory, trl
 from recipes.errors import RequestError
 from recipes.nearest import nearest
 
-SYSTEMS: dict[str, System] = {module.SYSTEM.name: module.SYSTEM for module in (axolotl, llama_factory, deepspeed)}
+SYSTEMS: dict[str, System] = {
+    module.SYSTEM.name: module.SYSTEM for module in (axolotl, llama_factory, trl, deepspeed, accelerate)
+}
 
 
 def find_system(name: str) -> System:

@@ -18,9 +18,14 @@ SHOWN = (Outcome.REFUSED, Outcome.LEFT_OUT, Outcome.CHANGED, Outcome.NO_EFFECT, 
 
 def recipe_text(conversion: Conversion, source: str) -> str:
     """The recipe with a comment at each computed value, and every key of the file at the end."""
-    title = conversion.system.title
+    title = conversion.title
     lines = [f"# Converted from {_one_line(source)} ({title}) by `trainwright convert`."]
+    if not conversion.is_whole:
+        lines.append(
+            "# Keys of a stage, not a recipe: a configuration that names a model and data, and this, make one."
+        )
     comments = {f"stages.*.{target}": text for target, text in conversion.draft.comments.items()}
+    lines += [] if conversion.recipe else ["{}"]
     lines += _mapping(conversion.recipe, 0, (), comments)
     lines += ["", f"# What became of the keys of {title}:"]
     lines += [f"#   {line}" if line else "#" for line in report_lines(conversion)]

@@ -22,10 +22,15 @@ from recipes.convert.rules import (
     unless,
 )
 from recipes.convert.system import System
+from recipes.problem_codes import Code
 
 BUCKETS = no_effect("bucket sizes are derived from the model")
 GENERATED = no_effect("written by Trainwright into the configuration that it gives DeepSpeed")
-OFFLOAD: Table = {
+ZERO = Choice(
+    {stage: carried("shard.zero", const(stage)) for stage in range(4)},
+    refused("must be 0, 1, 2 or 3", Code.OUT_OF_RANGE),
+)
+OFFLOAD: dict[str, Entry] = {
     "device": Choice(
         {
             "cpu": carried("shard.offload", const("cpu")),
@@ -45,7 +50,7 @@ def or_auto(entry: Entry) -> Entry:
 
 TABLE: Table = {
     "zero_optimization": {
-        "stage": carried("shard.zero", whole),
+        "stage": ZERO,
         "offload_optimizer": OFFLOAD,
         "cpu_offload": flag(carried("shard.offload", const("cpu"))),
         "offload_param": {

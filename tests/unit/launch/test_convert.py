@@ -78,7 +78,7 @@ def test_a_refused_key_leaves_no_recipe(call: Any, config: Path, tmp_path: Path)
 def test_json(call: Any, config: Path) -> None:
     code, out, _ = call("convert", "config.yml", "--json")
     found = json.loads(out)
-    assert (code, found["system"], found["problems"]) == (0, "axolotl", [])
+    assert (code, found["systems"], found["problems"]) == (0, ["axolotl"], [])
     assert {"key": "learning_rate", "outcome": "carried", "target": "train.optimizer.lr", "reason": ""} in found["keys"]
     assert found["recipe"].startswith("# Converted")
     assert keys_of(found) == documented()["convert"]
@@ -91,7 +91,7 @@ def test_json(call: Any, config: Path) -> None:
         (("nowhere.yml",), "nowhere.yml: cannot be read: No such file or directory [recipe-not-readable]"),
         (("config.yml", "--from", "axolot"), "--from axolot: no such system; did you mean axolotl?"),
         (("config.yml", "--without", "nothing"), "--without nothing: no such key"),
-        (("ds.json",), "ds.json: is a file of DeepSpeed"),
+        (("config.yml", "config.yml"), "config.yml and config.yml are whole configurations"),
         (("other.yml",), "its keys (colour) are of none of"),
     ],
 )

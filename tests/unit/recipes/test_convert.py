@@ -87,7 +87,7 @@ def converted(tmp_path: Path) -> Convert:
         path.write_text(text)
         source = read_source(path, tmp_path)
         known = recognise(source.value, name)[0] if system is None else find_system(system)
-        return convert(source, known, tmp_path, **options)
+        return convert([(source, known)], tmp_path, **options)
 
     return make
 
@@ -329,7 +329,7 @@ def test_no_key_vanishes_and_what_is_written_reads_back(name: str, data: st.Data
     system = SYSTEMS[name]
     keys = sorted(key.replace("*", "x") for key in system.table)
     value = data.draw(st.dictionaries(st.sampled_from([*keys, "unheard_of"]), VALUES, max_size=8))
-    found = convert(SourceFile("c.yaml", value, Path("/nowhere")), system, Path("/nowhere"))
+    found = convert([(SourceFile("c.yaml", value, Path("/nowhere")), system)], Path("/nowhere"))
     assert value.keys() <= {line.place[0] for line in found.draft.lines if not line.is_default}
     if not found.refused:
         assert parse_yaml(recipe_text(found, "c.yaml"), "r").value == found.recipe
@@ -341,3 +341,79 @@ def test_comments_stay_comments(converted: Convert) -> None:
     )
     document = parse_yaml(recipe_text(found, "evil\nname: x.yaml"), "r")
     assert (document.value, document.problems) == (found.recipe, [])
+
+
+TRL = """\
+model_name_or_path: acme/tiny
+dataset_name: rows.jsonl
+use_peft: true
+learning_rate: 2e-4
+num_train_epochs: 1
+per_device_train_batch_size: 4
+packing: true
+assistant_only_loss: true
+report_to: none
+"""
+ACCELERATE = {
+    "distributed_type": "DEEPSPEED",
+    "mixed_precision": "bf16",
+    "num_processes": 4,
+    "deepspeed_config": {"zero_stage": 2, "gradient_accumulation_steps": 3, "offload_optimizer_device": "none"},
+}
+
+
+def _with_accelerate(tmp_path: Path, system: str = "trl", text: str = TRL, **options: Any) -> Conversion:
+    (tmp_path / "trl.yaml").write_text(text)
+    (tmp_path / "accelerate.json").write_text(json.dumps(ACCELERATE))
+    sources = [read_source(tmp_path / name, tmp_path) for name in ("accelerate.json", "trl.yaml")]
+    return convert([(sources[0], SYSTEMS["accelerate"]), (sources[1], SYSTEMS[system])], tmp_path, **options)
+
+
+def test_trl_with_a_configuration_of_accelerate(tmp_path: Path) -> None:
+    found = _with_accelerate(tmp_path)
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert found.recipe["cluster"] == {"workers": 4}
+    assert stage["train"]["global_batch"] == 4 * 3 * 4
+    assert stage["data"] == {"source": "jsonl", "files": ["./rows.jsonl"]}
+    assert stage["lora"] == {"r": 16, "alpha": 32, "dropout": 0.05}
+    assert (stage["loss_on"], stage["train"]["packing"], stage["train"]["schedule"]) == (
+        "responses", True, {"name": "linear"},
+    )  # fmt: skip
+    assert stage["shard"] == {"zero": 2, "precision": "bf16", "gradient_checkpointing": True, "micro_batch": 4}
+
+
+def test_the_command_line_decides_about_gpus(tmp_path: Path) -> None:
+    found = _with_accelerate(tmp_path, workers=2)
+    assert (_refused(found), found.recipe["cluster"]) == ({}, {"workers": 2})
+
+
+def test_what_trl_learns_by_default_is_said(tmp_path: Path) -> None:
+    found = _with_accelerate(tmp_path, text=TRL.replace("assistant_only_loss: true\n", ""))
+    (line,) = (line for line in found.draft.of(Outcome.CHANGED) if line.key == "assistant_only_loss")
+    assert "TRL learns every token" in line.reason
+
+
+def test_a_problem_names_the_file_that_it_is_in(tmp_path: Path) -> None:
+    (tmp_path / "acc.yaml").write_text("distributed_type: NO\nmixed_precision: int4\n")
+    (tmp_path / "trl.yaml").write_text(TRL)
+    sources = [read_source(tmp_path / name, tmp_path) for name in ("trl.yaml", "acc.yaml")]
+    found = convert([(sources[0], SYSTEMS["trl"]), (sources[1], SYSTEMS["accelerate"])], tmp_path)
+    (problem,) = map(found.draft.describe, found.refused)
+    assert (problem.file, problem.line, problem.field) == (str(tmp_path / "acc.yaml"), 2, "mixed_precision")
+
+
+def test_two_whole_configurations_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "trl.yaml").write_text(TRL)
+    source = read_source(tmp_path / "trl.yaml", tmp_path)
+    with pytest.raises(RequestError, match="are whole configurations; one is converted at a time"):
+        convert([(source, SYSTEMS["trl"]), (source, SYSTEMS["axolotl"])], tmp_path)
+
+
+def test_a_part_of_a_configuration_becomes_keys_of_a_stage(converted: Convert) -> None:
+    held = {"zero_optimization": {"stage": 1}, "train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0.5}
+    found = converted(json.dumps(held), "ds.json")
+    assert found.recipe == {
+        "train": {"global_batch": 2, "gradient_clipping": 0.5}, "shard": {"zero": 1, "micro_batch": 2},
+    }  # fmt: skip
+    assert not found.is_whole

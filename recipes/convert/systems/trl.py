@@ -1,0 +1,159 @@
+"""TRL's YAML and arguments, as `trl sft --config FILE` and `trl reward` read them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recipes.convert import quantities as q
+from recipes.convert.command_line import COMMAND
+from recipes.convert.draft import Draft
+from recipes.convert.readers import const, lora_targets, positive, real, share, text, truth
+from recipes.convert.rows import find_source, merge_sources
+from recipes.convert.rules import (
+    Choice,
+    Place,
+    Section,
+    Table,
+    Unfit,
+    carried,
+    changed,
+    flag,
+    no_effect,
+    refused,
+    unless,
+)
+from recipes.convert.system import System
+from recipes.convert.systems.deepspeed import NAMED_FILE
+from recipes.convert.systems.transformers_arguments import (
+    DIVIDES,
+    FASTER,
+    LOADING,
+    MODEL_ARGUMENTS,
+    OWN_TEMPLATE,
+    OWN_TOKENS,
+    TRAINING_ARGUMENTS,
+    TRAINING_DEFAULTS,
+)
+from recipes.problem_codes import Code
+
+_NAME, _CONFIG, _TRAIN_SPLIT, _TEST_SPLIT, _TEXT = "@dataset", "@config", "@train_split", "@test_split", "@text_column"
+_OTHER = refused("belongs to another kind of training")
+
+_MODEL: Table = {
+    **MODEL_ARGUMENTS,
+    "use_peft": flag(carried(q.ADAPTER, truth)),
+    "lora_r": carried("lora.r", positive),
+    "lora_alpha": carried("lora.alpha", positive),
+    "lora_dropout": carried("lora.dropout", real),
+    "lora_target_modules": carried("lora.target_modules", lora_targets),
+    "use_rslora": flag(carried("lora.rank_stabilised", truth)),
+    "use_dora": flag(carried("lora.dora", truth)),
+    "lora_task_type": no_effect("follows from the kind of stage"),
+    "lora_modules_to_save": refused("with an adapter, no other module is trained whole"),
+    "lora_target_parameters": refused("adapters are put on linear modules, not on parameters of experts"),
+    "model_init_kwargs": changed("the model is opened as its own configuration says"),
+    "router_aux_loss_coef": changed("a model's own configuration decides about its router loss"),
+    "disable_dropout": no_effect("a model's own configuration decides about dropout"),
+    "chat_template_path": changed(OWN_TEMPLATE),
+    "eos_token": changed(OWN_TOKENS),
+    "pad_token": no_effect("padding is in neither loss nor attention"),
+}
+
+
+def _read_mixture(value: Any, draft: Draft, place: Place) -> None:
+    """`datasets`, a list of them."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
+        draft.reject(place, value, "must be a list of data sets, each a mapping with `path`", Code.WRONG_TYPE)
+        return
+    sources = []
+    for index, item in enumerate(value):
+        if unknown := sorted(item.keys() - {"path", "name", "split", "data_files"}):
+            draft.reject((*place, index, unknown[0]), item[unknown[0]], "a source has path, name, split and data_files")
+            return
+        try:
+            path = text(item.get("path"))
+            hub = {key: item.get(key) for key in ("name", "split")}
+            sources.append(find_source(draft, path, files=item.get("data_files"), **hub))
+        except Unfit as error:
+            draft.reject((*place, index), item, str(error), error.code)
+            return
+    merged = merge_sources(sources)
+    if merged is None:
+        draft.reject(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
+        return
+    draft.note(place, value, carried("data", lambda _: merged))
+
+
+_DATA: Table = {
+    "dataset_name": carried(_NAME, text),
+    "dataset_config": carried(_CONFIG, text),
+    "dataset_train_split": carried(_TRAIN_SPLIT, text),
+    "dataset_test_split": carried(_TEST_SPLIT, text),
+    "dataset_text_field": carried(_TEXT, text),
+    "test_split_size": carried(q.HELD_OUT_SHARE, share),
+    "datasets": Section(_read_mixture),
+    "dataset_kwargs": LOADING,
+    "dataset_num_proc": LOADING,
+    "dataset_streaming": LOADING,
+    "streaming": LOADING,
+    "shuffle_dataset": flag(LOADING, refused("rows are read in an order drawn from the seed")),
+    "max_length": carried("train.sequence_length", positive),
+    "max_prompt_length": no_effect("pairs that are longer than the sequence are dropped and counted"),
+    "truncation_mode": unless("keep_start", then=refused("longer rows lose their end")),
+    "packing": carried("train.packing", truth),
+    "packing_strategy": unless("bfd", then=changed("rows are packed whole, best fit first")),
+    "eval_packing": FASTER,
+    "padding_free": FASTER,
+    "pad_to_multiple_of": FASTER,
+    "activation_offloading": flag(FASTER),
+    "completion_only_loss": flag(carried("loss_on", const("responses")), carried("loss_on", const("all"))),
+    "assistant_only_loss": flag(
+        carried("loss_on", const("responses")),
+        changed("of conversations TRL learns every token, of prompts and completions the completions alone"),
+    ),
+    "gradient_checkpointing_use_reentrant": FASTER,
+    "ignore_bias_buffers": FASTER,
+}
+_METHOD: Table = {
+    COMMAND: Choice(
+        {"sft": carried(q.KIND, const("finetune")), "reward": carried(q.KIND, const("reward"))},
+        refused("must be sft or reward"),
+    ),
+    "loss_type": unless("nll", "chunked_nll", then=refused("the loss weighs every token alike")),
+    "center_rewards_coefficient": carried("center_coefficient", real),
+    "beta": _OTHER,
+    "label_smoothing": _OTHER,
+    "num_generations": _OTHER,
+    "max_completion_length": _OTHER,
+    "reward_model_name_or_path": _OTHER,
+    "reward_funcs": _OTHER,
+    "use_vllm": _OTHER,
+}
+_PLACEMENT: Table = {"deepspeed": NAMED_FILE, "fsdp": changed("ZeRO 3 shards the same", "shard.zero", const(3)),
+                     "fsdp_config": DIVIDES, "config": LOADING, "accelerate_config": DIVIDES}  # fmt: skip
+
+
+def _finish(draft: Draft) -> None:
+    """Rows from the names of a data set and its splits; which command reads the file."""
+    if q.KIND not in draft.values:
+        is_reward = "center_coefficient" in draft.values
+        draft.values[q.KIND] = "reward" if is_reward else "finetune"
+        draft.comments["kind"] = "TRL's files do not say which command reads them; --from trl:sft or trl:reward does"
+    name = draft.get(_NAME)
+    if name is not None and "data" not in draft.values:
+        for target, split in (("data", draft.get(_TRAIN_SPLIT)), ("evaluation", draft.get(_TEST_SPLIT))):
+            if target == "data" or split is not None:
+                draft.values[target] = find_source(draft, name, name=draft.get(_CONFIG), split=split)
+                if draft.get(_TEXT) not in (None, "text"):
+                    draft.values[target]["columns"] = {"text": draft.get(_TEXT)}
+
+
+SYSTEM = System(
+    "trl",
+    "TRL",
+    frozenset({"dataset_name", "dataset_config", "dataset_train_split", "use_peft", "max_length"}),
+    {**TRAINING_ARGUMENTS, **_MODEL, **_DATA, **_METHOD, **_PLACEMENT},
+    {**TRAINING_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "lora_r": 16, "lora_alpha": 32,
+     "lora_dropout": 0.05, "gradient_checkpointing": True, "bf16": "auto", "assistant_only_loss": False},
+    finish=_finish,
+    kind_of=lambda value: "reward" if "center_rewards_coefficient" in value or value.get(COMMAND) == "reward" else None,
+)  # fmt: skip

@@ -16,7 +16,17 @@ ORDER = (
 """A stage's keys in the order in which people read them."""
 TRAIN_ORDER = ("steps", "epochs", "global_batch", "sequence_length", "packing", "optimizer", "schedule")
 GATED_SHARE = 0.05
-"""Share of the pairs that a reward model is measured on where a file holds out none."""
+"""Share of the pairs that a stage is measured on where a file holds out none."""
+_WHOLE = {"parts": "parts of a model are not trained alone here"}
+_PAIRS = {"loss_on": "the loss compares whole answers", "train.packing": "pairs are never packed", **_WHOLE}
+UNUSED: dict[str, dict[str, str]] = {
+    "pretrain": {"loss_on": "every token is learnt", "template": "plain text is read", **_WHOLE},
+    "finetune": {},
+    "reward": _PAIRS,
+    "preference": _PAIRS,
+    "rl": {"loss_on": "answers are drawn", "train.": "`rollout` and `algorithm` say it", **_WHOLE},
+}
+"""Targets that a kind of stage does not have, and why."""
 NEEDS_ADAPTER = ("lora.", "merge")
 STAGE_NAMES = {"finetune": "sft", "pretrain": "base", "reward": "reward", "preference": "preference", "rl": "policy"}
 
@@ -25,8 +35,11 @@ def assemble(draft: Draft, name: str) -> dict[str, Any]:
     """The recipe of a draft as plain data; what it lacks is refused at the key that should say it."""
     kind = draft.values.pop(q.KIND, "finetune")
     draft.values["kind"] = kind
+    for target, reason in UNUSED[kind].items():
+        draft.retract(target, reason)
     _origin(draft)
     _adapter(draft)
+    _preference(draft)
     workers = _batch(draft)
     _length(draft)
     _warmup(draft)
@@ -87,6 +100,15 @@ def _adapter(draft: Draft) -> None:
     else:
         for prefix in NEEDS_ADAPTER:
             draft.retract(prefix, "no adapter is trained")
+
+
+def _preference(draft: Draft) -> None:
+    """The weight of a preference loss, under the loss's own name for it."""
+    weight = draft.values.pop(q.PREFERENCE_WEIGHT, None)
+    if draft.get("kind") != "preference":
+        draft.retract("loss.", "belongs to preference optimisation")
+    elif weight is not None:
+        draft.values["loss.odds_weight" if draft.get("loss.name") == "orpo" else "loss.beta"] = weight
 
 
 def _batch(draft: Draft) -> int | None:
@@ -159,7 +181,7 @@ def _held_out(draft: Draft) -> None:
         if not any(line.place and line.place[0] in ("datasets", "dataset") for line in draft.lines):
             draft.reject(("data",), None, "no key names the rows to train on", Code.MISSING_KEY)
         return
-    is_gated = draft.get("kind") == "reward"
+    is_gated = draft.get("kind") in ("reward", "preference")
     if (share or is_gated) and "evaluation" not in draft.values:
         draft.values["data" if "data" in draft.values else "prompts"]["hold_out"] = share or GATED_SHARE
         if not share:

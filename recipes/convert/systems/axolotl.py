@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.convert import quantities as q
+from recipes.convert.draft import Draft
 from recipes.convert.readers import const, lora_targets, number, positive, real, share, text, truth, whole
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
@@ -311,19 +312,33 @@ _NO_EFFECT: Table = {
     ), LOGGING),
 }  # fmt: skip
 _OTHER_STAGES: Table = {
-    "rl": refused("the kinds of stage are pretrain, finetune and reward"),
-    "rl_beta": refused("belongs to another kind of training"),
+    "rl": Choice(
+        {name: carried("loss.name", text) for name in ("dpo", "ipo", "orpo", "simpo")},
+        refused("an objective that no kind of stage has"),
+    ),
+    "rl_beta": carried(q.PREFERENCE_WEIGHT, real),
+    "orpo_alpha": carried(q.PREFERENCE_WEIGHT, real),
+    "simpo_gamma": carried("loss.gamma", real),
+    "dpo_label_smoothing": carried("loss.label_smoothing", real),
+    "precompute_ref_log_probs": FASTER,
+    "dpo_use_liger_kernel": FASTER,
+    "dpo_padding_free": FASTER,
     "trl": refused("belongs to another kind of training"),
     "vllm": no_effect("answers are drawn on the training workers"),
     "ebft": refused("belongs to another kind of training"),
     "kto_*": refused("belongs to another kind of training"),
-    "orpo_*": refused("belongs to another kind of training"),
     "dpo_*": refused("belongs to another kind of training"),
     "reward_model": flag(carried(q.KIND, const("reward"))),
     "process_reward_model": flag(refused("a reward model scores whole answers")),
     "center_rewards_coefficient": carried("center_coefficient", real),
     "num_labels": unless(1, then=refused("a reward model gives one number for each answer")),
 }
+
+
+def _finish(draft: Draft) -> None:
+    """`rl` names a preference loss."""
+    if "loss.name" in draft.values:
+        draft.values[q.KIND] = "preference"
 
 
 def _kind_of(value: Mapping[str, Any]) -> str | None:
@@ -341,4 +356,5 @@ SYSTEM = System(
     {"num_epochs": 1.0, "micro_batch_size": 1, "sequence_len": 512, "lr_scheduler": "cosine", "sample_packing": False,
      "warmup_ratio": 0.03},
     kind_of=_kind_of,
+    finish=_finish,
 )  # fmt: skip

@@ -33,6 +33,11 @@ _KEYS: Table = {
     "trust_remote_code": refused("code of a data set is never run"),
     "conversation": changed(OWN_TEMPLATE),
 }  # fmt: skip
+_PAIR_LAYOUTS: dict[str, dict[str, str]] = {
+    "chat_template": {}, "argilla": {}, "argilla_chat": {}, "ultra": {}, "prompt_pairs": {}, "intel": {},
+    "icr": {"prompt": "input"},
+}  # fmt: skip
+"""axolotl's names of layouts of pairs (`chatml.intel`), and their columns where they are not recognised."""
 _PLAIN_ROLES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
 
 
@@ -106,8 +111,8 @@ def _columns(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]
         what = "has no type: its rows are tokens already" if written is None else "describes its own prompts"
         raise Unfit(f"{what}; name the columns with `columns`, and `template: none` for prompts of their own")
     style = written.partition(":")[0].partition(".")[0]
-    if draft.get(q.KIND) == "reward" or style in ("bradley_terry",):
-        return _named(said, {"chosen": "field_chosen", "rejected": "field_rejected", "prompt": "field_prompt"})
+    if draft.get(q.KIND) in ("reward", "preference") or style == "bradley_terry":
+        return _pairs(said, written)
     if written in ("chat_template", "chat_template.default", "sharegpt"):
         return _messages(said)
     if written.startswith("alpaca"):
@@ -119,14 +124,29 @@ def _columns(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]
     )
 
 
-def _named(said: dict[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
-    """Columns whose names differ from the standard ones."""
-    return {column: said[key] for column, key in keys.items() if key in said and said[key] != column}
+def _pairs(said: dict[str, Any], written: str) -> dict[str, str]:
+    """Pairs: whole conversations or texts, or one message each after those of `field_messages`."""
+    if written in ("chat_template", "chat_template.default"):
+        content = _mapping(said).get("content", "content")
+        answers = {name: f"{said.get(f'field_{name}', name)}.{content}" for name in ("chosen", "rejected")}
+        return {"prompt": said.get("field_messages", "messages"), **answers}
+    layout = written.rpartition(".")[2]
+    if layout not in _PAIR_LAYOUTS:
+        raise Unfit(f"type {written} is no layout of pairs that is known here: {', '.join(_PAIR_LAYOUTS)}")
+    named = {name: said[f"field_{name}"] for name in ("prompt", "chosen", "rejected") if f"field_{name}" in said}
+    return {**_PAIR_LAYOUTS[layout], **{name: own for name, own in named.items() if name != own}}
+
+
+def _mapping(said: dict[str, Any]) -> dict[str, str]:
+    """What a message calls its role and content."""
+    mapping = dict(said.get("message_property_mappings") or {})
+    return mapping | {
+        key: said[f"message_field_{key}"] for key in ("role", "content") if f"message_field_{key}" in said
+    }
 
 
 def _messages(said: dict[str, Any]) -> dict[str, str]:
-    mapping = dict(said.get("message_property_mappings") or {})
-    mapping |= {name: said[f"message_field_{name}"] for name in ("role", "content") if f"message_field_{name}" in said}
+    mapping = _mapping(said)
     if mapping and not any(mapping.items() <= known.items() for known in _PLAIN_ROLES):
         raise Unfit("messages have role and content, or ShareGPT's from and value; other names are not read")
     column = said.get("field_messages", "messages")
@@ -152,7 +172,5 @@ def _plain_text(said: dict[str, Any], draft: Draft) -> dict[str, str]:
         draft.values["loss_on"] = "all"
     else:
         draft.values.setdefault(q.KIND, "pretrain")
-        draft.retract("loss_on", "pretraining learns every token")
-        draft.retract("template", "pretraining reads plain text")
     column = said.get("field") or said.get("text_column") or "text"
     return {} if column == "text" else {"text": column}

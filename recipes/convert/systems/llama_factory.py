@@ -5,7 +5,7 @@ from typing import Any
 
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, positive, real, share, text, truth
+from recipes.convert.readers import const, lora_targets, one_of, positive, real, share, text, truth
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
 from recipes.convert.systems.deepspeed import NAMED_FILE
@@ -36,8 +36,9 @@ _METHOD: Table = {
             "sft": carried(q.KIND, const("finetune")),
             "pt": carried(q.KIND, const("pretrain")),
             "rm": carried(q.KIND, const("reward")),
+            "dpo": carried(q.KIND, const("preference")),
         },
-        refused("the kinds of stage are pretrain (pt), finetune (sft) and reward (rm)"),
+        refused("an objective that no kind of stage has; there are pt, sft, rm and dpo"),
     ),
     "finetuning_type": Choice(
         {
@@ -68,10 +69,15 @@ _METHOD: Table = {
     **{f"{name}_*": _UNUSED for name in ("galore", "apollo", "badam", "asft", "eaft")},
     **{f"use_{name}_loss": flag(_OTHER_LOSS) for name in ("dft", "asft", "eaft")},
     "mixture_of_depths": refused("every layer sees every token"),
-    "pref_*": refused("belongs to another kind of training"),
-    "dpo_*": refused("belongs to another kind of training"),
+    "pref_beta": carried(q.PREFERENCE_WEIGHT, real),
+    "pref_loss": carried(
+        "loss.name", one_of({"sigmoid": "dpo", **{name: name for name in ("hinge", "ipo", "orpo", "simpo")}})
+    ),
+    "pref_ftx": unless(0, 0.0, then=refused("no other loss is added to a preference loss")),
+    "pref_bco_weight": unless(0, 0.0, then=refused("no other loss is added to a preference loss")),
+    "dpo_label_smoothing": carried("loss.label_smoothing", real),
+    "simpo_gamma": carried("loss.gamma", real),
     "kto_*": refused("belongs to another kind of training"),
-    "simpo_*": refused("belongs to another kind of training"),
     "ppo_*": refused("belongs to another kind of training"),
     "ref_model*": refused("belongs to another kind of training"),
     "reward_model*": refused("belongs to another kind of training"),
@@ -187,8 +193,6 @@ def _finish(draft: Draft) -> None:
         draft.comments["lora"] = "alpha: twice the rank, LLaMA-Factory's default"
     if draft.get(q.KIND) == "pretrain":
         draft.values[DOCUMENTS] = True
-        draft.retract("template", "pretraining reads plain text")
-        draft.retract("loss_on", "pretraining learns every token")
         if draft.get(q.ADAPTER):
             draft.values[q.KIND] = "finetune"
             draft.values["loss_on"] = "all"

@@ -6,7 +6,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, positive, real, share, text, truth
+from recipes.convert.readers import const, lora_targets, one_of, positive, real, share, text, truth
 from recipes.convert.rows import find_source, merge_sources
 from recipes.convert.rules import (
     Choice,
@@ -37,6 +37,17 @@ from recipes.problem_codes import Code
 
 _NAME, _CONFIG, _TRAIN_SPLIT, _TEST_SPLIT, _TEXT = "@dataset", "@config", "@train_split", "@test_split", "@text_column"
 _OTHER = refused("belongs to another kind of training")
+
+
+def _loss(value: Any) -> str:
+    """A preference loss; TRL takes a list of them, whose sum it is."""
+    listed = value if isinstance(value, list) else [value]
+    if len(listed) != 1:
+        raise Unfit("a preference stage has one loss")
+    names = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "robust": "robust"}
+    found: str = one_of(names)(listed[0])
+    return found
+
 
 _MODEL: Table = {
     **MODEL_ARGUMENTS,
@@ -115,13 +126,23 @@ _DATA: Table = {
 }
 _METHOD: Table = {
     COMMAND: Choice(
-        {"sft": carried(q.KIND, const("finetune")), "reward": carried(q.KIND, const("reward"))},
-        refused("must be sft or reward"),
+        {
+            "sft": carried(q.KIND, const("finetune")),
+            "reward": carried(q.KIND, const("reward")),
+            "dpo": carried(q.KIND, const("preference")),
+        },
+        refused("must be sft, reward or dpo"),
     ),
-    "loss_type": unless("nll", "chunked_nll", then=refused("the loss weighs every token alike")),
+    "loss_type": unless("nll", "chunked_nll", then=carried("loss.name", _loss)),
+    "beta": carried(q.PREFERENCE_WEIGHT, real),
+    "label_smoothing": carried("loss.label_smoothing", real),
+    "precompute_ref_*": FASTER,
+    "loss_weights": refused("a preference stage has one loss"),
+    "use_weighting": flag(refused("every pair weighs the same")),
+    "f_divergence_type": unless("reverse_kl", then=refused("rewards are log-ratios")),
+    "ld_alpha": refused("every token of an answer weighs the same"),
+    "sync_ref_model": flag(refused("the reference is the model that the stage starts from")),
     "center_rewards_coefficient": carried("center_coefficient", real),
-    "beta": _OTHER,
-    "label_smoothing": _OTHER,
     "num_generations": _OTHER,
     "max_completion_length": _OTHER,
     "reward_model_name_or_path": _OTHER,
@@ -135,9 +156,11 @@ _PLACEMENT: Table = {"deepspeed": NAMED_FILE, "fsdp": changed("ZeRO 3 shards the
 def _finish(draft: Draft) -> None:
     """Rows from the names of a data set and its splits; which command reads the file."""
     if q.KIND not in draft.values:
-        is_reward = "center_coefficient" in draft.values
-        draft.values[q.KIND] = "reward" if is_reward else "finetune"
-        draft.comments["kind"] = "TRL's files do not say which command reads them; --from trl:sft or trl:reward does"
+        marks = {"center_coefficient": "reward", q.PREFERENCE_WEIGHT: "preference", "loss.name": "preference"}
+        draft.values[q.KIND] = next((kind for key, kind in marks.items() if key in draft.values), "finetune")
+        draft.comments["kind"] = (
+            "TRL's files do not say which command reads them; --from trl:sft, trl:reward, trl:dpo does"
+        )
     name = draft.get(_NAME)
     if name is not None and "data" not in draft.values:
         for target, split in (("data", draft.get(_TRAIN_SPLIT)), ("evaluation", draft.get(_TEST_SPLIT))):
@@ -145,6 +168,13 @@ def _finish(draft: Draft) -> None:
                 draft.values[target] = find_source(draft, name, name=draft.get(_CONFIG), split=split)
                 if draft.get(_TEXT) not in (None, "text"):
                     draft.values[target]["columns"] = {"text": draft.get(_TEXT)}
+
+
+def _kind_of(value: Mapping[str, Any]) -> str | None:
+    kinds = {"reward": "reward", "dpo": "preference", "kto": "preference", "grpo": "rl", "rloo": "rl"}
+    if value.get(COMMAND) in kinds:
+        return kinds[value[COMMAND]]
+    return "rl" if "num_generations" in value else "preference" if "beta" in value else None
 
 
 SYSTEM = System(
@@ -155,5 +185,5 @@ SYSTEM = System(
     {**TRAINING_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "lora_r": 16, "lora_alpha": 32,
      "lora_dropout": 0.05, "gradient_checkpointing": True, "bf16": "auto", "assistant_only_loss": False},
     finish=_finish,
-    kind_of=lambda value: "reward" if "center_rewards_coefficient" in value or value.get(COMMAND) == "reward" else None,
+    kind_of=_kind_of,
 )  # fmt: skip

@@ -417,3 +417,44 @@ def test_a_part_of_a_configuration_becomes_keys_of_a_stage(converted: Convert) -
         "train": {"global_batch": 2, "gradient_clipping": 0.5}, "shard": {"zero": 1, "micro_batch": 2},
     }  # fmt: skip
     assert not found.is_whole
+
+
+def test_preferences_of_axolotl(converted: Convert) -> None:
+    text = AXOLOTL.replace("type: chat_template\n", "type: chat_template.default\n") + "rl: dpo\nrl_beta: 0.2\n"
+    found = converted(text)
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert (stage["kind"], stage["loss"]) == ("preference", {"name": "dpo", "beta": 0.2})
+    assert stage["data"]["columns"] == {
+        "prompt": "turns", "chosen": "chosen.content", "rejected": "rejected.content",
+    }  # fmt: skip
+    assert "packing" not in stage["train"]
+    assert "sample_packing" in {line.key for line in found.draft.of(Outcome.NO_EFFECT)}
+    orpo = converted(text.replace("rl: dpo\nrl_beta: 0.2", "rl: orpo\norpo_alpha: 0.3"))
+    assert _stage(orpo)["loss"] == {"name": "orpo", "odds_weight": 0.3}
+    assert _refused(converted(text.replace("rl: dpo", "rl: kto"))).keys() == {"rl"}
+    assert _refused(converted(text.replace("chat_template.default", "chatml.own"))).keys() == {"datasets.0"}
+
+
+@pytest.mark.usefixtures("factory_data")
+def test_preferences_of_llama_factory(converted: Convert, tmp_path: Path) -> None:
+    info = {"pairs": {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    text = LLAMA_FACTORY.replace("bills, notes", "pairs").replace("val_size: 0.1\n", "").replace("sft", "dpo")
+    found = converted(text + "pref_loss: simpo\npref_beta: 2.5\nsimpo_gamma: 1.0\n")
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert stage["loss"] == {"name": "simpo", "beta": 2.5, "gamma": 1.0}
+    assert stage["data"]["columns"] == {
+        "prompt": "conversations", "chosen": "chosen.value", "rejected": "rejected.value",
+    }  # fmt: skip
+    assert stage["data"]["hold_out"] == 0.05
+    assert "pref_loss" in _refused(converted(text + "pref_loss: kto_pair\n"))
+
+
+def test_preferences_of_trl(tmp_path: Path) -> None:
+    text = TRL.replace("assistant_only_loss: true\n", "") + "loss_type: [ipo]\nbeta: 0.3\n"
+    stage = _stage(_with_accelerate(tmp_path, text=text))
+    assert (stage["kind"], stage["loss"]) == ("preference", {"name": "ipo", "beta": 0.3})
+    several = _with_accelerate(tmp_path, text=text.replace("[ipo]", "[ipo, sigmoid]"))
+    assert _refused(several) == {"loss_type": "a preference stage has one loss"}

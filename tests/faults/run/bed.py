@@ -146,10 +146,11 @@ class Bed:
                 processes.append(f"{pid} " + Path(f"/proc/{pid}/cmdline").read_bytes()[:90].decode(errors="replace"))
             except OSError:
                 continue
+        shared = set(os.listdir("/dev/shm")) - self.shared_before
         return {
             "processes": processes,
             "temporary files": sorted(name for name in os.listdir(self.temporary) if not name.startswith(CACHES)),
-            "shared memory": sorted(set(os.listdir("/dev/shm")) - self.shared_before),
+            "shared memory": sorted(shared - mapped_by_others(self.mark)) if shared else [],
         }
 
     def assert_nothing_left(self) -> float:
@@ -211,6 +212,21 @@ class Bed:
             except OSError:
                 continue
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def mapped_by_others(mark: bytes) -> set[str]:
+    """Names in /dev/shm that living processes without this mark have mapped: of what else runs on the machine.
+
+    A semaphore is mapped under a name that it was given before its own, so files are compared by inode.
+    """
+    inodes: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark not in (process / "environ").read_bytes():
+                inodes.update(int(i) for i in re.findall(r" (\d+) +/dev/shm/", (process / "maps").read_text()))
+        except OSError:
+            continue
+    return {entry.name for entry in os.scandir("/dev/shm") if entry.inode() in inodes}
 
 
 @dataclass(frozen=True)

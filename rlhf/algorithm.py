@@ -1,17 +1,19 @@
 """What an algorithm is: how actions get credit, which ratio is clipped, which losses; chosen by the recipe's keys."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, ImageAlgorithm, Ppo, TextAlgorithm, Updates
+from recipes.stages.algorithms import Ddpo, ImageAlgorithm, Ppo, TextAlgorithm
+from recipes.stages.updates import Clipping, TokenUpdates
 from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised
-from rlhf.algorithms.losses import PolicyLoss, ValueLoss, policy_loss, token_log_ratios, value_loss
-
-LogRatios = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From log-probabilities, those of the policy that sampled, and the action mask to the log-ratios of all actions."""
+from rlhf.algorithms.aggregation import Aggregation, token_mean
+from rlhf.algorithms.filters import Filter
+from rlhf.algorithms.kl import k2_penalty, k3_penalty
+from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, value_loss
+from rlhf.algorithms.ratios import LogRatios, token_log_ratios
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,14 @@ class Algorithm:
     """One algorithm; what it has no use for is None or 0."""
 
     credit: CreditAssignment
-    policy_loss: Callable[[Tensor, Tensor, Tensor], PolicyLoss]
-    """Of log-ratios, advantages and action mask."""
+    surrogate: Callable[[Tensor, Tensor], Surrogate]
+    """Of log-ratios and advantages."""
     log_ratios: LogRatios = token_log_ratios
+    aggregation: Aggregation = token_mean
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    """What the update leaves out, by name."""
+    kl_penalty: Callable[[Tensor, Tensor, Tensor], Tensor] = k2_penalty
+    """In the loss: of log-probabilities, those of the policy that sampled, and the reference's."""
     value_loss: Callable[[Tensor, Tensor, Tensor, Tensor], ValueLoss] | None = None
     """Of values, those before the update, returns and action mask."""
     value_coef: float = 0.0
@@ -39,17 +46,23 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm) -> Algorithm:
         case Ppo():
             return Algorithm(
                 Gae(settings.gamma, settings.lam),
-                clipped_surrogate(settings),
+                clipped(settings),
+                kl_penalty=kl_penalty(settings),
                 value_loss=partial(value_loss, clip=settings.critic.clip),
                 value_coef=settings.critic.coef,
                 entropy_coef=settings.entropy_coef,
             )
         case Ddpo():
             credit = GroupNormalised(settings.advantage_clip, by_group=settings.normalise == "classes")
-            return Algorithm(credit, clipped_surrogate(settings))
+            return Algorithm(credit, clipped(settings))
 
 
-def clipped_surrogate(settings: Updates) -> Callable[[Tensor, Tensor, Tensor], PolicyLoss]:
+def clipped(settings: Clipping) -> Callable[[Tensor, Tensor], Surrogate]:
     """PPO's surrogate with the recipe's bounds."""
     low, high = settings.clip_low, settings.clip_high
-    return partial(policy_loss, clip_low=low, clip_high=high, dual_clip=settings.dual_clip)
+    return partial(clipped_surrogate, clip_low=low, clip_high=high, dual_clip=settings.dual_clip)
+
+
+def kl_penalty(settings: TokenUpdates) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The penalty in the loss whose gradient the recipe asks for."""
+    return k3_penalty if settings.kl_estimator == "k3" else k2_penalty

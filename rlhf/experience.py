@@ -4,16 +4,17 @@ Shapes: B a micro-batch's samples, N samples of all ranks, A actions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from recipes.stages.algorithms import Updates
+from recipes.stages.updates import Updates
 from rlhf.algorithm import Algorithm
 from rlhf.algorithms.advantages import Credit, Rewarded
+from rlhf.algorithms.aggregation import Weights
 from rlhf.invariants import require_reference, require_version
 from rlhf.monitors import Report
 from rlhf.policy import Learner, ModelOutputs, Policy, Rollouts, S, ScoredRollouts, TextShare, rounding_scales
@@ -39,6 +40,8 @@ class RlBatch(Generic[S]):
 
     samples: S
     action_mask_BA: Tensor
+    weights_BA: Tensor
+    """What each action counts in the step's mean, 1 on average; 0 where the policy did not act or a filter acts."""
     old_logprobs_BA: Tensor
     reference_logprobs_BA: Tensor
     old_values_BA: Tensor | None
@@ -75,17 +78,19 @@ class Experience(Generic[S]):
     samples: S
     scored: ScoredRollouts
     credit: Credit
+    weights: Weights
 
     def batch(
         self,
         rows: Sequence[int],
         *,
+        weight_scale: float,
         kl_coef: float,
         actor_learns: bool,
         is_untouched: bool,
         text: TextShare | None = None,
     ) -> RlBatch[S]:
-        """These rows as a micro-batch."""
+        """These rows as a micro-batch; `weight_scale` is that of its mini-batch."""
         samples = self.samples.rows(rows)
         mask_BA = samples.action_mask_BA
         index, width = torch.as_tensor(rows, device=mask_BA.device), mask_BA.shape[1]
@@ -93,6 +98,7 @@ class Experience(Generic[S]):
         return RlBatch(
             samples=samples,
             action_mask_BA=mask_BA,
+            weights_BA=self.weights.actions_NA[index, :width] * weight_scale,
             old_logprobs_BA=scored.logprobs_NA[index, :width],
             reference_logprobs_BA=scored.reference_logprobs_NA[index, :width],
             old_values_BA=None if scored.values_NA is None else scored.values_NA[index, :width],
@@ -112,6 +118,8 @@ class Estimate(Generic[S]):
     experience: Experience[S]
     """Every rank's samples with their advantages."""
     report: Report
+    filtered: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the samples that the update leaves out, by their names in the run's metrics."""
 
 
 @dataclass
@@ -142,16 +150,25 @@ class ExperienceMaker(Generic[S]):
         policy.show(iteration, rollouts, scored)
         scores_N = policy.scores(rollouts, scored)
         groups_N = rollouts.groups_B.to(mask_NA.device)
-        credit = self.algorithm.credit(Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N))
-        return Estimate(Experience(samples, scored, credit), policy.report(rollouts, scored, scores_N))
+        ended_N = rollouts.ended_B.to(mask_NA.device)
+        rewarded = Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N, ended_N)
+        credit, weights, filtered = self.algorithm.credit(rewarded), self.algorithm.aggregation(mask_NA), {}
+        for name, filtering in self.algorithm.filters.items():
+            left_out_N = filtering(rewarded)
+            weights, filtered[f"filtered/{name}"] = weights.without(left_out_N), float(left_out_N.double().mean())
+        experience = Experience(samples, scored, credit, weights)
+        return Estimate(experience, policy.report(rollouts, scored, scores_N), filtered)
 
     def micro_batches(self, experience: Experience[S], rows: Sequence[int], update: Update) -> list[RlBatch[S]]:
         """This rank's share of a mini-batch; a penalty in the loss is in the advantages' unit there."""
-        critic = self.settings.value_model
+        critic, mask_NA = self.settings.value_model, experience.samples.action_mask_BA
+        num_actions = float(mask_NA[torch.as_tensor(rows, device=mask_NA.device)].sum())
+        weight_scale = experience.weights.scale(rows, num_actions)
         texts = {0: self.policy.text_share(experience.samples, rows, update.step)}
         return [
             experience.batch(
                 share,
+                weight_scale=weight_scale,
                 kl_coef=update.kl_coef / experience.credit.deviation,
                 actor_learns=critic is None or update.iteration >= critic.warmup,
                 is_untouched=update.is_untouched,

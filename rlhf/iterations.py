@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recipes.errors import Preempted
-from recipes.stages.algorithms import AdaptiveKl
+from recipes.stages.updates import AdaptiveKl
 from rlhf.algorithms.kl import adapted_kl_coef
 from rlhf.experience import Estimate, ExperienceMaker, Update
 from rlhf.monitors import Report, broken_rule
@@ -158,6 +158,7 @@ class RlSource(Generic[S]):
                 step,
                 {
                     **report.metrics(),
+                    **self._prepared.estimate.filtered,
                     "kl_alarm": float(report.kl_alarm),
                     "kl_coef": self._prepared.kl_coef,
                     "iteration": float(iteration),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlhf.algorithm import Algorithm
-from rlhf.algorithms.kl import kl_in_loss
+from rlhf.algorithms.losses import policy_loss
 from rlhf.experience import RlBatch
 from rlhf.invariants import require_ratio_one
 from rlhf.policy import ModelOutputs, Policy, rounding_scales
@@ -27,7 +27,7 @@ class RlObjective:
         self._roundoff = roundoff
 
     def weight(self, batch: RlBatch[Any]) -> float:
-        """Actions: the loss is their mean over the whole optimiser step."""
+        """Actions: the loss is their weighted mean over the whole optimiser step."""
         return batch.weight
 
     def loss(self, module: nn.Module, batch: RlBatch[Any]) -> ObjectiveOutput:
@@ -37,7 +37,8 @@ class RlObjective:
         logprobs_BA = outputs.logprobs_BA
         assert logprobs_BA is not None
         ratios_BA = algorithm.log_ratios(logprobs_BA, batch.old_logprobs_BA, mask_BA)
-        policy = algorithm.policy_loss(ratios_BA, batch.advantages_BA, mask_BA)
+        surrogate = algorithm.surrogate(ratios_BA, batch.advantages_BA)
+        policy = policy_loss(surrogate, ratios_BA, mask_BA, batch.weights_BA)
         if batch.is_untouched:
             self._require_ratio_one(logprobs_BA, batch, outputs.distances_BA)
         actor, metrics = self._further_terms(policy.loss, logprobs_BA, outputs, batch)
@@ -69,12 +70,12 @@ class RlObjective:
         """The actor's loss with entropy bonus, penalty and text, and the metrics of these."""
         metrics: Sums = {}
         if outputs.entropy_BA is not None:
-            actor = actor - self._algorithm.entropy_coef * outputs.entropy_BA.sum()
+            actor = actor - self._algorithm.entropy_coef * (outputs.entropy_BA * batch.weights_BA).sum()
         if batch.kl_coef > 0:
             penalty_BA = outputs.kl_BA
             if penalty_BA is None:
-                penalty_BA = kl_in_loss(logprobs_BA, batch.old_logprobs_BA, batch.reference_logprobs_BA)
-            actor = actor + batch.kl_coef * penalty_BA.sum()
+                penalty_BA = self._algorithm.kl_penalty(logprobs_BA, batch.old_logprobs_BA, batch.reference_logprobs_BA)
+            actor = actor + batch.kl_coef * (penalty_BA * batch.weights_BA).sum()
         if batch.text is not None and outputs.text_loss is not None:
             actor = actor + batch.text.scale * outputs.text_loss
             metrics["text_loss"] = (outputs.text_loss.detach(), LanguageModelObjective().weight(batch.text.batch))

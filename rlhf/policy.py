@@ -53,6 +53,10 @@ class Rollouts(Protocol[S_co]):
     def groups_B(self) -> Tensor:
         """Number of each sample's prompt: samples of one prompt are compared with each other."""
 
+    @property
+    def ended_B(self) -> Tensor:
+        """True where a sample came to its own end, and not to a limit."""
+
 
 @dataclass(frozen=True)
 class ModelOutputs:

@@ -7,8 +7,8 @@ from typing import Generic, Protocol
 
 from torch import nn
 
-from recipes.stages.algorithms import Updates
 from recipes.stages.rl import RlImages, RlText
+from recipes.stages.updates import Updates
 from rlhf.algorithm import algorithm_of
 from rlhf.experience import ExperienceMaker
 from rlhf.iterations import RlOutcome, RlSource, finish_iterations

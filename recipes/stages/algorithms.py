@@ -1,154 +1,17 @@
 """Algorithms of reinforcement learning: each is the class of its settings, and a member of a closed union."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, Tag
+from pydantic import Tag
 
 from recipes.errors import FieldFinding, at
-from recipes.fields import Iterations, OneOf, Strict, TagAt, meaning, placement
+from recipes.fields import OneOf, TagAt, meaning
 from recipes.problem_codes import Code
-from recipes.smoke_sizes import ITERATIONS, SEQUENCE
-from recipes.stages.optim import AdamW, Schedule
+from recipes.stages.updates import Clipping, Critic, TokenUpdates, Updates
 
 
-class Critic(Strict):
-    """A model of the values of states, which learns next to the policy on one joint loss."""
-
-    start: Literal["actor", "reward"] | None = meaning(
-        None,
-        description="Which model initialises the critic: the stage's actor or its reward model; null: the reward model "
-        "where the reward has one.",
-    )
-    lr: float | None = meaning(None, gt=0, le=10, description="The critic's learning rate; null: the actor's.")
-    warmup: int = meaning(0, ge=0, le=10**6, description="First iterations in which only the critic learns.")
-    clip: float | None = meaning(0.2, gt=0, le=100, description="Clip of the value update; null: no clip.")
-    coef: float = meaning(0.5, gt=0, le=100, description="Weight of the value loss in the joint loss.")
-
-
-class FixedKl(Strict):
-    """A constant KL coefficient."""
-
-    name: Literal["fixed"] = meaning("fixed", description="kl_coef stays what it is.")
-
-
-class AdaptiveKl(Strict):
-    """Proportional controller (Ziegler et al. 2019, section 2.2)."""
-
-    name: Literal["adaptive"] = meaning(description="kl_coef follows the measured KL.")
-    target: float = meaning(gt=0, le=1000, description="Wanted KL per response, in nats.")
-    horizon: int = meaning(10_000, ge=1, le=10**12, description="Samples over which the coefficient adapts.")
-
-
-KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="name")]
-
-
-class Updates(Strict):
-    """What every algorithm shares: iterations of rollouts and clipped updates (Schulman et al. 2017)."""
-
-    iterations: int = meaning(ge=1, le=10**9, description="Rollout + update cycles.")
-    epochs: int = meaning(2, ge=1, le=100, description="Passes over an iteration's experience.")
-    mini_batches: int = meaning(2, ge=1, le=4096, description="Optimiser steps per pass.")
-    kl_coef: float = meaning(
-        0.05, ge=0, le=100, description="Weight of the KL penalty against the reference, per token or denoising step."
-    )
-    kl_in: Literal["reward", "loss"] = meaning(
-        "reward",
-        description="Where the penalty enters. reward: k1 of each token, or the KL of an image's steps, is subtracted "
-        "from the score. loss: the KL at each token or step is added to the loss. kl_coef weighs nats against the "
-        "score in both, except for images in the loss: there against the reward's standard deviation.",
-    )
-    kl_controller: KlController = meaning(default_factory=FixedKl, description="How kl_coef changes over time.")
-    kl_limit: float | None = meaning(
-        None,
-        gt=0,
-        le=10**4,
-        description="Stop rule: mean KL per response or image in nats above which the stage stops at its best state.",
-    )
-    clip_low: float = meaning(0.2, gt=0, lt=1, description="Ratio clip below 1.")
-    clip_high: float = meaning(0.2, gt=0, le=10, description="Ratio clip above 1.")
-    dual_clip: float | None = meaning(
-        None, gt=1, le=100, description="Lower bound factor for negative advantages (Ye et al. 2020)."
-    )
-    optimizer: AdamW = meaning(description="The actor's optimiser.")
-    schedule: Schedule = meaning(
-        default_factory=lambda: Schedule(name="constant"), description="Learning-rate schedule over optimiser steps."
-    )
-    gradient_clipping: float = meaning(1.0, gt=0, le=10**6, description="Largest global gradient norm.")
-    max_skipped_steps: int = meaning(3, ge=0, le=10**6, description="Skipped non-finite steps before the stage fails.")
-    save_every: Iterations = placement(
-        10,
-        description="Iterations (a rollout and its epochs x mini_batches steps) between two commits of resumable "
-        "state; the last one is always saved.",
-    )
-
-    def rules(self) -> Iterator[FieldFinding]:
-        """A warm-up past the last step, and a controller that has nothing to multiply."""
-        steps, warmup = self.planned_steps, self.schedule.warmup_steps
-        if warmup >= steps:
-            message = (
-                f"warmup_steps must be below the stage's {steps} steps (iterations {self.iterations} x epochs "
-                f"{self.epochs} x mini_batches {self.mini_batches})"
-            )
-            yield at("algorithm.schedule.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message)
-        if self.kl_controller.name == "adaptive" and self.kl_coef == 0:
-            message = "an adaptive controller multiplies kl_coef, which is 0 and would stay 0"
-            yield at(
-                "algorithm.kl_coef", self.kl_coef, Code.UNMET_REQUIREMENT, message, "start above 0, for example 0.05"
-            )
-
-    @property
-    def value_model(self) -> "Critic | None":
-        """The critic that learns next to the policy; None: the algorithm has none."""
-        return None
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Optimiser steps between two rollouts."""
-        return self.epochs * self.mini_batches
-
-    @property
-    def planned_steps(self) -> int:
-        """Optimiser steps of all iterations."""
-        return self.iterations * self.steps_per_iteration
-
-    def _shrunk(self, **changes: Any) -> Self:
-        iterations = min(self.iterations, ITERATIONS)
-        epochs, mini_batches = min(self.epochs, 2), min(self.mini_batches, 2)
-        steps = iterations * epochs * mini_batches
-        return self.changed(
-            iterations=iterations,
-            epochs=epochs,
-            mini_batches=mini_batches,
-            kl_limit=None,
-            schedule=self.schedule.changed(warmup_steps=min(self.schedule.warmup_steps, steps // 4)),
-            save_every=1,
-            **changes,
-        )
-
-
-class TokenUpdates(Updates):
-    """What every algorithm on responses shares: actions are tokens, and a reward model scores whole responses."""
-
-    entropy_coef: float = meaning(0.0, ge=0, le=10, description="Weight of the entropy bonus.")
-    text_coef: float = meaning(
-        0.0,
-        ge=0,
-        le=1000,
-        description="Weight of the language-model loss on the stage's `text` (Ouyang et al. 2022, eq. 2).",
-    )
-    text_batch: int = meaning(8, ge=1, le=10**6, description="Sequences of `text` per optimiser step over all workers.")
-    text_length: int = meaning(128, ge=8, le=10**7, description="Tokens per sequence of `text`.")
-    missing_eos_penalty: float = meaning(
-        1.0, ge=0, le=1000, description="Subtracted from the score of a response without an end token."
-    )
-
-    def shrunk(self) -> Self:
-        """The smoke form."""
-        return self._shrunk(text_batch=min(self.text_batch, 4), text_length=min(self.text_length, SEQUENCE))
-
-
-class Ppo(TokenUpdates):
+class Ppo(TokenUpdates, Clipping):
     """PPO (Schulman et al. 2017) on tokens: generalised advantage estimation with a critic."""
 
     name: Literal["ppo"] = meaning(description="Advantages: generalised advantage estimation with a critic.")
@@ -172,7 +35,7 @@ class Ppo(TokenUpdates):
         return small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))
 
 
-class Ddpo(Updates):
+class Ddpo(Updates, Clipping):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
     name: Literal["ddpo"] = meaning(

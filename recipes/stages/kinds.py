@@ -9,6 +9,7 @@ from recipes.fields import TagAt
 from recipes.models.decoder import DECODER
 from recipes.models.families import BUILT_FAMILIES
 from recipes.models.images.architecture import IMAGE_FAMILIES
+from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.answers import Counted
 from recipes.stages.base import StageBase
 from recipes.stages.evaluate import Evaluate
@@ -26,6 +27,12 @@ def _members(union: Any) -> Iterator[type[StageBase]]:
     else:
         for member in get_args(union):
             yield from _members(member)
+
+
+def _names(algorithms: Any) -> Iterator[str]:
+    """The names by which the algorithms of a union are chosen."""
+    for algorithm in _members(algorithms):
+        yield from get_args(algorithm.model_fields["name"].annotation)
 
 
 if TYPE_CHECKING:
@@ -46,14 +53,20 @@ FinetuneFamily = Annotated[
 ]
 """What tunes each family; the family of a language model follows from its files."""
 
-RlAlgorithm = Annotated[
-    Annotated[RlText, Tag("ppo")] | Annotated[RlImages, Tag("ddpo")],
-    Discriminator(TagAt(("algorithm", "name"))),
-]
+if TYPE_CHECKING:
+    RlMedium = RlText | RlImages
+else:
+    RlMedium = Annotated[
+        Union[
+            *(Annotated[RlText, Tag(name)] for name in _names(TextAlgorithm)),
+            *(Annotated[RlImages, Tag(name)] for name in _names(ImageAlgorithm)),
+        ],
+        Discriminator(TagAt(("algorithm", "name"))),
+    ]
 """What the samples of each algorithm are: responses, or images."""
 
 Stage = Annotated[
-    PretrainFamily | FinetuneFamily | Reward | Preference | RlAlgorithm | Evaluate, Field(discriminator="kind")
+    PretrainFamily | FinetuneFamily | Reward | Preference | RlMedium | Evaluate, Field(discriminator="kind")
 ]
 
 STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(_members(Stage)))

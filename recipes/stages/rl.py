@@ -15,7 +15,7 @@ from recipes.models.images.architecture import CLASSIFYING_KINDS
 from recipes.models.images.ddpm import Ddpm
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
-from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm, Updates
+from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
 from recipes.stages.answers import (
     Cadence,
     Counts,
@@ -46,6 +46,7 @@ from recipes.stages.rewards.union import (
 )
 from recipes.stages.rollout import Rollout, Sampling
 from recipes.stages.sharding import Shard
+from recipes.stages.updates import Updates
 
 
 class RlStage(StageBase):
@@ -151,6 +152,9 @@ class RlText(RlStage, TextStage):
         if critic is not None and critic.start == "reward" and self.judge is None:
             message = "the reward has no reward model for the critic to start from"
             yield at("algorithm.critic.start", "reward", Code.UNMET_REQUIREMENT, message, "remove the key, or: actor")
+        if self.algorithm.compares_responses and (samples := self.rollout.samples_per_prompt) < 2:
+            message = "the algorithm compares responses to one prompt; a lone one has nothing to be compared with"
+            yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, "at least 2, for example 8")
 
     @property
     def terms(self) -> Mapping[str, Term]:

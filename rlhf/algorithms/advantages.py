@@ -28,6 +28,8 @@ class Rewarded:
     """The critic's, of the state before each action; None where there is no critic."""
     groups_N: Tensor
     """Number of each sample's prompt: samples of one prompt are compared with each other."""
+    ended_N: Tensor
+    """True where a sample came to its own end."""
 
     @property
     def rewards_NA(self) -> Tensor:

@@ -26,7 +26,7 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return torch.exp(inverse) - 1.0 - inverse
 
 
-def kl_in_loss(logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+def k2_penalty(logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """A penalty for samples of `old_logprobs` whose value is k3 and whose gradient is that of KL(policy || reference).
 
     KL's gradient is E_policy[log(policy/reference) grad log policy]: that of k2, weighted by the ratio to the policy
@@ -37,6 +37,15 @@ def kl_in_loss(logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tenso
         ratio = torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
         value, slope = ratio * k3(logprobs, reference_logprobs), ratio * k1(logprobs, reference_logprobs)
     return value + slope * (logprobs - logprobs.detach())
+
+
+def k3_penalty(logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """k3 with its own gradient, the penalty of GRPO as it was published (Shao et al. 2024, equation 4).
+
+    Its mean gradient on own samples is that of KL(reference || policy). It weighs no sample by its ratio: past the
+    first step it is that of the policy which drew them, as in TRL and verl.
+    """
+    return k3(logprobs, reference_logprobs)
 
 
 def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:

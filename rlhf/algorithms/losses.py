@@ -1,6 +1,6 @@
 """Losses of RLHF as sums over masked tokens: whoever calls them divides by the global weight.
 
-Shapes: B samples, R response tokens, N pairs. A mask is True where a token counts.
+Shapes: B samples, R response tokens (or other actions), N pairs. A mask is True where a token counts.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf.algorithms.kl import LOG_RATIO_LIMIT
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What a policy minimises at each action; anything where it did not act."""
+
+    loss_BR: Tensor
+    is_clipped_BR: Tensor
+    """True where a bound held the ratio back."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,7 @@ class PolicyLoss:
     """Sums over the masked tokens."""
 
     loss: Tensor
+    """Weighted."""
     clipped: Tensor
     """Tokens whose ratio the clip held back."""
     ratio: Tensor
@@ -38,21 +46,10 @@ class ValueLoss:
     squared_error: Tensor
 
 
-def token_log_ratios(logprobs_BR: Tensor, old_logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    """Log-ratios of the policy to the one that sampled, action by action; clamped, and 0 where the mask is False."""
-    log_ratio_BR = (logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return torch.where(mask_BR, log_ratio_BR, 0.0)
-
-
-def policy_loss(
-    log_ratio_BR: Tensor,
-    advantages_BR: Tensor,
-    mask_BR: Tensor,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None = None,
-) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, equation 7) of what `token_log_ratios` gives.
+def clipped_surrogate(
+    log_ratio_BR: Tensor, advantages_BR: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Surrogate:
+    """PPO's max(-A ratio, -A clip(ratio)) (Schulman et al. 2017, equation 7); its gradient is 0 where the clip acts.
 
     `dual_clip` bounds it where the advantage is negative (Ye et al. 2020, equation 5).
     """
@@ -63,12 +60,18 @@ def policy_loss(
     if dual_clip is not None:
         bound_BR = -advantages_BR * dual_clip
         loss_BR = torch.where(advantages_BR < 0, torch.minimum(loss_BR, bound_BR), loss_BR)
+    return Surrogate(loss_BR, (held_BR > free_BR).detach())
+
+
+def policy_loss(surrogate: Surrogate, log_ratio_BR: Tensor, mask_BR: Tensor, weights_BR: Tensor) -> PolicyLoss:
+    """A surrogate's weighted sum, and what is watched of the log-ratios that it is of."""
     with torch.no_grad():
-        clipped = ((held_BR > free_BR) & mask_BR).sum()
+        ratio_BR = torch.exp(log_ratio_BR)
+        clipped = (surrogate.is_clipped_BR & mask_BR).sum()
         old_kl = torch.where(mask_BR, torch.exp(-log_ratio_BR) - 1.0 + log_ratio_BR, 0.0).sum()
         ratio = torch.where(mask_BR, ratio_BR, 0.0).sum()
         distance_BR = log_ratio_BR.abs()
-    loss = torch.where(mask_BR, loss_BR, 0.0).sum()
+    loss = (torch.where(mask_BR, surrogate.loss_BR, 0.0) * weights_BR).sum()
     return PolicyLoss(
         loss=loss,
         clipped=clipped,

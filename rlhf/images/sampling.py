@@ -35,6 +35,11 @@ class ImageRollouts:
     scores_B: Tensor | None = None
     """What rewards them; None until all ranks' images are together."""
 
+    @property
+    def ended_B(self) -> Tensor:
+        """Every image is finished."""
+        return torch.ones_like(self.groups_B, dtype=torch.bool)
+
 
 @dataclass
 class ImagePolicy:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.rollout import Rollout
+from recipes.stages.updates import TokenUpdates
 from rlhf.algorithms.scoring import shaped_scores
 from rlhf.experience import RlBatch, gather_rows
 from rlhf.monitors import RolloutReport, report_rollouts
@@ -45,6 +45,11 @@ class TextRollouts:
     def groups_B(self) -> Tensor:
         """Rows of the prompts."""
         return self.samples.sample_ids_B
+
+    @property
+    def ended_B(self) -> Tensor:
+        """Where an end token or a stop token came before the limit."""
+        return self.samples.ended_B
 
 
 @dataclass(frozen=True)

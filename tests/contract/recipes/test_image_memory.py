@@ -141,8 +141,8 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
     policy, algorithm = ImagePolicy(unused, 1, unused, unused), algorithm_of(stage.algorithm)
     old = torch.zeros(1, 4)
     batch = RlBatch(
-        Trajectories(states, zeros, zeros), torch.ones(1, 4, dtype=torch.bool), old, old, None, old, None,
-        kl_coef=0.0, actor_learns=True, is_untouched=False,
+        Trajectories(states, zeros, zeros), torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 4), old, old, None, old,
+        None, kl_coef=0.0, actor_learns=True, is_untouched=False,
     )  # fmt: skip
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = RlObjective(policy, algorithm, 1e-4).loss(models, batch).loss_sum

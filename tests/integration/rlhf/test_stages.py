@@ -13,7 +13,6 @@ from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.models.decoder import Llama
 from recipes.planning.memory import predict_sizes
-from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
@@ -22,6 +21,7 @@ from recipes.stages.reward import Reward
 from recipes.stages.rl import RlText
 from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
+from recipes.stages.updates import TokenUpdates
 from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
 from rlhf.text.reward_inputs import same_tokens

@@ -10,13 +10,13 @@ from recipes.models.encoder import ENCODER
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.vae import Vae
 from recipes.problem_codes import Code
-from recipes.stages.algorithms import TokenUpdates
 from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlImages, RlText
+from recipes.stages.updates import TokenUpdates
 
 LR = {"optimizer": {"lr": 0.1}}
 TRAIN = {"steps": 1, "global_batch": 4, "sequence_length": 16, **LR}

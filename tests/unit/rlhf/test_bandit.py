@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.kl import kl_in_loss
+from rlhf.algorithms.kl import k2_penalty
 
 Build = Callable[..., Any]
 DEVIATION = 0.5
@@ -78,7 +78,7 @@ def test_the_penalty_s_gradient_is_that_of_the_kl_even_for_samples_of_an_earlier
     logits = torch.randn(12, generator=generator, dtype=torch.float64, requires_grad=True)
     policy = logits.log_softmax(0)
     (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
-    expected = (old.exp() * kl_in_loss(policy, old, reference)).sum()  # over all samples at once
+    expected = (old.exp() * k2_penalty(policy, old, reference)).sum()  # over all samples at once
     (found,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(found, exact)
     assert float(expected.detach()) == pytest.approx(kl(policy.exp().detach(), reference.exp()))

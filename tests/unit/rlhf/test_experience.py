@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.advantages import Credit
+from rlhf.algorithms.aggregation import Weights
 from rlhf.experience import Experience
 from rlhf.iterations import shuffled_rows
 from rlhf.policy import ScoredRollouts
@@ -65,10 +66,12 @@ def test_a_response_that_a_stop_token_ended_is_scored_with_an_end_token() -> Non
 def test_a_micro_batch_is_cut_to_its_own_width() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     scored = ScoredRollouts(table, table, table, table, None, None, torch.tensor([0.5, 0.25]))
-    batch = Experience(joined(), scored, Credit(table, table, 1.0)).batch(
-        [1], kl_coef=0.0, actor_learns=True, is_untouched=False
+    weights = Weights(table, torch.ones(2))
+    batch = Experience(joined(), scored, Credit(table, table, 1.0), weights).batch(
+        [1], weight_scale=0.5, kl_coef=0.0, actor_learns=True, is_untouched=False
     )
     assert batch.old_logprobs_BA.tolist() == [[3.0]]
+    assert batch.weights_BA.tolist() == [[1.5]]
     assert batch.weight == 1.0
     assert batch.sample_ids_B.tolist() == [11]
 

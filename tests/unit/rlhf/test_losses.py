@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.losses import PolicyLoss, policy_loss, ranking_loss, token_log_ratios, value_loss
+from rlhf.algorithms.losses import PolicyLoss, clipped_surrogate, policy_loss, ranking_loss, value_loss
+from rlhf.algorithms.ratios import token_log_ratios
 
 ALL = torch.tensor([[True]])
 
 
 def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **bounds: float) -> PolicyLoss:
     bounds = {"clip_low": 0.2, "clip_high": 0.2, **bounds}
-    return policy_loss(token_log_ratios(logprobs, old, mask), advantages, mask, **bounds)
+    log_ratios = token_log_ratios(logprobs, old, mask)
+    return policy_loss(clipped_surrogate(log_ratios, advantages, **bounds), log_ratios, mask, mask.float())
 
 
 def one(ratio: float, advantage: float, **options: float) -> float:

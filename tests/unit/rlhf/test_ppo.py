@@ -15,7 +15,7 @@ from recipes.stages.rewards.words import RealWords
 from recipes.stages.sharding import Shard
 from rlhf.algorithm import Algorithm
 from rlhf.algorithms.advantages import Credit, Rewarded
-from rlhf.algorithms.losses import policy_loss
+from rlhf.algorithms.losses import clipped_surrogate
 from rlhf.invariants import require_version
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.rewards import TextReward
@@ -100,7 +100,7 @@ def less_mean(rewarded: Rewarded) -> Credit:
     return Credit(torch.where(rewarded.action_mask_NA, (totals_N - totals_N.mean())[:, None], 0.0), None)
 
 
-WITHOUT_CRITIC = Algorithm(less_mean, partial(policy_loss, clip_low=0.2, clip_high=0.2))
+WITHOUT_CRITIC = Algorithm(less_mean, partial(clipped_surrogate, clip_low=0.2, clip_high=0.2))
 
 
 @pytest.mark.parametrize("lora", [True, False])

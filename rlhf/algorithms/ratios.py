@@ -1,0 +1,20 @@
+"""Ratios of the policy to the one that sampled: of actions, or of whole samples.
+
+Shapes: B samples, A actions. All give log-ratios [B, A], clamped, and 0 where the policy did not act.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.kl import LOG_RATIO_LIMIT
+
+LogRatios = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From log-probabilities, those of the policy that sampled, and the action mask."""
+
+
+def token_log_ratios(logprobs_BA: Tensor, old_logprobs_BA: Tensor, mask_BA: Tensor) -> Tensor:
+    """Each action's own."""
+    log_ratio_BA = (logprobs_BA - old_logprobs_BA).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.where(mask_BA, log_ratio_BA, 0.0)

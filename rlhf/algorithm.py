@@ -6,11 +6,11 @@ from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, ImageAlgorithm, Ppo, TextAlgorithm
-from recipes.stages.updates import Clipping, TokenUpdates
-from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised
-from rlhf.algorithms.aggregation import Aggregation, token_mean
-from rlhf.algorithms.filters import Filter
+from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, TextAlgorithm
+from recipes.stages.updates import Clipping, Comparisons, TokenUpdates
+from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised, GroupRelative
+from rlhf.algorithms.aggregation import Aggregation, constant_length, sequence_mean, token_mean
+from rlhf.algorithms.filters import Filter, equal_groups, overlong
 from rlhf.algorithms.kl import k2_penalty, k3_penalty
 from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, value_loss
 from rlhf.algorithms.ratios import LogRatios, token_log_ratios
@@ -40,8 +40,8 @@ class Algorithm:
         return self.value_loss is not None
 
 
-def algorithm_of(settings: TextAlgorithm | ImageAlgorithm) -> Algorithm:
-    """The algorithm with these settings."""
+def algorithm_of(settings: TextAlgorithm | ImageAlgorithm, nominal_length: int = 1) -> Algorithm:
+    """The algorithm with these settings; `nominal_length` is what a sample's actions may be divided by."""
     match settings:
         case Ppo():
             return Algorithm(
@@ -52,9 +52,31 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm) -> Algorithm:
                 value_coef=settings.critic.coef,
                 entropy_coef=settings.entropy_coef,
             )
+        case Grpo():
+            aggregations: dict[str, Aggregation] = {
+                "tokens": token_mean,
+                "sequences": sequence_mean,
+                "constant": partial(constant_length, length=nominal_length),
+            }
+            aggregation, compare = aggregations[settings.aggregation], GroupRelative(settings.scale)
+            return compared(settings, compare, clipped(settings), aggregation=aggregation)
         case Ddpo():
             credit = GroupNormalised(settings.advantage_clip, by_group=settings.normalise == "classes")
             return Algorithm(credit, clipped(settings))
+
+
+def compared(
+    settings: Comparisons,
+    credit: CreditAssignment,
+    surrogate: Callable[[Tensor, Tensor], Surrogate],
+    log_ratios: LogRatios = token_log_ratios,
+    aggregation: Aggregation = token_mean,
+) -> Algorithm:
+    """An algorithm that compares responses to one prompt, with what the recipe says of penalty, entropy and filters."""
+    filters: dict[str, Filter] = {"equal_groups": equal_groups} if settings.drop_equal_groups else {}
+    filters |= {"overlong": overlong} if settings.drop_overlong else {}
+    penalty, entropy_coef = kl_penalty(settings), settings.entropy_coef
+    return Algorithm(credit, surrogate, log_ratios, aggregation, filters, penalty, entropy_coef=entropy_coef)
 
 
 def clipped(settings: Clipping) -> Callable[[Tensor, Tensor], Surrogate]:

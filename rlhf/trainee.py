@@ -66,7 +66,7 @@ class RlTrainee(Generic[S]):
         engine = build_engine(models.module, models.groups, spec.shard, clip=clip, device=device)
         roundoff = unit_roundoff(spec.shard.precision, device)
         learner = Learner(engine, training.layout.micro_batch, roundoff, context.ranks, context.seed, context.observer)
-        policy, algorithm = models.policy(learner), algorithm_of(spec.algorithm)
+        policy, algorithm = models.policy(learner), algorithm_of(spec.algorithm, spec.nominal_length)
         assert algorithm.needs_critic == (spec.algorithm.value_model is not None)
         trained = [name for group in models.groups for name, _ in group.parameters]
         source = RlSource(ExperienceMaker(policy, algorithm, spec.algorithm, learner), trained)

@@ -8,7 +8,7 @@ from pydantic import Tag
 from recipes.errors import FieldFinding, at
 from recipes.fields import OneOf, TagAt, meaning
 from recipes.problem_codes import Code
-from recipes.stages.updates import Clipping, Critic, TokenUpdates, Updates
+from recipes.stages.updates import Clipping, Comparisons, Critic, TokenUpdates, Updates
 
 
 class Ppo(TokenUpdates, Clipping):
@@ -35,6 +35,26 @@ class Ppo(TokenUpdates, Clipping):
         return small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))
 
 
+class Grpo(Comparisons, Clipping):
+    """GRPO (Shao et al. 2024): a response's score against those of the prompt's other responses, without a critic.
+
+    As published by default. Dr. GRPO (Liu et al. 2025): `scale: none, aggregation: constant`. DAPO (Yu et al. 2025):
+    `aggregation: tokens, clip_high: 0.28, drop_equal_groups: true, drop_overlong: true, kl_coef: 0`.
+    """
+
+    name: Literal["grpo"] = meaning(description="Advantages: less the mean of the prompt's responses, by deviation.")
+    scale: Literal["group", "batch", "none"] = meaning(
+        "group",
+        description="What differences to the prompt's mean are divided by: the deviation of the prompt's scores, that "
+        "of all scores of the iteration, or nothing (Dr. GRPO).",
+    )
+    aggregation: Literal["tokens", "sequences", "constant"] = meaning(
+        "sequences",
+        description="What the loss is the mean of. sequences: responses, each the mean over its tokens. tokens: all "
+        "tokens (DAPO). constant: the sum over tokens, divided by responses times max_new_tokens (Dr. GRPO).",
+    )
+
+
 class Ddpo(Updates, Clipping):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
@@ -59,7 +79,7 @@ class Ddpo(Updates, Clipping):
 
 
 TextAlgorithm = Annotated[
-    Annotated[Ppo, Tag("ppo")],
+    Annotated[Ppo, Tag("ppo")] | Annotated[Grpo, Tag("grpo")],
     OneOf(TagAt(("name",))),
 ]
 """How a policy that writes responses learns."""

@@ -58,6 +58,11 @@ class RlStage(StageBase):
     def steps(self, rows: int | None = None) -> int:
         return self.algorithm.planned_steps
 
+    @property
+    def nominal_length(self) -> int:
+        """What Dr. GRPO divides a sample's actions by instead of their number."""
+        return 1
+
     def cadence(self) -> Cadence:
         settings = self.algorithm
         return Cadence(
@@ -140,6 +145,10 @@ class RlText(RlStage, TextStage):
             text=0 if self.text is None else self.algorithm.text_batch,
             noun="prompts",
         )
+
+    @property
+    def nominal_length(self) -> int:
+        return self.rollout.max_new_tokens
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)

@@ -181,8 +181,8 @@ class Comparisons(TokenUpdates):
     kl_in: Literal["reward", "loss"] = meaning(
         "loss",
         description="Where the penalty enters. loss: the KL at each token is added to the loss, and kl_coef weighs "
-        "nats against advantages as they are scaled. reward: k1 of all tokens is subtracted from a response's score before "
-        "responses are compared.",
+        "nats against advantages as they are scaled. reward: k1 of all tokens is subtracted from a response's score "
+        "before responses are compared.",
     )
     drop_equal_groups: bool = meaning(
         False,

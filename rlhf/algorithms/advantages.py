@@ -1,4 +1,4 @@
-"""Credit assignment: from scores of a whole iteration to advantages; by a critic (GAE), or by groups.
+"""Credit assignment: from scores of a whole iteration to advantages; by a critic (GAE), or by comparison in groups.
 
 Shapes: B samples, N samples of all ranks, R response tokens, A actions: response tokens, or denoising steps. A mask is
 True where the policy acted.
@@ -6,6 +6,7 @@ True where the policy acted.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +90,21 @@ class GroupNormalised:
         return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)
 
 
+@dataclass(frozen=True)
+class GroupRelative:
+    """A sample's total reward less its group's mean, at all of its actions (Shao et al. 2024, section 4.1.2).
+
+    `scale`: divided by the group's standard deviation, by that of the whole iteration, or by nothing (Liu et al. 2025).
+    """
+
+    scale: Literal["group", "batch", "none"]
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        """Compare; a KL term in the loss weighs nats against the advantages as they are then scaled."""
+        advantages_N = group_relative(rewarded.totals_N, rewarded.groups_N, self.scale)
+        return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)
+
+
 def estimate_advantages(
     rewards_BR: Tensor,
     values_BR: Tensor,
@@ -144,3 +160,22 @@ def grouped_advantages(rewards_N: Tensor, groups_N: Tensor, clip: float, epsilon
         centred = own - own.mean()
         advantages[rows] = centred / torch.sqrt(centred.square().mean() + epsilon)
     return advantages.clamp(-clip, clip).to(rewards_N.dtype)
+
+
+def group_relative(
+    rewards_N: Tensor, groups_N: Tensor, scale: Literal["group", "batch", "none"], epsilon: float = 1e-4
+) -> Tensor:
+    """Rewards less the mean of their group, over a deviation plus `epsilon`; give it the rewards of every rank.
+
+    Deviations are of a sample (1/(N-1)), as in TRL, verl and OpenRLHF; a sample alone in its group gets 0.
+    """
+    rewards, advantages = rewards_N.double(), torch.zeros_like(rewards_N, dtype=torch.float64)
+    for group in groups_N.unique():
+        rows = groups_N == group
+        own = rewards[rows]
+        advantages[rows] = own - own.mean()
+        if scale == "group" and len(own) > 1:
+            advantages[rows] /= own.std() + epsilon
+    if scale == "batch" and len(rewards) > 1:
+        advantages /= rewards.std() + epsilon
+    return advantages.to(rewards_N.dtype)

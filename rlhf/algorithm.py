@@ -6,14 +6,14 @@ from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, TextAlgorithm
+from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, Rloo, TextAlgorithm
 from recipes.stages.updates import Clipping, Comparisons, TokenUpdates
-from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised, GroupRelative
+from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised, GroupRelative, leave_one_out
 from rlhf.algorithms.aggregation import Aggregation, constant_length, sequence_mean, token_mean
 from rlhf.algorithms.filters import Filter, equal_groups, overlong
 from rlhf.algorithms.kl import k2_penalty, k3_penalty
 from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, value_loss
-from rlhf.algorithms.ratios import LogRatios, token_log_ratios
+from rlhf.algorithms.ratios import LogRatios, product_log_ratios, token_log_ratios
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm, nominal_length: int =
             }
             aggregation, compare = aggregations[settings.aggregation], GroupRelative(settings.scale)
             return compared(settings, compare, clipped(settings), aggregation=aggregation)
+        case Rloo():
+            return compared(settings, leave_one_out, clipped(settings), product_log_ratios, sequence_mean)
         case Ddpo():
             credit = GroupNormalised(settings.advantage_clip, by_group=settings.normalise == "classes")
             return Algorithm(credit, clipped(settings))

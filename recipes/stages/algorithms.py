@@ -55,6 +55,12 @@ class Grpo(Comparisons, Clipping):
     )
 
 
+class Rloo(Comparisons, Clipping):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5): a response is one action, without a critic."""
+
+    name: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
+
+
 class Ddpo(Updates, Clipping):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
@@ -79,7 +85,7 @@ class Ddpo(Updates, Clipping):
 
 
 TextAlgorithm = Annotated[
-    Annotated[Ppo, Tag("ppo")] | Annotated[Grpo, Tag("grpo")],
+    Annotated[Ppo, Tag("ppo")] | Annotated[Grpo, Tag("grpo")] | Annotated[Rloo, Tag("rloo")],
     OneOf(TagAt(("name",))),
 ]
 """How a policy that writes responses learns."""

@@ -179,3 +179,16 @@ def group_relative(
     if scale == "batch" and len(rewards) > 1:
         advantages /= rewards.std() + epsilon
     return advantages.to(rewards_N.dtype)
+
+
+def leave_one_out(rewarded: Rewarded) -> Credit:
+    """A sample's total reward less the mean of its group's others, if any (Ahmadian et al. 2024, equation 5)."""
+    totals_N = rewarded.totals_N.double()
+    advantages_N = torch.zeros_like(totals_N)
+    for group in rewarded.groups_N.unique():
+        rows = rewarded.groups_N == group
+        own = totals_N[rows]
+        if len(own) > 1:
+            advantages_N[rows] = own - (own.sum() - own) / (len(own) - 1)
+    advantages_N = advantages_N.to(rewarded.scores_N.dtype)
+    return Credit(torch.where(rewarded.action_mask_NA, advantages_N[:, None], 0.0), None)

@@ -18,3 +18,10 @@ def token_log_ratios(logprobs_BA: Tensor, old_logprobs_BA: Tensor, mask_BA: Tens
     """Each action's own."""
     log_ratio_BA = (logprobs_BA - old_logprobs_BA).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return torch.where(mask_BA, log_ratio_BA, 0.0)
+
+
+def product_log_ratios(logprobs_BA: Tensor, old_logprobs_BA: Tensor, mask_BA: Tensor) -> Tensor:
+    """Of each whole sample, at all of its actions: the sum of their log-ratios, since a sample is one action (RLOO)."""
+    log_ratio_BA = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, 0.0)
+    log_ratio_B = log_ratio_BA.sum(dim=1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.where(mask_BA, log_ratio_B[:, None], 0.0)

@@ -6,9 +6,16 @@ from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, Rloo, TextAlgorithm
+from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, ReinforcePlusPlus, Rloo, TextAlgorithm
 from recipes.stages.updates import Clipping, Comparisons, TokenUpdates
-from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised, GroupRelative, leave_one_out
+from rlhf.algorithms.advantages import (
+    CreditAssignment,
+    Gae,
+    GroupNormalised,
+    GroupRelative,
+    WhitenedReturns,
+    leave_one_out,
+)
 from rlhf.algorithms.aggregation import Aggregation, constant_length, sequence_mean, token_mean
 from rlhf.algorithms.filters import Filter, equal_groups, overlong
 from rlhf.algorithms.kl import k2_penalty, k3_penalty
@@ -62,6 +69,10 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm, nominal_length: int =
             return compared(settings, compare, clipped(settings), aggregation=aggregation)
         case Rloo():
             return compared(settings, leave_one_out, clipped(settings), product_log_ratios, sequence_mean)
+        case ReinforcePlusPlus():
+            returns = WhitenedReturns(settings.gamma, by_group=settings.baseline == "group")
+            penalty, entropy_coef = kl_penalty(settings), settings.entropy_coef
+            return Algorithm(returns, clipped(settings), kl_penalty=penalty, entropy_coef=entropy_coef)
         case Ddpo():
             credit = GroupNormalised(settings.advantage_clip, by_group=settings.normalise == "classes")
             return Algorithm(credit, clipped(settings))

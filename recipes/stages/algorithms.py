@@ -61,6 +61,23 @@ class Rloo(Comparisons, Clipping):
     name: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
 
 
+class ReinforcePlusPlus(TokenUpdates, Clipping):
+    """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): rewards from each token on, whitened, without a critic."""
+
+    name: Literal["reinforce_plus_plus"] = meaning(description="Advantages: returns of tokens, whitened over all.")
+    epochs: int = meaning(1, ge=1, le=100, description="Passes over an iteration's experience.")
+    gamma: float = meaning(1.0, gt=0, le=1, description="Discount.")
+    baseline: Literal["none", "group"] = meaning(
+        "none",
+        description="What is subtracted from a score first: nothing, or the mean of the prompt's responses "
+        "(REINFORCE++-baseline).",
+    )
+
+    @property
+    def compares_responses(self) -> bool:
+        return self.baseline == "group"
+
+
 class Ddpo(Updates, Clipping):
     """DDPO (Black et al. 2023): PPO's clipped policy gradient over denoising steps, without a critic."""
 
@@ -85,7 +102,10 @@ class Ddpo(Updates, Clipping):
 
 
 TextAlgorithm = Annotated[
-    Annotated[Ppo, Tag("ppo")] | Annotated[Grpo, Tag("grpo")] | Annotated[Rloo, Tag("rloo")],
+    Annotated[Ppo, Tag("ppo")]
+    | Annotated[Grpo, Tag("grpo")]
+    | Annotated[Rloo, Tag("rloo")]
+    | Annotated[ReinforcePlusPlus, Tag("reinforce_plus_plus")],
     OneOf(TagAt(("name",))),
 ]
 """How a policy that writes responses learns."""

@@ -91,6 +91,23 @@ class GroupNormalised:
 
 
 @dataclass(frozen=True)
+class WhitenedReturns:
+    """Rewards from each action on, whitened over all actions (Hu et al. 2025); less the score's group mean where asked."""
+
+    gamma: float
+    by_group: bool
+
+    def __call__(self, rewarded: Rewarded) -> Credit:
+        """GAE without values and with lambda 1."""
+        mask_NA, scores_N = rewarded.action_mask_NA, rewarded.scores_N
+        if self.by_group:
+            scores_N = group_relative(scores_N, rewarded.groups_N, "none")
+        rewards_NA = token_rewards(rewarded.kl_NA, scores_N, mask_NA, rewarded.kl_coef)
+        returns_NA, _ = estimate_advantages(rewards_NA, torch.zeros_like(rewards_NA), mask_NA, self.gamma, 1.0)
+        return Credit(whiten(returns_NA, mask_NA), None, float(masked_deviation(returns_NA, mask_NA)))
+
+
+@dataclass(frozen=True)
 class GroupRelative:
     """A sample's total reward less its group's mean, at all of its actions (Shao et al. 2024, section 4.1.2).
 

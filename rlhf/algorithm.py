@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, Grpo, ImageAlgorithm, Ppo, ReinforcePlusPlus, Rloo, TextAlgorithm
+from recipes.stages.algorithms import Ddpo, Grpo, Gspo, ImageAlgorithm, Ppo, ReinforcePlusPlus, Rloo, TextAlgorithm
 from recipes.stages.updates import Clipping, Comparisons, TokenUpdates
 from rlhf.algorithms.advantages import (
     CreditAssignment,
@@ -20,7 +20,7 @@ from rlhf.algorithms.aggregation import Aggregation, constant_length, sequence_m
 from rlhf.algorithms.filters import Filter, equal_groups, overlong
 from rlhf.algorithms.kl import k2_penalty, k3_penalty
 from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, value_loss
-from rlhf.algorithms.ratios import LogRatios, product_log_ratios, token_log_ratios
+from rlhf.algorithms.ratios import LogRatios, mean_log_ratios, product_log_ratios, token_log_ratios
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm, nominal_length: int =
             }
             aggregation, compare = aggregations[settings.aggregation], GroupRelative(settings.scale)
             return compared(settings, compare, clipped(settings), aggregation=aggregation)
+        case Gspo():
+            compare = GroupRelative(settings.scale)
+            return compared(settings, compare, clipped(settings), mean_log_ratios, sequence_mean)
         case Rloo():
             return compared(settings, leave_one_out, clipped(settings), product_log_ratios, sequence_mean)
         case ReinforcePlusPlus():

@@ -55,6 +55,17 @@ class Grpo(Comparisons, Clipping):
     )
 
 
+class Gspo(Comparisons, Clipping):
+    """GSPO (Zheng et al. 2025, arXiv 2507.18071): GRPO whose ratio is a response's, to the power of 1 / its length."""
+
+    name: Literal["gspo"] = meaning(description="Advantages: as grpo; the ratio is the mean over a response's tokens.")
+    clip_low: float = meaning(3e-4, gt=0, lt=1, description="Clip below 1 of a response's mean ratio.")
+    clip_high: float = meaning(4e-4, gt=0, le=10, description="Clip above 1 of a response's mean ratio.")
+    scale: Literal["group", "batch", "none"] = meaning(
+        "group", description="What differences to the prompt's mean are divided by, as for grpo."
+    )
+
+
 class Rloo(Comparisons, Clipping):
     """REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5): a response is one action, without a critic."""
 
@@ -105,6 +116,7 @@ TextAlgorithm = Annotated[
     Annotated[Ppo, Tag("ppo")]
     | Annotated[Grpo, Tag("grpo")]
     | Annotated[Rloo, Tag("rloo")]
+    | Annotated[Gspo, Tag("gspo")]
     | Annotated[ReinforcePlusPlus, Tag("reinforce_plus_plus")],
     OneOf(TagAt(("name",))),
 ]

@@ -6,7 +6,17 @@ from functools import partial
 
 from torch import Tensor
 
-from recipes.stages.algorithms import Ddpo, Grpo, Gspo, ImageAlgorithm, Ppo, ReinforcePlusPlus, Rloo, TextAlgorithm
+from recipes.stages.algorithms import (
+    Cispo,
+    Ddpo,
+    Grpo,
+    Gspo,
+    ImageAlgorithm,
+    Ppo,
+    ReinforcePlusPlus,
+    Rloo,
+    TextAlgorithm,
+)
 from recipes.stages.updates import Clipping, Comparisons, TokenUpdates
 from rlhf.algorithms.advantages import (
     CreditAssignment,
@@ -19,7 +29,7 @@ from rlhf.algorithms.advantages import (
 from rlhf.algorithms.aggregation import Aggregation, constant_length, sequence_mean, token_mean
 from rlhf.algorithms.filters import Filter, equal_groups, overlong
 from rlhf.algorithms.kl import k2_penalty, k3_penalty
-from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, value_loss
+from rlhf.algorithms.losses import Surrogate, ValueLoss, clipped_surrogate, truncated_importance, value_loss
 from rlhf.algorithms.ratios import LogRatios, mean_log_ratios, product_log_ratios, token_log_ratios
 
 
@@ -70,6 +80,9 @@ def algorithm_of(settings: TextAlgorithm | ImageAlgorithm, nominal_length: int =
         case Gspo():
             compare = GroupRelative(settings.scale)
             return compared(settings, compare, clipped(settings), mean_log_ratios, sequence_mean)
+        case Cispo():
+            surrogate = partial(truncated_importance, max_ratio=settings.max_ratio)
+            return compared(settings, GroupRelative(settings.scale), surrogate)
         case Rloo():
             return compared(settings, leave_one_out, clipped(settings), product_log_ratios, sequence_mean)
         case ReinforcePlusPlus():

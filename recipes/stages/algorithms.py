@@ -66,6 +66,16 @@ class Gspo(Comparisons, Clipping):
     )
 
 
+class Cispo(Comparisons):
+    """CISPO (MiniMax 2025, arXiv 2506.13585): bounds the weight of each token's gradient, and drops none."""
+
+    name: Literal["cispo"] = meaning(description="Advantages: as grpo; REINFORCE with truncated ratios as weights.")
+    max_ratio: float = meaning(5.0, gt=1, le=1000, description="Largest ratio that a token's gradient is weighted by.")
+    scale: Literal["group", "batch", "none"] = meaning(
+        "group", description="What differences to the prompt's mean are divided by, as for grpo."
+    )
+
+
 class Rloo(Comparisons, Clipping):
     """REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5): a response is one action, without a critic."""
 
@@ -117,6 +127,7 @@ TextAlgorithm = Annotated[
     | Annotated[Grpo, Tag("grpo")]
     | Annotated[Rloo, Tag("rloo")]
     | Annotated[Gspo, Tag("gspo")]
+    | Annotated[Cispo, Tag("cispo")]
     | Annotated[ReinforcePlusPlus, Tag("reinforce_plus_plus")],
     OneOf(TagAt(("name",))),
 ]

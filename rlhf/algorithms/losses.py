@@ -63,6 +63,16 @@ def clipped_surrogate(
     return Surrogate(loss_BR, (held_BR > free_BR).detach())
 
 
+def truncated_importance(log_ratio_BR: Tensor, advantages_BR: Tensor, max_ratio: float) -> Surrogate:
+    """CISPO's -A min(ratio, max_ratio) log ratio, the weight without a gradient (MiniMax 2025, equation 4).
+
+    The gradient is that of -A weight log policy: no token loses it, whichever way its ratio has gone. The paper sets no
+    lower bound either. Of the loss, log ratio instead of log policy: another constant, 0 for what was just drawn.
+    """
+    ratio_BR = torch.exp(log_ratio_BR.detach())
+    return Surrogate(-advantages_BR * ratio_BR.clamp(max=max_ratio) * log_ratio_BR, ratio_BR > max_ratio)
+
+
 def policy_loss(surrogate: Surrogate, log_ratio_BR: Tensor, mask_BR: Tensor, weights_BR: Tensor) -> PolicyLoss:
     """A surrogate's weighted sum, and what is watched of the log-ratios that it is of."""
     with torch.no_grad():

@@ -92,7 +92,7 @@ class GroupNormalised:
 
 @dataclass(frozen=True)
 class WhitenedReturns:
-    """Rewards from each action on, whitened over all actions (Hu et al. 2025); less the score's group mean where asked."""
+    """Rewards from each action on, whitened (Hu et al. 2025); where asked, of scores less their group's mean."""
 
     gamma: float
     by_group: bool

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlText
 from recipes.stages.sharding import Shard
-from recipes.stages.updates import Critic
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import Reading

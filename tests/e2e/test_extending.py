@@ -57,17 +57,20 @@ STOCK = """            case "qwen2":
                 )
 """
 
-RLOO = """
+SAPO = """class Sapo(Comparisons):
+    \"\"\"SAPO (Gao et al. 2025, arXiv 2511.20347): GRPO with soft gates instead of clipping.\"\"\"
 
-class Rloo(TokenUpdates):
-    \"\"\"REINFORCE leave-one-out (Ahmadian et al. 2024, equation 5), without a critic.\"\"\"
+    name: Literal["sapo"] = meaning(description="Advantages: as grpo; ratios lose weight gradually.")
+    positive: float = meaning(1.0, gt=0, le=100, description="Temperature of the gate for positive advantages.")
+    negative: float = meaning(1.05, gt=0, le=100, description="Temperature of the gate for negative advantages.")
 
-    name: Literal["rloo"] = meaning(description="Advantages: less the mean of the prompt's other responses.")
+
 """
 
 
-CASE = """        case Rloo():
-            return Algorithm(leave_one_out, clipped_surrogate(settings), entropy_coef=settings.entropy_coef)
+CASE = """        case Sapo():
+            gate = partial(soft_gate, positive=settings.positive, negative=settings.negative)
+            return compared(settings, GroupRelative("group"), gate, aggregation=sequence_mean)
 """
 
 
@@ -146,16 +149,15 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "An algorithm of reinforcement learning": {
         "recipes/stages/algorithms.py": [
-            ("small.changed(critic=self.critic.changed(warmup=min(self.critic.warmup, small.iterations - 1)))\n", RLOO),
-            ("TextAlgorithm = Annotated[\n    ", 'Annotated[Rloo, Tag("rloo")] | '),
+            ("warmup=min(self.critic.warmup, small.iterations - 1)))\n\n\n", SAPO),
+            ("TextAlgorithm = Annotated[\n    ", 'Annotated[Sapo, Tag("sapo")]\n    | '),
         ],
-        "recipes/stages/kinds.py": [('Annotated[RlText, Tag("ppo")]', ' | Annotated[RlText, Tag("rloo")]')],
-        "rlhf/algorithms/leave_one_out.py": NEW,
+        "rlhf/algorithms/soft_gate.py": NEW,
         "rlhf/algorithm.py": [
-            ("from recipes.stages.algorithms import ", "Rloo, "),
+            ("from recipes.stages.algorithms import (\n", "    Sapo,\n"),
             (
-                "from rlhf.algorithms.advantages import CreditAssignment, Gae, GroupNormalised\n",
-                "from rlhf.algorithms.leave_one_out import leave_one_out\n",
+                "from rlhf.algorithms.ratios import LogRatios, mean_log_ratios, product_log_ratios, token_log_ratios\n",
+                "from rlhf.algorithms.soft_gate import soft_gate\n",
             ),
             ("    match settings:\n", CASE),
         ],
@@ -234,7 +236,7 @@ TUNED: dict[str, Any] = {
             "rollout": {
                 "prompts_per_iteration": 4, "samples_per_prompt": 4, "max_prompt_tokens": 48, "max_new_tokens": 16,
             },
-            "algorithm": {"name": "rloo", "iterations": 4, "optimizer": {"lr": 1e-2}},
+            "algorithm": {"name": "sapo", "iterations": 4, "optimizer": {"lr": 1e-2}},
         },
     },
     "cluster": {"workers": 1, "gpus_per_worker": 0},

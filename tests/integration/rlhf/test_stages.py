@@ -13,6 +13,7 @@ from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError
 from recipes.models.decoder import Llama
 from recipes.planning.memory import predict_sizes
+from recipes.stages.algorithms import Grpo
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
@@ -21,7 +22,6 @@ from recipes.stages.reward import Reward
 from recipes.stages.rl import RlText
 from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
-from recipes.stages.updates import TokenUpdates
 from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
 from rlhf.text.reward_inputs import same_tokens
@@ -231,7 +231,7 @@ def test_a_reward_model_on_the_actors_base_shares_its_network(workshop: Workshop
     assert set(apart.models.networks) == {"policy", "judge"}
     whole = build_models(ppo_spec(False), other, reward, **parts)
     assert set(whole.models.networks) == {"policy", "reference", "critic", "judge"}
-    without_critic = TokenUpdates(iterations=2, optimizer=AdamW(lr=1e-2))
+    without_critic = Grpo(name="grpo", iterations=2, optimizer=AdamW(lr=1e-2))
     for lora, networks in ((True, {"policy"}), (False, {"policy", "reference", "judge"})):
         spec = ppo_spec(lora).model_copy(update={"algorithm": without_critic})
         built = build_models(spec, actor, reward, **parts)

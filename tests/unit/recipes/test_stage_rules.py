@@ -10,13 +10,13 @@ from recipes.models.encoder import ENCODER
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.vae import Vae
 from recipes.problem_codes import Code
+from recipes.stages.algorithms import Grpo
 from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlImages, RlText
-from recipes.stages.updates import TokenUpdates
 
 LR = {"optimizer": {"lr": 0.1}}
 TRAIN = {"steps": 1, "global_batch": 4, "sequence_length": 16, **LR}
@@ -136,7 +136,7 @@ def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuni
     critical = RlText.model_validate({**keys, "algorithm": {"name": "ppo", "iterations": 2, **LR}}).changed(
         lora=lora, merge=merge
     )
-    alone = critical.changed(algorithm=TokenUpdates.model_validate({"iterations": 2, **LR}))
+    alone = critical.changed(algorithm=Grpo.model_validate({"name": "grpo", "iterations": 2, **LR}))
     tuned = Finetune.model_validate(
         {"kind": "finetune", "init_from": "store://a", "data": keys["prompts"], "train": TRAIN}
     ).changed(lora=lora, merge=merge)

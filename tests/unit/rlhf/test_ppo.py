@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import torch
 from recipes.errors import StageError
 from recipes.stages.rewards.words import RealWords
 from recipes.stages.sharding import Shard
-from rlhf.algorithm import Algorithm
-from rlhf.algorithms.advantages import Credit, Rewarded
-from rlhf.algorithms.losses import clipped_surrogate
 from rlhf.invariants import require_version
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.rewards import TextReward
@@ -92,33 +88,6 @@ def test_what_a_rule_rewards_is_learnt_without_a_reward_model(tiny_ppo: Build) -
     assert shares == [heard["score_mean"] for _, heard in ppo.listener.heard]
     assert shares[0] < 0.15
     assert statistics.mean(shares[-5:]) > 0.5
-
-
-def less_mean(rewarded: Rewarded) -> Credit:
-    """Each token's credit is its response's reward less the mean of all; nobody values states."""
-    totals_N = rewarded.totals_N
-    return Credit(torch.where(rewarded.action_mask_NA, (totals_N - totals_N.mean())[:, None], 0.0), None)
-
-
-WITHOUT_CRITIC = Algorithm(less_mean, partial(clipped_surrogate, clip_low=0.2, clip_high=0.2))
-
-
-@pytest.mark.parametrize("lora", [True, False])
-def test_an_algorithm_without_a_critic_teaches_the_actor_alone(tiny_ppo: Build, lora: bool) -> None:
-    ppo = tiny_ppo(
-        algorithm=WITHOUT_CRITIC, lora=lora, wants_one_token=True, prompts=32, micro_batch=16, iterations=20,
-        kl_coef=0.0, missing_eos_penalty=0.0,
-    )  # fmt: skip
-    assert "critic" not in ppo.models.routes
-    assert ppo.models.value_head is None
-    before = ppo.parameters()
-    metrics = ppo.run()
-    scores = [heard["score_mean"] for _, heard in ppo.listener.heard]
-    assert statistics.mean(scores[-5:]) > 2 * scores[0]
-    assert not {"value_loss", "value_error", "value_clip_fraction"} & {name for seen in metrics for name in seen}
-    changed = {name for name, tensor in ppo.parameters().items() if not torch.equal(before[name], tensor)}
-    assert changed
-    assert all((".actor." if lora else "networks.policy.") in name for name in changed)
 
 
 def test_only_actor_critic_and_value_head_learn(tiny_ppo: Build) -> None:

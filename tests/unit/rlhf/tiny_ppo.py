@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from recipes.stages.algorithms import Ppo, TokenUpdates
+from recipes.stages.algorithms import TextAlgorithm
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.rollout import Rollout
 from recipes.stages.sharding import Shard
-from rlhf.algorithm import Algorithm, algorithm_of
+from recipes.stages.updates import TokenUpdates
+from rlhf.algorithm import algorithm_of
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.experience import ExperienceMaker
 from rlhf.iterations import RlSource
@@ -221,6 +223,8 @@ def judged_alone(std: float = 0.5) -> TextReward:
 def build_tiny_ppo(
     lora: bool = True,
     kind: str = "llama",
+    name: str = "ppo",
+    samples: int = 1,
     prompts: int = 8,
     prompt_rows: int = 40,
     max_new_tokens: int = 6,
@@ -231,16 +235,24 @@ def build_tiny_ppo(
     shard: Shard | None = None,
     listener: Listener | None = None,
     sizes: Mapping[str, int] | None = None,
-    algorithm: Algorithm | None = None,
     reward: TextReward | None = None,
     open_rollouts: OpenRollouts = ColocatedRollouts,
     **settings: Any,
 ) -> TinyPpo:
-    """Put a PPO together as its stage does, on this process's rank; further arguments are settings of the algorithm."""
-    has_critic = algorithm is None or algorithm.needs_critic
-    kind_of_settings, name = (Ppo, {"name": "ppo"}) if has_critic else (TokenUpdates, {})
-    ppo = kind_of_settings(**{**name, "iterations": 3, "optimizer": AdamW(lr=1e-2), **settings})
-    rollout = Rollout(max_new_tokens=max_new_tokens, prompts_per_iteration=prompts, temperature=temperature)
+    """Put PPO or the algorithm `name` together as its stage does, on this process's rank.
+
+    Further arguments are settings of the algorithm; `samples` are responses to each prompt.
+    """
+    written = {"name": name, "iterations": 3, "optimizer": AdamW(lr=1e-2), **settings}
+    ppo: Any = TypeAdapter(TextAlgorithm).validate_python(written)
+    algorithm = algorithm_of(ppo, max_new_tokens)
+    has_critic = algorithm.needs_critic
+    rollout = Rollout(
+        max_new_tokens=max_new_tokens,
+        prompts_per_iteration=prompts,
+        samples_per_prompt=samples,
+        temperature=temperature,
+    )
     models = tiny_models(lora, temperature, kind, has_critic, **sizes or {})
     if wants_one_token:
         models.networks["judge"] = ShareOfOne()
@@ -264,7 +276,5 @@ def build_tiny_ppo(
     policy = TextPolicy(
         learner, open_rollouts(engine, 0), TextSources(asked, text), ppo, rollout, sampling, reward or judged_alone()
     )
-    algorithm = algorithm_of(ppo) if isinstance(ppo, Ppo) else algorithm
-    assert algorithm is not None
     source = RlSource(ExperienceMaker(policy, algorithm, ppo, learner), [n for n, _ in parameters])
     return TinyPpo(models, engine, source, RlObjective(policy, algorithm, roundoff), listener, ppo)

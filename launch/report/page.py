@@ -223,11 +223,11 @@ def metric_table(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
 
 
 def _score(sample: Mapping[str, Any]) -> str:
-    """The score of a sample, and what it is the sum of where it has several terms."""
+    """The score of a sample, and what the terms of a reward gave it."""
     score, rewards = sample.get("score"), sample.get("rewards") or {}
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        return ""
     terms = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items())
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        return escape(terms)
     return escape(f"score {score:.2f}" + (f" ({terms})" if terms else ""))
 
 

@@ -112,7 +112,7 @@ class StageBase(Strict):
 
     @property
     def terms(self) -> Mapping[str, Term]:
-        """The terms of its reward, by name; none: it learns from no reward of this form."""
+        """The terms of a reward that it asks about responses, by name."""
         return {}
 
     def text_start(self) -> str | None:

@@ -1,6 +1,7 @@
 """Evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -28,6 +29,8 @@ from recipes.stages.answers import (
     template_field,
 )
 from recipes.stages.base import TextStage
+from recipes.stages.rewards.term import Term
+from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns, model_terms
 from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
 from recipes.stages.suites import SUITES, SuiteName, SuiteSpec, report_labels
@@ -85,6 +88,12 @@ class Evaluate(TextStage):
         "start that others are compared with.",
     )
     reward: str | None = meaning(None, description="Reward model that scores responses.")
+    rewards: dict[TermName, RewardTerm] = added_meaning(
+        {},
+        max_length=64,
+        description="Terms of a reward that need no model (rules, functions, endpoints), whose means over the answers "
+        "are reported as reward_NAME.",
+    )
     second_scorer: str | None = meaning(
         None, description="A second reward model, trained on other data, that judges comparisons."
     )
@@ -174,6 +183,8 @@ class Evaluate(TextStage):
             given = [key for key in suite.takes if getattr(self, key) != type(self).model_fields[key].get_default()]
             if name not in self.suites and given:
                 yield Finding(Code.NO_EFFECT, f"{' and '.join(given)} has no effect without suites: [{name}]")
+        if self.rewards and not self.writes_answers:
+            yield Finding(Code.NO_EFFECT, "rewards has no effect without suites: [generation]")
         if self.is_image and self.images is not None and self.images.hold_out == 0:
             yield Finding(Code.MISSING_KEY, "suite 'images' needs `images` with a hold_out above 0")
 
@@ -192,6 +203,7 @@ class Evaluate(TextStage):
         for suite in self._chosen.values():
             names |= {f"{label}.{metric}" for label in labels for metric in suite.metrics} | set(suite.totals)
             names |= {f"{label}.{metric}" for label in labels[1:] for metric in suite.against_first}
+        names |= {f"{label}.reward_{name}" for label in labels for name in self.rewards}
         if self.second_scorer is None:
             names = {name for name in names if not name.endswith(".second_score_mean")}
         return names
@@ -223,6 +235,8 @@ class Evaluate(TextStage):
         default = PythonDocs(source="python-docs", split="test")
         read = dict.fromkeys(suite.source for suite in self._chosen.values() if suite.source is not None)
         uses = [held_out_use(key, getattr(self, key) or default, role) for key, role in read]
+        columns = carried_columns(self.rewards)
+        uses = [replace(use, carried=columns) if use.role == "prompts" else use for use in uses]
         if self.images is not None:
             uses.append(SourceUse("images", self.images, "images"))
         return uses
@@ -230,6 +244,10 @@ class Evaluate(TextStage):
     @property
     def is_image(self) -> bool:
         return "images" in self.suites
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        return self.rewards
 
     @property
     def writes_answers(self) -> bool:
@@ -249,6 +267,9 @@ class Evaluate(TextStage):
         for index, text in enumerate(self.of):
             if text in self.of[:index]:
                 yield at(f"of.{index}", text, Code.DUPLICATE_ITEM, "listed twice in `of`", "remove one")
+        for name, term in model_terms(self.rewards).items():
+            message = "a reward model scores answers as `reward`"
+            yield at(f"rewards.{name}.model", term.model, Code.NOT_APPLICABLE, message, "write it there")
         if self.second_scorer is not None and self.second_scorer == self.reward:
             message = "the second scorer must be another reward model than `reward`"
             yield at("second_scorer", self.second_scorer, Code.DUPLICATE_ITEM, message)

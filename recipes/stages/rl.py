@@ -9,7 +9,7 @@ from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
-from recipes.fields import added_meaning, meaning, refuse
+from recipes.fields import added_meaning, meaning, placement, refuse
 from recipes.models.base import TextFamily
 from recipes.models.images.architecture import CLASSIFYING_KINDS
 from recipes.models.images.ddpm import Ddpm
@@ -93,6 +93,11 @@ class RlText(RlStage, TextStage):
         min_length=1,
         max_length=64,
         description="What a response is rewarded for: terms by name, whose weighted sum is its score.",
+    )
+    probe: Literal["refuse", "warn", "off"] = placement(
+        "refuse",
+        description="What happens before the first iteration where the reward scores random tokens as high as the "
+        "prompts' true answers: the stage is refused, or goes on with a warning; off: nothing is asked.",
     )
     lora: Lora | None = meaning(
         None, description="Adapters for what learns on one frozen backbone; null trains full copies."
@@ -206,6 +211,7 @@ class RlText(RlStage, TextStage):
             text=None if self.text is None else self.text.limited(ROWS),
             rollout=self.rollout.shrunk(),
             algorithm=self.algorithm.shrunk(),
+            probe="off" if self.probe == "off" else "warn",  # models that have learnt nothing judge nothing
         )
 
     def fp32_reason(self) -> str:

@@ -1,7 +1,7 @@
 """What an evaluation says of models that answered the same prompts: metrics by name, and samples side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.comparison import distinct_n, mean_and_std, repeated_share, win_rate
@@ -19,6 +19,8 @@ class Answer:
     kl_k3: float | None = None
     score: float | None = None
     second_score: float | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """What each term that needs no model gave, by its name."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ModelAnswers:
 
 
 def generation_metrics(model: ModelAnswers) -> dict[str, float]:
-    """Length, end-token rate, variety and KL of one model."""
+    """Length, end-token rate, variety, rewards by term and KL of one model."""
     answers = model.answers
     responses = [answer.tokens for answer in answers]
     found = {
@@ -39,6 +41,8 @@ def generation_metrics(model: ModelAnswers) -> dict[str, float]:
         "distinct_2": distinct_n(responses, 2),
         "repetition": repeated_share(responses),
     }
+    for name in answers[0].rewards:
+        found[f"reward_{name}"] = sum(answer.rewards[name] for answer in answers) / len(answers)
     for name in ("kl", "kl_k3"):
         values = [getattr(answer, name) for answer in answers]
         if all(value is not None for value in values):
@@ -81,7 +85,7 @@ def side_by_side(
     texts: Mapping[str, Sequence[str]],
     num_samples: int,
 ) -> list[dict[str, Any]]:
-    """Lines {prompt, model, response, score, second_score}; the data's own answer to a prompt stands first."""
+    """Lines {prompt, model, response, rewards, score, second_score}; the data's own answer to a prompt stands first."""
     lines: list[dict[str, Any]] = []
     for place in range(min(num_samples, len(models[0].answers))):
         prompt = prompts[models[0].answers[place].row]
@@ -96,6 +100,7 @@ def side_by_side(
                     "model": model.label,
                     "response": texts[model.label][place],
                     "ended": answer.ended,
+                    **({"rewards": dict(answer.rewards)} if answer.rewards else {}),
                     **{name: value for name, value in scores.items() if value is not None},
                 }
             )

@@ -5,6 +5,7 @@ Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch import nn
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
 from rlhf.algorithms.kl import k1, k3
+from rlhf.rewards.terms import open_text_terms
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
 from rlhf.text.policy import response_logprobs
 from rlhf.text.responses import Responses, responses_of
 from rlhf.text.reward_inputs import Reading
 from rlhf.text.reward_model import ScoreModel
+from rlhf.text.rewards import TextReward
 from rlhf.text.stage import reading_by
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.conversation import as_conversation
@@ -64,9 +67,15 @@ def _answers(
         responses = _respond(spec, context, model, prompts, rows, drawn[0], tokenization, place)
         comparable = first if tokenization.contract_hash == tokenizations[0].contract_hash else None
         judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        own = _judged(spec, context, responses, model, comparable, judges, tokenization.vocab_size, place)
+        terms = TextReward(
+            dict.fromkeys(spec.rewards, 1.0),
+            terms=open_text_terms(spec.rewards, context.base_dir, prompts.records),
+            records=prompts.records,
+            decode=partial(tokenization.decode, skip_special=True),
+        )
+        own = _judged(spec, context, responses, model, comparable, judges, terms, tokenization.vocab_size, place)
         places = {row: place for place, row in enumerate(rows)}
-        merged = [Answer(*line) for part in distributed.gather_json(own) for line in part]
+        merged = [Answer(**line) for part in distributed.gather_json(own) for line in part]
         merged.sort(key=lambda line: places[line.row])
         found.append(ModelAnswers(label, merged))
         shown = merged[: spec.num_samples]
@@ -116,16 +125,17 @@ def _judged(
     model: nn.Module,
     first: nn.Module | None,
     judges: Sequence[tuple[ScoreModel, Reading]],
+    terms: TextReward,
     num_tokens: int,
     place: Mapping[str, float],
-) -> list[list[Any]]:
-    """Lines of `Answer` fields: what was written, its KL against the first model, its scores.
+) -> list[dict[str, Any]]:
+    """Lines of `Answer` fields: what was written, its KL against the first model, its rewards by term, its scores.
 
     Without a `first` model there is no KL: it reads other tokens, or was asked by another template.
     """
     if responses is None:
         return []
-    lines: list[list[Any]] = []
+    lines: list[dict[str, Any]] = []
     count, workers = len(responses.sample_ids_B), context.ranks.world_size
     for start in range(0, count, FORWARD_BATCH):
         context.observer.phase("judge", rows=start * workers, rows_planned=count * workers, **place)
@@ -138,10 +148,12 @@ def _judged(
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
         scores = [scorer(read(part)).tolist() for scorer, read in judges]
+        values = {name: values_B.tolist() for name, values_B in terms.by_term(terms.text_values(part), None).items()}
         for at, tokens in enumerate(part.response_ids):
             own_scores = [column[at] for column in scores]
             row, ended = int(part.sample_ids_B[at]), bool(part.ended_B[at])
-            lines.append([row, tokens, ended, kl[at], kl_k3[at], *own_scores])
+            line = Answer(row, tokens, ended, kl[at], kl_k3[at], *own_scores)
+            lines.append({**vars(line), "rewards": {name: column[at] for name, column in values.items()}})
     return lines
 
 

@@ -67,6 +67,10 @@ class Responses:
         width = int(real.sum(dim=1).max())
         return SequenceBatch(ids[:, :width], real[:, :width], response[:, :width])
 
+    def to(self, device: torch.device | str) -> "Responses":
+        """The same on a device."""
+        return Responses(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def rows(self, index: Sequence[int]) -> "Responses":
         """These rows, without the columns that are padding in all of them."""
         chosen = torch.as_tensor(index, device=self.input_ids_BT.device)

@@ -31,7 +31,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
 
     def read(responses: Responses) -> SequenceBatch:
         rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
-        encoded = [_encoded(prompts.records[row], writer.decode(tokens), reader) for row, tokens in rows]
+        encoded = [encode_response(prompts.records[row], writer.decode(tokens), reader) for row, tokens in rows]
         most = max(map(len, encoded))
         if longest is not None and most > longest:
             raise StageError(
@@ -58,7 +58,8 @@ def same_tokens(end_ids: Sequence[int]) -> Reading:
     return lambda responses: responses.closed(end_ids)
 
 
-def _encoded(record: Mapping[str, Any], text: str, reader: Tokenization) -> Encoded:
+def encode_response(record: Mapping[str, Any], text: str, reader: Tokenization) -> Encoded:
+    """A prompt's record and a response to it in a model's own form."""
     prompt = record["prompt"]
     answer = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
     return encode_answer(prompt, answer, reader, record.get("tools"))

@@ -18,6 +18,7 @@ from rlhf.rewards.terms import open_text_terms
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from rlhf.text.critic import Critic
 from rlhf.text.policy import PolicyModels
+from rlhf.text.probe import Probe, Table, require_truth
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading, reading_of
 from rlhf.text.rewards import JudgeTerm, TextReward
@@ -105,7 +106,18 @@ class TextRl:
             seed=context.seed,
             device=context.ranks.device,
         )
-        return TextModels(spec, context, data, shared, reward, actor.stack)
+        return TextModels(spec, context, data, shared, reward, actor.stack, self._probe(data, shared, reward))
+
+    def _probe(self, data: TextData, shared: SharedModels, reward: TextReward) -> Table:
+        """What the reward says of answers whose worth is known; raises StageError where it prefers noise."""
+        spec, context = self.spec, self.context
+        if spec.probe == "off":
+            return {}
+        longest = spec.rollout.max_new_tokens
+        table = Probe(reward, spec.rewards, shared.models, data.tokenization, longest, context.seed).table()
+        if (finding := require_truth(table, spec.probe)) is not None:
+            context.observer.notify(f"warning: {finding}")
+        return table
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,8 @@ class TextModels:
     reward: TextReward
     stack: tuple[str, ...]
     """What the actor was opened from, by digest."""
+    probe: Table
+    """What the reward said of answers whose worth is known."""
 
     @property
     def module(self) -> PolicyModels:
@@ -188,6 +202,7 @@ class TextModels:
             outcome.outcome,
             metrics={
                 **outcome.metrics,
+                **({"probe": {**self.probe, "start": self._start(outcome.start)}} if self.probe else {}),
                 "response_tokens": int(outcome.outcome.weight),
                 "data": self.data.prompts.report.to_json(),
             },
@@ -197,6 +212,11 @@ class TextModels:
             base=trained.base(self.context),
             stack=trained.lower_stack,
         )
+
+    def _start(self, report: Mapping[str, float]) -> dict[str, float]:
+        """The first iteration's answers in the probe's terms; their score pays for missing end tokens."""
+        means = {name: report[f"reward/{name}"] for name in self.reward.weights}
+        return {**means, "score": report["shaped_score_mean"]}
 
     @property
     def has_critic(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines, TrainTokenizer
-from recipes.errors import RequestError
+from recipes.errors import RequestError, StageError
 from recipes.models.decoder import Llama
 from recipes.planning.memory import predict_sizes
 from recipes.stages.algorithms import Grpo
@@ -286,6 +286,31 @@ def test_rules_alone_need_no_reward_model(workshop: Workshop, lora: bool) -> Non
     for line in workshop.store.run("run").read_lines(f"samples/{name}"):
         assert line["rewards"].keys() == {"short", "right"}
         assert line["score"] == pytest.approx(2 * line["rewards"]["short"] + line["rewards"]["right"], abs=1e-5)
+
+
+def test_the_probe_knows_truth_from_noise_and_refuses_a_reward_that_does_not(workshop: Workshop) -> None:
+    rows = [{"prompt": f"What is {n}?", "answer": n} for n in range(100, 130)]
+    jsonl(workshop.folder / "sums.jsonl", rows)
+    spec = rules_spec(True, iterations=1)
+    spec = spec.changed(rewards={"right": spec.rewards["right"].changed(weight=2.0)})
+    candidate = run_rl(spec, workshop.context("probed", {"actor": "chat"}))
+    assert candidate is not None
+    table = candidate.metrics["probe"]
+    assert list(table) == ["truth", "other_answers", "first_halves", "random_tokens", "start"]
+    assert table["truth"] == {"right": 1.0, "score": 2.0}
+    assert table["other_answers"] == table["random_tokens"] == {"right": 0.0, "score": 0.0}
+    assert table["start"]["right"] == candidate.metrics["start"]["reward/right"]
+
+    upside_down = spec.changed(rewards={"wrong": spec.rewards["right"].changed(weight=-1.0)})
+    with pytest.raises(StageError, match=r"(?s)random tokens as high as the true answers.*truth +1\.000 +-1\.000"):
+        run_rl(upside_down, workshop.context("refused-reward", {"actor": "chat"}))
+    context = workshop.context("warned", {"actor": "chat"})
+    warned = run_rl(upside_down.changed(probe="warn"), context)
+    assert warned is not None
+    assert warned.metrics["probe"]["truth"]["score"] == -1.0
+    unasked = run_rl(upside_down.changed(probe="off"), workshop.context("unasked", {"actor": "chat"}))
+    assert unasked is not None
+    assert "probe" not in unasked.metrics
 
 
 def test_a_row_without_the_rewards_column_is_named(workshop: Workshop) -> None:

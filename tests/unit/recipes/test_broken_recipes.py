@@ -71,6 +71,12 @@ BROKEN = [
     # stage that is not there
     Broken("unknown-stage", "init_from: base", "init_from: bass", "stages.chat.init_from"),
     Broken("unknown-stage", "{model: judge}}\n    prompts", "{model: juge}}\n    prompts", "stages.policy.rewards.judge.model"),
+    Broken("unknown-choice", "{model: judge}}\n    prompts", "{rule: numbr}}\n    prompts", "stages.policy.rewards.judge.rule"),
+    Broken("wrong-type", "{model: judge}}\n    prompts", "{weight: 2}}\n    prompts", "stages.policy.rewards.judge"),
+    Broken("invalid-format", "{model: judge}}\n    prompts", "{rule: regex, pattern: '('}}\n    prompts", "stages.policy.rewards.judge.pattern"),
+    Broken("invalid-format", "{judge: {model: judge}}\n    prompts", "{Judge: {model: judge}}\n    prompts", "stages.policy.rewards.Judge"),
+    Broken("conflicting-keys", "{judge: {model: judge}}\n    prompts", "{judge: {model: judge}, other: {model: judge}}\n    prompts", "stages.policy.rewards.other.model"),
+    Broken("no-effect", "{model: judge}}\n    prompts", "{model: judge, weight: 0}}\n    prompts", "stages.policy.rewards"),
     Broken("unknown-stage", "of: [chat, policy]", "of: [chat, polcy]", "stages.eval.of.1"),
     Broken("unknown-stage", "init_from: chat", "init_from: zzz", "stages.judge.init_from"),
     # circle

@@ -38,6 +38,8 @@ def test_generation_by_hand() -> None:
 
 def test_kl_is_left_out_where_tokenizers_differ() -> None:
     assert "m.kl" not in generation_metrics(ModelAnswers("m", [Answer(0, [1], True)]))
+    right = [Answer(row, [1], True, rewards={"right": value}) for row, value in enumerate((1.0, 0.0, 0.0, 1.0))]
+    assert generation_metrics(ModelAnswers("m", right))["m.reward_right"] == 0.5
 
 
 def test_comparison_by_hand() -> None:

@@ -12,7 +12,7 @@ from recipes.problem_codes import Code
 
 COMMAND = "command"
 """The key of what is run, as `train_sft` of `openrlhf.cli.train_sft`."""
-_RUNS = re.compile(r"(?:openrlhf\.cli\.|openrlhf/cli/)(train_\w+?)(?:\.py)?|verl\.trainer\.(\w+)|trl/scripts/(\w+)\.py")
+_RUNS = re.compile(r"(?:openrlhf\.cli\.|openrlhf/cli/)(train_\w+)(?:\.py)?|verl\.trainer\.(\w+)|trl/scripts/(\w+)\.py")
 _ASSIGNS = re.compile(r"(?:export\s+|local\s+)?([A-Za-z_]\w*)=(.*)")
 _OVERRIDE = re.compile(r"[+~]{0,2}([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?::?-([^}]*))?\}?")
@@ -101,7 +101,9 @@ def _arguments(words: list[str]) -> dict[str, Any]:
             value[found[1]] = _typed(found[2])
         elif key is not None:
             there = value[key]
-            value[key] = _typed(word) if there is True else [*(there if isinstance(there, list) else [there]), word]
+            value[key] = (
+                _typed(word) if there is True else [*(there if isinstance(there, list) else [there]), _typed(word)]
+            )
     return value
 
 

@@ -2,11 +2,12 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recipes.convert.assemble import assemble, assemble_part
+from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft, Line
 from recipes.convert.quantities import NODES, WORKERS
 from recipes.convert.rules import Choice, Entry, Outcome, Place, Rule, Section, Table, no_effect
@@ -63,6 +64,8 @@ def convert(
     draft = Draft(system.title, main.name, main.marks, main.working_dir, recipe_dir)
     if workers is not None:
         draft.values[WORKERS], draft.decided = workers, frozenset({WORKERS, NODES})
+    sources = [(flattened(source) if one.is_flat else source, one) for source, one in sources]
+    main = sources[0][0]
     kept = _left_out([source.value for source, _ in sources], without, draft)
     later: list[tuple[Section, Any, Place]] = []
     for (source, one), value in zip(sources, kept, strict=True):
@@ -70,7 +73,9 @@ def convert(
         enter(one.table, value, draft, (), later)
     draft.system, draft.file, draft.marks = system.title, main.name, main.marks
     draft.reading_defaults = True
-    defaults = {key: value for key, value in system.defaults.items() if main.value.get(key) is None}
+    there = {system.former_names.get(key, key) for key, value in main.value.items() if value is not None}
+    by_command = system.command_defaults.get(str(main.value.get(COMMAND)), system.defaults)
+    defaults = {key: value for key, value in by_command.items() if key not in there and value is not None}
     enter(system.table, defaults, draft, (), later)
     draft.reading_defaults = False
     system.finish(draft)
@@ -78,6 +83,26 @@ def convert(
         section.convert(value, draft, place)
     made = assemble(draft, Path(main.name).stem) if system.is_whole else assemble_part(draft)
     return Conversion([one for _, one in sources], made, draft)
+
+
+def flattened(source: SourceFile) -> SourceFile:
+    """The file with keys inside mappings named by their path with dots, as Hydra's overrides are."""
+    value: dict[str, Any] = {}
+    marks = dict(source.marks)
+
+    def add(mapping: Mapping[str, Any], at: Place) -> None:
+        for key, item in mapping.items():
+            here = (*at, str(key))
+            if isinstance(item, Mapping) and item:
+                add(item, here)
+                continue
+            name = ".".join(map(str, here))
+            value[name] = item
+            if here in source.marks:
+                marks[(name,)] = source.marks[here]
+
+    add(source.value, ())
+    return replace(source, value=value, marks=marks)
 
 
 def enter(table: Table, mapping: Mapping[str, Any], draft: Draft, at: Place, later: list[Any] | None = None) -> None:

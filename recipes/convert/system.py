@@ -21,6 +21,12 @@ class System:
     table: Table
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What counts where the file does not say it, in its own keys."""
+    command_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Other defaults by what is run, where it is a command."""
+    former_names: Mapping[str, str] = field(default_factory=dict)
+    """Keys by the names that they had before; both are read."""
+    is_flat: bool = False
+    """Whether keys inside mappings are named by their path with dots."""
     is_whole: bool = True
     """Whether a file of it describes a training run; else only a part of one, such as how it is sharded."""
     finish: Callable[[Draft], None] = lambda draft: None

@@ -1,5 +1,6 @@
 """Sources of images: scikit-learn's digits, IDX files, folders, arrays, JSON lines, Parquet and `datasets`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -74,6 +75,10 @@ class _Images(Selection):
         return RowColumns(
             "image", "label" if self.label_key is None else None, "caption" if self.caption_key is None else None
         )
+
+    def unread_columns(self, names: Iterable[str]) -> list[str]:
+        """Columns of a row of the user's that nothing reads; other rows have none but the reader's own."""
+        return []
 
 
 class Digits(_Images):
@@ -188,6 +193,10 @@ class _ImageRows(_Images):
     def row_columns(self) -> RowColumns:
         """Columns as the recipe names them."""
         return RowColumns(self.image, self.label, self.caption)
+
+    def unread_columns(self, names: Iterable[str]) -> list[str]:
+        """All that the recipe does not name."""
+        return [name for name in names if name not in self.row_columns]
 
 
 class ImageJsonLines(_ImageRows, Patterns):

@@ -177,10 +177,18 @@ def _read_json(path: Path, problems: list[Finding]) -> dict[str, Any] | None:
     return value
 
 
+def _conversion(path: Path) -> str:
+    """How a tokenizer of sentencepiece becomes a tokenizer.json; empty where there is none."""
+    if not any((path / name).is_file() for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")):
+        return ""
+    convert = f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+    return f"convert its sentencepiece model by transformers' {convert}, which needs `pip install sentencepiece`"
+
+
 def _read_tokenizer(path: Path, problems: list[Finding]) -> TokenizerFacts | None:
     file = path / "tokenizer.json"
     if not file.is_file():
-        problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no tokenizer.json"))
+        problems.append(Finding(Code.MISSING_MODEL_FILE, f"{path}: no tokenizer.json", _conversion(path)))
         return None
     from tokenizers import Tokenizer
 

@@ -76,7 +76,7 @@ def render(
     """
     try:
         return compile_template(template, mark=mark).render(
-            messages=[{key: value for key, value in message.items() if key != "weight"} for message in messages],
+            messages=_for_template(template, messages),
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             documents=None,
@@ -84,6 +84,52 @@ def render(
         )
     except TEMPLATE_ERRORS as error:
         raise RequestError(f"chat template: {error or type(error).__name__}") from None
+
+
+def _for_template(template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages without weights, with the arguments of tool calls as the template takes them."""
+    found = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    for message in found:
+        if calls := message.get("tool_calls"):
+            takes_text = takes_arguments_as_text(template)
+            message["tool_calls"] = [_with_arguments(call, takes_text=takes_text) for call in calls]
+    return found
+
+
+def _with_arguments(call: Any, *, takes_text: bool) -> Any:
+    """Return a tool call whose arguments are an object, or its JSON; other forms of calls stay as they are."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if isinstance(arguments, str) and not takes_text:
+        try:
+            read = json.loads(arguments)
+        except ValueError:
+            return call
+        arguments = read if isinstance(read, Mapping) else arguments
+    elif isinstance(arguments, Mapping) and takes_text:
+        arguments = _tojson(arguments)
+    else:
+        return call
+    return {**call, "function": {**dict(function or {}), "arguments": arguments}}
+
+
+@lru_cache(maxsize=32)
+def takes_arguments_as_text(template: str) -> bool:
+    """Tell whether a template fails on a tool call whose arguments are an object, and not where they are its JSON.
+
+    transformers' convention is an object; DeepSeek's templates join the arguments to text.
+    """
+
+    def fails(arguments: Any) -> bool:
+        call = {"type": "function", "id": "call_0000", "function": {"name": "f", "arguments": arguments}}
+        asked, called = {"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            _try(compile_template(template), [asked, called], {})
+        except TEMPLATE_ERRORS:
+            return True
+        return False
+
+    return fails({"a": 1}) and not fails('{"a": 1}')
 
 
 @lru_cache(maxsize=32)

@@ -1,8 +1,8 @@
 """A source read as training reads it, stopped after the first rows of each file: what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class FirstImages:
     """Their labels."""
     counts: tuple[int, int] | None = None
     """Held-out images and others, as the source selects them; None: there are more than were read."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Columns that nothing reads, and how many of the images' rows have them."""
 
 
 def first_images(source: ImageSource, base_dir: Path) -> FirstImages:
@@ -91,7 +93,8 @@ def first_images(source: ImageSource, base_dir: Path) -> FirstImages:
     held_out, others = (
         sum(1 for _ in select(lambda: iter(images), source, 0, held_out=held_out)) for held_out in (True, False)
     )
-    return FirstImages(classes, (held_out, others) if is_whole else None)
+    unread = Counter(name for image in images for name in image.unread)
+    return FirstImages(classes, (held_out, others) if is_whole else None, dict(unread))
 
 
 class _Seen:

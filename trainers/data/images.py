@@ -30,6 +30,8 @@ class DecodedImage:
     label: Label
     caption: str | None = None
     """On every image of a source, or on none."""
+    unread: tuple[str, ...] = ()
+    """Columns of its row that hold something and that nothing reads."""
 
     def key(self) -> bytes:
         """Return what part, limit and hold_out go by: equal images go the same way."""
@@ -152,6 +154,7 @@ def to_image(raw: RawRow, source: ImageSource) -> DecodedImage:
         pixels,
         None if label is None else _label(row[label], raw.place),
         None if caption is None else _caption(row[caption], raw.place),
+        tuple(source.unread_columns(name for name, value in row.items() if value is not None and value != "")),
     )
 
 

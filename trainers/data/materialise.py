@@ -169,6 +169,8 @@ class _Seen:
                 if row.reading.drop:
                     fate.drop(row.reading.drop, row)
                     continue
+            else:
+                self.unread.update(row.unread)
             yield row
 
 

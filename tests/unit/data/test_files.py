@@ -156,6 +156,9 @@ def test_the_folder_of_a_text_is_its_class(tmp_path: Path) -> None:
 def test_tab_separated_cells_without_quotes_are_told_by_the_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text('text\tlabel\n"Go," he said.\ta\nstay\tb\n')
     (tmp_path / "quoted.tsv").write_text('text\tlabel\n"two\tcells"\ta\n')
+    many = "a\tb\n" * 3000 + '"Go," he said.\tc\n'
+    (tmp_path / "late.tsv").write_text("text\tlabel\n" + many)
+    assert labelled(tmp_path, {"source": "csv", "files": ["late.tsv"]})[-1] == ('"Go," he said.', "c")
     (tmp_path / "wrong.tsv").write_text('text\tlabel\n"two\ta\nthree\n')
     assert labelled(tmp_path, {"source": "csv", "files": ["rows.tsv"]}) == [('"Go," he said.', "a"), ("stay", "b")]
     assert labelled(tmp_path, {"source": "csv", "files": ["quoted.tsv"]}) == [("two\tcells", "a")]

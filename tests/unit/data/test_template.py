@@ -104,3 +104,22 @@ def test_what_a_template_mentions() -> None:
     names = template_names("{% if tools %}{% endif %}{{ messages[0]['name'] }}{{ message.tool_calls }}{{ 'x' in m }}")
     assert {"tools", "messages", "name", "tool_calls", "x"} <= names
     assert "reasoning" not in names
+
+
+CALLING = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}<{{ c.function.arguments | tojson }}>"
+    "{% endfor %}{% endfor %}"
+)
+JOINING = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '<' + c.function.arguments + '>' }}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CALLING, JOINING])
+@pytest.mark.parametrize("arguments", [{"city": "Rome"}, '{"city": "Rome"}'])
+def test_arguments_of_tool_calls_reach_each_template_as_it_takes_them(template: str, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert render(template, [message], TOKENS) == '<{"city": "Rome"}>'
+    assert call["function"]["arguments"] == arguments

@@ -2,12 +2,14 @@
 of the workers, on the first rows of the files.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from launch.checks.preflight import check
 from launch.inputs.data_check import load_checked
 from recipes.errors import RecipeError
 
@@ -66,3 +68,17 @@ def test_there_are_images_to_compare(tmp_path: Path, count: int, wanted: set[tup
     (tmp_path / "a.csv").write_text("caption\n" + "a seven\n" * count)
     source = "{source: arrays, files: [a.npz], caption_files: [a.csv], hold_out: 0.5}"
     assert problems(tmp_path, f"{{eval: {{images: {source}}}}}") == wanted
+
+
+def test_columns_of_images_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    rows = [{"image": [[0, 255], [255, number]], "label": number % 2, "taken": "2020"} for number in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "files": ["rows.jsonl"], "size": 8, "channels": 1}
+    stage = {"kind": "pretrain", "architecture": {"family": "vae"}, "data": source, "evaluation": source}
+    train = {"steps": 2, "global_batch": 2, "optimizer": {"lr": 1e-3}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "a", "stages": {"vae": {**stage, "train": train}}}))
+    found = check(tmp_path / "recipe.yaml")
+    assert not found.problems
+    assert [(row.field, row.unread) for row in found.rows] == [
+        (field, {"label": 4, "taken": 4}) for field in ("data", "evaluation")
+    ]

@@ -18,7 +18,7 @@ from launch.cli import main as cli
 from tests.unit.launch.bench import Bench
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
-MAPS = ("files", "parents", "inputs", "settled_by")
+MAPS = ("files", "parents", "inputs", "settled_by", "forms", "unread", "report", "lost")
 """Keys whose value maps names of the user's to something."""
 
 
@@ -41,7 +41,7 @@ def keys_of(value: Any) -> set[str]:
         return set()
     found = set(value)
     for key, item in value.items():
-        found |= keys_of(list(item.values()) if key in MAPS else item)
+        found |= keys_of(list(item.values()) if key in MAPS and isinstance(item, dict) else item)
     return found
 
 
@@ -93,6 +93,7 @@ def test_recipes_and_runs(forms: Callable[..., Any], monkeypatch: pytest.MonkeyP
     known = documented()
     monkeypatch.setattr(launch.jobs.submit, "submit", lambda *arguments, **settings: "toy-1")
     assert keys_of(forms("check", "{recipe}", "--set", "seed=x", code=2)) == known["check"]
+    assert keys_of(forms("data", "{recipe}")) == known["data"]
     assert keys_of(forms("plan", "{recipe}", "--set", "cluster.workers=1")) == known["plan"]
     assert keys_of(forms("status")) == known["status"]
     assert keys_of(forms("submit", "{recipe}", "--address", "http://head:8265")) == known["submit"]

@@ -1,16 +1,19 @@
 """What `check` finds beyond the recipe's own text, in one pass with it: its data, inputs in the store, first rows."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from launch.checks.row_check import RowFindings, StageRow, check_rows
-from launch.inputs.data_check import DataCheck
+from launch.inputs.data_check import DataCheck, row_roles
 from launch.inputs.external import find_input
 from recipes.errors import Problem, RequestError
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.references import StoreRef, parse_reference
+from recipes.rules.models import model_facts
 from recipes.stages.answers import INPUT_FIELDS
-from trainers.data.check_source import first_images
+from trainers.data.check_source import CHECKED_ROWS, first_images
+from trainers.data.first_rows import first_rows
 from trainers.store.store import Store
 
 
@@ -26,19 +29,24 @@ class FurtherCheck:
         """Everything wrong with the sound parts of a recipe."""
         problems = [*self._data(loaded), *self._missing_inputs(loaded)]
         self.rows = check_rows(loaded, self._store, problems)
-        self.rows.rows += self._unread_of_images(loaded, problems)
+        self.rows.rows += self._unread(loaded, problems)
         return [*problems, *self.rows.problems]
 
-    def _unread_of_images(self, loaded: LoadedRecipe, known: list[Problem]) -> Iterator[StageRow]:
-        """Rows of images that hold more than the recipe reads of them."""
+    def _unread(self, loaded: LoadedRecipe, known: list[Problem]) -> Iterator[StageRow]:
+        """Images, and rows with images, that hold more than is read of them; other rows are shown by `check_rows`."""
         wrong = {problem.field for problem in known}
         for name, stage in loaded.recipe.stages.items():
             for use in stage.sources():
-                place = f"stages.{name}.{use.field_path}"
-                if use.role != "images" or use.is_derived or any(field.startswith(place) for field in wrong):
+                if use.is_derived or any(field.startswith(f"stages.{name}.{use.field_path}") for field in wrong):
                     continue
-                if unread := first_images(use.images, loaded.base_dir).unread:
-                    yield StageRow(name, use.field_path, "first images", None, (), {}, dict(unread))
+                unread: Mapping[str, int] = {}
+                if use.role == "images":
+                    unread = first_images(use.images, loaded.base_dir).unread
+                elif row_roles(use, model_facts(loaded, stage).family) == ("image_text",):
+                    rows = first_rows(use.rows, loaded.base_dir, "image_text", CHECKED_ROWS)
+                    unread = Counter(column for row in rows for column in row.reading.unread)
+                if unread:
+                    yield StageRow(name, use.field_path, "first rows", None, (), {}, dict(unread))
 
     def _missing_inputs(self, loaded: LoadedRecipe) -> Iterator[Problem]:
         """Inputs that the store does not have."""

@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run: `--help` and static `check` stay light."""
 
+import errno
 import os
 import sys
 import tempfile
@@ -360,6 +361,11 @@ def _keep_traceback(error: BaseException) -> Path:
     return Path(name)
 
 
+def _write_no_more() -> None:
+    """Send what is still in the output's buffer nowhere: flushing it at the end would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point of the console script; exit codes are those of recipes.errors, 130 when interrupted."""
     try:
@@ -368,9 +374,13 @@ def main() -> None:
         _show_error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO) and not error.filename:
+            _write_no_more()
+            typer.echo(f"the output cannot be written: {error.strerror}", err=True)
+            sys.exit(CapacityError.exit_code)
         path = _keep_traceback(error)
         typer.echo(
             f"This is a bug in trainwright: {type(error).__name__}: {error}\nThe traceback is in {path}", err=True

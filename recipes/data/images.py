@@ -26,6 +26,10 @@ class ImageSetFacts:
     """Where nothing tells it, ten are taken: it moves the number of parameters by a few rows of a matrix."""
 
 
+METADATA = "metadata"
+"""Stands before the columns of a folder's metadata in the rows of its images."""
+
+
 class RowColumns(NamedTuple):
     """Columns of a row as a source's reader gives it; None: the source has none such."""
 
@@ -132,6 +136,10 @@ class ImageFolder(_Images):
         "metadata.jsonl or metadata.csv in `path`, by the column file_name.",
     )
     caption: str = meaning("text", description="captions: metadata: column of captions.")
+
+    def unread_columns(self, names: Iterable[str]) -> list[str]:
+        """What the folder's metadata says besides captions."""
+        return [name for name in names if name.startswith(f"{METADATA}.")]
 
     @property
     def label_key(self) -> str | None:

@@ -143,10 +143,13 @@ def test_captions_are_found_however_their_files_are_written(tmp_path: Path) -> N
     folder.mkdir()
     (folder / "caf\u00e9.png").write_bytes(png(pixels(0)[:, :, 0]))
     (folder / "caf\u00e9.txt").write_bytes(b"\xef\xbb\xbfa thick seven\r\n")
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "./cafe\u0301.png", "text": "a thick seven"}))
+    said = {"file_name": "./cafe\u0301.png", "text": "a thick seven", "artist": "Ann"}
+    (folder / "metadata.jsonl").write_text(json.dumps(said))
     for captions in ("beside", "metadata"):
         keys = source(source="image-folder", path="images", labels="none", captions=captions)
-        assert [image.caption for image in read_images(keys, tmp_path, seed=0)] == ["a thick seven"]
+        unread = ("metadata.artist",) if captions == "metadata" else ()
+        (image,) = read_images(keys, tmp_path, seed=0)
+        assert (image.caption, image.unread) == ("a thick seven", unread)
 
 
 def _splits(folder: Path) -> tuple[dict[str, Any], str]:

@@ -313,3 +313,12 @@ def test_a_worker_s_traceback_is_left_out_where_the_request_is_wrong(
     assert code == exit_code
     assert err.startswith("5.png: cut off")
     assert ("in f" in err) is is_shown
+
+
+def test_an_output_that_cannot_be_written_is_no_bug(recipe: Path) -> None:
+    program = "from launch.cli.main import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (3, "the output cannot be written: No space left on device\n")

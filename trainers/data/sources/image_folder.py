@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.data.images import ImageFolder
+from recipes.data.images import METADATA, ImageFolder
 from recipes.problem_codes import Code
 from trainers.data.sources.archives import is_archive, unpack
 from trainers.data.sources.csv_files import read_csv
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 """Names of files that are read."""
 SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 """Names of folders that are splits of a data set."""
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 """Names of the file with a folder's captions."""
 
 
@@ -79,9 +79,9 @@ class ImageFolderReader:
             case "none":
                 return []
             case "metadata":
-                found = [self._folder / name for name in METADATA if (self._folder / name).is_file()]
+                found = [self._folder / name for name in METADATA_FILES if (self._folder / name).is_file()]
                 if not found:
-                    message = f"the folder holds no {' or '.join(METADATA)}"
+                    message = f"the folder holds no {' or '.join(METADATA_FILES)}"
                     raise SourceError(Code.MISSING_CAPTIONS, message, "rows with file_name and a caption", "captions")
                 return found[:1]
             case "beside":
@@ -106,8 +106,7 @@ class ImageFolderReader:
                     message = f"{path} lies in no folder that could be its label"
                     raise SourceError(Code.MISSING_LABELS, message, "move it into one, or set labels: none")
                 columns["label"] = name.parts[0]
-            if captions:
-                columns["caption"] = captions[_known_as(name.as_posix())]
+            columns |= captions.get(_known_as(name.as_posix()), {})
             with naming_file(path):
                 columns["image"] = path.read_bytes()
             yield RawRow(name.as_posix(), str(path), columns, self._folder)
@@ -121,13 +120,14 @@ class ImageFolderReader:
             advice = f"path: {self.source.path}/{max(folders, key='train'.__eq__)}"
             raise SourceError(Code.MISSING_LABELS, message, advice, "path")
 
-    def _captions(self, images: list[Path], limit: int | None) -> dict[str, Any]:
-        """Read captions by the images' names in the folder; every image has one, or none has."""
+    def _captions(self, images: list[Path], limit: int | None) -> dict[str, dict[str, Any]]:
+        """Read captions, and what else the metadata says, by the images' names; every image has one, or none has."""
         files = self._caption_files(images)
         names = [path.relative_to(self._folder).as_posix() for path in images]
         if self.source.captions == "beside":
-            return {_known_as(name): _read_text(file) for name, file in islice(zip(names, files, strict=True), limit)}
-        found: dict[str, Any] = {}
+            pairs = islice(zip(names, files, strict=True), limit)
+            return {_known_as(name): {"caption": _read_text(file)} for name, file in pairs}
+        found: dict[str, dict[str, Any]] = {}
         for path in files:
             found |= self._metadata(path)
             missing = [name for name in names if _known_as(name) not in found]
@@ -136,15 +136,18 @@ class ImageFolderReader:
                 raise SourceError(Code.MISSING_CAPTIONS, message, field="captions")
         return found
 
-    def _metadata(self, path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _metadata(self, path: Path) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
         with naming_file(path):
             for row in read_json_lines(path) if path.suffix == ".jsonl" else read_csv(path):
                 for column in ("file_name", self.source.caption):
                     if not isinstance(row.columns.get(column), str):
                         message = f"{row.place}: no text in {column!r}"
                         raise SourceError(Code.MISSING_COLUMN, message, columns_there(row.columns), "caption")
-                found[_known_as(row.columns["file_name"])] = row.columns[self.source.caption]
+                others = {name: value for name, value in row.columns.items() if name != self.source.caption}
+                name = _known_as(others.pop("file_name"))
+                found[name] = {f"{METADATA}.{key}": value for key, value in others.items()}
+                found[name]["caption"] = row.columns[self.source.caption]
         return found
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from recipes.errors import Finding
+from recipes.errors import FieldFinding, Finding
 from recipes.problem_codes import Code
 
 Role = Literal["meaning", "placement"]
@@ -111,6 +111,14 @@ class FieldError(ValueError):
     def __init__(self, *findings: Finding) -> None:
         super().__init__("; ".join(finding.message for finding in findings))
         self.findings = findings
+
+
+class FieldsError(FieldError):
+    """What a validator has found at keys of its model, each with its path below the model."""
+
+    def __init__(self, findings: Iterable[FieldFinding]) -> None:
+        self.located = tuple(findings)
+        super().__init__(*(item.finding for item in self.located))
 
 
 def refuse(code: Code, message: str) -> NoReturn:

@@ -19,6 +19,7 @@ from recipes.planning.prediction import External
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
+from trainers.models.counting import counted_model
 from trainers.models.imports import describe_folder, describe_tokenizer, import_folder, import_tokenizer
 from trainers.store.export import parts_of
 from trainers.store.manifest import ArtifactManifest, Verification, canonical_json, files_digest, sha256_hex
@@ -113,7 +114,7 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
     vocab_size = config.get("vocab_size")
     return External(
         ParentId(artifact.fingerprint, artifact.digest, part),
-        model=known_model(config),
+        model=known_model(config) or counted_model(config),
         vocab_size=vocab_size if type(vocab_size) is int else None,
         notes=tuple(notes),
     )

@@ -22,6 +22,7 @@ from recipes.rules.chain import image_stage_of
 from recipes.stages.batch import micro_batches
 from recipes.stages.kinds import Stage
 from trainers.data.images import find_image_set_facts
+from trainers.models.counting import counted_model
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -112,6 +113,7 @@ class Resolved:
                 images=self._images(),
                 settled_by=self.settled_by,
                 rates=rates,
+                count=counted_model,
             )
         except ValueError as error:
             raise RecipeError(
@@ -124,7 +126,7 @@ class Resolved:
         batch, micro = stage.batch(), 1
         if batch is not None:
             micro, _ = micro_batches(batch.size, workers, stage.shard.micro_batch, at_most=stage.largest_micro_batch)
-        known = Known(recipe, self._externals(), self._images().get(name))
+        known = Known(recipe, self._externals(), self._images().get(name), counted_model)
         return predict_stage(stage, known, workers, micro).sizes
 
     def _externals(self) -> dict[str, dict[str, External]]:

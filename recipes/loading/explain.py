@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from recipes.errors import Finding, Problem
-from recipes.fields import FieldError
+from recipes.errors import FieldFinding, Finding, Problem
+from recipes.fields import FieldError, FieldsError
 from recipes.loading.schema_paths import (
     Place,
     Slot,
@@ -53,10 +53,21 @@ def located_problems(error: ValidationError, document: Document, path: FilePath)
         found = "" if detail["type"] in ("missing", "union_tag_not_found") else shown(value_at(document.value, place))
         if detail["type"] == "value_error" and isinstance(value_at(document.value, place), dict):
             found = ""
+        if detail["type"] == "value_error" and isinstance(error_at := detail["ctx"]["error"], FieldsError):
+            located += [(detail, _problem_at(place, item, document, path)) for item in error_at.located]
+            continue
         for finding in _findings(detail, at, document.value):
             code, message, suggestion = finding
             located.append((detail, Problem(code, mark.file, mark.line, path_text(place), found, message, suggestion)))
     return located
+
+
+def _problem_at(model: Path, item: FieldFinding, document: Document, path: FilePath) -> Problem:
+    """The problem of a key of a model, found by the model's own check."""
+    place = (*model, *item.field_path.split("."))
+    mark, (code, message, suggestion) = mark_of(place, document.marks, path), item.finding
+    found = "" if item.found == "" else shown(item.found)
+    return Problem(code, mark.file, mark.line, path_text(place), found, message, suggestion)
 
 
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")

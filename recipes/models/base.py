@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from recipes.artifact_kinds import OutputKind
 from recipes.fields import Strict
+from recipes.models.type_table import Capability, type_records
 
 Head = Literal["lm", "score", "value"]
 
@@ -38,11 +39,26 @@ class Linear:
     """How many there are: one a layer."""
 
 
+def kept_by_layer(shape: Shape, length: int, *, keeps_scores: bool) -> int:
+    """Values of a token that a layer of a transformer keeps for the backward pass."""
+    return 18 * shape.width + 5 * shape.intermediate + (2 * shape.heads * length if keeps_scores else 0)
+
+
+def attended_flops(shape: Shape, length: int) -> int:
+    """Operations of a token's attention to `length` tokens: a product with keys and one with values a layer."""
+    return 4 * shape.layers * shape.heads * shape.head_dim * length
+
+
 class LanguageArchitecture(Strict):
     """The keys of a language model's configuration, and what follows from them."""
 
     positions_key: ClassVar[str] = "max_position_embeddings"
     """The key of the longest sequence."""
+
+    @property
+    def length_key(self) -> str:
+        """The key of the longest sequence."""
+        return self.positions_key
 
     @abstractmethod
     def shape(self) -> Shape:
@@ -72,8 +88,7 @@ class LanguageArchitecture(Strict):
 
         `keeps_scores`: whether its attention keeps the scores of every pair of tokens, as torch's kernels do not.
         """
-        shape = self.shape()
-        return 18 * shape.width + 5 * shape.intermediate + (2 * shape.heads * length if keeps_scores else 0)
+        return kept_by_layer(self.shape(), length, keeps_scores=keeps_scores)
 
     def multiplied_parameters(self) -> int:
         """Parameters that a token is multiplied by on its way through the body: no embeddings, no head."""
@@ -81,8 +96,7 @@ class LanguageArchitecture(Strict):
 
     def attention_flops(self, length: int) -> int:
         """Operations of a token's attention to `length` tokens: a product with keys and one with values a layer."""
-        shape = self.shape()
-        return 4 * shape.layers * shape.heads * shape.head_dim * length
+        return attended_flops(self.shape(), length)
 
     def config_keys(self) -> dict[str, Any]:
         """Keyword arguments of the type's configuration class."""
@@ -120,12 +134,46 @@ class LanguageArchitecture(Strict):
 class ModelType:
     """A `model_type` of configuration files."""
 
-    stem: str
-    """What the names of its classes start with."""
+    classes: Mapping[str, OutputKind]
+    """Names of its classes, and what a model of each is."""
     architecture: type[LanguageArchitecture] | None = None
     """Its keys; None: only its files are known."""
     linear_modules: tuple[str, ...] = ()
     """Names of its linear modules that an adapter can be put on."""
+    headless: str = ""
+    """The class whose files hold no head: who trains such a model makes a new one."""
+    with_extras: tuple[str, ...] = ()
+    """Classes whose files may hold a pooler and a head of sentence pairs, which a masked language model has not."""
+    lacks: Mapping[Capability, str] = field(default_factory=dict)
+    """What does not work with it, and why."""
+
+
+OUTPUTS: dict[str, OutputKind] = {
+    "language_model": "model",
+    "masked_model": "model",
+    "seq2seq_model": "model",
+    "vision_language_model": "model",
+    "score_model": "reward_model",
+    "value_model": "critic",
+    "text_classifier": "text_classifier",
+}
+"""What a model of each kind of class is."""
+
+
+def library_types(
+    family: str, own: Mapping[str, type[LanguageArchitecture]], rest: type[LanguageArchitecture]
+) -> dict[str, ModelType]:
+    """transformers' types of a family; `own` are those whose keys have a class here, `rest` is that of the others."""
+    return {
+        name: ModelType(
+            {record.classes[kind]: OUTPUTS[kind] for kind in record.classes if kind in OUTPUTS},
+            own.get(name, rest),
+            record.linears,
+            lacks=record.lacks,
+        )
+        for name, record in type_records().items()
+        if record.family == family
+    }
 
 
 @dataclass(frozen=True)
@@ -137,8 +185,6 @@ class TextFamily:
     """As messages name one."""
     types: Mapping[str, ModelType]
     """Its types, by `model_type`."""
-    classes: Mapping[str, OutputKind]
-    """Endings of the names of its classes, and what a model of each is."""
     auto_class: str
     """transformers' class that opens one of any type."""
     tuning_role: Literal["instructions", "labels", "seq2seq", "image_text"]
@@ -173,7 +219,7 @@ class TextFamily:
     @property
     def makes_reward_models(self) -> bool:
         """Whether it can be given a head for scores, and so take part in reinforcement learning."""
-        return "reward_model" in self.classes.values()
+        return any("reward_model" in known.classes.values() for known in self.types.values())
 
     @property
     def takes_adapters(self) -> bool:

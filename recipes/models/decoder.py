@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, refuse, require_divides
-from recipes.models.base import LanguageArchitecture, Linear, ModelType, Shape, TextFamily
+from recipes.models.base import LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.library import LibraryArchitecture, type_names
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
@@ -260,20 +261,19 @@ class Gpt2(LanguageArchitecture):
         )
 
 
+class AnyDecoder(LibraryArchitecture):
+    """Any other causal language model of transformers; its keys are those of the type's own configuration."""
+
+    family: Literal["decoder"] = meaning(description="Decoder-only transformer.")
+    type: type_names("decoder", without=("llama", "qwen3", "gpt2")) = meaning(  # type: ignore[valid-type]
+        description="transformers' model_type."
+    )
+
+
 DECODER = TextFamily(
     name="decoder",
     noun="a decoder",
-    types={
-        "llama": ModelType("Llama", Llama, ROTARY_MODULES),
-        "qwen3": ModelType("Qwen3", Qwen3, ROTARY_MODULES),
-        "gpt2": ModelType("GPT2", Gpt2, ("c_attn", "c_proj", "c_fc")),
-    },
-    classes={
-        "ForCausalLM": "model",
-        "LMHeadModel": "model",
-        "ForSequenceClassification": "reward_model",
-        "ForTokenClassification": "critic",
-    },
+    types=library_types("decoder", {"llama": Llama, "qwen3": Qwen3, "gpt2": Gpt2}, AnyDecoder),
     auto_class="AutoModelForCausalLM",
     tuning_role="instructions",
     suites=("perplexity", "generation", "comparison"),

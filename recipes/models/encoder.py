@@ -111,12 +111,19 @@ class PseudoLabels(Strict):
 ENCODER = TextFamily(
     name="encoder",
     noun="an encoder",
-    types={"bert": ModelType("Bert", Bert, ("query", "key", "value", "dense"))},
-    classes={
-        "ForMaskedLM": "model",
-        "ForPreTraining": "model",
-        "Model": "model",
-        "ForSequenceClassification": "text_classifier",
+    types={
+        "bert": ModelType(
+            {
+                "BertForMaskedLM": "model",
+                "BertForPreTraining": "model",
+                "BertModel": "model",
+                "BertForSequenceClassification": "text_classifier",
+            },
+            Bert,
+            ("query", "key", "value", "dense"),
+            headless="BertModel",
+            with_extras=("BertModel", "BertForPreTraining"),
+        )
     },
     auto_class="AutoModelForMaskedLM",
     tuning_role="labels",

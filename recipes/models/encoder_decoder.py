@@ -236,10 +236,11 @@ ENCODER_DECODER = TextFamily(
     name="encoder_decoder",
     noun="an encoder-decoder",
     types={
-        "t5": ModelType("T5", T5, ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")),
-        "bart": ModelType("Bart", Bart, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+        "t5": ModelType({"T5ForConditionalGeneration": "model"}, T5, ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")),
+        "bart": ModelType(
+            {"BartForConditionalGeneration": "model"}, Bart, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+        ),
     },
-    classes={"ForConditionalGeneration": "model"},
     auto_class="AutoModelForSeq2SeqLM",
     tuning_role="seq2seq",
     keys=("span_corruption", "num_beams"),

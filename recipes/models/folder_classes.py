@@ -7,9 +7,6 @@ from typing import Any
 from recipes.artifact_kinds import OutputKind
 from recipes.models.architecture import MODEL_TYPES
 
-_HEADLESS = ("Model",)
-_WITH_EXTRAS = ("Model", "ForPreTraining")
-
 
 @dataclass(frozen=True, slots=True)
 class ModelClass:
@@ -36,19 +33,17 @@ def find_class(config: Mapping[str, Any]) -> ModelClass:
         if name.endswith(("ForCausalLM", "LMHeadModel")):
             return ModelClass(name, "model")
         raise ValueError(f"model_type {kind!r} is not one of {', '.join(MODEL_TYPES)}")
-    stem = family.types[kind].stem
-    ending = name.removeprefix(stem) if name.startswith(stem) else ""
-    known = family.classes
-    if ending not in known:
-        fitting = ", ".join(stem + other for other in known)
+    known = family.types[kind]
+    if name not in known.classes:
+        fitting = ", ".join(known.classes)
         raise ValueError(f"architectures {name or 'no class'} is not supported with model_type {kind!r}; {fitting} is")
-    found = known[ending]
+    found = known.classes[name]
     labels = count_labels(config)
     if found == "reward_model" and labels != 1:
         raise ValueError(f"a reward model has one label, this classifier has {labels}")
     if found == "text_classifier" and labels < 2:
         raise ValueError("a classifier of texts tells at least two labels apart, this one has 1")
-    return ModelClass(name, found, ending in _HEADLESS, ending in _WITH_EXTRAS)
+    return ModelClass(name, found, name == known.headless, name in known.with_extras)
 
 
 def count_labels(config: Mapping[str, Any]) -> int:

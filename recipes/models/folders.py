@@ -16,6 +16,7 @@ from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.models.images.base import SETTINGS
 from recipes.models.images.folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
 from recipes.models.safetensors_headers import read_shapes
+from recipes.models.type_table import find_record
 from recipes.models.vision_language import VisionFacts, read_vision
 from recipes.problem_codes import Code
 from recipes.tokenizers.token_contract import (
@@ -156,7 +157,9 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
         return None
     text = config.get("text_config")
     part = text if isinstance(text, dict) else config
-    return next((part[key] for key in POSITION_KEYS if isinstance(part.get(key), int)), None)
+    record = find_record(part.get("model_type"))
+    keys = POSITION_KEYS if record is None else (record.shape.get("positions", ""),)
+    return next((part[key] for key in keys if isinstance(part.get(key), int)), None)
 
 
 def _read_json(path: Path, problems: list[Finding]) -> dict[str, Any] | None:

@@ -1,20 +1,78 @@
 """The size of a language model from outside the recipe, by its `config.json` alone (pure)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from recipes.models.architecture import TYPES
-from recipes.models.base import LanguageArchitecture
+from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, attended_flops, kept_by_layer
 from recipes.models.decoder import Llama
 from recipes.models.vision_language import tower_parameters
+
+
+class Sized(Protocol):
+    """What sizes are predicted from: an architecture's formulas, or what was counted on a model."""
+
+    def shape(self) -> Shape:
+        """The numbers that memory and length checks need."""
+
+    def num_parameters(self, vocab_size: int, head: Head = "lm") -> int:
+        """Parameters of the model with one head."""
+
+    def linears(self) -> Sequence[Linear]:
+        """The linear modules that an adapter can be put on, the head excluded."""
+
+    def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
+        """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
+
+    def multiplied_parameters(self) -> int:
+        """Parameters that a token is multiplied by on its way through the body: no embeddings, no head."""
+
+    def attention_flops(self, length: int) -> int:
+        """Operations of a token's attention to `length` tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedSizes:
+    """A model that was counted tensor by tensor, with the vocabulary that it was counted with."""
+
+    known_shape: Shape
+    full: int
+    body: int
+    """Parameters without a head; a tied embedding is among them."""
+    multiplied: int
+    known_linears: tuple[Linear, ...]
+
+    def shape(self) -> Shape:
+        """The numbers that memory and length checks need."""
+        return self.known_shape
+
+    def num_parameters(self, vocab_size: int, head: Head = "lm") -> int:
+        """Parameters of the model with one head."""
+        return self.full if head == "lm" else self.body + self.known_shape.width + (1 if head == "value" else 0)
+
+    def linears(self) -> Sequence[Linear]:
+        """The linear modules that an adapter can be put on, the head excluded."""
+        return self.known_linears
+
+    def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
+        """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
+        return kept_by_layer(self.known_shape, length, keeps_scores=keeps_scores)
+
+    def multiplied_parameters(self) -> int:
+        """Parameters that a token is multiplied by on its way through the body: of its experts those that it takes."""
+        return self.multiplied
+
+    def attention_flops(self, length: int) -> int:
+        """Operations of a token's attention to `length` tokens."""
+        return attended_flops(self.known_shape, length)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
     """What sizes are predicted from."""
 
-    architecture: LanguageArchitecture
+    architecture: Sized
     vocab_size: int
     further_parameters: int = 0
     """Beyond those that the architecture's keys give: a head that is not the embedding, a vision tower."""

@@ -87,8 +87,7 @@ class Rnn(LanguageArchitecture):
 RNN = TextFamily(
     name="rnn",
     noun="an rnn",
-    types={"rnn": ModelType("Rnn", Rnn)},
-    classes={"ForCausalLM": "model"},
+    types={"rnn": ModelType({"RnnForCausalLM": "model"}, Rnn)},
     auto_class="AutoModelForCausalLM",
     tuning_role="instructions",
     suites=("perplexity", "generation", "comparison"),

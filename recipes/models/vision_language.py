@@ -147,8 +147,13 @@ def tower_parameters(config: Mapping[str, Any]) -> int:
 VISION_LANGUAGE = TextFamily(
     name="vision_language",
     noun="a vision-language model",
-    types={"llava": ModelType("Llava", None, (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"))},
-    classes={"ForConditionalGeneration": "model"},
+    types={
+        "llava": ModelType(
+            {"LlavaForConditionalGeneration": "model"},
+            None,
+            (*ROTARY_MODULES, "out_proj", "fc1", "fc2", "linear_1", "linear_2"),
+        )
+    },
     auto_class="AutoModelForImageTextToText",
     tuning_role="image_text",
     keys=("parts",),

@@ -10,8 +10,8 @@ count: whole squares of attention, every sequence at its longest.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recipes.models.base import LanguageArchitecture
 from recipes.models.images.tally import Tally
+from recipes.models.known_models import Sized
 from recipes.planning.gpus import Gpu
 from recipes.planning.memory import MOMENT_BYTES, Sizes
 from recipes.stages.answers import Pass
@@ -75,7 +75,7 @@ def stated_rates(gpu: Gpu, utilisation: float) -> Rates:
     )
 
 
-def text_flops(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, steps: int) -> Flops:
+def text_flops(stage: TextStage, architecture: Sized, vocab_size: int, steps: int) -> Flops:
     """Operations of a stage of language models; its further models are taken to have the size of its own."""
     training = scoring = writing = 0
     for passed in stage.passes(steps):
@@ -89,7 +89,7 @@ def text_flops(stage: TextStage, architecture: LanguageArchitecture, vocab_size:
     return Flops(training, scoring, writing)
 
 
-def _text_pass(stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, passed: Pass) -> int:
+def _text_pass(stage: TextStage, architecture: Sized, vocab_size: int, passed: Pass) -> int:
     """Operations of one kind of pass over the whole stage."""
     parameters, lora = architecture.multiplied_parameters(), stage.adapters
     body, attention = 2 * parameters, architecture.attention_flops(passed.length)

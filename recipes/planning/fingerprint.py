@@ -53,7 +53,8 @@ def left_out(model: BaseModel) -> set[str]:
 def meaning_of(value: Any) -> Any:
     """The part of a recipe value that enters the fingerprint, as JSON data."""
     if isinstance(value, BaseModel):
-        return {
+        further = {} if value.model_extra is None else meaning_of(value.model_extra)
+        return further | {
             info.alias or name: meaning_of(getattr(value, name))
             for name, info in type(value).model_fields.items()
             if field_role(info) == "meaning" and not _is_left_out(info, getattr(value, name))

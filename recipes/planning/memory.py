@@ -6,7 +6,7 @@ training holds at once. The host buffer of a save is counted separately: on a GP
 
 from dataclasses import asdict, dataclass, field, replace
 
-from recipes.models.base import LanguageArchitecture
+from recipes.models.known_models import Sized
 from recipes.stages.answers import Counts, Held
 from recipes.stages.base import TextStage
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
@@ -81,7 +81,7 @@ class Sizes:
 
 def predict_sizes(
     stage: TextStage,
-    architecture: LanguageArchitecture,
+    architecture: Sized,
     vocab_size: int,
     workers: int,
     micro_batch: int,
@@ -102,9 +102,7 @@ def predict_sizes(
     return sizes_of(stage.shard, held, workers, parameters=full, working=working, largest=largest, on_gpu=on_gpu)
 
 
-def language_counts(
-    stage: TextStage, architecture: LanguageArchitecture, vocab_size: int, further_parameters: int = 0
-) -> Counts:
+def language_counts(stage: TextStage, architecture: Sized, vocab_size: int, further_parameters: int = 0) -> Counts:
     """Parameters of the stage's language model with every head, and of its adapter."""
     lora = stage.adapters
     return Counts(
@@ -199,7 +197,7 @@ def _drawn_at_once(stage: TextStage, workers: int, micro_batch: int) -> int:
 
 def _activations(
     stage: TextStage,
-    architecture: LanguageArchitecture,
+    architecture: Sized,
     vocab_size: int,
     micro_batch: int,
     drawn: int,

@@ -8,7 +8,7 @@ from recipes.data.images import ImageSetFacts
 from recipes.planning.cost import Cost, Rates
 from recipes.planning.fingerprint import ParentId, fingerprint
 from recipes.planning.memory import Sizes
-from recipes.planning.prediction import External, Known, predict_stage
+from recipes.planning.prediction import Count, External, Known, predict_stage
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference
 from recipes.rules.chain import order
@@ -115,13 +115,15 @@ def build_plan(
     images: Mapping[str, ImageSetFacts] | None = None,
     settled_by: Mapping[str, Mapping[str, str]] | None = None,
     rates: Rates | None = None,
+    count: Count = lambda _: None,
 ) -> Plan:
     """Order the stages and say what each makes and costs.
 
     `data` holds the digest of each data field by stage, `externals` what inputs from outside the recipe resolved to,
     `find` looks a fingerprint up in the store, `rows` counts a stage's sequences where that is known, `changes` are
     settings that a resume changed while the stage was under way, `images` the size of a stage's images,
-    `settled_by` what `auto` was settled by (`settle.py`), `rates` what a worker gets done.
+    `settled_by` what `auto` was settled by (`settle.py`), `rates` what a worker gets done, `count`
+    counts a model that no formula here does.
     """
     externals, rows, changes, images = externals or {}, rows or {}, changes or {}, images or {}
     settled_by, price = settled_by or {}, recipe.cluster.price_per_gpu_hour
@@ -142,7 +144,7 @@ def build_plan(
             else micro_batches(batch.size, workers, stage.shard.micro_batch, at_most=stage.largest_micro_batch)
         )
         texts = {item.field_path: item.text for item in stage.inputs()}
-        known = Known(recipe, externals, images.get(name))
+        known = Known(recipe, externals, images.get(name), count)
         predicted = predict_stage(stage, known, workers, micro or 1)
         steps = stage.steps(rows.get(name))
         done[name] = PlannedStage(

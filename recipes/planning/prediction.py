@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
+from recipes.models.library import LibraryArchitecture
 from recipes.planning.cost import Cost, Flops, Rates, image_flops, stage_seconds, text_flops
 from recipes.planning.fingerprint import ParentId
 from recipes.planning.image_memory import predict_image_sizes, predict_tuning_sizes
@@ -20,6 +22,9 @@ from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.rl import RlImages
+
+Count = Callable[[Mapping[str, Any]], KnownModel | None]
+"""From the keys of a configuration to the sizes of its model; None where there is no such model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Known:
     externals: Mapping[str, Mapping[str, External]]
     images: ImageSetFacts | None = None
     """Size of the stage's images."""
+    count: Count = lambda _: None
+    """Counts a model that no formula here does."""
 
     @property
     def on_gpu(self) -> bool:
@@ -154,6 +161,9 @@ def _language_model(source: StageBase | Reference | None, known: Known) -> Known
             vocab_size = tokenizer.vocab_size if tokenizer is not None else None
         if source.architecture is None or vocab_size is None:
             return None
+        if isinstance(source.architecture, LibraryArchitecture):
+            keys = {"model_type": source.architecture.type, **source.architecture.config_keys()}
+            return known.count({**keys, "vocab_size": vocab_size})
         return KnownModel(source.architecture, vocab_size)
     for name, inputs in externals.items():
         for item in recipe.stages[name].inputs():

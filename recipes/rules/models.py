@@ -81,7 +81,7 @@ def text_facts(loaded: LoadedRecipe, stage: TextStage) -> TextFacts:
     made = stage_of(stage.text_start(), loaded.recipe.stages)
     is_classifier = isinstance(made, TextStage) and made.is_classifier(model_facts(loaded, made).family)
     images = None if facts.vision is None else facts.vision.tokens_per_image
-    return TextFacts(facts.family, tokens, is_classifier, images)
+    return TextFacts(facts.family, tokens, is_classifier, images, facts.type)
 
 
 def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -110,7 +110,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
         type=stage.architecture.type,
         family=TEXT_FAMILIES[stage.architecture.family],
         positions=stage.architecture.shape().positions,
-        positions_at=f"stages.{name}.architecture.{stage.architecture.positions_key}",
+        positions_at=f"stages.{name}.architecture.{stage.architecture.length_key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
     )
 

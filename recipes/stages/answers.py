@@ -132,6 +132,8 @@ class TextFacts:
     """Whether it is a text classifier already."""
     image_tokens: int | None = None
     """Tokens that an image takes of a vision-language model."""
+    type: str | None = None
+    """Its `model_type`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from recipes.data.images import ImageSource
 from recipes.data.text import Source, Tokenizer
 from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findings
 from recipes.fields import Strict, meaning, placement
-from recipes.models.architecture import TEXT_FAMILIES
+from recipes.models.architecture import TEXT_FAMILIES, TYPES
 from recipes.models.base import TextFamily
+from recipes.models.type_table import WORDS, Capability
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
 from recipes.stages.answers import (
@@ -172,7 +173,24 @@ class TextStage(StageBase):
 
     def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
         """Keys that do not fit the model that it works with."""
-        yield from ()
+        lacks = TYPES[facts.type].lacks if facts.type in TYPES else {}
+        for capability, (field_path, advice) in self.needs().items():
+            if (reason := lacks.get(capability)) is not None:
+                message = f"{facts.type} does not work with {WORDS[capability]}: {reason}"
+                yield at(field_path, "", Code.UNSUPPORTED_MODEL, message, advice)
+                if capability == "training":
+                    return
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        """What it asks of its model's type: the field that does so, and what would do instead."""
+        needed: dict[Capability, tuple[str, str]] = {}
+        if self.trains:
+            needed["training"] = ("architecture.type" if self.text_start() is None else "init_from", "")
+        if self.adapters is not None:
+            needed["adapters"] = ("lora", "remove the key: every parameter is trained then")
+        if self.shard.gradient_checkpointing:
+            needed["checkpointing"] = ("shard.gradient_checkpointing", "set it to false")
+        return needed
 
     def packing_rule(self, family: TextFamily | None) -> Finding | None:
         """Why `train.packing: true` in a recipe's text has no effect; None: it has one, or is not there."""
@@ -326,6 +344,7 @@ class TextTraining(Training, TextStage):
         yield from self.train.rules()
 
     def text_rules(self, facts: TextFacts) -> Iterator[FieldFinding]:
+        yield from super().text_rules(facts)
         family = facts.family
         if family is None:
             return
@@ -338,6 +357,12 @@ class TextTraining(Training, TextStage):
                 message = f"`{key}` applies to {owner.plural}; this model is {family.noun}"
                 shown = "" if isinstance(found, Strict) else found
                 yield at(key, shown, Code.NOT_APPLICABLE, message, "remove the key")
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        needed = super().needs()
+        if self.train.packing:
+            needed["packing"] = ("train.packing", "set it to false")
+        return needed
 
     def packing_rule(self, family: TextFamily | None) -> Finding | None:
         if not self.train.packing:

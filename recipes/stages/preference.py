@@ -8,6 +8,7 @@ from recipes.data.text import Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import meaning
 from recipes.models.base import TextFamily
+from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
 from recipes.stages.base import TextTraining
@@ -60,6 +61,11 @@ class Preference(TextTraining):
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        needed = super().needs()
+        needed.pop("packing", None)  # pairs never are
+        return needed
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()

@@ -13,6 +13,7 @@ from recipes.fields import added_meaning, meaning, placement, refuse
 from recipes.models.base import TextFamily
 from recipes.models.images.architecture import CLASSIFYING_KINDS
 from recipes.models.images.ddpm import Ddpm
+from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import ROWS
 from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
@@ -157,6 +158,12 @@ class RlText(RlStage, TextStage):
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        needed = super().needs() | {"training": ("actor", ""), "generation": ("actor", "")}
+        if self.algorithm.value_model is not None:
+            needed["critic"] = ("algorithm.critic", "an algorithm without a critic")
+        return needed
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlhf.text.build_policy import network_tensors
 from rlhf.text.policy import PolicyModels
 from trainers.data.tokenizer import Tokenization
-from trainers.models.folders import probe, write_model
+from trainers.models.folders import probe, saved_buffers, write_model
 from trainers.models.load import head_name, stock_class
 from trainers.models.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
 from trainers.models.verification import Probe
@@ -50,7 +50,7 @@ class Critic:
 
     def write(self, folder: Path, tokenization: Tokenization, dtype: torch.dtype) -> None:
         """Write its folder."""
-        tensors = self._stock_names(self._whole, self._head)
+        tensors = self._stock_names({**self._whole, **saved_buffers(self._network)}, self._head)
         write_model(folder, "value_model", self._stock.config, tensors, tokenization.files(), dtype=dtype)
 
     def _stock_names(self, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

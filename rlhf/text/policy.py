@@ -15,6 +15,7 @@ from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_p
 from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
+from trainers.models.forward_forms import head_logits
 from trainers.models.lora import active_adapters, adapter_layers, folded_adapter
 from trainers.models.token_losses import token_losses
 
@@ -154,8 +155,7 @@ class PolicyModels(nn.Module):
 
 def token_head(network: nn.Module, num_tokens: int) -> Callable[[Tensor], Tensor]:
     """The head's logits of the ids that have a token: sampling draws no others, so that no others have a share."""
-    head = network.get_output_embeddings()  # type: ignore[operator]
-    return lambda states: head(states)[..., :num_tokens]
+    return lambda states: head_logits(network, states)[..., :num_tokens]
 
 
 def response_logprobs(network: nn.Module, responses: Responses, temperature: float, num_tokens: int) -> Tensor:
@@ -192,5 +192,6 @@ def switch_dropout_off(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        if isinstance(getattr(part, "attention_dropout", None), float):
-            part.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(part).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)

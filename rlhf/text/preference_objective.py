@@ -4,6 +4,7 @@ Shapes: B rows, T tokens of prompt and answer, N predicted tokens of all answers
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -21,6 +22,7 @@ from rlhf.algorithms.preferences import (
 )
 from rlhf.text.policy import backbone_states
 from trainers.data.batches import PairBatch, SequenceBatch
+from trainers.models.forward_forms import head_logits
 from trainers.objectives.protocol import ObjectiveOutput
 
 
@@ -36,8 +38,7 @@ class AnswerLogprobs(nn.Module):
         predicted_BT = sequences.response_mask_BT[:, 1:]
         states_ND = backbone_states(self.network, sequences.input_ids_BT)[:, :-1][predicted_BT]
         tokens_N = sequences.input_ids_BT[:, 1:][predicted_BT]
-        head = self.network.get_output_embeddings()  # type: ignore[operator]
-        logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, 1.0, False)
+        logprobs_N, _ = chosen_logprobs(partial(head_logits, self.network), states_ND, tokens_N, 1.0, False)
         logprobs_BT = torch.zeros_like(predicted_BT, dtype=logprobs_N.dtype)
         return logprobs_BT.masked_scatter(predicted_BT, logprobs_N).sum(dim=1)
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.stages.answers import TextFacts
 from recipes.stages.preference import Preference
 from rlhf.text.policy import switch_dropout_off
 from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective
@@ -23,7 +22,7 @@ from trainers.data.order import drawn_rows
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
-from trainers.models.load import model_family
+from trainers.models.load import text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
@@ -169,5 +168,5 @@ class PreferenceTrainee:
 
 def run_preference(spec: Preference, context: StageContext) -> Candidate | None:
     """Train a policy on judged answers; the candidate comes from rank 0. Collective."""
-    spec.check_model(TextFacts(model_family(model_folder(context, "init_from"))))
+    spec.check_model(text_facts(model_folder(context, "init_from")))
     return run_training(PreferenceTask(spec, context))

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.stages.answers import TextFacts
 from recipes.stages.reward import Reward
 from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
-from trainers.models.load import head_name, model_family
+from trainers.models.load import head_name, text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
@@ -113,7 +112,7 @@ class RewardTrainee:
 
 def run_reward(spec: Reward, context: StageContext) -> Candidate | None:
     """Train a reward model; the candidate comes from rank 0. Collective."""
-    spec.check_model(TextFacts(model_family(model_folder(context, "init_from"))))
+    spec.check_model(text_facts(model_folder(context, "init_from")))
     return run_training(RewardTask(spec, context))
 
 

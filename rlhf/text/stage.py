@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from recipes.artifact_kinds import ArtifactKind
-from recipes.stages.answers import TextFacts
 from recipes.stages.rl import RlText
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.iterations import RlOutcome, kept_iterations
@@ -30,7 +29,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import sampling_settings
 from trainers.models.folders import model_config
-from trainers.models.load import longest_input, model_family
+from trainers.models.load import longest_input, text_facts
 from trainers.runtime.precision import dtype_of
 from trainers.store.manifest import ArtifactManifest
 from trainers.training.candidate import upload_candidate
@@ -70,7 +69,7 @@ class TextRl:
     def open_data(self) -> TextData:
         """Open prompts and text; raises RequestError or StageError for models that do not fit."""
         spec, context = self.spec, self.context
-        spec.check_model(TextFacts(model_family(model_folder(context, "actor"))))
+        spec.check_model(text_facts(model_folder(context, "actor")))
         tokenization = load_tokenization(model_folder(context, "actor"))
         check_tokenizers(spec, context)
         asked, mixed_in = spec.get_source("prompts"), spec.find_source("text")

@@ -1,4 +1,4 @@
-"""docs/extending.md, performed: a decoder type, a data source, an evaluation suite, a kind of stage and an algorithm
+"""docs/extending.md, performed: a data source, an evaluation suite, a kind of stage and an algorithm
 join a copy of the tree by the files that the page names, and recipes that use them run.
 """
 
@@ -26,19 +26,6 @@ ADDED = Path(__file__).with_name("additions")
 PACKAGES = ("recipes", "trainers", "rlhf", "launch", "cluster")
 
 
-TYPE = '''
-
-class Qwen2(_Rotary):
-    """transformers' Qwen2Config: llama's block with biases on queries, keys and values."""
-
-    family: Literal["decoder"] = meaning(description="Decoder-only transformer.")
-    type: Literal["qwen2"] = meaning(description="transformers' model_type.")
-
-    def _further_in_block(self, shape: Shape) -> int:
-        """Biases of queries, keys and values."""
-        return (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-'''
-
 SOURCE = '''
 
 class Yaml(_Rows, Patterns):
@@ -46,16 +33,6 @@ class Yaml(_Rows, Patterns):
 
     source: Literal["yaml"] = meaning(description="Reads YAML files with a document for each row.")
 '''
-
-STOCK = """            case "qwen2":
-                from transformers.models.qwen2 import modeling_qwen2 as qwen2
-
-                classes = (
-                    qwen2.Qwen2ForCausalLM,
-                    qwen2.Qwen2ForSequenceClassification,
-                    qwen2.Qwen2ForTokenClassification,
-                )
-"""
 
 SAPO = """class Sapo(Comparisons):
     \"\"\"SAPO (Gao et al. 2025, arXiv 2511.20347): GRPO with soft gates instead of clipping.\"\"\"
@@ -85,17 +62,6 @@ NEW: list[tuple[str, str]] = []
 
 # By section of the page, by file: the text before each addition, and the addition.
 ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
-    "A decoder type": {
-        "recipes/models/decoder.py": [
-            ("        return 2 * shape.head_dim\n", TYPE),
-            (
-                '        "qwen3": ModelType("Qwen3", Qwen3, ROTARY_MODULES),\n',
-                '        "qwen2": ModelType("Qwen2", Qwen2, ROTARY_MODULES),\n',
-            ),
-        ],
-        "recipes/models/architecture.py": [("DECODER, ", "Qwen2, "), ("Annotated[", "Qwen2 | ")],
-        "trainers/models/decoder.py": [("        match model_type:\n", STOCK)],
-    },
     "A data source": {
         "recipes/data/text.py": [
             ('description="Reads Apache Parquet files.")\n', SOURCE),
@@ -184,7 +150,8 @@ RECIPE: dict[str, Any] = {
             "kind": "pretrain",
             "architecture": {
                 "family": "decoder", "type": "qwen2", "num_hidden_layers": 2, "hidden_size": 64,
-                "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 128,
+                "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4,
+                "max_position_embeddings": 128,
             },
             "tokenizer": {"train": "bpe", "vocab_size": 300},
             "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
@@ -310,7 +277,7 @@ def made(call: Call) -> dict[str, str]:
     return {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
 
 
-def test_a_recipe_uses_a_type_a_source_a_suite_and_a_kind_of_stage(call: Call, start: Start, tmp_path: Path) -> None:
+def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: Start, tmp_path: Path) -> None:
     """Checked, planned, run, stopped in the new kind of stage, resumed from its state, verified and committed."""
     rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
     (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainers.data.tokenizer import Tokenization
 from trainers.models.encoder_decoder import decode, encode, start_token
+from trainers.models.forward_forms import has_windows, head_logits, record_of
 from trainers.models.token_losses import is_recurrent
 from trainers.runtime.observer import Watch
 
@@ -90,7 +91,7 @@ def generate(
     continuation = _continuation(model, length, pixels_ICHW)
     hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
     for step in range(length):
-        logits_BV = model.get_output_embeddings()(hidden_BD)[:, : settings.num_tokens].float()
+        logits_BV = head_logits(model, hidden_BD)[:, : settings.num_tokens].float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
         tokens[alive, step] = drawn_B
         mask[alive, step] = True
@@ -130,6 +131,12 @@ def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -
         return TargetCache(model, max_new_tokens)
     if is_recurrent(model):
         return RecurrentState(model)
+    form = record_of(model).decoding
+    match "mask" if form == "bias" and has_windows(model) else form:
+        case "mask":
+            return MaskedCache(model, max_new_tokens)
+        case "again":
+            return ReadAgain(model)
     return KeyValueCache(model, max_new_tokens, pixels_ICHW)
 
 
@@ -177,6 +184,77 @@ class KeyValueCache:
             **images,
         )
         last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+
+class MaskedCache:
+    """Keys and values of a causal transformer with masks of its own, as sliding windows are; only padding is said."""
+
+    def __init__(self, model: Any, max_new_tokens: int) -> None:
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the prompts."""
+        from trainers.inference.key_values import preallocated_cache
+
+        self._cache = preallocated_cache(self._model.config, prompt_ids_BP.shape[1] + self._max_new_tokens)
+        self._mask_BK = prompt_mask_BP.long()
+        return self._forward(prompt_ids_BP, (self._mask_BK.cumsum(1) - 1).clamp_(min=0))
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a position."""
+        self._mask_BK = torch.nn.functional.pad(self._mask_BK, (0, 1), value=1)
+        return self._forward(tokens_B[:, None], self._mask_BK.sum(1, keepdim=True) - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Select in the cache."""
+        self._cache.batch_select_indices(rows)
+        self._mask_BK = self._mask_BK[rows]
+
+    def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        output = self._model.base_model(
+            input_ids=input_ids,
+            attention_mask=self._mask_BK,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+
+class ReadAgain:
+    """The tokens themselves: models whose state is not continued here read all of them for each token.
+
+    Rows are padded on the right, where nothing that comes before sees it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def read(self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor) -> Tensor:
+        """Read the prompts."""
+        self._lengths_B = prompt_mask_BP.sum(1)
+        order = prompt_mask_BP.long().argsort(dim=1, descending=True, stable=True)
+        self._ids_BT = prompt_ids_BP.gather(1, order)
+        return self._last()
+
+    def advance(self, tokens_B: Tensor) -> Tensor:
+        """Append a token."""
+        self._ids_BT = torch.nn.functional.pad(self._ids_BT, (0, 1))
+        self._ids_BT.scatter_(1, self._lengths_B[:, None], tokens_B[:, None])
+        self._lengths_B = self._lengths_B + 1
+        return self._last()
+
+    def keep(self, rows: Tensor) -> None:
+        """Select."""
+        self._ids_BT, self._lengths_B = self._ids_BT[rows], self._lengths_B[rows]
+
+    def _last(self) -> Tensor:
+        output = self._model.base_model(input_ids=self._ids_BT, attention_mask=None, use_cache=False)
+        rows = torch.arange(len(self._ids_BT), device=self._ids_BT.device)
+        last: Tensor = output.last_hidden_state[rows, self._lengths_B - 1]
         return last
 
 

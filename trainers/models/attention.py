@@ -55,7 +55,7 @@ def block_causal_attention(
 ) -> tuple[Tensor, None]:
     """Attend by products instead of torch's CPU kernel (2-3 times faster); `attention_mask` is additive and causal.
 
-    query BHTC, key and value BGKC; returns BTHC as transformers' attention functions do.
+    query BHTC, key BGKC, value BGKD, whose heads may have another width; returns BTHD as transformers' functions do.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -88,7 +88,7 @@ class _BlockCausal(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
         batch, heads, rows, _ = query.shape
         query, key, value = (part.flatten(0, 1) for part in (query * scaling, key, value))
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        output = query.new_empty(*query.shape[:2], value.shape[2])
         weights = []
         for start, stop, seen in _blocks(rows, key.shape[1]):
             scores = torch.bmm(query[:, start:stop], key[:, :seen].transpose(1, 2))
@@ -114,7 +114,7 @@ class _BlockCausal(torch.autograd.Function):
             torch.bmm(grad_scores, key[:, :seen], out=grad_query[:, start:stop])
             grad_key[:, :seen].baddbmm_(grad_scores.transpose(1, 2), query[:, start:stop])
         grads = (grad_query.mul_(ctx.scaling), grad_key, grad_value)
-        return (*(grad.view(*shape[:2], -1, shape[3]) for grad in grads), None, None)
+        return (*(grad.view(*shape[:2], -1, grad.shape[2]) for grad in grads), None, None)
 
 
 def _blocks(rows: int, columns: int) -> list[tuple[int, int, int]]:

@@ -29,7 +29,7 @@ class EncoderRuntime(FamilyRuntime):
         from transformers.models.bert.configuration_bert import BertConfig
 
         keys = {**library_keys(architecture), **facts.config_keys()}
-        config = BertConfig(**keys, attn_implementation=self.attention(device))
+        config = BertConfig(**keys, attn_implementation=self.attention(device, architecture["type"]))
         return initialised(self.stock_class("bert", "masked_model"), config, seed)
 
     def stock_class(self, model_type: str, kind: ModelKind) -> Any:
@@ -38,7 +38,7 @@ class EncoderRuntime(FamilyRuntime):
 
         return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
 
-    def attention(self, device: torch.device) -> str:
+    def attention(self, device: torch.device, model_type: str) -> str:
         """Return torch's own kernel."""
         return "sdpa"
 

@@ -41,7 +41,8 @@ class EncoderDecoderRuntime(FamilyRuntime):
         else:
             shared |= {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
         model_class = self.stock_class(architecture["type"], "seq2seq_model")
-        config = model_class.config_class(**keys, **shared, attn_implementation=self.attention(device))
+        attention = self.attention(device, architecture["type"])
+        config = model_class.config_class(**keys, **shared, attn_implementation=attention)
         return initialised(model_class, config, seed)
 
     def stock_class(self, model_type: str, kind: ModelKind) -> Any:
@@ -54,7 +55,7 @@ class EncoderDecoderRuntime(FamilyRuntime):
 
         return BartForConditionalGeneration
 
-    def attention(self, device: torch.device) -> str:
+    def attention(self, device: torch.device, model_type: str) -> str:
         """Return torch's own kernel on GPUs; on CPUs plain products are faster, since positions have a gradient."""
         return "eager" if device.type == "cpu" else "sdpa"
 

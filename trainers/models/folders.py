@@ -1,6 +1,7 @@
 """Model folders in the Hugging Face layout: written, probed, and verified by stock classes."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from recipes.errors import StageError
 from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
 from trainers.data.image_processor import load_image_processor
+from trainers.models.forward_forms import record_of
 from trainers.models.load import stock_class
 from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
 from trainers.models.protocol import ModelKind
@@ -60,6 +62,17 @@ def write_model(
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     for name, content in further_files.items():
         (folder / name).write_bytes(content)
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a model's files hold beside its parameters, as a mixture of experts' routing biases."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    left_out = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if name not in parameters and not any(re.search(pattern, name) for pattern in left_out)
+    }
 
 
 def model_config(config: Any, kind: ModelKind, dtype: torch.dtype) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def verify_folder(
         new_head_seed=0 if brings_head else None,
         classes=classes,
     )
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(record_of(model).attention)
     # T5Config says so of every T5, whatever the files hold.
     is_tied = bool(config.get("tie_word_embeddings")) and kind in TOKEN_MODELS and config["model_type"] != "t5"
     if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:

@@ -12,6 +12,8 @@ from recipes.errors import StageError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.models.folder_classes import find_class
+from recipes.models.folders import config_positions
+from recipes.stages.answers import TextFacts
 from trainers.models.families import runtime_of
 from trainers.models.protocol import ModelKind
 from trainers.store.hf_loaders import open_model
@@ -68,11 +70,12 @@ def load_model(
             folder,
             config=config,
             dtype=rounded_to or dtype,
-            attn_implementation=runtime_of(MODEL_TYPES[model_type].name).attention(device),
+            attn_implementation=runtime_of(MODEL_TYPES[model_type].name).attention(device, model_type),
             output_loading_info=True,
         )
     if new_head_seed is not None and kind in ("score_model", "value_model"):
-        _make_head(getattr(model, head_name(model)), new_head_seed, model.config.initializer_range)
+        deviation = getattr(model.config, "initializer_range", 0.02)
+        _make_head(getattr(model, head_name(model)), new_head_seed, deviation)
     made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
     _demand_exact(folder, kind, model, info, made, left)
     _note_untied(model)
@@ -100,6 +103,11 @@ def stock_class(model_type: str, kind: ModelKind) -> Any:
     return runtime.stock_class(model_type, kind)
 
 
+def text_facts(folder: Path) -> TextFacts:
+    """Return what a stage's rules ask of a folder's model; raises StageError for a type that is of no family."""
+    return TextFacts(model_family(folder), type=json.loads((folder / "config.json").read_text())["model_type"])
+
+
 def model_family(folder: Path) -> TextFamily:
     """Return the family of a folder's model; raises StageError for a type that is none of them."""
     found = json.loads((folder / "config.json").read_text()).get("model_type")
@@ -115,11 +123,7 @@ def lacks_head(folder: Path) -> bool:
 
 def longest_input(folder: Path) -> int | None:
     """Return the most tokens that a folder's model is made for; None where its configuration says nothing."""
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("model_type") == "t5":
-        return None  # its positions are relative, whatever n_positions says
-    found: int | None = config.get("max_position_embeddings", config.get("n_positions"))
-    return found
+    return config_positions(json.loads((folder / "config.json").read_text()))
 
 
 def head_name(model: nn.Module) -> str:

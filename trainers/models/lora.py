@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError, raise_findings
 from recipes.stages.lora import Lora
+from trainers.models.forward_forms import record_of
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.untrusted_files import linked_file, read_json
 
@@ -96,6 +97,8 @@ def _inject(model: Any, config: Any, name: str, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        # Written by peft itself for experts that transformers fuses, whether or not the model has such.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         inject_adapter_in_model(config, model, adapter_name=name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in learning or is_adapter_key(key, name))
@@ -128,6 +131,8 @@ def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> l
         and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
     ]
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
+    if known := record_of(model).linears:  # peft puts no adapter on some of a few types
+        found = [name for name in found if name in known]
     if lora.target_modules == "all-linear":
         return found
     raise_findings(lora.target_rules(found, "the model"))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from recipes.errors import StageError
+from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.objectives.protocol import Learning
@@ -75,8 +77,8 @@ class FamilyRuntime(ABC):
         """
 
     @abstractmethod
-    def attention(self, device: torch.device) -> str | dict[str, str]:
-        """Return the attention that suits the device, of the model or of each of its parts."""
+    def attention(self, device: torch.device, model_type: str) -> str | dict[str, str]:
+        """Return the attention that suits the device and the type, of the model or of each of its parts."""
 
     @abstractmethod
     def learning(
@@ -99,6 +101,27 @@ def initialised(model_class: Any, config: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = model_class(config)
     return model.float()
+
+
+def library_class(model_type: str, kind: ModelKind) -> Any:
+    """Return transformers' class for a kind of model of a type; raises StageError where there is none."""
+    import transformers
+
+    name = type_records()[model_type].classes.get(kind)
+    if name is None:
+        raise StageError(f"transformers has no class that makes a {kind.replace('_', ' ')} of type {model_type!r}")
+    return getattr(transformers, name)
+
+
+def library_config(model_type: str, keys: Mapping[str, Any], facts: TokenizerFacts, attention: Any) -> Any:
+    """Return the configuration of a type; raises StageError with what transformers says against its keys."""
+    import transformers
+
+    given = {**keys, **facts.config_keys()}
+    try:
+        return transformers.CONFIG_MAPPING[model_type](**given, attn_implementation=attention)
+    except Exception as error:  # strict configurations raise errors of their own
+        raise StageError(f"architecture of type {model_type!r}: {error}") from None
 
 
 def library_keys(architecture: Mapping[str, Any]) -> dict[str, Any]:

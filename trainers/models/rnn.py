@@ -202,7 +202,7 @@ class RnnRuntime(FamilyRuntime):
         """Return the class above."""
         return RnnForCausalLM
 
-    def attention(self, device: torch.device) -> str:
+    def attention(self, device: torch.device, model_type: str) -> str:
         """Return any name: there is no attention."""
         return "sdpa"
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from recipes.planning.memory import CHUNK_ELEMENTS
 from trainers.data.masking import MaskedBatch
 from trainers.data.streams import StreamBatch
-from trainers.models.attention import packed_attention_bias, segment_attention_bias
+from trainers.models.attention import segment_attention_bias
+from trainers.models.forward_forms import packed_inputs, scaled, softcap_of
 
 
 class TokenLosses(nn.Module):
@@ -50,9 +51,17 @@ def token_losses(
     """Return the summed negative log-likelihood of the tokens where `loss_mask_BT` is True."""
     hidden_BTD = hidden_states(model, input_ids_BT, segment_ids_BT, position_ids_BT)
     mask = loss_mask_BT[:, 1:]
-    return linear_cross_entropy(
-        hidden_BTD[:, :-1][mask], model.get_output_embeddings().weight, input_ids_BT[:, 1:][mask]
-    )
+    return head_cross_entropy(model, hidden_BTD[:, :-1][mask], input_ids_BT[:, 1:][mask])
+
+
+def head_cross_entropy(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the summed negative log-likelihood of targets under the model's head."""
+    head = model.get_output_embeddings()
+    hidden_ND, weight_VD = scaled(model, hidden_ND), head.weight
+    if getattr(head, "bias", None) is not None:
+        hidden_ND = torch.cat([hidden_ND, torch.ones_like(hidden_ND[:, :1])], dim=1)
+        weight_VD = torch.cat([weight_VD, head.bias[:, None]], dim=1)
+    return linear_cross_entropy(hidden_ND, weight_VD, targets_N, softcap_of(model))
 
 
 def is_recurrent(model: Any) -> bool:
@@ -66,15 +75,19 @@ def hidden_states(model: Any, input_ids_BT: Tensor, segment_ids_BT: Tensor, posi
     if is_recurrent(model):
         states: Tensor = backbone(input_ids_BT, segment_ids=segment_ids_BT).last_hidden_state
         return states
-    bias = packed_attention_bias(segment_ids_BT, model.dtype)
-    output = backbone(input_ids=input_ids_BT, attention_mask=bias, position_ids=position_ids_BT, use_cache=False)
+    output = backbone(input_ids=input_ids_BT, use_cache=False, **packed_inputs(model, segment_ids_BT, position_ids_BT))
     last: Tensor = output.last_hidden_state
     return last
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the fp32 sum over N of -log softmax(hidden @ weight.T)[target]; no targets give a zero with a gradient."""
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return the fp32 sum over N of -log softmax(hidden @ weight.T)[target]; no targets give a zero with a gradient.
+
+    With `softcap` logits are bounded by it: c * tanh(x / c) (Gemma team 2024, section 2).
+    """
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, torch.is_grad_enabled())
     return result
 
 
@@ -82,7 +95,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are computed with the loss, chunk by chunk; the backward pass only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, with_gradients: bool
+    ) -> Tensor:
         wants_hidden, wants_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.device.type == "cpu" else torch.float32)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -91,6 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(part, weight.t()).float()
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
             gradient = torch.softmax(logits, dim=-1)
             # The likeliest token's probability is 1 / sum(exp(logits - max)): its log completes the log of the sum.
             log_sum = logits.amax(dim=-1, keepdim=True) - gradient.amax(dim=-1, keepdim=True).log()
@@ -98,6 +115,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is None and grad_weight is None:
                 continue
             gradient.scatter_add_(1, wanted, gradient.new_full((1, 1), -1.0).expand_as(wanted))
+            if softcap is not None:
+                gradient *= 1 - (logits / softcap) ** 2
             gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
@@ -116,6 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * factor.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * factor).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )

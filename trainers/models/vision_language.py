@@ -155,7 +155,7 @@ class VisionLanguageRuntime(FamilyRuntime):
 
         return LlavaForConditionalGeneration
 
-    def attention(self, device: torch.device) -> dict[str, str]:
+    def attention(self, device: torch.device, model_type: str) -> dict[str, str]:
         """Return the decoder's as of any decoder, torch's own kernel for the tower."""
         return {"text_config": attention_name(device), "vision_config": "sdpa", "": "sdpa"}
 

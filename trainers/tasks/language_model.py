@@ -30,7 +30,7 @@ from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.evaluation.translation import translate
 from trainers.models.families import build_language_model, runtime_of
-from trainers.models.load import lacks_head, model_family
+from trainers.models.load import lacks_head, model_family, text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.protocol import FamilyRuntime, TokenizerFacts
 from trainers.models.stack import load_exact, load_stack
@@ -187,7 +187,7 @@ class LanguageTrainee:
 def run_language_model(spec: Pretrain | Finetune, context: StageContext) -> Candidate | None:
     """Train a text model of any family; the candidate comes from rank 0. Collective."""
     family = stage_family(spec, context)
-    spec.check_model(TextFacts(family))
+    spec.check_model(TextFacts(family, type=stage_type(spec, context)))
     if isinstance(spec, Finetune) and spec.is_classifier(family):
         return run_training(TextClassifierTask(spec, context))
     return run_training(LanguageModelTask(spec, context))
@@ -216,6 +216,13 @@ def stage_family(spec: Pretrain | Finetune, context: StageContext) -> TextFamily
     if isinstance(spec, Pretrain) and spec.architecture is not None:
         return TEXT_FAMILIES[spec.architecture.family]
     return model_family(model_folder(context, "init_from"))
+
+
+def stage_type(spec: Pretrain | Finetune, context: StageContext) -> str | None:
+    """Return the type of the model that the stage builds or starts from."""
+    if isinstance(spec, Pretrain) and spec.architecture is not None:
+        return spec.architecture.type
+    return text_facts(model_folder(context, "init_from")).type
 
 
 def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:

@@ -5,6 +5,7 @@ import torch
 
 from recipes.errors import StageError
 from recipes.models.architecture import MODEL_TYPES, TEXT_FAMILIES, TYPES
+from recipes.models.type_table import type_records
 from trainers.models.families import runtime_of
 from trainers.models.load import stock_class
 
@@ -17,20 +18,25 @@ MADE_OF = {
 """What a recipe calls a model -> its kinds in a worker."""
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", sorted(set(TYPES) - set(type_records())))
 def test_the_classes_that_open_a_type_are_those_that_recipes_take_in(model_type: str) -> None:
     family = MODEL_TYPES[model_type]
-    stem = family.types[model_type].stem
     for kind in runtime_of(family.name).kinds:
-        name = stock_class(model_type, kind).__name__
-        assert name.startswith(stem)
-        assert kind in MADE_OF[family.classes[name.removeprefix(stem)]]
+        assert kind in MADE_OF[family.types[model_type].classes[stock_class(model_type, kind).__name__]]
+
+
+def test_the_table_s_classes_are_those_that_recipes_take_in() -> None:
+    for model_type, record in type_records().items():
+        known = MODEL_TYPES[model_type].types[model_type].classes
+        for kind in runtime_of(record.family).kinds:
+            assert kind not in record.classes or kind in MADE_OF[known[record.classes[kind]]]
+    assert stock_class("mistral", "score_model").__name__ == "MistralForSequenceClassification"
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_attention_suits_every_device(family: str) -> None:
     for name in ("cpu", "cuda"):
-        found = runtime_of(family).attention(torch.device(name))
+        found = runtime_of(family).attention(torch.device(name), next(iter(TEXT_FAMILIES[family].types)))
         assert set(found.values() if isinstance(found, dict) else [found]) <= {"sdpa", "eager", "block_causal"}
 
 

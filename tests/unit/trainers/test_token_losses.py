@@ -44,3 +44,14 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2])).backward()
     assert hidden.grad is not None
     assert weight.grad is None
+
+
+def test_bounded_logits_have_the_gradients_of_torch_s_own() -> None:
+    hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    targets, cap = torch.tensor([0, 1, 2, 3, 4, 0]), 1.5
+    linear_cross_entropy(hidden, weight, targets, cap).backward()
+    found = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad, weight.grad = None, None
+    logits = torch.tanh(hidden @ weight.T / cap) * cap
+    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    torch.testing.assert_close(found, (hidden.grad, weight.grad))

@@ -22,6 +22,10 @@ def convert(
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=1, metavar="N", help="GPUs that FILE was written for, in all.")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=1, metavar="N", help="Rows of the data, from which RL counts its iterations."),
+    ] = None,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="DIR", help="Where relative paths in FILE start; else here.")
     ] = Path("."),
@@ -34,7 +38,9 @@ def convert(
     from launch.inputs.convert import convert_files
     from recipes.convert.write import report_lines
 
-    found = convert_files(files, output, system=system, workers=gpus, working_dir=folder, without=without or [])
+    found = convert_files(
+        files, output, system=system, workers=gpus, rows=rows, working_dir=folder, without=without or []
+    )
     if as_json:
         print_json(found.to_json())
         raise typer.Exit(found.exit_code)

@@ -18,7 +18,7 @@ from recipes.loading.load import check_text
 from recipes.problem_codes import Code
 from recipes.references import HubRef, parse_reference
 
-NOT_THERE = (Code.MISSING_FILE, Code.MISSING_FOLDER, Code.INPUT_NOT_FOUND)
+NOT_THERE = (Code.MISSING_FILE, Code.MISSING_FOLDER, Code.INPUT_NOT_FOUND, Code.MISSING_REWARD_FUNCTION)
 """Problems that end once models and data are where the recipe says."""
 
 
@@ -70,6 +70,7 @@ def convert_files(
     *,
     system: str | None = None,
     workers: int | None = None,
+    rows: int | None = None,
     working_dir: Path = Path("."),
     without: Sequence[str] = (),
 ) -> Converted:
@@ -91,7 +92,7 @@ def convert_files(
         sources.append((source, found))
         told += keys[:3]
     recipe_path = output or working_dir / f"{files[0].stem}.recipe.yaml"
-    conversion = convert(sources, recipe_path.parent, workers=workers, without=without)
+    conversion = convert(sources, recipe_path.parent, workers=workers, rows=rows, without=without)
     if conversion.refused:
         return Converted(conversion, told, None, [conversion.draft.describe(line) for line in conversion.refused])
     text = recipe_text(conversion, ", ".join(map(str, files)))

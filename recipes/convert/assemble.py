@@ -7,14 +7,25 @@ from typing import Any
 
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
+from recipes.convert.reinforcement import finish_reinforcement
 from recipes.problem_codes import Code
 
 ORDER = (
-    "kind", "init_from", "actor", "reward", "reference", "algorithm", "loss", "lora", "merge", "parts", "loss_on",
-    "template", "data", "evaluation", "prompts", "rollout", "train", "ppo", "rl", "shard", "center_coefficient",
+    "kind", "init_from", "actor", "rewards", "loss", "lora", "merge", "parts", "loss_on",
+    "template", "data", "evaluation", "prompts", "rollout", "train", "algorithm", "shard", "center_coefficient",
 )  # fmt: skip
 """A stage's keys in the order in which people read them."""
-TRAIN_ORDER = ("steps", "epochs", "global_batch", "sequence_length", "packing", "optimizer", "schedule")
+TRAIN_ORDER = (
+    "name",
+    "iterations",
+    "steps",
+    "epochs",
+    "global_batch",
+    "sequence_length",
+    "packing",
+    "optimizer",
+    "schedule",
+)
 GATED_SHARE = 0.05
 """Share of the pairs that a stage is measured on where a file holds out none."""
 _WHOLE = {"parts": "parts of a model are not trained alone here"}
@@ -24,7 +35,12 @@ UNUSED: dict[str, dict[str, str]] = {
     "finetune": {},
     "reward": _PAIRS,
     "preference": _PAIRS,
-    "rl": {"loss_on": "answers are drawn", "train.": "`rollout` and `algorithm` say it", **_WHOLE},
+    "rl": {
+        "loss_on": "answers are drawn",
+        "train.": "`rollout` and `algorithm` say it",
+        "evaluation": "an `evaluate` stage measures a policy on other prompts",
+        **_WHOLE,
+    },
 }
 """Targets that a kind of stage does not have, and why."""
 NEEDS_ADAPTER = ("lora.", "merge")
@@ -40,6 +56,8 @@ def assemble(draft: Draft, name: str) -> dict[str, Any]:
     _origin(draft)
     _adapter(draft)
     _preference(draft)
+    if kind == "rl":
+        finish_reinforcement(draft)
     workers = _batch(draft)
     _length(draft)
     _warmup(draft)
@@ -190,7 +208,7 @@ def _held_out(draft: Draft) -> None:
 
 def _loop(draft: Draft) -> str:
     """Where a stage has its optimiser."""
-    return "rl" if draft.get("kind") == "rl" else "train"
+    return "algorithm" if draft.get("kind") == "rl" else "train"
 
 
 def _nested(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,6 +227,7 @@ def _sorted(stage: dict[str, Any]) -> dict[str, Any]:
         return order.index(key) if key in order else len(order)
 
     ordered = dict(sorted(stage.items(), key=lambda item: rank(ORDER, item[0])))
-    if isinstance(ordered.get("train"), dict):
-        ordered["train"] = dict(sorted(ordered["train"].items(), key=lambda item: rank(TRAIN_ORDER, item[0])))
+    for key in ("train", "algorithm"):
+        if isinstance(ordered.get(key), dict):
+            ordered[key] = dict(sorted(ordered[key].items(), key=lambda item: rank(TRAIN_ORDER, item[0])))
     return ordered

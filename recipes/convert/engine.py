@@ -9,7 +9,7 @@ from typing import Any
 from recipes.convert.assemble import assemble, assemble_part
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft, Line
-from recipes.convert.quantities import NODES, WORKERS
+from recipes.convert.quantities import NODES, ROWS, WORKERS
 from recipes.convert.rules import Choice, Entry, Outcome, Place, Rule, Section, Table, no_effect
 from recipes.convert.source_text import SourceFile
 from recipes.convert.system import System
@@ -50,12 +50,14 @@ def convert(
     recipe_dir: Path,
     *,
     workers: int | None = None,
+    rows: int | None = None,
     without: Sequence[str] = (),
 ) -> Conversion:
     """Convert a configuration, and files that are part of one, such as how it is sharded.
 
-    `workers` is the number of GPUs that it was written for, `without` names keys to leave out. Raises RequestError
-    where two files are whole configurations, or `without` names a key that none has.
+    `workers` is the number of GPUs that it was written for, `rows` that of the training data's rows, `without` names
+    keys to leave out. Raises RequestError where two files are whole configurations, or `without` names a key that none
+    has.
     """
     sources = sorted(sources, key=lambda pair: not pair[1].is_whole)
     if len(whole := [source.name for source, system in sources if system.is_whole]) > 1:
@@ -66,6 +68,8 @@ def convert(
         draft.values[WORKERS], draft.decided = workers, frozenset({WORKERS, NODES})
     sources = [(flattened(source) if one.is_flat else source, one) for source, one in sources]
     main = sources[0][0]
+    if rows is not None:
+        draft.values[ROWS] = rows
     kept = _left_out([source.value for source, _ in sources], without, draft)
     later: list[tuple[Section, Any, Place]] = []
     for (source, one), value in zip(sources, kept, strict=True):
@@ -74,7 +78,8 @@ def convert(
     draft.system, draft.file, draft.marks = system.title, main.name, main.marks
     draft.reading_defaults = True
     there = {system.former_names.get(key, key) for key, value in main.value.items() if value is not None}
-    by_command = system.command_defaults.get(str(main.value.get(COMMAND)), system.defaults)
+    run = str(main.value.get(COMMAND, system.kind_of(main.value)))
+    by_command = system.command_defaults.get(run, system.defaults)
     defaults = {key: value for key, value in by_command.items() if key not in there and value is not None}
     enter(system.table, defaults, draft, (), later)
     draft.reading_defaults = False
@@ -129,7 +134,7 @@ def _decide(entry: Entry, value: Any, draft: Draft, place: Place, later: list[An
         case Choice():
             known = isinstance(value, str | int | float) and value in entry.cases
             _decide(entry.cases[value] if known else entry.otherwise, value, draft, place, later)
-        case Section() if later is not None:
+        case Section(waits=True) if later is not None:
             later.append((entry, value, place))
         case Section():
             entry.convert(value, draft, place)

@@ -61,10 +61,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A value that only code can read, such as a list of data sets; it is read after every other key."""
+    """A value that only code can read, such as a list of data sets."""
 
     convert: Callable[[Any, Any, Place], None]
     """Takes the value, the draft and the value's path."""
+    waits: bool = True
+    """Whether it is read after every other key."""
 
 
 Entry = Rule | Choice | Section | Mapping[str, Any]

@@ -22,7 +22,7 @@ class System:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What counts where the file does not say it, in its own keys."""
     command_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Other defaults by what is run, where it is a command."""
+    """Other defaults by what is run, or by the kind of stage where a file does not say it."""
     former_names: Mapping[str, str] = field(default_factory=dict)
     """Keys by the names that they had before; both are read."""
     is_flat: bool = False

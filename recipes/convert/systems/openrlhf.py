@@ -7,6 +7,7 @@ from recipes.convert import quantities as q
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft
 from recipes.convert.readers import const, lora_targets, positive, real, text, truth, whole
+from recipes.convert.reinforcement import split_length
 from recipes.convert.rows import find_source
 from recipes.convert.rules import (
     Choice,
@@ -24,6 +25,7 @@ from recipes.convert.rules import (
 )
 from recipes.convert.system import System
 from recipes.convert.systems.deepspeed import ZERO
+from recipes.convert.systems.openrlhf_ppo import DEFAULTS, PPO, finish_ppo
 from recipes.convert.systems.transformers_arguments import (
     CHECKPOINTING,
     DIVIDES,
@@ -52,7 +54,7 @@ def _rows(target: str) -> Section:
     """Rows of a data set's name, in the columns that other arguments name."""
 
     def read(value: Any, draft: Draft, place: Place) -> None:
-        split = draft.get(_SPLIT if target == "data" else _EVALUATION_SPLIT)
+        split = draft.get(_EVALUATION_SPLIT if target == "evaluation" else _SPLIT)
         try:
             names = text(value).split(",")
             if len(names) > 1:
@@ -62,7 +64,7 @@ def _rows(target: str) -> Section:
             draft.reject(place, value, str(error), error.code)
             return
         columns = _columns(draft)
-        limit = {"limit": draft.get(_LIMIT)} if target == "data" and draft.get(_LIMIT) else {}
+        limit = {"limit": draft.get(_LIMIT)} if target != "evaluation" and draft.get(_LIMIT) else {}
         draft.note(
             place, value, carried(target, const({**source, **({"columns": columns} if columns else {}), **limit}))
         )
@@ -73,6 +75,8 @@ def _rows(target: str) -> Section:
 def _columns(draft: Draft) -> dict[str, str]:
     if draft.get(q.KIND) in ("reward", "preference"):
         named = {"prompt": draft.get(_PROMPT), "chosen": draft.get(_CHOSEN), "rejected": draft.get(_REJECTED)}
+    elif draft.get(q.KIND) == "rl":
+        named = {"prompt": _prompt(draft)}
     elif draft.get(q.KIND) == "pretrain":
         named = {"text": draft.get(_INPUT)}
     elif draft.get(_CHATS):
@@ -97,8 +101,9 @@ _COMMON: Table = {
             "train_sft": carried(q.KIND, const("finetune")),
             "train_rm": carried(q.KIND, const("reward")),
             "train_dpo": carried(q.KIND, const("preference")),
+            "train_ppo_ray": carried(q.KIND, const("rl")),
         },
-        refused("must be train_sft, train_rm or train_dpo"),
+        refused("must be train_sft, train_rm, train_dpo or train_ppo_ray"),
     ),
     "ckpt.output_dir": STORED,
     "ckpt.save_hf": STORED,
@@ -160,6 +165,8 @@ _COMMON: Table = {
     "min_lr_ratio": carried("train.schedule.min_ratio", real),
     "max_norm": carried("train.gradient_clipping", real),
     "data.dataset": _rows("data"),
+    "data.prompt_dataset": _rows("prompts"),
+    "data.prompt_split": carried(_SPLIT, text),
     "data.dataset_split": carried(_SPLIT, text),
     "data.dataset_probs": refused("a stage reads one source"),
     "data.max_samples": carried(_LIMIT, positive),
@@ -216,6 +223,12 @@ def _entry(name: str) -> Entry:
 def _finish(draft: Draft) -> None:
     """Adapters by their rank; rows that are put to the model as they are."""
     draft.values[q.ADAPTER] = "lora.r" in draft.values
+    if draft.get(q.KIND) == "rl":
+        draft.values[q.PASSES] = draft.values.pop(q.EPOCHS, 1)
+        draft.values[q.EPOCHS] = draft.values.pop(q.EPISODES, 1)
+        draft.values.setdefault("template", "none")
+        split_length(draft, draft.get("train.sequence_length", 2048))
+        finish_ppo(draft)
     if draft.get("loss_on") == "all":
         draft.values[q.KIND] = "finetune" if draft.get(q.ADAPTER) else "pretrain"
     if draft.get(q.KIND) == "preference":
@@ -238,10 +251,10 @@ SYSTEM = System(
     "openrlhf",
     "OpenRLHF",
     frozenset({"ckpt.output_dir", "ds.zero_stage", "adam.lr", "train.batch_size", "micro_train_batch_size"}),
-    {**_COMMON, **_PREFERENCES, **{old: _entry(name) for old, name in _OLD.items()},
+    {**PPO, **_COMMON, **_PREFERENCES, **{old: _entry(name) for old, name in _OLD.items()},
      "bf16": flag(carried("shard.precision", const("bf16")))},
     _SFT,
-    command_defaults={"train_rm": {**_PAIRS, "adam.lr": 9e-6},
+    command_defaults={"train_ppo_ray": DEFAULTS, "train_rm": {**_PAIRS, "adam.lr": 9e-6},
                       "train_dpo": {**_PAIRS, "adam.lr": 1e-5, "train.micro_batch_size": 8, "model.beta": 0.1}},
     former_names=_OLD,
     finish=_finish,

@@ -32,6 +32,7 @@ from recipes.convert.systems.transformers_arguments import (
     RESUMES,
     STORED,
 )
+from recipes.convert.systems.verl_ppo import BATCH, DEFAULTS, PPO, finish_ppo
 
 _PROMPT, _RESPONSE, _PROMPT_KEYS, _RESPONSE_KEYS = "@prompt", "@response", "@prompt_keys", "@response_keys"
 _CHATS, _MESSAGES, _LIMIT = "@chats", "@messages", "@limit"
@@ -63,16 +64,19 @@ def _rows(target: str) -> Section:
         except Unfit as error:
             draft.reject(place, value, str(error), error.code)
             return
+        place_of = "prompts" if target == "data" and draft.get(q.KIND) == "rl" else target
         limit = {"limit": draft.get(_LIMIT)} if target == "data" and draft.get(_LIMIT) else {}
         draft.note(
-            place, value, carried(target, const({**source, **({"columns": columns} if columns else {}), **limit}))
+            place, value, carried(place_of, const({**source, **({"columns": columns} if columns else {}), **limit}))
         )
 
     return Section(read)
 
 
 def _columns(draft: Draft) -> dict[str, str]:
-    if draft.get(_CHATS):
+    if draft.get(q.KIND) == "rl":
+        found = {"prompt": _inside(draft.get(_PROMPT, "prompt"), draft.get(_PROMPT_KEYS))}
+    elif draft.get(_CHATS):
         found = {"messages": draft.get(_MESSAGES, "messages")}
     else:
         found = {
@@ -88,10 +92,14 @@ def _inside(column: str, keys: list[str] | None) -> str:
 
 _DATA: Table = {
     "data.train_files": _rows("data"),
+    "data.max_prompt_length": carried("rollout.max_prompt_tokens", positive),
+    "data.max_response_length": carried("rollout.max_new_tokens", positive),
+    "data.filter_overlong_prompts": no_effect("longer prompts are dropped and counted"),
+    "data.reward_fn_key": no_effect("the rows' columns are handed to the reward"),
     "data.val_files": _rows("evaluation"),
     "data.train_max_samples": unless(-1, then=carried(_LIMIT, positive)),
     "data.val_max_samples": no_effect("`train.evaluation_rows` says how many rows an evaluation takes"),
-    "data.train_batch_size": carried("train.global_batch", positive),
+    "data.train_batch_size": carried(BATCH, positive),
     "data.micro_batch_size": no_effect("verl reads micro_batch_size_per_gpu"),
     "data.micro_batch_size_per_gpu": carried(q.MICRO_BATCH, positive),
     "data.prompt_key": carried(_PROMPT, text),
@@ -116,6 +124,7 @@ _DATA: Table = {
     "data.pad_mode": FASTER,
     "data.use_dynamic_bsz": FASTER,
     "data.max_token_len_per_gpu": FASTER,
+    "data.custom_cls.name": no_effect("belongs to data.custom_cls.path"),
     "data.custom_cls.*": refused("rows are read by a source; a class of yours is not run"),
     "data.*": LOADING,
 }
@@ -161,8 +170,12 @@ _OPTIMIZER: Table = {
 }
 _TRAINER: Table = {
     COMMAND: Choice(
-        {name: carried(q.KIND, const("finetune")) for name in ("fsdp_sft_trainer", "sft_trainer")},
-        refused("must be fsdp_sft_trainer or sft_trainer"),
+        {
+            "fsdp_sft_trainer": carried(q.KIND, const("finetune")),
+            "sft_trainer": carried(q.KIND, const("finetune")),
+            "main_ppo": carried(q.KIND, const("rl")),
+        },
+        refused("must be fsdp_sft_trainer, sft_trainer or main_ppo"),
     ),
     "trainer.total_epochs": carried(q.EPOCHS, real),
     "trainer.total_training_steps": carried(q.STEPS, whole),
@@ -193,6 +206,15 @@ _TRAINER: Table = {
 def _finish(draft: Draft) -> None:
     """Adapters by their rank; rows in their own number in a batch."""
     draft.values[q.ADAPTER] = "lora.r" in draft.values
+    if draft.get("rollout.prompts_per_iteration") is None and any(key.startswith("algorithm.") for key in draft.values):
+        draft.values[q.KIND] = "rl"
+    batch = draft.values.pop(BATCH, None)
+    if draft.get(q.KIND) == "rl":
+        draft.values["rollout.prompts_per_iteration"] = batch
+        finish_ppo(draft)
+    else:
+        draft.retract("rollout.", "answers are not drawn")
+        draft.values["train.global_batch"] = batch
     if draft.get(q.KIND, "finetune") == "finetune":
         draft.values.setdefault(q.KIND, "finetune")
         draft.values.setdefault("train.packing", False)
@@ -202,11 +224,12 @@ SYSTEM = System(
     "verl",
     "verl",
     frozenset({"actor_rollout_ref", "data.train_files", "model.partial_pretrain", "trainer.total_epochs"}),
-    {**_DATA, **_MODEL, **_OPTIMIZER, **_TRAINER},
+    {**_DATA, **_MODEL, **_OPTIMIZER, **_TRAINER, **PPO},
     {"data.train_batch_size": 256, "data.micro_batch_size_per_gpu": 4, "data.max_length": 1024,
      "data.truncation": "error", "model.enable_gradient_checkpointing": True, "optim.lr": 1e-5, "optim.betas":
      [0.9, 0.95], "optim.weight_decay": 0.01, "optim.lr_warmup_steps_ratio": 0.1, "optim.clip_grad": 1.0,
      "optim.lr_scheduler": "cosine", "trainer.total_epochs": 4},
+    command_defaults={"main_ppo": DEFAULTS, "rl": DEFAULTS},
     is_flat=True,
     finish=_finish,
     kind_of=lambda value: "rl" if value.get(COMMAND) == "main_ppo" or any(

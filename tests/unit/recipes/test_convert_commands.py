@@ -10,6 +10,7 @@ from recipes.convert.registry import recognise
 from recipes.convert.rules import Outcome
 from recipes.convert.source_text import read_source
 from recipes.errors import RecipeError
+from recipes.loading.load import parse_recipe
 from recipes.problem_codes import Code
 
 OPENRLHF = """\
@@ -157,3 +158,116 @@ def test_a_command_of_trl(tmp_path: Path) -> None:
     text = "trl dpo --model_name_or_path acme/tiny --dataset_name acme/pairs --beta 0.3 --use_peft && echo done"
     stage = _stage(_convert(tmp_path, f"accelerate launch -m x\n{text}\n"))
     assert (stage["kind"], stage["loss"], stage["lora"]["r"]) == ("preference", {"beta": 0.3}, 16)
+
+
+OPENRLHF_PPO = """\
+python3 -m openrlhf.cli.train_ppo_ray \\
+   --actor.model_name_or_path acme/tiny --actor.num_gpus_per_node 2 \\
+   --reward.model_name_or_path acme/judge \\
+   --data.prompt_dataset prompts.jsonl --data.input_key question --data.apply_chat_template \\
+   --data.max_samples 640 --train.num_episodes 2 \\
+   --rollout.batch_size 64 --rollout.n_samples_per_prompt 4 --rollout.max_new_tokens 100 --data.max_len 300 \\
+   --train.batch_size 128 --actor.adam.lr 5e-7 --algo.kl.init_coef 0.02 \\
+"""
+VERL_GRPO = """\
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=grpo \\
+    data.train_files=prompts.parquet data.train_batch_size=32 data.max_prompt_length=64 data.max_response_length=128 \\
+    data.truncation=right \\
+    actor_rollout_ref.model.path=acme/tiny \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=16 actor_rollout_ref.rollout.n=8 \\
+    actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.01 \\
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl actor_rollout_ref.actor.clip_ratio_high=0.28 \\
+    actor_rollout_ref.rollout.name=vllm trainer.total_training_steps=50 trainer.n_gpus_per_node=4 $@
+"""
+
+
+def _load(conversion: Conversion) -> Any:
+    """The stage as its class; raises where the recipe is wrong."""
+    (stage,) = parse_recipe(conversion.recipe).stages.values()
+    return stage
+
+
+def test_ppo_of_openrlhf(tmp_path: Path) -> None:
+    found = _convert(tmp_path, OPENRLHF_PPO)
+    stage = _stage(found)
+    assert (stage["kind"], stage["actor"], stage["template"]) == ("rl", "hf://acme/tiny@main", "chat")
+    assert stage["rewards"] == {"reward": {"model": "hf://acme/judge@main"}}
+    assert stage["prompts"]["columns"] == {"prompt": "question"}
+    assert stage["rollout"] == {
+        "prompts_per_iteration": 64, "samples_per_prompt": 4, "max_new_tokens": 100, "max_prompt_tokens": 200,
+    }  # fmt: skip
+    settings = stage["algorithm"]
+    assert (settings["name"], settings["iterations"], settings["epochs"], settings["mini_batches"]) == ("ppo", 20, 1, 2)
+    assert (settings["kl_coef"], settings["kl_in"], settings["critic"]) == (0.02, "reward", {"lr": 9e-6, "clip": 0.5})
+    assert _load(found).algorithm.planned_steps == 40
+
+
+def test_reward_functions_are_named_and_adapted(tmp_path: Path) -> None:
+    text = OPENRLHF_PPO.replace("--reward.model_name_or_path acme/judge", "--reward.remote_url /x/my-reward.py")
+    found = _convert(tmp_path, text)
+    stage = _stage(found)
+    assert stage["rewards"] == {"reward": {"python": "my_reward:reward_func"}}
+    assert stage["algorithm"]["critic"]["start"] == "actor"
+    assert "reward.remote_url" in {line.key for line in found.draft.of(Outcome.CHANGED)}
+    address = _convert(tmp_path, text.replace("/x/my-reward.py", "http://judge:5000/score"))
+    assert _stage(address)["rewards"] == {"reward": {"url": "http://judge:5000/score"}}
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [
+        ("--algo.advantage.estimator group_norm", {"name": "grpo"}),
+        ("--algo.advantage.estimator dr_grpo", {"name": "grpo", "scale": "none", "aggregation": "constant"}),
+        ("--algo.advantage.estimator rloo", {"name": "rloo"}),
+        ("--algo.advantage.estimator reinforce_baseline", {"name": "reinforce_plus_plus", "baseline": "group"}),
+        ("--algo.advantage.estimator group_norm --actor.policy_loss_type gspo", {"name": "gspo"}),
+        ("--actor.eps_clip 0.3 --actor.eps_clip_low_high 0.1 0.4", {"name": "ppo", "clip_low": 0.1, "clip_high": 0.4}),
+        ("--actor.eps_clip 0.3", {"clip_low": 0.3, "clip_high": 0.3}),
+        (
+            "--algo.kl.target 6 --algo.kl.horizon 500",
+            {"kl_controller": {"name": "adaptive", "target": 6, "horizon": 500}},
+        ),
+        ("--algo.kl.use_loss --algo.kl.estimator k3", {"kl_in": "loss", "kl_estimator": "k3"}),
+    ],
+)
+def test_algorithms_of_openrlhf(tmp_path: Path, added: str, expected: dict[str, Any]) -> None:
+    found = _convert(tmp_path, f"{OPENRLHF_PPO}   {added}\n")
+    assert expected.items() <= _stage(found)["algorithm"].items()
+    _load(found)
+
+
+def test_grpo_of_verl(tmp_path: Path) -> None:
+    found = _convert(tmp_path, VERL_GRPO)
+    stage = _stage(found)
+    assert stage["prompts"] == {"source": "parquet", "files": ["./prompts.parquet"]}
+    settings = stage["algorithm"]
+    assert {
+        "name": "grpo", "iterations": 50, "epochs": 1, "mini_batches": 2, "kl_in": "loss", "kl_coef": 0.01,
+        "kl_estimator": "k3", "clip_high": 0.28, "aggregation": "tokens", "dual_clip": 3.0,
+    }.items() <= settings.items()  # fmt: skip
+    assert "critic" not in settings
+    assert stage["rewards"]["reward"]["python"] == "reward:compute_score"
+    assert "reward" in {line.key for line in found.draft.of(Outcome.CHANGED)}
+    _load(found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("trainer.total_training_steps=50", "trainer.total_epochs=3", "iterations"),
+        ("ppo_mini_batch_size=16", "ppo_mini_batch_size=12", "batch"),
+        ("algorithm.adv_estimator=grpo", "algorithm.adv_estimator=remax", "algorithm.adv_estimator"),
+        ("actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.top_p=0.9", "actor_rollout_ref.rollout.top_p"),
+    ],
+)
+def test_what_of_verl_is_refused(tmp_path: Path, old: str, new: str, key: str) -> None:
+    found = _convert(tmp_path, VERL_GRPO.replace(old, new))
+    assert [line.key for line in found.refused] == [key]
+
+
+def test_iterations_follow_from_rows(tmp_path: Path) -> None:
+    (tmp_path / "train.sh").write_text(VERL_GRPO.replace("trainer.total_training_steps=50", "trainer.total_epochs=3"))
+    source = read_source(tmp_path / "train.sh", tmp_path)
+    found = convert([(source, recognise(source.value, "train.sh")[0])], tmp_path, rows=320)
+    assert _stage(found)["algorithm"]["iterations"] == 30

@@ -1,6 +1,6 @@
 """How many of another system's files `trainwright convert` turns into recipes that `check` accepts.
 
-    python -m benchmarks.convert_share FOLDER [--from SYSTEM] [--folder DIR] [--refused]
+    python -m benchmarks.convert_share FOLDER [--from SYSTEM] [--folder DIR] [--rows N] [--refused]
 
 Of each file with a training configuration: its kind, and whether it became a recipe without a problem but for models
 and data that are not there. The keys that are refused are counted; `--refused` lists the files too.
@@ -37,12 +37,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--from", dest="system", choices=list(SYSTEMS))
     parser.add_argument("--folder", dest="working_dir", type=Path, default=None)
+    parser.add_argument("--rows", type=int, help="rows of the data, from which RL counts its iterations")
     parser.add_argument("--refused", action="store_true", help="list every file that does not convert")
     options = parser.parse_args()
     files = sorted(path for path in options.folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     found, skipped = [], Counter[str]()
     for file in files:
-        outcome = measure(file, options.system, options.working_dir or options.folder)
+        outcome = measure(file, options.system, options.working_dir or options.folder, options.rows)
         if isinstance(outcome, str):
             skipped[outcome] += 1
             if options.refused:
@@ -52,7 +53,7 @@ def main() -> None:
     show(found, skipped, options.refused)
 
 
-def measure(file: Path, system: str | None, working_dir: Path) -> Outcome | str:
+def measure(file: Path, system: str | None, working_dir: Path, rows: int | None) -> Outcome | str:
     """Convert one file; a text says why it is none to convert."""
     try:
         value = read_source(file, working_dir).value
@@ -65,7 +66,7 @@ def measure(file: Path, system: str | None, working_dir: Path) -> Outcome | str:
         return f"a part of a configuration: {known.title}"
     if not known.trains(value):
         return "does not train: it merges, serves, prepares or evaluates"
-    found = convert_files([file], system=system, working_dir=working_dir)
+    found = convert_files([file], system=system, working_dir=working_dir, rows=rows)
     (stage,) = found.conversion.recipe["stages"].values()
     kind = OTHER.get(known.kind_of(value) or stage["kind"])
     if kind is None:

@@ -177,7 +177,7 @@ def _warmup(draft: Draft) -> None:
     if steps:
         values[f"{schedule}.warmup_steps"] = int(steps)
     elif share and total is not None:
-        values[f"{schedule}.warmup_steps"] = math.ceil(share * total)
+        values[f"{schedule}.warmup_steps"] = min(math.ceil(share * total), total - 1)
         draft.comments[f"{schedule}.warmup_steps"] = f"{share:g} of {total} steps"
     elif share:
         values[f"{schedule}.warmup_ratio"] = share

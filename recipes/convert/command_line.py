@@ -16,6 +16,8 @@ _RUNS = re.compile(r"(?:openrlhf\.cli\.|openrlhf/cli/)(train_\w+)(?:\.py)?|verl\
 _ASSIGNS = re.compile(r"(?:export\s+|local\s+)?([A-Za-z_]\w*)=(.*)")
 _OVERRIDE = re.compile(r"[+~]{0,2}([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?::?-([^}]*))?\}?")
+_ARRAY = re.compile(r"^\s*([A-Za-z_]\w*)=\((.*?)^\s*\)", re.MULTILINE | re.DOTALL)
+_NAMED = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?\}?")
 _ENDS = {"|", "||", "&&", "&", ";", ">", ">>", "2>&1", "EOF"}
 
 
@@ -28,6 +30,7 @@ def is_command(text: str, suffix: str) -> bool:
 def read_command(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The arguments of the one training command in a text, by key, and their lines; raises RecipeError."""
     variables: dict[str, str] = {"HOME": os.path.expanduser("~")}
+    arrays = {match[1]: match[2] for match in _ARRAY.finditer(text)}
     commands: list[tuple[str | None, list[str]]] = []
     for line in _logical_lines(text):
         words = _split(line)
@@ -46,7 +49,7 @@ def read_command(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise RecipeError([Problem(Code.INVALID_FORMAT, name, None, "", "", message)])
     run, words = commands[0]
     value = {COMMAND: run} if run is not None else {}
-    value |= _arguments([_expand(word, variables) for word in words])
+    value |= _arguments([part for word in words for part in _parts(word, variables, arrays)])
     lines = text.splitlines()
     return value, {key: number for key in value if (number := _line_of(key, lines))}
 
@@ -76,6 +79,17 @@ def _find_run(words: list[str]) -> tuple[str, list[str]] | None:
             end = next((place for place, part in enumerate(arguments) if part in _ENDS), len(arguments))
             return command, arguments[:end]
     return None
+
+
+def _parts(word: str, variables: dict[str, str], arrays: dict[str, str]) -> list[str]:
+    """A word with its variables; one that is an array of arguments, or a text of several, becomes all of them."""
+    found = _NAMED.fullmatch(word)
+    if found is not None and (listed := arrays.get(found[1])) is not None:
+        lines = _logical_lines(listed)
+        return [part for line in lines for inner in _split(line) for part in _parts(inner, variables, {})]
+    expanded = _expand(word, variables)
+    is_several = found is not None and " " in expanded.strip() and ("=" in expanded or "--" in expanded)
+    return _split(expanded) if is_several else [expanded]
 
 
 def _expand(word: str, variables: dict[str, str]) -> str:

@@ -181,7 +181,8 @@ DEFAULTS: dict[str, Any] = {
 def finish_ppo(draft: Draft) -> None:
     """The batch of a step in responses, passes over them, and where the penalty enters."""
     values = draft.values
-    values[q.UPDATE_RESPONSES] = values.pop("train.global_batch", None)
+    if (batch := values.pop("train.global_batch", None)) is not None:
+        values[q.UPDATE_RESPONSES] = batch
     values["algorithm.epochs"] = int(values.pop(q.PASSES, 1))
     values.setdefault("algorithm.kl_in", "reward")
     values.pop(q.MICRO_BATCH, None)

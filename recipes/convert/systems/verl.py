@@ -195,6 +195,11 @@ _TRAINER: Table = {
     "trainer.device": DIVIDES,
     "trainer.*": LOGGING,
     "checkpoint.*": STORED,
+    "config-path": LOADING,
+    "config-name": Choice(
+        {f"ppo_{name}trainer{suffix}": DIVIDES for name in ("", "megatron_") for suffix in ("", ".yaml")},
+        changed("the keys of that file are not read: convert it, or write them as overrides"),
+    ),
     "engine": DIVIDES,
     "engine.*": DIVIDES,
     "ulysses_sequence_parallel_size": DIVIDES,
@@ -210,11 +215,13 @@ def _finish(draft: Draft) -> None:
         draft.values[q.KIND] = "rl"
     batch = draft.values.pop(BATCH, None)
     if draft.get(q.KIND) == "rl":
-        draft.values["rollout.prompts_per_iteration"] = batch
+        if batch is not None:
+            draft.values["rollout.prompts_per_iteration"] = batch
         finish_ppo(draft)
     else:
         draft.retract("rollout.", "answers are not drawn")
-        draft.values["train.global_batch"] = batch
+        if batch is not None:
+            draft.values["train.global_batch"] = batch
     if draft.get(q.KIND, "finetune") == "finetune":
         draft.values.setdefault(q.KIND, "finetune")
         draft.values.setdefault("train.packing", False)

@@ -271,3 +271,19 @@ def test_iterations_follow_from_rows(tmp_path: Path) -> None:
     source = read_source(tmp_path / "train.sh", tmp_path)
     found = convert([(source, recognise(source.value, "train.sh")[0])], tmp_path, rows=320)
     assert _stage(found)["algorithm"]["iterations"] == 30
+
+
+def test_arguments_in_arrays_and_in_variables(tmp_path: Path) -> None:
+    text = """\
+SIZE=32
+DATA_ARGS=(
+   --data.dataset rows.jsonl  # its rows
+   # --data.max_len 9
+   --data.output_key answer --train.batch_size ${SIZE}
+)
+MODEL_ARGS="--model.model_name_or_path acme/tiny --data.max_len 64"
+deepspeed --module openrlhf.cli.train_sft ${DATA_ARGS[@]} "${MODEL_ARGS}"
+"""
+    stage = _stage(_convert(tmp_path, text))
+    assert (stage["train"]["global_batch"], stage["train"]["sequence_length"]) == (32, 64)
+    assert (stage["init_from"], stage["data"]["files"]) == ("hf://acme/tiny@main", ["./rows.jsonl"])

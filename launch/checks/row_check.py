@@ -85,7 +85,9 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
             return
         shown = next((row for row in rows if not row.reading.drop), rows[0])
         pieces = tuple(show_row(shown, layout))
-        _, report = lay_out(layout, rows)
+        contents, report = lay_out(layout, rows)
+        if contents.learns_nothing and source.is_trained and len(rows) < NUM_ROWS:  # these are all rows
+            raise RequestError(report.nothing_to_learn(layout.text.sequence_length))
         found.warnings += _said_of_tokens(place, shown, layout)
     except RequestError as error:
         found.problems.append(loaded.problem(Code.ROWS_NOT_USABLE, place, "", str(error)))

@@ -112,6 +112,12 @@ class BuildReport:
             said.append(f"{self._share(fate.truncated)} truncated to {sequence_length} tokens; {example}")
         return said
 
+    def nothing_to_learn(self, sequence_length: int) -> str:
+        """Say that the set holds nothing to learn from, and what became of its rows."""
+        examples = {} if self.fate is None else self.fate.examples
+        reasons = "; ".join(f"{reason}: {', '.join(ids)}" for reason, ids in examples.items())
+        return f"nothing to learn from in {self.rows_in} rows at sequence_length {sequence_length}: {reasons}"
+
     def _share(self, count: int) -> str:
         return f"{count:,} of {self.rows_in:,} rows ({count / max(self.rows_in, 1):.0%})"
 

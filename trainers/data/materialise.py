@@ -242,12 +242,8 @@ def _demand_something_to_learn(request: DataRequest, contents: Contents, report:
     if report.rows_in == 0:
         raise RequestError(f"{what}: no rows (files, part, limit, hold_out or split leave nothing)")
     if contents.learns_nothing:
-        assert report.fate is not None
         assert request.layout.text is not None
-        reasons = "; ".join(f"{reason}: {', '.join(ids)}" for reason, ids in report.fate.examples.items())
-        length = request.layout.text.sequence_length
-        found = f"nothing to learn from in {report.rows_in} rows at sequence_length {length}"
-        raise RequestError(f"{what}: {found}: {reasons}")
+        raise RequestError(f"{what}: {report.nothing_to_learn(request.layout.text.sequence_length)}")
 
 
 def _npy(array: np.ndarray | Chunks) -> Iterator[bytes]:

@@ -221,3 +221,12 @@ def test_an_input_that_the_store_lacks_is_found_with_everything_else(check: Chec
     found = check_recipe(tmp_path / "recipe.yaml", overrides, store=store.uri)
     codes = {(problem.code, problem.field) for problem in found.problems}
     assert {("input-not-found", "stages.tuned.init_from"), ("out-of-range", "stages.base.train.steps")} <= codes
+
+
+def test_rows_of_which_nothing_is_left_to_learn_are_a_problem(check: Check) -> None:
+    tools = [{"name": "weather", "description": "of a city " * 20}]
+    rows = [{"messages": [{"role": "user", "content": "Q " * 60}, {"role": "assistant", "content": "A"}]}] * 4
+    (problem,) = check(rows).problems
+    assert (problem.code, problem.field) == ("rows-not-usable", "stages.tuned.data")
+    assert "nothing to learn from in 4 rows at sequence_length 48: no_response: rows.jsonl:1" in problem.message
+    assert check([{**SHORT, "tools": tools}] * 4).exit_code == 0

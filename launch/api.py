@@ -91,7 +91,9 @@ def plan(
     nodes = nodes_of(address) if gpus is None else imagined_nodes(gpus)
     workers = settle_workers(loaded.recipe, nodes)
     resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), fetches=False)
-    planned = resolved.plan(opened, find_rates(nodes, workers, utilisation, gpus))
+    planned = resolved.plan(
+        opened, find_rates(nodes, workers, utilisation, is_here=address is None and gpus is None, gpus=gpus)
+    )
     room = Room(nodes, workers.gpus_per_worker > 0)
     return replace(planned, misfits=tuple(misfits(resolved, planned, workers, room)))
 

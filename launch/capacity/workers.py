@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.topology import Node, Refusal, Request, fit
+from launch.capacity.calibration import calibrated_rates
 from recipes.errors import CapacityError
 from recipes.planning.cost import Rates, stated_rates
 from recipes.planning.gpus import GPUS_PER_NODE, Gpus, nearest_gpu
@@ -59,12 +60,17 @@ def imagined_nodes(gpus: Gpus) -> list[Node]:
     return nodes
 
 
-def find_rates(nodes: Sequence[Node], workers: Workers, utilisation: float, gpus: Gpus | None = None) -> Rates | None:
-    """What a worker gets done; of GPUs that are there by the table's most similar one. None: not known."""
-    if not workers.gpus_per_worker:
-        return None
-    if gpus is not None:
+def find_rates(
+    nodes: Sequence[Node], workers: Workers, utilisation: float, *, is_here: bool, gpus: Gpus | None
+) -> Rates | None:
+    """What a worker gets done: as it was measured where the node `is_here`, this machine; else by the data sheet of
+    these GPUs, or of the one that is most like those that are there. None: not known.
+    """
+    if gpus is not None and workers.gpus_per_worker:
         return stated_rates(gpus.gpu, utilisation)
+    here = calibrated_rates(nodes[0]) if is_here else None
+    if here is not None or not workers.gpus_per_worker:
+        return here
     known = [node for node in nodes if node.gpus and node.gpu_capability is not None and node.gpu_memory_bytes]
     if not known:
         return None

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.errors import TrainwrightError
+from recipes.errors import CapacityError, TrainwrightError
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Finding:
         return asdict(self)
 
 
-def examine(*, store: str | None = None, address: str | None = None) -> list[Finding]:
-    """What this machine and, with an address, the cluster has and lacks."""
+def examine(*, store: str | None = None, address: str | None = None, calibrates: bool = False) -> list[Finding]:
+    """What this machine and, with an address, the cluster has and lacks; with `calibrates` this machine is measured."""
     from launch.capacity.nodes import examine_nodes, nodes_of
     from trainers.store.store import Store
 
-    findings = [_versions(), _processors(), _shared_memory()]
+    findings = [_versions(), _processors(), _shared_memory(), _calibration(calibrates=calibrates)]
     try:
         opened = Store.open(store)
         started = time.monotonic()
@@ -78,6 +78,23 @@ def _processors() -> Finding:
     if node.gpu_capability is not None:
         said[1] += f" (compute capability {node.gpu_capability / 10:.1f}, {node.gpu_memory_bytes / 2**30:.1f} GiB)"
     return Finding("machine", True, f"{', '.join(said)}, {node.memory_bytes / 2**30:.1f} GiB memory")
+
+
+def _calibration(*, calibrates: bool) -> Finding:
+    """What plans of this machine compute times from."""
+    from launch.capacity.calibration import calibrate, calibrated_rates, calibration_file
+    from launch.capacity.nodes import nodes_of
+
+    node = nodes_of(None)[0]
+    try:
+        if calibrates:
+            calibrate(node)
+    except CapacityError as error:
+        return Finding("calibration", False, str(error))
+    rates = calibrated_rates(node)
+    if rates is None:
+        return Finding("calibration", True, "none of this machine: `trainwright doctor --calibrate` measures it")
+    return Finding("calibration", True, f"{rates.source}; kept in {calibration_file()}")
 
 
 def _shared_memory() -> Finding:

@@ -306,11 +306,18 @@ def report(
 
 
 @app.command()
-def doctor(address: Address = None, store: StoreUri = None, as_json: AsJson = False) -> None:
+def doctor(
+    address: Address = None,
+    store: StoreUri = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure for half a minute what this machine gets done, for `plan`.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what this machine, and with --address the cluster, has and lacks."""
     from launch.checks.doctor import examine
 
-    findings = examine(store=store, address=address)
+    findings = examine(store=store, address=address, calibrates=calibrate)
     if as_json:
         print_json([finding.to_json() for finding in findings])
     else:

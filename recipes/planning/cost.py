@@ -7,9 +7,12 @@ recomputed activations take one more. That is what PaLM (Chowdhery et al. 2022, 
 count: whole squares of attention, every sequence at its longest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
+from recipes.models.base import Shape
 from recipes.models.images.tally import Tally
 from recipes.models.known_models import Sized
 from recipes.planning.gpus import Gpu
@@ -23,18 +26,34 @@ UTILISATION = 0.4
 report in bf16 on H100s for models of 1B parameters and more; small ones reach less."""
 BANDWIDTH_SHARE = 0.6
 """Share of the memory's bandwidth that writing answers is taken to reach; 69 % is gpt-fast's on an A100."""
+LAYER_S = 75e-6
+"""Seconds that a layer's kernels take to be called for one more token: about fifteen, of five microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What one worker gets done."""
 
-    flops_per_s: Mapping[str, float]
-    """Operations of training, by precision."""
+    flops_per_s: Mapping[str, Sequence[tuple[int, float]]]
+    """Operations of training, by precision: models' widths in rising order, and what is reached at each."""
     bytes_per_s: float
     """Read from memory."""
     source: str
     """Where these come from, in words."""
+    image_flops_per_s: Mapping[str, float] = field(default_factory=dict)
+    """Operations of convolutions, by precision; of one that is missing those of the widest model."""
+    layer_s: float = 0.0
+    """Seconds of a layer for one more token, however little there is to compute: what calling kernels costs."""
+
+    def training(self, precision: str, width: int | None) -> float:
+        """Operations a second for models of a width, interpolated by its logarithm; None: of images."""
+        known = self.flops_per_s["bf16" if precision == "bf16" else "fp32"]
+        if width is None:
+            return self.image_flops_per_s.get(precision, known[-1][1])
+        for (narrow, slower), (wide, faster) in pairwise(known):
+            if narrow <= width <= wide:
+                return float(slower + (faster - slower) * math.log(width / narrow) / math.log(wide / narrow))
+        return known[0][1] if width < known[0][0] else known[-1][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +88,10 @@ def stated_rates(gpu: Gpu, utilisation: float) -> Rates:
     peaks = {precision: gpu.flops_per_s(precision) for precision in ("fp32", "bf16")}
     said = ", ".join(f"{precision} {peak / 1e12:,.0f} TFLOP/s" for precision, peak in peaks.items())
     return Rates(
-        {precision: utilisation * peak for precision, peak in peaks.items()},
+        {precision: [(1, utilisation * peak)] for precision, peak in peaks.items()},
         BANDWIDTH_SHARE * gpu.terabytes_per_s * 1e12,
         f"{utilisation:.0%} of {gpu.name}'s peak ({said}), {BANDWIDTH_SHARE:.0%} of {gpu.terabytes_per_s:g} TB/s",
+        layer_s=LAYER_S,
     )
 
 
@@ -122,18 +142,27 @@ def image_flops(stage: StageBase, net: Tally, passes: list[Pass]) -> Flops:
 
 
 def stage_seconds(
-    flops: Flops, shard: Shard, sizes: Sizes, workers: int, rates: Rates, steps: int, passes: list[Pass]
+    flops: Flops,
+    shard: Shard,
+    sizes: Sizes,
+    workers: int,
+    rates: Rates,
+    steps: int,
+    passes: list[Pass],
+    shape: Shape | None,
 ) -> float:
     """The time of a stage's arithmetic: starting workers, reading data and saving come on top.
 
     Operations at the workers' rate; answers at the rate of the memory where that is slower, since every token reads the
-    whole model; the optimiser reads and writes its state once a step.
+    whole model, and what calling its layers costs; the optimiser reads and writes its state once a step. `shape` is
+    that of a language model; None: images.
     """
-    speed = workers * rates.flops_per_s["bf16" if shard.precision == "bf16" else "fp32"]
+    speed = workers * rates.training(shard.precision, None if shape is None else shape.width)
     computing = (flops.training + flops.scoring) / speed
     tokens = sum(passed.times * passed.writes for passed in passes)
     model_bytes = (sizes.parameters * shard.value_bytes) + sizes.memory.cache / 2
     writing = max(flops.writing / speed, tokens * model_bytes / rates.bytes_per_s)
+    writing += 0 if shape is None else tokens * shape.layers * rates.layer_s
     state = sizes.trainable_parameters * (2 * (FP32_BYTES + MOMENT_BYTES) + FP32_BYTES)
     updating = steps * state / (workers if shard.zero_stage else 1) / rates.bytes_per_s
     return computing + writing + updating

@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
+from recipes.models.base import Shape
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
@@ -66,6 +67,8 @@ class Predicted:
     sizes: Sizes | None = None
     flops: Callable[[int], Flops] | None = None
     """Operations of so many steps."""
+    shape: Shape | None = None
+    """Of a language model."""
     unknown: str = ""
     """Why there are no sizes."""
 
@@ -83,7 +86,7 @@ class Predicted:
         flops, passes = self.flops(steps), self.stage.passes(steps)
         if rates is None:
             return Cost(flops)
-        seconds = stage_seconds(flops, self.stage.shard, self.sizes, self.workers, rates, steps, passes)
+        seconds = stage_seconds(flops, self.stage.shard, self.sizes, self.workers, rates, steps, passes, self.shape)
         return Cost(flops, seconds, None if price is None else price * self.workers * seconds / 3600)
 
 
@@ -104,7 +107,8 @@ def _predict_text(stage: TextStage, known: Known, workers: int, micro_batch: int
     architecture, vocab_size = model.architecture, model.vocab_size
     further = model.further_parameters
     sizes = predict_sizes(stage, architecture, vocab_size, workers, micro_batch, further, on_gpu=known.on_gpu)
-    return Predicted(stage, workers, sizes, lambda steps: text_flops(stage, architecture, vocab_size, steps))
+    shape = architecture.shape()
+    return Predicted(stage, workers, sizes, lambda steps: text_flops(stage, architecture, vocab_size, steps), shape)
 
 
 def _predict_images(

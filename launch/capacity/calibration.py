@@ -1,0 +1,105 @@
+"""What a machine was measured to get done, kept in the user's cache folder for the plans of this machine."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.rank_process import rank_environment
+from cluster.topology import Node
+from recipes.errors import CapacityError
+from recipes.planning.cost import Rates
+
+FORMAT = 1
+TIMEOUT_S = 900.0
+
+
+def calibration_file() -> Path:
+    """Where calibrations are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "trainwright" / "calibration.json"
+
+
+def calibrate(node: Node) -> dict[str, Any]:
+    """Measure this machine as one worker sees it and keep what was found; raises CapacityError."""
+    on_gpu = node.gpus > 0
+    threads = max(1, int(node.cpus)) if on_gpu else 1
+    asked = subprocess.run(
+        [sys.executable, "-m", "trainers.training.calibration", "cuda" if on_gpu else "cpu"],
+        env=rank_environment(os.environ, {}, threads, on_gpu),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+    if asked.returncode:
+        raise CapacityError(f"this machine cannot be measured: {asked.stderr.strip().splitlines()[-1]}")
+    record = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_of(node),
+        "rates": json.loads(asked.stdout.splitlines()[-1]),
+    }
+    others = [other for other in _records() if other["machine"] != record["machine"]]
+    path = calibration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps({"format": FORMAT, "machines": [*others, record]}, indent=1))
+    written.replace(path)
+    return record
+
+
+def machine_of(node: Node) -> dict[str, Any]:
+    """What tells this machine from others whose rates differ."""
+    found: dict[str, Any] = {"host": platform.node(), "processor": _processor(), "cpus": node.cpus}
+    if node.gpus:
+        found |= {"gpu_capability": node.gpu_capability, "gpu_memory_bytes": node.gpu_memory_bytes}
+    return found
+
+
+def calibrated_rates(node: Node) -> Rates | None:
+    """The rates of a worker on this machine; None: it was not measured."""
+    record = next((record for record in _records() if record["machine"] == machine_of(node)), None)
+    if record is None:
+        return None
+    rates = record["rates"]
+    return Rates(
+        flops_per_s={
+            precision: tuple((int(width), rate) for width, rate in sorted(found.items(), key=lambda pair: int(pair[0])))
+            for precision, found in rates["training"].items()
+        },
+        bytes_per_s=rates["bytes_per_s"],
+        source=f"measured on {record['machine']['host']} at {record['measured_at']}: {summary(record)}",
+        image_flops_per_s=rates["convolutions"],
+        layer_s=rates["layer_s"],
+    )
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A calibration in a line."""
+    rates = record["rates"]
+    said = []
+    for precision, training in rates["training"].items():
+        reached = [rate / 1e9 for rate in training.values()]
+        product = rates["products"][precision] / 1e9
+        said.append(f"{precision} {min(reached):,.0f} to {max(reached):,.0f} GFLOP/s in training ({product:,.0f} peak)")
+    return f"{', '.join(said)}, {rates['bytes_per_s'] / 1e9:,.1f} GB/s"
+
+
+def _records() -> list[dict[str, Any]]:
+    """Calibrations of every machine that shares the cache folder; none where the file is of another format."""
+    try:
+        value = json.loads(calibration_file().read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
+    return list(value["machines"]) if isinstance(value, dict) and value.get("format") == FORMAT else []
+
+
+def _processor() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.machine()

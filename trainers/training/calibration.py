@@ -1,0 +1,150 @@
+"""What this machine gets done: products, training and sampling of small models, reading of memory.
+
+    python -m trainers.training.calibration
+
+Prints JSON. A worker on CPUs has one thread, so rates are those of one, by the process's CPU time: what else runs on
+the machine does not count. On a GPU they are those of the device, by the clock.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recipes.models.decoder import Llama
+from recipes.stages.optim import AdamW
+from recipes.stages.sharding import Shard
+from trainers.data.batches import TokenBatch
+from trainers.engine.build import build_engine, parameter_group
+from trainers.inference.generation import SamplingSettings, generate
+from trainers.models.decoder import build_decoder
+from trainers.models.protocol import TokenizerFacts
+from trainers.models.token_losses import TokenLosses
+from trainers.objectives.language_model import LanguageModelObjective
+from trainers.runtime.precision import dtype_of, use_fast_matmul
+
+VOCABULARY = 4096
+LENGTH = 256
+LAYERS = 2
+WIDTHS = {"cpu": (64, 256, 768), "cuda": (512, 2048)}
+"""Widths that training is measured at; rates between them are interpolated."""
+ROWS = {"cpu": 4, "cuda": 32}
+PRODUCT = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices that are multiplied."""
+COPIED_BYTES = 256 << 20
+REPEATS = 3
+
+
+def measure(device: torch.device) -> dict[str, Any]:
+    """Return rates by precision (and width), the memory's, and the seconds of a layer for one more token of a row."""
+    use_fast_matmul(device)
+    precisions = ("fp32", "bf16")
+    return {
+        "products": {precision: _products(device, dtype_of(precision)) for precision in precisions},
+        "training": {
+            precision: {str(width): _training(device, width, precision) for width in WIDTHS[device.type]}
+            for precision in precisions
+        },
+        "convolutions": {precision: _convolutions(device, dtype_of(precision)) for precision in precisions},
+        "bytes_per_s": _bandwidth(device),
+        "layer_s": _layer_seconds(device),
+    }
+
+
+def _fastest(device: torch.device, action: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of a few repetitions, after one that does not count."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    taken = []
+    for _ in range(1 + REPEATS):
+        started = clock()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(clock() - started)
+    return min(taken[1:])
+
+
+def _products(device: torch.device, dtype: torch.dtype) -> float:
+    side = PRODUCT[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _fastest(device, lambda: left @ right)
+
+
+def _bandwidth(device: torch.device) -> float:
+    source = torch.ones(COPIED_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED_BYTES / _fastest(device, lambda: target.copy_(source))
+
+
+def _llama(width: int) -> Llama:
+    return Llama(
+        family="decoder",
+        type="llama",
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=max(2, width // 64),
+        max_position_embeddings=2 * LENGTH,
+    )
+
+
+def _built(architecture: Llama, device: torch.device) -> nn.Module:
+    keys = architecture.model_dump(exclude_none=True)
+    return build_decoder(keys, TokenizerFacts(VOCABULARY, 0, 1), seed=0, device=device)
+
+
+def _training(device: torch.device, width: int, precision: str) -> float:
+    """Return operations a second of forward and backward passes, counted as plans count them."""
+    architecture, rows = _llama(width), ROWS[device.type]
+    module = TokenLosses(_built(architecture, device))
+    shard = Shard(engine="plain", precision="bf16" if precision == "bf16" else "fp32")
+    engine = build_engine(module, [parameter_group("model", module, AdamW(lr=1e-3))], shard, clip=1.0, device=device)
+    ids = torch.randint(2, VOCABULARY, (rows, LENGTH))
+    ones, places = torch.ones_like(ids), torch.arange(LENGTH).expand_as(ids)
+    batch = TokenBatch(ids, ones, places, ones.bool(), torch.arange(rows)).to(device)
+    objective = LanguageModelObjective()
+
+    def step() -> None:
+        engine.backward(objective.loss(engine.module, batch).loss_sum / objective.weight(batch))
+
+    token = architecture.multiplied_parameters() + VOCABULARY * width
+    flops = rows * LENGTH * 3 * (2 * token + architecture.attention_flops(LENGTH))
+    return flops / _fastest(device, step)
+
+
+def _convolutions(device: torch.device, dtype: torch.dtype) -> float:
+    """Return operations a second of a stack of convolutions, norms and activations, as diffusions have them."""
+    channels, side, images = 32, 32, 16
+    layers = [
+        nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.SiLU())
+        for _ in range(4)
+    ]
+    net = nn.Sequential(*layers).to(device, dtype)
+    pixels = torch.randn(images, channels, side, side, device=device, dtype=dtype)
+
+    def step() -> Tensor:
+        loss: Tensor = net(pixels).float().square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return 3 * 4 * images * 2 * 9 * channels**2 * side**2 / _fastest(device, step)
+
+
+def _layer_seconds(device: torch.device) -> float:
+    """Return the seconds that a layer takes for one more token of a single row: what calls cost, not arithmetic."""
+    width, new = WIDTHS[device.type][0], 32
+    model = _built(_llama(width), device).to(device).eval()
+    prompt = torch.full((1, 8), 2, device=device)
+    settings = SamplingSettings(new, temperature=1.0, stop_ids=(), pad_id=0, num_tokens=VOCABULARY)
+    uniforms = np.full((1, new), 0.5)
+    return _fastest(device, lambda: generate(model, prompt, torch.ones_like(prompt), settings, uniforms)) / new / LAYERS
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1 if sys.argv[1] == "cpu" else torch.get_num_threads())
+    print(json.dumps(measure(torch.device(sys.argv[1]))))

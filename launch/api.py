@@ -19,7 +19,7 @@ from launch.checks.memory import Room, check_memory, misfits
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check
 from launch.inputs.data_check import load_checked
-from launch.inputs.resolve import resolve
+from launch.inputs.resolve import NOT_FOR_PLANS, resolve
 from launch.inputs.resolved import Resolved
 from launch.records.journal import FINISHED, RunSummary
 from launch.records.new_run import new_record, record_of
@@ -87,10 +87,10 @@ def plan(
     `on`: GPUs that need not be there, as in `8xH100`; `utilisation`: the share of their peak that training reaches.
     """
     opened, gpus = Store.open(store), None if on is None else parse_gpus(on)
-    loaded = load_checked(Path(recipe), overrides, smoke)
+    loaded = load_checked(Path(recipe), overrides, smoke, forgives=NOT_FOR_PLANS)
     nodes = nodes_of(address) if gpus is None else imagined_nodes(gpus)
     workers = settle_workers(loaded.recipe, nodes)
-    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), fetches=False)
+    resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers), only_plans=True)
     planned = resolved.plan(
         opened, find_rates(nodes, workers, utilisation, is_here=address is None and gpus is None, gpus=gpus)
     )

@@ -1,6 +1,6 @@
 """The first rows of a recipe's data, read as training reads them: problems with the recipe's field and line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.loading.load import load_recipe
 from recipes.models.base import TextFamily
+from recipes.problem_codes import Code
 from recipes.rules.image_shapes import check_compared_images, check_image_forms
 from recipes.rules.models import model_facts
 from recipes.rules.reward_tuning import check_reward_tuning
@@ -25,9 +26,11 @@ ANY_FINETUNING: tuple[RowRole, ...] = ("instructions", "labels", "seq2seq")
 """Where the family is not known; rows that name images are for a vision-language model."""
 
 
-def load_checked(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> LoadedRecipe:
+def load_checked(
+    path: str | Path, overrides: Sequence[str] = (), smoke: bool = False, forgives: Collection[Code] = ()
+) -> LoadedRecipe:
     """Load and check a recipe, its data included; raises RecipeError with everything that is wrong."""
-    return load_recipe(path, overrides, smoke, DataCheck())
+    return load_recipe(path, overrides, smoke, DataCheck(), forgives)
 
 
 def row_roles(use: SourceUse, family: TextFamily | None) -> tuple[RowRole, ...]:

@@ -28,16 +28,25 @@ from trainers.store.untrusted_files import file_inside, weight_files
 
 NOT_FETCHED = "not downloaded yet"
 """How the files of a hub model that a run would download are verified."""
+ONLY_CONFIG = "config.json alone"
+"""How a folder without weights is verified, for a plan."""
 _TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 _TOKENIZER_TEXTS = ["*.json", "*.jinja"]
 
 
 def find_input(
-    text: str, wants: tuple[OutputKind, ...], base_dir: Path, store: Store, *, fetches: bool
+    text: str,
+    wants: tuple[OutputKind, ...],
+    base_dir: Path,
+    store: Store,
+    *,
+    fetches: bool,
+    only_plans: bool = False,
 ) -> ArtifactManifest | None:
     """The artifact that a reference means; None for a stage of the recipe. Nothing is written to the store.
 
-    With `fetches` a hub model is downloaded whole; without it, its configuration has to suffice.
+    With `fetches` a hub model is downloaded whole; without it, its configuration has to suffice. `only_plans`: so does
+    that of a folder.
     """
     reference = parse_reference(text)
     match reference:
@@ -46,7 +55,9 @@ def find_input(
         case StoreRef():
             artifact = store.resolve(reference.name_or_fingerprint)
         case FolderRef():
-            artifact = _describe((base_dir / reference.path).resolve(), wants, None)
+            folder = (base_dir / reference.path).resolve()
+            is_whole = not only_plans or not (folder / "config.json").is_file() or _has_weights(folder)
+            artifact = _describe(folder, wants, None) if is_whole else _known_by_config(folder, text, ONLY_CONFIG)
         case HubRef():
             artifact = _find_hub_model(reference, text, wants, fetches=fetches)
     return artifact
@@ -104,6 +115,8 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
     notes = []
     if artifact.verification is not None and artifact.verification.how == NOT_FETCHED:
         notes.append(f"{text} is downloaded when the run starts")
+    if artifact.verification is not None and artifact.verification.how == ONLY_CONFIG:
+        notes.append(f"{text} holds no weights: planned by its config.json, a run needs them")
     if artifact.kind == "model":
         try:
             found = find_class(config)
@@ -129,13 +142,18 @@ def _find_hub_model(reference: HubRef, text: str, wants: tuple[OutputKind, ...],
     folder = _download(reference, wants, fetches=fetches)
     if fetches or "tokenizer" in wants or _has_weights(folder):
         return _describe(folder, wants, text)
+    return _known_by_config(folder, text, NOT_FETCHED, {"hub": [reference.repo, reference.revision]})
+
+
+def _known_by_config(folder: Path, text: str, how: str, name_of: dict[str, Any] | None = None) -> ArtifactManifest:
+    """The model of a folder without weights, by its `config.json`; raises RequestError where that names none."""
     config = json.loads(file_inside(folder, "config.json").read_bytes())
     try:
         kind: Any = find_class(config).kind
     except ValueError as error:
         raise RequestError(f"{text}: config.json: {error}") from None
-    name = sha256_hex(canonical_json({"hub": [reference.repo, reference.revision]}))
-    verification = Verification(how=NOT_FETCHED)
+    name = sha256_hex(canonical_json(name_of or {"config": config}))
+    verification = Verification(how=how)
     return ArtifactManifest(
         fingerprint=name, digest=files_digest({}), kind=kind, stage="import", files={}, architecture=config,
         verification=verification, source=text,

@@ -24,14 +24,23 @@ from recipes.rules.static import check_static
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
+NOT_FOR_PLANS = (Code.MISSING_MODEL_FILE,)
+"""What a plan can do without: it needs no more of a model than its configuration."""
+
 
 def resolve(
-    loaded: LoadedRecipe, store: Store, workers: Workers, hardware: Hardware, *, fetches: bool = False
+    loaded: LoadedRecipe,
+    store: Store,
+    workers: Workers,
+    hardware: Hardware,
+    *,
+    fetches: bool = False,
+    only_plans: bool = False,
 ) -> Resolved:
     """Fix every input, and what `shard` leaves to `auto`; raises RecipeError with all that cannot be resolved.
 
     Nothing is written to the store; a run takes its inputs in by `external.take_in`. With `fetches`, which a run needs,
-    hub models are downloaded whole.
+    hub models are downloaded whole. A plan alone does with folders that hold no more than a `config.json`.
     """
     problems: list[Problem] = []
     external: dict[str, dict[str, ArtifactManifest]] = {}
@@ -42,7 +51,7 @@ def resolve(
             key = (item.text, item.wants)
             try:
                 if key not in found:
-                    found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches)
+                    found[key] = find_input(*key, loaded.base_dir, store, fetches=fetches, only_plans=only_plans)
             except (RequestError, RecipeError) as error:
                 problems.append(
                     loaded.problem(Code.INPUT_NOT_FOUND, f"stages.{name}.{item.field_path}", item.text, str(error))
@@ -59,7 +68,8 @@ def resolve(
                 configs[parse_reference(item.text)] = artifact.architecture or {}
     if configs:
         known = replace(loaded, configs=configs)
-        problems += [*check_static(known), *DataCheck()(known)]
+        found_there = [*check_static(known), *DataCheck()(known)]
+        problems += [problem for problem in found_there if not only_plans or problem.code not in NOT_FOR_PLANS]
     reported = {problem.field for problem in problems}
     digests, wrong = data_digests(loaded.recipe, loaded.base_dir, external)
     problems += [

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
@@ -29,12 +29,16 @@ Check = Callable[[LoadedRecipe], list[Problem]]
 
 
 def load_recipe(
-    path: str | FilePath, overrides: Iterable[str] = (), smoke: bool = False, check_data: Check | None = None
+    path: str | FilePath,
+    overrides: Iterable[str] = (),
+    smoke: bool = False,
+    check_data: Check | None = None,
+    forgives: Collection[Code] = (),
 ) -> LoadedRecipe:
     """Read, merge, validate and check a recipe; raises RecipeError with everything that is wrong.
 
     With `smoke`, the recipe and its smoke form are both checked, and the smoke form is returned. Data files are looked
-    at by `check_data` alone.
+    at by `check_data` alone. `forgives`: what a caller can do without.
     """
     path = FilePath(path)
     document = _read_layers(path)
@@ -48,10 +52,11 @@ def _load_document(document: Document, path: FilePath, smoke: bool, check_data: 
     loaded, problems = _validate(document, path)
     if loaded is not None:
         for check in checks:
-            problems += _further(problems, check(loaded))
+            found = [problem for problem in check(loaded) if problem.code not in forgives]
+            problems += _further(problems, found)
     if loaded is not None and smoke and not problems:
         loaded = replace(loaded, recipe=shrink(loaded.recipe), smoke=True)
-        problems += [problem for check in checks for problem in check(loaded)]
+        problems += [problem for check in checks for problem in check(loaded) if problem.code not in forgives]
     if problems or loaded is None:
         raise RecipeError(sorted(problems, key=lambda problem: (problem.file != str(path), problem.line or 0)))
     return loaded

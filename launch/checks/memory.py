@@ -1,16 +1,17 @@
 """Whether stages fit the workers' memory, and the change that would make one fit that does not."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.topology import Node
 from launch.capacity.workers import Workers
 from launch.inputs.resolved import Resolved
 from recipes.errors import CapacityError
-from recipes.planning.fitting import CONTEXT_BYTES, find_change
+from recipes.planning.fitting import CONTEXT_BYTES, Change, find_change
+from recipes.planning.gpus import GPUS
 from recipes.planning.memory import Sizes
-from recipes.planning.plan import Plan
+from recipes.planning.plan import Plan, PlannedStage
 from recipes.planning.settle import PROCESS_BYTES
 
 NO_CHANGE = (
@@ -77,11 +78,35 @@ def misfits(resolved: Resolved, plan: Plan, workers: Workers, room: Room) -> Ite
         )
         needed = f"{room.needed(stage.sizes) / 2**30:.1f} GiB of {'GPU ' if room.on_gpu else ''}memory"
         enough = room.for_workers(stage.sizes, workers.num_workers)
-        advice = NO_CHANGE if change is None else f"it fits with {change.text(stage.name, workers.num_workers, unit)}"
+        if change is None:
+            advice = _larger_gpu(resolved, stage, workers, room)
+        else:
+            advice = _said(
+                change, stage.name, "" if change.workers == workers.num_workers else f"{change.workers} {unit}"
+            )
         yield (
             f"stage {stage.name} takes about {needed} in each of {workers.num_workers} workers; the nodes' memory "
             f"(at most {room.largest / 2**30:.1f} GiB on one) is enough for {enough}; {advice}"
         )
+
+
+def _said(change: Change, name: str, place: str) -> str:
+    """A change in words; `place` is what it is for, where that is not what there is."""
+    return " ".join(word for word in ("it fits", place, f"with {change.text(name)}" if change.settings else "") if word)
+
+
+def _larger_gpu(resolved: Resolved, stage: PlannedStage, workers: Workers, room: Room) -> str:
+    """The smallest GPU of the table that it fits, with what changes."""
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_bytes) if room.on_gpu else ():
+        if gpu.memory_bytes <= room.largest:
+            continue
+        nodes = [replace(node, gpu_memory_bytes=gpu.memory_bytes) for node in room.nodes if node.gpus]
+        other = replace(room, nodes=nodes)
+        planned, resize = resolved.recipe.stages[stage.name], partial(resolved.sizes_of, stage.name)
+        change = find_change(planned, workers.num_workers, resize, other.fits)
+        if change is not None:
+            return _said(change, stage.name, f"{change.workers}x{gpu.name}")
+    return NO_CHANGE
 
 
 def check_memory(

@@ -36,8 +36,12 @@ def check(
     smoke: bool = False,
     store: str | None = None,
     address: str | None = None,
+    on: str | None = None,
 ) -> CheckResult:
-    """The static pass and the first rows; with a store or an address also the environment pass."""
+    """The static pass and the first rows; with a store or an address also the environment pass.
+
+    `on`: GPUs that need not be there, as in `8xH100`, in place of an address.
+    """
     from launch.checks.further import FurtherCheck
 
     problems: list[Problem] = []
@@ -50,8 +54,8 @@ def check(
     found_rows = further.rows
     exit_code = RecipeError.exit_code if problems else 0
     summary = "no problems found"
-    if store is not None or address is not None:
-        found = environment_problems(loaded, store, address)
+    if store is not None or address is not None or on is not None:
+        found = environment_problems(loaded, store, address, on)
         problems += found.problems
         exit_code = exit_code or found.exit_code
         summary = found.summary
@@ -69,12 +73,15 @@ def _open_store(store: str | None) -> "Store | None":
         return None
 
 
-def environment_problems(loaded: LoadedRecipe | None, store: str | None, address: str | None) -> CheckResult:
+def environment_problems(
+    loaded: LoadedRecipe | None, store: str | None, address: str | None, on: str | None = None
+) -> CheckResult:
     """Why a run is not possible there; the recipe's needs are left out when it could not be read."""
     from launch.capacity.nodes import nodes_of
-    from launch.capacity.workers import hardware_of, settle_workers
+    from launch.capacity.workers import hardware_of, imagined_nodes, settle_workers
     from launch.checks.memory import check_memory
     from launch.inputs.resolve import resolve
+    from recipes.planning.gpus import parse_gpus
     from trainers.store.store import Store
 
     problems: list[Problem] = []
@@ -97,9 +104,9 @@ def environment_problems(loaded: LoadedRecipe | None, store: str | None, address
         note(Code.STORE_NOT_USABLE, "--store", str(store or "default"), error)
     workers = None
     try:
-        nodes = nodes_of(address)
+        nodes = nodes_of(address) if on is None else imagined_nodes(parse_gpus(on))
     except (CapacityError, RequestError) as error:
-        note(Code.CLUSTER_NOT_REACHABLE, "--address", str(address), error)
+        note(Code.CLUSTER_NOT_REACHABLE, "--address" if on is None else "--on", str(on or address), error)
     else:
         try:
             workers = settle_workers(loaded.recipe, nodes) if loaded is not None else None

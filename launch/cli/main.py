@@ -13,7 +13,7 @@ import typer
 from launch.cli.convert_command import convert
 from launch.cli.data_commands import data
 from launch.cli.model_commands import sample, score
-from launch.cli.options import Address, AsJson, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
+from launch.cli.options import Address, AsJson, OnGpus, RecipeFile, RunId, Sets, Smoke, StoreUri, print_json
 from launch.cli.store_commands import store_app
 from recipes.errors import CapacityError, RecipeError, RequestError, TrainwrightError
 
@@ -54,12 +54,13 @@ def check(
     smoke: Smoke = False,
     address: Address = None,
     store: StoreUri = None,
+    on: OnGpus = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find everything that is wrong with a recipe; with --address or --store also with where it would run."""
+    """Find everything that is wrong with a recipe; with --address, --store or --on also with where it would run."""
     from launch.checks.preflight import check as run_check
 
-    found = run_check(recipe, sets or [], smoke=smoke, store=store, address=address)
+    found = run_check(recipe, sets or [], smoke=smoke, store=store, address=address, on=on)
     if as_json:
         print_json(
             {
@@ -91,10 +92,7 @@ def plan(
     smoke: Smoke = False,
     address: Address = None,
     store: StoreUri = None,
-    on: Annotated[
-        str | None,
-        typer.Option("--on", metavar="NxGPU", help="Plan for GPUs that need not be there, as in 8xH100."),
-    ] = None,
+    on: OnGpus = None,
     utilisation: Annotated[
         float | None,
         typer.Option(min=0.001, max=1.0, help="Share of the GPUs' peak that training reaches; without it 0.4."),

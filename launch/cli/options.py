@@ -22,6 +22,9 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="A", help="An existing Ray cluster; without it an embedded one is started."),
 ]
+OnGpus = Annotated[
+    str | None, typer.Option("--on", metavar="NxGPU", help="For GPUs that need not be there, as in 8xH100.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

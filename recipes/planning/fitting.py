@@ -29,10 +29,9 @@ class Change:
     workers: int
     stage: Stage
 
-    def text(self, name: str, workers: int, unit: str) -> str:
-        """How it is written: settings of the command line, and how many of a unit where that changes."""
-        said = " ".join(f"--set stages.{name}.{field}={_yaml(value)}" for field, value in self.settings.items())
-        return said if self.workers == workers else f"{self.workers} {unit} {said}".rstrip()
+    def text(self, name: str) -> str:
+        """The settings as the command line takes them, for the stage of this name."""
+        return " ".join(f"--set stages.{name}.{field}={_yaml(value)}" for field, value in self.settings.items())
 
 
 def find_change(stage: Stage, workers: int, predict: Predict, fits: Fits) -> Change | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from recipes.planning.memory import Sizes
 from recipes.recipe import Recipe
+from recipes.stages.batch import micro_batches
 from recipes.stages.kinds import Stage
 from recipes.stages.sharding import Shard
 
@@ -33,6 +34,10 @@ class Hardware:
     """Why not, where `fast_bf16` is empty."""
     worker_bytes: int | None = None
     """Memory that one worker may take: its GPU's, or its share of its node's. None: not known."""
+
+    def needed(self, sizes: Sizes) -> int:
+        """What a worker takes of it."""
+        return sizes.memory_per_worker_bytes if self.is_gpu else sizes.cpu_worker_bytes + PROCESS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,15 @@ def settle_shards(
     for name, stage in settled.stages.items():
         shards[name], reason = _settle_engine(stage, hardware, workers, partial(size_of, name))
         reasons[name] |= {"engine": reason} if reason else {}
+    settled = _with_shards(settled, shards)
+
+    def size_with(name: str, micro_batch: int | str) -> Sizes | None:
+        tried = {**shards, name: shards[name].changed(micro_batch=micro_batch)}
+        return predict(_with_shards(settled, tried)).get(name)
+
+    for name, stage in settled.stages.items():
+        shards[name], reason = _settle_micro_batch(stage, hardware, workers, partial(size_with, name))
+        reasons[name] |= {"micro_batch": reason} if reason else {}
     return Settled(_with_shards(settled, shards), {name: found for name, found in reasons.items() if found})
 
 
@@ -86,8 +100,18 @@ def keep_settled(wanted: Recipe, settled: Recipe) -> Recipe:
         elif found.zero == "auto":
             is_same = before.engine == found.engine
             kept |= {"zero": before.zero if is_same else UNKNOWN_ZERO if found.engine == "deepspeed" else 0}
+        if found.micro_batch == "auto" and _divides(stage, before, wanted.cluster.workers):
+            kept |= {"micro_batch": before.micro_batch}
         shards[name] = found.changed(**kept)
     return _with_shards(wanted, shards)
+
+
+def _divides(stage: Stage, before: Shard, workers: int | str) -> bool:
+    """Whether the micro-batch that was settled is still a part of each worker's share."""
+    batch = stage.batch()
+    if before.micro_batch == "auto" or batch is None or not isinstance(workers, int):
+        return False
+    return batch.divides(workers) and batch.size // workers % before.micro_batch == 0
 
 
 def _with_shards(recipe: Recipe, shards: Mapping[str, Shard]) -> Recipe:
@@ -124,7 +148,7 @@ def _settle_engine(stage: Stage, hardware: Hardware, workers: int, size_of: Size
         if room is None or sizes is None:
             reason = "its memory is not known" if sizes is None else "the workers' memory is not known"
             return shard.changed(engine="deepspeed", zero=UNKNOWN_ZERO), f"zero {UNKNOWN_ZERO}: {reason}"
-        needed = sizes.memory_per_worker_bytes if hardware.is_gpu else sizes.cpu_worker_bytes + PROCESS_BYTES
+        needed = hardware.needed(sizes)
         if needed <= room or (engine, zero) == candidates[-1]:
             said = "every worker has room for the whole state"
             if first is not None:
@@ -135,6 +159,28 @@ def _settle_engine(stage: Stage, hardware: Hardware, workers: int, size_of: Size
             return shard.changed(engine=engine, zero=zero), f"{_text(engine, zero)}: {said}" if is_open else ""
         first = needed if first is None else first
     raise AssertionError(f"no engine for {stage.kind}")
+
+
+def _settle_micro_batch(
+    stage: Stage, hardware: Hardware, workers: int, size_of: Callable[[int | str], Sizes | None]
+) -> tuple[Shard, str]:
+    """The largest micro-batch that fits, where what `auto` takes does not; as it is where none does."""
+    shard, batch = stage.shard, stage.batch()
+    whole = size_of(shard.micro_batch) if hardware.worker_bytes is not None else None
+    if shard.micro_batch != "auto" or batch is None or whole is None or not batch.divides(workers):
+        return shard, ""
+    room = (hardware.worker_bytes or 0) * MEMORY_SHARE
+    largest, accumulation = micro_batches(batch.size, workers, at_most=stage.largest_micro_batch)
+    if hardware.needed(whole) <= room:
+        return shard, ""
+    for micro in range(largest - 1, 0, -1):
+        if largest * accumulation % micro:
+            continue
+        sizes = size_of(micro)
+        if sizes is not None and hardware.needed(sizes) <= room:
+            said = f"{_gib(hardware.needed(sizes))} of {_gib(room)} GiB in each worker; {largest} would take"
+            return shard.changed(micro_batch=micro), f"micro-batch {micro}: {said} {_gib(hardware.needed(whole))}"
+    return shard, ""
 
 
 def _candidates(stage: Stage, hardware: Hardware, workers: int) -> list[tuple[str, int]]:

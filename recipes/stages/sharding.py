@@ -42,7 +42,7 @@ class Shard(Strict):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = placement(
         "auto",
         description="Samples per forward pass and worker; auto: the largest divisor of the worker's share up to 16, "
-        "with images up to 256.",
+        "with images up to 256, that fits the workers' memory.",
     )
 
     @model_validator(mode="after")

@@ -121,3 +121,29 @@ def test_a_resume_keeps_what_the_start_settled(wanted: dict[str, Any], kept: tup
     shard = again.stages["base"].shard
     assert (shard.precision, shard.engine, shard.zero) == kept
     assert all("auto" not in (s.shard.precision, s.shard.engine, s.shard.zero) for s in again.stages.values())
+
+
+def sized_by_micro_batch(recipe: Recipe) -> dict[str, Sizes | None]:
+    """A GiB for each sample of a micro-batch, of which `auto` takes 16."""
+    return {
+        name: Sizes(
+            1, 1, Memory(activations=(16 if (micro := stage.shard.micro_batch) == "auto" else micro) << 30), 1, 1, 0
+        )
+        for name, stage in recipe.stages.items()
+    }
+
+
+def test_the_micro_batch_is_the_largest_that_fits() -> None:
+    recipe = load_recipe(RECIPES / "quickstart.yaml", ["stages.sft.shard.micro_batch=16"]).recipe
+    roomy = settle_shards(recipe, gib(16, is_gpu=True), 1, sized_by_micro_batch)
+    assert roomy.recipe.stages["base"].shard.micro_batch == "auto"
+    tight = settle_shards(recipe, gib(7, is_gpu=True), 1, sized_by_micro_batch)
+    assert tight.recipe.stages["base"].shard.micro_batch == 4, "a divisor of the share"
+    assert tight.recipe.stages["sft"].shard.micro_batch == 16, "what is written stays"
+    assert tight.reasons["base"]["micro_batch"].startswith("micro-batch 4: 4.0 of 7.0 GiB in each worker; 16 would")
+    again = load_recipe(RECIPES / "quickstart.yaml", ["cluster.workers=4"]).recipe
+    assert keep_settled(again, tight.recipe).stages["base"].shard.micro_batch == 4
+    other = load_recipe(
+        RECIPES / "quickstart.yaml", ["cluster.workers=8", "stages.policy.algorithm.text_batch=8"]
+    ).recipe
+    assert keep_settled(other, tight.recipe).stages["base"].shard.micro_batch == "auto", "no part of a share of two"

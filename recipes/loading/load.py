@@ -44,10 +44,12 @@ def load_recipe(
     document = _read_layers(path)
     for override in overrides:
         _apply_override(document, override)
-    return _load_document(document, path, smoke, check_data)
+    return _load_document(document, path, smoke, check_data, forgives)
 
 
-def _load_document(document: Document, path: FilePath, smoke: bool, check_data: Check | None) -> LoadedRecipe:
+def _load_document(
+    document: Document, path: FilePath, smoke: bool, check_data: Check | None, forgives: Collection[Code] = ()
+) -> LoadedRecipe:
     checks = [check_static] if check_data is None else [check_static, check_data]
     loaded, problems = _validate(document, path)
     if loaded is not None:

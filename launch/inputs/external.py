@@ -30,6 +30,8 @@ NOT_FETCHED = "not downloaded yet"
 """How the files of a hub model that a run would download are verified."""
 ONLY_CONFIG = "config.json alone"
 """How a folder without weights is verified, for a plan."""
+NOT_KNOWN = "not known"
+"""How a hub model that cannot be reached is verified, for a plan."""
 _TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 _TOKENIZER_TEXTS = ["*.json", "*.jinja"]
 
@@ -46,7 +48,7 @@ def find_input(
     """The artifact that a reference means; None for a stage of the recipe. Nothing is written to the store.
 
     With `fetches` a hub model is downloaded whole; without it, its configuration has to suffice. `only_plans`: so does
-    that of a folder.
+    that of a folder, and of a hub model that cannot be reached nothing is known.
     """
     reference = parse_reference(text)
     match reference:
@@ -59,7 +61,12 @@ def find_input(
             is_whole = not only_plans or not (folder / "config.json").is_file() or _has_weights(folder)
             artifact = _describe(folder, wants, None) if is_whole else _known_by_config(folder, text, ONLY_CONFIG)
         case HubRef():
-            artifact = _find_hub_model(reference, text, wants, fetches=fetches)
+            try:
+                artifact = _find_hub_model(reference, text, wants, fetches=fetches)
+            except RequestError as error:
+                if not only_plans:
+                    raise
+                artifact = _not_known(text, wants, str(error))
     return artifact
 
 
@@ -117,6 +124,8 @@ def external_of(artifact: ArtifactManifest, part: str | None, text: str) -> Exte
         notes.append(f"{text} is downloaded when the run starts")
     if artifact.verification is not None and artifact.verification.how == ONLY_CONFIG:
         notes.append(f"{text} holds no weights: planned by its config.json, a run needs them")
+    if artifact.verification is not None and artifact.verification.how.startswith(NOT_KNOWN):
+        notes.append(artifact.verification.how.removeprefix(f"{NOT_KNOWN}: "))
     if artifact.kind == "model":
         try:
             found = find_class(config)
@@ -143,6 +152,16 @@ def _find_hub_model(reference: HubRef, text: str, wants: tuple[OutputKind, ...],
     if fetches or "tokenizer" in wants or _has_weights(folder):
         return _describe(folder, wants, text)
     return _known_by_config(folder, text, NOT_FETCHED, {"hub": [reference.repo, reference.revision]})
+
+
+def _not_known(text: str, wants: tuple[OutputKind, ...], reason: str) -> ArtifactManifest:
+    """Stands for a hub model of which nothing is known, in a plan."""
+    verification = Verification(how=f"{NOT_KNOWN}: {reason}")
+    kind: Any = wants[0]
+    return ArtifactManifest(
+        fingerprint=sha256_hex(text.encode()), digest=files_digest({}), kind=kind, stage="import", files={},
+        verification=verification, source=text,
+    )  # fmt: skip
 
 
 def _known_by_config(folder: Path, text: str, how: str, name_of: dict[str, Any] | None = None) -> ArtifactManifest:

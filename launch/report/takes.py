@@ -16,7 +16,7 @@ _UNITS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 def takes_table(plan: Plan) -> Table:
     """A row for each stage; parts that no stage has are left out."""
     shown = [part for part in PARTS if any(stage.sizes and getattr(stage.sizes.memory, part) for stage in plan.stages)]
-    title = f"what a worker holds, and what the stages take of {plan.workers} workers"
+    title = "what the stages take"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     priced = any(stage.cost and stage.cost.price is not None for stage in plan.stages)
     for head in ("stage", "parameters", *shown, "together", "FLOPs", "time", *(["price"] if priced else [])):

@@ -10,7 +10,18 @@ from recipes.fields import meaning
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
-from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
+from recipes.stages.answers import (
+    Counts,
+    Forward,
+    Held,
+    Input,
+    Pass,
+    Progress,
+    Role,
+    Template,
+    needs_decoder,
+    template_field,
+)
 from recipes.stages.base import TextTraining
 from recipes.stages.lora import Lora
 from recipes.stages.preference_losses import Dpo, PreferenceLoss
@@ -93,3 +104,11 @@ class Preference(TextTraining):
 
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length, copies=2, logits="all", scored=2)
+
+    def passes(self, steps: int) -> list[Pass]:
+        """The start reads every pair once, before its policy learns from it."""
+        found, length = super().passes(steps), self.train.sequence_length
+        if not self.loss.has_reference:
+            return found
+        epochs = max(1.0, self.train.epochs or 1.0)
+        return [*found, Pass(2 * self.train.global_batch, length, steps / epochs, logits=length)]

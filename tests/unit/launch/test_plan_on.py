@@ -106,6 +106,18 @@ def test_what_fits_no_gpu_says_so(plan: Any) -> None:
     assert "that was tried makes it fit" in found["misfits"][0]
 
 
+def test_a_hub_model_that_cannot_be_reached_is_planned_without_figures(
+    plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    code, found, _ = plan(LLAMA_7B, "--on", "8xH100", "--set", f"stages.tuned.init_from=hf://nobody/nothing@{revision}")
+    (tuned,) = found["stages"]
+    assert (code, tuned["sizes"], tuned["cost"]) == (0, None, None)
+    assert tuned["unknown"] == f"the size of hf://nobody/nothing@{revision} is not known"
+    assert "is not in the hub's cache on this machine" in tuned["notes"][0]
+
+
 def test_the_table_names_parts_price_and_rates(call: Any, plan: Any, tmp_path: Path) -> None:
     plan(LLAMA_7B, "--on", "8xH100")
     code, out, _ = call("plan", str(tmp_path / "big.yaml"), "--on", "8xH100", "--utilisation", "0.5")

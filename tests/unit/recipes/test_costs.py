@@ -114,6 +114,16 @@ def test_recomputed_activations_take_another_forward() -> None:
     assert again.sizes.memory.activations < plain.sizes.memory.activations / 5
 
 
+def test_a_reference_reads_every_pair_once() -> None:
+    train = {"epochs": 2, "global_batch": 8, "sequence_length": 512, "optimizer": {"lr": 1e-5}}
+    stage = {"kind": "preference", "init_from": "./model", "data": {"source": "python-docs"}}
+    stage |= {"train": train, "shard": {"engine": "plain", "precision": "bf16"}}
+    with_start, without = (
+        recipe_of(tuned={**stage, "loss": {"name": name}}).stages["tuned"].passes(10) for name in ("dpo", "orpo")
+    )
+    assert [(found.samples, found.times, found.trains) for found in with_start[len(without) :]] == [(16, 5.0, False)]
+
+
 def test_a_price_is_no_meaning() -> None:
     shard = {"engine": "plain", "precision": "bf16"}
     recipe = recipe_of(tuned=tune(shard, 64, 8))

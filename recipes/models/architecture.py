@@ -6,12 +6,15 @@ from pydantic import Field
 
 from recipes.models.base import ModelType, TextFamily
 from recipes.models.decoder import DECODER, AnyDecoder, Gpt2, Llama, Qwen3
-from recipes.models.encoder import ENCODER, Bert
-from recipes.models.encoder_decoder import ENCODER_DECODER, T5, Bart
+from recipes.models.encoder import ENCODER, AnyEncoder, Bert
+from recipes.models.encoder_decoder import ENCODER_DECODER, T5, AnyEncoderDecoder, Bart
 from recipes.models.rnn import RNN, Rnn
 from recipes.models.vision_language import VISION_LANGUAGE
 
-Architecture = Annotated[Llama | Qwen3 | Gpt2 | AnyDecoder | Rnn | Bert | T5 | Bart, Field(discriminator="type")]
+Architecture = Annotated[
+    Llama | Qwen3 | Gpt2 | AnyDecoder | Rnn | Bert | AnyEncoder | T5 | Bart | AnyEncoderDecoder,
+    Field(discriminator="type"),
+]
 """Language models; no two families share the name of a type."""
 
 TEXT_FAMILIES: dict[str, TextFamily] = {

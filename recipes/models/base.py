@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from recipes.artifact_kinds import OutputKind
 from recipes.fields import Strict
-from recipes.models.type_table import Capability, type_records
+from recipes.models.type_table import Capability, TypeRecord, type_records
 
 Head = Literal["lm", "score", "value"]
 
@@ -165,15 +165,20 @@ def library_types(
 ) -> dict[str, ModelType]:
     """transformers' types of a family; `own` are those whose keys have a class here, `rest` is that of the others."""
     return {
-        name: ModelType(
-            {record.classes[kind]: OUTPUTS[kind] for kind in record.classes if kind in OUTPUTS},
-            own.get(name, rest),
-            record.linears,
-            lacks=record.lacks,
-        )
+        name: _library_type(record, own.get(name, rest))
         for name, record in type_records().items()
         if record.family == family
     }
+
+
+def _library_type(record: TypeRecord, architecture: type[LanguageArchitecture]) -> ModelType:
+    classes = {record.classes[kind]: OUTPUTS[kind] for kind in record.classes if kind in OUTPUTS}
+    headless, with_extras = "", tuple[str, ...]()
+    if "masked_model" in record.classes:  # a backbone alone, and what was pretrained on more than hidden tokens
+        headless = record.classes.get("base", "")
+        with_extras = tuple(record.classes[kind] for kind in ("base", "pretraining") if kind in record.classes)
+        classes |= dict.fromkeys(with_extras, "model")
+    return ModelType(classes, architecture, record.linears, headless, with_extras, record.lacks)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pydantic import model_validator
 
 from recipes.errors import Finding
 from recipes.fields import Strict, meaning, require_divides
-from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
+from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.library import LibraryArchitecture, type_names
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
 
@@ -108,23 +109,19 @@ class PseudoLabels(Strict):
         return self.changed(ratio=min(self.ratio, 2), warmup_steps=min(self.warmup_steps, 2))
 
 
+class AnyEncoder(LibraryArchitecture):
+    """Any other masked language model of transformers; its keys are those of the type's own configuration."""
+
+    family: Literal["encoder"] = meaning(description="Encoder-only transformer.")
+    type: type_names("encoder", without=("bert",)) = meaning(  # type: ignore[valid-type]
+        description="transformers' model_type."
+    )
+
+
 ENCODER = TextFamily(
     name="encoder",
     noun="an encoder",
-    types={
-        "bert": ModelType(
-            {
-                "BertForMaskedLM": "model",
-                "BertForPreTraining": "model",
-                "BertModel": "model",
-                "BertForSequenceClassification": "text_classifier",
-            },
-            Bert,
-            ("query", "key", "value", "dense"),
-            headless="BertModel",
-            with_extras=("BertModel", "BertForPreTraining"),
-        )
-    },
+    types=library_types("encoder", {"bert": Bert}, AnyEncoder),
     auto_class="AutoModelForMaskedLM",
     tuning_role="labels",
     keys=("corruption", "labelled_share", "pseudo_labels", "dropout"),

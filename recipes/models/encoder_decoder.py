@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
-from recipes.models.base import Head, LanguageArchitecture, Linear, ModelType, Shape, TextFamily
+from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.library import LibraryArchitecture, type_names
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, POSITIONS, WIDTH
 
 
@@ -232,15 +233,19 @@ class SpanCorruption(Strict):
         return min(max(round(hidden / self.mean_span_length), 1), length - hidden) if hidden else 0
 
 
+class AnyEncoderDecoder(LibraryArchitecture):
+    """Any other encoder-decoder of texts of transformers; its keys are those of the type's own configuration."""
+
+    family: Literal["encoder_decoder"] = meaning(description="Encoder-decoder transformer.")
+    type: type_names("encoder_decoder", without=("t5", "bart")) = meaning(  # type: ignore[valid-type]
+        description="transformers' model_type."
+    )
+
+
 ENCODER_DECODER = TextFamily(
     name="encoder_decoder",
     noun="an encoder-decoder",
-    types={
-        "t5": ModelType({"T5ForConditionalGeneration": "model"}, T5, ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")),
-        "bart": ModelType(
-            {"BartForConditionalGeneration": "model"}, Bart, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-        ),
-    },
+    types=library_types("encoder_decoder", {"t5": T5, "bart": Bart}, AnyEncoderDecoder),
     auto_class="AutoModelForSeq2SeqLM",
     tuning_role="seq2seq",
     keys=("span_corruption", "num_beams"),

@@ -159,7 +159,11 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
     part = text if isinstance(text, dict) else config
     record = find_record(part.get("model_type"))
     keys = POSITION_KEYS if record is None else (record.shape.get("positions", ""),)
-    return next((part[key] for key in keys if isinstance(part.get(key), int)), None)
+    found: int | None = next((part[key] for key in keys if isinstance(part.get(key), int)), None)
+    if found is not None and record is not None and record.first_position == "after_pad":
+        pad = part.get("pad_token_id")
+        return found - 1 - (pad if isinstance(pad, int) else 1)  # positions are numbered from there
+    return found
 
 
 def _read_json(path: Path, problems: list[Finding]) -> dict[str, Any] | None:

@@ -66,6 +66,11 @@ class LibraryArchitecture(LanguageArchitecture):
         given = (self.model_extra or {}).get(key)
         return self.record.keys[key][1] if given is None else given
 
+    def _positions(self) -> int | None:
+        """The longest sequence; positions of some types are numbered from behind the pad token's, 1 at most here."""
+        found = self._size("positions")
+        return found - 2 if found is not None and self.record.first_position == "after_pad" else found
+
     def _size(self, what: str) -> int | None:
         key = self.record.shape.get(what)
         found = None if key is None else self.value(key)
@@ -86,7 +91,7 @@ class LibraryArchitecture(LanguageArchitecture):
             kv_heads=self._size("kv_heads") or heads,
             head_dim=self._size("head_dim") or max(width // heads, 1),
             intermediate=self._size("intermediate") or 4 * width,
-            positions=self._size("positions"),
+            positions=self._positions(),
             tied=bool(self.value("tie_word_embeddings")) if "tie_word_embeddings" in self.record.keys else False,
         )
 

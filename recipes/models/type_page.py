@@ -9,8 +9,16 @@ from pathlib import Path
 from recipes.models.type_table import Capability, TypeRecord, type_records
 
 START, END = "<!-- types: start -->", "<!-- types: end -->"
-COLUMNS: tuple[Capability, ...] = ("packing", "adapters", "checkpointing", "generation", "reward_model", "critic")
-_TITLES = ("rows packed", "adapters", "gradient checkpointing", "sampled from", "reward model", "critic")
+COLUMNS: tuple[Capability, ...] = (
+    "packing", "adapters", "checkpointing", "generation", "reward_model", "critic", "classifier",
+)  # fmt: skip
+_TITLES = ("rows packed", "adapters", "gradient checkpointing", "sampled from", "reward model", "critic", "classifier")
+OF_FAMILY: dict[str, tuple[Capability, ...]] = {
+    "decoder": COLUMNS[:6],
+    "encoder": ("packing", "adapters", "checkpointing", "classifier"),
+    "encoder_decoder": ("adapters", "checkpointing", "generation"),
+}
+"""What can be asked of a family's types."""
 _READ_AGAIN = "slowly"
 
 
@@ -35,7 +43,11 @@ def types_table() -> str:
 def _answers(record: TypeRecord) -> tuple[str, ...]:
     """Yes or no for each column; `slowly` where every token reads the whole text again."""
     slow = {"generation"} if record.decoding == "again" else set()
-    return tuple("no" if name in record.lacks else _READ_AGAIN if name in slow else "yes" for name in COLUMNS)
+    asked = OF_FAMILY[record.family]
+    return tuple(
+        "" if name not in asked else "no" if name in record.lacks else _READ_AGAIN if name in slow else "yes"
+        for name in COLUMNS
+    )
 
 
 def page_with_table(page: str) -> str:

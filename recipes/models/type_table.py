@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 FILE = Path(__file__).with_name("types.json")
 
-Capability = Literal["training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic"]
+Capability = Literal[
+    "training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic", "classifier"
+]
 """What a type may lack, and then says why."""
 
 WORDS: dict[Capability, str] = {
@@ -24,6 +26,7 @@ WORDS: dict[Capability, str] = {
     "checkpointing": "gradient checkpointing",
     "reward_model": "a head for scores",
     "critic": "a head for values",
+    "classifier": "a head for classes of texts",
 }
 """As messages name them."""
 
@@ -60,6 +63,8 @@ class TypeRecord:
     """The key of the bound that logits are squeezed into."""
     head: tuple[str, ...] = ()
     """Modules that a classifier of texts has beyond the backbone."""
+    start: Literal["pad", "eos"] = "pad"
+    """What the targets of an encoder-decoder start with."""
     lacks: Mapping[Capability, str] = field(default_factory=dict)
     """What does not work, and why."""
 

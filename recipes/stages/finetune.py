@@ -10,6 +10,7 @@ from recipes.errors import FieldFinding, at
 from recipes.fields import meaning
 from recipes.models.base import TextFamily
 from recipes.models.encoder import PseudoLabels
+from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
 from recipes.stages.base import ImageTraining, TextTraining
@@ -102,6 +103,12 @@ class Finetune(TextTraining):
         if steps is not None and warmup >= steps:
             message = f"pseudo-labels would never be used; the stage has {steps} steps"
             yield at("pseudo_labels.warmup_steps", warmup, Code.WARMUP_TOO_LONG, message, f"below {steps}")
+
+    def needs(self) -> dict[Capability, tuple[str, str]]:
+        needed = super().needs()
+        if self.num_beams > 1:
+            needed["generation"] = ("num_beams", "remove the key")
+        return {**needed, "classifier": ("init_from", "")}
 
     def is_classifier(self, family: TextFamily | None) -> bool:
         return family is not None and family.tuning_role == "labels"

@@ -20,15 +20,28 @@ from torch import Tensor, nn
 
 from recipes.models.type_table import FILE, Capability, TypeRecord, type_records
 from recipes.stages.lora import Lora
+from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.attention import attention_name
 from trainers.models.forward_forms import head_logits
 from trainers.models.lora import add_adapter, target_names
-from trainers.models.tiny import ALWAYS, PAD, VOCABULARY, tiny_config
+from trainers.models.tiny import ALWAYS, PAD, VOCABULARY, close, said, tiny_model
 from trainers.models.token_losses import hidden_states
 
-FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-NOT_OFFERED = ("use_cache", "forced_eos_token_id", "tokenizer_class", "is_decoder", "add_cross_attention")
+TRAINED = {"decoder": "language_model", "encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
+"""What is pretrained of each family."""
+FROM_TOKENIZER = (
+    "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id",
+    "cls_token_id",
+)  # fmt: skip
+NOT_OFFERED = (
+    "use_cache",
+    "forced_eos_token_id",
+    "forced_bos_token_id",
+    "tokenizer_class",
+    "is_decoder",
+    "add_cross_attention",
+)
 """Keys that change no weight and no output of what is trained here, or follow from the kind of model."""
 SHAPE_KEYS = {
     "width": ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim"),
@@ -46,10 +59,6 @@ TEXTS = (11, 17)
 """Lengths of two rows, longer than every window of a tiny model."""
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Names that peft reads as experts' in types where transformers fuses these; adapters on them are not merged here."""
-MOST_PARAMETERS = 3_000_000
-"""Of a tiny model."""
-CLOSE = 2e-4
-"""Share of the largest logit by which two ways to compute it may differ."""
 
 
 class UnfitError(Exception):
@@ -72,28 +81,56 @@ def _described(model_type: str) -> TypeRecord:
     shape = {what: name for what, names in SHAPE_KEYS.items() if (name := next((n for n in names if n in keys), None))}
     record = TypeRecord(family=family, classes=classes, keys=keys, shape=shape)
     try:
-        model = _tiny(model_type, record)
+        model = tiny_model(model_type, record, TRAINED[family])
     except Exception as error:
-        return replace(record, packing=None, decoding=None, lacks={"training": _said(error)})
+        return replace(record, packing=None, decoding=None, lacks={"training": said(error)})
     record = replace(record, required=_required(model_type, record))
     record = replace(record, attention="sdpa" if model._supports_sdpa else "eager")
+    match family:
+        case "encoder":
+            return measure_encoder(model_type, model, record)
+        case "encoder_decoder":
+            return measure_encoder_decoder(model_type, model, record)
     return _Probe(model_type, model).describe(record)
 
 
 def stock_classes(model_type: str) -> tuple[str, dict[str, str]]:
     """Return a type's family and the names of its classes; raises UnfitError for a type of no family."""
+    import transformers
     from transformers.models.auto import modeling_auto as auto
 
-    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if model_type not in causal:
-        raise UnfitError(f"{model_type} is no causal language model")
-    found = {
-        "base": auto.MODEL_MAPPING_NAMES.get(model_type),
-        "language_model": causal[model_type],
-        "score_model": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type),
-        "value_model": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(model_type),
-    }
-    return "decoder", {kind: name for kind, name in found.items() if isinstance(name, str)}
+    classified = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    found: dict[str, Any] = {"base": auto.MODEL_MAPPING_NAMES.get(model_type)}
+    is_composite = bool(transformers.CONFIG_MAPPING[model_type].sub_configs)
+    if model_type in (targets := auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) and not is_composite:
+        family = "encoder_decoder"
+        found["seq2seq_model"] = targets[model_type]
+    elif model_type in (masked := auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES) and not is_composite:
+        family = "encoder"
+        found |= {"masked_model": masked[model_type], "text_classifier": classified}
+        found["pretraining"] = auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES.get(model_type)
+        if found["pretraining"] == found["masked_model"]:
+            del found["pretraining"]
+    elif model_type in (causal := auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) and model_type not in _others(auto):
+        family = "decoder"
+        found |= {
+            "language_model": causal[model_type],
+            "score_model": classified,
+            "value_model": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(model_type),
+        }
+    else:
+        raise UnfitError(f"{model_type} is of no family")
+    return family, {kind: name for kind, name in found.items() if isinstance(name, str)}
+
+
+def _others(auto: Any) -> set[str]:
+    """Return the types that write text, but are no plain decoders."""
+    named = (
+        auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    return {name for names in named for name in names}
 
 
 def config_keys(config_class: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
@@ -138,37 +175,10 @@ def _required(model_type: str, record: TypeRecord) -> tuple[str, ...]:
     for key, (_, default) in record.keys.items():
         if default is None and key in ALWAYS:
             try:
-                _tiny(model_type, record, keys={key: None})
+                tiny_model(model_type, record, TRAINED[record.family], keys={key: None})
             except Exception:
                 needed.append(key)
     return tuple(needed)
-
-
-def _tiny(
-    model_type: str,
-    record: TypeRecord,
-    kind: str = "language_model",
-    attention: str = "eager",
-    keys: Any = None,
-    **more: Any,
-) -> Any:
-    """Return a tiny model whose weights are wide enough that every part of it shows in the outputs."""
-    import transformers
-
-    model_class = getattr(transformers, record.classes[kind])
-    config = tiny_config(transformers.CONFIG_MAPPING[model_type], **{**(keys or {}), **more})
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if count > MOST_PARAMETERS:
-        raise ValueError(f"it was not tried: its smallest model has {count:,} parameters")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = model_class._from_config(config, attn_implementation=attention).float()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    return model.eval()
 
 
 class _Probe:
@@ -189,7 +199,7 @@ class _Probe:
             with torch.no_grad():
                 self._logits = [self._model(input_ids=row[None], use_cache=False).logits[0] for row in self._rows]
         except Exception as error:
-            return replace(record, packing=None, decoding=None, lacks={"training": _said(error)})
+            return replace(record, packing=None, decoding=None, lacks={"training": said(error)})
         record = self._head(record)
         record = self._packing(record)
         if "training" not in self._lacks:
@@ -232,13 +242,13 @@ class _Probe:
         type_records()[self._type] = record
         try:
             if attention not in self._models:
-                self._models[attention] = _tiny(self._type, record, attention=attention)
+                self._models[attention] = tiny_model(self._type, record, attention=attention)
             self._model = self._models[attention]
             with torch.no_grad():
                 found = compute()
         except Exception:
             return False
-        return all(_close(ours, theirs) for ours, theirs in zip(found, self._logits, strict=True))
+        return all(close(ours, theirs) for ours, theirs in zip(found, self._logits, strict=True))
 
     def _plain(self) -> list[Tensor]:
         states = [self._model.base_model(input_ids=row[None], use_cache=False).last_hidden_state for row in self._rows]
@@ -299,7 +309,7 @@ class _Probe:
             try:
                 self._adapt(record, names)
             except Exception as error:
-                refused = _said(error)
+                refused = said(error)
                 named = [name for name in names if f"'{name}'" in str(error)]
                 if not named:
                     break
@@ -310,7 +320,7 @@ class _Probe:
         return record
 
     def _adapt(self, record: TypeRecord, names: list[str]) -> None:
-        model = _tiny(self._type, record, attention=record.cpu_attention)
+        model = tiny_model(self._type, record, attention=record.cpu_attention)
         add_adapter(model, Lora(r=2, target_modules=names), seed=0)
         if any(type(module).__name__ == "ParamWrapper" for module in model.modules()):
             listed = ", ".join(map(repr, sorted(set(names) & set(OF_EXPERTS))))
@@ -336,15 +346,15 @@ class _Probe:
         try:
             gradients = []
             for checkpointed in (False, True):
-                model = _tiny(self._type, record, attention=record.cpu_attention).train()
+                model = tiny_model(self._type, record, attention=record.cpu_attention).train()
                 if checkpointed:
                     model.gradient_checkpointing_enable({"use_reentrant": False})
                 self._loss(model).backward()
                 gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-            if not all(_close(a, b) for a, b in zip(*gradients, strict=True)):
+            if not all(close(a, b) for a, b in zip(*gradients, strict=True)):
                 raise ValueError("with it gradients differ")
         except Exception as error:
-            self._lacks["checkpointing"] = _said(error)
+            self._lacks["checkpointing"] = said(error)
 
     def _heads(self, record: TypeRecord) -> None:
         for kind, capability, name in (
@@ -354,24 +364,14 @@ class _Probe:
             try:
                 if kind not in record.classes:
                     raise ValueError(f"transformers has no class for {name} of this type")
-                model = _tiny(self._type, record, kind, num_labels=1)
+                model = tiny_model(self._type, record, kind, num_labels=1)
                 heads = [head for head in ("score", "classifier") if isinstance(getattr(model, head, None), nn.Linear)]
                 if not heads:
                     raise ValueError(f"its class for {name} has no linear head of its own")
                 if type(model.base_model) is not type(self._model.base_model):
                     raise ValueError(f"its class for {name} has another backbone")
             except Exception as error:
-                self._lacks[capability] = _said(error)  # type: ignore[index]
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    scale = float(theirs.abs().max()) or 1.0
-    return bool(torch.isfinite(ours).all()) and float((ours - theirs).abs().max()) < CLOSE * scale
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if not isinstance(error, ValueError) else text[:160]
+                self._lacks[capability] = said(error)  # type: ignore[index]
 
 
 def to_json(records: Mapping[str, TypeRecord]) -> str:
@@ -388,9 +388,19 @@ def all_types() -> list[str]:
     """Return every type that is described."""
     from transformers.models.auto import modeling_auto as auto
 
-    others = {*auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, *auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
-    others |= {*auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
-    return [name for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in others]
+    names: dict[str, None] = {}
+    for mapping in (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    ):
+        for name in mapping:
+            try:
+                stock_classes(name)
+            except UnfitError:
+                continue
+            names[name] = None
+    return list(names)
 
 
 def main() -> None:
@@ -410,8 +420,8 @@ def main() -> None:
             print(f"{name}: {error}", file=sys.stderr)
             continue
         record = known[name]
-        said = (record.cpu_attention, record.packing, record.decoding, record.scale, record.softcap, dict(record.lacks))
-        print(name, *said, flush=True)
+        told = (record.cpu_attention, record.packing, record.decoding, record.scale, record.softcap, dict(record.lacks))
+        print(name, *told, flush=True)
         written = FILE.with_suffix(".new")
         written.write_text(to_json(known), encoding="utf-8")
         written.replace(FILE)

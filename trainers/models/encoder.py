@@ -7,11 +7,20 @@ import torch
 from torch import nn
 
 from recipes.models.encoder import Corruption
+from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.masking import Masker
 from trainers.data.tokenizer import Tokenization
-from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
+from trainers.models.protocol import (
+    FamilyRuntime,
+    ModelKind,
+    TokenizerFacts,
+    initialised,
+    library_class,
+    library_config,
+    library_keys,
+)
 from trainers.models.token_losses import MaskedTokenLosses
 from trainers.objectives.masked_language_model import MaskedLanguageModelObjective
 from trainers.objectives.protocol import Learning
@@ -26,21 +35,18 @@ class EncoderRuntime(FamilyRuntime):
         self, architecture: Mapping[str, Any], facts: TokenizerFacts, *, seed: int, device: torch.device
     ) -> nn.Module:
         """Build a masked language model."""
-        from transformers.models.bert.configuration_bert import BertConfig
-
-        keys = {**library_keys(architecture), **facts.config_keys()}
-        config = BertConfig(**keys, attn_implementation=self.attention(device, architecture["type"]))
-        return initialised(self.stock_class("bert", "masked_model"), config, seed)
+        kind = architecture["type"]
+        config = library_config(kind, library_keys(architecture), facts, self.attention(device, kind))
+        return initialised(self.stock_class(kind, "masked_model"), config, seed)
 
     def stock_class(self, model_type: str, kind: ModelKind) -> Any:
         """Return transformers' class."""
-        from transformers.models.bert import modeling_bert as bert
-
-        return bert.BertForMaskedLM if kind == "masked_model" else bert.BertForSequenceClassification
+        return library_class(model_type, kind)
 
     def attention(self, device: torch.device, model_type: str) -> str:
-        """Return torch's own kernel."""
-        return "sdpa"
+        """Return torch's own kernel, where the type's outputs allow it."""
+        record = type_records()[model_type]
+        return record.attention if device.type != "cpu" else record.cpu_attention
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the loss of hidden tokens, drawn from the seed."""

@@ -11,12 +11,21 @@ from torch import Tensor, nn
 
 from recipes.errors import StageError
 from recipes.models.encoder_decoder import SpanCorruption
+from recipes.models.type_table import type_records
 from recipes.stages.finetune import Finetune
 from recipes.stages.pretrain import Pretrain
 from trainers.data.batches import Seq2SeqBatch
 from trainers.data.span_corruption import SpanCorrupter
 from trainers.data.tokenizer import Tokenization
-from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts, initialised, library_keys
+from trainers.models.protocol import (
+    FamilyRuntime,
+    ModelKind,
+    TokenizerFacts,
+    initialised,
+    library_class,
+    library_config,
+    library_keys,
+)
 from trainers.models.token_losses import linear_cross_entropy
 from trainers.objectives.protocol import Learning
 from trainers.objectives.seq2seq import Seq2SeqObjective
@@ -34,30 +43,19 @@ class EncoderDecoderRuntime(FamilyRuntime):
 
         A target starts with the pad token (t5) or with the end token (bart), as in the published models.
         """
-        keys, shared = library_keys(architecture), facts.config_keys()
-        if architecture["type"] == "t5":
-            del shared["bos_token_id"]
-            shared["decoder_start_token_id"] = facts.pad_id
-        else:
-            shared |= {"decoder_start_token_id": facts.eos_id, "forced_eos_token_id": None}
-        model_class = self.stock_class(architecture["type"], "seq2seq_model")
-        attention = self.attention(device, architecture["type"])
-        config = model_class.config_class(**keys, **shared, attn_implementation=attention)
-        return initialised(model_class, config, seed)
+        kind, keys = architecture["type"], library_keys(architecture)
+        keys["decoder_start_token_id"] = facts.pad_id if type_records()[kind].start == "pad" else facts.eos_id
+        config = library_config(kind, keys, facts, self.attention(device, kind))
+        return initialised(self.stock_class(kind, "seq2seq_model"), config, seed)
 
     def stock_class(self, model_type: str, kind: ModelKind) -> Any:
         """Return transformers' class."""
-        if model_type == "t5":
-            from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
-
-            return T5ForConditionalGeneration
-        from transformers.models.bart.modeling_bart import BartForConditionalGeneration
-
-        return BartForConditionalGeneration
+        return library_class(model_type, kind)
 
     def attention(self, device: torch.device, model_type: str) -> str:
         """Return torch's own kernel on GPUs; on CPUs plain products are faster, since positions have a gradient."""
-        return "eager" if device.type == "cpu" else "sdpa"
+        record = type_records()[model_type]
+        return record.cpu_attention if device.type == "cpu" else record.attention
 
     def learning(self, spec: Pretrain | Finetune, model: nn.Module, tokenization: Tokenization, seed: int) -> Learning:
         """Return the loss of targets: in pretraining of hidden spans, drawn from the seed."""

@@ -64,6 +64,15 @@ def write_model(
         (folder / name).write_bytes(content)
 
 
+def file_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a model's files hold, of its parameters and its buffers; a tied one under the name that is loaded."""
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    named = {
+        tied[name] if name in tied and tied[name] not in tensors else name: tensor for name, tensor in tensors.items()
+    }
+    return {**named, **{name: tensor for name, tensor in saved_buffers(model).items() if name not in named}}
+
+
 def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that a model's files hold beside its parameters, as a mixture of experts' routing biases."""
     parameters = dict(model.named_parameters(remove_duplicate=False))

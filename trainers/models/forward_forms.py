@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.models.type_table import TypeRecord, find_record
-from trainers.models.attention import packed_attention_bias
+from trainers.models.attention import packed_attention_bias, segment_attention_bias
 
 PLAIN = TypeRecord(family="", classes={}, packing="bias", decoding="bias")
 """Of a model that transformers does not have."""
@@ -49,6 +49,18 @@ def packed_inputs(model: Any, segment_ids_BT: Tensor, position_ids_BT: Tensor) -
             if int(segment_ids_BT.max()) > 1:
                 raise ValueError(f"{model.config.model_type}: rows of a sequence cannot be kept apart")
             return {"attention_mask": None}
+
+
+def encoder_inputs(model: Any, segment_ids_BT: Tensor, position_ids_BT: Tensor) -> dict[str, Tensor]:
+    """Return what an encoder is told besides its tokens, so that none sees another segment, or padding."""
+    record = record_of(model)
+    if record.packing is None:
+        return {"attention_mask": (segment_ids_BT > 0).long()}
+    first = int(model.config.pad_token_id) + 1 if record.first_position == "after_pad" else 0
+    return {
+        "attention_mask": segment_attention_bias(segment_ids_BT, model.dtype),
+        "position_ids": position_ids_BT + first if first else position_ids_BT,
+    }
 
 
 def _masks_by_kind(model: Any, segment_ids_BT: Tensor) -> dict[str, Tensor]:

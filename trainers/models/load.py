@@ -1,5 +1,6 @@
 """Strict loading of a model folder: the files hold every tensor of the class and no other."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from recipes.models.folder_classes import find_class
 from recipes.models.folders import config_positions
 from recipes.stages.answers import TextFacts
 from trainers.models.families import runtime_of
+from trainers.models.forward_forms import record_of
 from trainers.models.protocol import ModelKind
 from trainers.store.hf_loaders import open_model
 
@@ -60,7 +62,7 @@ def load_model(
     if kind == "value_model":
         config.classifier_dropout = 0.0
     if dropout is not None:
-        config.hidden_dropout_prob = config.classifier_dropout = dropout
+        _set_dropout(config, dropout)
     _quieten()
     with torch.random.fork_rng(devices=[]):
         if new_head_seed is not None:
@@ -76,7 +78,11 @@ def load_model(
     if new_head_seed is not None and kind in ("score_model", "value_model"):
         deviation = getattr(model.config, "initializer_range", 0.02)
         _make_head(getattr(model, head_name(model)), new_head_seed, deviation)
-    made, left = _exceptions(kind, model, raw, has_new_head=new_head_seed is not None)
+    has_new_head = new_head_seed is not None
+    if kind in ("masked_model", "text_classifier") and model_type != "bert":
+        made, left = _exceptions_by_class(model, raw) if has_new_head else ((), ())
+    else:
+        made, left = _exceptions(kind, model, raw, has_new_head=has_new_head)
     _demand_exact(folder, kind, model, info, made, left)
     _note_untied(model)
     if rounded_to is not None:
@@ -92,6 +98,13 @@ def _note_untied(model: Any) -> None:
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
+
+
+def _set_dropout(config: Any, dropout: float) -> None:
+    """Set every dropout of an encoder but that of its attention, by the names that its type gives them."""
+    for name in [*vars(config), "classifier_dropout"]:
+        if "drop" in name and "att" not in name and isinstance(getattr(config, name, None), float | int | None):
+            setattr(config, name, dropout)
 
 
 def stock_class(model_type: str, kind: ModelKind) -> Any:
@@ -114,6 +127,11 @@ def model_family(folder: Path) -> TextFamily:
     if found not in MODEL_TYPES:
         raise StageError(f"{folder}: model type {found!r} is not one of {', '.join(MODEL_TYPES)}")
     return MODEL_TYPES[found]
+
+
+def classifier_parts(model: Any) -> tuple[str, ...]:
+    """Return the modules that a classifier of texts has and a masked language model has not."""
+    return record_of(model).head or CLASSIFIER_PARTS
 
 
 def lacks_head(folder: Path) -> bool:
@@ -165,11 +183,24 @@ def _exceptions(
     return (head_name(model),), HEAD_NAMES
 
 
+def _exceptions_by_class(model: Any, raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tensors that the class which wrote a folder has not, and those that it has beyond the model's."""
+    import transformers
+
+    with torch.device("meta"):
+        source: Any = getattr(transformers, find_class(raw).name)(copy.deepcopy(model.config))
+    is_bare = source.base_model is source
+    prefix = f"{model.base_model_prefix}." if is_bare else ""
+    written, own = {f"{prefix}{name}" for name in source.state_dict()}, set(model.state_dict())
+    beyond = written - own
+    return tuple(own - written), (*beyond, *(name.removeprefix(prefix) for name in beyond))
+
+
 def _demand_exact(
     folder: Path, kind: ModelKind, model: Any, info: dict[str, Any], made: tuple[str, ...], left: tuple[str, ...]
 ) -> None:
     def allowed(key: str, names: tuple[str, ...]) -> bool:
-        return any(key.startswith(f"{name}.") for name in names)
+        return any(key == name or key.startswith(f"{name}.") for name in names)
 
     wrong = {
         "missing": [key for key in info["missing_keys"] if not allowed(key, made)],

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -113,13 +113,27 @@ def library_class(model_type: str, kind: ModelKind) -> Any:
     return getattr(transformers, name)
 
 
+def _further_ids(facts: TokenizerFacts) -> dict[str, int | None]:
+    """Return ids that a few types have beside the others; nothing is forced, so that text ends where the model says."""
+    first = facts.eos_id if facts.bos_id is None else facts.bos_id
+    return {
+        "sep_token_id": facts.eos_id,
+        "cls_token_id": first,
+        "forced_eos_token_id": None,
+        "forced_bos_token_id": None,
+    }
+
+
 def library_config(model_type: str, keys: Mapping[str, Any], facts: TokenizerFacts, attention: Any) -> Any:
     """Return the configuration of a type; raises StageError with what transformers says against its keys."""
     import transformers
 
-    given = {**keys, **facts.config_keys()}
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    known = {item.name for item in fields(config_class)}
+    ids = {**facts.config_keys(), **_further_ids(facts)}
+    given = {**keys, **{name: value for name, value in ids.items() if name in known}}
     try:
-        return transformers.CONFIG_MAPPING[model_type](**given, attn_implementation=attention)
+        return config_class(**given, attn_implementation=attention)
     except Exception as error:  # strict configurations raise errors of their own
         raise StageError(f"architecture of type {model_type!r}: {error}") from None
 

@@ -3,6 +3,15 @@
 import dataclasses
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from recipes.models.type_table import TypeRecord
+
+MOST_PARAMETERS = 3_000_000
+"""Of a tiny model."""
+CLOSE = 2e-4
+"""Share of the largest value by which two ways to compute a tensor may differ."""
 VOCABULARY = 101
 PAD, BOS, EOS = 0, 1, 2
 WIDTH, WIDE, HEADS, HEAD, LAYERS, LONGEST = 32, 48, 4, 8, 2, 64
@@ -119,3 +128,44 @@ def _layer_kinds(config_class: Any, fields: dict[str, Any]) -> dict[str, Any]:
     names = ("num_hidden_layers", "num_layers", "n_layer")
     count = next((name for name in names if name in fields), names[0])
     return {"layer_types": kinds, count: len(kinds)}
+
+
+def tiny_model(
+    model_type: str,
+    record: TypeRecord,
+    kind: str = "language_model",
+    attention: str = "eager",
+    keys: Any = None,
+    **more: Any,
+) -> Any:
+    """Return a tiny model whose weights are wide enough that every part of it shows in the outputs."""
+    import transformers
+
+    model_class = getattr(transformers, record.classes[kind])
+    if kind == "seq2seq_model":
+        more.setdefault("decoder_start_token_id", PAD)
+    config = tiny_config(transformers.CONFIG_MAPPING[model_type], **{**(keys or {}), **more})
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"it was not tried: its smallest model has {count:,} parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class._from_config(config, attn_implementation=attention).float()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return model.eval()
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    """Tell whether two ways to compute a tensor agree."""
+    scale = float(theirs.abs().max()) or 1.0
+    return bool(torch.isfinite(ours).all()) and float((ours - theirs).abs().max()) < CLOSE * scale
+
+
+def said(error: Exception) -> str:
+    """Return what an error says, shortened."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if not isinstance(error, ValueError) else text[:160]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from recipes.planning.memory import CHUNK_ELEMENTS
 from trainers.data.masking import MaskedBatch
 from trainers.data.streams import StreamBatch
-from trainers.models.attention import segment_attention_bias
-from trainers.models.forward_forms import packed_inputs, scaled, softcap_of
+from trainers.models.forward_forms import encoder_inputs, packed_inputs, scaled, softcap_of
 
 
 class TokenLosses(nn.Module):
@@ -151,11 +150,12 @@ class MaskedTokenLosses(nn.Module):
     def forward(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
         """Return the summed negative log-likelihood of the hidden tokens and how many were the likeliest."""
         model: Any = self.model
-        bias = segment_attention_bias(batch.segment_ids_BT, model.dtype)
-        states_BTD = model.base_model(
-            input_ids=batch.input_ids_BT, attention_mask=bias, position_ids=batch.position_ids_BT
-        ).last_hidden_state
-        logits_NV = model.cls(states_BTD[batch.hidden_mask_BT]).float()
+        inputs = encoder_inputs(model, batch.segment_ids_BT, batch.position_ids_BT)
+        if hasattr(model, "cls"):  # whose head can be computed for the hidden tokens alone
+            states_BTD = model.base_model(input_ids=batch.input_ids_BT, **inputs).last_hidden_state
+            logits_NV = model.cls(states_BTD[batch.hidden_mask_BT]).float()
+        else:
+            logits_NV = model(input_ids=batch.input_ids_BT, **inputs).logits[batch.hidden_mask_BT].float()
         targets_N = batch.target_ids_BT[batch.hidden_mask_BT]
         loss = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
         return loss, (logits_NV.argmax(dim=1) == targets_N).sum()

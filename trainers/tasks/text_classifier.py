@@ -18,7 +18,7 @@ from trainers.data.materialise import DataRequest
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.class_metrics import Predictions
-from trainers.models.load import CLASSIFIER_PARTS, load_model
+from trainers.models.load import classifier_parts, load_model
 from trainers.models.lora import add_adapter
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
 from trainers.runtime import distributed
@@ -105,7 +105,13 @@ class TextClassifierTrainee:
         data, dtype = self.data, dtype_of(self.spec.shard.precision)
         return write_text_candidate(
             TrainedText(
-                "text_classifier", self.model, WRAPPER, data.tokenization, dtype, self.peft_config, CLASSIFIER_PARTS
+                "text_classifier",
+                self.model,
+                WRAPPER,
+                data.tokenization,
+                dtype,
+                self.peft_config,
+                classifier_parts(self.model),
             ),
             self.context,
             course.phases[0].engine,
@@ -133,9 +139,10 @@ def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]
     )
     if spec.lora is None:
         return model, None
-    excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in CLASSIFIER_PARTS if "." in part]
+    parts = classifier_parts(model)
+    excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in parts if "." in part]
     seed = stream_seed(context.seed, "adapter")
-    return model, add_adapter(model, spec.lora, seed=seed, exclude=excluded, heads=CLASSIFIER_PARTS)
+    return model, add_adapter(model, spec.lora, seed=seed, exclude=excluded, heads=parts)
 
 
 def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: TrainingPlan[Finetune]) -> Evaluate:

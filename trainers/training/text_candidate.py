@@ -12,7 +12,7 @@ from recipes.artifact_kinds import ArtifactKind
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
-from trainers.models.folders import model_config, probe, saved_buffers, write_adapter, write_model
+from trainers.models.folders import file_tensors, model_config, probe, write_adapter, write_model
 from trainers.models.lora import (
     DEFAULT,
     active_adapters,
@@ -183,7 +183,7 @@ def write_trained(
     if probes.whole is not None:
         beside = {**trained.tokenization.files(), **trained.further_files}
         config, ends = trained.model.config, trained.tokenization.end_ids
-        held = {**whole, **saved_buffers(trained.model)}
+        held = file_tensors(trained.model, whole)
         write_model(folder / trained.part, kind, config, held.items(), beside, dtype=dtype, end_ids=ends)
         checks.append(Check(kind, trained.part, put_probe(context.store, probes.whole)))
     return checks

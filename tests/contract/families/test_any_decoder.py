@@ -18,7 +18,7 @@ from tests.tiers import tiered
 from trainers.data.tokenizer import Tokenization, train_tokenizer
 from trainers.inference.generation import generate, sampling_settings
 from trainers.models.families import build_language_model
-from trainers.models.folders import probe, saved_buffers, verify_folder, write_model
+from trainers.models.folders import file_tensors, probe, verify_folder, write_model
 from trainers.models.load import load_model
 from trainers.models.lora import add_adapter, base_tensors, merged_tensors
 from trainers.models.protocol import TokenizerFacts
@@ -108,7 +108,14 @@ def test_a_type_trains_saves_opens_and_writes(model_type: str, tokenization: Tok
     folder = tmp_path / "whole"
     live = probe(model, "language_model", model.named_parameters())
     files = tokenization.files()
-    write_model(folder, "language_model", model.config, file_tensors(model), files, dtype=torch.float32)
+    write_model(
+        folder,
+        "language_model",
+        model.config,
+        file_tensors(model, dict(model.named_parameters())).items(),
+        files,
+        dtype=torch.float32,
+    )
     verify_folder(folder, "language_model", live)
     model.eval()
     ids = rows[0][None]
@@ -118,11 +125,6 @@ def test_a_type_trains_saves_opens_and_writes(model_type: str, tokenization: Tok
     check_sampling(stock, folder, rows, tokenization)
     if "adapters" not in record.lacks:
         check_adapter(folder, batch, tokenization, tmp_path / "merged")
-
-
-def file_tensors(model: Any) -> Any:
-    """What the files of a model hold."""
-    return {**dict(model.named_parameters()), **saved_buffers(model)}.items()
 
 
 def check_sampling(stock: Any, folder: Path, rows: list[Tensor], tokenization: Tokenization) -> None:
@@ -160,7 +162,7 @@ def check_adapter(folder: Path, batch: Any, tokenization: Tokenization, target: 
         target,
         "language_model",
         model.config,
-        {**merged, **saved_buffers(model)}.items(),
+        file_tensors(model, merged).items(),
         tokenization.files(),
         dtype=torch.float32,
     )

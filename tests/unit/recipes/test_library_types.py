@@ -76,6 +76,28 @@ def test_what_a_type_cannot_do_is_refused_with_the_reason(problems_of: ProblemsO
     assert found == [("unsupported-model", "stages.reward.init_from")]
 
 
+ENCODER = (
+    "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, max_position_embeddings: {}"
+)
+
+
+def encoder(architecture: str, train: str = "") -> str:
+    text = recipe(architecture, train).replace("family: decoder", "family: encoder")
+    return text.replace("vocab_size: 400", 'vocab_size: 400, cls_token: "<|cls|>", mask_token: "<|mask|>"')
+
+
+def test_an_encoder_whose_rows_cannot_be_packed_is_refused_until_they_are_not(problems_of: ProblemsOf) -> None:
+    deberta = f"deberta-v2, {ENCODER.format(64)}"
+    assert problems_of(encoder(deberta)) == [("unsupported-model", "stages.base.train.packing")]
+    assert problems_of(encoder(deberta, train=", packing: false")) == []
+
+
+def test_positions_that_start_behind_the_pad_token_leave_less_room(problems_of: ProblemsOf) -> None:
+    assert problems_of(encoder(f"roberta, {ENCODER.format(66)}")) == []
+    found = problems_of(encoder(f"roberta, {ENCODER.format(64)}"))
+    assert found == [("sequence-too-long", "stages.base.train.sequence_length")]
+
+
 def test_keys_survive_a_dump_and_count_as_meaning(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe(f"{MISTRAL}, sliding_window: 16"))

@@ -3,6 +3,7 @@
 B captions, T tokens, D width of the hidden states.
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from recipes.data.images import missing_captions
 from recipes.errors import RequestError, StageError
 from recipes.models.architecture import MODEL_TYPES
+from recipes.models.type_table import find_record
 from recipes.stages.pretrain import CAPTION_READERS, text_encoder_rule
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.dataset import Dataset
@@ -151,12 +153,21 @@ def _open_backbone(folder: Path) -> Any:
         raise RequestError(f"text_encoder: {finding}")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    options: dict[str, Any] = {"add_pooling_layer": False} if model_type == "bert" else {}
+    options = {"add_pooling_layer": False} if _may_pool(model_type) else {}
     model, info = open_model(AutoModel, folder, dtype=torch.float32, output_loading_info=True, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise StageError(f"{folder}: the text encoder's files lack {', '.join(wrong[:8])}")
     return model.eval().requires_grad_(False)
+
+
+def _may_pool(model_type: str) -> bool:
+    """Tell whether a type's backbone has a pooler unless it is told otherwise; files of encoders often lack it."""
+    import transformers
+
+    record = find_record(model_type)
+    base = None if record is None else getattr(transformers, record.classes.get("base", ""), None)
+    return base is not None and "add_pooling_layer" in inspect.signature(base.__init__).parameters
 
 
 def _files(folder: Path, *, is_tokenizer: bool) -> Iterator[Path]:

@@ -153,7 +153,7 @@ def _open_backbone(folder: Path) -> Any:
         raise RequestError(f"text_encoder: {finding}")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    options = {"add_pooling_layer": False} if _may_pool(model_type) else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if _may_pool(model_type) else {}
     model, info = open_model(AutoModel, folder, dtype=torch.float32, output_loading_info=True, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

@@ -6,19 +6,19 @@
 import sys
 from pathlib import Path
 
-from recipes.models.type_table import Capability, TypeRecord, type_records
+from recipes.models.type_table import Capability, TypeRecord, trained_kind, type_records
 
 START, END = "<!-- types: start -->", "<!-- types: end -->"
 COLUMNS: tuple[Capability, ...] = (
-    "packing", "adapters", "checkpointing", "generation", "reward_model", "critic", "classifier",
+    "packing", "adapters", "checkpointing", "generation", "reward_model", "critic", "classes",
 )  # fmt: skip
-_TITLES = ("rows packed", "adapters", "gradient checkpointing", "sampled from", "reward model", "critic", "classifier")
-OF_FAMILY: dict[str, tuple[Capability, ...]] = {
-    "decoder": COLUMNS[:6],
-    "encoder": ("packing", "adapters", "checkpointing", "classifier"),
-    "encoder_decoder": ("adapters", "checkpointing", "generation"),
+_TITLES = ("rows packed", "adapters", "gradient checkpointing", "sampled from", "reward model", "critic", "classes")
+ASKED: dict[str, tuple[Capability, ...]] = {
+    "language_model": COLUMNS[:6],
+    "masked_model": ("packing", "adapters", "checkpointing", "classes"),
+    "seq2seq_model": ("adapters", "checkpointing", "generation"),
 }
-"""What can be asked of a family's types."""
+"""What can be asked of the types of each kind."""
 _READ_AGAIN = "slowly"
 
 
@@ -43,7 +43,7 @@ def types_table() -> str:
 def _answers(record: TypeRecord) -> tuple[str, ...]:
     """Yes or no for each column; `slowly` where every token reads the whole text again."""
     slow = {"generation"} if record.decoding == "again" else set()
-    asked = OF_FAMILY[record.family]
+    asked = ASKED[trained_kind(record.classes)]
     return tuple(
         "" if name not in asked else "no" if name in record.lacks else _READ_AGAIN if name in slow else "yes"
         for name in COLUMNS

@@ -14,7 +14,7 @@ from typing import Any, Literal
 FILE = Path(__file__).with_name("types.json")
 
 Capability = Literal[
-    "training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic", "classifier"
+    "training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic", "classes"
 ]
 """What a type may lack, and then says why."""
 
@@ -26,7 +26,7 @@ WORDS: dict[Capability, str] = {
     "checkpointing": "gradient checkpointing",
     "reward_model": "a head for scores",
     "critic": "a head for values",
-    "classifier": "a head for classes of texts",
+    "classes": "a head for classes of texts",
 }
 """As messages name them."""
 
@@ -67,6 +67,15 @@ class TypeRecord:
     """What the targets of an encoder-decoder start with."""
     lacks: Mapping[Capability, str] = field(default_factory=dict)
     """What does not work, and why."""
+
+
+KINDS = ("language_model", "masked_model", "seq2seq_model")
+"""What is pretrained of a family: a type has one of them."""
+
+
+def trained_kind(classes: Mapping[str, str]) -> str:
+    """Which kind of model is pretrained of a type with these classes."""
+    return next(kind for kind in KINDS if kind in classes)
 
 
 @cache

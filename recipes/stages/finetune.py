@@ -108,7 +108,7 @@ class Finetune(TextTraining):
         needed = super().needs()
         if self.num_beams > 1:
             needed["generation"] = ("num_beams", "remove the key")
-        return {**needed, "classifier": ("init_from", "")}
+        return {**needed, "classes": ("init_from", "")}
 
     def is_classifier(self, family: TextFamily | None) -> bool:
         return family is not None and family.tuning_role == "labels"

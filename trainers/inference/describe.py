@@ -18,7 +18,7 @@ from typing import Any, Literal, Union
 import torch
 from torch import Tensor, nn
 
-from recipes.models.type_table import FILE, Capability, TypeRecord, type_records
+from recipes.models.type_table import FILE, Capability, TypeRecord, trained_kind, type_records
 from recipes.stages.lora import Lora
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
 from trainers.inference.generation import SamplingSettings, generate
@@ -28,8 +28,6 @@ from trainers.models.lora import add_adapter, target_names
 from trainers.models.tiny import ALWAYS, PAD, VOCABULARY, close, said, tiny_model
 from trainers.models.token_losses import hidden_states
 
-TRAINED = {"decoder": "language_model", "encoder": "masked_model", "encoder_decoder": "seq2seq_model"}
-"""What is pretrained of each family."""
 FROM_TOKENIZER = (
     "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id",
     "cls_token_id",
@@ -81,15 +79,15 @@ def _described(model_type: str) -> TypeRecord:
     shape = {what: name for what, names in SHAPE_KEYS.items() if (name := next((n for n in names if n in keys), None))}
     record = TypeRecord(family=family, classes=classes, keys=keys, shape=shape)
     try:
-        model = tiny_model(model_type, record, TRAINED[family])
+        model = tiny_model(model_type, record, trained_kind(classes))
     except Exception as error:
         return replace(record, packing=None, decoding=None, lacks={"training": said(error)})
     record = replace(record, required=_required(model_type, record))
     record = replace(record, attention="sdpa" if model._supports_sdpa else "eager")
-    match family:
-        case "encoder":
+    match trained_kind(classes):
+        case "masked_model":
             return measure_encoder(model_type, model, record)
-        case "encoder_decoder":
+        case "seq2seq_model":
             return measure_encoder_decoder(model_type, model, record)
     return _Probe(model_type, model).describe(record)
 
@@ -175,7 +173,7 @@ def _required(model_type: str, record: TypeRecord) -> tuple[str, ...]:
     for key, (_, default) in record.keys.items():
         if default is None and key in ALWAYS:
             try:
-                tiny_model(model_type, record, TRAINED[record.family], keys={key: None})
+                tiny_model(model_type, record, trained_kind(record.classes), keys={key: None})
             except Exception:
                 needed.append(key)
     return tuple(needed)

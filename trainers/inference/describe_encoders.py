@@ -101,7 +101,7 @@ def _classifier(model_type: str, record: TypeRecord, lacks: dict[Capability, str
         masked = tiny_model(model_type, record, "masked_model")
         classifier = tiny_model(model_type, record, "text_classifier")
     except Exception as error:
-        lacks["classifier"] = said(error)
+        lacks["classes"] = said(error)
         return record
     known = set(dict(masked.named_parameters()))
     parts: dict[str, None] = {}

@@ -6,12 +6,13 @@ from typing import Any
 from recipes.convert.command_line import COMMAND
 from recipes.convert.rules import Choice
 from recipes.convert.system import System
-from recipes.convert.systems import accelerate, axolotl, deepspeed, llama_factory, openrlhf, trl, verl
+from recipes.convert.systems import accelerate, axolotl, deepspeed, llama_factory, llama_factory_v1, openrlhf, trl, verl
 from recipes.errors import RequestError
 from recipes.nearest import nearest
 
 SYSTEMS: dict[str, System] = {
-    module.SYSTEM.name: module.SYSTEM for module in (axolotl, llama_factory, trl, openrlhf, verl, deepspeed, accelerate)
+    module.SYSTEM.name: module.SYSTEM
+    for module in (axolotl, llama_factory, llama_factory_v1, trl, openrlhf, verl, deepspeed, accelerate)
 }
 
 

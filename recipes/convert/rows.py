@@ -86,4 +86,6 @@ def merge_sources(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         return first if len(sources) == 1 else None
     merged = {**rest, "files": [file for source in sources for file in source["files"]]}
     limits = [source.get("limit") for source in sources]
-    return merged if None in limits else {**merged, "limit": sum(limits)}  # type: ignore[arg-type]
+    if None in limits:
+        return merged if not any(limits) else None
+    return {**merged, "limit": sum(limits)}  # type: ignore[arg-type]

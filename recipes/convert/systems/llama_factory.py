@@ -211,7 +211,7 @@ def _kind_of(value: Mapping[str, Any]) -> str | None:
 SYSTEM = System(
     "llama-factory",
     "LLaMA-Factory",
-    frozenset({"stage", "finetuning_type", "cutoff_len", "dataset_dir", "template", "lora_target", "export_dir",
+    frozenset({"stage", "finetuning_type", "dataset_dir", "template", "lora_target", "export_dir",
                "infer_backend"}),
     {**TRAINING_ARGUMENTS, **_MODEL, **_METHOD, **_DATA, **_PLACEMENT},
     {**TRAINING_DEFAULTS, "stage": "sft", "finetuning_type": "lora", "cutoff_len": 2048,

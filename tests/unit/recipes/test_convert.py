@@ -304,10 +304,10 @@ def test_anchors_and_merge_keys_are_resolved(tmp_path: Path) -> None:
 
 def test_the_system_is_told_by_its_keys() -> None:
     assert recognise({"base_model": "a/b", "sequence_len": 8}, "f")[0].name == "axolotl"
-    assert recognise({"cutoff_len": 8}, "f") == (SYSTEMS["llama-factory"], ["cutoff_len"])
+    assert recognise({"stage": "sft"}, "f") == (SYSTEMS["llama-factory"], ["stage"])
     assert recognise({"zero_optimization": {}}, "f")[0].name == "deepspeed"
-    with pytest.raises(RequestError, match=r"of several systems \(axolotl: base_model; LLaMA-Factory: cutoff_len"):
-        recognise({"base_model": "a/b", "cutoff_len": 8}, "f")
+    with pytest.raises(RequestError, match=r"of several systems \(axolotl: base_model; LLaMA-Factory: stage"):
+        recognise({"base_model": "a/b", "stage": "sft"}, "f")
     with pytest.raises(RequestError, match=r"its keys \(color\) are of none of axolotl"):
         recognise({"color": "red"}, "f")
     with pytest.raises(RequestError, match="did you mean axolotl"):
@@ -459,3 +459,36 @@ def test_preferences_of_trl(tmp_path: Path) -> None:
     assert (stage["kind"], stage["loss"]) == ("preference", {"name": "ipo", "beta": 0.3})
     several = _with_accelerate(tmp_path, text=text.replace("[ipo]", "[ipo, sigmoid]"))
     assert _refused(several) == {"loss_type": "a preference stage has one loss"}
+
+
+LLAMA_FACTORY_V1 = """\
+model: acme/tiny
+model_class: llm
+peft_config: {name: lora, r: 4, lora_alpha: 8, target_modules: all}
+dist_config: {name: fsdp2, dcp_path: null}
+train_dataset: sets.yaml
+micro_batch_size: 2
+cutoff_len: 64
+max_steps: 30
+"""
+
+
+def test_newer_files_of_llama_factory(converted: Convert, tmp_path: Path) -> None:
+    (tmp_path / "sets.yaml").write_text("a: {path: a.json, converter: alpaca}\nb: {path: b.json, converter: alpaca}\n")
+    found = converted(LLAMA_FACTORY_V1)
+    assert (found.systems[0].name, _refused(found)) == ("llama-factory-v1", {})
+    stage = _stage(found)
+    assert stage["data"]["files"] == ["./a.json", "./b.json"]
+    assert stage["data"]["columns"] == {"prompt": "{instruction}\n{input}", "completion": "output"}
+    assert stage["lora"] == {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+    assert (stage["shard"]["zero"], stage["train"]["schedule"], stage["train"]["steps"]) == (
+        3,
+        {"name": "constant"},
+        30,
+    )
+    (tmp_path / "sets.yaml").write_text("a: {path: a.json, size: 9}\n")
+    reasons = {line.key: line.reason for line in converted(LLAMA_FACTORY_V1).draft.of(Outcome.CHANGED)}
+    assert "whatever size says" in reasons["train_dataset.a"]
+    (tmp_path / "sets.yaml").unlink()
+    assert "--folder names the folder" in _refused(converted(LLAMA_FACTORY_V1))["train_dataset"]
+    assert "optim_config.name" in _refused(converted(LLAMA_FACTORY_V1 + "optim_config: {name: muon}\n"))

@@ -21,6 +21,12 @@ PAGES = sorted(
 PATH = re.compile(r"[\w*-]+(?:/[\w.*-]+)*\.(?:py|ya?ml|md|css|png|toml|txt)")
 COMMAND = re.compile(r"`((?:trainwright )[^`]+)`|^((?:trainwright )[^#\n]+)", re.MULTILINE)
 MADE_UP = {
+    "accelerate.yaml",
+    "axolotl.yaml",
+    "axolotl_more.yaml",
+    "llama_factory.yaml",
+    "recipes/my.yaml",
+    "trl.yaml",
     "my.yaml",
     "a.txt",
     "b.txt",

@@ -12,7 +12,7 @@ from recipes.nearest import nearest
 
 SYSTEMS: dict[str, System] = {
     module.SYSTEM.name: module.SYSTEM
-    for module in (axolotl, llama_factory, llama_factory_v1, trl, openrlhf, verl, deepspeed, accelerate)
+    for module in (axolotl, llama_factory, trl, llama_factory_v1, openrlhf, verl, deepspeed, accelerate)
 }
 
 

@@ -16,6 +16,8 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml")) + sorted(RECIPES.glob("*/*.yaml"))
 UNBOUNDED = {"min", "max"}
 """A gate's bounds are any number."""
+SIGNED = {"weight"}
+"""A term of a reward may be a penalty."""
 
 FieldPath = tuple[str | int, ...]
 Fields = Callable[[], dict[Path, list[tuple[FieldPath, Any]]]]
@@ -124,7 +126,7 @@ def test_a_number_out_of_range_is_refused(shipped: Path, fields: Fields | None) 
         (place, wrong)
         for place, value in (_fields(shipped) if fields is None else fields()[shipped])
         if isinstance(value, int | float) and not isinstance(value, bool) and place[-1] not in UNBOUNDED
-        for wrong in (-1, 10**30 if isinstance(value, int) else 1e30)
+        for wrong in (*([] if place[-1] in SIGNED else [-1]), 10**30 if isinstance(value, int) else 1e30)
         if not _refusals(shipped, place, wrong)
     ]
     assert accepted == []

@@ -22,9 +22,10 @@ def _quickstart() -> Any:
 
 
 def _keys(value: Any, place: FieldPath = ()) -> Iterator[FieldPath]:
+    """Keys of the schema; stages and terms of a reward have names of the user's."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if place != ("stages",):
+            if place[-1:] not in (("stages",), ("rewards",)):
                 yield (*place, key)
             yield from _keys(item, (*place, key))
     elif isinstance(value, list):

@@ -96,20 +96,23 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
     },
     "A kind of stage": {
-        "recipes/stages/dpo.py": NEW,
+        "recipes/stages/distill.py": NEW,
         "recipes/stages/kinds.py": [
-            ("from recipes.stages.base import StageBase\n", "from recipes.stages.dpo import Dpo\n"),
-            ("Stage = Annotated[", "Dpo | "),
-            ("SEMANTICS = {", '"dpo": 1, '),
+            ("from recipes.stages.base import StageBase\n", "from recipes.stages.distill import Distill\n"),
+            ("Stage = Annotated[\n    ", "Distill | "),
+            ("SEMANTICS = {", '"distill": 1, '),
         ],
-        "rlhf/text/dpo_stage.py": NEW,
+        "trainers/tasks/distillation.py": NEW,
         "launch/runs/stage_entry.py": [
-            ("from recipes.stages.base import ImageTraining, TextTraining\n", "from recipes.stages.dpo import Dpo\n"),
+            (
+                "from recipes.stages.base import ImageTraining, TextTraining\n",
+                "from recipes.stages.distill import Distill\n",
+            ),
             (
                 "    match spec:\n",
-                "        case Dpo():\n"
-                "            from rlhf.text.dpo_stage import run_dpo\n\n"
-                "            return run_dpo(spec, context)\n",
+                "        case Distill():\n"
+                "            from trainers.tasks.distillation import run_distill\n\n"
+                "            return run_distill(spec, context)\n",
             ),
         ],
     },
@@ -160,16 +163,25 @@ RECIPE: dict[str, Any] = {
                 "schedule": {"name": "constant"},
             },
         },
-        "preferring": {
-            "kind": "dpo", "init_from": "base",
-            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+        "small": {
+            "kind": "pretrain", "tokenizer": {"from": "base"},
+            "architecture": {
+                "family": "decoder", "type": "qwen2", "num_hidden_layers": 1, "hidden_size": 32,
+                "intermediate_size": 64, "num_attention_heads": 2, "max_position_embeddings": 128,
+            },
+            "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
+            "train": {"steps": 2, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-3}},
+        },
+        "taught": {
+            "kind": "distill", "init_from": "small", "teacher": "base", "temperature": 2.0,
+            "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "train": {
-                "steps": 200, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-3},
+                "steps": 200, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2},
                 "schedule": {"name": "constant"}, "save_every": 5, "evaluate_every": 100,
             },
         },
         "measured": {
-            "kind": "evaluate", "of": ["base", "preferring"], "suites": ["perplexity", "next_token"],
+            "kind": "evaluate", "of": ["base", "taught"], "suites": ["perplexity", "next_token"],
             "sequence_length": 64,
             "text": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "gates": [{"metric": "base.next_token", "min": 0.1}],
@@ -281,16 +293,11 @@ def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: S
     """Checked, planned, run, stopped in the new kind of stage, resumed from its state, verified and committed."""
     rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
     (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
-    pairs = [
-        {"prompt": f"{row} and {row + 1}", "chosen": f"yes, {row + 1}", "rejected": f"no, {row + 1}"}
-        for row in range(60)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
     call("check", "recipe.yaml", "--smoke")
-    assert "preferring" in call("plan", "recipe.yaml")
+    assert "taught" in call("plan", "recipe.yaml")
     driver, store, deadline = start("run", "recipe.yaml"), tmp_path / "store", time.monotonic() + 300
-    while not any("manifest" in state.read_text() for state in store.glob("refs/states/*/preferring/*")):
+    while not any("manifest" in state.read_text() for state in store.glob("refs/states/*/taught/*")):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -300,12 +307,15 @@ def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: S
 
     call("resume", "last")
     (run,) = Store.open(str(store)).runs()
-    lines = list(Store.open(str(store)).run(run).read_lines("metrics/preferring/2"))
+    lines = list(Store.open(str(store)).run(run).read_lines("metrics/taught/2"))
     assert lines[0]["step"] > 1
-    assert made(call) == {"base": "model", "preferring": "model", "measured": "report"}
-    artifact = json.loads(call("store", "show", "last/preferring", "--json"))
+    assert made(call) == {"base": "model", "small": "model", "taught": "model", "measured": "report"}
+    artifact = json.loads(call("store", "show", "last/taught", "--json"))
     assert artifact["verification"]["how"] == "clean-process"
-    assert artifact["metrics"]["evaluation"]["accuracy"] > 0.8
+    first = next(iter(Store.open(str(store)).run(run).read_lines("metrics/taught/1")))["values"]
+    taught = artifact["metrics"]["evaluation"]
+    assert taught["loss"] < 0.5 * first["loss"]
+    assert taught["agreement"] > 0.6 > first["agreement"]
 
 
 def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from recipes.planning.memory import predict_sizes
 from recipes.stages.finetune import Finetune
+from recipes.stages.preference import Preference
 from recipes.stages.pretrain import Pretrain
 from recipes.stages.reward import Reward
 
@@ -47,10 +48,12 @@ SHAPES = {
     "attention": Shape("pretrain", LONG, 768, 2, PLAIN),
     "lora": Shape("finetune", WIDE, 128, 8, PLAIN, {"r": 8}),
     "reward": Shape("reward", LONG, 256, 8, PLAIN),
+    "preference": Shape("preference", LONG, 128, 4, PLAIN),
+    "preference-lora": Shape("preference", WIDE, 128, 4, PLAIN, {"r": 8}),
 }
 
 
-def stage_of(shape: Shape) -> Pretrain | Finetune | Reward:
+def stage_of(shape: Shape) -> Pretrain | Finetune | Preference | Reward:
     """The shape as a recipe's stage."""
     train = {"steps": 3, "global_batch": shape.micro_batch, "sequence_length": shape.sequence_length}
     common = {
@@ -66,6 +69,8 @@ def stage_of(shape: Shape) -> Pretrain | Finetune | Reward:
             return Pretrain.model_validate({**common, "architecture": architecture, "tokenizer": tokenizer})
         case "finetune":
             return Finetune.model_validate({**common, "init_from": "base", "lora": shape.lora})
+        case "preference":
+            return Preference.model_validate({**common, "init_from": "base", "lora": shape.lora})
         case _:
             return Reward.model_validate({**common, "init_from": "base"})
 
@@ -96,8 +101,9 @@ def measure(shape: Shape) -> int:
     """Build the model and its engine, take three steps; the peak in bytes beyond what was there before."""
     import torch
 
+    import trainers.runtime.preload
+    from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, Referred
     from rlhf.text.reward_model import RewardObjective, ScoreModel
-    from trainers import preload  # noqa: F401  (what a worker imports)
     from trainers.data.batches import PairBatch, SequenceBatch, TokenBatch
     from trainers.engine.build import build_engine, parameter_group
     from trainers.models.decoder import build_decoder
@@ -132,9 +138,14 @@ def measure(shape: Shape) -> int:
     else:
         if stage_lora := getattr(stage, "lora", None):
             add_adapter(model, stage_lora, seed=0)
-        module = TokenLosses(model)
-        places = torch.arange(shape.sequence_length).expand_as(ids)
-        objective, batch = LanguageModelObjective(), TokenBatch(ids, ones, places, ones.bool(), rows)
+        if isinstance(stage, Preference):
+            module, objective = AnswerLogprobs(model), PreferenceObjective(stage.loss)
+            side = SequenceBatch(ids, ones.bool(), ones.bool())
+            batch = Referred(PairBatch(side, side, rows), torch.zeros(len(rows), 2))
+        else:
+            module, objective = TokenLosses(model), LanguageModelObjective()
+            places = torch.arange(shape.sequence_length).expand_as(ids)
+            batch = TokenBatch(ids, ones, places, ones.bool(), rows)
         del model
     group = parameter_group("model", module, stage.train.optimizer)
     engine = build_engine(module, [group], stage.shard, clip=1.0, device=cpu)

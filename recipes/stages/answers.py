@@ -14,9 +14,9 @@ from recipes.problem_codes import Code
 
 Template = Literal["chat", "none"]
 """How rows of plain text are put to a model: as turns of its chat template, or as they are."""
-Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "prompts", "images"]
+Role = Literal["text", "instructions", "labels", "seq2seq", "preferences", "judged", "prompts", "images"]
 """What the rows of a source are for."""
-CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "prompts")
+CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "judged", "prompts")
 """Roles of prompts and answers."""
 
 INPUT_FIELDS = (

@@ -1,6 +1,7 @@
 """Preference optimisation: the model itself learns from answers that people judged, without a reward model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
@@ -18,6 +19,7 @@ from recipes.stages.answers import (
     Pass,
     Progress,
     Role,
+    SourceUse,
     Template,
     needs_decoder,
     template_field,
@@ -30,12 +32,13 @@ from recipes.stages.train import Train
 
 
 class Preference(TextTraining):
-    """Preference optimisation: a policy learns from pairs of answers against its frozen start, or without one."""
+    """Preference optimisation: a policy learns from judged answers against its frozen start, or without one."""
 
     data_role: ClassVar[Role] = "preferences"
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     curves: ClassVar[tuple[str, ...]] = (
         "loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob",
+        "kl",
     )  # fmt: skip
     kind: Literal["preference"] = meaning(description="Preference optimisation.")
     init_from: str = meaning(description="The model to start from, which is also the reference.")
@@ -43,15 +46,25 @@ class Preference(TextTraining):
     merge: bool = meaning(True, description="With lora: also commit the merged model; later stages need it.")
     loss: PreferenceLoss = meaning(default_factory=Dpo, description="What is learnt from judged answers.")
     template: Template | None = template_field("a `prompt` and its answers")
-    data: Source = meaning(description="Rows with `chosen` and `rejected`, `prompt` optional.")
+    data: Source = meaning(
+        description="Rows with `chosen` and `rejected`, `prompt` optional; for kto with `prompt`, `completion` and a "
+        "`label` that is true or false."
+    )
     evaluation: Source | None = meaning(
         None, description="Held-out rows; null: python-docs' validation split or hold_out."
     )
     min_accuracy: float = meaning(
-        0.55, ge=0, le=1, description="Gate: least share of held-out pairs whose chosen answer has the larger reward."
+        0.55,
+        ge=0,
+        le=1,
+        description="Gate: least share of held-out pairs whose chosen answer has the larger reward; kto: of "
+        "pairs of any desirable and any undesirable one.",
     )
-    train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
+    train: Train = meaning(description="Steps, batch (in pairs, or answers), optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
+
+    def sources(self) -> list[SourceUse]:
+        return [replace(use, role=self.loss.role) for use in super().sources()]
 
     def inputs(self) -> list[Input]:
         return [Input("init_from", self.init_from, ("model",))]
@@ -67,7 +80,7 @@ class Preference(TextTraining):
     def held_out_rule(self) -> Finding | None:
         if self.find_source("evaluation") is not None:
             return None
-        message = "there are no held-out pairs, and the gate needs their accuracy"
+        message = "there are no held-out rows, and the gate needs their accuracy"
         return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
@@ -81,14 +94,18 @@ class Preference(TextTraining):
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
         if self.train.tokens is not None:
-            message = "a preference stage counts pairs, not tokens"
+            message = "a preference stage counts answers, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
 
     def packing_rule(self, family: TextFamily | None) -> Finding | None:
-        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
+        return (
+            Finding(Code.NOT_APPLICABLE, "judged answers are never packed", "remove the key")
+            if self.train.packing
+            else None
+        )
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
-        return Progress("step", "pairs")
+        return Progress("step", "pairs" if self.loss.role == "preferences" else "rows")
 
     def shrunk(self, *, is_built_here: bool) -> Self:
         # A model from outside the recipe keeps its size, and the length that its rows need.

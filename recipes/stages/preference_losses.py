@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from recipes.fields import Strict, meaning
+from recipes.stages.answers import Role
 
 
 class _Loss(Strict):
@@ -15,6 +16,8 @@ class _Loss(Strict):
 
     has_reference: ClassVar[bool] = True
     """Whether it compares the policy with its start."""
+    role: ClassVar[Role] = "preferences"
+    """What its rows are."""
 
 
 class _LogRatios(_Loss):
@@ -78,4 +81,18 @@ class Simpo(_Loss):
     gamma: float = meaning(0.5, ge=0, le=100, description="Margin that the chosen reward is to lead by.")
 
 
-PreferenceLoss = Annotated[Dpo | Ipo | Hinge | Robust | Orpo | Simpo, Field(discriminator="name")]
+class Kto(_Loss):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, equations 7 and 8): of single answers with a verdict."""
+
+    role: ClassVar[Role] = "judged"
+    name: Literal["kto"] = meaning(description="Utility of an answer's reward against the mean KL, by its verdict.")
+    beta: float = meaning(
+        0.1, gt=0, le=100, description="Scale of log-ratios in rewards: a larger one holds the policy to its start."
+    )
+    desirable_weight: float = meaning(
+        1.0, gt=0, le=1000, description="Weight of desirable answers; where one kind is rarer, a larger one balances."
+    )
+    undesirable_weight: float = meaning(1.0, gt=0, le=1000, description="Weight of undesirable answers.")
+
+
+PreferenceLoss = Annotated[Dpo | Ipo | Hinge | Robust | Orpo | Simpo | Kto, Field(discriminator="name")]

@@ -4,9 +4,13 @@ Shapes: B samples, T tokens, N selected positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_AT_ONCE = 1 << 21
+"""Numbers that exist at once beside logits and their gradient."""
 
 
 def action_states(hidden_BTD: Tensor, response_mask_BT: Tensor) -> Tensor:
@@ -38,6 +42,38 @@ def chosen_logprobs(
             expected_N = (torch.softmax(logits_NV, dim=-1) * logits_NV).sum(dim=-1)
             entropies.append(normaliser_N - expected_N)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    """Log-probability of each token, in fp32; beside the logits no more than their gradient exists at once."""
+    result: Tensor = _TokenLogprobs.apply(logits_NV, tokens_N)
+    return result
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax at one place a row: its gradient is onehot - softmax, made a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        normaliser = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_rows_at_once(logits))])
+        ctx.save_for_backward(logits, tokens, normaliser)
+        return logits.gather(-1, tokens[:, None])[:, 0].float() - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, tokens, normaliser = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        size = _rows_at_once(logits)
+        for start in range(0, len(logits), size):
+            rows = slice(start, start + size)
+            scale = gradients[0][rows, None]
+            part = (logits[rows].float() - normaliser[rows, None]).exp_().mul_(-scale)
+            result[rows] = part.scatter_add_(1, tokens[rows, None], scale)
+        return result, None
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    return max(1, _AT_ONCE // logits.shape[1])
 
 
 def last_real_position(attention_mask_BT: Tensor) -> Tensor:

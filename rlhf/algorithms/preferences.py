@@ -1,7 +1,7 @@
-"""Losses of preference optimisation, per pair, from log-probabilities of whole answers.
+"""Losses of preference optimisation, per pair or per answer, from log-probabilities of whole answers.
 
-Shapes: B pairs. A margin is the log-ratio of the policy to the reference of the chosen answer less that of the rejected
-one: sums over an answer's tokens, or means where a length is normalised.
+Shapes: B pairs, or answers. A margin is the log-ratio of the policy to the reference of the chosen answer less that of
+the rejected one: sums over an answer's tokens, or means where a length is normalised.
 """
 
 import torch
@@ -62,3 +62,16 @@ def orpo_loss(mean_chosen_B: Tensor, mean_rejected_B: Tensor, odds_weight: float
     """-c - lambda log sigmoid(log odds(c) - log odds(r)) of mean token log-probabilities (Hong et al. 2024, eq. 6)."""
     ratio_B = log_odds(mean_chosen_B) - log_odds(mean_rejected_B)
     return -mean_chosen_B - odds_weight * logsigmoid(ratio_B)
+
+
+def kto_loss(
+    log_ratio_B: Tensor, is_desirable_B: Tensor, kl: float, beta: float, weights: tuple[float, float]
+) -> Tensor:
+    """w (1 - sigmoid(beta (r - z))) of desirable answers, w (1 - sigmoid(beta (z - r))) of others, for log-ratios r.
+
+    Ethayarajh et al. 2024, equations 7 and 8, without their constant: `kl` is the reference point z, not below 0;
+    `weights` are those of desirable and of undesirable answers.
+    """
+    gain_B = torch.where(is_desirable_B, log_ratio_B - kl, kl - log_ratio_B)
+    desirable, undesirable = log_ratio_B.new_tensor(weights)
+    return torch.where(is_desirable_B, desirable, undesirable) * (1.0 - torch.sigmoid(beta * gain_B))

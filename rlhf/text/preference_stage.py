@@ -1,14 +1,17 @@
 """The preference stage: a policy learns from judged answers, against its start or without, to a candidate."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from recipes.stages.preference import Preference
+from recipes.stages.preference_losses import Kto
 from rlhf.text.policy import switch_dropout_off
-from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective
+from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, ranking, with_kl
 from rlhf.text.reference import (
     EVALUATION,
     Asked,
+    Prepare,
     Reference,
     ReferredBatches,
     ask_start,
@@ -107,10 +110,14 @@ class PreferenceTrainee:
         plan = BatchPlan(self.data.training, self.context.seed, **training.share)
         references = self._references(phase.engine, plan, training) if self.spec.loss.has_reference else {}
 
-        def measure() -> Evaluation:
-            return self._evaluation(phase.engine, training, references.get(EVALUATION))
+        prepare: Prepare = list
+        if isinstance(self.spec.loss, Kto):
+            prepare = partial(with_kl, phase.engine)
 
-        return Course([phase], ReferredBatches(plan, training.steps, references), measure)
+        def measure() -> Evaluation:
+            return self._evaluation(phase.engine, training, references.get(EVALUATION), prepare)
+
+        return Course([phase], ReferredBatches(plan, training.steps, references, prepare), measure)
 
     def candidate(self, training: TrainingPlan[Preference], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the policy; collective."""
@@ -146,17 +153,22 @@ class PreferenceTrainee:
         }
 
     def _evaluation(
-        self, engine: Engine, training: TrainingPlan[Preference], reference: Reference | None
+        self, engine: Engine, training: TrainingPlan[Preference], reference: Reference | None, prepare: Prepare
     ) -> Evaluation:
         """Measure held-out rows; collective."""
         spec, measured = self.spec, self.data.measured
         count = min(spec.train.evaluation_rows, len(measured))
         reference = reference or no_reference(len(measured))
-        batches = (reference.refer(batch) for batch in evaluation_batches(measured, count, *self._share(training)))
-        shown = interruptible(batches, self.context.observer, "evaluate", count)
+        batches = [reference.refer(batch) for batch in evaluation_batches(measured, count, *self._share(training))]
+        prepared = prepare(batches)
+        shown = interruptible(prepared, self.context.observer, "evaluate", count)
         found = evaluate(engine.module, PreferenceObjective(spec.loss), shown, engine.device)
         reasons = []
-        if found["accuracy"] < spec.min_accuracy:
+        if isinstance(spec.loss, Kto) and (accuracy := ranking(engine, prepared)) is not None:
+            found |= {"accuracy": accuracy, "margin": found["chosen_reward"] - found["rejected_reward"]}
+        if "accuracy" not in found:
+            reasons.append("held-out answers have one verdict alone, so that there is no accuracy")
+        elif found["accuracy"] < spec.min_accuracy:
             accuracy = f"held-out accuracy {found['accuracy']:.3f}"
             reasons.append(f"{accuracy} is below min_accuracy {spec.min_accuracy}")
         return Evaluation(found, gate_reasons=tuple(reasons))

@@ -7,16 +7,16 @@ Shapes: N rows of a set, two answers each.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf.text.preference_objective import ReferredPairs, pair_logprobs
+from rlhf.text.preference_objective import Referred, answer_logprobs
 from trainers.checkpoint.checkpoint import SOURCE_GROUP
 from trainers.checkpoint.loop_state import SourceState
-from trainers.data.batches import Batch, BatchPlan, PairBatch
+from trainers.data.batches import Batch, BatchPlan, JudgedBatch, PairBatch
 from trainers.engine.protocol import Engine
 from trainers.runtime import distributed
 from trainers.runtime.observer import Observer, counted
@@ -33,12 +33,12 @@ class Reference:
 
     table_N2: Tensor
 
-    def refer(self, batch: Batch) -> ReferredPairs:
-        """Put what the start says beside pairs; fillers have nothing."""
-        assert isinstance(batch, PairBatch)
+    def refer(self, batch: Batch) -> Referred:
+        """Put what the start says beside answers; fillers have nothing."""
+        assert isinstance(batch, PairBatch | JudgedBatch)
         rows_B = batch.sample_ids_B
         found_B2 = self.table_N2[rows_B.clamp(min=0)]
-        return ReferredPairs(batch, torch.where((rows_B >= 0)[:, None], found_B2, 0.0))
+        return Referred(batch, torch.where((rows_B >= 0)[:, None], found_B2, 0.0))
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Asked:
     batches: Iterable[Batch]
 
 
+Prepare = Callable[[Sequence[Referred]], list[Referred]]
+"""Adds what the loss of a step's batches needs to know of all of them."""
+
+
 @dataclass(frozen=True)
 class ReferredBatches:
     """Batches of a plan with what the start says of them; every step can be resumed from."""
@@ -61,11 +65,12 @@ class ReferredBatches:
     steps_planned: int
     references: Mapping[str, Reference]
     """By name; none of a loss without a reference."""
+    prepare: Prepare = list
 
-    def micro_batches(self, step: int) -> list[ReferredPairs]:
-        """Return this rank's share of the step's rows."""
+    def micro_batches(self, step: int) -> list[Referred]:
+        """Return this rank's share of the step's rows; collective where their preparation is."""
         reference = self.references.get(TRAINING, no_reference(len(self.plan.dataset)))
-        return [reference.refer(batch) for batch in self.plan.micro_batches(step)]
+        return self.prepare([reference.refer(batch) for batch in self.plan.micro_batches(step)])
 
     def can_save(self, steps_done: int) -> bool:
         """Always: rows are a pure function of the step."""
@@ -118,8 +123,8 @@ def ask_start(engine: Engine, asked: Asked, saved: Mapping[str, Tensor], observe
     own: list[tuple[int, int, list[float]]] = []
     with torch.no_grad():
         for place, batch in enumerate(counted(asked.batches, observer, "reference", len(asked.rows))):
-            assert isinstance(batch, PairBatch)
-            found_B2 = pair_logprobs(engine.module, batch.to(engine.device)).tolist()
+            assert isinstance(batch, PairBatch | JudgedBatch)
+            found_B2 = answer_logprobs(engine.module, batch.to(engine.device)).tolist()
             rows = zip(batch.sample_ids_B.tolist(), found_B2, strict=True)
             own += [(place, row, found) for row, found in rows if row >= 0]
     engine.module.train()

@@ -149,7 +149,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
 RECIPE: dict[str, Any] = {
     "name": "extended",
     "stages": {
-        "base": {
+        "early": {
             "kind": "pretrain",
             "architecture": {
                 "family": "decoder", "type": "qwen2", "num_hidden_layers": 2, "hidden_size": 64,
@@ -158,22 +158,18 @@ RECIPE: dict[str, Any] = {
             },
             "tokenizer": {"train": "bpe", "vocab_size": 300},
             "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
+            "train": {"steps": 2, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-3}},
+        },
+        "base": {
+            "kind": "pretrain", "init_from": "early",
+            "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "train": {
                 "steps": 30, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-2},
                 "schedule": {"name": "constant"},
             },
         },
-        "small": {
-            "kind": "pretrain", "tokenizer": {"from": "base"},
-            "architecture": {
-                "family": "decoder", "type": "qwen2", "num_hidden_layers": 1, "hidden_size": 32,
-                "intermediate_size": 64, "num_attention_heads": 2, "max_position_embeddings": 128,
-            },
-            "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
-            "train": {"steps": 2, "global_batch": 4, "sequence_length": 64, "optimizer": {"lr": 1e-3}},
-        },
         "taught": {
-            "kind": "distill", "init_from": "small", "teacher": "base", "temperature": 2.0,
+            "kind": "distill", "init_from": "early", "teacher": "base", "temperature": 2.0,
             "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "train": {
                 "steps": 200, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2},
@@ -309,7 +305,7 @@ def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: S
     (run,) = Store.open(str(store)).runs()
     lines = list(Store.open(str(store)).run(run).read_lines("metrics/taught/2"))
     assert lines[0]["step"] > 1
-    assert made(call) == {"base": "model", "small": "model", "taught": "model", "measured": "report"}
+    assert made(call) == {"early": "model", "base": "model", "taught": "model", "measured": "report"}
     artifact = json.loads(call("store", "show", "last/taught", "--json"))
     assert artifact["verification"]["how"] == "clean-process"
     first = next(iter(Store.open(str(store)).run(run).read_lines("metrics/taught/1")))["values"]

@@ -33,17 +33,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "dpo": {"loss": {"name": "dpo", "beta": 0.5}, **LORA},
     "full": {"loss": {"name": "dpo", "beta": 0.5}},
     "orpo": {"loss": {"name": "orpo"}, **LORA},
+    "kto": {"loss": {"name": "kto", "beta": 0.5, "undesirable_weight": 2.0}, **LORA},
 }
+FILES = {"kto": "judged.jsonl"}
 ZERO = (0, 1, 2, 3)
 SHARDED = [(kind, zero) for kind in KINDS for zero in ZERO]
-DEFAULT = [("dpo", 1), ("full", 3), ("orpo", 2)]
-RESUMED = {"dpo": 1, "full": 3}
+DEFAULT = [("dpo", 1), ("full", 3), ("orpo", 2), ("kto", 3)]
+RESUMED = {"dpo": 1, "full": 3, "kto": 3}
 
 
 def case(run: str, kind: str, shard: dict[str, Any], stop_at: int = 0) -> Case:
     spec = {
         "kind": "preference", "init_from": "base", "min_accuracy": 0.0, "train": TRAIN,
-        "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2}, "shard": shard, **KINDS[kind],
+        "data": {"source": "jsonl", "files": [FILES.get(kind, "pairs.jsonl")], "hold_out": 0.2}, "shard": shard,
+        **KINDS[kind],
     }  # fmt: skip
     return Case(run, kind, spec, {"init_from": "base"}, stop_at=stop_at)
 
@@ -58,6 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         for n in range(60)
     ]
     (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    judged = [
+        {"prompt": pair["prompt"], "completion": pair["chosen" if n % 3 else "rejected"], "label": n % 3 > 0}
+        for n, pair in enumerate(pairs)
+    ]
+    (place / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     cells = SHARDED if wants_long(request) else DEFAULT
     cases = [Case("made", "base", BASE, is_kept=True)]
     cases += [case(f"zero{zero}", kind, {"engine": "deepspeed", "zero": zero}) for kind, zero in cells]

@@ -82,6 +82,25 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
+class JudgedBatch:
+    """Answers with a verdict; row b of both has the same prompt."""
+
+    answers: SequenceBatch
+    mismatched: SequenceBatch
+    """Answers to other prompts."""
+    is_desirable_B: Tensor
+    sample_ids_B: Tensor
+
+    def to(self, device: torch.device | str) -> "JudgedBatch":
+        """Copy to a device."""
+        return JudgedBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def joined(self) -> SequenceBatch:
+        """Return the answers, then the mismatched ones, as one batch [2 B, T]."""
+        return joined_sequences(self.answers, self.mismatched)
+
+
+@dataclass(frozen=True)
 class Seq2SeqBatch:
     """Sources and their targets, both right-padded and ended by the end token."""
 
@@ -191,7 +210,7 @@ class ImageTextBatch:
         return ImageTextBatch(self.tokens.to(device), self.pixels_ICHW.to(device))
 
 
-Batch = TokenBatch | ImageTextBatch | LabelledBatch | Seq2SeqBatch | PairBatch | PromptBatch | ImageBatch
+Batch = TokenBatch | ImageTextBatch | LabelledBatch | Seq2SeqBatch | PairBatch | JudgedBatch | PromptBatch | ImageBatch
 
 
 def build_batch(dataset: Dataset, rows: Sequence[int]) -> Batch:

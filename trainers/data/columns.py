@@ -29,6 +29,7 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
     "image_text": (("messages",), ("prompt", "completion")),
     "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
+    "judged": (("prompt", "completion", "label"),),
     "prompts": (("prompt",), ("messages",)),
 }
 """Standard columns of each role: one of the alternatives must be there."""
@@ -37,7 +38,7 @@ _PUBLISHED: dict[RowRole, tuple[str, ...]] = {
     "preferences": ("chosen", "rejected"),
 }
 """What published forms have to give."""
-_CHATS: tuple[RowRole, ...] = ("instructions", "seq2seq", "preferences", "prompts")
+_CHATS: tuple[RowRole, ...] = ("instructions", "seq2seq", "preferences", "judged", "prompts")
 """Roles in which a system prompt and descriptions of tools count."""
 _NAME_IMAGES: tuple[RowRole, ...] = ("instructions", "image_text")
 """Roles in which images that a row names count."""
@@ -100,7 +101,8 @@ def convert(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -
     images} with every content a list of parts {type: text, text} and {type: image}, or {prompt, completion, images};
     images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
     turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
-    of both, and `split` is True where they are plain text. prompts: {prompt, reference}. Conversations start with the
+    of both, and `split` is True where they are plain text. judged: {prompt, completion, label}, the label True where
+    the completion is desirable. prompts: {prompt, reference}. Conversations start with the
     row's `system` prompt; beside a plain prompt it is a column of its own, as the descriptions of `tools` always are.
     Raises BadRow.
     """

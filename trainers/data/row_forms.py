@@ -8,9 +8,9 @@ from trainers.data.bad_row import BadRow
 from trainers.data.message_parts import read_parts
 from trainers.data.messages import Messages, read_messages
 
-RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "prompts"]
+RowRole = Literal["text", "labels", "instructions", "image_text", "seq2seq", "preferences", "judged", "prompts"]
 """What rows are read for: language modelling, classification, instruction tuning without or with images, source to
-target, reward modelling, or generation."""
+target, pairs of answers, single answers with a verdict, or generation."""
 Role = RowRole | Literal["images"]
 """What a source is read for: rows of text, or images."""
 
@@ -45,6 +45,8 @@ def in_form(found: Mapping[str, Any], role: RowRole, images: list[Any] | None) -
             return _image_text(found, images)
         case "preferences":
             return _preference(found)
+        case "judged":
+            return _judged(found)
         case "prompts":
             return _prompt(found)
 
@@ -155,6 +157,22 @@ def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
         "chosen": _same_form(prompt, chosen, "chosen"),
         "rejected": _same_form(prompt, rejected, "rejected"),
     }
+
+
+def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, completion = _text(row, "prompt"), _text(row, "completion")
+    return {"prompt": prompt, "completion": _same_form(prompt, completion, "completion"), "label": _verdict(row)}
+
+
+def _verdict(row: Mapping[str, Any]) -> bool:
+    """Read whether an answer is desirable: true or false, 1 or 0, or the same in letters."""
+    value = row.get("label")
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    verdict = known.get(str(value).strip().lower())
+    if verdict is None:
+        message = "column 'label' is missing" if value is None else f"column 'label' is {value!r}, not true or false"
+        raise BadRow(message, "true where the completion is desirable, false where it is not")
+    return verdict
 
 
 def _after_text(prompt: str, chosen: Messages, rejected: Messages) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from trainers.data.sources.reader import SourceError
 
 TEXT: TypeAdapter[Any] = TypeAdapter(Source)
 IMAGES: TypeAdapter[Any] = TypeAdapter(ImageSource)
-ROLES: list[RowRole] = ["text", "labels", "instructions", "seq2seq", "preferences", "prompts", "image_text"]
+ROLES: list[RowRole] = ["text", "labels", "instructions", "seq2seq", "preferences", "judged", "prompts", "image_text"]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -239,7 +239,9 @@ def test_the_documentation(name: str, role: RowRole, tmp_path: Path) -> None:
     source = TEXT.validate_python({"source": name})
     errors = check_text(source, tmp_path, [role])  # rows of a few modules, which are not the first ones
     assert bool(errors) == bool(refusal(read_rows(source, tmp_path, role, 0)))
-    assert bool(errors) == (role == "image_text" or (role in ("preferences", "labels") and "summaries" in name))
+    assert bool(errors) == (
+        role == "image_text" or (role in ("preferences", "judged", "labels") and "summaries" in name)
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -247,7 +249,7 @@ def test_a_data_set_folder(role: RowRole, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"prompt": ["a"] * 30, "completion": ["b"] * 30}).save_to_disk(str(tmp_path / "set"))
     assert bool(text_agrees(tmp_path, role, source="datasets", path="./set")) == (
-        role in ("labels", "preferences", "image_text")
+        role in ("labels", "preferences", "judged", "image_text")
     )
     (tmp_path / "set" / "state.json").write_text("{")
     assert "cannot be read" in text_agrees(tmp_path, role, source="datasets", path="./set")

@@ -1,5 +1,6 @@
 """The preference stage in one process: tiny models learn pairs by every loss, and the start is asked once."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from recipes.errors import Preempted
 from recipes.stages.preference import Preference
 from rlhf.text.preference_stage import run_preference
-from tests.integration.rlhf.workshop import PLAIN, Listener, Workshop, open_workshop
+from tests.integration.rlhf.workshop import PLAIN, Listener, Workshop, jsonl, open_workshop
 from trainers.training.context import StageContext
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -20,13 +21,19 @@ LOSSES: dict[str, dict[str, Any]] = {
     "robust": {"name": "robust"},
     "orpo": {"name": "orpo", "odds_weight": 1.0},
     "simpo": {"name": "simpo"},
+    "kto": {"name": "kto"},
 }
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tiny chat model and pairs of answers."""
-    return open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
+    found = open_workshop(tmp_path_factory.mktemp("workshop"), width=16)
+    pairs = [json.loads(line) for line in (found.folder / "pairs.jsonl").read_text().splitlines()]
+    sides = [(side, pair) for pair in pairs for side in ("chosen", "rejected")]
+    rows = [{"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"} for side, pair in sides]
+    jsonl(found.folder / "judged.jsonl", rows)
+    return found
 
 
 def spec_of(loss: dict[str, Any], *, lora: bool = True, steps: int = 30, **changes: Any) -> Preference:
@@ -37,7 +44,11 @@ def spec_of(loss: dict[str, Any], *, lora: bool = True, steps: int = 30, **chang
             "init_from": "chat",
             "loss": loss,
             "lora": {"r": 4, "alpha": 8, "dropout": 0.5} if lora else None,
-            "data": {"source": "jsonl", "files": ["pairs.jsonl"], "hold_out": 0.2},
+            "data": {
+                "source": "jsonl",
+                "files": ["judged.jsonl" if loss["name"] == "kto" else "pairs.jsonl"],
+                "hold_out": 0.2,
+            },
             "train": {**train, "evaluate_every": steps, "save_every": 100, **changes},
             "shard": PLAIN,
         }
@@ -64,7 +75,11 @@ def test_a_model_learns_pairs_by_every_loss(workshop: Workshop, name: str) -> No
     assert evaluation["chosen_reward"] - evaluation["rejected_reward"] == pytest.approx(evaluation["margin"], abs=1e-4)
     first, last = heard(context).heard[0][1], heard(context).heard[-2][1]
     assert last["loss"] < first["loss"]
-    assert last["margin"] > first["margin"] + 0.1
+    if name == "kto":
+        assert last["kl"] > first["kl"] == 0.0
+        assert last["chosen_reward"] > 0.05 + last["rejected_reward"]
+    else:
+        assert last["margin"] > first["margin"] + 0.1
     asked = any(phase == "reference" for phase, _ in heard(context).phases)
     assert asked == (name not in ("orpo", "simpo"))
 

@@ -18,11 +18,12 @@ from recipes.errors import RequestError
 from trainers.data import materialise as module
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.dataset import Contents, DataLayout, Dataset, Fate
-from trainers.data.encoding import TextSettings
+from trainers.data.encoding import Encoded, TextSettings
 from trainers.data.image_processor import load_image_processor
 from trainers.data.layouts.arrays import cut_up
 from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
+from trainers.data.layouts.judged import mismatched
 from trainers.data.layouts.registry import LAYOUTS, text_layout
 from trainers.data.layouts.stream import Stream
 from trainers.data.materialise import DataRequest, find_dataset, materialise, stored_as
@@ -43,6 +44,9 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "labelled": lambda n: {"text": f"Open file {n}. " * (n + 1), "label": n % 2},
     "seq2seq": lambda n: {"prompt": f"Return {n}? " * (n % 3 + 1), "completion": f"the sum {n}"},
     "pairs": lambda n: {"prompt": "Return? ", "chosen": f"a file {n}", "rejected": "nothing " * (n % 4 + 1)},
+    "judged": lambda n: {
+        "prompt": f"Return {n // 2}? ", "completion": f"the sum {n} " * (n % 3 + 1), "label": n % 2 == 0,
+    },
     "prompts": lambda n: {"prompt": f"Return {n}? " * (n % 3 + 1)},
     "image_text": lambda n: {
         "images": [f"images/{n % 3}/{n}.png"], "prompt": "Which? ", "completion": f"Number {n}." * (n % 3 + 1),
@@ -217,3 +221,29 @@ def test_a_layout_is_one_class_and_its_registration(
     plan = BatchPlan(materialise(request, store), 0, NUM_ROWS, 1, 0, 3)
     read = [text for batch in plan.micro_batches(0) for text in batch]  # type: ignore[union-attr]
     assert sorted(read) == sorted(ROWS["packed"](number)["text"] for number in range(NUM_ROWS))
+
+
+def test_a_prompt_gets_the_next_other_prompt_s_answer(request_of: Any, store: Store) -> None:
+    """Rows 2n and 2n + 1 have one prompt; row 8 has its own."""
+    dataset = materialise(request_of("judged"), store)
+
+    def parts(side: str, row: int) -> tuple[list[int], list[int]]:
+        ids, response = dataset.cut(f"{side}_ids", row), dataset.cut(f"{side}_response", row)
+        return ids[~response].tolist(), ids[response].tolist()
+
+    for row in range(NUM_ROWS):
+        (prompt, _), (same, other) = parts("answer", row), parts("mismatched", row)
+        assert same == prompt
+        assert other == parts("answer", (row - row % 2 + 2) % (NUM_ROWS + 1))[1]
+    assert dataset.arrays["is_desirable"].tolist() == [row % 2 == 0 for row in range(NUM_ROWS)]
+
+
+def test_a_mismatched_answer_is_cut_and_one_prompt_alone_takes_its_next_answer() -> None:
+    def answer(*ids: int) -> Encoded:
+        return Encoded(np.array(ids), np.array([False, False] + [True] * (len(ids) - 2)))
+
+    same = [answer(1, 2, 3), answer(1, 2, 4), answer(1, 2, 5)]
+    assert [item.ids.tolist() for item in mismatched(same, 9)] == [[1, 2, 4], [1, 2, 5], [1, 2, 3]]
+    cut = mismatched([answer(1, 2, 3), answer(7, 8, 4, 5, 6)], 4)
+    assert [item.ids.tolist() for item in cut] == [[1, 2, 4, 5], [7, 8, 3]]
+    assert cut[0].response.tolist() == [False, False, True, True]

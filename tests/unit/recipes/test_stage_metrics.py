@@ -57,8 +57,8 @@ def test_metrics_that_are_shown_are_reported(stage: type[StageBase], reported: d
     assert missing <= RARE.get(stage.__name__, set()), "a curve that no recorded stage of this kind has"
 
 
-RARE = {"Evaluate": {"loss"}}
-"""Curves of families that no recorded run has."""
+RARE = {"Evaluate": {"loss"}, "Preference": {"kl"}}
+"""Curves of families and losses that no recorded run has."""
 
 
 def test_curves_that_any_kind_puts_first_are_first_in_each_that_has_them(

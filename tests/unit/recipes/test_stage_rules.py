@@ -16,6 +16,7 @@ from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
+from recipes.stages.preference import Preference
 from recipes.stages.rl import RlImages, RlText
 
 LR = {"optimizer": {"lr": 0.1}}
@@ -158,3 +159,35 @@ def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuni
 def test_only_what_is_counted_by_tokens_needs_one_tokenizer(suites: list[str], pairs: list[str]) -> None:
     keys = {"kind": "evaluate", "of": ["./a", "./b"], "reward": "./judge" if "comparison" in suites else None}
     assert [pair.field_path for pair in Evaluate.model_validate({**keys, "suites": suites}).shared_tokens()] == pairs
+
+
+def preference(**changes: Any) -> Preference:
+    keys = {"kind": "preference", "init_from": "store://a", "data": {"source": "jsonl", "files": ["p"]}, "train": TRAIN}
+    return Preference.model_validate(keys | changes)
+
+
+def test_what_a_preference_stage_refuses() -> None:
+    tokens = {key: value for key, value in TRAIN.items() if key != "steps"} | {"tokens": 64}
+    assert codes([*preference(train=tokens).rules()]) == {("train.tokens", Code.NOT_APPLICABLE)}
+    assert codes([*preference(merge=False).rules()]) == {("merge", Code.NO_EFFECT)}
+    assert [*preference(merge=False, lora={"r": 2}).rules()] == []
+    packing = preference().packing_rule(DECODER)
+    assert packing is not None
+    assert packing.code is Code.NOT_APPLICABLE
+    held_out = preference().held_out_rule()
+    assert held_out is not None
+    assert held_out.code is Code.MISSING_HELD_OUT
+    refused = preference().refuse_model(ENCODER)
+    assert refused is not None
+    assert refused.code is Code.UNSUPPORTED_FAMILY
+    assert preference().refuse_model(DECODER) is None
+
+
+@pytest.mark.parametrize(("name", "role"), [("dpo", "preferences"), ("orpo", "preferences"), ("kto", "judged")])
+def test_what_a_preference_stage_reads_follows_from_its_loss(name: str, role: str) -> None:
+    data = {"source": "jsonl", "files": ["p"], "hold_out": 0.1}
+    stage = preference(loss={"name": name}, data=data)
+    assert [(use.field_path, use.role, use.held_out) for use in stage.sources()] == [
+        ("data", role, False),
+        ("evaluation", role, True),
+    ]

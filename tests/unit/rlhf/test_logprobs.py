@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlhf.algorithms import logprobs
 from rlhf.algorithms.logprobs import action_states, chosen_logprobs, last_real_position
 from rlhf.text.policy import response_logprobs
 from rlhf.text.responses import Responses
@@ -60,3 +61,22 @@ def test_rows_without_a_token_have_no_share_of_the_distribution() -> None:
         found = response_logprobs(network, responses, 0.7, num_tokens=20)
         logits = network(ids).logits[0, 1:3, :20] / 0.7
     torch.testing.assert_close(found[0], torch.log_softmax(logits, -1)[[0, 1], [5, 6]])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_token_logprobs_and_their_gradient_are_those_of_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(logprobs, "_AT_ONCE", rows_at_once * 11)
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(7, 11, generator=generator) * 5).requires_grad_()
+    tokens, scale = torch.randint(0, 11, (7,), generator=generator), torch.randn(7, generator=generator)
+    found = logprobs.token_logprobs(logits, tokens)
+    wanted = logits.double().log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad((found * scale).sum(), logits)
+    (exact,) = torch.autograd.grad((wanted * scale).sum(), logits)
+    torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-6)
+    halves = logits.detach().bfloat16().requires_grad_()
+    (rounded,) = torch.autograd.grad((logprobs.token_logprobs(halves, tokens) * scale).sum(), halves)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)

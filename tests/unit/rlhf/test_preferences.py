@@ -1,8 +1,8 @@
 """Losses of preference optimisation: TRL's numbers on drawn pairs, what is known of them, and weights by the pair.
 
 The numbers are what TRL 1.16's own methods gave in fp64 (`DPOTrainer._compute_loss`, `ORPOTrainer.odds_ratio_loss`,
-`CPOTrainer.cpo_loss`). Where TRL differs: ORPO's likelihood of the chosen answer is there the mean over all tokens of a
-batch, the prompt's included; here it is that of the answer, a mean per pair.
+`CPOTrainer.cpo_loss`, `KTOTrainer._compute_loss`). Where TRL differs: ORPO's likelihood of the chosen answer is there
+the mean over all tokens of a batch, the prompt's included; here it is that of the answer, a mean per pair.
 """
 
 import math
@@ -13,8 +13,8 @@ import torch
 from pydantic import TypeAdapter
 
 from recipes.stages.preference_losses import PreferenceLoss
-from rlhf.algorithms.preferences import log_complement, logistic_loss, robust_loss
-from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, ReferredPairs, Sides, judge
+from rlhf.algorithms.preferences import kto_loss, log_complement, logistic_loss, robust_loss
+from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, Referred, Sides, judge
 from tests.unit.rlhf.tiny_ppo import tiny_model
 from trainers.data.batches import PairBatch, SequenceBatch
 
@@ -58,6 +58,32 @@ def test_losses_are_those_of_trl(keys: dict[str, Any], wanted: list[float]) -> N
     assert found.losses_B.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kl", "wanted"),
+    [
+        (
+            0.15625,
+            [
+                *(0.4369166001, 0.5970525237, 0.4780832348, 0.6277227466),
+                *(0.2689539092, 0.4276845909, 0.5524883277, 0.4411807967),
+            ],
+        ),
+        (
+            0.0,
+            [
+                *(0.4239778090, 0.5829945556, 0.4646676941, 0.6136776300),
+                *(0.2767581073, 0.4354418193, 0.5578718318, 0.4487793975),
+            ],
+        ),
+    ],
+)
+def test_kto_is_that_of_trl(kl: float, wanted: list[float]) -> None:
+    """The chosen answers as desirable ones, the rejected as undesirable."""
+    ratios_B = (PAIRS.logprobs_B2 - PAIRS.reference_B2).T.flatten()
+    found = kto_loss(ratios_B, torch.arange(8) < 4, kl, 0.3, (1.2, 0.7))
+    assert found.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
 @pytest.mark.parametrize("keys", [keys for keys, _ in TRL], ids=lambda keys: keys["name"])
 def test_every_loss_pulls_the_chosen_answer_up_and_the_rejected_one_down(keys: dict[str, Any]) -> None:
     logprobs_B2 = PAIRS.logprobs_B2[1:].clone().requires_grad_()  # of the first pair the hinge is flat
@@ -99,7 +125,7 @@ def side(*texts: list[int], answers: list[int]) -> SequenceBatch:
     return SequenceBatch(ids, real, real & (places >= ends - torch.tensor(answers)[:, None]))
 
 
-def rows(*numbers: int) -> ReferredPairs:
+def rows(*numbers: int) -> Referred:
     """Of three rows these, as a batch; -1 is a filler, which holds what row 0 does."""
     chosen = [[5, 6, 7, 8], [9, 4, 3], [2, 2, 10, 11, 12]], [2, 1, 3]
     rejected = [[5, 6, 1], [9, 4, 13, 14, 15, 16], [2, 2, 3]], [1, 4, 1]
@@ -112,14 +138,14 @@ def rows(*numbers: int) -> ReferredPairs:
         torch.tensor(numbers),
     )
     reference = torch.tensor([[-5.0, -3.0], [-2.0, -11.0], [-9.0, -4.0]])
-    return ReferredPairs(pairs, reference[taken])
+    return Referred(pairs, reference[taken])
 
 
 @pytest.mark.parametrize("keys", [keys for keys, _ in TRL], ids=lambda keys: keys["name"])
 def test_the_loss_of_a_step_does_not_depend_on_how_its_pairs_are_shared_out(keys: dict[str, Any]) -> None:
     module, objective = AnswerLogprobs(tiny_model(0)), PreferenceObjective(loss_of(keys))
 
-    def step(*batches: ReferredPairs) -> tuple[float, float, torch.Tensor]:
+    def step(*batches: Referred) -> tuple[float, float, torch.Tensor]:
         module.zero_grad()
         total = sum(objective.weight(batch) for batch in batches)
         losses = [objective.loss(module, batch).loss_sum / total for batch in batches]
@@ -142,7 +168,7 @@ def logprobs_of(model: Any, text: torch.Tensor) -> torch.Tensor:
 
 
 def test_log_probabilities_are_those_of_the_answers_tokens_alone() -> None:
-    model, batch = tiny_model(0), rows(0, 1, 2).pairs.joined()
+    model, batch = tiny_model(0), rows(0, 1, 2).rows.joined()
     with torch.no_grad():
         found = AnswerLogprobs(model)(batch)
     for row in range(len(found)):

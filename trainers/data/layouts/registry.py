@@ -7,6 +7,7 @@ from trainers.data.dataset import DataLayout
 from trainers.data.encoding import Marked, TextSettings
 from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.images import Images
+from trainers.data.layouts.judged import Judged
 from trainers.data.layouts.labelled import Labelled
 from trainers.data.layouts.packed import Packed
 from trainers.data.layouts.pairs import Pairs
@@ -28,7 +29,7 @@ class TextLayout(DataLayout, Protocol):
         """Return a row's text as a model reads it, with its targets; of a pair the chosen answer."""
 
 
-TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs)
+TEXT_LAYOUTS = (Labelled, Seq2Seq, Pairs, Judged)
 """Each takes the rows of its role, and has no settings of its own."""
 LAYOUTS: dict[str, type[DataLayout]] = {
     layout.name: layout for layout in (Packed, Stream, ImageText, Images, Prompts, *TEXT_LAYOUTS)

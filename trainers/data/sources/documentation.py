@@ -27,6 +27,7 @@ _SETS: dict[RowRole, str] = {
     "labels": "instructions",
     "seq2seq": "instructions",
     "preferences": "preferences",
+    "judged": "preferences",
     "prompts": "prompts",
 }
 """The set of python-docs that rows of a role are made from."""
@@ -62,7 +63,8 @@ class DocsReader:
         content = _content(f"{_SETS[self.role]}.{self.source.split}.jsonl", limit, _DOCS, self.store)
         for name, row in _rows(content):
             row = _described_kind(row) if self.role == "labels" else row
-            yield RawRow(name, f"{self.source.source}: {name}", row, Path(), is_canonical=self.role != "seq2seq")
+            for part, found in _answers(name, row) if self.role == "judged" else [(name, row)]:
+                yield RawRow(part, f"{self.source.source}: {part}", found, Path(), is_canonical=self.role != "seq2seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class SummariesReader:
     def _read(self, limit: int | None) -> Iterator[RawRow]:
         for name, row in _rows(_content(f"summaries.{self.source.split}.jsonl", limit, _SUMMARIES, self.store)):
             yield RawRow(name, f"{self.source.source}: {name}", row, Path())
+
+
+def _answers(name: str, pair: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield both answers of a pair with their verdicts."""
+    for side in ("chosen", "rejected"):
+        yield f"{name}:{side}", {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
 
 
 def _rows(content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from trainers.data.batches import BatchPlan, TokenBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.held_out import evaluate
+from trainers.models.forward_forms import head_logits
 from trainers.models.stack import load_exact
 from trainers.models.token_losses import hidden_states
 from trainers.objectives.protocol import ObjectiveOutput
@@ -51,7 +52,7 @@ class Distillation(nn.Module):
 
     def _logprobs(self, model: Any, batch: TokenBatch) -> Tensor:
         states_BTD = hidden_states(model, batch.input_ids_BT, batch.segment_ids_BT, batch.position_ids_BT)
-        logits_NV = model.get_output_embeddings()(states_BTD[:, :-1][batch.loss_mask_BT[:, 1:]])
+        logits_NV = head_logits(model, states_BTD[:, :-1][batch.loss_mask_BT[:, 1:]])
         return (logits_NV.float() / self._temperature).log_softmax(dim=-1)
 
 

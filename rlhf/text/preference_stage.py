@@ -169,8 +169,8 @@ class PreferenceTrainee:
         if "accuracy" not in found:
             reasons.append("held-out answers have one verdict alone, so that there is no accuracy")
         elif found["accuracy"] < spec.min_accuracy:
-            accuracy = f"held-out accuracy {found['accuracy']:.3f}"
-            reasons.append(f"{accuracy} is below min_accuracy {spec.min_accuracy}")
+            measured_share = f"held-out accuracy {found['accuracy']:.3f}"
+            reasons.append(f"{measured_share} is below min_accuracy {spec.min_accuracy}")
         return Evaluation(found, gate_reasons=tuple(reasons))
 
     def _share(self, training: TrainingPlan[Preference]) -> tuple[int, int, int]:

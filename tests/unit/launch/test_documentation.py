@@ -37,7 +37,7 @@ MADE_UP = {
     "recipes/models/images/flow.py",
     "trainers/models/images/flow.py",
     "recipes/image/flow.yaml",
-    "rlhf/algorithms/leave_one_out.py",
+    "rlhf/algorithms/soft_gate.py",
 }
 """Names of a reader's own files; tests/e2e/test_extending.py writes the modules."""
 

@@ -1,4 +1,4 @@
-"""PPO gives equal numbers: plain engine and ZeRO 0-3, one worker and two, straight and resumed."""
+"""PPO and GRPO give equal numbers: plain engine and ZeRO 0-3, one worker and two, straight and resumed."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from tests.tiers import tiered, wants_long
 STEPS_PER_ITERATION = 4
 TEXT_COEF = 3.0
 TEXT = {"text_coef": TEXT_COEF, "text_batch": 4, "text_length": 8}
+GRPO = {"name": "grpo", "samples": 2, "prompts": 4, "epochs": 2, "drop_equal_groups": True, "drop_overlong": True}
 FP32: dict[str, Case] = {
     "plain": {"engine": "plain"},
     **{f"zero{zero}": {"engine": "deepspeed", "zero": zero} for zero in (0, 1, 2, 3)},
@@ -20,18 +21,21 @@ FP32: dict[str, Case] = {
     "text-plain": {"engine": "plain", "settings": TEXT},
     "text-zero2": {"engine": "deepspeed", "zero": 2, "settings": TEXT},
     "text-zero3": {"engine": "deepspeed", "zero": 3, "settings": TEXT},
+    "grpo-plain": {"engine": "plain", "settings": GRPO},
+    "grpo-zero2": {"engine": "deepspeed", "zero": 2, "settings": GRPO},
+    "grpo-zero3": {"engine": "deepspeed", "zero": 3, "settings": GRPO},
 }
 VARIANTS: dict[str, Case] = {
     **FP32,
     "bf16-plain": {"engine": "plain", "precision": "bf16"},
     "bf16-zero3": {"engine": "deepspeed", "zero": 3, "precision": "bf16"},
 }
-RESUMED = ("plain", "zero2", "zero3", "bf16-zero3")
+RESUMED = ("plain", "zero2", "zero3", "bf16-zero3", "grpo-zero2")
 DEFAULT = {
-    1: ("plain", "zero3", "full-plain", "text-plain", "bf16-plain"),
-    2: ("plain", "zero0", "zero2", "zero3", "full-zero3", "text-zero3", "bf16-zero3"),
+    1: ("plain", "zero3", "full-plain", "text-plain", "bf16-plain", "grpo-plain"),
+    2: ("plain", "zero0", "zero2", "zero3", "full-zero3", "text-zero3", "bf16-zero3", "grpo-zero2"),
 }
-RESUMED_BY_DEFAULT = {1: ("plain",), 2: ("zero2", "bf16-zero3")}
+RESUMED_BY_DEFAULT = {1: ("plain",), 2: ("zero2", "bf16-zero3", "grpo-zero2")}
 """What each number of workers runs in the default tier; every engine, precision and kind of PPO is there."""
 Results = dict[int, Outcomes]
 

@@ -1,4 +1,4 @@
-"""PPO against exact answers: one response token, rewards known, so that the optimum of each objective has a formula."""
+"""Algorithms against exact answers: one response token and known rewards, so that each optimum has a formula."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.kl import k2_penalty
+from tests.tiers import tiered
 
 Build = Callable[..., Any]
 DEVIATION = 0.5
@@ -31,11 +32,12 @@ class Rewarding(nn.Module):
         return SimpleNamespace(last_hidden_state=states[:, None, None].expand(-1, input_ids.shape[1], 16))
 
 
-def learnt(tiny_ppo: Build, **settings: Any) -> tuple[Tensor, Tensor]:
-    """The policy's probabilities after PPO on one prompt, averaged over the last iterations, and the reference's."""
+def learnt(tiny_ppo: Build, iterations: int = 30, **settings: Any) -> tuple[Tensor, Tensor]:
+    """The policy's probabilities after training on one prompt, averaged over the last third, and the reference's."""
+    settings = {"epochs": 4, **({"critic": {"clip": None}} if settings.get("name", "ppo") == "ppo" else {}), **settings}
     ppo = tiny_ppo(
-        lora=False, prompts=128, prompt_rows=1, micro_batch=128, max_new_tokens=1, missing_eos_penalty=0.0,
-        entropy_coef=0.0, critic={"clip": None}, iterations=30, mini_batches=1, epochs=4, **settings,
+        **{"lora": False, **settings}, prompts=128, prompt_rows=1, micro_batch=128, max_new_tokens=1,
+        missing_eos_penalty=0.0, entropy_coef=0.0, iterations=iterations, mini_batches=1,
     )  # fmt: skip
     ppo.models.networks["judge"] = Rewarding()
     nn.init.constant_(ppo.models.score_head.weight, 1 / 16)
@@ -47,10 +49,10 @@ def learnt(tiny_ppo: Build, **settings: Any) -> tuple[Tensor, Tensor]:
             return network(input_ids=prompt).logits[0, -1].double().softmax(0)
 
     reference, per_iteration, found = probabilities("reference"), ppo.source.steps_per_iteration, []
-    for iteration in range(30):
+    for iteration in range(iterations):
         ppo.run(iteration * per_iteration, (iteration + 1) * per_iteration)
         found.append(probabilities("actor"))
-    return torch.stack(found[-10:]).mean(0), reference
+    return torch.stack(found[-(iterations // 3) :]).mean(0), reference
 
 
 def kl(p: Tensor, q: Tensor) -> float:
@@ -70,6 +72,45 @@ def test_either_place_of_the_penalty_leads_to_the_tilted_reference(tiny_ppo: Bui
     assert kl(wanted, reference) > 0.5
     assert kl(policy, wanted) < 0.05
     assert kl(policy, reference) == pytest.approx(kl(wanted, reference), rel=0.2)
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    "rloo": {"kl_in": "loss"},
+    "rloo-reward": {"name": "rloo", "kl_in": "reward"},
+    "grpo": {"scale": "none", "iterations": 45},
+    "dr_grpo": {"name": "grpo", "scale": "none", "aggregation": "constant", "iterations": 45},
+    "cispo": {"scale": "none"},
+    "gspo": {"scale": "none", "epochs": 1, "iterations": 100},  # so that its narrow clip never acts
+    "reinforce_plus_plus": {"kl_in": "reward"},
+    "reinforce_plus_plus-loss": {"name": "reinforce_plus_plus", "kl_in": "loss"},
+}
+
+
+@pytest.mark.parametrize("cell", tiered(CELLS, ["rloo", "grpo", "reinforce_plus_plus"]))
+def test_every_algorithm_comes_to_the_tilted_reference(tiny_ppo: Build, cell: str) -> None:
+    policy, reference = learnt(tiny_ppo, **{"name": cell, "kl_coef": 0.5, **CELLS[cell]})
+    wanted = tilted(reference, 0.5)
+    assert kl(policy, wanted) < 0.05
+    assert kl(policy, reference) == pytest.approx(kl(wanted, reference), rel=0.2)
+
+
+def test_scaled_advantages_let_the_policy_collapse_where_the_same_penalty_holds_it_unscaled(tiny_ppo: Build) -> None:
+    """GRPO as published weighs nats against the deviation of the scores, which vanishes as the policy concentrates."""
+    policy, reference = learnt(tiny_ppo, name="grpo", kl_coef=0.5, iterations=60)
+    assert float(tilted(reference, 0.5).max()) < 0.5
+    assert float(policy.max()) > 0.9
+
+
+def test_the_gradient_of_k3_leads_elsewhere(tiny_ppo: Build) -> None:
+    """To the optimum of E[reward] - coefficient KL(reference || policy): coefficient reference / (c - reward)."""
+    policy, reference = learnt(tiny_ppo, name="grpo", scale="none", kl_estimator="k3", kl_coef=0.5)
+    low, high = float(TABLE.max()), float(TABLE.max()) + 10
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((0.5 * reference / (middle - TABLE)).sum()) > 1 else (low, middle)
+    wanted = 0.5 * reference / (high - TABLE)
+    assert kl(policy, wanted) < 0.05
+    assert kl(wanted, tilted(reference, 0.5)) > 0.1
 
 
 def test_the_penalty_s_gradient_is_that_of_the_kl_even_for_samples_of_an_earlier_policy() -> None:

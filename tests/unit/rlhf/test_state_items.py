@@ -105,6 +105,39 @@ def test_a_ppo_that_is_to_stop_leaves_its_rollouts_and_saves_at_the_end_of_its_u
     assert run_ppo(ppo_part(tiny_ppo), tmp_path) == ppo_made[0]
 
 
+# GRPO: an adapter alone; groups, and filters that leave some of them out
+
+GRPO: dict[str, Any] = {
+    "name": "grpo", "samples": 4, "prompts": 4, "aggregation": "sequences", "drop_equal_groups": True,
+    "drop_overlong": True, "kl_coef": 0.1,
+}  # fmt: skip
+GRPO_ITERATION = 2
+"""Steps: one epoch of two mini-batches."""
+
+
+def run_grpo(part: Part, uri: Path) -> Made:
+    return train_once(part, uri, {"actor": 1e-2}, part.source.steps_per_iteration)
+
+
+@pytest.fixture(scope="module")
+def grpo_made(tiny_ppo: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return run_grpo(ppo_part(tiny_ppo, **GRPO), tmp_path_factory.mktemp("grpo"))
+
+
+@pytest.mark.parametrize("step", range(3 * GRPO_ITERATION))
+def test_a_kill_or_a_stop_in_any_step_of_a_grpo_changes_nothing(
+    tiny_ppo: Callable[..., Any], grpo_made: Made, tmp_path: Path, step: int
+) -> None:
+    killed = ppo_part(tiny_ppo, **GRPO)
+    killed.objective = Fatal(killed.objective, killed.listener, step, call=1)
+    with pytest.raises(Killed):
+        run_grpo(killed, tmp_path / "killed")
+    assert saved_step(tmp_path / "killed") == step // GRPO_ITERATION * GRPO_ITERATION
+    run_grpo(ppo_part(tiny_ppo, stop_at=step, **GRPO), tmp_path / "stopped")
+    for way in ("killed", "stopped"):
+        assert run_grpo(ppo_part(tiny_ppo, **GRPO), tmp_path / way) == grpo_made, way
+
+
 BEST_ITEMS = ["source best_score", "source best_iteration", "tensors"]
 PPO_ITEMS = ["source kl_coef", "source start", *(f"loop {name}" for name in LOOP)]
 

@@ -105,6 +105,14 @@ BROKEN = [
     Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 8", "stages.policy.rollout.prompts_per_iteration", "prompts_per_iteration"),
     Broken("batch-not-divisible", "{prompts_per_iteration: 8,", "{prompts_per_iteration: 7, samples_per_prompt: 4,", "stages.policy.rollout.prompts_per_iteration"),
     Broken("batch-not-divisible", "mini_batches: 2", "mini_batches: 6", "stages.policy.algorithm.mini_batches"),
+    # algorithms
+    Broken("unknown-choice", "name: ppo", "name: grop", "stages.policy.algorithm.name"),
+    Broken("missing-key", "      name: ppo\n", "", "stages.policy.algorithm.name", "    algorithm:"),
+    Broken("unknown-key", "name: ppo", "nmae: ppo", "stages.policy.algorithm.nmae"),
+    Broken("unknown-key", "kl_coef: 0.05", "max_ratio: 4", "stages.policy.algorithm.max_ratio"),
+    Broken("conflicting-keys", "kl_coef: 0.05", "kl_estimator: k3", "stages.policy.algorithm.kl_estimator"),
+    Broken("conflicting-keys", "kl_coef: 0.05", "kl_in: loss\n      kl_estimator: k1", "stages.policy.algorithm.kl_estimator", "kl_estimator"),
+    Broken("too-few-samples", "name: ppo", "name: grpo", "stages.policy.rollout.samples_per_prompt", "    rollout: {prompts_per_iteration"),
     # longer than the model
     Broken("sequence-too-long", "      sequence_length: 64", "      sequence_length: 256", "stages.base.train.sequence_length"),
     Broken("sequence-too-long", "max_new_tokens: 32}\n    algorithm", "max_new_tokens: 99}\n    algorithm", "stages.policy.rollout.max_new_tokens"),
@@ -218,6 +226,8 @@ SAID = [
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic_lr: 1e-4", ("unknown key (found 0.0001)", "did you mean critic.lr?")),
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: reward", ("mapping", "(found 'reward')", "keys: start, lr, warmup")),
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: {start: chat}", ("actor or reward (found 'chat')", "its reward model")),
+    ("name: ppo", "name: grop", ("did you mean grpo?", "must be ppo, grpo,")),
+    ("kl_coef: 0.05", "max_ratio: 4", ("belongs to name: cispo",)),
     ("hidden_size: 64", "hidden_size: 63", ("must divide hidden_size (63)", "for example hidden_size: 60")),
     ("{model: judge}}\n    prompts", "{model: zzz}}\n    prompts", ("no such stage (found 'zzz')", "fitting here: judge [")),
 ]  # fmt: skip

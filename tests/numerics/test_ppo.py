@@ -12,7 +12,7 @@ from tests.tiers import tiered, wants_long
 STEPS_PER_ITERATION = 4
 TEXT_COEF = 3.0
 TEXT = {"text_coef": TEXT_COEF, "text_batch": 4, "text_length": 8}
-GRPO = {"name": "grpo", "samples": 2, "prompts": 4, "epochs": 2, "drop_equal_groups": True, "drop_overlong": True}
+GRPO = {"name": "grpo", "samples": 4, "prompts": 8, "epochs": 2, "drop_equal_groups": True, "drop_overlong": True}
 FP32: dict[str, Case] = {
     "plain": {"engine": "plain"},
     **{f"zero{zero}": {"engine": "deepspeed", "zero": zero} for zero in (0, 1, 2, 3)},

@@ -216,7 +216,8 @@ def test_the_recipe_is_right(problems_of: ProblemsOf) -> None:
         ),
         (
             "  eval:\n",
-            "  policy:\n    kind: rl\n    actor: spans\n    reward: ./judge\n    prompts: {source: python-docs}\n"
+            "  policy:\n    kind: rl\n    actor: spans\n    rewards: {judge: {model: ./judge}}\n"
+            "    prompts: {source: python-docs}\n"
             "    algorithm: {name: ppo, iterations: 1, optimizer: {lr: 1e-3}}\n  eval:\n",
             "unsupported-family",
             "stages.policy.actor",

@@ -257,6 +257,24 @@ def test_a_data_set_folder(role: RowRole, tmp_path: Path) -> None:
         text_agrees(tmp_path, role, source="datasets", path=path, split=split)
 
 
+snapshot_rows = st.lists(
+    st.fixed_dictionaries({"prompt": words}, optional={"completion": words | st.integers(0, 3), "tools": cells}),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(FEW, max_examples=15)
+@given(damaged(snapshot_rows.map(json_lines)) | snapshot_rows.map(json_lines), st.sampled_from(ROLES))
+@example(b'{"prompt":"q","completion":"a"}\n{"prompt":"q","completion":3}\n', "instructions")
+def test_a_folder_downloaded_from_the_hub(content: bytes, role: RowRole) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "set", "data")
+        place.mkdir(parents=True)
+        (place / "train.jsonl").write_bytes(content)
+        text_agrees(Path(folder), role, source="datasets", path="./set")
+
+
 # Files of images
 
 shapes = st.sampled_from([(3, 4, 4), (25, 2, 2), (0, 4, 4), (2, 4, 4, 1), (2, 4, 4, 3), (2, 4, 4, 5), (3,), (2, 2)])

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,8 @@ from recipes.problem_codes import Code
 from trainers.data.sources.class_names import class_names, named_classes
 from trainers.data.sources.local_files import files_digest, is_hidden
 from trainers.data.sources.reader import FolderFiles, Part, RawRow, SourceError
+from trainers.data.sources.snapshot import SUFFIXES, has_rows, read_files, split_files
 
-SNAPSHOT_SUFFIXES = (
-    ".parquet",
-    ".jsonl",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".jsonl.gz",
-    ".json.gz",
-    ".csv.gz",
-    ".jsonl.zst",
-)
-"""Files that a folder downloaded from the hub keeps its rows in."""
 _SPLIT_NAME = re.compile(r"[\[+]")
 
 
@@ -87,37 +76,68 @@ class DatasetsReader:
         return True
 
     def _read(self, limit: int | None) -> Iterator[RawRow]:
-        rows, path = with_encoded_images(self._open(limit)), self.source.path
-        classes = class_names((rows.features or {}) and rows.features.to_dict())
+        if not self._is_on_hub() and not self._is_saved:
+            yield from self._read_snapshot(limit)
+            return
+        rows, path = with_encoded_images(self._open()), self.source.path
+        classes = class_names(rows.features.to_dict())
         for number, row in enumerate(rows, start=1):
             yield RawRow(f"{path}:{number}", f"{path}: row {number}", named_classes(row, classes), self._folder)
 
-    def _open(self, limit: int | None) -> Any:
-        source, folder = self.source, self._folder
-        is_on_hub = self._is_on_hub()
-        is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        if not is_on_hub and not is_saved and not _is_snapshot(folder):
+    @property
+    def _is_saved(self) -> bool:
+        return any((self._folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+    def _read_snapshot(self, limit: int | None) -> Iterator[RawRow]:
+        """Yield the rows of a folder downloaded from the hub."""
+        folder, split = self._folder, self.source.split
+        if not has_rows(folder):
             message = "the folder holds no data set: neither what save_to_disk writes (dataset_dict.json or state.json)"
             raise SourceError(
-                Code.INVALID_DATA_FORMAT, f"{message} nor files ending in {' '.join(SNAPSHOT_SUFFIXES)}", field="path"
+                Code.INVALID_DATA_FORMAT, f"{message} nor files of rows ({' '.join(SUFFIXES)})", field="path"
             )
+        splits = split_files(folder, self.source.name)
+        names = demand_splits(split, list(splits))
+        if [split] == names:
+            yield from read_files(splits[split], limit)
+            return
+        sizes = {name: sum(1 for _ in read_files(splits[name], None)) for name in dict.fromkeys(names)}
+        for name, start, end in parts_of(split, sizes):
+            yield from islice(read_files(splits[name], end), start, end)
+
+    def _open(self) -> Any:
+        source, folder = self.source, self._folder
         import datasets
 
         try:
-            if is_on_hub:
+            if self._is_on_hub():
                 return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-            if is_saved:
-                return _take(datasets.load_from_disk(str(folder)), source.split)
-            is_first = limit is not None and source.split.isidentifier()
-            return datasets.load_dataset(str(folder), source.name, split=source.split, streaming=is_first)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, datasets.exceptions.DatasetsError) as error:
+            return _take(datasets.load_from_disk(str(folder)), source.split)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(Code.UNREADABLE_DATA, f"data set {source.path!r} cannot be read: {error}") from None
 
 
-def _is_snapshot(folder: Path) -> bool:
-    """Tell whether a folder holds files of data, as a download from the hub does."""
-    paths = (path for path in folder.rglob("*") if not any(map(is_hidden, path.relative_to(folder).parts)))
-    return any(path.name.endswith(SNAPSHOT_SUFFIXES) for path in paths)
+def demand_splits(split: str, there: list[str]) -> list[str]:
+    """Return the names in a split such as `train[:10%]+test`; raises SourceError for one that is not there."""
+    names = [_SPLIT_NAME.split(piece)[0] for piece in split.split("+")]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        guess = nearest(unknown[0], there)
+        suggestion = f"did you mean {guess}?" if guess else "splits there: " + ", ".join(there)
+        raise SourceError(Code.UNKNOWN_SPLIT, f"the data set has no such split: {unknown[0]}", suggestion, "split")
+    return names
+
+
+def parts_of(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Return the splits that a text such as `train[:10%]+test` means, with the first row and the end of each."""
+    import datasets
+
+    try:
+        wanted = datasets.ReadInstruction.from_spec(split).to_absolute(dict(sizes))
+    except (ValueError, AssertionError) as error:
+        message = f"{split} is no split: {error}"
+        raise SourceError(Code.UNKNOWN_SPLIT, message, "for example train[:10%]", "split") from None
+    return [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in wanted]
 
 
 def _take(loaded: Any, split: str) -> Any:
@@ -125,20 +145,11 @@ def _take(loaded: Any, split: str) -> Any:
     import datasets
 
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {_SPLIT_NAME.split(split)[0]: loaded}
-    unknown = [name for name in (_SPLIT_NAME.split(piece)[0] for piece in split.split("+")) if name not in parts]
-    if unknown:
-        guess = nearest(unknown[0], list(parts))
-        suggestion = f"did you mean {guess}?" if guess else "splits there: " + ", ".join(parts)
-        raise SourceError(Code.UNKNOWN_SPLIT, f"the data set has no such split: {unknown[0]}", suggestion, "split")
+    demand_splits(split, list(parts))
     if split in parts:
         return parts[split]
-    sizes = {name: len(part) for name, part in parts.items()}
-    try:
-        wanted = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError) as error:
-        message = f"{split} is no split: {error}"
-        raise SourceError(Code.UNKNOWN_SPLIT, message, "for example train[:10%]", "split") from None
-    pieces = [parts[part.splitname].select(range(part.from_, part.to)) for part in wanted]
+    wanted = parts_of(split, {name: len(part) for name, part in parts.items()})
+    pieces = [parts[name].select(range(start, end)) for name, start, end in wanted]
     return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces)
 
 

@@ -28,7 +28,7 @@ class ParquetReader:
 
     def parts(self) -> Iterator[Part]:
         """Yield the files."""
-        return file_parts(find_sorted(self.source.files, self.base_dir), _read)
+        return file_parts(find_sorted(self.source.files, self.base_dir), read_parquet)
 
     def digest(self) -> str:
         """Hash the files' bytes, in the order of their paths."""
@@ -48,7 +48,8 @@ def _classes(schema: Any) -> dict[str, Sequence[str]]:
         return {}
 
 
-def _read(path: Path, limit: int | None) -> Iterator[RawRow]:
+def read_parquet(path: Path, limit: int | None) -> Iterator[RawRow]:
+    """Yield the rows of a file, or the first of them; raises SourceError."""
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise SourceError(Code.INVALID_DATA_FORMAT, f"{path} is not a Parquet file")

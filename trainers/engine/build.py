@@ -63,11 +63,14 @@ def build_engine(
 
 
 def _round_parameters(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cast every parameter; returns by name what the trainable ones were that rounding has changed."""
+    """Cast parameters and scalars beside them; returns by name what trainable ones were that rounding has changed."""
     starts: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         before, parameter.data = parameter.data, parameter.data.to(dtype)
         is_rounded = before.dtype != dtype and not torch.equal(parameter.data.to(before.dtype), before)
         if parameter.requires_grad and is_rounded:
             starts[name] = before
+    for buffer in module.buffers():
+        if buffer.dim() == 0 and buffer.is_floating_point():  # as gemma's scale of embeddings, which files do not hold
+            buffer.data = buffer.data.to(dtype)  # in the precision in which a model that is opened makes it
     return starts

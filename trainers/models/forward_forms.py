@@ -92,6 +92,7 @@ def softcap_of(model: Any) -> float | None:
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Return the logits of last hidden states, as the stock class makes them."""
-    logits: Tensor = model.get_output_embeddings()(scaled(model, hidden))
+    head = model.get_output_embeddings()
+    logits: Tensor = head(scaled(model, hidden).to(head.weight.dtype))  # some types add up in fp32
     cap = softcap_of(model)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -56,7 +56,7 @@ def token_losses(
 def head_cross_entropy(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     """Return the summed negative log-likelihood of targets under the model's head."""
     head = model.get_output_embeddings()
-    hidden_ND, weight_VD = scaled(model, hidden_ND), head.weight
+    hidden_ND, weight_VD = scaled(model, hidden_ND).to(head.weight.dtype), head.weight  # some types add up in fp32
     if getattr(head, "bias", None) is not None:
         hidden_ND = torch.cat([hidden_ND, torch.ones_like(hidden_ND[:, :1])], dim=1)
         weight_VD = torch.cat([weight_VD, head.bias[:, None]], dim=1)

@@ -83,9 +83,9 @@ def cadence_by_epoch() -> Entry:
 PRECISION: Table = {
     "bf16": Choice(
         {"auto": carried("shard.precision", const("auto")), "full": carried("shard.precision", const("bf16"))},
-        flag(carried("shard.precision", const("bf16"))),
+        flag(carried("shard.precision", const("bf16")), carried("shard.precision", const("fp32"))),
     ),
-    "fp16": flag(changed("fp16 with loss scaling is not there; auto is bf16 where the GPU has it, else fp32")),
+    "fp16": flag(changed("fp16 with loss scaling is not there: bf16 or fp32, as `shard.precision` says")),
     "tf32": no_effect("matrix products in TF32 are torch's setting"),
 }
 

@@ -238,6 +238,12 @@ def test_what_is_wrong_is_named_with_its_line(converted: Convert, line: str, key
     assert problems[key].line == AXOLOTL.count("\n") + 1
 
 
+@pytest.mark.parametrize(("written", "precision"), [("auto", "auto"), ("true", "bf16"), ("false", "fp32")])
+def test_precision(converted: Convert, written: str, precision: str) -> None:
+    stage = _stage(converted(AXOLOTL.replace("bf16: auto", f"bf16: {written}\nfp16: false")))
+    assert stage["shard"]["precision"] == precision
+
+
 def test_keys_that_say_different_things(converted: Convert) -> None:
     found = converted(AXOLOTL.replace("bf16: auto", "bf16: true\nfloat32: true"))
     assert _refused(found).keys() == {"float32"}

@@ -24,7 +24,13 @@ LOST_S = 500.0
 SETTLE_S = 0.5
 """Who failed first may be seen last."""
 ON_CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-PRELOADED = ["trainers.runtime.preload", "launch.runs.stage_entry", "rlhf.task", "rlhf.text.reward_stage"]
+PRELOADED = [
+    "trainers.runtime.preload",
+    "launch.runs.stage_entry",
+    "rlhf.task",
+    "rlhf.text.reward_stage",
+    "rlhf.text.preference_stage",
+]
 """What is imported once; ranks are forked from there, as in production."""
 
 

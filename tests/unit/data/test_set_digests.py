@@ -95,6 +95,13 @@ def images(tokenization: Tokenization) -> DataLayout:
             id="preferences",
         ),
         pytest.param(
+            by_role("judged"),
+            ROWS,
+            False,
+            "0c0c678371dd76a63f0689763992d9edf3d632c07c6f7db05f94455d714f5291",
+            id="judged",
+        ),
+        pytest.param(
             by_role("prompts"),
             ROWS,
             True,

@@ -12,7 +12,7 @@ from recipes.convert.registry import find_system, recognise
 from recipes.convert.source_text import SourceFile, read_source
 from recipes.convert.system import System
 from recipes.convert.write import SHOWN, recipe_text
-from recipes.errors import Problem, RecipeError
+from recipes.errors import Problem, RecipeError, RequestError
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.loading.load import check_text
 from recipes.problem_codes import Code
@@ -77,8 +77,11 @@ def convert_files(
     """Convert files that are one configuration, write the recipe to `output` where no key is refused, and check it.
 
     `system` is that of the first file. Raises RecipeError for a file that cannot be read, RequestError where its system
-    is not known.
+    is not known, or a folder is not there.
     """
+    for folder, option in ((working_dir, "--folder"), (Path() if output is None else output.parent, "-o")):
+        if not folder.is_dir():
+            raise RequestError(f"{option}: there is no folder {folder}")
     sources: list[tuple[SourceFile, System]] = []
     told: list[str] = []
     for index, file in enumerate(files):

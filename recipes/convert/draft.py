@@ -130,8 +130,8 @@ class Draft:
 
     def path(self, written: str) -> str:
         """A path of the other system's as the recipe writes it: it starts with `./`, `../` or `/`."""
-        found = Path(written)
+        found = Path(written).expanduser()
         if found.is_absolute():
-            return written
+            return str(found)
         path = Path(os.path.relpath(self.working_dir / found, self.recipe_dir)).as_posix()
         return path if path.startswith("..") else f"./{path}"

@@ -93,6 +93,8 @@ def test_json(call: Any, config: Path) -> None:
         (("config.yml", "--without", "nothing"), "--without nothing: no such key"),
         (("config.yml", "config.yml"), "config.yml and config.yml are whole configurations"),
         (("other.yml",), "its keys (colour) are of none of"),
+        (("config.yml", "-o", "no/where.yaml"), "-o: there is no folder no"),
+        (("config.yml", "--folder", "nowhere"), "--folder: there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_converted(call: Any, config: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -261,6 +261,11 @@ def test_what_is_missing_is_named(converted: Convert, key: str, named: str) -> N
     assert _refused(converted("\n".join(kept))).keys() == {named}
 
 
+def test_a_home_folder_is_written_whole(converted: Convert) -> None:
+    found = converted(AXOLOTL.replace("acme/tiny-llama", "~/models/tiny"))
+    assert _stage(found)["init_from"] == str(Path.home() / "models" / "tiny")
+
+
 def test_a_key_is_left_out_on_request(converted: Convert) -> None:
     found = converted(AXOLOTL + "tokens: ['<mine>']\n", without=["tokens", "datasets"])
     assert [line.key for line in found.draft.of(Outcome.LEFT_OUT)] == ["tokens", "datasets"]

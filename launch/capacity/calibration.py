@@ -66,11 +66,16 @@ def calibrated_rates(node: Node) -> Rates | None:
     if record is None:
         return None
     rates = record["rates"]
+    by_width = {
+        what: {
+            precision: sorted((int(width), rate) for width, rate in found.items())
+            for precision, found in rates[what].items()
+        }
+        for what in ("training", "adapters")
+    }
     return Rates(
-        flops_per_s={
-            precision: tuple((int(width), rate) for width, rate in sorted(found.items(), key=lambda pair: int(pair[0])))
-            for precision, found in rates["training"].items()
-        },
+        flops_per_s=by_width["training"],
+        adapter_flops_per_s=by_width["adapters"],
         bytes_per_s=rates["bytes_per_s"],
         source=f"measured on {record['machine']['host']} at {record['measured_at']}: {summary(record)}",
         image_flops_per_s=rates["convolutions"],

@@ -40,14 +40,17 @@ class Rates:
     """Read from memory."""
     source: str
     """Where these come from, in words."""
+    adapter_flops_per_s: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """The same of adapters on frozen models, whose small products are slow; of a precision that is missing the same."""
     image_flops_per_s: Mapping[str, float] = field(default_factory=dict)
     """Operations of convolutions, by precision; of one that is missing those of the widest model."""
     layer_s: float = 0.0
     """Seconds of a layer for one more token, however little there is to compute: what calling kernels costs."""
 
-    def training(self, precision: str, width: int | None) -> float:
+    def training(self, precision: str, width: int | None, *, is_adapted: bool = False) -> float:
         """Operations a second for models of a width, interpolated by its logarithm; None: of images."""
         known = self.flops_per_s["bf16" if precision == "bf16" else "fp32"]
+        known = self.adapter_flops_per_s.get(precision, known) if is_adapted else known
         if width is None:
             return self.image_flops_per_s.get(precision, known[-1][1])
         for (narrow, slower), (wide, faster) in pairwise(known):
@@ -150,6 +153,8 @@ def stage_seconds(
     steps: int,
     passes: list[Pass],
     shape: Shape | None,
+    *,
+    is_adapted: bool = False,
 ) -> float:
     """The time of a stage's arithmetic: starting workers, reading data and saving come on top.
 
@@ -157,8 +162,10 @@ def stage_seconds(
     whole model, and what calling its layers costs; the optimiser reads and writes its state once a step. `shape` is
     that of a language model; None: images.
     """
-    speed = workers * rates.training(shard.precision, None if shape is None else shape.width)
-    computing = (flops.training + flops.scoring) / speed
+    width = None if shape is None else shape.width
+    speed = workers * rates.training(shard.precision, width)
+    computing = flops.scoring / speed
+    computing += flops.training / (workers * rates.training(shard.precision, width, is_adapted=is_adapted))
     tokens = sum(passed.times * passed.writes for passed in passes)
     model_bytes = (sizes.parameters * shard.value_bytes) + sizes.memory.cache / 2
     writing = max(flops.writing / speed, tokens * model_bytes / rates.bytes_per_s)

@@ -126,7 +126,8 @@ def build_plan(
     counts a model that no formula here does.
     """
     externals, rows, changes, images = externals or {}, rows or {}, changes or {}, images or {}
-    settled_by, price = settled_by or {}, recipe.cluster.price_per_gpu_hour
+    settled_by = settled_by or {}
+    price = recipe.cluster.price_per_gpu_hour if recipe.cluster.gpus_per_worker == 1 else None
     plan = Plan(recipe.name, workers, rates="" if rates is None else rates.source)
     done: dict[str, PlannedStage] = {}
     for name in order(recipe):

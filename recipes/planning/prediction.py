@@ -86,7 +86,10 @@ class Predicted:
         flops, passes = self.flops(steps), self.stage.passes(steps)
         if rates is None:
             return Cost(flops)
-        seconds = stage_seconds(flops, self.stage.shard, self.sizes, self.workers, rates, steps, passes, self.shape)
+        seconds = stage_seconds(
+            flops, self.stage.shard, self.sizes, self.workers, rates, steps, passes, self.shape,
+            is_adapted=self.stage.adapters is not None,
+        )  # fmt: skip
         return Cost(flops, seconds, None if price is None else price * self.workers * seconds / 3600)
 
 

@@ -16,13 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recipes.data.text import PythonDocs
 from recipes.models.decoder import Llama
+from recipes.planning.cost import text_flops
+from recipes.stages.finetune import Finetune
+from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.sharding import Shard
+from recipes.stages.train import Train
 from trainers.data.batches import TokenBatch
 from trainers.engine.build import build_engine, parameter_group
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.decoder import build_decoder
+from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.token_losses import TokenLosses
 from trainers.objectives.language_model import LanguageModelObjective
@@ -37,7 +43,7 @@ ROWS = {"cpu": 4, "cuda": 32}
 PRODUCT = {"cpu": 1024, "cuda": 8192}
 """Side of the matrices that are multiplied."""
 COPIED_BYTES = 256 << 20
-REPEATS = 3
+REPEATS = 2
 
 
 def measure(device: torch.device) -> dict[str, Any]:
@@ -46,9 +52,12 @@ def measure(device: torch.device) -> dict[str, Any]:
     precisions = ("fp32", "bf16")
     return {
         "products": {precision: _products(device, dtype_of(precision)) for precision in precisions},
-        "training": {
-            precision: {str(width): _training(device, width, precision) for width in WIDTHS[device.type]}
-            for precision in precisions
+        **{
+            what: {
+                precision: {str(width): _training(device, width, precision, lora) for width in WIDTHS[device.type]}
+                for precision in precisions
+            }
+            for what, lora in (("training", None), ("adapters", Lora(r=16, alpha=32)))
         },
         "convolutions": {precision: _convolutions(device, dtype_of(precision)) for precision in precisions},
         "bytes_per_s": _bandwidth(device),
@@ -98,12 +107,23 @@ def _built(architecture: Llama, device: torch.device) -> nn.Module:
     return build_decoder(keys, TokenizerFacts(VOCABULARY, 0, 1), seed=0, device=device)
 
 
-def _training(device: torch.device, width: int, precision: str) -> float:
+def _training(device: torch.device, width: int, precision: str, lora: Lora | None) -> float:
     """Return operations a second of forward and backward passes, counted as plans count them."""
     architecture, rows = _llama(width), ROWS[device.type]
-    module = TokenLosses(_built(architecture, device))
-    shard = Shard(engine="plain", precision="bf16" if precision == "bf16" else "fp32")
-    engine = build_engine(module, [parameter_group("model", module, AdamW(lr=1e-3))], shard, clip=1.0, device=device)
+    stage = Finetune(
+        kind="finetune",
+        init_from="model",
+        lora=lora,
+        data=PythonDocs(source="python-docs"),
+        train=Train(steps=1, global_batch=rows, sequence_length=LENGTH, optimizer=AdamW(lr=1e-3)),
+        shard=Shard(engine="plain", precision="bf16" if precision == "bf16" else "fp32"),
+    )
+    model = _built(architecture, device)
+    if lora is not None:
+        add_adapter(model, lora, seed=0)
+    module = TokenLosses(model)
+    groups = [parameter_group("model", module, stage.train.optimizer)]
+    engine = build_engine(module, groups, stage.shard, clip=1.0, device=device)
     ids = torch.randint(2, VOCABULARY, (rows, LENGTH))
     ones, places = torch.ones_like(ids), torch.arange(LENGTH).expand_as(ids)
     batch = TokenBatch(ids, ones, places, ones.bool(), torch.arange(rows)).to(device)
@@ -112,9 +132,7 @@ def _training(device: torch.device, width: int, precision: str) -> float:
     def step() -> None:
         engine.backward(objective.loss(engine.module, batch).loss_sum / objective.weight(batch))
 
-    token = architecture.multiplied_parameters() + VOCABULARY * width
-    flops = rows * LENGTH * 3 * (2 * token + architecture.attention_flops(LENGTH))
-    return flops / _fastest(device, step)
+    return text_flops(stage, architecture, VOCABULARY, 1).training / _fastest(device, step)
 
 
 def _convolutions(device: torch.device, dtype: torch.dtype) -> float:

@@ -65,7 +65,12 @@ def calibrated_rates(node: Node) -> Rates | None:
     record = next((record for record in _records() if record["machine"] == machine_of(node)), None)
     if record is None:
         return None
-    rates = record["rates"]
+    source = f"measured on {record['machine']['host']} at {record['measured_at']}: {summary(record)}"
+    return rates_of(record["rates"], source)
+
+
+def rates_of(rates: dict[str, Any], source: str) -> Rates:
+    """The rates that `trainers.training.calibration` measured."""
     by_width = {
         what: {
             precision: sorted((int(width), rate) for width, rate in found.items())
@@ -77,8 +82,9 @@ def calibrated_rates(node: Node) -> Rates | None:
         flops_per_s=by_width["training"],
         adapter_flops_per_s=by_width["adapters"],
         bytes_per_s=rates["bytes_per_s"],
-        source=f"measured on {record['machine']['host']} at {record['measured_at']}: {summary(record)}",
+        source=source,
         image_flops_per_s=rates["convolutions"],
+        writing_flops_per_s=rates["writing"],
         layer_s=rates["layer_s"],
     )
 

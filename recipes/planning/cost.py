@@ -44,6 +44,8 @@ class Rates:
     """The same of adapters on frozen models, whose small products are slow; of a precision that is missing the same."""
     image_flops_per_s: Mapping[str, float] = field(default_factory=dict)
     """Operations of convolutions, by precision; of one that is missing those of the widest model."""
+    writing_flops_per_s: float | None = None
+    """Operations of tokens that are written one after the other; None: those of training."""
     layer_s: float = 0.0
     """Seconds of a layer for one more token, however little there is to compute: what calling kernels costs."""
 
@@ -168,7 +170,8 @@ def stage_seconds(
     computing += flops.training / (workers * rates.training(shard.precision, width, is_adapted=is_adapted))
     tokens = sum(passed.times * passed.writes for passed in passes)
     model_bytes = (sizes.parameters * shard.value_bytes) + sizes.memory.cache / 2
-    writing = max(flops.writing / speed, tokens * model_bytes / rates.bytes_per_s)
+    written = speed if rates.writing_flops_per_s is None else workers * rates.writing_flops_per_s
+    writing = max(flops.writing / written, tokens * model_bytes / rates.bytes_per_s)
     writing += 0 if shape is None else tokens * shape.layers * rates.layer_s
     state = sizes.trainable_parameters * (2 * (FP32_BYTES + MOMENT_BYTES) + FP32_BYTES)
     updating = steps * state / (workers if shard.zero_stage else 1) / rates.bytes_per_s

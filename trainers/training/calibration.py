@@ -44,12 +44,15 @@ PRODUCT = {"cpu": 1024, "cuda": 8192}
 """Side of the matrices that are multiplied."""
 COPIED_BYTES = 256 << 20
 REPEATS = 2
+WRITTEN, WRITTEN_ROWS = 48, 32
+"""Tokens that are written after a prompt, and rows at once."""
 
 
 def measure(device: torch.device) -> dict[str, Any]:
     """Return rates by precision (and width), the memory's, and the seconds of a layer for one more token of a row."""
     use_fast_matmul(device)
     precisions = ("fp32", "bf16")
+    layer_s, writing = _writing(device)
     return {
         "products": {precision: _products(device, dtype_of(precision)) for precision in precisions},
         **{
@@ -61,15 +64,16 @@ def measure(device: torch.device) -> dict[str, Any]:
         },
         "convolutions": {precision: _convolutions(device, dtype_of(precision)) for precision in precisions},
         "bytes_per_s": _bandwidth(device),
-        "layer_s": _layer_seconds(device),
+        "layer_s": layer_s,
+        "writing": writing,
     }
 
 
-def _fastest(device: torch.device, action: Callable[[], object]) -> float:
+def _fastest(device: torch.device, action: Callable[[], object], repeats: int = REPEATS) -> float:
     """Return the seconds of the fastest of a few repetitions, after one that does not count."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     taken = []
-    for _ in range(1 + REPEATS):
+    for _ in range(1 + repeats):
         started = clock()
         action()
         if device.type == "cuda":
@@ -153,14 +157,26 @@ def _convolutions(device: torch.device, dtype: torch.dtype) -> float:
     return 3 * 4 * images * 2 * 9 * channels**2 * side**2 / _fastest(device, step)
 
 
-def _layer_seconds(device: torch.device) -> float:
-    """Return the seconds that a layer takes for one more token of a single row: what calls cost, not arithmetic."""
-    width, new = WIDTHS[device.type][0], 32
-    model = _built(_llama(width), device).to(device).eval()
-    prompt = torch.full((1, 8), 2, device=device)
-    settings = SamplingSettings(new, temperature=1.0, stop_ids=(), pad_id=0, num_tokens=VOCABULARY)
-    uniforms = np.full((1, new), 0.5)
-    return _fastest(device, lambda: generate(model, prompt, torch.ones_like(prompt), settings, uniforms)) / new / LAYERS
+def _writing(device: torch.device) -> tuple[float, float]:
+    """Return the seconds that a layer takes for one more token of a single row, which is what calls cost, and the
+    operations a second that more rows reach on top of that.
+    """
+    architecture, rows = _llama(WIDTHS[device.type][1]), WRITTEN_ROWS
+    single = _token_seconds(device, _llama(WIDTHS[device.type][0]), 1)
+    many = _token_seconds(device, architecture, rows)
+    head = 2 * VOCABULARY * architecture.hidden_size
+    flops = rows * (2 * architecture.multiplied_parameters() + architecture.attention_flops(WRITTEN) + head)
+    return single / LAYERS, flops / max(many - single, single / rows)
+
+
+def _token_seconds(device: torch.device, architecture: Llama, rows: int) -> float:
+    """Return the seconds of one more token of so many rows."""
+    model = _built(architecture, device).to(device).eval()
+    prompt = torch.full((rows, 2), 2, device=device)
+    settings = SamplingSettings(WRITTEN, temperature=1.0, stop_ids=(), pad_id=0, num_tokens=VOCABULARY)
+    uniforms = np.full((rows, WRITTEN), 0.5)
+    whole = _fastest(device, lambda: generate(model, prompt, torch.ones_like(prompt), settings, uniforms), 5)
+    return whole / WRITTEN
 
 
 if __name__ == "__main__":

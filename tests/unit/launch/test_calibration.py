@@ -18,6 +18,7 @@ RATES = {
     "convolutions": {"fp32": 80e9, "bf16": 160e9},
     "bytes_per_s": 16e9,
     "layer_s": 0.001,
+    "writing": 30e9,
 }
 
 

@@ -54,6 +54,13 @@ def share(value: Any) -> float:
     return found
 
 
+def pair(value: Any) -> list[float]:
+    """Two numbers."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise Unfit("must be two numbers", Code.WRONG_TYPE)
+    return [real(item) for item in value]
+
+
 def text(value: Any) -> str:
     """Text that is not empty."""
     if not isinstance(value, str) or not value.strip():

@@ -7,7 +7,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
 from recipes.convert.engine import enter
-from recipes.convert.readers import const, number, positive, real, whole
+from recipes.convert.readers import const, number, pair, positive, real, whole
 from recipes.convert.rules import (
     Choice,
     Entry,
@@ -85,7 +85,7 @@ TABLE: Table = {
         ),
         "params": {
             "lr": or_auto(carried("train.optimizer.lr", real)),
-            "betas": or_auto(carried("train.optimizer.betas", lambda value: [real(item) for item in value])),
+            "betas": or_auto(carried("train.optimizer.betas", pair)),
             "eps": or_auto(carried("train.optimizer.eps", real)),
             "weight_decay": or_auto(carried("train.optimizer.weight_decay", real)),
             "*": GENERATED,

@@ -6,7 +6,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, positive, real, text, truth, whole
+from recipes.convert.readers import const, lora_targets, pair, positive, real, text, truth, whole
 from recipes.convert.reinforcement import split_length
 from recipes.convert.rows import find_source
 from recipes.convert.rules import (
@@ -42,12 +42,6 @@ _INPUT, _OUTPUT, _PROMPT, _CHOSEN, _REJECTED = "@input", "@output", "@prompt", "
 _SPLIT, _LIMIT, _TEMPLATE, _CHATS, _EVALUATION_SPLIT = "@split", "@limit", "@template", "@chats", "@evaluation_split"
 PLAIN_TEMPLATE = "User: {}\nAssistant: "
 """How prompts are written without a chat template."""
-
-
-def _betas(value: Any) -> list[float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise Unfit("must be two numbers")
-    return [real(item) for item in value]
 
 
 def _rows(target: str) -> Section:
@@ -146,7 +140,7 @@ _COMMON: Table = {
     "train.seed": carried(q.SEED, whole),
     "train.full_determinism_enable": FASTER,
     "adam.lr": carried("train.optimizer.lr", real),
-    "adam.betas": carried("train.optimizer.betas", _betas),
+    "adam.betas": carried("train.optimizer.betas", pair),
     "adam.eps": carried("train.optimizer.eps", real),
     "adam.weight_decay": carried("train.optimizer.weight_decay", real),
     "optim": unless("adam", then=refused("another optimiser than AdamW")),

@@ -5,7 +5,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.assemble import model_reference
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, one_of, positive, real, text, truth, whole
+from recipes.convert.readers import const, one_of, pair, positive, real, text, truth, whole
 from recipes.convert.reinforcement import ADAPT, ALGORITHMS, REWARD, function_name, model_reward
 from recipes.convert.rules import (
     Choice,
@@ -29,12 +29,6 @@ _SCHEDULES = {
 }  # fmt: skip
 
 
-def _pair(value: Any) -> list[float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise Unfit("must be two numbers")
-    return [real(item) for item in value]
-
-
 def _estimator(value: Any, draft: Draft, place: Place) -> None:
     """The estimator of the advantage names the algorithm."""
     name = "grpo" if value == "group_norm" else value
@@ -51,7 +45,7 @@ def _estimator(value: Any, draft: Draft, place: Place) -> None:
 def _bounds(value: Any, draft: Draft, place: Place) -> None:
     """Two bounds of the ratio."""
     try:
-        low, high = _pair(value)
+        low, high = pair(value)
     except Unfit as error:
         draft.reject(place, value, str(error), error.code)
         return
@@ -100,7 +94,7 @@ PPO: Table = {
     "critic.freezing_steps": unless(-1, then=carried("algorithm.critic.warmup", whole)),
     "critic.*": no_effect("actor and critic learn on one joint loss, with the actor's schedule"),
     "actor.adam.lr": carried(f"{_LR}.lr", real),
-    "actor.adam.betas": carried(f"{_LR}.betas", _pair),
+    "actor.adam.betas": carried(f"{_LR}.betas", pair),
     "actor.adam.eps": carried(f"{_LR}.eps", real),
     "actor.adam.weight_decay": carried(f"{_LR}.weight_decay", real),
     "actor.optim": unless("adam", then=refused("another optimiser than AdamW")),

@@ -5,7 +5,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, positive, real, text, truth, whole
+from recipes.convert.readers import const, lora_targets, pair, positive, real, text, truth, whole
 from recipes.convert.rows import file_source
 from recipes.convert.rules import (
     Choice,
@@ -43,12 +43,6 @@ def _keys(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
         raise Unfit("must be a list of keys")
     return value
-
-
-def _betas(value: Any) -> list[float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise Unfit("must be two numbers")
-    return [real(item) for item in value]
 
 
 def _rows(target: str) -> Section:
@@ -153,7 +147,7 @@ _MODEL: Table = {
 _OPTIMIZER: Table = {
     "optim": DIVIDES,
     "optim.lr": carried(_LR, real),
-    "optim.betas": carried("train.optimizer.betas", _betas),
+    "optim.betas": carried("train.optimizer.betas", pair),
     "optim.weight_decay": carried("train.optimizer.weight_decay", real),
     "optim.lr_warmup_steps_ratio": carried(q.WARMUP_SHARE, real),
     "optim.warmup_steps_ratio": carried(q.WARMUP_SHARE, real),

@@ -5,7 +5,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.assemble import model_reference
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, number, positive, real, text, truth, whole
+from recipes.convert.readers import const, lora_targets, number, pair, positive, real, text, truth, whole
 from recipes.convert.reinforcement import ADAPT, ALGORITHMS, REWARD, function_name, model_reward
 from recipes.convert.rules import OFF, Choice, Place, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.systems.transformers_arguments import (
@@ -86,7 +86,7 @@ PPO: Table = {
     f"{_MODEL}.*": FASTER,
     f"{_ACTOR}.optim.lr": carried("algorithm.optimizer.lr", real),
     f"{_ACTOR}.optim.weight_decay": carried("algorithm.optimizer.weight_decay", real),
-    f"{_ACTOR}.optim.betas": carried("algorithm.optimizer.betas", lambda value: [real(item) for item in value]),
+    f"{_ACTOR}.optim.betas": carried("algorithm.optimizer.betas", pair),
     f"{_ACTOR}.optim.clip_grad": carried("algorithm.gradient_clipping", real),
     f"{_ACTOR}.optim.lr_warmup_steps": unless(-1, then=carried(q.WARMUP_STEPS, number)),
     f"{_ACTOR}.optim.lr_warmup_steps_ratio": carried(q.WARMUP_SHARE, real),

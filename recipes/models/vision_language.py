@@ -9,10 +9,18 @@ from typing import Any
 from recipes.errors import Finding
 from recipes.models.base import ModelType, TextFamily
 from recipes.models.decoder import ROTARY_MODULES
+from recipes.models.type_table import type_records
 from recipes.problem_codes import Code
 
 TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
-TEXT_TYPES = ("llama", "qwen2", "qwen3")
+TEXT_TYPES = tuple(
+    name
+    for name, record in type_records().items()
+    if "language_model" in record.classes
+    and record.packing == record.decoding == "bias"
+    and record.cpu_attention == "block_causal"
+)
+"""Decoders that one additive mask does for, as the forward with images has it."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """How images become pixel values and tokens; the second one where the first does not hold the image processor."""
 

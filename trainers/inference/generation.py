@@ -131,6 +131,8 @@ def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -
         return TargetCache(model, max_new_tokens)
     if is_recurrent(model):
         return RecurrentState(model)
+    if pixels_ICHW is not None:
+        return KeyValueCache(model, max_new_tokens, pixels_ICHW)
     form = record_of(model).decoding
     match "mask" if form == "bias" and has_windows(model) else form:
         case "mask":

@@ -21,7 +21,7 @@ from trainers.data.image_processor import ImageProcessor, load_image_processor
 from trainers.data.tokenizer import Tokenization
 from trainers.models.attention import attention_name, packed_attention_bias
 from trainers.models.protocol import FamilyRuntime, ModelKind, TokenizerFacts
-from trainers.models.token_losses import linear_cross_entropy
+from trainers.models.token_losses import head_cross_entropy
 from trainers.objectives.protocol import Learning
 from trainers.objectives.vision_language import ImageTextObjective
 
@@ -46,8 +46,7 @@ class ImageTextTokenLosses(nn.Module):
         tokens = batch.tokens
         hidden_BTD = image_text_hidden_states(model, batch)
         mask = tokens.loss_mask_BT[:, 1:]
-        weight = model.get_output_embeddings().weight
-        return linear_cross_entropy(hidden_BTD[:, :-1][mask], weight, tokens.input_ids_BT[:, 1:][mask])
+        return head_cross_entropy(model, hidden_BTD[:, :-1][mask], tokens.input_ids_BT[:, 1:][mask])
 
 
 def image_text_hidden_states(model: Any, batch: ImageTextBatch) -> Tensor:

@@ -138,7 +138,7 @@ def test_sampling_says_what_does_not_fit(tuned: Tuned, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("text_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("text_type", ["llama", "qwen2", "qwen3", "olmo2", "phi"])
 @pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
 def test_every_tower_and_decoder_is_tuned(tmp_path: Path, tower: str, text_type: str) -> None:
     parts = {"parts": ["vision", "projector"], "lora": {"r": 2}}

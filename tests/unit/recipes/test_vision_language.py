@@ -184,7 +184,7 @@ def test_an_evaluation_and_ppo_take_none(problems_of: ProblemsOf) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "code", "field"),
     [
-        ("config.json", {"text_config": {"model_type": "gemma"}}, "unsupported-model", "stages.see.init_from"),
+        ("config.json", {"text_config": {"model_type": "mamba"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"vision_config": {"model_type": "pixtral"}}, "unsupported-model", "stages.see.init_from"),
         ("config.json", {"image_token_index": 9}, "image-token-mismatch", "stages.see.init_from"),
         ("processor_config.json", {"image_token": "<other>"}, "image-token-mismatch", "stages.see.init_from"),

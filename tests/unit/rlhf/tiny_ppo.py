@@ -225,6 +225,7 @@ def build_tiny_ppo(
     kind: str = "llama",
     name: str = "ppo",
     samples: int = 1,
+    seed: int = 0,
     prompts: int = 8,
     prompt_rows: int = 40,
     max_new_tokens: int = 6,
@@ -241,7 +242,8 @@ def build_tiny_ppo(
 ) -> TinyPpo:
     """Put PPO or the algorithm `name` together as its stage does, on this process's rank.
 
-    Further arguments are settings of the algorithm; `samples` are responses to each prompt.
+    Further arguments are settings of the algorithm; `samples` are responses to each prompt; `seed` is that
+    of draws and orders.
     """
     written = {"name": name, "iterations": 3, "optimizer": AdamW(lr=1e-2), **settings}
     ppo: Any = TypeAdapter(TextAlgorithm).validate_python(written)
@@ -271,10 +273,10 @@ def build_tiny_ppo(
     roundoff = unit_roundoff(shard.precision, CPU)
     workers, rank = distributed.world_size(), distributed.rank()
     text = BatchPlan(text_set(), 0, ppo.text_batch, workers, rank, ppo.text_batch // workers) if with_text else None
-    asked = BatchPlan(prompt_set(prompt_rows), 0, prompts, workers, rank, prompts // workers)
-    learner = Learner(engine, micro_batch, roundoff, Ranks(rank, workers, 0, CPU), 0, listener)
+    asked = BatchPlan(prompt_set(prompt_rows), seed, prompts, workers, rank, prompts // workers)
+    learner = Learner(engine, micro_batch, roundoff, Ranks(rank, workers, 0, CPU), seed, listener)
     policy = TextPolicy(
-        learner, open_rollouts(engine, 0), TextSources(asked, text), ppo, rollout, sampling, reward or judged_alone()
+        learner, open_rollouts(engine, seed), TextSources(asked, text), ppo, rollout, sampling, reward or judged_alone()
     )
     source = RlSource(ExperienceMaker(policy, algorithm, ppo, learner), [n for n, _ in parameters])
     return TinyPpo(models, engine, source, RlObjective(policy, algorithm, roundoff), listener, ppo)

@@ -19,14 +19,25 @@ def takes_table(plan: Plan) -> Table:
     title = "what the stages take"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     priced = any(stage.cost and stage.cost.price is not None for stage in plan.stages)
-    for head in ("stage", "parameters", *shown, "together", "FLOPs", "time", *(["price"] if priced else [])):
+    for head in (
+        "stage",
+        "parameters",
+        *shown,
+        "together",
+        "artifact",
+        "a state",
+        "FLOPs",
+        "time",
+        *(["price"] if priced else []),
+    ):
         table.add_column(head, justify="left" if head == "stage" else "right", header_style="dim")
     for stage in plan.stages:
         memory = [size(getattr(stage.sizes.memory, part)) if stage.sizes else "-" for part in shown]
         whole = size(stage.sizes.memory_per_worker_bytes) if stage.sizes else "-"
         count = "-" if stage.sizes is None else si(stage.sizes.parameters)
         price = [] if not priced else [_price(stage)]
-        table.add_row(stage.name, count, *memory, whole, _flops(stage), _time(stage), *price)
+        disk = [size(found) for found in _disk(stage)]
+        table.add_row(stage.name, count, *memory, whole, *disk, _flops(stage), _time(stage), *price)
     return table
 
 
@@ -60,6 +71,11 @@ def si(value: float) -> str:
         value, power = value / 1000, power + 1
     digits = 0 if value >= 99.95 or power == 0 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f} {_UNITS[power]}"
+
+
+def _disk(stage: PlannedStage) -> tuple[int | None, int | None]:
+    """Bytes of what it makes, and of a saved state."""
+    return (None, None) if stage.sizes is None else (stage.sizes.artifact_bytes, stage.sizes.state_bytes)
 
 
 def _flops(stage: PlannedStage) -> str:

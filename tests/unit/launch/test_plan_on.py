@@ -122,7 +122,17 @@ def test_the_table_names_parts_price_and_rates(call: Any, plan: Any, tmp_path: P
     plan(LLAMA_7B, "--on", "8xH100")
     code, out, _ = call("plan", str(tmp_path / "big.yaml"), "--on", "8xH100", "--utilisation", "0.5")
     assert code == 0
-    for text in ("weights", "gradients", "optimizer", "activations", "price", "6.74 G", "50% of H100's peak"):
+    for text in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "price",
+        "6.74 G",
+        "12.6 GiB",
+        "75.3 GiB",
+        "50% of H100's peak",
+    ):
         assert text in out
 
 

@@ -23,7 +23,7 @@ from trainers.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row in its role's form (`columns.canonical`), and where it came from."""
+    """One row in its role's form (`columns.convert`), and where it came from."""
 
     id: str
     """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""

@@ -158,7 +158,8 @@ def config_positions(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     part = text if isinstance(text, dict) else config
     record = find_record(part.get("model_type"))
-    keys = POSITION_KEYS if record is None else (record.shape.get("positions", ""),)
+    own = None if record is None else record.shape.get("positions")
+    keys = POSITION_KEYS if record is None else () if own is None else (own, *POSITION_KEYS)
     found: int | None = next((part[key] for key in keys if isinstance(part.get(key), int)), None)
     if found is not None and record is not None and record.first_position == "after_pad":
         pad = part.get("pad_token_id")

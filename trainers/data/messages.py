@@ -93,6 +93,8 @@ def _message(item: Any, place: str) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content", "")
     if not isinstance(role, str) or not role:
         raise BadRow(f"{place} has no role")
+    if not {"content", "value"} & item.keys() and message.keys() <= {"role", *WEIGHT_KEYS}:
+        raise BadRow(f"{place} has no content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         texts = [part for part in parts if isinstance(part, str)]

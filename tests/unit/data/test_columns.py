@@ -199,8 +199,10 @@ def test_shareGPT_senders() -> None:
 
 
 def test_rows_with_an_empty_turn_are_left_out_but_a_system_prompt_may_be_empty() -> None:
-    for empty in ({"role": "assistant", "content": " "}, {"role": "assistant"}, {"role": "user", "content": None}):
+    for empty in ({"role": "assistant", "content": " "}, {"role": "user", "content": None}):
         assert reading({"messages": [USER, empty]}).drop == "empty_turn"
+    with pytest.raises(BadRow, match="no content"):
+        reading({"messages": [USER, {"role": "assistant"}]})
     assert reading({"messages": [{"role": "system", "content": ""}, USER, GOOD]}).drop == ""
 
 

@@ -41,7 +41,7 @@ def _folder_codes(folder: Path, wants: str = "model") -> list[str]:
         (b'{"prompt": "a", "completion": 3}\n', "wrong-cell-type", "chat.jsonl:1: column 'completion'"),
         (b'{"messages": "hello"}\n', "wrong-cell-type", "chat.jsonl:1: column 'messages'"),
         (b'{"messages": [{"role": "user"}]}\n', "wrong-cell-type", "chat.jsonl:1: messages[0]"),
-        (b"\xff\xfe{\n", "not-utf8", "chat.jsonl:1 (byte 0xff)"),
+        (b"\xfe{\n", "not-utf8", "chat.jsonl:1 (byte 0xfe)"),
         (b"[" * 100_000 + b"\n", "invalid-data-format", "chat.jsonl:1: "),
     ],
 )

@@ -179,7 +179,7 @@ def playing(shared: SharedModels, role: Any) -> Iterator[nn.Module]:
 def test_ppo_starts_from_what_was_learned(workshop: Workshop, lora: bool, precision: str, critic: str) -> None:
     context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge"})
     spec = ppo_spec(lora, precision, critic)
-    reward = reward_source(context, "reward")
+    reward = reward_source(context, "rewards.judge.model")
     parts: dict[str, Any] = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
     shared = build_models(spec, model_weights(context, "actor", spec.lora), reward, **parts)
     assert set(shared.models.networks) == ({"policy"} if lora else {"policy", "reference", "judge", "critic"})

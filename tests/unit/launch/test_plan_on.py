@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -146,14 +145,14 @@ def test_unknown_gpus_and_check(call: Any, plan: Any, tmp_path: Path) -> None:
     assert (code, "it fits with --set stages.base." in err) == (3, True), err
 
 
-def test_a_plan_of_70b_takes_under_two_seconds(plan: Any, tmp_path: Path) -> None:
+def test_a_plan_of_70b_loads_no_torch(plan: Any, tmp_path: Path) -> None:
     plan(LLAMA_70B, "--on", "8xH100")
-    command = [sys.executable, "-m", "launch.cli", "plan", str(tmp_path / "big.yaml"), "--on", "8xH100", "--json"]
-    taken = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 3, done.stderr
-        taken.append(after.ru_utime - before.ru_utime)
-    assert min(taken) < 2
+    command = [sys.executable, "-X", "importtime", "-m", "launch.cli"]
+    done = subprocess.run(
+        [*command, "plan", str(tmp_path / "big.yaml"), "--on", "8xH100", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    loaded = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == 3, done.stderr
+    assert "recipes.recipe" in loaded
+    assert not {"torch", "transformers", "ray"} & loaded

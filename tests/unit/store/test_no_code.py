@@ -32,7 +32,7 @@ JSON_READERS = {
 IMPORTERS = {
     "trainers/runtime/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
     "cluster/fork_server.py": "the command line of our own session", "cluster/ray_start.py": "literals",
-    "cluster/session.py": "literals", "rlhf/rewards/functions.py": "a reward that the recipe's author wrote or installed",
+    "cluster/session.py": "literals", "rlhf/rewards/functions.py": "a function that the recipe names",
 }  # fmt: skip
 """Who imports modules by name, and where the names come from; none is read from a store or a model."""
 UNPACKING = {"extract", "extractall"}

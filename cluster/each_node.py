@@ -1,6 +1,7 @@
 """One question to every node of a connected cluster."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -40,6 +41,8 @@ def _answer(call: Any, timeout_s: float) -> Any:
     try:
         return ray.get(call, timeout=0)
     except GetTimeoutError:
+        # Taken when it comes: Ray prints an error that nobody took, such as that of a call cut off by the driver's end.
+        call.future().add_done_callback(Future.exception)
         return f"no answer within {timeout_s:.0f} s"
     except RayError as error:
         return str(error).strip().splitlines()[-1]

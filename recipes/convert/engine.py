@@ -80,7 +80,11 @@ def convert(
     there = {system.former_names.get(key, key) for key, value in main.value.items() if value is not None}
     run = str(main.value.get(COMMAND, system.kind_of(main.value)))
     by_command = system.command_defaults.get(run, system.defaults)
-    defaults = {key: value for key, value in by_command.items() if key not in there and value is not None}
+    defaults = {
+        key: value
+        for key, value in by_command.items()
+        if value is not None and not {key, system.unless.get(key)} & there
+    }
     enter(system.table, defaults, draft, (), later)
     draft.reading_defaults = False
     system.finish(draft)

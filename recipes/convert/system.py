@@ -23,6 +23,8 @@ class System:
     """What counts where the file does not say it, in its own keys."""
     command_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Other defaults by what is run, or by the kind of stage where a file does not say it."""
+    unless: Mapping[str, str] = field(default_factory=dict)
+    """Defaults that do not count where the file has the other key."""
     former_names: Mapping[str, str] = field(default_factory=dict)
     """Keys by the names that they had before; both are read."""
     is_flat: bool = False

@@ -355,6 +355,7 @@ SYSTEM = System(
     {**_MODEL, **_ADAPTER, **_TRAINING, **_DATA, **_PLACEMENT, **_NO_EFFECT, **_OTHER_STAGES},
     {"num_epochs": 1.0, "micro_batch_size": 1, "sequence_len": 512, "lr_scheduler": "cosine", "sample_packing": False,
      "warmup_ratio": 0.03},
+    unless={"warmup_ratio": "warmup_steps"},
     kind_of=_kind_of,
     finish=_finish,
 )  # fmt: skip

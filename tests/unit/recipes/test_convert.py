@@ -244,6 +244,14 @@ def test_precision(converted: Convert, written: str, precision: str) -> None:
     assert stage["shard"]["precision"] == precision
 
 
+def test_a_default_does_not_count_beside_the_key_that_replaces_it(converted: Convert) -> None:
+    with_steps = AXOLOTL.replace("warmup_ratio: 0.1", "warmup_steps: 5")
+    assert "warmup_ratio" not in recipe_text(converted(with_steps), "a.yml")
+    assert "warmup_ratio: 0.03 (its default)" in recipe_text(
+        converted(AXOLOTL.replace("warmup_ratio: 0.1\n", "")), "a.yml"
+    )
+
+
 def test_keys_that_say_different_things(converted: Convert) -> None:
     found = converted(AXOLOTL.replace("bf16: auto", "bf16: true\nfloat32: true"))
     assert _refused(found).keys() == {"float32"}

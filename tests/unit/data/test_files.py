@@ -24,6 +24,14 @@ ROWS = [{"text": f"row {number} ü"} for number in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 
 
+@pytest.fixture(autouse=True)
+def unpacked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where archives are unpacked."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TRAINWRIGHT_CACHE", str(cache))
+    return cache / "archives"
+
+
 def zstandard(content: bytes) -> bytes:
     packed: bytes = pyarrow.compress(content, codec="zstd", asbytes=True)
     return packed
@@ -107,13 +115,17 @@ def test_classes_keep_their_names(tmp_path: Path) -> None:
         assert [row.columns["label"] for row in read_labels] == ["pos", "neg", None]
 
 
-def test_members_of_archives_are_files(tmp_path: Path) -> None:
+def test_members_of_archives_are_files(tmp_path: Path, unpacked: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    assert read(tmp_path, "rows.jsonl") == ROWS
+    assert not unpacked.exists()  # nothing is left behind by what has no archive
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         for name in ("b/rows.jsonl", "a/rows.jsonl.gz", "__MACOSX/b/._rows.jsonl", "readme.txt"):
             archive.writestr(name, gzip.compress(LINES.encode()) if name.endswith("gz") else LINES)
     with tarfile.open(tmp_path / "rows.tar.bz2", "w:bz2") as archive:
         archive.add(tmp_path / "rows.zip", "rows.jsonl")
     assert read(tmp_path, "rows.zip::*/*.jsonl*") == ROWS * 2
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in unpacked.iterdir())
     assert read(tmp_path, "rows.zip::b/*") == ROWS
     with pytest.raises(SourceError, match=r"rows.zip holds no file that matches c/\*; it holds a/rows.jsonl.gz, b/"):
         read(tmp_path, "rows.zip::c/*")

@@ -1,7 +1,6 @@
-"""Zip and tar archives as folders: unpacked once for the machine, where only the user can read it."""
+"""Zip and tar archives as folders: unpacked once into the cache folder, where only the user can read them."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from recipes.problem_codes import Code
 from trainers.data.sources.packed import PACKED_ERRORS, open_packed
 from trainers.data.sources.reader import SourceError, reason
+from trainers.store.objects import cache_folder
 
 SUFFIXES = (".zip", ".tar", ".tgz", *(f".tar.{packing}" for packing in ("gz", "bz2", "xz", "zst")))
 SEPARATOR = "::"
@@ -31,7 +31,8 @@ def unpack(archive: Path) -> Path:
     folder = place / archive.name
     if folder.is_dir():
         return folder
-    partial = Path(tempfile.mkdtemp(dir=place.parent))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=place.parent))  # for its user alone
     try:
         _extract(path, partial / archive.name)
         try:
@@ -53,11 +54,7 @@ def place_of(path: Path) -> str:
 
 
 def _home() -> Path:
-    home = Path(tempfile.gettempdir()) / f"trainwright-archives-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.stat().st_uid != os.getuid():
-        raise SourceError(Code.UNREADABLE_DATA, f"{home} belongs to another user, so that archives cannot be unpacked")
-    return home
+    return cache_folder().resolve() / "archives"
 
 
 def _extract(archive: Path, folder: Path) -> None:

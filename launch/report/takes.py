@@ -42,7 +42,7 @@ def takes_table(plan: Plan) -> Table:
 
 
 def takes_notes(plan: Plan) -> Iterator[str]:
-    """Why a stage has no figures, what times and prices are computed from, and what there is beside the workers."""
+    """Why a stage has no figures, what times and prices are computed from, and what there is besides the workers."""
     for stage in plan.stages:
         if stage.unknown:
             yield f"{stage.name}: no figures: {stage.unknown}"

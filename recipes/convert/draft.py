@@ -128,6 +128,11 @@ class Draft:
         code = line.code
         return Problem(code, mark.file, mark.line, line.key, value, line.reason)
 
+    def places(self, written: str) -> list[Path]:
+        """Where something that the file names may lie: below the working folder, next to the file, or above it."""
+        folder = Path(self.file).resolve().parent
+        return [place / written for place in (self.working_dir, folder, *folder.parents)]
+
     def path(self, written: str) -> str:
         """A path of the other system's as the recipe writes it: it starts with `./`, `../` or `/`."""
         found = Path(written).expanduser()

@@ -76,8 +76,15 @@ def find_source(
     return hub_source(path, **hub)
 
 
-def merge_sources(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """One source with the files of several that differ in nothing else; None where they cannot be one."""
+def merge_sources(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One source with the files of several; raises Unfit where they differ in anything else."""
+    merged = _merged(sources)
+    if merged is None:
+        raise Unfit("a stage reads one source; these data sets differ in more than their files")
+    return merged
+
+
+def _merged(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     first = dict(sources[0])
     rest = {key: value for key, value in first.items() if key not in ("files", "limit")}
     if any({k: v for k, v in source.items() if k not in ("files", "limit")} != rest for source in sources):

@@ -1,4 +1,4 @@
-"""Architectures of transformers without a class of their own: keys by the generated table of types."""
+"""Architectures of transformers without a class here: keys by the generated table of types."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
@@ -20,7 +20,7 @@ _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def type_names(family: str, *, without: tuple[str, ...] = ()) -> Any:
-    """The types of a family that have no class of their own, as a choice of names."""
+    """The types of a family that have no class here, as a choice of names."""
     names = [name for name, record in type_records().items() if record.family == family and name not in without]
     return Literal[tuple(sorted(names))]
 

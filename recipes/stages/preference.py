@@ -6,32 +6,29 @@ from typing import ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
-from recipes.errors import FieldFinding, Finding, at
+from recipes.errors import FieldFinding, at
 from recipes.fields import meaning
 from recipes.models.base import TextFamily
-from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import (
     Counts,
     Forward,
     Held,
-    Input,
     Pass,
     Progress,
     Role,
     SourceUse,
     Template,
-    needs_decoder,
     template_field,
 )
-from recipes.stages.base import TextTraining
+from recipes.stages.judged import JudgedTraining
 from recipes.stages.lora import Lora
 from recipes.stages.preference_losses import Dpo, PreferenceLoss
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train
 
 
-class Preference(TextTraining):
+class Preference(JudgedTraining):
     """Preference optimisation: a policy learns from judged answers against its frozen start, or without one."""
 
     data_role: ClassVar[Role] = "preferences"
@@ -66,43 +63,16 @@ class Preference(TextTraining):
     def sources(self) -> list[SourceUse]:
         return [replace(use, role=self.loss.role) for use in super().sources()]
 
-    def inputs(self) -> list[Input]:
-        return [Input("init_from", self.init_from, ("model",))]
-
     def outputs(self) -> dict[str, OutputKind]:
         if self.lora is None:
             return {"model": "model"}
         return {"model": "model", "adapter": "adapter"} if self.merge else {"adapter": "adapter"}
-
-    def text_start(self) -> str:
-        return self.init_from
-
-    def held_out_rule(self) -> Finding | None:
-        if self.find_source("evaluation") is not None:
-            return None
-        message = "there are no held-out rows, and the gate needs their accuracy"
-        return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
-
-    def refuse_model(self, family: TextFamily | None) -> Finding | None:
-        return needs_decoder(self.kind, family)
-
-    def needs(self) -> dict[Capability, tuple[str, str]]:
-        needed = super().needs()
-        needed.pop("packing", None)  # pairs never are
-        return needed
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
         if self.train.tokens is not None:
             message = "a preference stage counts answers, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
-
-    def packing_rule(self, family: TextFamily | None) -> Finding | None:
-        return (
-            Finding(Code.NOT_APPLICABLE, "judged answers are never packed", "remove the key")
-            if self.train.packing
-            else None
-        )
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pairs" if self.loss.role == "preferences" else "rows")

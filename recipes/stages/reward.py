@@ -5,19 +5,19 @@ from typing import ClassVar, Literal, Self
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
-from recipes.errors import FieldFinding, Finding, at
+from recipes.errors import FieldFinding, at
 from recipes.fields import meaning
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
-from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, Template, needs_decoder, template_field
-from recipes.stages.base import TextTraining
+from recipes.stages.answers import Counts, Forward, Held, Progress, Role, Template, template_field
+from recipes.stages.judged import JudgedTraining
 from recipes.stages.lora import Lora
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train
 
 
-class Reward(TextTraining):
+class Reward(JudgedTraining):
     """Reward model: backbone and scalar head, Bradley-Terry loss on chosen against rejected."""
 
     data_role: ClassVar[Role] = "preferences"
@@ -38,36 +38,16 @@ class Reward(TextTraining):
     train: Train = meaning(description="Steps, batch (in pairs), optimiser, cadences.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
 
-    def inputs(self) -> list[Input]:
-        return [Input("init_from", self.init_from, ("model",))]
-
     def outputs(self) -> dict[str, OutputKind]:
         return {"model": "reward_model"}
 
-    def text_start(self) -> str:
-        return self.init_from
-
-    def held_out_rule(self) -> Finding | None:
-        if self.find_source("evaluation") is not None:
-            return None
-        message = "there are no held-out pairs, and the gate needs their accuracy"
-        return Finding(Code.MISSING_HELD_OUT, message, "give `evaluation`, or `hold_out: 0.05` in `data`")
-
-    def refuse_model(self, family: TextFamily | None) -> Finding | None:
-        return needs_decoder(self.kind, family)
-
     def needs(self) -> dict[Capability, tuple[str, str]]:
-        needed = super().needs()
-        needed.pop("packing", None)  # pairs never are
-        return {**needed, "reward_model": ("init_from", "")}
+        return {**super().needs(), "reward_model": ("init_from", "")}
 
     def rules(self) -> Iterator[FieldFinding]:
         if self.train.tokens is not None:
             message = "a reward stage counts pairs, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")
-
-    def packing_rule(self, family: TextFamily | None) -> Finding | None:
-        return Finding(Code.NOT_APPLICABLE, "pairs are never packed", "remove the key") if self.train.packing else None
 
     def progress(self, start_family: TextFamily | None = None) -> Progress:
         return Progress("step", "pairs")

@@ -98,7 +98,7 @@ class RlText(RlStage, TextStage):
     probe: Literal["refuse", "warn", "off"] = placement(
         "refuse",
         description="What happens before the first iteration where the reward scores random tokens as high as the "
-        "prompts' true answers: the stage is refused, or goes on with a warning; off: nothing is asked.",
+        "prompts' true answers: the stage is refused, or continues with a warning; off: nothing is asked.",
     )
     lora: Lora | None = meaning(
         None, description="Adapters for what learns on one frozen backbone; null trains full copies."

@@ -1,4 +1,4 @@
-"""math-verify in a process of its own: its limits are signals, which need a main thread, and sympy can hang."""
+"""math-verify in a separate process: its limits are signals, which need a main thread, and sympy can hang."""
 
 import importlib.util
 import json

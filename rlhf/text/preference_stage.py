@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.stages.preference import Preference
 from recipes.stages.preference_losses import Kto
+from rlhf.text.judged_rows import JudgedRows, open_judged_rows
 from rlhf.text.policy import switch_dropout_off
 from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, ranking, with_kl
 from rlhf.text.reference import (
@@ -20,9 +21,7 @@ from rlhf.text.reference import (
     training_rows,
 )
 from trainers.data.batches import BatchPlan, evaluation_batches
-from trainers.data.dataset import Dataset
 from trainers.data.order import drawn_rows
-from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
 from trainers.models.load import text_facts
@@ -31,7 +30,7 @@ from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
+from trainers.training.context import Candidate, StageContext, model_folder, model_weights
 from trainers.training.outcome import Evaluation, Outcome
 from trainers.training.steps import TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
@@ -42,37 +41,17 @@ WRAPPER = "network."
 
 
 @dataclass(frozen=True)
-class JudgedData:
-    """Answers that people judged, and how they are read."""
-
-    tokenization: Tokenization
-    training: Dataset
-    held_out: Dataset | None
-
-    @property
-    def measured(self) -> Dataset:
-        """The rows that are measured: held-out ones, or the training's where there are none."""
-        return self.training if self.held_out is None else self.held_out
-
-
-@dataclass(frozen=True)
 class PreferenceTask:
     """Training of a policy on judged answers."""
 
     spec: Preference
     context: StageContext
 
-    def open_data(self) -> JudgedData:
+    def open_data(self) -> JudgedRows:
         """Open the rows."""
-        spec, context = self.spec, self.context
-        tokenization = load_tokenization(model_folder(context, "init_from"))
-        length = spec.train.sequence_length
-        training, held_out = open_sets(
-            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
-        )
-        return JudgedData(tokenization, training, held_out)
+        return open_judged_rows(self.spec, self.context)
 
-    def build(self, data: JudgedData) -> "PreferenceTrainee":
+    def build(self, data: JudgedRows) -> "PreferenceTrainee":
         """Load the start, with an adapter where one is trained."""
         spec, context = self.spec, self.context
         weights = model_weights(context, "init_from", spec.lora)
@@ -91,7 +70,7 @@ class PreferenceTrainee:
 
     spec: Preference
     context: StageContext
-    data: JudgedData
+    data: JudgedRows
     network: Any
     peft_config: Any
     stack: tuple[str, ...]

@@ -138,7 +138,7 @@ def probe_finding(table: Table) -> str | None:
         return None
     return (
         "the reward scores random tokens as high as the true answers or higher, so that a policy would learn noise:\n"
-        f"{table_text(table)}\nanother reward or other weights; probe: warn goes on all the same"
+        f"{table_text(table)}\nanother reward or other weights; probe: warn continues all the same"
     )
 
 

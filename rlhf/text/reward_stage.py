@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.stages.reward import Reward
+from rlhf.text.judged_rows import JudgedRows, open_judged_rows
 from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
-from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.models.load import head_name, text_facts
 from trainers.models.lora import add_adapter, start_names
@@ -15,7 +15,7 @@ from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
-from trainers.training.context import Candidate, StageContext, model_folder, model_weights, open_sets, text_request
+from trainers.training.context import Candidate, StageContext, model_folder, model_weights
 from trainers.training.outcome import Evaluation, Outcome
 from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
@@ -26,32 +26,17 @@ WRAPPER = "network."
 
 
 @dataclass(frozen=True)
-class PreferenceData:
-    """Pairs of a chosen and a rejected answer."""
-
-    tokenization: Tokenization
-    training: Dataset
-    held_out: Dataset | None
-
-
-@dataclass(frozen=True)
 class RewardTask:
     """Training of a reward model."""
 
     spec: Reward
     context: StageContext
 
-    def open_data(self) -> PreferenceData:
+    def open_data(self) -> JudgedRows:
         """Open the pairs."""
-        spec, context = self.spec, self.context
-        tokenization = load_tokenization(model_folder(context, "init_from"))
-        length = spec.train.sequence_length
-        training, held_out = open_sets(
-            spec, context, lambda use: text_request(context, use, tokenization, length, spec.template)
-        )
-        return PreferenceData(tokenization, training, held_out)
+        return open_judged_rows(self.spec, self.context)
 
-    def build(self, data: PreferenceData) -> "RewardTrainee":
+    def build(self, data: JudgedRows) -> "RewardTrainee":
         """Load the backbone with a new scalar head."""
         network, head, peft_config, stack = _build_network(self.spec, self.context)
         return RewardTrainee(self.spec, self.context, data, network, head, peft_config, stack)
@@ -63,7 +48,7 @@ class RewardTrainee:
 
     spec: Reward
     context: StageContext
-    data: PreferenceData
+    data: JudgedRows
     network: Any
     head: str
     peft_config: Any
@@ -79,7 +64,7 @@ class RewardTrainee:
         """One engine; measured on held-out pairs, or on the training's where there are none. Collective."""
         spec, data = self.spec, self.data
         phase = single_phase(training, ScoreModel(self.network, self.head), RewardObjective(spec.center_coefficient))
-        measured = data.training if data.held_out is None else data.held_out
+        measured = data.measured
 
         def evaluate() -> Evaluation:
             found = _evaluation(phase.engine, measured, training)

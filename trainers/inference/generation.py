@@ -142,6 +142,22 @@ def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -
     return KeyValueCache(model, max_new_tokens, pixels_ICHW)
 
 
+def _last_state(
+    model: Any, cache: Any, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor, **images: Tensor
+) -> Tensor:
+    """Read tokens after those in the cache, and into it; the hidden states [B, D] of the last ones."""
+    output = model.base_model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        **images,
+    )
+    last: Tensor = output.last_hidden_state[:, -1]
+    return last
+
+
 class KeyValueCache:
     """Keys and values of a causal transformer; the prompts' images are read with them."""
 
@@ -177,20 +193,11 @@ class KeyValueCache:
         self._bias_B11K = None if self._bias_B11K is None else self._bias_B11K[rows]
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor, bias: Tensor | None, **images: Tensor) -> Tensor:
-        output = self._model.base_model(
-            input_ids=input_ids,
-            attention_mask=bias,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            **images,
-        )
-        last: Tensor = output.last_hidden_state[:, -1]
-        return last
+        return _last_state(self._model, self._cache, input_ids, bias, position_ids, **images)
 
 
 class MaskedCache:
-    """Keys and values of a causal transformer with masks of its own, as sliding windows are; only padding is said."""
+    """Keys and values of a causal transformer that builds its own masks, such as sliding windows, from the padding."""
 
     def __init__(self, model: Any, max_new_tokens: int) -> None:
         self._model = model
@@ -215,15 +222,7 @@ class MaskedCache:
         self._mask_BK = self._mask_BK[rows]
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        output = self._model.base_model(
-            input_ids=input_ids,
-            attention_mask=self._mask_BK,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        last: Tensor = output.last_hidden_state[:, -1]
-        return last
+        return _last_state(self._model, self._cache, input_ids, self._mask_BK, position_ids)
 
 
 class ReadAgain:

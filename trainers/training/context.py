@@ -12,8 +12,7 @@ from recipes.artifact_kinds import ArtifactKind
 from recipes.data.text import Source
 from recipes.errors import RequestError, StageError, raise_findings
 from recipes.stages.answers import Role, SourceUse, Template, TokenizerId, default_template, template_rule
-from recipes.stages.base import TextStage
-from recipes.stages.kinds import Stage
+from recipes.stages.base import StageBase, TextStage
 from recipes.stages.lora import Lora
 from trainers.checkpoint.checkpoint import StoreCheckpoint, versions
 from trainers.checkpoint.find_state import find_state
@@ -311,7 +310,7 @@ def open_dataset(context: StageContext, request: DataRequest) -> Dataset:
 
 
 def open_sets(
-    spec: Stage, context: StageContext, request: Callable[[SourceUse], DataRequest]
+    spec: StageBase, context: StageContext, request: Callable[[SourceUse], DataRequest]
 ) -> tuple[Dataset, Dataset | None]:
     """Open a stage's training rows, and its held-out ones where it has any, as requested of each source; collective."""
     dataset = open_dataset(context, request(spec.get_source("data")))

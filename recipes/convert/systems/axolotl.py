@@ -91,7 +91,7 @@ _MODEL: Table = {
     },
     "overrides_of_model_config": refused("a model's own configuration counts"),
     "overrides_of_model_kwargs": refused("a model's own configuration counts"),
-    "reinit_weights": flag(refused("drawing weights anew needs `architecture` in a `pretrain` stage")),
+    "reinit_weights": flag(refused("reinitialising the weights needs `architecture` in a `pretrain` stage")),
     "model_quantization_config": changed(QUANTISED),
     "model_quantization_config_kwargs": changed(QUANTISED),
     "gptq": flag(refused("GPTQ weights are not read; start from the unquantised model")),

@@ -26,7 +26,7 @@ _KEYS: Table = {
     "chat_template_jinja": changed(OWN_TEMPLATE),
     "field_thinking": changed("what a message holds besides its content reaches the chat template as it is"),
     "template_thinking_key": changed("what a message holds besides its content reaches the chat template as it is"),
-    "field_tools": refused("tools are not read from a column of their own"),
+    "field_tools": refused("tools are not read from a separate column"),
     "drop_system_message": unless(False, then=refused("system messages are kept")),
     "shards": refused("give `part`, as in part: 1/10"),
     "preprocess_shards": no_effect("rows are laid out once, in the store"),
@@ -77,9 +77,10 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
         except Unfit as error:
             draft.reject(here, item.get("path"), str(error), error.code)
             return
-    merged = merge_sources(sources)
-    if merged is None:
-        draft.reject(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
+    try:
+        merged = merge_sources(sources)
+    except Unfit as error:
+        draft.reject(place, f"{len(sources)} data sets", str(error), error.code)
         return
     draft.values[target] = merged
 
@@ -109,7 +110,9 @@ def _columns(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]
     written = said.get("type")
     if not isinstance(written, str):
         what = "has no type: its rows are tokens already" if written is None else "describes its own prompts"
-        raise Unfit(f"{what}; name the columns with `columns`, and `template: none` for prompts of their own")
+        raise Unfit(
+            f"{what}; name the columns with `columns`, and `template: none` where prompts hold their own template"
+        )
     style = written.partition(":")[0].partition(".")[0]
     if draft.get(q.KIND) in ("reward", "preference") or style == "bradley_terry":
         return _pairs(said, written)

@@ -1,7 +1,6 @@
 """DeepSpeed's JSON: how a stage is sharded; DeepSpeed's own file is generated from a recipe's `shard`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from recipes.convert import quantities as q
@@ -142,7 +141,7 @@ def _read_file(value: Any, draft: Draft, place: Place) -> None:
     if isinstance(value, dict):
         enter(TABLE, value, draft, place)
         return
-    found = next((path for path in _places(str(value), draft) if path.is_file()), None)
+    found = next((path for path in draft.places(str(value)) if path.is_file()), None)
     if found is None:
         stage = next((number for number in "3210" if f"zero{number}" in str(value) or f"z{number}" in str(value)), None)
         if stage is None:
@@ -160,12 +159,6 @@ def _read_file(value: Any, draft: Draft, place: Place) -> None:
         draft.reject(place, value, f"{found} holds no JSON object")
         return
     enter(TABLE, held, draft, place)
-
-
-def _places(written: str, draft: Draft) -> list[Path]:
-    """Where a file that another one names may lie: below the working folder, or next to the file or above it."""
-    beside = Path(draft.file).resolve().parent
-    return [folder / written for folder in (draft.working_dir, beside, *beside.parents)]
 
 
 NAMED_FILE = Section(_read_file)

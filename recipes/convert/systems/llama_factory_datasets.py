@@ -40,13 +40,9 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
     try:
         names = texts(value)
         info, folder = _find_info(draft)
-        sources = [_source(name, info, folder, draft, place) for name in names]
+        merged = merge_sources([_source(name, info, folder, draft, place) for name in names])
     except Unfit as error:
         draft.reject(place, value, str(error), error.code)
-        return
-    merged = merge_sources(sources)
-    if merged is None:
-        draft.reject(place, value, "a stage reads one source; these data sets differ in more than their files")
         return
     draft.note(place, value, carried(target, lambda _: merged))
     if "limit" in merged and len(names) > 1:
@@ -54,12 +50,11 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
 
 
 def _find_info(draft: Draft) -> tuple[Mapping[str, Any], Path]:
-    """The file that says what data sets are, and its folder: below the working folder, or beside the file or above."""
+    """What the file of data sets says, and its folder."""
     written = draft.get(DATASET_DIR, "data")
     if written.startswith("REMOTE:") or written == "ONLINE":
         raise Unfit(f"dataset_dir {written} is on the hub; download it and name the folder")
-    beside = Path(draft.file).resolve().parent
-    folders = [place / written for place in (draft.working_dir, beside, *beside.parents)]
+    folders = draft.places(written)
     folder = next((folder for folder in folders if (folder / INFO).is_file()), None)
     if folder is None:
         message = f"{INFO} is not in {folders[0]}; --folder names the folder in which LLaMA-Factory is run"

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's newer YAML (its package `v1`): `peft_config`, `dist_config`, data sets in a file of their own."""
+"""LLaMA-Factory's newer YAML (its package `v1`): `peft_config`, `dist_config`, data sets in a separate file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,13 +49,10 @@ def _rows(target: str) -> Section:
 
     def read(value: Any, draft: Draft, place: Place) -> None:
         try:
-            sources = [_source(name, item, draft, place) for name, item in _listed(text(value), draft).items()]
+            listed = _listed(text(value), draft)
+            merged = merge_sources([_source(name, item, draft, place) for name, item in listed.items()])
         except Unfit as error:
             draft.reject(place, value, str(error), error.code)
-            return
-        merged = merge_sources(sources)
-        if merged is None:
-            draft.reject(place, value, "a stage reads one source; these data sets differ in more than their files")
             return
         draft.note(place, value, carried(target, const(merged)))
 
@@ -66,9 +63,7 @@ def _listed(written: str, draft: Draft) -> dict[str, Mapping[str, Any]]:
     """Data sets by name: those of a YAML file, or the one data set that is named."""
     if Path(written).suffix not in (".yaml", ".yml"):
         return {written: {"path": written}}
-    beside = Path(draft.file).resolve().parent
-    folders = (draft.working_dir, beside, *beside.parents)
-    file = next((folder / written for folder in folders if (folder / written).is_file()), None)
+    file = next((place for place in draft.places(written) if place.is_file()), None)
     if file is None:
         raise Unfit(f"no such file under {draft.working_dir}; --folder names the folder in which LLaMA-Factory is run")
     try:

@@ -87,9 +87,10 @@ def _read_mixture(value: Any, draft: Draft, place: Place) -> None:
         except Unfit as error:
             draft.reject((*place, index), item, str(error), error.code)
             return
-    merged = merge_sources(sources)
-    if merged is None:
-        draft.reject(place, f"{len(sources)} data sets", "a stage reads one source; these cannot be one")
+    try:
+        merged = merge_sources(sources)
+    except Unfit as error:
+        draft.reject(place, f"{len(sources)} data sets", str(error), error.code)
         return
     draft.note(place, value, carried("data", lambda _: merged))
 

@@ -209,5 +209,5 @@ def _reward(draft: Draft) -> None:
     draft.values[f"rewards.{REWARD}.python"] = function_name(file or "reward.py", function)
     draft.values[f"rewards.{REWARD}.columns"] = ["data_source", "reward_model"]
     if file is None:
-        rule = changed("verl scores by `data_source` with code of its own: write the function that the recipe names")
+        rule = changed("verl scores by `data_source` with its own code: write the function that the recipe names")
         draft.note(("reward",), None, rule)

@@ -83,7 +83,7 @@ class Number(WithAnswer, Rule):
 class MathVerify(WithAnswer):
     """1 where math-verify finds the response equal to the true answer as mathematics, else 0.
 
-    It reads LaTeX and plain expressions. It runs in a process of its own; what takes longer than its limit is worth 0.
+    It reads LaTeX and plain expressions. It runs in a separate process; what takes longer than its limit is worth 0.
     """
 
     rule: Literal["math_verify"] = meaning(description="math-verify finds the response equal to the true answer.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainers.data.encoding import TextSettings
+from trainers.data.encoding import Encoded, TextSettings
 
 
 def token_type(settings: TextSettings) -> type[np.generic]:
@@ -25,6 +25,12 @@ def offsets(lengths: Sequence[int]) -> np.ndarray:
 def cut_up(name: str, items: Sequence[np.ndarray], dtype: type[np.generic]) -> dict[str, np.ndarray]:
     """Return the arrays `{name}_ids` and `{name}_offsets` of tokenized texts."""
     return {f"{name}_ids": flat(items, dtype), f"{name}_offsets": offsets([len(item) for item in items])}
+
+
+def response_arrays(name: str, items: Sequence[Encoded], settings: TextSettings) -> dict[str, np.ndarray]:
+    """Return the arrays `{name}_ids`, `{name}_offsets` and `{name}_response` of texts and what of them is response."""
+    arrays = cut_up(name, [item.ids for item in items], token_type(settings))
+    return {**arrays, f"{name}_response": flat([item.response for item in items], np.bool_)}
 
 
 def text_holds(sequences: int, tokens: int, supervised_tokens: int, positions: int) -> dict[str, int | float]:

@@ -17,7 +17,7 @@ from trainers.data.encoding import (
     naming,
     render_prompt,
 )
-from trainers.data.layouts.arrays import cut_up, flat, text_holds, token_type
+from trainers.data.layouts.arrays import response_arrays, text_holds
 from trainers.data.rows import Row
 
 
@@ -67,8 +67,7 @@ class Judged:
         answers = [item for _, item in kept]
         arrays: dict[str, np.ndarray] = {}
         for side, items in zip(self.sides, (answers, mismatched(answers, self.text.sequence_length)), strict=True):
-            arrays |= cut_up(side, [item.ids for item in items], token_type(self.text))
-            arrays[f"{side}_response"] = flat([item.response for item in items], np.bool_)
+            arrays |= response_arrays(side, items, self.text)
         tokens, supervised = len(arrays["answer_ids"]), int(arrays["answer_response"].sum())
         verdicts = np.array([row.columns["label"] for row, _ in kept], dtype=np.bool_)
         return Contents(

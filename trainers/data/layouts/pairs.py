@@ -17,7 +17,7 @@ from trainers.data.encoding import (
     naming,
     render_prompt,
 )
-from trainers.data.layouts.arrays import cut_up, flat, text_holds, token_type
+from trainers.data.layouts.arrays import response_arrays, text_holds
 from trainers.data.rows import Row
 
 
@@ -64,8 +64,7 @@ class Pairs:
         fate.kept = len(kept)
         arrays: dict[str, np.ndarray] = {}
         for side, items in (("chosen", [item[1] for item in kept]), ("rejected", [item[2] for item in kept])):
-            arrays |= cut_up(side, [item.ids for item in items], token_type(self.text))
-            arrays[f"{side}_response"] = flat([item.response for item in items], np.bool_)
+            arrays |= response_arrays(side, items, self.text)
         tokens = sum(len(arrays[f"{side}_ids"]) for side in self.sides)
         supervised = sum(int(arrays[f"{side}_response"].sum()) for side in self.sides)
         return Contents(

@@ -203,6 +203,7 @@ class TextStage(StageBase):
         raise_findings(self.text_rules(facts))
 
     def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
         if self.adapters is None and not self.commits_merged:
             yield at("merge", False, Code.NO_EFFECT, "merge has no effect without lora", "remove the key")
 

@@ -264,6 +264,7 @@ class Evaluate(TextStage):
         return None
 
     def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
         for index, text in enumerate(self.of):
             if text in self.of[:index]:
                 yield at(f"of.{index}", text, Code.DUPLICATE_ITEM, "listed twice in `of`", "remove one")

@@ -20,18 +20,18 @@ from recipes.stages.reward import Reward
 from recipes.stages.rl import RlImages, RlText
 
 
-def _members(union: Any) -> Iterator[type[StageBase]]:
+def members(union: Any) -> Iterator[type[StageBase]]:
     """The classes of a union, also of those that are its members."""
     if isinstance(union, type):
         yield union
     else:
         for member in get_args(union):
-            yield from _members(member)
+            yield from members(member)
 
 
 def _names(algorithms: Any) -> Iterator[str]:
     """The names by which the algorithms of a union are chosen."""
-    for algorithm in _members(algorithms):
+    for algorithm in members(algorithms):
         yield from get_args(algorithm.model_fields["name"].annotation)
 
 
@@ -69,7 +69,7 @@ Stage = Annotated[
     PretrainFamily | FinetuneFamily | Reward | Preference | RlMedium | Evaluate, Field(discriminator="kind")
 ]
 
-STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(_members(Stage)))
+STAGE_CLASSES: tuple[type[StageBase], ...] = tuple(dict.fromkeys(members(Stage)))
 
 SHOWN_METRICS = tuple(dict.fromkeys(name for stage in STAGE_CLASSES for name in stage.shown))
 """What a person sees of any stage while it runs."""

@@ -188,6 +188,7 @@ class PretrainImages(ImageTraining):
         return self.architecture.largest_zero
 
     def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
         if self.shard.zero != "auto" and self.shard.zero > self.largest_zero:
             message = "its networks call each other, so each worker needs all parameters"
             yield at("shard.zero", self.shard.zero, Code.OUT_OF_RANGE, message, f"at most {self.largest_zero}")

@@ -45,6 +45,7 @@ class Reward(JudgedTraining):
         return {**super().needs(), "reward_model": ("init_from", "")}
 
     def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
         if self.train.tokens is not None:
             message = "a reward stage counts pairs, not tokens"
             yield at("train.tokens", self.train.tokens, Code.NOT_APPLICABLE, message, "give steps or epochs")

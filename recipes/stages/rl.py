@@ -316,6 +316,7 @@ class RlImages(RlStage, ImageStage):
         ]
 
     def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
         yield from self.algorithm.rules()
         if len(set(self.rollout.classes)) < len(self.rollout.classes):
             yield at("rollout.classes", self.rollout.classes, Code.DUPLICATE_ITEM, "class listed more than once")

@@ -10,13 +10,15 @@ from recipes.models.encoder import ENCODER
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.vae import Vae
 from recipes.problem_codes import Code
-from recipes.stages.algorithms import Grpo
+from recipes.stages.algorithms import Grpo, ImageAlgorithm, TextAlgorithm
 from recipes.stages.answers import Counts, TextFacts
 from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
+from recipes.stages.kinds import STAGE_CLASSES, members
 from recipes.stages.lora import Lora
 from recipes.stages.preference import Preference
+from recipes.stages.reward import Reward
 from recipes.stages.rl import RlImages, RlText
 
 LR = {"optimizer": {"lr": 0.1}}
@@ -31,6 +33,33 @@ def policy(**changes: Any) -> RlImages:
 
 def codes(findings: list[FieldFinding]) -> set[tuple[str, Code]]:
     return {(found.field_path, found.finding.code) for found in findings}
+
+
+def test_the_warm_up_of_a_reward_model_is_compared_with_the_steps_that_follow_from_its_tokens() -> None:
+    train = {**TRAIN, "steps": None, "tokens": 640, "schedule": {"warmup_steps": 10}}
+    data = {"source": "python-docs"}
+    reward = Reward.model_validate({"kind": "reward", "init_from": "store://a", "data": data, "train": train})
+    assert codes([*reward.rules()]) == {
+        ("train.tokens", Code.NOT_APPLICABLE),
+        ("train.schedule.warmup_steps", Code.WARMUP_TOO_LONG),
+    }
+
+
+GATHERED = ("rules", "text_rules", "needs")
+"""Methods that gather what each class of a hierarchy says."""
+
+
+def test_every_class_adds_to_what_its_base_says() -> None:
+    classes = [*STAGE_CLASSES, *members(TextAlgorithm), *members(ImageAlgorithm)]
+    hierarchies = {parent for found in classes for parent in found.__mro__}
+    silent = {
+        f"{owner.__name__}.{name}"
+        for owner in hierarchies
+        for name in GATHERED
+        if name in vars(owner) and any(name in vars(base) for base in owner.__mro__[1:])
+        if "super" not in vars(owner)[name].__code__.co_names
+    }
+    assert silent == set()
 
 
 def test_a_classifier_must_know_the_classes_that_are_asked_for_or_rewarded() -> None:

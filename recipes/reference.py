@@ -61,7 +61,7 @@ _SECTIONS = (
         "Training",
         (
             *("Train", "ImageTrain", "AdamW", "Schedule", "Lora", "Shard"),
-            *("Corruption", "SpanCorruption", "PseudoLabels"),
+            *("Corruption", "SpanCorruption", "PseudoLabels", "Negatives"),
         ),
     ),
     ("Preference losses", _members(PreferenceLoss)),

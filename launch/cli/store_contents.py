@@ -1,14 +1,17 @@
 """`trainwright store ls, show, verify, lineage`: what a store holds, where it came from, whether it is whole."""
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from launch.cli.options import AsJson, StoreUri, print_json
 from launch.cli.store_options import ArtifactName, artifact_json, artifact_line, open_store
 from launch.records.artifacts import find_artifact
+from launch.report.by_model import by_model, text_table
 from recipes.errors import CapacityError, StoreDamaged
+from recipes.stages.suites import noise_findings
 
 
 def list_artifacts(store: StoreUri = None, as_json: AsJson = False) -> None:
@@ -55,8 +58,22 @@ def show(artifact: ArtifactName, store: StoreUri = None, as_json: AsJson = False
         typer.echo(f"data         {name}: {digest[:16]}")
     for name, entry in sorted(manifest.files.items()):
         typer.echo(f"file         {name}  {entry.bytes} bytes  {entry.sha256[:16]}")
+    if manifest.kind == "report":
+        _show_report(manifest.metrics)
+        return
     for name, value in manifest.metrics.items():
         typer.echo(f"metric       {name}: {json.dumps(value)}")
+
+
+def _show_report(metrics: Mapping[str, Any]) -> None:
+    """Models side by side, next to the truth and to noise."""
+    models, table, plain = by_model(metrics)
+    for name, value in plain.items():
+        typer.echo(f"metric       {name}: {json.dumps(value)}")
+    for line in text_table(models, table):
+        typer.echo(line)
+    for finding in noise_findings(metrics):
+        typer.echo(f"warning      {finding}")
 
 
 def verify(

@@ -12,6 +12,7 @@ from launch.report.page import RunReport, StageReport, curves_of
 from launch.report.progress import span
 from recipes.errors import TrainwrightError
 from recipes.stages.kinds import Stage
+from recipes.stages.suites import NOISE, TRUTH
 from trainers.store.manifest import ArtifactManifest
 from trainers.store.store import Store
 
@@ -117,13 +118,13 @@ def _facts(summary: RunSummary, raw: dict[str, Any], stages: list[StageReport]) 
         if stage.kind == "evaluate" and stage.manifest:
             metrics = stage.manifest.get("metrics") or {}
             places = {name: place for place, name in enumerate(stage.parents)}
-            models = {name.partition(".")[0]: None for name in metrics if "." in name}
+            heads = dict.fromkeys(name.partition(".")[0] for name in metrics if "." in name)
+            models = [head for head in heads if head not in (TRUTH, NOISE)]
             facts.update(_headline(metrics, sorted(models, key=lambda name: places.get(name, len(places)))))
     return facts
 
 
 HEADLINES = {
-    "win_rate": "win rate against the start",
     "score_gain_sd": "score gain in deviations of the start",
     "perplexity": "held-out perplexity",
     "ngram_perplexity": "that of a counted 5-gram model",
@@ -142,5 +143,19 @@ def _headline(metrics: dict[str, Any], models: list[str]) -> dict[str, str]:
         for model in models[1:] or models:
             value = metrics.get(f"{model}.{name}")
             if isinstance(value, int | float):
-                found[f"{title} · {model}"] = f"{value:.0%}" if name == "win_rate" else f"{value:.3g}"
+                found[f"{title} · {model}"] = f"{value:.3g}"
+    return _wins(metrics, models) | found
+
+
+def _wins(metrics: dict[str, Any], models: list[str]) -> dict[str, str]:
+    """Win rates over the start, none without those of the truth and of noise."""
+    found: dict[str, str] = {}
+    for model in models[1:]:
+        for name in metrics:
+            term = name.removeprefix(f"{model}.win_rate_")
+            if term == name or term.endswith(("_low", "_high")):
+                continue
+            rates = [(label, metrics.get(f"{label}.win_rate_{term}")) for label in (model, TRUTH, NOISE)]
+            shown = ", ".join(f"{label} {rate:.0%}" for label, rate in rates[1:] if rate is not None)
+            found[f"wins over the start by {term} ({shown}) · {model}"] = f"{rates[0][1]:.0%}"
     return found

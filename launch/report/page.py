@@ -12,8 +12,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from launch.report.by_model import by_model, flatten
 from launch.report.charts import Node, Series, line_chart, lineage_graph, number
 from recipes.stages.kinds import first_curves
+from recipes.stages.suites import noise_findings
 from trainers.store.manifest import Verification
 
 HELD_OUT = ("eval/", "held_out_", "eval_")
@@ -65,17 +67,6 @@ def curves_of(records: Iterable[Mapping[str, Any]]) -> Values:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 by_name.setdefault(name, {})[float(record["step"])] = float(value)
     return {name: sorted(points.items()) for name, points in by_name.items()}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names; lists and texts are kept as they are."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _held_out_base(name: str) -> str | None:
@@ -191,19 +182,8 @@ def _lineage(report: RunReport) -> str:
 
 def metric_table(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
     """Metrics as a table, the first ones on top; names of the form model.metric become one column per model."""
-    flat = {name: value for name, value in flatten(metrics).items() if value is not None}
-    heads = [name for name, value in metrics.items() if isinstance(value, Mapping)]
-    heads += [name.split(".")[0] for name in metrics if "." in name]
-    models = list(dict.fromkeys(heads))
-    by_metric: dict[str, dict[str, Any]] = {}
-    plain: dict[str, Any] = {}
-    for name, value in flat.items():
-        model, _, metric = name.partition(".")
-        if metric and model in models:
-            by_metric.setdefault(metric, {})[model] = value
-        else:
-            plain[name] = value
-    parts = []
+    models, by_metric, plain = by_model(metrics)
+    parts = [f'<p class="warning">{escape(finding)}</p>' for finding in noise_findings(metrics)]
     if by_metric:
         head = "".join(f"<th>{escape(model)}</th>" for model in models)
         rows = "".join(

@@ -22,7 +22,7 @@ def check_gates(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in loaded.stages_with(*SOURCE_FIELDS):
         if (finding := stage.held_out_rule()) is not None:
             yield loaded.problem_from(finding, f"stages.{name}.data", "")
-    for name, stage in loaded.stages_with("of", "suites", "second_scorer", "gates"):
+    for name, stage in loaded.stages_with("of", "suites", "rewards", "gates"):
         if not isinstance(stage, Evaluate) or not stage.gates:
             continue
         try:

@@ -47,7 +47,7 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Pr
 def _check_inputs(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
     """Models that learned from plain text put to them in another way than this stage puts it."""
     own = stage_template(loaded, stage)
-    inputs = {item.field_path: item.text for item in stage.inputs() if item.field_path != "second_scorer"}
+    inputs = {item.field_path: item.text for item in stage.inputs()}
     learned: dict[str, Template] = {}
     for field, text in inputs.items():
         made = stage_of(text, loaded.recipe.stages)

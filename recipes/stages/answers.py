@@ -21,7 +21,6 @@ CHAT_ROLES: tuple[Role, ...] = ("instructions", "preferences", "judged", "prompt
 
 INPUT_FIELDS = (
     "init_from", "tokenizer", "autoencoder", "text_encoder", "actor", "reward", "rewards", "suites", "of", "features",
-    "second_scorer",
 )  # fmt: skip
 """Fields that a stage's `inputs()` and `text_start()` read, of any kind of stage."""
 SOURCE_FIELDS = ("data", "evaluation", "prompts", "text", "images", "suites", "rewards")

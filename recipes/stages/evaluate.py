@@ -30,10 +30,10 @@ from recipes.stages.answers import (
 )
 from recipes.stages.base import TextStage
 from recipes.stages.rewards.term import Term
-from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns, model_terms
+from recipes.stages.rewards.union import RewardTerm, TermName, carried_columns, model_terms, reward_inputs
 from recipes.stages.rollout import Sampling
 from recipes.stages.sharding import Shard
-from recipes.stages.suites import SUITES, SuiteName, SuiteSpec, report_labels
+from recipes.stages.suites import BEATS_TRUTH, NOISE, SUITES, TRUTH, WINS, SuiteName, SuiteSpec, report_labels
 
 
 class Bound(Strict):
@@ -65,8 +65,8 @@ def compared_images(held_out: int, others: int) -> Finding | None:
 
 
 class Evaluate(TextStage):
-    """Measure models: perplexity, answers, with a reward model scores and win rate; or targets of encoder-decoders; or
-    models of images.
+    """Measure models: perplexity, answers, what a reward says of them next to the truth and to noise; or targets of
+    encoder-decoders; or models of images.
     """
 
     trains: ClassVar[bool] = False
@@ -87,23 +87,21 @@ class Evaluate(TextStage):
         description="Models to measure; for perplexity, which counts tokens, they need one tokenizer. The first is the "
         "start that others are compared with.",
     )
-    reward: str | None = meaning(None, description="Reward model that scores responses.")
     rewards: dict[TermName, RewardTerm] = added_meaning(
         {},
         max_length=64,
-        description="Terms of a reward that need no model (rules, functions, endpoints), whose means over the answers "
-        "are reported as reward_NAME.",
-    )
-    second_scorer: str | None = meaning(
-        None, description="A second reward model, trained on other data, that judges comparisons."
+        description="Terms of a reward as in an rl stage, reward models among them, also several: the one that a "
+        "policy learnt from, and another that shares neither data nor start with it. Each is reported as reward_NAME, "
+        "its mean over the answers.",
     )
     features: str | None = meaning(None, description="images: the classifier whose features measure images.")
     suites: list[SuiteName] = meaning(
         default_factory=lambda: ["perplexity", "generation"],
         min_length=1,
-        description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, samples; comparison: "
-        "scores and win rate; targets, alone, for encoder-decoders: loss, BLEU and chrF of held-out targets; "
-        "images, alone: distances of drawn images to real ones, classes, copies.",
+        description="perplexity of held-out text; generation: length, EOS rate, distinct-2, KL, real words, samples; "
+        "comparison: wins over the first model and over the truth, by each term of `rewards`; targets, alone, for "
+        "encoder-decoders: loss, BLEU and chrF of held-out targets; images, alone: distances of drawn images to real "
+        "ones, classes, copies.",
     )
     text: Source | None = meaning(
         None,
@@ -166,7 +164,7 @@ class Evaluate(TextStage):
 
     def _misfits(self) -> Iterator[Finding]:
         for name, suite in self._chosen.items():
-            missing = [key for key in suite.needs if getattr(self, key) is None]
+            missing = [key for key in suite.needs if not getattr(self, key)]
             if missing or len(self.of) < suite.num_models:
                 models = f" and at least {suite.num_models} models in `of`" if suite.num_models > 1 else ""
                 keys = " and ".join(f"`{key}`" for key in suite.needs)
@@ -176,9 +174,6 @@ class Evaluate(TextStage):
                     Code.CONFLICTING_KEYS,
                     f"suite {name!r} cannot be combined with other suites: it measures {suite.measures}",
                 )
-            refused = [key for key in suite.refuses if getattr(self, key) is not None]
-            if refused:
-                yield Finding(Code.NO_EFFECT, f"{' and '.join(refused)} has no effect with suite {name!r}")
         for name, suite in SUITES.items():
             given = [key for key in suite.takes if getattr(self, key) != type(self).model_fields[key].get_default()]
             if name not in self.suites and given:
@@ -198,14 +193,17 @@ class Evaluate(TextStage):
 
     def metrics(self) -> set[str]:
         """Return the name of every metric that the report can hold; raises ValueError for an invalid reference."""
-        labels = self.labels()
-        names: set[str] = set()
+        labels, known = self.labels(), [TRUTH, NOISE] if self.writes_answers else []
+        names = {f"{label}.reward_{name}" for label in [*labels, *known] for name in self.rewards}
         for suite in self._chosen.values():
             names |= {f"{label}.{metric}" for label in labels for metric in suite.metrics} | set(suite.totals)
-            names |= {f"{label}.{metric}" for label in labels[1:] for metric in suite.against_first}
-        names |= {f"{label}.reward_{name}" for label in labels for name in self.rewards}
-        if self.second_scorer is None:
-            names = {name for name in names if not name.endswith(".second_score_mean")}
+            names |= {f"{label}.{metric}" for label in known for metric in suite.of_known}
+            if suite.counts_wins:
+                others = [*labels[1:], *known]
+                names |= {f"{label}.score_gain_sd" for label in others}
+                names |= {f"{label}.{wins.format(name)}" for label in others for wins in WINS for name in self.rewards}
+                rivals = [*labels, NOISE]
+                names |= {f"{label}.{BEATS_TRUTH.format(name)}" for label in rivals for name in self.rewards}
         return names
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
@@ -223,10 +221,7 @@ class Evaluate(TextStage):
         inputs = [Input(f"of.{index}", text, wants) for index, text in enumerate(self.of)]
         if self.features is not None:
             inputs.append(Input("features", self.features, CLASSIFYING_KINDS))
-        for field, text in (("reward", self.reward), ("second_scorer", self.second_scorer)):
-            if text is not None:
-                inputs.append(Input(field, text, ("reward_model",)))
-        return inputs
+        return [*inputs, *reward_inputs(self.rewards)]
 
     def outputs(self) -> dict[str, OutputKind]:
         return {"report": "report"}
@@ -268,12 +263,11 @@ class Evaluate(TextStage):
         for index, text in enumerate(self.of):
             if text in self.of[:index]:
                 yield at(f"of.{index}", text, Code.DUPLICATE_ITEM, "listed twice in `of`", "remove one")
+        scorers: dict[str, str] = {}
         for name, term in model_terms(self.rewards).items():
-            message = "a reward model scores answers as `reward`"
-            yield at(f"rewards.{name}.model", term.model, Code.NOT_APPLICABLE, message, "write it there")
-        if self.second_scorer is not None and self.second_scorer == self.reward:
-            message = "the second scorer must be another reward model than `reward`"
-            yield at("second_scorer", self.second_scorer, Code.DUPLICATE_ITEM, message)
+            if (first := scorers.setdefault(term.model, name)) != name:
+                message = f"`{first}` is the same reward model"
+                yield at(f"rewards.{name}.model", term.model, Code.DUPLICATE_ITEM, message, "remove one")
         limit = None if self.images is None else self.images.limit  # of the held-out images, and of the others
         if limit is not None and (finding := compared_images(limit, limit)) is not None:
             yield FieldFinding("images.limit", limit, finding)
@@ -315,7 +309,7 @@ class Evaluate(TextStage):
         return self.sampling.max_prompt_tokens if use.role == "prompts" else self.sequence_length
 
     def held(self, counts: Counts) -> Held:
-        scorers = sum(reward is not None for reward in (self.reward, self.second_scorer))
+        scorers = len(model_terms(self.rewards))
         return Held(0, len(self.of) * counts.full + scorers * counts.scored, 0)
 
     def forward(self) -> Forward:
@@ -336,8 +330,8 @@ class Evaluate(TextStage):
         if self.writes_answers:
             new = self.sampling.max_new_tokens
             whole = self.sampling.max_prompt_tokens + new
-            scorers = sum(reward is not None for reward in (self.reward, self.second_scorer))
+            scorers, answered = len(model_terms(self.rewards)), models + 2  # the truth and noise are scored too
             found.append(Pass(self.num_prompts, whole, models, new, writes=new))
             found.append(Pass(self.num_prompts, whole, 2 * models, new))
-            found.append(Pass(self.num_prompts, whole, scorers * models))
+            found.append(Pass(self.num_prompts, whole, scorers * answered))
         return found

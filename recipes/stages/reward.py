@@ -1,20 +1,61 @@
 """Reward models."""
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, at
-from recipes.fields import meaning
+from recipes.fields import Strict, added_meaning, meaning, refuse
 from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
-from recipes.stages.answers import Counts, Forward, Held, Progress, Role, Template, template_field
+from recipes.stages.answers import Counts, Forward, Held, Pass, Progress, Role, Template, template_field
 from recipes.stages.judged import JudgedTraining
 from recipes.stages.lora import Lora
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train
+
+
+class Negatives(Strict):
+    """Answers that the stage makes itself, and that the chosen ones are compared with in place of the rejected ones."""
+
+    samples: float = meaning(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a step's pairs: what the stage's start answers, as a policy that starts there does.",
+    )
+    other_answers: float = meaning(
+        0.0, ge=0, le=1, description="Share of a step's pairs: the chosen answer to another prompt."
+    )
+    first_halves: float = meaning(
+        0.0, ge=0, le=1, description="Share of a step's pairs: the first half of the chosen answer."
+    )
+    random_tokens: float = meaning(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a step's pairs: tokens drawn by chance, as many as the chosen answer has.",
+    )
+    max_new_tokens: int = meaning(64, ge=1, le=10**6, description="Most tokens of a sample.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "Negatives":
+        total = sum(self.shares().values())
+        if total == 0:
+            refuse(Code.MISSING_KEY, f"give a share of {', '.join(self.shares())}")
+        if total > 1:
+            refuse(Code.OUT_OF_RANGE, f"the shares add up to {total:g}, more than 1")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Each kind of answer and its share."""
+        kinds = ("samples", "other_answers", "first_halves", "random_tokens")
+        return {kind: getattr(self, kind) for kind in kinds}
 
 
 class Reward(JudgedTraining):
@@ -31,6 +72,11 @@ class Reward(JudgedTraining):
     evaluation: Source | None = meaning(
         None, description="Held-out pairs; null: python-docs' validation split or hold_out."
     )
+    negatives: Negatives | None = added_meaning(
+        None,
+        description="Answers that the stage makes itself, so that the reward model knows what no data has: noise, "
+        "halves, what its own start writes. null: every pair is as the data has it. Held-out pairs always are.",
+    )
     center_coefficient: float = meaning(
         0.0, ge=0, le=10, description="Weight of (r_chosen + r_rejected)^2, which centres scores."
     )
@@ -42,7 +88,10 @@ class Reward(JudgedTraining):
         return {"model": "reward_model"}
 
     def needs(self) -> dict[Capability, tuple[str, str]]:
-        return {**super().needs(), "reward_model": ("init_from", "")}
+        needed: dict[Capability, tuple[str, str]] = {**super().needs(), "reward_model": ("init_from", "")}
+        if self.negatives is not None and self.negatives.samples:
+            needed["generation"] = ("negatives.samples", "remove the key")
+        return needed
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
@@ -63,3 +112,11 @@ class Reward(JudgedTraining):
 
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length, copies=2, logits="none")
+
+    def passes(self, steps: int) -> list[Pass]:
+        found = super().passes(steps)
+        if self.negatives is None or not self.negatives.samples:
+            return found
+        written = self.train.global_batch * self.negatives.samples
+        new = self.negatives.max_new_tokens
+        return [*found, Pass(math.ceil(written), self.train.sequence_length, steps, new, writes=new)]

@@ -1,8 +1,8 @@
 """Suites of an evaluation: what each measures, of which models, from which keys, and what its report holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from recipes.references import FolderRef, HubRef, StageRef, StoreRef, parse_reference
 from recipes.stages.answers import Role
@@ -11,9 +11,18 @@ SuiteName = Literal["perplexity", "generation", "comparison", "targets", "images
 
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
-GENERATION = ("length_mean", "eos_rate", "distinct_2", "repetition", "kl", "kl_k3")
-SCORES = ("score_mean", "score_sd", "second_score_mean")
-AGAINST_FIRST = ("win_rate", "win_rate_low", "win_rate_high", "score_gain_sd")
+TRUTH, NOISE = "truth", "random_tokens"
+"""Under these names answers whose worth is known stand next to those of models: the data's own, and noise as long."""
+TEXTS = ("length_mean", "distinct_2", "repetition", "real_words", "ngram_loss")
+"""Of any answers. The last two are by the text that the first model's chain learnt from, where the store has it: the
+share of words that it holds, and the loss of an n-gram model counted on it, in nats a token.
+"""
+GENERATION = (*TEXTS, "eos_rate", "kl", "kl_k3")
+SCORES = ("score_mean", "score_sd")
+WINS = ("win_rate_{}", "win_rate_{}_low", "win_rate_{}_high")
+"""By a term of the reward, over the first model."""
+BEATS_TRUTH = "beats_truth_{}"
+"""By a term of the reward: the share of prompts at which an answer has more than the true one, ties counted half."""
 TARGETS = ("loss", "perplexity", "bleu", "chrf", "eos_rate", "length_mean", "rows_left_out")
 """Of encoder-decoders: the loss of a target's token in nats, then what was written against the targets."""
 IMAGES = (
@@ -31,8 +40,10 @@ class SuiteSpec:
     """Kind of model, in words."""
     metrics: tuple[str, ...]
     """Of each model."""
-    against_first: tuple[str, ...] = ()
-    """Of each model but the first, which they are compared with."""
+    of_known: tuple[str, ...] = ()
+    """Of answers whose worth is known."""
+    counts_wins: bool = False
+    """Whether models and answers whose worth is known are compared with the first model and with the truth."""
     totals: tuple[str, ...] = ()
     """Metrics of no single model."""
     source: tuple[str, Role] | None = None
@@ -41,8 +52,6 @@ class SuiteSpec:
     """Keys that must be given."""
     takes: tuple[str, ...] = ()
     """Keys that serve this suite alone."""
-    refuses: tuple[str, ...] = ()
-    """Keys that have no effect with it."""
     num_models: int = 1
     """Least number of models."""
     is_alone: bool = False
@@ -51,14 +60,17 @@ class SuiteSpec:
 
 SUITES: dict[SuiteName, SuiteSpec] = {
     "perplexity": SuiteSpec("language models", PERPLEXITY, source=("text", "text"), takes=("num_sequences",)),
-    "generation": SuiteSpec("language models", GENERATION, totals=("prompts",), source=("prompts", "prompts")),
+    "generation": SuiteSpec(
+        "language models", GENERATION, of_known=TEXTS, totals=("prompts",), source=("prompts", "prompts")
+    ),
     "comparison": SuiteSpec(
         "language models",
         (*GENERATION, *SCORES),
-        against_first=AGAINST_FIRST,
+        of_known=(*TEXTS, *SCORES),
+        counts_wins=True,
         totals=("prompts",),
         source=("prompts", "prompts"),
-        needs=("reward",),
+        needs=("rewards",),
         num_models=2,
     ),
     "targets": SuiteSpec(
@@ -67,7 +79,6 @@ SUITES: dict[SuiteName, SuiteSpec] = {
         totals=("prompts",),
         source=("prompts", "seq2seq"),
         takes=("num_beams",),
-        refuses=("reward", "second_scorer"),
         is_alone=True,
     ),
     "images": SuiteSpec(
@@ -79,6 +90,19 @@ SUITES: dict[SuiteName, SuiteSpec] = {
         is_alone=True,
     ),
 }
+
+
+def noise_findings(metrics: Mapping[str, Any]) -> list[str]:
+    """What is to be known before any win rate of a report is read: terms that prefer noise to the truth."""
+    prefix, found = f"{NOISE}.{BEATS_TRUTH.format('')}", []
+    for name, share in metrics.items():
+        if name.startswith(prefix) and share > 0.5:
+            term = name.removeprefix(prefix)
+            found.append(
+                f"{term} prefers random tokens to the true answer at {share:.0%} of the prompts: what it says of a "
+                "policy's answers is not their quality"
+            )
+    return found
 
 
 def report_labels(texts: Sequence[str]) -> list[str]:
@@ -95,6 +119,6 @@ def report_labels(texts: Sequence[str]) -> list[str]:
             case StoreRef(name_or_fingerprint, _):
                 name = name_or_fingerprint
         label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower()) or "model"
-        taken = sum(other == label or other.startswith(f"{label}_n") for other in labels)
+        taken = sum(other == label or other.startswith(f"{label}_n") for other in (TRUTH, NOISE, *labels))
         labels.append(label if taken == 0 else f"{label}_n{taken + 1}")
     return labels

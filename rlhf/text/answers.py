@@ -1,11 +1,11 @@
-"""Suites `generation` and `comparison`: answers to held-out prompts, and what reward models say of them.
+"""Suites `generation` and `comparison`: answers to held-out prompts, and what a reward says of them.
 
 Shapes: B samples, P prompt tokens, R response tokens, T tokens of both.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +13,24 @@ from torch import nn
 
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Evaluate
+from recipes.stages.suites import NOISE, TRUTH, noise_findings
 from rlhf.algorithms.kl import k1, k3
-from rlhf.rewards.terms import open_text_terms
 from rlhf.text.answer_metrics import Answer, ModelAnswers, comparison_metrics, generation_metrics, side_by_side
+from rlhf.text.counted_text import CountedText
+from rlhf.text.jury import Jury, jury_of
+from rlhf.text.known_answers import AnsweredPrompt, Noise, as_responses, truly_answered
 from rlhf.text.policy import response_logprobs
 from rlhf.text.responses import Responses, responses_of
-from rlhf.text.reward_inputs import Reading
-from rlhf.text.reward_model import ScoreModel
-from rlhf.text.rewards import TextReward
-from rlhf.text.stage import reading_by
+from rlhf.text.reward_inputs import encode_response
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.conversation import as_conversation
 from trainers.data.dataset import Dataset
 from trainers.data.order import global_sample
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
+from trainers.evaluation.suites.perplexity import chain_training_sets
 from trainers.inference.generation import sampling_settings
 from trainers.inference.rollouts import generate_in_parts, response_uniforms
-from trainers.models.load import head_name
 from trainers.runtime import distributed
 from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
@@ -40,49 +40,99 @@ GENERATION_BATCH = 128
 
 
 def measure_answers(spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts) -> Measured:
-    """Let every model answer the prompts; with suite `comparison` reward models compare the answers. Collective."""
-    answers, samples = _answers(spec, context, labels, parts)
-    metrics = {"prompts": float(len(answers[0].answers))}
+    """Let every model answer the prompts; with suite `comparison` compare the answers with the first model's and with
+    the truth, next to noise. Collective.
+    """
+    models, known, records = _answers(spec, context, labels, parts)
+    answers = [*models, *known]
+    metrics = {"prompts": float(len(models[0].answers))}
     for model in answers:
         metrics |= generation_metrics(model)
     if "comparison" in spec.suites:
-        metrics |= comparison_metrics(answers)
-    return Measured(metrics, samples)
+        metrics |= comparison_metrics(models, known, {name: term.weight for name, term in spec.rewards.items()})
+    for finding in noise_findings(metrics):
+        context.observer.notify(f"warning: {finding}")
+    if context.ranks.rank == 0:
+        metrics |= _counted(context, answers, records)
+    return Measured(metrics, side_by_side(models, known, records, spec.num_samples))
 
 
 def _answers(
     spec: Evaluate, context: StageContext, labels: Sequence[str], parts: Parts
-) -> tuple[list[ModelAnswers], list[dict[str, Any]]]:
-    """Let every model answer, score the answers, and put all ranks' parts together; collective."""
+) -> tuple[list[ModelAnswers], list[ModelAnswers], Sequence[Mapping[str, Any]]]:
+    """Let every model answer, score all answers, and put all ranks' parts together; collective.
+
+    Returns the models' answers, those whose worth is known, and the prompts' records.
+    """
     tokenizations = [load_tokenization(model_folder(context, f"of.{index}")) for index in range(len(labels))]
     sets = _open_prompts(spec, context, tokenizations)
     drawn = shared_prompts(sets, spec.num_prompts, context.seed)
     first = open_measured(spec, context, "of.0", "language_model")
-    scorers = [(path, _scorer(spec, context, path)) for path in ("reward", "second_scorer") if path in context.inputs]
+    jury = jury_of(spec, context)
+    juries = [jury(prompts, tokenization) for tokenization, prompts in zip(tokenizations, sets, strict=True)]
     found: list[ModelAnswers] = []
-    texts: dict[str, list[str]] = {}
     for index, (label, tokenization, prompts) in enumerate(zip(labels, tokenizations, sets, strict=True)):
         place, rows = parts.place(index), drawn[index]
         model = first if index == 0 else open_measured(spec, context, f"of.{index}", "language_model")
         responses = _respond(spec, context, model, prompts, rows, drawn[0], tokenization, place)
         comparable = first if tokenization.contract_hash == tokenizations[0].contract_hash else None
-        judges = [(scorer, reading_by(context, path, prompts, tokenization)) for path, scorer in scorers]
-        terms = TextReward(
-            dict.fromkeys(spec.rewards, 1.0),
-            terms=open_text_terms(spec.rewards, context.base_dir, prompts.records),
-            records=prompts.records,
-            decode=partial(tokenization.decode, skip_special=True),
-        )
-        own = _judged(spec, context, responses, model, comparable, judges, terms, tokenization.vocab_size, place)
-        places = {row: place for place, row in enumerate(rows)}
-        merged = [Answer(**line) for part in distributed.gather_json(own) for line in part]
-        merged.sort(key=lambda line: places[line.row])
-        found.append(ModelAnswers(label, merged))
-        shown = merged[: spec.num_samples]
-        texts[label] = [tokenization.decode(line.tokens, skip_special=True) for line in shown]
-        if index == 0:
-            records = {line.row: prompts.records[line.row] for line in shown}
-    return found, side_by_side(found, records, texts, spec.num_samples)
+        writer = _Writer(tokenization, juries[index], model, comparable)
+        own = _judged(spec, context, responses, writer, place)
+        # An answer is known by its place in the first model's set of prompts.
+        renamed = dict(zip(rows, drawn[0], strict=True))
+        lines = [{**line, "row": renamed[line["row"]]} for line in own]
+        found.append(ModelAnswers(label, _gathered(lines, drawn[0])))
+    own_rows = slice(context.ranks.rank, None, context.ranks.world_size)
+    known: list[ModelAnswers] = []
+    for label, answered in _known(spec, context, sets[0], found[0], tokenizations[0]).items():
+        responses = as_responses(answered[own_rows], tokenizations[0].pad_id) if answered[own_rows] else None
+        own = _judged(spec, context, responses, _Writer(tokenizations[0], juries[0]), place)
+        answers = _gathered(own, drawn[0])
+        if answers:
+            known.append(ModelAnswers(label, answers, is_known=True))
+    return found, known, sets[0].records
+
+
+def _known(
+    spec: Evaluate, context: StageContext, prompts: Dataset, start: ModelAnswers, tokenization: Tokenization
+) -> dict[str, list[AnsweredPrompt]]:
+    """The true answers to the prompts that have one, and noise for all; without a truth as long as the start's."""
+    chance = Noise.of(tokenization, context.seed)
+    truth: list[AnsweredPrompt] = []
+    noise: list[AnsweredPrompt] = []
+    for answer in start.answers:
+        answered = truly_answered(answer.row, prompts.records[answer.row], spec.rewards, tokenization)
+        if answered is not None and len(answered.answer) <= spec.sampling.max_new_tokens:
+            truth.append(answered)
+        else:
+            encoded = encode_response(prompts.records[answer.row], answer.text, tokenization)
+            answered = AnsweredPrompt.of(answer.row, encoded)
+        noise.append(chance.like(answered))
+    return {TRUTH: truth, NOISE: noise}
+
+
+def _gathered(own: list[dict[str, Any]], rows: Sequence[int]) -> list[Answer]:
+    """All ranks' answers in the order of the prompts; collective."""
+    places = {row: place for place, row in enumerate(rows)}
+    merged = [Answer(**line) for part in distributed.gather_json(own) for line in part]
+    return sorted(merged, key=lambda line: places[line.row])
+
+
+def _counted(
+    context: StageContext, answers: Sequence[ModelAnswers], records: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Each writer's answers by the text that the first model's chain learnt from, where the store has it."""
+    tokenization = load_tokenization(model_folder(context, "of.0"))
+    counted = CountedText.of(chain_training_sets(context.inputs["of.0"], context.store), tokenization)
+    if counted is None:
+        return {}
+    return {
+        f"{writer.label}.{name}": value
+        for writer in answers
+        for name, value in counted.measures(
+            [records[answer.row] for answer in writer.answers], [answer.text for answer in writer.answers]
+        ).items()
+    }
 
 
 @torch.no_grad()
@@ -117,43 +167,44 @@ def _respond(
     return responses_of(prompts_here, written.tokens_BR, written.response_mask_BR, written.ended_B)
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """Whose answers are judged, and by whom."""
+
+    tokenization: Tokenization
+    jury: Jury
+    model: nn.Module | None = None
+    """None: no model wrote them."""
+    first: nn.Module | None = None
+    """The model that KL is taken against; None: it reads other tokens, or was asked by another template."""
+
+
 @torch.no_grad()
 def _judged(
-    spec: Evaluate,
-    context: StageContext,
-    responses: Responses | None,
-    model: nn.Module,
-    first: nn.Module | None,
-    judges: Sequence[tuple[ScoreModel, Reading]],
-    terms: TextReward,
-    num_tokens: int,
-    place: Mapping[str, float],
+    spec: Evaluate, context: StageContext, responses: Responses | None, writer: _Writer, place: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Lines of `Answer` fields: what was written, its KL against the first model, its rewards by term, its scores.
-
-    Without a `first` model there is no KL: it reads other tokens, or was asked by another template.
-    """
+    """Lines of `Answer` fields: what was written, its KL against the first model, its rewards by term."""
     if responses is None:
         return []
+    responses = responses.to(context.ranks.device)
     lines: list[dict[str, Any]] = []
-    count, workers = len(responses.sample_ids_B), context.ranks.world_size
+    count, workers, num_tokens = len(responses.sample_ids_B), context.ranks.world_size, writer.tokenization.vocab_size
     for start in range(0, count, FORWARD_BATCH):
         context.observer.phase("judge", rows=start * workers, rows_planned=count * workers, **place)
-        part = responses.rows(range(start, min(start + FORWARD_BATCH, len(responses.sample_ids_B))))
-        kl: list[float | None] = [0.0 if first is model else None] * len(part.sample_ids_B)
+        part = responses.rows(range(start, min(start + FORWARD_BATCH, count)))
+        model, first = writer.model, writer.first
+        kl: list[float | None] = [None if model is None or first is not model else 0.0] * len(part.sample_ids_B)
         kl_k3 = kl
-        if first is not None and first is not model:
+        if model is not None and first is not None and first is not model:
             own_BR = response_logprobs(model, part, spec.sampling.temperature, num_tokens)
             first_BR = response_logprobs(first, part, spec.sampling.temperature, num_tokens)
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
-        scores = [scorer(read(part)).tolist() for scorer, read in judges]
-        values = {name: values_B.tolist() for name, values_B in terms.by_term(terms.text_values(part), None).items()}
+        values = {name: value_B.tolist() for name, value_B in writer.jury.rewards(part).items()}
         for at, tokens in enumerate(part.response_ids):
-            own_scores = [column[at] for column in scores]
-            row, ended = int(part.sample_ids_B[at]), bool(part.ended_B[at])
-            line = Answer(row, tokens, ended, kl[at], kl_k3[at], *own_scores)
-            lines.append({**vars(line), "rewards": {name: column[at] for name, column in values.items()}})
+            row, text = int(part.sample_ids_B[at]), writer.tokenization.decode(tokens, skip_special=True)
+            answer = Answer(row, tokens, bool(part.ended_B[at]), text, kl[at], kl_k3[at])
+            lines.append({**vars(answer), "rewards": {name: column[at] for name, column in values.items()}})
     return lines
 
 
@@ -196,8 +247,3 @@ def shared_prompts(sets: Sequence[Dataset], most: int, seed: int) -> list[list[i
 def _known_by(record: Mapping[str, Any]) -> tuple[str, str]:
     """Where a prompt came from and what it asks, whether it was put to a model as text or as turns."""
     return record["id"], json.dumps(as_conversation({"prompt": record["prompt"]})["prompt"], sort_keys=True)
-
-
-def _scorer(spec: Evaluate, context: StageContext, field_path: str) -> ScoreModel:
-    network = open_measured(spec, context, field_path, "score_model")
-    return ScoreModel(network, head_name(network)).eval()

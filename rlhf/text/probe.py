@@ -4,28 +4,23 @@ A reward that puts noise above the true answers teaches noise; nothing in the cu
 Shapes: B answers.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from recipes.errors import StageError
-from recipes.stages.rewards.answers import answer_text
 from recipes.stages.rewards.term import Term
+from recipes.stages.suites import NOISE, TRUTH
+from rlhf.text.known_answers import AnsweredPrompt, Noise, as_responses, truly_answered
 from rlhf.text.policy import PolicyModels
-from rlhf.text.responses import Responses
-from rlhf.text.reward_inputs import encode_response
 from rlhf.text.rewards import TextReward
-from trainers.data.encoding import Encoded
 from trainers.data.tokenizer import Tokenization
 from trainers.runtime.distributed import gather_json, rank
 
 NUM_ROWS = 64
 """Prompts with a true answer that are asked about."""
 ROWS_AT_ONCE = 16
-TRUTH, NOISE = "truth", "random_tokens"
 
 Table = Mapping[str, Mapping[str, float]]
 """Mean of each term, and `score`, by kind of answer."""
@@ -50,77 +45,43 @@ class Probe:
         rows = self._rows()
         if not rows:
             return {}
-        chance = random.Random(self.seed)
-        ordinary = [
-            number for number in range(self.tokenization.vocab_size) if number not in self.tokenization.special_ids
-        ]
+        noise = Noise.of(self.tokenization, self.seed)
         other = [*rows[1:], rows[0]]
         kinds = {
             TRUTH: rows,
             "other_answers": [row.answered(by.answer) for row, by in zip(rows, other, strict=True)],
             "first_halves": [row.answered(row.answer[: len(row.answer) // 2]) for row in rows if len(row.answer) > 2],
-            NOISE: [row.answered([chance.choice(ordinary) for _ in row.answer]) for row in rows],
+            NOISE: [noise.like(row) for row in rows],
         }
         return {name: self._means(answered) for name, answered in kinds.items() if answered}
 
-    def _rows(self) -> list["_Answered"]:
+    def _rows(self) -> list[AnsweredPrompt]:
         """Prompts with their true answers, evenly from the whole set."""
         records = self.reward.records
-        found: list[_Answered] = []
+        found: list[AnsweredPrompt] = []
         for row in range(0, len(records), max(1, len(records) // (2 * NUM_ROWS))):
-            text = true_answer(records[row], self.rewards)
-            if text is None:
-                continue
-            encoded = encode_response(records[row], text, self.tokenization)
-            answered = _Answered.of(row, encoded)
-            if 0 < len(answered.answer) <= self.max_new_tokens:
+            answered = truly_answered(row, records[row], self.rewards, self.tokenization)
+            if answered is not None and len(answered.answer) <= self.max_new_tokens:
                 found.append(answered)
             if len(found) == NUM_ROWS:
                 break
         return found
 
     @torch.no_grad()
-    def _means(self, answered: Sequence["_Answered"]) -> dict[str, float]:
+    def _means(self, answered: Sequence[AnsweredPrompt]) -> dict[str, float]:
         totals: dict[str, float] = {}
         for start in range(0, len(answered), ROWS_AT_ONCE):
-            responses = _responses(answered[start : start + ROWS_AT_ONCE], self.tokenization.pad_id)
+            responses = as_responses(answered[start : start + ROWS_AT_ONCE], self.tokenization.pad_id)
             responses = responses.to(next(self.models.parameters()).device)
             (values, *_) = gather_json(self.reward.text_values(responses).tolist() if rank() == 0 else None)
-            scores_B = None
-            if self.reward.judge is not None:
-                scores_B = self.models(responses, ("reward",), False, self.max_new_tokens)["scores_B"].cpu()
+            scores = []
+            if self.reward.judges:
+                scores.append(self.models(responses, ("reward",), False, self.max_new_tokens)["scores_B"].cpu())
             values_BK = torch.tensor(values, dtype=torch.float32).reshape(len(responses.sample_ids_B), -1)
-            by_term = self.reward.by_term(values_BK, scores_B)
+            by_term = self.reward.by_term(values_BK, *scores)
             for name, value_B in {**by_term, "score": self.reward.score(by_term)}.items():
                 totals[name] = totals.get(name, 0.0) + float(value_B.double().sum())
         return {name: total / len(answered) for name, total in totals.items()}
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A prompt's row, its tokens, and those of an answer."""
-
-    row: int
-    prompt: list[int]
-    answer: list[int]
-
-    @classmethod
-    def of(cls, row: int, encoded: Encoded) -> "_Answered":
-        ids = encoded.ids.tolist()
-        prompt = len(ids) - int(encoded.response.sum())
-        return cls(row, ids[:prompt], ids[prompt:])
-
-    def answered(self, answer: Sequence[int]) -> "_Answered":
-        """The same prompt with another answer."""
-        return _Answered(self.row, self.prompt, list(answer))
-
-
-def true_answer(record: Mapping[str, Any], rewards: Mapping[str, Term]) -> str | None:
-    """The true answer to a prompt: its row's reference or completion, or the column that a term compares with."""
-    if isinstance(record.get("reference"), str):
-        return str(record["reference"])
-    columns = [term.answer_column for term in rewards.values() if term.answer_column is not None]
-    return None if not columns else answer_text(record["columns"][columns[0]])
 
 
 def table_text(table: Table) -> str:
@@ -148,18 +109,3 @@ def require_truth(table: Table, probe: str) -> str | None:
     if finding is not None and probe == "refuse":
         raise StageError(finding)
     return finding
-
-
-def _responses(answered: Sequence[_Answered], pad_id: int) -> Responses:
-    """The rows as responses, padded on the right."""
-    width = max(len(row.prompt) + len(row.answer) for row in answered)
-    ids_BT = torch.full((len(answered), width), pad_id)
-    real_BT = torch.zeros(len(answered), width, dtype=torch.bool)
-    response_BT = real_BT.clone()
-    for place, row in enumerate(answered):
-        length = len(row.prompt) + len(row.answer)
-        ids_BT[place, :length] = torch.tensor([*row.prompt, *row.answer])
-        real_BT[place, :length] = True
-        response_BT[place, len(row.prompt) : length] = True
-    ended_B = torch.ones(len(answered), dtype=torch.bool)
-    return Responses(ids_BT, real_BT, response_BT, ended_B, torch.tensor([row.row for row in answered]))

@@ -1,10 +1,13 @@
 """The reward stage: train a score model on preference pairs, measure it on held-out ones, hand back a candidate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.stages.reward import Reward
 from rlhf.text.judged_rows import JudgedRows, open_judged_rows
+from rlhf.text.known_answers import ordinary_tokens
+from rlhf.text.negatives import MadeAnswers, sampled_rows, written_by
 from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel, evaluate_pairs, failed_gates
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
@@ -12,6 +15,7 @@ from trainers.engine.protocol import Engine
 from trainers.models.load import head_name, text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
+from trainers.objectives.protocol import unchanged
 from trainers.runtime.observer import interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
@@ -21,6 +25,8 @@ from trainers.training.steps import PlannedBatches, TrainingPlan, single_phase
 from trainers.training.task import Course, run_training
 from trainers.training.text_candidate import TrainedText, write_text_candidate
 
+Prepare = Callable[[Any, int], Any]
+"""What the objective reads of a batch at a step."""
 WRAPPER = "network."
 """Prefix that `ScoreModel` gives to the network's parameter names."""
 
@@ -71,7 +77,23 @@ class RewardTrainee:
             return Evaluation(found.metrics(), gate_reasons=tuple(failed_gates(found, spec.min_accuracy)))
 
         plan = BatchPlan(data.training, self.context.seed, **training.share)
-        return Course([phase], PlannedBatches(plan, training.steps), evaluate)
+        return Course([phase], PlannedBatches(plan, training.steps, self._prepare(plan, training.steps)), evaluate)
+
+    def _prepare(self, plan: BatchPlan, steps: int) -> Prepare:
+        """What puts made answers in the place of rejected ones, where the recipe asks for them; collective."""
+        spec, context, data = self.spec, self.context, self.data
+        negatives = spec.negatives
+        if negatives is None:
+            return unchanged
+        samples: dict[int, list[int]] = {}
+        if rows := sampled_rows(negatives, plan, context.seed, steps):
+            dtype, device = dtype_of(spec.shard.precision), context.ranks.device
+            model = load_exact(model_weights(context, "init_from"), "language_model", device=device, dtype=dtype)
+            context.observer.phase("answer", rows=0, rows_planned=len(rows))
+            start = model.to(device).eval()
+            samples = written_by(start, rows, data.training, data.tokenization, negatives, context.seed)
+        ordinary, length = ordinary_tokens(data.tokenization), spec.train.sequence_length
+        return MadeAnswers(negatives, data.training, ordinary, context.seed, length, samples).replaced
 
     def candidate(self, training: TrainingPlan[Reward], course: Course, outcome: Outcome) -> Candidate | None:
         """Write the reward model with the statistics that its scores are normalised by; collective."""

@@ -17,7 +17,7 @@ from rlhf.text.responses import Responses
 
 @dataclass(frozen=True)
 class JudgeTerm:
-    """The term that is a reward model: its raw scores come from the training forward."""
+    """A term that is a reward model: whoever runs the model brings its raw scores."""
 
     name: str
     statistics: ScoreStatistics
@@ -30,11 +30,11 @@ class JudgeTerm:
 
 @dataclass(frozen=True)
 class TextReward:
-    """All terms of a stage: at most one reward model, and any number that read texts."""
+    """All terms of a stage: reward models, of which a policy learns from one at most, and terms that read texts."""
 
     weights: Mapping[str, float]
     """By the terms' names, in the recipe's order."""
-    judge: JudgeTerm | None = None
+    judges: Sequence[JudgeTerm] = ()
     terms: Sequence[TextTerm] = ()
     records: Sequence[Mapping[str, Any]] = ()
     """Of the prompts, by row."""
@@ -50,23 +50,16 @@ class TextReward:
         columns = [term.values(texts, records) for term in self.terms]
         return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
-    def by_term(self, values_NK: Tensor, scores_N: Tensor | None) -> dict[str, Tensor]:
-        """Raw values [N] of every term, in the recipe's order; `scores_N` are the reward model's."""
+    def by_term(self, values_NK: Tensor, *scores_N: Tensor) -> dict[str, Tensor]:
+        """Raw values [N] of every term, in the recipe's order; `scores_N` are the reward models', in theirs."""
         found = {term.name: values_NK[:, place] for place, term in enumerate(self.terms)}
-        if self.judge is not None:
-            assert scores_N is not None
-            found[self.judge.name] = scores_N
+        found |= {judge.name: raw_N for judge, raw_N in zip(self.judges, scores_N, strict=True)}
         return {name: found[name] for name in self.weights}
 
     def score(self, by_term: Mapping[str, Tensor]) -> Tensor:
         """Scores [N] that a policy learns: the weighted sum, a reward model's share normalised and clipped."""
-        judge = self.judge
-        return self._sum(
-            {
-                name: judge.normalised(raw_N) if judge is not None and name == judge.name else raw_N
-                for name, raw_N in by_term.items()
-            }
-        )
+        normalised = {judge.name: judge.normalised(by_term[judge.name]) for judge in self.judges}
+        return self._sum({**by_term, **normalised})
 
     def raw_score(self, by_term: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [N] of what the terms gave."""

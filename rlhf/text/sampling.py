@@ -113,7 +113,7 @@ class TextPolicy:
     def judge(self, module: nn.Module, samples: Responses) -> Mapping[str, Tensor]:
         """Every role's opinion: actor with entropy, reference, critic and reward model where there are any."""
         critic: tuple[Role, ...] = () if self.settings.value_model is None else ("critic",)
-        judge: tuple[Role, ...] = () if self.reward.judge is None else ("reward",)
+        judge: tuple[Role, ...] = ("reward",) if self.reward.judges else ()
         roles: tuple[Role, ...] = ("actor", "reference", *critic, *judge)
         found: Mapping[str, Tensor] = module(samples, roles, True, self.rollout.max_new_tokens)
         return found
@@ -154,7 +154,8 @@ class TextPolicy:
             self.show_samples(iteration, rollouts.samples, self.reward.raw_score(by_term), by_term)
 
     def _by_term(self, rollouts: TextRollouts, scored: ScoredRollouts) -> dict[str, Tensor]:
-        return self.reward.by_term(rollouts.values_BK, scored.scores_N)
+        scores = [] if scored.scores_N is None else [scored.scores_N]
+        return self.reward.by_term(rollouts.values_BK, *scores)
 
     def text_share(self, samples: Responses, rows: Sequence[int], step: int) -> TextShare | None:
         """This rank's share of the step's text, weighted by the mini-batch's response tokens."""

@@ -83,15 +83,16 @@ class TextRl:
     def build(self, data: TextData) -> "TextModels":
         """Load the models, a reward model and a critic where there are any; open the other terms of the reward."""
         spec, context = self.spec, self.context
-        actor, judge, source, reading = model_weights(context, "actor", spec.lora), None, None, None
+        actor, source, reading = model_weights(context, "actor", spec.lora), None, None
+        judges: list[JudgeTerm] = []
         if spec.judge is not None:
             name, term = spec.judge
             place = f"rewards.{name}.model"
             source, reading = reward_source(context, place), reading_by(context, place, data.prompts, data.tokenization)
-            judge = JudgeTerm(name, source.statistics, term.clip)
+            judges.append(JudgeTerm(name, source.statistics, term.clip))
         reward = TextReward(
             weights={name: term.weight for name, term in spec.rewards.items()},
-            judge=judge,
+            judges=judges,
             terms=open_text_terms(spec.rewards, context.base_dir, data.prompts.records),
             records=data.prompts.records,
             decode=partial(data.tokenization.decode, skip_special=True),

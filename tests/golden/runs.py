@@ -87,7 +87,7 @@ def environment() -> dict[str, Any]:
     """What bits depend on: the CPU, versions of libraries, and the documentation that comes with Python."""
     import torch
 
-    quickstart = load_recipe(ROOT / "recipes" / "quickstart.yaml").recipe
+    documented = load_recipe(ROOT / "recipes" / "text" / "decoder.yaml").recipe
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     cpu = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = sorted(flag for flag in cpu.get("flags", "").split() if FLAGS.fullmatch(flag))
@@ -97,7 +97,7 @@ def environment() -> dict[str, Any]:
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": torch.backends.mkldnn.is_available(),
         "python": platform.python_version(),
-        "python_docs": data_digests(quickstart, ROOT, {})[0]["base"]["data"],
+        "python_docs": data_digests(documented, ROOT, {})[0]["decoder"]["data"],
         **{name: version(name) for name in VERSIONS},
     }
 

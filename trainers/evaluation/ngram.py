@@ -115,7 +115,7 @@ def ngram_perplexity(training_sets: Sequence[Dataset], held_out: Dataset, rows: 
     """
     found: float | None = None
     if distributed.rank() == 0:
-        model = KneserNey(_joined([count_documents(dataset) for dataset in training_sets]), vocab_size)
+        model = KneserNey(joined_documents([count_documents(dataset) for dataset in training_sets]), vocab_size)
         if held_out.layout is Stream:
             assert rows is None, "a stream has no rows"
             total, count = _of_stream(model, held_out)
@@ -137,7 +137,7 @@ def _of_stream(model: KneserNey, held_out: Dataset) -> tuple[float, int]:
     return -float(logs.sum()), len(logs)
 
 
-def _joined(parts: Sequence[Documents]) -> Documents:
+def joined_documents(parts: Sequence[Documents]) -> Documents:
     """Return the documents of all parts, at most `MAX_TOKENS` tokens of them."""
     tokens_S = np.concatenate([part.tokens_S for part in parts])
     is_first_S = np.concatenate([part.is_first_S for part in parts])

@@ -59,7 +59,8 @@ def chain_up_to(tmp_path: Path) -> Callable[[str], Path]:
         needed: list[str] = [stage]
         for name in needed:
             spec = whole["stages"][name]
-            wanted = [spec.get("init_from"), spec.get("actor"), spec.get("reward"), *spec.get("of", [])]
+            judges = [term["model"] for term in spec.get("rewards", {}).values() if "model" in term]
+            wanted = [spec.get("init_from"), spec.get("actor"), *judges, *spec.get("of", [])]
             needed += [other for other in wanted if other is not None and other not in needed]
         whole["stages"] = {name: spec for name, spec in whole["stages"].items() if name in needed}
         path = tmp_path / "chain.yaml"

@@ -19,6 +19,7 @@ from recipes.stages.finetune import Finetune
 from recipes.stages.lora import Lora
 from recipes.stages.optim import AdamW
 from recipes.stages.reward import Reward
+from recipes.stages.rewards.outside import ModelTerm
 from recipes.stages.rl import RlText
 from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
@@ -113,7 +114,7 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
         {
             "kind": "evaluate",
             "of": ["chat", "policy", "chat"],
-            "reward": "judge",
+            "rewards": {"judge": {"model": "judge"}},
             "suites": ["perplexity", "generation", "comparison"],
             "text": {"source": "text", "files": ["text.txt"], "documents": "paragraph"},
             "prompts": {"source": "jsonl", "files": ["prompts.jsonl"]},
@@ -122,19 +123,19 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
             "sequence_length": 32,
             "sampling": {"max_new_tokens": 8, "max_prompt_tokens": 48},
             "shard": PLAIN,
-            "gates": [{"metric": "policy.kl", "max": 100}, {"metric": "policy.win_rate", "min": 0.99}],
+            "gates": [{"metric": "policy.kl", "max": 100}, {"metric": "policy.win_rate_judge", "min": 0.99}],
         }
     )
-    given = {"of.0": "chat", "of.1": policy, "of.2": "chat", "reward": judge}
+    given = {"of.0": "chat", "of.1": policy, "of.2": "chat", "rewards.judge.model": judge}
     report = run_evaluate(spec, workshop.context("eval", given), suites_of(spec))
     assert report is not None
     metrics = report.metrics
     assert metrics["prompts"] == 12
     assert metrics["chat_n2.kl"] == pytest.approx(0.0, abs=1e-6)
-    assert metrics["chat_n2.win_rate"] == 0.5
+    assert metrics["chat_n2.win_rate_judge"] == 0.5
     assert metrics["chat_n2.perplexity"] == metrics["chat.perplexity"]
     assert metrics["policy.perplexity"] != metrics["chat.perplexity"]
-    assert [reason.split()[0] for reason in report.gate_reasons] == ["policy.win_rate"]
+    assert [reason.split()[0] for reason in report.gate_reasons] == ["policy.win_rate_judge"]
     samples = json.loads(workshop.store.objects.get_bytes(report.files["samples.json"].sha256))
     assert [line["model"] for line in samples] == ["chat", "policy", "chat_n2"] * 3
     shown = list(workshop.store.run("run").read_lines("samples/eval"))
@@ -365,16 +366,21 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(workshop: Workshop
     answers = of.changed(
         suites=["comparison"],
         text=None,
-        reward="foreign-judge",
+        rewards={"judge": ModelTerm(model="foreign-judge")},
         prompts=chats,
         num_prompts=6,
         sampling=Sampling(max_new_tokens=8, max_prompt_tokens=48),
     )
-    inputs = {"of.0": "chat", "of.1": "foreign", "reward": "foreign-judge"}
+    inputs = {"of.0": "chat", "of.1": "foreign", "rewards.judge.model": "foreign-judge"}
     report = run_evaluate(answers, workshop.context("texts", inputs), suites_of(answers))
     assert report is not None
     assert report.metrics["prompts"] == 6
-    assert report.metrics.keys() >= {"foreign.win_rate", "foreign.score_mean", "chat.kl"}
+    assert report.metrics.keys() >= {
+        "foreign.win_rate_judge",
+        "foreign.score_mean",
+        "chat.kl",
+        "random_tokens.win_rate_judge",
+    }
     assert "foreign.kl" not in report.metrics
     for lora, name in ((True, "policy-foreign-lora"), (False, "policy-foreign-full")):
         spec_of_policy = ppo_spec(lora, critic={"start": "actor"}).model_copy(update={"prompts": chats})

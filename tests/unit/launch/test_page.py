@@ -103,6 +103,19 @@ def test_metrics_of_models_become_columns() -> None:
     assert "200" in table
 
 
+def test_the_truth_stands_first_noise_last_and_a_reward_that_prefers_noise_is_called_out() -> None:
+    metrics = {
+        "policy.win_rate_judge": 0.8,
+        "random_tokens.beats_truth_judge": 0.64,
+        "random_tokens.win_rate_judge": 0.9,
+        "truth.win_rate_judge": 0.7,
+    }
+    table = metric_table(metrics, ())
+    assert re.search("<th>truth</th><th>policy</th><th>random_tokens</th>", table)
+    assert re.search('class="warning">judge .*64%', table)
+    assert "warning" not in metric_table({**metrics, "random_tokens.beats_truth_judge": 0.2}, ())
+
+
 def test_answers_stand_side_by_side_and_the_best_is_marked() -> None:
     html = side_by_side(
         [

@@ -70,7 +70,7 @@ stages:
   eval:
     kind: evaluate
     of: [chat, policy]
-    reward: judge
+    rewards: {judge: {model: judge}}
     suites: [perplexity, generation, comparison]
     num_prompts: 16
     sequence_length: 64

@@ -156,12 +156,12 @@ BROKEN = [
     Broken("min-above-max", "min_workers: 1", "min_workers: 4", "cluster.min_workers"),
     Broken("out-of-range", "{workers: 2, min_workers: 1}", "{workers: 0}", "cluster.workers"),
     # suites and gates
-    Broken("missing-key", "    reward: judge\n    suites", "    suites", "stages.eval", "  eval:"),
-    Broken("missing-key", "num_prompts: 16", "gates: [{metric: policy.win_rate}]", "stages.eval.gates.0"),
+    Broken("missing-key", "    rewards: {judge: {model: judge}}\n    suites", "    suites", "stages.eval", "  eval:"),
+    Broken("missing-key", "num_prompts: 16", "gates: [{metric: policy.win_rate_judge}]", "stages.eval.gates.0"),
     Broken("unknown-metric", "num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", "stages.eval.gates.0.metric"),
     Broken("min-above-max", "num_prompts: 16", "gates: [{metric: chat.eos_rate, min: 0.9, max: 0.1}]", "stages.eval.gates.0.min"),
     Broken("duplicate-item", "of: [chat, policy]", "of: [chat, chat]", "stages.eval.of.1"),
-    Broken("duplicate-item", "num_prompts: 16", "second_scorer: judge", "stages.eval.second_scorer"),
+    Broken("duplicate-item", "{judge: {model: judge}}\n    suites", "{judge: {model: judge}, other: {model: judge}}\n    suites", "stages.eval.rewards.other.model"),
 ]  # fmt: skip
 
 
@@ -221,7 +221,7 @@ SAID = [
     # names of files, columns and tokens that are there
     ("rows/chat.jsonl", "rows/chta.jsonl", ("did you mean rows/chat.jsonl?",)),
     ("files: [rows/pairs.csv]", "columns: {chosen: good}, files: [rows/pairs.csv]", ("no column 'good'", "columns there: prompt, chosen")),
-    ("num_prompts: 16", "gates: [{metric: policy.winrate, min: 0.5}]", ("did you mean policy.win_rate?",)),
+    ("num_prompts: 16", "gates: [{metric: policy.winrate_judge, min: 0.5}]", ("did you mean policy.win_rate_judge?",)),
     # keys of a section written outside of it, a section written as one word, a choice by another word
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic_lr: 1e-4", ("unknown key (found 0.0001)", "did you mean critic.lr?")),
     ("kl_coef: 0.05", "kl_coef: 0.05\n      critic: reward", ("mapping", "(found 'reward')", "keys: start, lr, warmup")),

@@ -186,7 +186,8 @@ def test_an_algorithm_without_a_critic_plans_for_none_and_makes_what_a_fine_tuni
     ("suites", "pairs"), [(["perplexity"], ["of.1"]), (["generation"], []), (["generation", "comparison"], [])]
 )
 def test_only_what_is_counted_by_tokens_needs_one_tokenizer(suites: list[str], pairs: list[str]) -> None:
-    keys = {"kind": "evaluate", "of": ["./a", "./b"], "reward": "./judge" if "comparison" in suites else None}
+    rewards = {"right": {"rule": "exact"}} if "comparison" in suites else {}
+    keys = {"kind": "evaluate", "of": ["./a", "./b"], "rewards": rewards}
     assert [pair.field_path for pair in Evaluate.model_validate({**keys, "suites": suites}).shared_tokens()] == pairs
 
 

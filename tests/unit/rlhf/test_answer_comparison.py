@@ -6,7 +6,7 @@ import pytest
 
 from recipes.errors import RequestError
 from recipes.stages.evaluate import Bound
-from recipes.stages.suites import report_labels
+from recipes.stages.suites import noise_findings, report_labels
 from rlhf.text.answer_metrics import (
     Answer,
     ModelAnswers,
@@ -20,10 +20,28 @@ from trainers.data.layouts.prompts import Prompts
 from trainers.evaluation.evaluate_stage import failed_bounds
 
 
+def answer(row: int, tokens: list[int], ended: bool, judge: float, second: float, **given: Any) -> Answer:
+    rewards = {"judge": judge, "second": second, "score": judge}
+    return Answer(row, tokens, ended, **given, rewards=rewards)
+
+
 def models() -> list[ModelAnswers]:
-    start = [Answer(3, [1, 2], True, 0.0, 0.0, 1.0, 5.0), Answer(1, [1, 2, 3], False, 0.0, 0.0, 3.0, 5.0)]
-    after = [Answer(3, [4], True, 0.5, 0.25, 4.0, 6.0), Answer(1, [5, 6], True, 1.5, 0.75, 4.0, 4.0)]
+    start = [
+        answer(3, [1, 2], True, 1.0, 5.0, kl=0.0, kl_k3=0.0),
+        answer(1, [1, 2, 3], False, 3.0, 5.0, kl=0.0, kl_k3=0.0),
+    ]
+    after = [answer(3, [4], True, 4.0, 6.0, kl=0.5, kl_k3=0.25), answer(1, [5, 6], True, 4.0, 4.0, kl=1.5, kl_k3=0.75)]
     return [ModelAnswers("chat", start), ModelAnswers("policy", after)]
+
+
+def known() -> list[ModelAnswers]:
+    """The prompt of row 1 has no true answer."""
+    truth = ModelAnswers("truth", [answer(3, [7, 8], True, 3.0, 9.0, text="true")], is_known=True)
+    noise = [answer(3, [9, 9], True, 3.5, 0.0), answer(1, [9, 8], True, 0.0, 0.0)]
+    return [truth, ModelAnswers("random_tokens", noise, is_known=True)]
+
+
+WEIGHTS = {"judge": 1.0, "second": 0.0}
 
 
 def test_generation_by_hand() -> None:
@@ -33,7 +51,9 @@ def test_generation_by_hand() -> None:
     assert found["policy.distinct_2"] == 1.0
     assert found["policy.kl"] == 1.0
     assert found["policy.kl_k3"] == 0.5
+    assert found["policy.reward_second"] == 5.0
     assert generation_metrics(models()[0])["chat.eos_rate"] == 0.5
+    assert "truth.eos_rate" not in generation_metrics(known()[0])
 
 
 def test_kl_is_left_out_where_tokenizers_differ() -> None:
@@ -43,21 +63,28 @@ def test_kl_is_left_out_where_tokenizers_differ() -> None:
 
 
 def test_comparison_by_hand() -> None:
-    found = comparison_metrics(models())
+    found = comparison_metrics(models(), known(), WEIGHTS)
     assert found["chat.score_mean"] == 2.0
     assert found["chat.score_sd"] == 1.0
     assert found["policy.score_gain_sd"] == pytest.approx(2.0)
-    assert found["policy.win_rate"] == 0.5  # the second scorer decides: one won, one lost
-    assert found["policy.second_score_mean"] == 5.0
-    assert "chat.win_rate" not in found
+    assert (found["policy.win_rate_judge"], found["policy.win_rate_second"]) == (1.0, 0.5)
+    assert (found["random_tokens.win_rate_judge"], found["truth.win_rate_judge"]) == (0.5, 1.0)
+    assert "chat.win_rate_judge" not in found
 
 
-def test_without_a_second_scorer_the_first_decides() -> None:
-    plain = [
-        ModelAnswers(model.label, [Answer(a.row, a.tokens, a.ended, score=a.score) for a in model.answers])
-        for model in models()
-    ]
-    assert comparison_metrics(plain)["policy.win_rate"] == 1.0
+def test_the_truth_is_a_rival_where_it_exists() -> None:
+    found = comparison_metrics(models(), known(), WEIGHTS)
+    assert (found["policy.beats_truth_judge"], found["policy.beats_truth_second"]) == (1.0, 0.0)
+    assert found["random_tokens.beats_truth_judge"] == 1.0
+    assert "truth.beats_truth_judge" not in found
+    (called_out,) = noise_findings(found)
+    assert called_out.startswith("judge ")
+    assert not any("beats_truth" in name for name in comparison_metrics(models(), known()[1:], WEIGHTS))
+
+
+def test_the_smaller_value_of_a_penalty_wins() -> None:
+    found = comparison_metrics(models(), known(), {"judge": -1.0})
+    assert (found["policy.win_rate_judge"], found["random_tokens.beats_truth_judge"]) == (0.0, 0.0)
 
 
 def test_labels_are_metric_names_and_differ() -> None:
@@ -68,36 +95,34 @@ def test_labels_are_metric_names_and_differ() -> None:
         "hf://org/Some.Model@main",
         "store://best",
         "store://best",
+        "truth",
     ]
     labels = report_labels(references)
-    assert labels == ["chat", "policy_critic", "my_model", "some_model", "best", "best_n2"]
+    assert labels == ["chat", "policy_critic", "my_model", "some_model", "best", "best_n2", "truth_n2"]
     for label in labels:
-        Bound(metric=f"{label}.win_rate", min=0.5)
+        Bound(metric=f"{label}.win_rate_judge", min=0.5)
 
 
 def test_gates_name_what_they_missed() -> None:
-    metrics = {"policy.win_rate": 0.5, "policy.kl": 9.0}
+    metrics = {"policy.win_rate_judge": 0.5, "policy.kl": 9.0}
     gates = [
-        Bound(metric="policy.win_rate", min=0.6),
+        Bound(metric="policy.win_rate_judge", min=0.6),
         Bound(metric="policy.kl", max=8.0),
         Bound(metric="policy.kl", min=1.0),
         Bound(metric="policy.perplexity", max=1.0),
     ]
     reasons = failed_bounds(gates, metrics)
-    assert [reason.split()[0] for reason in reasons] == ["policy.win_rate", "policy.kl", "there"]
+    assert [reason.split()[0] for reason in reasons] == ["policy.win_rate_judge", "policy.kl", "there"]
 
 
 def test_samples_stand_side_by_side_with_the_true_answer() -> None:
-    prompts = {3: {"text": "Q3", "reference": "true"}, 1: {"text": "Q1", "reference": None}}
-    lines = side_by_side(models(), prompts, {"chat": ["a", "b"], "policy": ["c", "d"]}, num_samples=2)
-    assert [(line["prompt"], line["model"], line["response"]) for line in lines] == [
-        ("Q3", "reference", "true"),
-        ("Q3", "chat", "a"),
-        ("Q3", "policy", "c"),
-        ("Q1", "chat", "b"),
-        ("Q1", "policy", "d"),
-    ]
-    assert lines[2]["score"] == 4.0
+    records = [{"text": f"Q{row}"} for row in range(4)]
+    lines = side_by_side(models(), known(), records, num_samples=2)
+    assert [(line["prompt"], line["model"]) for line in lines] == [
+        ("Q3", "truth"), ("Q3", "chat"), ("Q3", "policy"), ("Q1", "chat"), ("Q1", "policy")
+    ]  # fmt: skip
+    assert lines[0]["response"] == "true"
+    assert (lines[2]["score"], lines[2]["rewards"]) == (4.0, {"judge": 4.0, "second": 6.0})
 
 
 def prompt_set(digest: str, prompts: dict[str, Any]) -> Dataset:

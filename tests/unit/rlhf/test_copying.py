@@ -32,7 +32,7 @@ def test_copying_is_learnt(tiny_ppo: Build, seed: int) -> None:
     tiny = tiny_ppo(
         name="grpo", seed=seed, lora=False, prompts=20, samples=16, max_new_tokens=2, micro_batch=320, iterations=200,
         epochs=2, mini_batches=1, kl_coef=0.0, entropy_coef=0.03, missing_eos_penalty=0.0,
-        reward=TextReward({"copied": 1.0}, None, [Copied()], records, spelt),
+        reward=TextReward({"copied": 1.0}, (), [Copied()], records, spelt),
     )  # fmt: skip
     tiny.run()
     scores = [heard["score_mean"] for _, heard in tiny.listener.heard]

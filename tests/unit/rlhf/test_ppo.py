@@ -76,7 +76,7 @@ def wants_a_word() -> TextReward:
     term = open_text_terms({"word": RealWords(rule="real_words", words=["h"])}, Path(), [])[0]
     records = [{"id": str(row)} for row in range(40)]
     spelt = lambda tokens: " ".join(chr(ord("a") + token) for token in tokens)  # noqa: E731
-    return TextReward({"word": 1.0}, None, [term], records, spelt)
+    return TextReward({"word": 1.0}, (), [term], records, spelt)
 
 
 def test_what_a_rule_rewards_is_learnt_without_a_reward_model(tiny_ppo: Build) -> None:

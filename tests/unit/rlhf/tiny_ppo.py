@@ -217,7 +217,7 @@ def tiny_models(
 
 def judged_alone(std: float = 0.5) -> TextReward:
     """The reward model as the only term."""
-    return TextReward({"judge": 1.0}, JudgeTerm("judge", ScoreStatistics(0.0, std), clip=5.0))
+    return TextReward({"judge": 1.0}, [JudgeTerm("judge", ScoreStatistics(0.0, std), clip=5.0)])
 
 
 def build_tiny_ppo(

@@ -113,9 +113,8 @@ class RlSource(Generic[S]):
 
     def _mini_batches(self, iteration: int, epoch: int) -> list[list[int]]:
         """The rows of an epoch's mini-batches."""
-        order = shuffled_rows(self._seed, iteration, epoch, self.experience.policy.num_samples)
-        size = len(order) // self.settings.mini_batches
-        return [order[index * size : (index + 1) * size] for index in range(self.settings.mini_batches)]
+        num_samples = self.experience.policy.num_samples
+        return dealt_rows(self._seed, iteration, epoch, num_samples, self.settings.mini_batches)
 
     def after_step(self, steps_done: int, metrics: Mapping[str, float]) -> str | None:
         """Between iterations, let the policy sample again and hold what it made against the stop rules."""
@@ -197,6 +196,13 @@ def shuffled_rows(seed: int, iteration: int, epoch: int, num_samples: int) -> li
     key = hashlib.blake2b(f"{seed}\nmini-batches\n{iteration}\n{epoch}".encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
     return [int(row) for row in generator.permutation(num_samples)]
+
+
+def dealt_rows(seed: int, iteration: int, epoch: int, num_samples: int, mini_batches: int) -> list[list[int]]:
+    """Those of an epoch's mini-batches."""
+    order = shuffled_rows(seed, iteration, epoch, num_samples)
+    size = len(order) // mini_batches
+    return [order[index * size : (index + 1) * size] for index in range(mini_batches)]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """How responses are sampled."""
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from recipes.fields import Strict, meaning
+from pydantic import Field
+
+from recipes.fields import Strict, meaning, placement
 from recipes.smoke_sizes import PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS
+
+Kept = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Sampling(Strict):
@@ -34,6 +38,11 @@ class Rollout(Sampling):
 
     prompts_per_iteration: int = meaning(64, ge=1, le=10**6, description="Prompts per iteration over all workers.")
     samples_per_prompt: int = meaning(1, ge=1, le=1024, description="Responses drawn for each prompt.")
+    keep: Literal["all", "none"] | Kept = placement(
+        "all",
+        description="Iterations whose samples stay in the store, with all that was drawn and what each term of the "
+        "reward gave: all, none, or so many of the newest. `trainwright store replay` recomputes them.",
+    )
 
     def shrunk(self) -> Self:
         """The smoke form."""

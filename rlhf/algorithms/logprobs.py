@@ -13,11 +13,11 @@ _AT_ONCE = 1 << 21
 """Numbers that exist at once beside logits and their gradient."""
 
 
-def action_states(hidden_BTD: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """The states [N, D] in which response tokens were chosen, row by row: each is the position before its token."""
-    if bool(response_mask_BT[:, 0].any()):
+def action_states(hidden_BTD: Tensor, action_mask_BT: Tensor) -> Tensor:
+    """The states [N, D] in which the actions were chosen, row by row: each is the position before its token."""
+    if bool(action_mask_BT[:, 0].any()):
         raise ValueError("a response begins at the first position: there is no state in which it was chosen")
-    return hidden_BTD[:, :-1][response_mask_BT[:, 1:]]
+    return hidden_BTD[:, :-1][action_mask_BT[:, 1:]]
 
 
 def chosen_logprobs(

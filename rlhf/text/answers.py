@@ -20,8 +20,9 @@ from rlhf.text.counted_text import CountedText
 from rlhf.text.jury import Jury, jury_of
 from rlhf.text.known_answers import AnsweredPrompt, Noise, as_responses, truly_answered
 from rlhf.text.policy import response_logprobs
-from rlhf.text.responses import Responses, responses_of
+from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import encode_response
+from rlhf.text.samples import collate, samples_of
 from trainers.data.batches import PromptBatch, build_batch
 from trainers.data.conversation import as_conversation
 from trainers.data.dataset import Dataset
@@ -30,7 +31,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.evaluation.suite import Measured, Parts, open_measured
 from trainers.evaluation.suites.perplexity import chain_training_sets
 from trainers.inference.generation import sampling_settings
-from trainers.inference.rollouts import generate_in_parts, response_uniforms
+from trainers.inference.rollouts import Sampled, WeightsVersion, generate_in_parts, response_uniforms
 from trainers.runtime import distributed
 from trainers.training.context import StageContext, model_folder, open_dataset, text_request
 
@@ -164,7 +165,10 @@ def _respond(
     )
     prompts_here = batch.to(context.ranks.device)
     written = generate_in_parts(model, prompts_here, settings, uniforms_BR, GENERATION_BATCH, watch)
-    return responses_of(prompts_here, written.tokens_BR, written.response_mask_BR, written.ended_B)
+    drawn_here = Sampled.of(written, WeightsVersion(0, 0))
+    ids = [prompts.records[row]["id"] for row in rows]
+    samples = samples_of(prompts_here, [(row, 0) for row in rows], drawn_here, ids, tokenization.decode)
+    return collate(samples, tokenization.pad_id)
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def _judged(
             kl = k1(own_BR, first_BR).double().sum(dim=1).tolist()
             kl_k3 = k3(own_BR, first_BR).double().sum(dim=1).tolist()
         values = {name: value_B.tolist() for name, value_B in writer.jury.rewards(part).items()}
-        for at, tokens in enumerate(part.response_ids):
+        for at, tokens in enumerate(part.action_ids):
             row, text = int(part.sample_ids_B[at]), writer.tokenization.decode(tokens, skip_special=True)
             answer = Answer(row, tokens, bool(part.ended_B[at]), text, kl[at], kl_k3[at])
             lines.append({**vars(answer), "rewards": {name: column[at] for name, column in values.items()}})

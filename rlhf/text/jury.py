@@ -37,7 +37,7 @@ class Jury:
     def rewards(self, responses: Responses) -> dict[str, Tensor]:
         """What each term gives [B], and `score`, their weighted sum as a policy learns it."""
         scores = [scorer(read(responses)).float().cpu() for scorer, read in self.scorers.values()]
-        by_term = self.reward.by_term(self.reward.text_values(responses), *scores)
+        by_term = self.reward.by_term(self.reward.read(responses), *scores)
         return {**by_term, "score": self.reward.score(by_term)} if by_term else {}
 
 

@@ -16,7 +16,7 @@ from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
 from trainers.models.forward_forms import head_logits
-from trainers.models.lora import active_adapters, adapter_layers, folded_adapter
+from trainers.models.lora import active_adapters, adapter_layers, folded_adapter, is_adapter_key
 from trainers.models.token_losses import token_losses
 
 Role = Literal["actor", "critic", "reference", "reward"]
@@ -91,10 +91,10 @@ class PolicyModels(nn.Module):
                         answers["reference_logprobs_BA"] = logprobs
                     case "critic":
                         hidden_BTD = backbone_states(network, responses.input_ids_BT)
-                        states_ND = action_states(hidden_BTD, responses.response_mask_BT)
+                        states_ND = action_states(hidden_BTD, responses.action_mask_BT)
                         assert self.value_head is not None
                         values_N = self.value_head(states_ND)[:, 0].float()
-                        answers["values_BA"] = spread(values_N, responses.response_mask_BR)
+                        answers["values_BA"] = spread(values_N, responses.action_mask_BA)
                     case "reward":
                         assert self._reading is not None
                         assert self.score_head is not None
@@ -115,6 +115,17 @@ class PolicyModels(nn.Module):
         network = self.networks[route.network]
         with active_adapters(network, route.adapters, self._adapter_layers[route.network]):
             yield network
+
+    def policy_names(self) -> list[str]:
+        """Names of the parameters that learn and that the actor samples by."""
+        route = self.routes["actor"]
+        return [
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+            and name.startswith(f"networks.{route.network}.")
+            and (not route.adapters or any(is_adapter_key(name, adapter) for adapter in route.adapters))
+        ]
 
     @contextmanager
     def sampling(self) -> Iterator[nn.Module]:
@@ -137,8 +148,8 @@ class PolicyModels(nn.Module):
     def _logprobs(
         self, network: nn.Module, responses: Responses, with_entropy: bool, max_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
-        states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
-        tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+        states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.action_mask_BT)
+        tokens_N = responses.input_ids_BT[responses.action_mask_BT]
         head = network.get_output_embeddings()  # type: ignore[operator]
         largest = len(responses.input_ids_BT) * max_tokens * int(head.out_features)
         logprobs_N, entropy_N = chosen_logprobs(
@@ -149,8 +160,8 @@ class PolicyModels(nn.Module):
             with_entropy,
             num_chunks=1 + largest // LOGITS_PER_CHUNK,
         )
-        mask_BR = responses.response_mask_BR
-        return spread(logprobs_N, mask_BR), None if entropy_N is None else spread(entropy_N, mask_BR)
+        mask_BA = responses.action_mask_BA
+        return spread(logprobs_N, mask_BA), None if entropy_N is None else spread(entropy_N, mask_BA)
 
 
 def token_head(network: nn.Module, num_tokens: int) -> Callable[[Tensor], Tensor]:
@@ -160,11 +171,11 @@ def token_head(network: nn.Module, num_tokens: int) -> Callable[[Tensor], Tensor
 
 def response_logprobs(network: nn.Module, responses: Responses, temperature: float, num_tokens: int) -> Tensor:
     """Log-probabilities [B, R] of the responses under a whole causal language model; zero outside of the response."""
-    states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.response_mask_BT)
-    tokens_N = responses.input_ids_BT[responses.response_mask_BT]
+    states_ND = action_states(backbone_states(network, responses.input_ids_BT), responses.action_mask_BT)
+    tokens_N = responses.input_ids_BT[responses.action_mask_BT]
     head = token_head(network, num_tokens)
     logprobs_N, _ = chosen_logprobs(head, states_ND, tokens_N, temperature, False)
-    return spread(logprobs_N, responses.response_mask_BR)
+    return spread(logprobs_N, responses.action_mask_BA)
 
 
 def backbone_states(network: nn.Module, input_ids_BT: Tensor) -> Tensor:

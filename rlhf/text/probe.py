@@ -73,12 +73,11 @@ class Probe:
         for start in range(0, len(answered), ROWS_AT_ONCE):
             responses = as_responses(answered[start : start + ROWS_AT_ONCE], self.tokenization.pad_id)
             responses = responses.to(next(self.models.parameters()).device)
-            (values, *_) = gather_json(self.reward.text_values(responses).tolist() if rank() == 0 else None)
+            (read, *_) = gather_json(self.reward.read(responses) if rank() == 0 else None)
             scores = []
             if self.reward.judges:
                 scores.append(self.models(responses, ("reward",), False, self.max_new_tokens)["scores_B"].cpu())
-            values_BK = torch.tensor(values, dtype=torch.float32).reshape(len(responses.sample_ids_B), -1)
-            by_term = self.reward.by_term(values_BK, *scores)
+            by_term = self.reward.by_term(read, *scores)
             for name, value_B in {**by_term, "score": self.reward.score(by_term)}.items():
                 totals[name] = totals.get(name, 0.0) + float(value_B.double().sum())
         return {name: total / len(answered) for name, total in totals.items()}

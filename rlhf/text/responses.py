@@ -1,7 +1,7 @@
-"""Responses as gapless rows: joined from prompts and what was sampled, gathered over ranks, keyed by their draw.
+"""Responses as gapless rows, as models read them, and the keys of their draws.
 
-Shapes: B a rank's or a micro-batch's samples, P prompt tokens, R response tokens, T tokens of both together (padding
-stands on the right: causal attention needs no mask).
+Shapes: B a rank's or a micro-batch's samples, T tokens (padding stands on the right: causal attention needs no mask), A
+the most actions of a row: tokens that the policy chose.
 """
 
 from collections import Counter
@@ -11,40 +11,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.experience import gather_rows
 from trainers.data.batches import PromptBatch, SequenceBatch
 from trainers.inference.rollouts import SampleKey
-from trainers.runtime.distributed import gather_json, world_size
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Prompts and what was written to them."""
+    """Prompts, what was written to them, and what an environment said in between."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
     """True at real tokens."""
-    response_mask_BT: Tensor
-    """True at the response's tokens, the end token included."""
+    action_mask_BT: Tensor
+    """True at the tokens that the policy chose, end tokens included: one span after the prompt, or several."""
     ended_B: Tensor
-    """True where an end token came before the limit."""
+    """True where a sample came to its own end before a limit."""
     sample_ids_B: Tensor
     """Row of the prompt in its data set."""
 
     @property
-    def response_mask_BR(self) -> Tensor:
-        """True at response tokens, counted from each response's own start."""
-        return widths_mask(self.response_mask_BT.sum(dim=1))
-
-    @property
     def action_mask_BA(self) -> Tensor:
-        """The same: tokens of a response are actions."""
-        return self.response_mask_BR
+        """True at actions, counted from each row's first one: what is said of actions has no gaps between spans."""
+        return widths_mask(self.action_mask_BT.sum(dim=1))
 
     @property
-    def response_ids(self) -> list[list[int]]:
-        """The response tokens of each row."""
-        return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.response_mask_BT, strict=True)]
+    def action_ids(self) -> list[list[int]]:
+        """The tokens of each row that the policy chose."""
+        return [ids[mask].tolist() for ids, mask in zip(self.input_ids_BT, self.action_mask_BT, strict=True)]
 
     def closed(self, end_ids: Sequence[int]) -> SequenceBatch:
         """The rows as a reward model reads them: a response without one of the end tokens at its end gets the first.
@@ -58,9 +51,7 @@ class Responses:
         is_open_B = ~torch.isin(self.input_ids_BT[rows_B, lengths_B - 1], ends)
         rows_B, places_B = rows_B[is_open_B], lengths_B[is_open_B]
         pad = torch.nn.functional.pad
-        ids, real, response = (
-            pad(t, (0, 1)) for t in (self.input_ids_BT, self.attention_mask_BT, self.response_mask_BT)
-        )
+        ids, real, response = (pad(t, (0, 1)) for t in (self.input_ids_BT, self.attention_mask_BT, self.action_mask_BT))
         ids[rows_B, places_B] = end_ids[0]
         real[rows_B, places_B] = True
         response[rows_B, places_B] = True
@@ -79,7 +70,7 @@ class Responses:
         return Responses(
             input_ids_BT=self.input_ids_BT[chosen, :width],
             attention_mask_BT=mask[:, :width],
-            response_mask_BT=self.response_mask_BT[chosen, :width],
+            action_mask_BT=self.action_mask_BT[chosen, :width],
             ended_B=self.ended_B[chosen],
             sample_ids_B=self.sample_ids_B[chosen],
         )
@@ -89,46 +80,6 @@ def widths_mask(widths_B: Tensor) -> Tensor:
     """[B, R]: True at the first `widths_B` places of each row, R the largest of them."""
     places_R = torch.arange(int(widths_B.max()), device=widths_B.device)
     return places_R[None, :] < widths_B[:, None]
-
-
-def join_responses(
-    prompt_ids_BP: Tensor,
-    prompt_mask_BP: Tensor,
-    tokens_BR: Tensor,
-    response_mask_BR: Tensor,
-    ended_B: Tensor,
-    sample_ids_B: Tensor,
-) -> Responses:
-    """Prompt and response as one row without gaps, padded on the right."""
-    mask = torch.cat([prompt_mask_BP, response_mask_BR], dim=1)
-    order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
-    is_response = torch.cat([torch.zeros_like(prompt_mask_BP), response_mask_BR], dim=1)
-    width = int(mask.sum(dim=1).max())
-    return Responses(
-        input_ids_BT=torch.cat([prompt_ids_BP, tokens_BR], dim=1).gather(1, order)[:, :width],
-        attention_mask_BT=mask.gather(1, order)[:, :width],
-        response_mask_BT=is_response.gather(1, order)[:, :width],
-        ended_B=ended_B,
-        sample_ids_B=sample_ids_B,
-    )
-
-
-def gather_responses(responses: Responses) -> Responses:
-    """Every rank's responses in rank order, padded to a common width; collective. All ranks hold equally many."""
-    if world_size() == 1:
-        return responses
-    tokens = max(gather_json(responses.input_ids_BT.shape[1]))
-    return Responses(
-        input_ids_BT=gather_rows(_widened(responses.input_ids_BT, tokens)),
-        attention_mask_BT=gather_rows(_widened(responses.attention_mask_BT, tokens)),
-        response_mask_BT=gather_rows(_widened(responses.response_mask_BT, tokens)),
-        ended_B=gather_rows(responses.ended_B),
-        sample_ids_B=gather_rows(responses.sample_ids_B),
-    )
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
 
 def draw_keys(rows: Sequence[int], own: range, samples_per_prompt: int) -> list[SampleKey]:
@@ -151,11 +102,4 @@ def repeated_prompts(prompts: PromptBatch, samples_per_prompt: int) -> PromptBat
         input_ids_BP=prompts.input_ids_BP.repeat_interleave(samples_per_prompt, dim=0),
         attention_mask_BP=prompts.attention_mask_BP.repeat_interleave(samples_per_prompt, dim=0),
         sample_ids_B=prompts.sample_ids_B.repeat_interleave(samples_per_prompt, dim=0),
-    )
-
-
-def responses_of(prompts: PromptBatch, tokens_BR: Tensor, response_mask_BR: Tensor, ended_B: Tensor) -> Responses:
-    """What was sampled to these prompts."""
-    return join_responses(
-        prompts.input_ids_BP, prompts.attention_mask_BP, tokens_BR, response_mask_BR, ended_B, prompts.sample_ids_B
     )

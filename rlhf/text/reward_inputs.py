@@ -30,7 +30,7 @@ def reading_of(prompts: Dataset, writer: Tokenization, reader: Tokenization, lon
         return same_tokens(closing_ids(prompts, writer))
 
     def read(responses: Responses) -> SequenceBatch:
-        rows = zip(responses.sample_ids_B.tolist(), responses.response_ids, strict=True)
+        rows = zip(responses.sample_ids_B.tolist(), responses.action_ids, strict=True)
         encoded = [encode_response(prompts.records[row], writer.decode(tokens), reader) for row, tokens in rows]
         most = max(map(len, encoded))
         if longest is not None and most > longest:

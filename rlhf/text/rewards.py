@@ -1,6 +1,6 @@
 """The reward of a stage that tunes a language model: what its terms give each response, and the score of all together.
 
-Shapes: B a rank's samples, N samples of all ranks, K terms that read text.
+Shapes: N samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,19 +41,24 @@ class TextReward:
     decode: Callable[[Sequence[int]], str] = str
     """From the tokens of a response to its text."""
 
-    def text_values(self, responses: Responses) -> Tensor:
-        """[B, K]: what this rank's responses are worth to the terms that read texts; no model is asked."""
-        if not self.terms:
-            return torch.zeros(len(responses.sample_ids_B), 0)
-        texts = [self.decode(tokens) for tokens in responses.response_ids]
-        records = [self.records[row] for row in responses.sample_ids_B.tolist()]
-        columns = [term.values(texts, records) for term in self.terms]
-        return torch.tensor(columns, dtype=torch.float32).T.contiguous()
+    def read(self, responses: Responses) -> list[dict[str, float]]:
+        """What each response is worth to the terms that read texts; no model is asked."""
+        texts = [self.decode(tokens) for tokens in responses.action_ids] if self.terms else []
+        return self.read_texts(texts, responses.sample_ids_B.tolist())
 
-    def by_term(self, values_NK: Tensor, *scores_N: Tensor) -> dict[str, Tensor]:
+    def read_texts(self, texts: Sequence[str], rows: Sequence[int]) -> list[dict[str, float]]:
+        """The same of the texts of responses to the prompts of these rows."""
+        records = [self.records[row] for row in rows] if self.terms else []
+        columns = {term.name: term.values(texts, records) for term in self.terms}
+        return [{name: values[place] for name, values in columns.items()} for place in range(len(rows))]
+
+    def by_term(
+        self, read: Sequence[Mapping[str, float]], *scores_N: Tensor, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """Raw values [N] of every term, in the recipe's order; `scores_N` are the reward models', in theirs."""
-        found = {term.name: values_NK[:, place] for place, term in enumerate(self.terms)}
-        found |= {judge.name: raw_N for judge, raw_N in zip(self.judges, scores_N, strict=True)}
+        found = {judge.name: raw_N for judge, raw_N in zip(self.judges, scores_N, strict=True)}
+        for name in self.weights.keys() - found.keys():
+            found[name] = torch.tensor([by[name] for by in read], dtype=torch.float32, device=device)
         return {name: found[name] for name in self.weights}
 
     def score(self, by_term: Mapping[str, Tensor]) -> Tensor:

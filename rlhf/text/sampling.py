@@ -1,10 +1,10 @@
 """Responses as what is sampled: prompts answered by a rollout engine, scored by a reward, learnt token by token.
 
-Shapes: B samples, N samples of all ranks, R response tokens, K terms of the reward that read texts.
+Shapes: B samples, N samples of all ranks, R response tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from recipes.stages.rollout import Rollout
 from recipes.stages.updates import TokenUpdates
 from rlhf.algorithms.scoring import shaped_scores
-from rlhf.experience import RlBatch, gather_rows
+from rlhf.experience import RlBatch
 from rlhf.monitors import RolloutReport, report_rollouts
 from rlhf.policy import Learner, ScoredRollouts, TextShare
 from rlhf.text.policy import Role
-from rlhf.text.responses import Responses, draw_keys, gather_responses, repeated_prompts, responses_of
+from rlhf.text.responses import Responses, draw_keys, repeated_prompts
 from rlhf.text.rewards import TextReward
+from rlhf.text.samples import Sample, collate, gather_samples, sampler_logprobs, samples_of
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.order import deal_by_length
@@ -26,20 +27,22 @@ from trainers.inference.rollouts import RolloutEngine, WeightsVersion
 from trainers.objectives.language_model import LanguageModelObjective
 from trainers.runtime.observer import Watch
 
-Show = Callable[[int, Responses, Tensor, Mapping[str, Tensor]], None]
-"""Hears of an iteration, its responses, their scores, and what each term of the reward gave them."""
+Show = Callable[[int, Sequence[Sample], Sequence[float]], None]
+"""Hears of an iteration, its samples with what every term of the reward gave, and the weighted sums of that."""
 
 
 @dataclass(frozen=True)
 class TextRollouts:
-    """Responses and the policy that wrote them."""
+    """Samples, and the batch that models read them as."""
 
+    records: Sequence[Sample]
+    """With what the terms of the reward that read texts gave."""
     samples: Responses
-    logprobs_BR: Tensor
-    """Of the drawn tokens as the sampler saw them, at its temperature; 0 past a response's end."""
-    version: WeightsVersion
-    values_BK: Tensor
-    """What the terms of the reward that read texts gave."""
+
+    @property
+    def version(self) -> WeightsVersion:
+        """Of the policy that drew them."""
+        return self.records[0].version
 
     @property
     def groups_B(self) -> Tensor:
@@ -48,7 +51,7 @@ class TextRollouts:
 
     @property
     def ended_B(self) -> Tensor:
-        """Where an end token or a stop token came before the limit."""
+        """Where a sample came to its own end."""
         return self.samples.ended_B
 
 
@@ -71,7 +74,7 @@ class TextPolicy:
     rollout: Rollout
     sampling: SamplingSettings
     reward: TextReward
-    show_samples: Show | None = None
+    listeners: Sequence[Show] = ()
 
     @property
     def num_samples(self) -> int:
@@ -91,19 +94,21 @@ class TextPolicy:
         keys = draw_keys(plan.sample_ids(iteration), own, samples)
         prompts = repeated_prompts(batch.to(self.learner.engine.device), samples)
         drawn = self.rollouts.generate(prompts, keys, self.sampling, watch)
-        ended = [reason == "stop" for reason in drawn.stop_reasons]
-        ended_B = torch.tensor(ended, device=drawn.tokens_BR.device)
-        responses = responses_of(prompts, drawn.tokens_BR, drawn.response_mask_BR, ended_B)
-        values_BK = self.reward.text_values(responses).to(drawn.tokens_BR.device)
-        return TextRollouts(responses, drawn.logprobs_BR, drawn.version, values_BK)
+        records = samples_of(prompts, keys, drawn, [self._prompt_id(row) for row, _ in keys], self.reward.decode)
+        read = self.reward.read_texts([sample.text for sample in records], [sample.row for sample in records])
+        return self.collated([replace(sample, rewards=by) for sample, by in zip(records, read, strict=True)])
+
+    def _prompt_id(self, row: int) -> str:
+        records = self.reward.records
+        return str(records[row]["id"]) if records else str(row)
+
+    def collated(self, records: Sequence[Sample]) -> TextRollouts:
+        """Samples as models read them here."""
+        return TextRollouts(records, collate(records, self.sampling.pad_id, self.learner.engine.device))
 
     def gathered(self, rollouts: TextRollouts) -> TextRollouts:
         """Every rank's responses; collective."""
-        responses = gather_responses(rollouts.samples)
-        width = responses.action_mask_BA.shape[1]
-        logprobs_BR, values_BK = gather_rows(rollouts.logprobs_BR)[:, :width], rollouts.values_BK
-        values_BK = gather_rows(values_BK) if self.reward.terms else values_BK.new_zeros(len(logprobs_BR), 0)
-        return TextRollouts(responses, logprobs_BR, rollouts.version, values_BK)
+        return self.collated(gather_samples(rollouts.records))
 
     def shares(self, samples: Responses, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of these rows on this rank, alike in length on all ranks."""
@@ -136,7 +141,7 @@ class TextPolicy:
         assert scored.entropy_NA is not None
         return report_rollouts(
             self.reward.raw_score(by_term),
-            responses.response_ids,
+            responses.action_ids,
             responses.action_mask_BA,
             responses.ended_B,
             scored.logprobs_NA,
@@ -144,18 +149,25 @@ class TextPolicy:
             scored.entropy_NA,
             by_term=by_term,
             shaped_scores_N=scores_N,
-            sampler_logprobs_NR=rollouts.logprobs_BR,
+            sampler_logprobs_NR=sampler_logprobs(rollouts.records, scores_N.device),
         )
 
     def show(self, iteration: int, rollouts: TextRollouts, scored: ScoredRollouts) -> None:
-        """Keep some responses for the run's report."""
-        if self.show_samples is not None:
+        """Hand the samples, with all rewards, to those who keep them."""
+        if self.listeners:
             by_term = self._by_term(rollouts, scored)
-            self.show_samples(iteration, rollouts.samples, self.reward.raw_score(by_term), by_term)
+            columns = {name: values_N.tolist() for name, values_N in by_term.items()}
+            whole = [
+                replace(sample, rewards={name: column[place] for name, column in columns.items()})
+                for place, sample in enumerate(rollouts.records)
+            ]
+            for listener in self.listeners:
+                listener(iteration, whole, self.reward.raw_score(by_term).tolist())
 
     def _by_term(self, rollouts: TextRollouts, scored: ScoredRollouts) -> dict[str, Tensor]:
         scores = [] if scored.scores_N is None else [scored.scores_N]
-        return self.reward.by_term(rollouts.values_BK, *scores)
+        read = [sample.rewards for sample in rollouts.records]
+        return self.reward.by_term(read, *scores, device=self.learner.engine.device)
 
     def text_share(self, samples: Responses, rows: Sequence[int], step: int) -> TextShare | None:
         """This rank's share of the step's text, weighted by the mini-batch's response tokens."""
@@ -167,6 +179,6 @@ class TextPolicy:
         whole = build_batch(plan.dataset, plan.sample_ids(step))
         assert isinstance(own, TokenBatch)
         assert isinstance(whole, TokenBatch)
-        response_tokens = float(samples.response_mask_BT[torch.as_tensor(rows)].sum())
+        response_tokens = float(samples.action_mask_BT[torch.as_tensor(rows)].sum())
         scale = self.settings.text_coef * response_tokens / LanguageModelObjective().weight(whole)
         return TextShare(own.to(self.learner.engine.device), scale)

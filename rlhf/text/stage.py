@@ -1,12 +1,10 @@
 """A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from recipes.artifact_kinds import ArtifactKind
 from recipes.stages.rl import RlText
@@ -18,11 +16,11 @@ from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, bu
 from rlhf.text.critic import Critic
 from rlhf.text.policy import PolicyModels
 from rlhf.text.probe import Probe, Table, require_truth
-from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading, reading_of
 from rlhf.text.rewards import JudgeTerm, TextReward
+from rlhf.text.samples import Sample, pack
 from rlhf.text.sampling import Show, TextPolicy, TextSources
-from trainers.checkpoint.checkpoint import StoreCheckpoint
+from trainers.checkpoint.checkpoint import StoreCheckpoint, conditions
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
@@ -31,7 +29,7 @@ from trainers.inference.generation import sampling_settings
 from trainers.models.folders import model_config
 from trainers.models.load import longest_input, text_facts
 from trainers.runtime.precision import dtype_of
-from trainers.store.manifest import ArtifactManifest
+from trainers.store.manifest import ArtifactManifest, Layout, RolloutsManifest
 from trainers.training.candidate import upload_candidate
 from trainers.training.context import (
     Candidate,
@@ -168,8 +166,14 @@ class TextModels:
             rollout,
             sampling_settings(data.tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens),
             self.reward,
-            sample_writer(spec, context, data.tokenization) if ranks.rank == 0 else None,
+            self._listeners(learner) if ranks.rank == 0 else (),
         )
+
+    def _listeners(self, learner: Learner) -> list[Show]:
+        """What hears of an iteration's samples on rank 0: the run's report, and the store where they are kept."""
+        spec, context = self.spec, self.context
+        kept = [] if spec.rollout.keep == "none" else [rollout_keeper(spec, context, learner)]
+        return [sample_writer(spec, context, self.data.tokenization), *kept]
 
     def candidate(self, engine: Engine, checkpoint: StoreCheckpoint, outcome: RlOutcome) -> Candidate | None:
         """Write, probe and upload the actor, and the critic where there is one; collective."""
@@ -279,16 +283,36 @@ def sample_writer(spec: RlText, context: StageContext, tokenization: Tokenizatio
     steps = spec.algorithm.steps_per_iteration
     kept = kept_iterations(spec.algorithm.iterations)
 
-    def show(iteration: int, responses: Responses, scores: Tensor, by_term: Mapping[str, Tensor]) -> None:
+    def show(iteration: int, samples: Sequence[Sample], scores: Sequence[float]) -> None:
         if iteration not in kept:
             return
-        shown = responses.rows(range(min(KEPT_SAMPLES, len(responses.sample_ids_B))))
-        for row, tokens in enumerate(shown.response_ids):
-            is_prompt = shown.attention_mask_BT[row] & ~shown.response_mask_BT[row]
-            prompt = tokenization.decode(shown.input_ids_BT[row][is_prompt].tolist())
-            line = {"prompt": prompt, "response": tokenization.decode(tokens), "score": float(scores[row])}
-            rewards = {name: float(values[row]) for name, values in by_term.items()}
-            writer.append({"step": iteration * steps, **line, "rewards": rewards})
+        for sample, score in list(zip(samples, scores, strict=True))[:KEPT_SAMPLES]:
+            prompt = tokenization.decode(sample.tokens[~sample.actions])
+            line = {"prompt": prompt, "response": tokenization.decode(sample.action_ids), "score": score}
+            writer.append({"step": iteration * steps, **line, "rewards": dict(sample.rewards)})
         writer.flush()
+
+    return show
+
+
+def rollout_keeper(spec: RlText, context: StageContext, learner: Learner) -> Show:
+    """Keep the samples of every iteration in the store, as long as the recipe says."""
+    store, run, stage, keep = context.store, context.run, context.stage, spec.rollout.keep
+    steps = spec.algorithm.steps_per_iteration
+
+    def show(iteration: int, samples: Sequence[Sample], scores: Sequence[float]) -> None:
+        manifest = RolloutsManifest(
+            run=run,
+            stage=stage,
+            fingerprint=context.fingerprint,
+            iteration=iteration,
+            step=iteration * steps,
+            files={"samples.safetensors": store.objects.put_chunks([pack(samples)])},
+            layout=Layout(workers=context.ranks.world_size, micro_batch=learner.micro_batch, accumulation=1),
+            values={"samples": len(samples), **conditions(learner.engine)},
+        )
+        store.put_rollouts(manifest, context.lease)
+        if isinstance(keep, int):
+            store.drop_rollouts(run, stage, before=iteration + 1 - keep)
 
     return show

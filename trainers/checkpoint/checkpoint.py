@@ -21,7 +21,7 @@ from trainers.checkpoint.background import BackgroundTask, HeldPiece, HostBuffer
 from trainers.checkpoint.exactness import describe_exactness, differences
 from trainers.checkpoint.find_state import check_state, find_state
 from trainers.checkpoint.loop_state import LoopState, SourceState
-from trainers.engine.protocol import ReadState, StatefulEngine, StateGroup
+from trainers.engine.protocol import StatefulEngine, StateGroup
 from trainers.runtime import distributed
 from trainers.store.manifest import Layout, StateManifest, TensorEntry, merge_entries
 from trainers.store.state import DTYPES, TensorReader, write_tensors
@@ -140,7 +140,7 @@ class StoreCheckpoint:
         if manifest is None:
             return None
         with TensorReader(self.store, manifest) as reader:
-            engine.state_in(_reading(reader), steps_applied=int(_value(manifest, "steps_applied")))
+            read_engine(reader, manifest, engine)
             tensors = {name: reader.read(SOURCE_GROUP, name).clone() for name in reader.names(SOURCE_GROUP)}
         loop = LoopState(**_value(manifest, "loop"))
         self._note_resume(manifest, engine)
@@ -224,7 +224,7 @@ class StoreCheckpoint:
         wrong = []
         before = _hashes(engine)
         with TensorReader(self.store, manifest) as reader:
-            engine.state_in(_reading(reader), steps_applied=int(_value(manifest, "steps_applied")))
+            read_engine(reader, manifest, engine)
             for name, tensor in source.tensors.items() if distributed.rank() == 0 else ():
                 if not torch.equal(reader.read(SOURCE_GROUP, name), tensor.detach().cpu()):
                     wrong.append(f"{SOURCE_GROUP}:{name}")
@@ -265,11 +265,13 @@ def _layout_conditions(layout: Layout) -> dict[str, str]:
     return {name: str(value) for name, value in dict(layout).items()}
 
 
-def _reading(reader: TensorReader) -> ReadState:
+def read_engine(reader: TensorReader, manifest: StateManifest, engine: StatefulEngine) -> None:
+    """Put the engine's part of a state that is open into an engine; collective."""
+
     def read(group: StateGroup, name: str, start: int, stop: int) -> Tensor:
         return reader.read_range(group, name, start, stop)
 
-    return read
+    engine.state_in(read, steps_applied=int(_value(manifest, "steps_applied")))
 
 
 def _hashes(engine: StatefulEngine) -> dict[str, str]:

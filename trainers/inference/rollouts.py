@@ -4,7 +4,7 @@ Shapes: B responses, P prompt tokens, R response tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
 from trainers.inference.generation import Generation, SamplingSettings, generate
+from trainers.runtime.distributed import broadcast_json, rank
 from trainers.runtime.observer import Watch, partly
 
 GENERATION_BATCH = 256
@@ -29,10 +30,12 @@ StopReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class WeightsVersion:
-    """Which policy: the iteration it samples for, and the optimiser steps that made it."""
+    """Which policy: the iteration it samples for, the optimiser steps that made it, and what these made."""
 
     iteration: int
     steps_applied: int
+    digest: str = ""
+    """`weights_digest` of the parameters that it samples by; empty where nobody took it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Sampled:
     """Of the drawn tokens as the sampler saw them, at its temperature, in fp32; 0 past a response's end."""
     stop_reasons: tuple[StopReason, ...]
     version: WeightsVersion
+
+    @staticmethod
+    def of(drawn: Generation, version: WeightsVersion) -> "Sampled":
+        """What `generate` drew."""
+        reasons: list[StopReason] = ["stop" if has_ended else "length" for has_ended in drawn.ended_B.tolist()]
+        return Sampled(drawn.tokens_BR, drawn.response_mask_BR, drawn.logprobs_BR, tuple(reasons), version)
 
 
 class RolloutEngine(Protocol):
@@ -73,6 +82,9 @@ class SamplingModule(Protocol):
     def sampling(self) -> AbstractContextManager[nn.Module]:
         """Give the policy's network to generate from, every parameter being whole."""
 
+    def policy_names(self) -> list[str]:
+        """Names of the parameters that learn and that the policy samples by."""
+
 
 class ColocatedRollouts:
     """Samples on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
@@ -80,23 +92,34 @@ class ColocatedRollouts:
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine = engine
         self._seed = seed
-        self._iteration = -1
+        self._version = WeightsVersion(-1, -1)
 
     def sync(self, iteration: int) -> WeightsVersion:
-        """Remember the iteration; the weights are in place."""
-        self._iteration = iteration
-        return WeightsVersion(iteration, self._engine.steps_applied)
+        """Remember which they are; the weights are in place."""
+        engine = self._engine
+        names = cast(SamplingModule, engine.module).policy_names()
+        self._version = WeightsVersion(iteration, engine.steps_applied, weights_digest(engine.full_parameters(names)))
+        return self._version
 
     def generate(
         self, prompts: PromptBatch, keys: Sequence[SampleKey], sampling: SamplingSettings, watch: Watch
     ) -> Sampled:
         """Sample under the actor's adapter, every parameter in place; a key's uniform numbers draw its tokens."""
-        uniforms_BR = response_uniforms(self._seed, "rollout", self._iteration, keys, sampling.max_new_tokens)
+        uniforms_BR = response_uniforms(self._seed, "rollout", self._version.iteration, keys, sampling.max_new_tokens)
         with self._engine.gathered() as module, torch.no_grad(), cast(SamplingModule, module).sampling() as actor:
             drawn = generate_in_parts(actor, prompts, sampling, uniforms_BR, GENERATION_BATCH, watch)
-        reasons: list[StopReason] = ["stop" if has_ended else "length" for has_ended in drawn.ended_B.tolist()]
-        version = WeightsVersion(self._iteration, self._engine.steps_applied)
-        return Sampled(drawn.tokens_BR, drawn.response_mask_BR, drawn.logprobs_BR, tuple(reasons), version)
+        return Sampled.of(drawn, self._version)
+
+
+def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and values of parameters; taken on rank 0, known to all. Collective."""
+    hashes = []
+    for name, tensor in parameters:
+        if rank() == 0:
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            hashes.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}")
+    digest = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+    return str(broadcast_json(digest))
 
 
 def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[SampleKey], width: int) -> np.ndarray:

@@ -96,13 +96,13 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return `source`'s JSON-able value on every rank."""
     if world_size() == 1:
         return value
-    data = _encode(value) if rank() == source else torch.empty(0, dtype=torch.uint8)
+    data = _as_tensor(json.dumps(value).encode()) if rank() == source else torch.empty(0, dtype=torch.uint8)
     length = torch.tensor([data.numel()])
     dist.broadcast(length, source)
     if rank() != source:
         data = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(data, source)
-    return _decode(data)
+    return json.loads(data.numpy().tobytes())
 
 
 Exchange = Callable[[Any], list[Any]]
@@ -127,18 +127,25 @@ def side_exchange() -> Exchange:
 
 def gather_json(value: Any, group: Any = None) -> list[Any]:
     """Return every rank's JSON-able value, in rank order, on every rank of the group (of all ranks)."""
+    if world_size() == 1:
+        return [value]
+    return [json.loads(part) for part in gather_bytes(json.dumps(value).encode(), group)]
+
+
+def gather_bytes(data: bytes, group: Any = None) -> list[bytes]:
+    """Return every rank's bytes, in rank order, on every rank of the group (of all ranks)."""
     size = world_size()
     if size == 1:
-        return [value]
-    data = _encode(value)
+        return [data]
+    own = _as_tensor(data)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
-    dist.all_gather(lengths, torch.tensor([data.numel()]), group=group)
+    dist.all_gather(lengths, torch.tensor([own.numel()]), group=group)
     longest = max(int(length) for length in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8)
-    padded[: data.numel()] = data
+    padded[: own.numel()] = own
     parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
     dist.all_gather(parts, padded, group=group)
-    return [_decode(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
+    return [part[: int(length)].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
 
 
 def barrier() -> None:
@@ -154,9 +161,5 @@ def first_rank_first(make: Callable[[], T]) -> T:
     return made[0] if made else make()
 
 
-def _encode(value: Any) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-
-
-def _decode(data: Tensor) -> Any:
-    return json.loads(data.numpy().tobytes())
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

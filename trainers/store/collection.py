@@ -1,10 +1,10 @@
 """Garbage collection: what nothing needs any more is listed, and goes when a later pass finds it still unneeded.
 
 Needed is what a kept artifact, a training state, a pin, a name or a living lease leads to, the whole ancestry of kept
-artifacts, and the data sets that a kept run or the stage of a kept artifact has taken. A pass first deletes what an
-earlier pass has listed at least `grace` ago, if it is still unneeded and nobody renewed it since (writing an object
-that is there already renews it); then it writes a list of its own. All times are those of the store's clock. Refs go
-before the objects that they name. Two passes may run at once.
+artifacts, the rollouts of kept runs, and the data sets that a kept run or the stage of a kept artifact has taken. A
+pass first deletes what an earlier pass has listed at least `grace` ago, if it is still unneeded and nobody renewed it
+since (writing an object that is there already renews it); then it writes a list of its own. All times are those of the
+store's clock. Refs go before the objects that they name. Two passes may run at once.
 """
 
 import logging
@@ -17,7 +17,15 @@ from recipes.errors import RequestError, StoreDamaged
 from trainers.store.commit_rules import find_owner
 from trainers.store.dataset_refs import DatasetUse, all_uses
 from trainers.store.inspection import all_refs, reachable, read_refs, refs_aside
-from trainers.store.manifest import ArtifactManifest, DatasetManifest, Manifest, StateManifest, StoreFormat, objects_of
+from trainers.store.manifest import (
+    ArtifactManifest,
+    DatasetManifest,
+    Manifest,
+    RolloutsManifest,
+    StateManifest,
+    StoreFormat,
+    objects_of,
+)
 from trainers.store.refs import RefLog
 from trainers.store.store import Store
 
@@ -30,7 +38,7 @@ DEFAULT_GRACE_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept beside pins and names: artifacts by fingerprint, and runs whose training states stay."""
+    """What is kept beside pins and names: artifacts by fingerprint, and runs whose states and rollouts stay."""
 
     artifacts: Collection[str]
     runs: Collection[str]
@@ -137,10 +145,10 @@ def _mark(store: Store, keep: Keep | None, finished_states: bool) -> _Marked:
     }
     unneeded |= datasets.keys()
     for ref, (_, item) in manifests.items():
-        if isinstance(item, StateManifest):
+        if isinstance(item, StateManifest | RolloutsManifest):
             is_kept_run = keep is None or item.run in keep.runs
-            is_finished = finished_states and item.fingerprint in parents
-            if not is_kept_run or is_finished:
+            is_given_up = isinstance(item, StateManifest) and finished_states and item.fingerprint in parents
+            if not is_kept_run or is_given_up:
                 unneeded.add(ref)
     objects = {ref: {sha, *(entry.sha256 for entry in objects_of(item))} for ref, (sha, item) in manifests.items()}
     return _Marked(objects, unneeded, datasets, uses)

@@ -18,6 +18,7 @@ from trainers.store.manifest import (
     DatasetManifest,
     FileEntry,
     Manifest,
+    RolloutsManifest,
     Slice,
     StateManifest,
     StoreFormat,
@@ -48,6 +49,13 @@ def ref_folder(manifest: Manifest) -> str:
             return f"refs/datasets/{manifest.digest}"
         case StateManifest():
             return f"refs/states/{manifest.run}/{manifest.stage}"
+        case RolloutsManifest():
+            return f"{rollouts_folder(manifest.run, manifest.stage)}/{manifest.iteration:06d}"
+
+
+def rollouts_folder(run: str, stage: str) -> str:
+    """Return the folder of the refs of a stage's rollouts, one folder for each iteration."""
+    return f"refs/rollouts/{run}/{stage}"
 
 
 def named_manifest(objects: ObjectStore, folder: str, record: dict[str, Any]) -> Manifest:

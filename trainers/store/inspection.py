@@ -12,7 +12,9 @@ from trainers.store.objects import object_path
 from trainers.store.refs import NUMBER, QUARANTINE, RefLog
 from trainers.store.store import Store
 
-REF_FOLDERS = ("refs/artifacts", "refs/datasets", "refs/imports", "refs/names", "refs/pins", "refs/states")
+REF_FOLDERS = tuple(
+    f"refs/{sort}" for sort in ("artifacts", "datasets", "imports", "names", "pins", "rollouts", "states")
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Manifests: what a committed artifact, training state or data set consists of (format 1; see docs/store.md)."""
+"""Manifests: what a committed artifact, training state, data set or iteration of rollouts consists of (format 1).
+
+See docs/store.md.
+"""
 
 import hashlib
 import json
@@ -314,12 +317,30 @@ class DatasetManifest(_Record):
     report: dict[str, JsonValue] = {}
 
 
-Manifest = ArtifactManifest | StateManifest | DatasetManifest
+class RolloutsManifest(_Record):
+    """The samples of one iteration of a stage of a run; equal samples have equal files, whoever drew them."""
 
-_MODELS: dict[str, type[ArtifactManifest] | type[StateManifest] | type[DatasetManifest]] = {
+    format: Literal[1] = 1
+    type: Literal["rollouts"] = "rollouts"
+    run: RunId
+    stage: StageName
+    fingerprint: Sha256
+    iteration: int = Field(ge=0)
+    step: int = Field(ge=0)
+    """Optimiser steps before them: a training state after so many steps holds the policy that drew them."""
+    files: Files
+    layout: Layout
+    values: dict[str, JsonValue] = {}
+    """How many samples, and what the bits of their log-probabilities depend on."""
+
+
+Manifest = ArtifactManifest | StateManifest | DatasetManifest | RolloutsManifest
+
+_MODELS: dict[str, type[ArtifactManifest | StateManifest | DatasetManifest | RolloutsManifest]] = {
     "artifact": ArtifactManifest,
     "state": StateManifest,
     "dataset": DatasetManifest,
+    "rollouts": RolloutsManifest,
 }
 
 

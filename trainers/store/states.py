@@ -208,6 +208,10 @@ class StateLog:
         except (StoreDamaged, FileNotFoundError):
             return False
 
+    def at_step(self, step: int) -> StateManifest | None:
+        """Return the newest state after so many steps whose manifest and sizes are right; None: it was dropped."""
+        return next((manifest for _, manifest in self._candidates() if manifest.step == step), None)
+
     def manifest(self, number: int) -> StateManifest | None:
         """Return the manifest of a number, whether or not its objects are there; None for a barrier."""
         return self._named(self._refs.read(number))

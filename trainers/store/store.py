@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from recipes.errors import CapacityError, RequestError, StageError, StoreDamaged
 from trainers.store import listing
 from trainers.store import materialised_folders as views
-from trainers.store.commit_rules import check_belongings, named_manifest
+from trainers.store.commit_rules import check_belongings, named_manifest, ref_folder, rollouts_folder
 from trainers.store.dataset_refs import DatasetUse, note_use
 from trainers.store.manifest import (
     ArtifactManifest,
     DatasetManifest,
     Manifest,
+    RolloutsManifest,
     StateManifest,
     manifest_bytes,
     objects_of,
@@ -25,7 +26,7 @@ from trainers.store.manifest import (
 from trainers.store.objects import ObjectStore, object_path
 from trainers.store.open import open_files
 from trainers.store.place import Files, Patience
-from trainers.store.refs import RefLog
+from trainers.store.refs import RefLog, numbers_below
 from trainers.store.runs import Run, list_runs, new_run
 from trainers.store.states import StateLog
 
@@ -36,7 +37,7 @@ _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-M = TypeVar("M", ArtifactManifest, DatasetManifest)
+M = TypeVar("M", ArtifactManifest, DatasetManifest, RolloutsManifest)
 
 
 class Fenced(StageError):  # noqa: N818
@@ -210,6 +211,40 @@ class Store:
         """Commit a data set whose objects are uploaded; returns what the store holds (the first whole commit)."""
         return self._publish(self._dataset_refs(manifest.digest), manifest)[0]
 
+    # Rollouts
+
+    def put_rollouts(self, manifest: RolloutsManifest, lease: int) -> RolloutsManifest:
+        """Commit an iteration's samples whose objects are uploaded; returns what the store holds of it from now on.
+
+        Equal samples are there once, however often the iteration is drawn; others, as another number of workers draws
+        them, replace them. A superseded lease raises Fenced.
+        """
+        self.check_lease(manifest.run, manifest.stage, lease)
+        return self._publish(
+            RefLog(self._files, ref_folder(manifest)), manifest, lambda held: held.files == manifest.files
+        )[0]
+
+    def find_rollouts(self, run: str, stage: str, iteration: int) -> RolloutsManifest | None:
+        """Return the samples of an iteration; None: they were not kept."""
+        return self._newest_whole(
+            RefLog(self._files, f"{self._rollouts(run, stage)}/{iteration:06d}"), RolloutsManifest
+        )
+
+    def list_rollouts(self, run: str, stage: str) -> list[int]:
+        """Return the iterations whose samples are kept, ascending."""
+        return sorted(
+            int(folder.rpartition("/")[2]) for folder in numbers_below(self._files, self._rollouts(run, stage))
+        )
+
+    def drop_rollouts(self, run: str, stage: str, before: int) -> int:
+        """Drop the samples of the iterations before one; returns of how many. Their objects go with a collection."""
+        older = [iteration for iteration in self.list_rollouts(run, stage) if iteration < before]
+        for iteration in older:
+            refs = RefLog(self._files, f"{self._rollouts(run, stage)}/{iteration:06d}")
+            for number in refs.numbers():
+                refs.remove(number)
+        return len(older)
+
     # Files of artifacts
 
     def folder(self, manifest: ArtifactManifest | DatasetManifest, prefix: str = "", into: Path | None = None) -> Path:
@@ -274,6 +309,11 @@ class Store:
         if not _RUN.fullmatch(run) or not _NAME.fullmatch(stage):
             raise RequestError(f"{run}/{stage} is not a stage of a run")
         return StateLog(self._files, self.objects, run, stage)
+
+    def _rollouts(self, run: str, stage: str) -> str:
+        if not _RUN.fullmatch(run) or not _NAME.fullmatch(stage):
+            raise RequestError(f"{run}/{stage} is not a stage of a run")
+        return rollouts_folder(run, stage)
 
     def _named(self, name: str) -> str | None:
         if not _NAME.fullmatch(name):

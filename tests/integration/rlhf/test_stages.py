@@ -25,6 +25,8 @@ from recipes.stages.rollout import Sampling
 from recipes.stages.train import Train
 from rlhf.task import run_rl
 from rlhf.text.build_policy import build_models
+from rlhf.text.replay import replay
+from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import same_tokens
 from rlhf.text.reward_stage import run_reward
 from rlhf.text.stage import reward_source
@@ -109,6 +111,10 @@ def test_reward_then_ppo_then_evaluation(workshop: Workshop, lora: bool) -> None
     lines = list(workshop.store.run("run").read_lines(f"samples/{policy}"))
     assert {line["step"] for line in lines} == {0, 4, 8}
     assert all(line["prompt"] and line.keys() == {"step", "prompt", "response", "score", "rewards"} for line in lines)
+    again = replay(ppo_spec(lora), workshop.context(policy, given), 2)
+    assert again.is_equal
+    assert again.rewards.keys() == {"judge"}
+    assert "logprobs" in again.drawn
 
     spec = Evaluate.model_validate(
         {
@@ -246,11 +252,11 @@ def test_shared_and_separate_networks_give_the_same_scores(workshop: Workshop) -
     context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge-lora"})
     reward = reward_source(context, "rewards.judge.model")
     parts = {"reading": same_tokens((0,)), "num_tokens": 320, "seed": 0, "device": CPU}
-    from rlhf.text.responses import join_responses
-
     prompt = torch.randint(5, 200, (4, 6), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(4, 6, dtype=torch.bool)
-    responses = join_responses(prompt, mask, prompt, mask, torch.tensor([True, False, True, False]), torch.arange(4))
+    tokens = torch.cat([prompt, prompt], dim=1)
+    is_action = (torch.arange(12) >= 6).expand(4, 12)
+    ended = torch.tensor([True, False, True, False])
+    responses = Responses(tokens, torch.ones_like(is_action), is_action, ended, torch.arange(4))
     found = []
     actor = model_weights(context, "actor")
     for start in (actor, replace(actor, stack=("0" * 64,))):

@@ -156,7 +156,7 @@ def test_an_unfinished_response_is_closed_as_the_reward_model_learned(template: 
     cut = Responses(
         input_ids_BT=whole[:, :-1],
         attention_mask_BT=torch.ones_like(whole[:, :-1], dtype=torch.bool),
-        response_mask_BT=torch.arange(whole.shape[1] - 1)[None] >= len(prompts.cut("prompt_ids", 0)),
+        action_mask_BT=torch.arange(whole.shape[1] - 1)[None] >= len(prompts.cut("prompt_ids", 0)),
         ended_B=torch.tensor([False]),
         sample_ids_B=torch.tensor([0]),
     )

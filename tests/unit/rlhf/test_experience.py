@@ -10,37 +10,45 @@ from rlhf.algorithms.aggregation import Weights
 from rlhf.experience import Experience
 from rlhf.iterations import shuffled_rows
 from rlhf.policy import ScoredRollouts
-from rlhf.text.responses import Responses, draw_keys, join_responses, repeated_prompts
+from rlhf.text.responses import Responses, draw_keys, repeated_prompts
+from rlhf.text.samples import collate, samples_of
 from trainers.data.batches import PromptBatch
-from trainers.inference.rollouts import response_uniforms
+from trainers.inference.rollouts import Sampled, WeightsVersion, response_uniforms
+
+PROMPTS = PromptBatch(
+    torch.tensor([[0, 0, 7], [4, 5, 6]]),
+    torch.tensor([[False, False, True], [True, True, True]]),
+    torch.tensor([10, 11]),
+)
+DRAWN = Sampled(
+    torch.tensor([[8, 9], [2, 0]]),
+    torch.tensor([[True, True], [True, False]]),
+    torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]),
+    ("length", "stop"),
+    WeightsVersion(0, 0),
+)
 
 
-def joined() -> Responses:
-    return join_responses(
-        prompt_ids_BP=torch.tensor([[0, 0, 7], [4, 5, 6]]),
-        prompt_mask_BP=torch.tensor([[False, False, True], [True, True, True]]),
-        tokens_BR=torch.tensor([[8, 9], [2, 0]]),
-        response_mask_BR=torch.tensor([[True, True], [True, False]]),
-        ended_B=torch.tensor([False, True]),
-        sample_ids_B=torch.tensor([10, 11]),
-    )
+def joined(prompts: PromptBatch = PROMPTS) -> Responses:
+    return collate(samples_of(prompts, [(10, 0), (11, 0)], DRAWN, ["a", "b"], str), pad_id=0)
 
 
 def test_prompt_and_response_become_one_row_without_gaps() -> None:
     responses = joined()
     assert responses.attention_mask_BT.tolist() == [[True, True, True, False], [True, True, True, True]]
-    assert responses.input_ids_BT[0, :3].tolist() == [7, 8, 9]
-    assert responses.input_ids_BT[1].tolist() == [4, 5, 6, 2]
-    assert responses.response_ids == [[8, 9], [2]]
-    assert responses.response_mask_BR.tolist() == [[True, True], [True, False]]
+    assert responses.input_ids_BT.tolist() == [[7, 8, 9, 0], [4, 5, 6, 2]]
+    assert responses.action_ids == [[8, 9], [2]]
+    assert responses.action_mask_BA.tolist() == [[True, True], [True, False]]
+    assert (responses.ended_B.tolist(), responses.sample_ids_B.tolist()) == ([False, True], [10, 11])
 
 
 def test_padding_of_the_prompt_on_either_side_gives_the_same_rows() -> None:
-    right = join_responses(
-        torch.tensor([[7, 0, 0]]), torch.tensor([[True, False, False]]), torch.tensor([[8, 9]]),
-        torch.tensor([[True, True]]), torch.tensor([False]), torch.tensor([10]),
-    )  # fmt: skip
-    assert torch.equal(right.input_ids_BT, joined().rows([0]).input_ids_BT)
+    right = PromptBatch(
+        torch.tensor([[7, 0, 0], [4, 5, 6]]),
+        torch.tensor([[True, False, False], [True, True, True]]),
+        torch.tensor([10, 11]),
+    )
+    assert torch.equal(joined(right).input_ids_BT, joined().input_ids_BT)
 
 
 def test_rows_drop_common_padding_only() -> None:

@@ -46,7 +46,7 @@ def test_every_iteration_begins_with_ratios_of_exactly_one(tiny_ppo: Build, prec
 def test_one_prompt_eight_times_an_iteration_is_answered_in_eight_ways(tiny_ppo: Build) -> None:
     ppo = tiny_ppo(prompts=8, prompt_rows=1)
     experience = ppo.source._begin(0).estimate.experience
-    assert len(set(map(tuple, experience.samples.response_ids))) == 8
+    assert len(set(map(tuple, experience.samples.action_ids))) == 8
 
 
 def test_without_learning_the_policy_stays_its_reference(tiny_ppo: Build) -> None:

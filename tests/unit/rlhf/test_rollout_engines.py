@@ -18,7 +18,6 @@ from trainers.inference.rollouts import (
     OpenRollouts,
     Sampled,
     SampleKey,
-    StopReason,
     WeightsVersion,
     generate_in_parts,
 )
@@ -54,8 +53,7 @@ class OwnCopy:
         draws = [np.random.default_rng([self._seed, self._version.iteration, *key]).random(width) for key in keys]
         with torch.no_grad():
             drawn = generate_in_parts(self._network, prompts, sampling, np.stack(draws), 3)
-        reasons: list[StopReason] = ["stop" if ended else "length" for ended in drawn.ended_B.tolist()]
-        return Sampled(drawn.tokens_BR, drawn.response_mask_BR, drawn.logprobs_BR, tuple(reasons), self._version)
+        return Sampled.of(drawn, self._version)
 
 
 class NeverSynced(OwnCopy):
@@ -84,7 +82,8 @@ def test_equal_keys_and_weights_give_equal_responses(tiny_ppo: Build, open_rollo
     ppo = tiny_ppo(lora=False, open_rollouts=open_rollouts)
     version = ppo.source.experience.policy.sync(0)
     first, again, other = (ask(ppo, keys) for keys in ([(0, 0), (1, 0)], [(0, 0), (1, 0)], [(0, 1), (1, 1)]))
-    assert version == first.version == WeightsVersion(0, 0)
+    assert version == first.version
+    assert (version.iteration, version.steps_applied) == (0, 0)
     assert torch.equal(first.tokens_BR, again.tokens_BR)
     assert not torch.equal(first.tokens_BR, other.tokens_BR)
     for tokens, mask, reason in zip(first.tokens_BR, first.response_mask_BR, first.stop_reasons, strict=True):

@@ -1,0 +1,86 @@
+"""An iteration of a stage that a run has computed, once more in this process: where its parts come from."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.records.record import RunRecord, origin_of
+from recipes.errors import RequestError
+from recipes.stages.rl import RlText
+
+if TYPE_CHECKING:
+    from launch.inputs.resolved import Resolved
+    from rlhf.text.replay import Replay
+    from trainers.store.manifest import ArtifactManifest
+    from trainers.store.store import Store
+
+
+class Unheard:
+    """Hears of what happens here: nobody watches, and nobody asks it to stop."""
+
+    def phase(self, name: str, **progress: float) -> None:
+        """Nobody waits for it."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """They are those of the run."""
+
+    def notify(self, text: str) -> None:
+        """Say it: it is the person's who replays."""
+        print(text, flush=True)
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+    @contextmanager
+    def answers_stops(self, has_unsaved: Callable[[], bool]) -> Iterator[None]:
+        """There is nothing to save."""
+        yield
+
+
+def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
+    """Recompute an iteration of RUN/STAGE; raises RequestError for what is no such stage or was not kept."""
+    from rlhf.text.replay import replay
+    from trainers.runtime import distributed
+    from trainers.training.context import StageContext
+
+    run, _, stage = place.partition("/")
+    record = RunRecord.open(store, run)
+    plan = {entry["name"]: str(entry["fingerprint"]) for entry in record.raw["plan"]}
+    spec = record.resolved().recipe.stages.get(stage)
+    if not isinstance(spec, RlText):
+        found = f"{stage} is of kind {spec.kind}" if spec is not None else f"{record.run} has no stage {stage!r}"
+        raise RequestError(f"{found}; what a stage of kind rl samples of a language model can be replayed: RUN/STAGE")
+    if not store.list_rollouts(record.run, stage):
+        record = origin_of(store, plan[stage], record.run) or record
+    resolved = record.resolved()
+    context = StageContext(
+        store=store,
+        run=record.run,
+        stage=stage,
+        fingerprint=plan[stage],
+        lease=0,
+        seed=resolved.recipe.seed if spec.seed is None else spec.seed,
+        base_dir=_base_dir(store, resolved, spec),
+        inputs=_inputs(store, resolved, stage, plan),
+        data=resolved.data.get(stage, {}),
+        observer=Unheard(),
+        ranks=distributed.join(),
+    )
+    return replay(spec, context, iteration)
+
+
+def _base_dir(store: "Store", resolved: "Resolved", spec: RlText) -> Path:
+    from launch.inputs.uploaded import uploaded_folder
+
+    found = None if resolved.uploaded is None else uploaded_folder(store, resolved.uploaded, spec)
+    return found or resolved.base_dir
+
+
+def _inputs(store: "Store", resolved: "Resolved", stage: str, plan: Mapping[str, str]) -> dict[str, "ArtifactManifest"]:
+    """What the stage's inputs were, by field path."""
+    found = dict(resolved.external.get(stage, {}))
+    for field_path, reference in resolved.internal.get(stage, {}).items():
+        found[field_path] = store.resolve(plan[reference.stage])
+    return found

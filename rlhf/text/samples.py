@@ -108,7 +108,7 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str =
 
 def sampler_logprobs(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Tensor:
     """[B, A]: the sampler's log-probabilities; 0 past a sample's last action."""
-    found, _ = pad([sample.logprobs for sample in samples], 0.0)
+    found, _ = pad([sample.logprobs for sample in samples], 0)
     return torch.from_numpy(found).to(device)
 
 
@@ -121,7 +121,7 @@ def gather_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 def pack(samples: Sequence[Sample]) -> bytes:
     """Samples as bytes, equal for equal samples: a safetensors file of their arrays end to end, the rest as JSON."""
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         name: np.concatenate([np.empty(0, dtype), *(getattr(sample, name) for sample in samples)]).astype(dtype)
         for name, dtype in _ARRAYS.items()
     }

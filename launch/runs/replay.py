@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from launch.records.record import RunRecord, origin_of
 from recipes.errors import RequestError
-from recipes.stages.rl import RlText
 
 if TYPE_CHECKING:
     from launch.inputs.resolved import Resolved
+    from recipes.stages.rl import RlText
     from rlhf.text.replay import Replay
     from trainers.store.manifest import ArtifactManifest
     from trainers.store.store import Store
@@ -49,9 +49,12 @@ def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
     record = RunRecord.open(store, run)
     plan = {entry["name"]: str(entry["fingerprint"]) for entry in record.raw["plan"]}
     spec = record.resolved().recipe.stages.get(stage)
-    if not isinstance(spec, RlText):
-        found = f"{stage} is of kind {spec.kind}" if spec is not None else f"{record.run} has no stage {stage!r}"
-        raise RequestError(f"{found}; what a stage of kind rl samples of a language model can be replayed: RUN/STAGE")
+    if spec is None or not spec.keeps_samples:
+        found = f"{record.run} has no stage {stage!r}" if spec is None else f"{stage} keeps no samples"
+        raise RequestError(
+            f"{found}; give RUN/STAGE of a stage of kind rl that samples a language model (rollout.keep)"
+        )
+    spec = cast("RlText", spec)
     if not store.list_rollouts(record.run, stage):
         record = origin_of(store, plan[stage], record.run) or record
     resolved = record.resolved()
@@ -71,7 +74,7 @@ def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
     return replay(spec, context, iteration)
 
 
-def _base_dir(store: "Store", resolved: "Resolved", spec: RlText) -> Path:
+def _base_dir(store: "Store", resolved: "Resolved", spec: "RlText") -> Path:
     from launch.inputs.uploaded import uploaded_folder
 
     found = None if resolved.uploaded is None else uploaded_folder(store, resolved.uploaded, spec)

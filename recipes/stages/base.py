@@ -112,6 +112,11 @@ class StageBase(Strict):
         return 3
 
     @property
+    def keeps_samples(self) -> bool:
+        """Whether the store keeps what it samples of a language model, so that this can be recomputed."""
+        return False
+
+    @property
     def terms(self) -> Mapping[str, Term]:
         """The terms of a reward that it asks about responses, by name."""
         return {}

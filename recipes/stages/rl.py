@@ -178,6 +178,10 @@ class RlText(RlStage, TextStage):
             yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, "at least 2, for example 8")
 
     @property
+    def keeps_samples(self) -> bool:
+        return self.rollout.keep != "none"
+
+    @property
     def terms(self) -> Mapping[str, Term]:
         return self.rewards
 

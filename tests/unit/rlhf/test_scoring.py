@@ -19,7 +19,7 @@ def test_normalise_clip_and_penalty_by_hand() -> None:
 def test_terms_are_weighted_and_a_reward_models_share_is_normalised_and_clipped() -> None:
     judge, rule = JudgeTerm("judge", ScoreStatistics(1.0, 2.0), clip=1.5), TextTerm("rule", lambda texts, rows: [])
     reward = TextReward({"rule": 3.0, "judge": -2.0}, [judge], [rule])
-    by_term = reward.by_term(torch.tensor([[1.0], [0.5]]), torch.tensor([9.0, 2.0]))
+    by_term = reward.by_term([{"rule": 1.0}, {"rule": 0.5}], torch.tensor([9.0, 2.0]))
     assert {name: values.tolist() for name, values in by_term.items()} == {"rule": [1.0, 0.5], "judge": [9.0, 2.0]}
     assert reward.score(by_term).tolist() == [3.0 - 2 * 1.5, 1.5 - 2 * 0.5]
     assert reward.raw_score(by_term).tolist() == [3.0 - 18.0, 1.5 - 4.0]

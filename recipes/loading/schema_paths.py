@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Tag
@@ -34,11 +34,16 @@ class Slot:
     def is_union(self) -> bool:
         return self.tag is not None
 
-    @property
+    @cached_property
     def models(self) -> list[type[BaseModel]]:
         """Every model that is allowed here."""
         found = [model for member in self.members.values() for model in member.models]
         return list(dict.fromkeys(found if self.model is None else [self.model, *found]))
+
+    @cached_property
+    def item(self) -> "Slot":
+        """The slot of each item of a container."""
+        return _describe(self.items)
 
     def member_for(self, value: Any) -> "Slot | None":
         """The union's member that the value's own tag selects."""
@@ -60,8 +65,9 @@ class Slot:
 ROOT = Slot(model=Recipe)
 
 
+@cache
 def describe_field(info: FieldInfo) -> Slot:
-    """The slot of a model's field."""
+    """The slot of a model's field; `check` goes through all of them several times."""
     return _describe(info.annotation, _first_tag([info, *info.metadata]))
 
 
@@ -119,11 +125,6 @@ def model_keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
-def item_slot(slot: Slot) -> Slot:
-    """The slot of each item of a container."""
-    return _describe(slot.items)
-
-
 def slot_at(path: Path, raw: Any) -> Slot | None:
     """The slot at a path of the recipe's plain data; None where the schema has no such place."""
     slot, value = ROOT, raw
@@ -135,7 +136,7 @@ def slot_at(path: Path, raw: Any) -> Slot | None:
                 return None
             slot = describe_field(info)
         elif slot.items is not None:
-            slot = item_slot(slot)
+            slot = slot.item
         else:
             return None
         value = _child(value, part)
@@ -194,7 +195,7 @@ def place_of(loc: Loc) -> Place:
             slot = describe_field(info) if info is not None else Slot()
         elif slot.items is not None:
             path.append(part)
-            slot = item_slot(slot)
+            slot = slot.item
         else:
             break
     return Place(tuple(path), slot)

@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from recipes.errors import Problem
-from recipes.loading.schema_paths import ROOT, Slot, describe_field, item_slot, model_keys
+from recipes.loading.schema_paths import ROOT, Slot, describe_field, model_keys
 from recipes.loading.yaml_text import Document
 from recipes.nearest import nearest
 from recipes.places import Path, mark_of, path_text, shown, value_at
@@ -53,7 +53,7 @@ def _misspelt(value: Any, slot: Slot, place: Path) -> Iterator[tuple[Path, str]]
     """Every key that is a misspelt tag, with the right spelling, from the outermost on."""
     if isinstance(value, list) and slot.items is not None:
         for index, item in enumerate(value):
-            yield from _misspelt(item, item_slot(slot), (*place, index))
+            yield from _misspelt(item, slot.item, (*place, index))
     if not isinstance(value, dict):
         return
     inner: Slot | None = slot
@@ -67,7 +67,7 @@ def _misspelt(value: Any, slot: Slot, place: Path) -> Iterator[tuple[Path, str]]
         if key in keys:
             yield from _misspelt(item, describe_field(keys[key]), (*place, key))
         elif inner.items is not None:
-            yield from _misspelt(item, item_slot(inner), (*place, key))
+            yield from _misspelt(item, inner.item, (*place, key))
 
 
 def _misspelt_tag(value: dict[str, Any], union: Slot, place: Path) -> Iterator[tuple[Path, str]]:

@@ -4,30 +4,34 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.structure import class_sites, import_circles, name_sites, read_tree, twice_worded
+from benchmarks.structure import Tree, class_sites, import_circles, name_sites, read_tree, twice_worded
 
 
-def test_no_module_imports_itself_in_the_end() -> None:
-    assert import_circles(read_tree(), for_types=True) == []
+@pytest.fixture(scope="module")
+def product() -> Tree:
+    """The product's files, parsed once."""
+    return read_tree()
 
 
-def test_stages_answer_for_themselves() -> None:
-    tree = read_tree()
-    sites = class_sites(tree, set(tree.declared["kind"]))
+def test_no_module_imports_itself_in_the_end(product: Tree) -> None:
+    assert import_circles(product, for_types=True) == []
+
+
+def test_stages_answer_for_themselves(product: Tree) -> None:
+    sites = class_sites(product, set(product.declared["kind"]))
     assert len(sites) <= 25, "ask the stage: python -m benchmarks.structure --sites lists who asks for its class"
 
 
-def test_families_answer_for_themselves() -> None:
-    tree = read_tree()
-    names = set().union(*tree.declared["family"].values())
-    assert len(name_sites(tree, names)) <= 15, "ask the family's object: TextFamily, FamilyRuntime"
-    classes = class_sites(tree, set(tree.declared["family"]))
+def test_families_answer_for_themselves(product: Tree) -> None:
+    names = set().union(*product.declared["family"].values())
+    assert len(name_sites(product, names)) <= 15, "ask the family's object: TextFamily, FamilyRuntime"
+    classes = class_sites(product, set(product.declared["family"]))
     elsewhere = [site for site in classes if site.module != "trainers.models.images.families"]  # where all are listed
     assert len(elsewhere) <= 2, "ask the architecture"
 
 
-def test_no_worker_words_a_rule_of_check() -> None:
-    assert twice_worded(read_tree()) == [], "let the worker ask the rule: raise_findings, or RequestError(str(finding))"
+def test_no_worker_words_a_rule_of_check(product: Tree) -> None:
+    assert twice_worded(product) == [], "let the worker ask the rule: raise_findings, or RequestError(str(finding))"
 
 
 def test_a_rule_worded_twice_is_found(tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ class Slot:
         return self.tag is not None
 
     @cached_property
-    def models(self) -> list[type[BaseModel]]:
+    def models(self) -> tuple[type[BaseModel], ...]:
         """Every model that is allowed here."""
         found = [model for member in self.members.values() for model in member.models]
-        return list(dict.fromkeys(found if self.model is None else [self.model, *found]))
+        return tuple(dict.fromkeys(found if self.model is None else [self.model, *found]))
 
     @cached_property
     def item(self) -> "Slot":

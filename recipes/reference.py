@@ -16,6 +16,7 @@ from recipes.models.images.architecture import ImageArchitecture
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
 from recipes.stages.algorithms import ImageAlgorithm, TextAlgorithm
+from recipes.stages.environments import Environment
 from recipes.stages.kinds import Stage
 from recipes.stages.preference_losses import PreferenceLoss
 from recipes.stages.rewards.union import RewardTerm
@@ -79,6 +80,7 @@ _SECTIONS = (
             *("ClassReward", "RuleReward"),
         ),
     ),
+    ("Environments", _members(Environment)),
     ("Evaluation", ("Sampling", "Bound")),
     ("Cluster", ("Cluster",)),
 )

@@ -151,7 +151,8 @@ class ExperienceMaker(Generic[S]):
         scores_N = policy.scores(rollouts, scored)
         groups_N = rollouts.groups_B.to(mask_NA.device)
         ended_N = rollouts.ended_B.to(mask_NA.device)
-        rewarded = Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N, ended_N)
+        earlier_NA = policy.earlier_rewards(rollouts)
+        rewarded = Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N, ended_N, earlier_NA)
         credit, weights, filtered = self.algorithm.credit(rewarded), self.algorithm.aggregation(mask_NA), {}
         for name, filtering in self.algorithm.filters.items():
             left_out_N = filtering(rewarded)

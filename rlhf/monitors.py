@@ -59,6 +59,8 @@ class RolloutReport:
     sampler_gap_max: float
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Mean of what each term of the reward gave, by its name."""
+    turns_mean: float | None = None
+    """Of the policy, in a conversation with an environment; None: responses are single turns."""
 
     @property
     def optimised_score(self) -> float:
@@ -67,7 +69,7 @@ class RolloutReport:
 
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics; a term's as `reward/NAME`."""
-        numbers = {name: value for name, value in vars(self).items() if name != "rewards"}
+        numbers = {name: value for name, value in vars(self).items() if name != "rewards" and value is not None}
         return {**numbers, **{f"reward/{name}": mean for name, mean in self.rewards.items()}}
 
     @property
@@ -88,6 +90,7 @@ def report_rollouts(
     by_term: Mapping[str, Tensor],
     shaped_scores_N: Tensor,
     sampler_logprobs_NR: Tensor,
+    turns: Sequence[int] | None = None,
 ) -> RolloutReport:
     """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward's terms gave them."""
     mask = response_mask_NR
@@ -109,6 +112,7 @@ def report_rollouts(
         sampler_gap=float(gaps.mean()),
         sampler_gap_max=float(gaps.max()),
         rewards={name: float(values_N.double().mean()) for name, values_N in by_term.items()},
+        turns_mean=None if turns is None else sum(turns) / len(turns),
     )
 
 

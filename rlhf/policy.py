@@ -161,6 +161,9 @@ class Policy(Protocol[S]):
     def scores(self, rollouts: Any, scored: ScoredRollouts) -> Tensor:
         """Scores [N] as the policy learns them."""
 
+    def earlier_rewards(self, rollouts: Any) -> Tensor | None:
+        """[N, A]: the part of the scores that was given at actions before the last; None: there is none."""
+
     def report(self, rollouts: Any, scored: ScoredRollouts, scores_N: Tensor) -> Report:
         """The iteration's rollouts in numbers."""
 

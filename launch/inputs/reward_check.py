@@ -1,9 +1,10 @@
-"""Terms of rewards that need something of this installation: what of it is not here."""
+"""Terms of rewards, and environments, that need something of this installation: what of it is not here."""
 
 from collections.abc import Iterator
 
 from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
+from rlhf.environments.open import environment_finding
 from rlhf.rewards.terms import term_finding
 
 
@@ -13,3 +14,7 @@ def check_rewards(loaded: LoadedRecipe) -> Iterator[Problem]:
         for name, term in stage.terms.items():
             if (finding := term_finding(term, loaded.base_dir)) is not None:
                 yield loaded.problem_from(finding, f"stages.{stage_name}.rewards.{name}", "")
+    for stage_name, stage in loaded.stages_with("environment"):
+        environment = stage.converses_with
+        if environment is not None and (finding := environment_finding(environment, loaded.base_dir)) is not None:
+            yield loaded.problem_from(finding, f"stages.{stage_name}.environment", "")

@@ -10,6 +10,7 @@ from recipes.rules.chain import origin
 from recipes.rules.models import ModelFacts, model_facts, reference_facts
 from recipes.stages.base import TextStage
 from recipes.stages.batch import micro_batches
+from recipes.stages.environments import AnyEnvironment
 from recipes.stages.kinds import Stage
 from recipes.stages.rollout import Sampling
 
@@ -85,6 +86,8 @@ def _check_lengths(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterato
         field_path, sampling = stage.sampled
         scorer = _shortest_scorer(loaded, writers, [item.text for item in stage.scorers()])
         yield from _check_sampling(loaded, f"stages.{name}.{field_path}", sampling, facts, scorer)
+    if stage.converses_with is not None and stage.sampled is not None:
+        yield from _check_conversation(loaded, name, stage.converses_with, stage.sampled[1], facts)
 
 
 def _shortest_scorer(loaded: LoadedRecipe, writers: list[str], scorers: list[str]) -> ModelFacts:
@@ -107,6 +110,20 @@ def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFac
     if facts.positions is not None and length > facts.positions:
         message = f"longer than the model: {facts.positions_at} is {facts.positions}"
         yield loaded.problem(Code.SEQUENCE_TOO_LONG, place, length, message, f"at most {facts.positions}")
+
+
+def _check_conversation(
+    loaded: LoadedRecipe, name: str, environment: AnyEnvironment, sampling: Sampling, facts: ModelFacts
+) -> Iterator[Problem]:
+    """Prompt, all turns and all that is told between them must fit the model."""
+    whole = sampling.max_prompt_tokens + environment.longest(sampling.max_new_tokens)
+    if facts.positions is not None and whole > facts.positions:
+        message = (
+            f"max_prompt_tokens + turns x max_new_tokens + (turns - 1) x max_observation_tokens ({whole}) is longer "
+            f"than the model: {facts.positions_at} is {facts.positions}"
+        )
+        place = f"stages.{name}.environment.turns"
+        yield loaded.problem(Code.SEQUENCE_TOO_LONG, place, environment.turns, message, "fewer turns, or shorter ones")
 
 
 def _check_sampling(

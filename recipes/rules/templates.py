@@ -16,6 +16,7 @@ def check_templates(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in loaded.recipe.stages.items():
         if isinstance(stage, TextStage) and stage.reads_chats:
             yield from _check_own(loaded, name, stage)
+            yield from _check_environment(loaded, name, stage)
             yield from _check_inputs(loaded, name, stage)
 
 
@@ -42,6 +43,16 @@ def _check_own(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Pr
         finding = template_rule(stage.own_template, facts.tokenizer.has_chat_template)
         if finding is not None:
             yield loaded.problem_from(finding, place, stage.own_template)
+
+
+def _check_environment(loaded: LoadedRecipe, name: str, stage: StageBase) -> Iterator[Problem]:
+    """A chat template by which no conversation with the stage's environment can be continued."""
+    environment, tokenizer = stage.converses_with, model_facts(loaded, stage).tokenizer
+    if environment is None or tokenizer is None or stage_template(loaded, stage) == "none":
+        return
+    if problem := tokenizer.conversation_problem(environment.role):
+        place, advice = f"stages.{name}.environment.role", "role: user, or a model with another template"
+        yield loaded.problem(Code.INVALID_CHAT_TEMPLATE, place, environment.role, problem, advice)
 
 
 def _check_inputs(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:

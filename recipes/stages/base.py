@@ -31,6 +31,7 @@ from recipes.stages.answers import (
     held_out_use,
 )
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, Batch
+from recipes.stages.environments import AnyEnvironment
 from recipes.stages.lora import Lora
 from recipes.stages.rewards.term import Term
 from recipes.stages.rollout import Sampling
@@ -115,6 +116,11 @@ class StageBase(Strict):
     def keeps_samples(self) -> bool:
         """Whether the store keeps what it samples of a language model, so that this can be recomputed."""
         return False
+
+    @property
+    def converses_with(self) -> AnyEnvironment | None:
+        """What answers the turns of its answers; None: these are single turns."""
+        return None
 
     @property
     def terms(self) -> Mapping[str, Term]:

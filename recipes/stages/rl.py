@@ -34,6 +34,7 @@ from recipes.stages.answers import (
 from recipes.stages.base import ImageStage, StageBase, TextStage
 from recipes.stages.batch import Batch
 from recipes.stages.ddpo import ActorFacts, ClassReward, ImageReward, ImageRollout, unknown_class
+from recipes.stages.environments import TERM, AnyEnvironment, Environment
 from recipes.stages.lora import Lora
 from recipes.stages.rewards.outside import ModelTerm
 from recipes.stages.rewards.term import Term
@@ -110,6 +111,11 @@ class RlText(RlStage, TextStage):
         None,
         description="Text whose language-model loss is mixed into the updates with algorithm.text_coef; null for none.",
     )
+    environment: Environment | None = added_meaning(
+        None,
+        description="What answers the policy's turns, so that a response is a conversation: a tool, or one of yours; "
+        "null: a response is one turn.",
+    )
     rollout: Rollout = meaning(default_factory=Rollout, description="How experience is drawn.")
     algorithm: TextAlgorithm = meaning(description="How the policy learns, and the settings of that.")
     shard: Shard = meaning(default_factory=Shard, description="Engine, ZeRO stage, precision.")
@@ -135,7 +141,8 @@ class RlText(RlStage, TextStage):
 
     def sources(self) -> list[SourceUse]:
         text = [] if self.text is None else [SourceUse("text", self.text, "text")]
-        prompts = SourceUse("prompts", self.prompts, "prompts", carried=carried_columns(self.rewards))
+        columns = (*carried_columns(self.rewards), *(() if self.environment is None else self.environment.carried))
+        prompts = SourceUse("prompts", self.prompts, "prompts", carried=tuple(dict.fromkeys(columns)))
         return [prompts, *text]
 
     def text_start(self) -> str:
@@ -154,7 +161,13 @@ class RlText(RlStage, TextStage):
 
     @property
     def nominal_length(self) -> int:
-        return self.rollout.max_new_tokens
+        return self.rollout.max_new_tokens * (1 if self.environment is None else self.environment.turns)
+
+    @property
+    def response_tokens(self) -> int:
+        """Most tokens after a prompt: the policy's turns, and what it is told between them."""
+        most = self.rollout.max_new_tokens
+        return most if self.environment is None else self.environment.longest(most)
 
     def refuse_model(self, family: TextFamily | None) -> Finding | None:
         return needs_decoder(self.kind, family)
@@ -173,6 +186,15 @@ class RlText(RlStage, TextStage):
         if critic is not None and critic.start == "reward" and self.judge is None:
             message = "the reward has no reward model for the critic to start from"
             yield at("algorithm.critic.start", "reward", Code.UNMET_REQUIREMENT, message, "remove the key, or: actor")
+        if self.environment is not None:
+            if TERM in self.rewards:
+                message = "the environment's own rewards have this name"
+                yield at(f"rewards.{TERM}", "", Code.CONFLICTING_KEYS, message, "another name")
+            if self.judge is not None:
+                name, term = self.judge
+                message = "a reward model has learnt from single answers, and reads no conversation with an environment"
+                advice = "rules, which read the last turn"
+                yield at(f"rewards.{name}.model", term.model, Code.NOT_APPLICABLE, message, advice)
         if self.algorithm.compares_responses and (samples := self.rollout.samples_per_prompt) < 2:
             message = "the algorithm compares responses to one prompt; a lone one has nothing to be compared with"
             yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, "at least 2, for example 8")
@@ -209,6 +231,10 @@ class RlText(RlStage, TextStage):
             yield SharedTokens(f"rewards.{name}.model", term.model, "actor", self.actor, advice)
 
     @property
+    def converses_with(self) -> AnyEnvironment | None:
+        return self.environment
+
+    @property
     def sampled(self) -> tuple[str, Sampling]:
         return "rollout", self.rollout
 
@@ -220,6 +246,7 @@ class RlText(RlStage, TextStage):
         return self.changed(
             prompts=self.prompts.limited(ROWS),
             text=None if self.text is None else self.text.limited(ROWS),
+            environment=None if self.environment is None else self.environment.changed(turns=2),
             rollout=self.rollout.shrunk(),
             algorithm=self.algorithm.shrunk(),
             probe="off" if self.probe == "off" else "warn",  # models that have learnt nothing judge nothing
@@ -244,13 +271,13 @@ class RlText(RlStage, TextStage):
         return Held(trainable, counts.full + judge, stored, keeps_best)
 
     def forward(self) -> Forward:
-        length = self.rollout.max_prompt_tokens + self.rollout.max_new_tokens
+        length = self.rollout.max_prompt_tokens + self.response_tokens
         copies = 1 if self.algorithm.value_model is None else 2
         return Forward(length, copies=copies, logits="all", has_cache=True)
 
     def passes(self, steps: int) -> list[Pass]:
         """Every iteration writes, has all models judge and learns; after the last update there is one more rollout."""
-        settings, new = self.algorithm, self.rollout.max_new_tokens
+        settings, new = self.algorithm, self.nominal_length
         length, samples = self.forward().length, self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
         rollouts = steps / settings.steps_per_iteration + 1
         critics = 0 if settings.value_model is None else 1

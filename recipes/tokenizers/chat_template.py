@@ -86,6 +86,20 @@ def render(
         raise RequestError(f"chat template: {error or type(error).__name__}") from None
 
 
+def after_answer(template: str, role: str, text: str, tokens: Mapping[str, str]) -> str:
+    """What a template writes after the words of an answer: its end, a turn of a role, the beginning of the next answer.
+
+    Raises RequestError for a template that does not take such a turn, or that writes earlier turns otherwise then.
+    """
+    turns = [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": _ANSWER}]
+    before = render(template, turns, tokens)
+    after = render(template, [*turns, {"role": role, "content": text}], tokens, add_generation_prompt=True)
+    opening = before[: before.rindex(_ANSWER) + len(_ANSWER)] if _ANSWER in before else None
+    if opening is None or not after.startswith(opening):
+        raise RequestError("chat template: it writes an answer otherwise once another turn follows it")
+    return after[len(opening) :]
+
+
 def _for_template(template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return messages without weights, with the arguments of tool calls as the template takes them."""
     found = [{key: value for key, value in message.items() if key != "weight"} for message in messages]

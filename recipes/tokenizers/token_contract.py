@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.errors import Finding
+from recipes.errors import Finding, RequestError
 from recipes.problem_codes import Code
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "\u0100", "<0x00>")
@@ -52,9 +52,24 @@ class TokenizerFacts:
             return None
         from recipes.tokenizers.chat_template import end_of_turn
 
-        tokens = {"eos_token": self.eos_token, "pad_token": self.pad_token, "bos_token": self.bos_token}
         known = self.special_tokens | ({self.eos_token} if self.eos_token else set())
-        return end_of_turn(self.chat_template, {key: token or "" for key, token in tokens.items()}, known)
+        return end_of_turn(self.chat_template, self._template_tokens, known)
+
+    @property
+    def _template_tokens(self) -> dict[str, str]:
+        tokens = {"eos_token": self.eos_token, "pad_token": self.pad_token, "bos_token": self.bos_token}
+        return {key: token or "" for key, token in tokens.items()}
+
+    def conversation_problem(self, role: str) -> str:
+        """Why the chat template continues no conversation by a turn of a role; empty: it does, or there is none."""
+        from recipes.tokenizers.chat_template import after_answer
+
+        try:
+            if self.chat_template is not None:
+                after_answer(self.chat_template, role, "4", self._template_tokens)
+        except RequestError as error:
+            return str(error)
+        return ""
 
     def has_token(self, token: str) -> bool:
         """Whether the text is one token for certain."""

@@ -5,7 +5,7 @@ True where the policy acted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,11 +31,16 @@ class Rewarded:
     """Number of each sample's prompt: samples of one prompt are compared with each other."""
     ended_N: Tensor
     """True where a sample came to its own end."""
+    earlier_NA: Tensor | None = None
+    """The part of the scores that was given at actions before the last, at these actions; None: there is none."""
 
     @property
     def rewards_NA(self) -> Tensor:
-        """Of each action: its penalty, and at the last one the score too."""
-        return token_rewards(self.kl_NA, self.scores_N, self.action_mask_NA, self.kl_coef)
+        """Of each action: its penalty, what was given there, and at the last one the rest of the score."""
+        if self.earlier_NA is None:
+            return token_rewards(self.kl_NA, self.scores_N, self.action_mask_NA, self.kl_coef)
+        rest_N = self.scores_N - self.earlier_NA.sum(dim=1)
+        return token_rewards(self.kl_NA, rest_N, self.action_mask_NA, self.kl_coef) + self.earlier_NA
 
     @property
     def totals_N(self) -> Tensor:
@@ -99,10 +104,11 @@ class WhitenedReturns:
 
     def __call__(self, rewarded: Rewarded) -> Credit:
         """GAE without values and with lambda 1."""
-        mask_NA, scores_N = rewarded.action_mask_NA, rewarded.scores_N
+        mask_NA = rewarded.action_mask_NA
         if self.by_group:
-            scores_N = group_relative(scores_N, rewarded.groups_N, "none")
-        rewards_NA = token_rewards(rewarded.kl_NA, scores_N, mask_NA, rewarded.kl_coef)
+            compared_N = group_relative(rewarded.scores_N, rewarded.groups_N, "none")
+            rewarded = replace(rewarded, scores_N=compared_N)
+        rewards_NA = rewarded.rewards_NA
         returns_NA, _ = estimate_advantages(rewards_NA, torch.zeros_like(rewards_NA), mask_NA, self.gamma, 1.0)
         return Credit(whiten(returns_NA, mask_NA), None, float(masked_deviation(returns_NA, mask_NA)))
 

@@ -120,6 +120,9 @@ class ImagePolicy:
         assert rollouts.scores_B is not None
         return rollouts.scores_B
 
+    def earlier_rewards(self, rollouts: ImageRollouts) -> None:
+        """None: whole images are rewarded."""
+
     def report(self, rollouts: ImageRollouts, scored: ScoredRollouts, scores_N: Tensor) -> ImageRolloutReport:
         """The iteration in numbers."""
         return report_images(

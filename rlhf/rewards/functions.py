@@ -1,4 +1,4 @@
-"""Reward functions of other people: a module of the recipe's folder or of the installation, or an entry point."""
+"""Functions of other people: from a module of the recipe's folder or of the installation, or an entry point."""
 
 import ast
 import importlib
@@ -23,10 +23,7 @@ Function = Callable[[list[str], list[dict[str, Any]]], Any]
 def function_finding(term: PythonTerm | EntryPointTerm, base_dir: Path) -> Finding | None:
     """Why a term's function cannot be called here; None: it can. A module of the recipe's folder is read, not run."""
     if isinstance(term, PythonTerm):
-        module, _, name = term.python.partition(":")
-        file = _own_file(module, base_dir)
-        if file is not None:
-            return _defines(file, name)
+        return module_finding(term.python, base_dir)
     try:
         load_function(term, base_dir)
     except FunctionError as error:
@@ -37,8 +34,26 @@ def function_finding(term: PythonTerm | EntryPointTerm, base_dir: Path) -> Findi
 def load_function(term: PythonTerm | EntryPointTerm, base_dir: Path) -> Function:
     """The function of a term; raises RequestError that says why there is none."""
     if isinstance(term, EntryPointTerm):
-        return _entry_point(term.entry_point)
-    module_name, _, name = term.python.partition(":")
+        return entry_point_function(term.entry_point, GROUP)
+    return module_function(term.python, base_dir)
+
+
+def module_finding(place: str, base_dir: Path) -> Finding | None:
+    """Why `module:function` cannot be called here; None: it can. A module of the recipe's folder is read, not run."""
+    module, _, name = place.partition(":")
+    file = _own_file(module, base_dir)
+    if file is not None:
+        return _defines(file, name)
+    try:
+        module_function(place, base_dir)
+    except FunctionError as error:
+        return error.finding
+    return None
+
+
+def module_function(place: str, base_dir: Path) -> Callable[..., Any]:
+    """What `module:function` means; raises RequestError that says why there is none."""
+    module_name, _, name = place.partition(":")
     file = _own_file(module_name, base_dir)
     with _importing(f"module {module_name}", base_dir):
         module = importlib.import_module(module_name) if file is None else _run_file(file)
@@ -78,22 +93,23 @@ def _run_file(file: Path) -> Any:
     return module
 
 
-def _entry_point(name: str) -> Function:
-    there = {point.name: point for point in entry_points(group=GROUP)}
+def entry_point_function(name: str, group: str) -> Callable[..., Any]:
+    """What an installed package has under a name in a group; raises RequestError that says why there is none."""
+    there = {point.name: point for point in entry_points(group=group)}
     if name not in there:
         guess = nearest(name, list(there))
         known = f"did you mean {guess}?" if guess else "installed: " + (", ".join(sorted(there)) or "none")
-        message = f"no installed package has the entry point {name!r} in the group {GROUP}"
+        message = f"no installed package has the entry point {name!r} in the group {group}"
         raise FunctionError(Finding(Code.MISSING_REWARD_FUNCTION, message, known))
     with _importing(f"entry point {name} ({there[name].value})"):
         return _callable(there[name].load(), f"entry point {name}")
 
 
-def _callable(found: Any, what: str) -> Function:
+def _callable(found: Any, what: str) -> Callable[..., Any]:
     if not callable(found):
         message = f"there is no {what}" if found is None else f"{what} is {type(found).__name__}, not a function"
         raise FunctionError(Finding(Code.MISSING_REWARD_FUNCTION, message))
-    function: Function = found
+    function: Callable[..., Any] = found
     return function
 
 

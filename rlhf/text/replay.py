@@ -105,7 +105,10 @@ def _rewards_again(
     kept: RolloutsManifest,
     samples: Sequence[Sample],
 ) -> dict[str, Compared]:
-    """Every term's values, a reward model's in the micro-batches that it was asked in."""
+    """Every term's values, a reward model's in the micro-batches that it was asked in.
+
+    What an environment gave belongs to the draws: it is compared there, turn by turn.
+    """
     reward, spec = models.reward, models.spec
     read = reward.read_texts([sample.text for sample in samples], [sample.row for sample in samples])
     scores: list[torch.Tensor] = []
@@ -114,10 +117,11 @@ def _rewards_again(
         scores_N = torch.zeros(len(samples), device=engine.device)
         dealt = dealt_rows(models.context.seed, kept.iteration, 0, len(samples), spec.algorithm.mini_batches)
         for rows in (share for own in policies for part in dealt for share in own.shares(batch, part)):
-            found = engine.module(batch.rows(rows), ("reward",), False, spec.rollout.max_new_tokens)
+            found = engine.module(batch.rows(rows), ("reward",), False, policies[0].most_actions)
             scores_N[torch.as_tensor(rows)] = found["scores_B"]
         scores.append(scores_N)
-    again = {name: values_N.tolist() for name, values_N in reward.by_term(read, *scores, device=engine.device).items()}
+    judged = replace(reward, weights={name: reward.weights[name] for name in spec.rewards})
+    again = {name: values_N.tolist() for name, values_N in judged.by_term(read, *scores, device=engine.device).items()}
     return {
         name: _compared([(sample.rewards[name], value) for sample, value in zip(samples, values, strict=True)])
         for name, values in again.items()

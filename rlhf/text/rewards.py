@@ -30,7 +30,10 @@ class JudgeTerm:
 
 @dataclass(frozen=True)
 class TextReward:
-    """All terms of a stage: reward models, of which a policy learns from one at most, and terms that read texts."""
+    """All terms of a stage: reward models, of which a policy learns from one at most, and terms that read texts.
+
+    What an environment gives has a weight here, and comes with the samples.
+    """
 
     weights: Mapping[str, float]
     """By the terms' names, in the recipe's order."""

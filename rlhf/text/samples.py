@@ -46,9 +46,11 @@ class Sample:
     version: WeightsVersion
     """Of the policy that drew it."""
     text: str
-    """What the terms of the reward that read texts read."""
+    """What the terms of the reward that read texts read: the response, or a conversation's last turn."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """What each term of the reward gave, by its name."""
+    turn_rewards: tuple[tuple[int, float], ...] = ()
+    """Of a conversation with an environment: the actions up to each turn's end, and the turn's reward."""
 
     @property
     def action_ids(self) -> list[int]:
@@ -91,6 +93,28 @@ def samples_of(
             )
         )
     return samples
+
+
+def prompts_of(prompts: PromptBatch, keys: Sequence[SampleKey], prompt_ids: Sequence[str]) -> list[Sample]:
+    """Samples that hold their prompts, and nothing drawn yet."""
+    nothing = np.empty(0, dtype=np.float32)
+    rows = zip(prompts.input_ids_BP.cpu().numpy(), prompts.attention_mask_BP.cpu().numpy(), strict=True)
+    asked = [ids[real].astype(np.int32) for ids, real in rows]
+    return [
+        Sample(
+            prompt_id, row, occurrence, ids, np.zeros(len(ids), np.bool_), nothing, "length", WeightsVersion(-1, -1), ""
+        )
+        for ids, (row, occurrence), prompt_id in zip(asked, keys, prompt_ids, strict=True)
+    ]
+
+
+def earlier_rewards(samples: Sequence[Sample]) -> Tensor:
+    """[B, A]: what turns before the last were rewarded with, at each turn's last action; 0 elsewhere."""
+    table = torch.zeros(len(samples), max(len(sample.logprobs) for sample in samples))
+    for row, sample in enumerate(samples):
+        for count, reward in sample.turn_rewards[:-1]:
+            table[row, count - 1] = reward
+    return table
 
 
 def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Responses:
@@ -146,8 +170,7 @@ def unpack(data: bytes) -> list[Sample]:
         actions = arrays["actions"][tokens]
         chosen = slice(action, action := action + int(actions.sum()))
         version = WeightsVersion(**fields.pop("version"))
-        logprobs = arrays["logprobs"][chosen]
-        samples.append(
-            Sample(tokens=arrays["tokens"][tokens], actions=actions, logprobs=logprobs, version=version, **fields)
-        )
+        found = {"tokens": arrays["tokens"][tokens], "actions": actions, "logprobs": arrays["logprobs"][chosen]}
+        turns = tuple((count, reward) for count, reward in fields.pop("turn_rewards"))
+        samples.append(Sample(**found, version=version, turn_rewards=turns, **fields))
     return samples

@@ -4,28 +4,40 @@ Shapes: B samples, N samples of all ranks, R response tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from recipes.stages.environments import TERM
 from recipes.stages.rollout import Rollout
 from recipes.stages.updates import TokenUpdates
 from rlhf.algorithms.scoring import shaped_scores
 from rlhf.experience import RlBatch
 from rlhf.monitors import RolloutReport, report_rollouts
 from rlhf.policy import Learner, ScoredRollouts, TextShare
+from rlhf.text.episodes import Episodes
 from rlhf.text.policy import Role
 from rlhf.text.responses import Responses, draw_keys, repeated_prompts
 from rlhf.text.rewards import TextReward
-from rlhf.text.samples import Sample, collate, gather_samples, sampler_logprobs, samples_of
+from rlhf.text.samples import (
+    Sample,
+    collate,
+    earlier_rewards,
+    gather_samples,
+    prompts_of,
+    sampler_logprobs,
+    samples_of,
+)
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
 from trainers.data.order import deal_by_length
 from trainers.inference.generation import SamplingSettings
-from trainers.inference.rollouts import RolloutEngine, WeightsVersion
+from trainers.inference.rollouts import RolloutEngine, Sampled, SampleKey, WeightsVersion
 from trainers.objectives.language_model import LanguageModelObjective
-from trainers.runtime.observer import Watch
+from trainers.runtime.distributed import gather_json
+from trainers.runtime.observer import Interrupted, Watch, raise_if_stopping
 
 Show = Callable[[int, Sequence[Sample], Sequence[float]], None]
 """Hears of an iteration, its samples with what every term of the reward gave, and the weighted sums of that."""
@@ -75,6 +87,14 @@ class TextPolicy:
     sampling: SamplingSettings
     reward: TextReward
     listeners: Sequence[Show] = ()
+    episodes: Episodes | None = None
+    """Where responses are conversations with an environment."""
+
+    @property
+    def most_actions(self) -> int:
+        """Of a sample: bounds what models are asked about at once."""
+        turns = 1 if self.episodes is None else self.episodes.spec.turns
+        return turns * self.sampling.max_new_tokens
 
     @property
     def num_samples(self) -> int:
@@ -93,10 +113,27 @@ class TextPolicy:
         own = range(plan.rank * plan.micro_batch, (plan.rank + 1) * plan.micro_batch)
         keys = draw_keys(plan.sample_ids(iteration), own, samples)
         prompts = repeated_prompts(batch.to(self.learner.engine.device), samples)
-        drawn = self.rollouts.generate(prompts, keys, self.sampling, watch)
-        records = samples_of(prompts, keys, drawn, [self._prompt_id(row) for row, _ in keys], self.reward.decode)
+        ids = [self._prompt_id(key[0]) for key in keys]
+
+        def watch_turn(share: float) -> None:
+            with nullcontext() if self.episodes is None else suppress(Interrupted):  # then all ranks stop after a turn
+                watch(share)
+
+        def generate(asked: PromptBatch, asked_keys: Sequence[SampleKey]) -> Sampled:
+            return self.rollouts.generate(asked.to(prompts.input_ids_BP.device), asked_keys, self.sampling, watch_turn)
+
+        if self.episodes is None:
+            records = samples_of(prompts, keys, generate(prompts, keys), ids, self.reward.decode)
+        else:
+            records = self.episodes.play(prompts_of(prompts, keys, ids), generate, self._goes_on)
         read = self.reward.read_texts([sample.text for sample in records], [sample.row for sample in records])
-        return self.collated([replace(sample, rewards=by) for sample, by in zip(records, read, strict=True)])
+        pairs = zip(records, read, strict=True)
+        return self.collated([replace(sample, rewards={**sample.rewards, **by}) for sample, by in pairs])
+
+    def _goes_on(self, live: int) -> bool:
+        """Whether a conversation of any rank is not over; raises Interrupted on every rank. Collective."""
+        raise_if_stopping(self.learner.observer)
+        return any(gather_json(live))
 
     def _prompt_id(self, row: int) -> str:
         records = self.reward.records
@@ -120,20 +157,27 @@ class TextPolicy:
         critic: tuple[Role, ...] = () if self.settings.value_model is None else ("critic",)
         judge: tuple[Role, ...] = ("reward",) if self.reward.judges else ()
         roles: tuple[Role, ...] = ("actor", "reference", *critic, *judge)
-        found: Mapping[str, Tensor] = module(samples, roles, True, self.rollout.max_new_tokens)
+        found: Mapping[str, Tensor] = module(samples, roles, True, self.most_actions)
         return found
 
     def learn(self, module: nn.Module, batch: RlBatch[Responses]) -> Mapping[str, Tensor]:
         """The actor's and the critic's opinion, and the actor's loss on text that is mixed in."""
         roles: tuple[Role, ...] = ("actor",) if batch.returns_BA is None else ("actor", "critic")
         text, with_entropy = None if batch.text is None else batch.text.batch, self.settings.entropy_coef > 0
-        found: Mapping[str, Tensor] = module(batch.samples, roles, with_entropy, self.rollout.max_new_tokens, text)
+        found: Mapping[str, Tensor] = module(batch.samples, roles, with_entropy, self.most_actions, text)
         return found
 
     def scores(self, rollouts: TextRollouts, scored: ScoredRollouts) -> Tensor:
         """The weighted sum of the reward's terms, less the penalty for a missing end token."""
         scores_N = self.reward.score(self._by_term(rollouts, scored))
         return shaped_scores(scores_N, rollouts.samples.ended_B, self.settings.missing_eos_penalty)
+
+    def earlier_rewards(self, rollouts: TextRollouts) -> Tensor | None:
+        """What an environment gave for turns before the last, by its weight; None where there is none."""
+        if self.episodes is None:
+            return None
+        weight, device = self.reward.weights[TERM], self.learner.engine.device
+        return weight * earlier_rewards(rollouts.records).to(device)
 
     def report(self, rollouts: TextRollouts, scored: ScoredRollouts, scores_N: Tensor) -> RolloutReport:
         """The iteration in numbers."""
@@ -150,6 +194,7 @@ class TextPolicy:
             by_term=by_term,
             shaped_scores_N=scores_N,
             sampler_logprobs_NR=sampler_logprobs(rollouts.records, scores_N.device),
+            turns=None if self.episodes is None else [len(sample.turn_rewards) for sample in rollouts.records],
         )
 
     def show(self, iteration: int, rollouts: TextRollouts, scored: ScoredRollouts) -> None:

@@ -1,19 +1,22 @@
 """A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipes.artifact_kinds import ArtifactKind
+from recipes.stages.environments import TERM
 from recipes.stages.rl import RlText
 from rlhf.algorithms.scoring import ScoreStatistics
+from rlhf.environments.open import open_environment
 from rlhf.iterations import RlOutcome, kept_iterations
 from rlhf.policy import Learner
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors
 from rlhf.text.critic import Critic
+from rlhf.text.episodes import Episodes, Observer
 from rlhf.text.policy import PolicyModels
 from rlhf.text.probe import Probe, Table, require_truth
 from rlhf.text.reward_inputs import Reading, reading_of
@@ -88,8 +91,9 @@ class TextRl:
             place = f"rewards.{name}.model"
             source, reading = reward_source(context, place), reading_by(context, place, data.prompts, data.tokenization)
             judges.append(JudgeTerm(name, source.statistics, term.clip))
+        own = {} if spec.environment is None else {TERM: spec.environment.weight}
         reward = TextReward(
-            weights={name: term.weight for name, term in spec.rewards.items()},
+            weights={name: term.weight for name, term in spec.rewards.items()} | own,
             judges=judges,
             terms=open_text_terms(spec.rewards, context.base_dir, data.prompts.records),
             records=data.prompts.records,
@@ -112,7 +116,8 @@ class TextRl:
         if spec.probe == "off":
             return {}
         longest = spec.rollout.max_new_tokens
-        table = Probe(reward, spec.rewards, shared.models, data.tokenization, longest, context.seed).table()
+        texts_alone = replace(reward, weights={name: reward.weights[name] for name in spec.rewards})
+        table = Probe(texts_alone, spec.rewards, shared.models, data.tokenization, longest, context.seed).table()
         if (finding := require_truth(table, spec.probe)) is not None:
             context.observer.notify(f"warning: {finding}")
         return table
@@ -167,7 +172,17 @@ class TextModels:
             sampling_settings(data.tokenization, rollout.max_new_tokens, rollout.temperature, rollout.stop_tokens),
             self.reward,
             self._listeners(learner) if ranks.rank == 0 else (),
+            self._episodes(),
         )
+
+    def _episodes(self) -> Episodes | None:
+        """Conversations with the stage's environment, where it has one."""
+        environment, data = self.spec.environment, self.data
+        if environment is None:
+            return None
+        observer = Observer(data.tokenization, environment.role, environment.max_observation_tokens)
+        make = open_environment(environment, self.context.base_dir)
+        return Episodes(environment, make, observer, data.prompts.records)
 
     def _listeners(self, learner: Learner) -> list[Show]:
         """What hears of an iteration's samples on rank 0: the run's report, and the store where they are kept."""

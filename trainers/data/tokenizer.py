@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from recipes.data.text import ExistingTokenizer, TrainTokenizer
 from recipes.errors import RequestError
-from recipes.tokenizers.chat_template import Message, render
+from recipes.tokenizers.chat_template import Message, after_answer, render
 from recipes.tokenizers.sentinels import SENTINEL, count_sentinels
 from recipes.tokenizers.token_contract import (
     CONFIG_FILES,
@@ -203,6 +203,10 @@ class Tokenization:
         """Render messages by the chat template; raises RequestError when there is none."""
         tokens = self._template_tokens()
         return render(self._template(), messages, tokens, tools, add_generation_prompt=add_generation_prompt)
+
+    def after_answer(self, role: str, text: str) -> str:
+        """What the chat template writes between an answer and the next one, where a turn of a role says a text."""
+        return after_answer(self._template(), role, text, self._template_tokens())
 
     def response_spans(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the character spans of the assistant's turns."""

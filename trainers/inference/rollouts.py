@@ -22,10 +22,10 @@ from trainers.runtime.observer import Watch, partly
 GENERATION_BATCH = 256
 """Responses that one rank writes side by side."""
 
-SampleKey = tuple[int, int]
-"""Sample id of a prompt, and which of the iteration's draws for that prompt."""
-StopReason = Literal["stop", "length"]
-"""stop: an end token or another stop token; length: `max_new_tokens`."""
+SampleKey = tuple[int, ...]
+"""Sample id of a prompt, which of the iteration's draws for it, and past a conversation's first turn the turn."""
+StopReason = Literal["stop", "length", "turns"]
+"""stop: an end token or another stop token; length: `max_new_tokens`; turns: the most that a conversation may have."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class RolloutEngine(Protocol):
         self, prompts: PromptBatch, keys: Sequence[SampleKey], sampling: SamplingSettings, watch: Watch
     ) -> Sampled:
         """Answer this rank's left-padded prompts, a response for each; `watch` may end it. Collective at its ends.
+
+        A turn of conversations may find none of them left on this rank.
 
         Equal keys give equal responses of the same weights where the engine can promise that.
         """
@@ -123,10 +125,10 @@ def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def response_uniforms(seed: int, stream: str, round_: int, keys: Sequence[SampleKey], width: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of each response, keyed by (seed, stream, round, sample id, draw) alone."""
+    """Uniform numbers in [0, 1) of each response, keyed by (seed, stream, round, key) alone."""
     rows = []
-    for sample, draw in keys:
-        text = f"{seed}\n{stream}\n{round_}\n{sample}\n{draw}"
+    for key_of_sample in keys:
+        text = "\n".join(map(str, (seed, stream, round_, *key_of_sample)))
         key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(width))
     return np.stack(rows) if rows else np.empty((0, width))
@@ -142,6 +144,9 @@ def generate_in_parts(
 ) -> Generation:
     """Sample a response to every prompt, `batch_size` at a time; the module holds all its parameters."""
     parts, count = [], len(uniforms_BR)
+    if not count:
+        nothing = torch.zeros(0, settings.max_new_tokens, dtype=torch.int64, device=prompts.input_ids_BP.device)
+        return Generation(nothing, nothing.bool(), nothing.bool().any(dim=1), nothing.float())
     for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
         ids, mask = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]

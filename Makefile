@@ -2,15 +2,19 @@
 # make test   set up, then lint, type-check and test
 # make models set up, then download and convert the real models that some tests and recipes use
 # make setup  the virtual environment in .venv alone
+# make setup-vllm  vLLM's environment in .venv-vllm, for rollout.engine: {name: vllm} without a GPU
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM := .venv-vllm
+#: torch's builds without CUDA lie in an index of their own.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
 #: Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
 ALONE := tests/e2e tests/faults/run tests/gpu tests/integration/cluster
 
-.PHONY: demo models test test-long lint setup clean
+.PHONY: demo models test test-long lint setup setup-vllm clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +32,16 @@ $(READY): pyproject.toml constraints.txt
 	echo "setup: deepspeed"; $$pip setuptools wheel numpy; $$pip --no-build-isolation deepspeed; \
 	echo "setup: the rest"; $$pip --no-build-isolation -e '.[dev]'; \
 	touch $(READY); echo "setup: ready in $$(( $$(date +%s) - start )) s (.venv)"
+
+setup-vllm: $(VLLM)/.ready
+
+$(VLLM)/.ready: constraints-vllm.txt
+	@start=$$(date +%s); set -e; \
+	$(PYTHON) -m venv $(VLLM); \
+	pip="$(VLLM)/bin/pip --disable-pip-version-check install --quiet --no-deps"; \
+	echo "setup: torch"; $$pip --extra-index-url $(TORCH_INDEX) $$(grep ^torch== constraints-vllm.txt); \
+	echo "setup: vllm"; $$pip -r constraints-vllm.txt; \
+	touch $@; echo "setup: ready in $$(( $$(date +%s) - start )) s ($(VLLM))"
 
 demo: setup
 	$(BIN)/trainwright run recipes/quickstart.yaml
@@ -51,4 +65,4 @@ test-long: setup
 	$(BIN)/python -m pytest -q -m long tests
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv $(VLLM) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -27,6 +27,7 @@ from cluster.session import Session, count_cpus, count_gpus, start
 from cluster.topology import Node
 from cluster.worker import interface_of
 from recipes.errors import CapacityError
+from recipes.stages.rollout_engines import vllm_version
 
 PACKAGES = ("trainwright", "ray", "torch", "deepspeed", "transformers", "peft")
 CLOCK_TOLERANCE_S = 1.0
@@ -57,7 +58,11 @@ class Probe:
             with contextlib.suppress(OSError):
                 seen = (Path(shared_folder) / f".doctor-{token}").read_text()
         return {
-            "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: _version(name) for name in PACKAGES},
+                "vllm": vllm_version() or "absent",
+            },
             "clock": time.time(),
             "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
             "temporary_bytes": shutil.disk_usage("/tmp").free,

@@ -20,6 +20,7 @@ from recipes.stages.environments import Environment
 from recipes.stages.kinds import Stage
 from recipes.stages.preference_losses import PreferenceLoss
 from recipes.stages.rewards.union import RewardTerm
+from recipes.stages.rollout_engines import RolloutEngine
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -69,8 +70,8 @@ _SECTIONS = (
     (
         "Reinforcement learning",
         (
-            *("Rollout", *_members(TextAlgorithm), "Critic", "ImageRollout", *_members(ImageAlgorithm)),
-            *("FixedKl", "AdaptiveKl"),
+            *("Rollout", *_members(RolloutEngine), *_members(TextAlgorithm), "Critic"),
+            *("ImageRollout", *_members(ImageAlgorithm), "FixedKl", "AdaptiveKl"),
         ),
     ),
     (

@@ -154,6 +154,8 @@ class ExperienceMaker(Generic[S]):
         earlier_NA = policy.earlier_rewards(rollouts)
         rewarded = Rewarded(scores_N, scored.kl_NA, kl_coef, mask_NA, scored.values_NA, groups_N, ended_N, earlier_NA)
         credit, weights, filtered = self.algorithm.credit(rewarded), self.algorithm.aggregation(mask_NA), {}
+        if (importance_NA := policy.importance(rollouts, scored)) is not None:
+            weights = weights.times(importance_NA)
         for name, filtering in self.algorithm.filters.items():
             left_out_N = filtering(rewarded)
             weights, filtered[f"filtered/{name}"] = weights.without(left_out_N), float(left_out_N.double().mean())

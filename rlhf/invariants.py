@@ -18,6 +18,8 @@ from trainers.inference.rollouts import WeightsVersion
 
 MEAN_ROUNDINGS, RARE_ROUNDINGS = 2.0, 16.0
 """Most roundings on average, and at the quantile `RARE`."""
+SAMPLER_ROUNDINGS = 16.0
+"""Most on average between the learner and a sampler that is another program."""
 RARE = 0.99
 
 
@@ -38,6 +40,20 @@ def require_reference(logprobs_N: Tensor, reference_logprobs_N: Tensor, scales_N
 def require_ratio_one(log_ratios_N: Tensor, scales_N: Tensor, roundoff: float) -> None:
     """Stop the stage if the policy gives its own samples another probability before the first update on them."""
     _require_agreement(log_ratios_N, scales_N, roundoff, "the policy that samples and the one that learns disagree")
+
+
+def require_sampler(log_ratios_N: Tensor, scales_N: Tensor, roundoff: float, version: WeightsVersion) -> None:
+    """Stop the stage if another program than the learner's gives its samples probabilities of another policy.
+
+    Its kernels, and adapters that are merged there and not here, round otherwise: the mean may be `SAMPLER_ROUNDINGS`.
+    """
+    mean = float((log_ratios_N.double().abs() / (roundoff * scales_N.double())).mean())
+    if not mean <= SAMPLER_ROUNDINGS:  # nor NaN
+        raise StageError(
+            f"the sampler's log-probabilities are not those of the learner's weights of iteration {version.iteration}, "
+            f"step {version.steps_applied}: they differ by {float(log_ratios_N.double().abs().mean()):.2e} on average, "
+            f"{mean:.3g} roundings of {roundoff:.0e} (at most {SAMPLER_ROUNDINGS:g})"
+        )
 
 
 def token_scales(logprobs: Tensor) -> Tensor:

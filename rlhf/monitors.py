@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rlhf.algorithms.importance import sampler_importance
 from rlhf.algorithms.kl import k1, k3
 from rlhf.comparison import correlation, distinct_n, repeated_share
 from trainers.evaluation.image_metrics import vendi_score
@@ -61,6 +62,8 @@ class RolloutReport:
     """Mean of what each term of the reward gave, by its name."""
     turns_mean: float | None = None
     """Of the policy, in a conversation with an environment; None: responses are single turns."""
+    importance: Mapping[str, float] = field(default_factory=dict)
+    """`importance_mean` of the truncated weights, and the share that is `importance_truncated`, where others sample."""
 
     @property
     def optimised_score(self) -> float:
@@ -69,8 +72,12 @@ class RolloutReport:
 
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics; a term's as `reward/NAME`."""
-        numbers = {name: value for name, value in vars(self).items() if name != "rewards" and value is not None}
-        return {**numbers, **{f"reward/{name}": mean for name, mean in self.rewards.items()}}
+        numbers = {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(value, Mapping) and value is not None
+        }
+        return {**numbers, **{f"reward/{name}": mean for name, mean in self.rewards.items()}, **self.importance}
 
     @property
     def kl_alarm(self) -> bool:
@@ -91,9 +98,14 @@ def report_rollouts(
     shaped_scores_N: Tensor,
     sampler_logprobs_NR: Tensor,
     turns: Sequence[int] | None = None,
+    max_importance: float | None = None,
 ) -> RolloutReport:
     """Numbers of one iteration from every rank's rollouts; `scores_N` as the reward's terms gave them."""
-    mask = response_mask_NR
+    mask, importance = response_mask_NR, {}
+    if max_importance is not None:
+        factors = sampler_importance(logprobs_NR, sampler_logprobs_NR, max_importance)[mask].double()
+        truncated = float((factors >= max_importance).double().mean())
+        importance = {"importance_mean": float(factors.mean()), "importance_truncated": truncated}
     gaps = (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
     lengths = mask.sum(dim=1)
     scores = scores_N.double()
@@ -113,6 +125,7 @@ def report_rollouts(
         sampler_gap_max=float(gaps.max()),
         rewards={name: float(values_N.double().mean()) for name, values_N in by_term.items()},
         turns_mean=None if turns is None else sum(turns) / len(turns),
+        importance=importance,
     )
 
 

@@ -167,6 +167,9 @@ class Policy(Protocol[S]):
     def report(self, rollouts: Any, scored: ScoredRollouts, scores_N: Tensor) -> Report:
         """The iteration's rollouts in numbers."""
 
+    def importance(self, rollouts: Any, scored: ScoredRollouts) -> Tensor | None:
+        """What each action [N, A] counts that another program sampled; None: the learner did. May raise StageError."""
+
     def show(self, iteration: int, rollouts: Any, scored: ScoredRollouts) -> None:
         """Keep some of the samples for the run's report; collective."""
 

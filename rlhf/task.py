@@ -1,5 +1,6 @@
 """Reinforcement learning as one task: whatever is sampled goes the way of every training."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -42,5 +43,6 @@ class RlTask(Generic[Data]):
 
 def run_rl(spec: RlSpec, context: StageContext) -> Candidate | None:
     """Tune a policy against a reward; the candidate comes from rank 0. Collective."""
-    medium: Medium[Any] = TextRl(spec, context) if isinstance(spec, RlText) else ImageRl(spec, context)
-    return run_training(RlTask(spec, context, medium))
+    with ExitStack() as closing:
+        medium: Medium[Any] = TextRl(spec, context, closing) if isinstance(spec, RlText) else ImageRl(spec, context)
+        return run_training(RlTask(spec, context, medium))

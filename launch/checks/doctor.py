@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from recipes.errors import CapacityError, TrainwrightError
+from recipes.stages.rollout_engines import vllm_folder, vllm_version
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def examine(*, store: str | None = None, address: str | None = None, calibrates:
     from launch.capacity.nodes import examine_nodes, nodes_of
     from trainers.store.store import Store
 
-    findings = [_versions(), _processors(), _shared_memory(), _calibration(calibrates=calibrates)]
+    findings = [_versions(), _vllm(), _processors(), _shared_memory(), _calibration(calibrates=calibrates)]
     try:
         opened = Store.open(store)
         started = time.monotonic()
@@ -68,6 +69,14 @@ def _versions() -> Finding:
             missing.append(name)
     detail = ", ".join(found) + (f"; missing: {', '.join(missing)}" if missing else "")
     return Finding("packages", not missing, detail)
+
+
+def _vllm() -> Finding:
+    """The environment of `rollout.engine: {name: vllm}`."""
+    version, folder = vllm_version(), vllm_folder()
+    return Finding(
+        "vllm", True, f"none in {folder}: `make setup-vllm`" if version is None else f"{version} in {folder}"
+    )
 
 
 def _processors() -> Finding:

@@ -55,6 +55,11 @@ class DataCheck:
         problems += check_reward_tuning(loaded, lambda source: first_images(source, loaded.base_dir).classes)
         problems += check_compared_images(loaded, lambda source: first_images(source, loaded.base_dir).counts)
         problems += check_rewards(loaded)
+        problems += [
+            problem
+            for name, stage in loaded.stages_with("rollout")
+            for problem in loaded.problems(name, stage.missing())
+        ]
         return list({(problem.field, problem.message): problem for problem in problems}.values())
 
     def _source_problems(self, loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -139,6 +139,10 @@ class StageBase(Strict):
         """What is wrong with its own values."""
         yield from ()
 
+    def missing(self) -> Iterator[FieldFinding]:
+        """What this machine lacks for it."""
+        yield from ()
+
     def held_out_rule(self) -> Finding | None:
         """Why it needs held-out rows that it has not; None: it has them, or does without."""
         return None

@@ -182,6 +182,7 @@ class RlText(RlStage, TextStage):
         yield from super().rules()
         yield from self.algorithm.rules()
         yield from reward_rules(self.rewards)
+        yield from self.rollout.engine.rules(self.lora)
         critic = self.algorithm.value_model
         if critic is not None and critic.start == "reward" and self.judge is None:
             message = "the reward has no reward model for the critic to start from"
@@ -198,6 +199,10 @@ class RlText(RlStage, TextStage):
         if self.algorithm.compares_responses and (samples := self.rollout.samples_per_prompt) < 2:
             message = "the algorithm compares responses to one prompt; a lone one has nothing to be compared with"
             yield at("rollout.samples_per_prompt", samples, Code.TOO_FEW_SAMPLES, message, "at least 2, for example 8")
+
+    def missing(self) -> Iterator[FieldFinding]:
+        if (finding := self.rollout.engine.missing()) is not None:
+            yield FieldFinding("rollout.engine", self.rollout.engine.name, finding)
 
     @property
     def keeps_samples(self) -> bool:

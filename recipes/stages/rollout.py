@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from recipes.fields import Strict, meaning, placement
+from recipes.fields import Strict, added_meaning, meaning, placement
 from recipes.smoke_sizes import PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS
+from recipes.stages.rollout_engines import LocalEngine, RolloutEngine
 
 Kept = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -43,6 +44,7 @@ class Rollout(Sampling):
         description="Iterations whose samples stay in the store, with all that was drawn and what each term of the "
         "reward gave: all, none, or so many of the newest. `trainwright store replay` recomputes them.",
     )
+    engine: RolloutEngine = added_meaning(LocalEngine(), description="What answers the prompts.")
 
     def shrunk(self) -> Self:
         """The smoke form."""

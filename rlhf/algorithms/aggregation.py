@@ -27,6 +27,10 @@ class Weights:
         kept_N = ~left_out_N
         return Weights(self.actions_NA * kept_N[:, None], self.samples_N * kept_N)
 
+    def times(self, factors_NA: Tensor) -> "Weights":
+        """Each action counts so many times as much; what a sum is divided by stays."""
+        return Weights(self.actions_NA * factors_NA, self.samples_N)
+
     def scale(self, rows: Sequence[int], num_actions: float) -> float:
         """What the weights of a step's samples are multiplied by: their loss is then a sum over `num_actions`.
 

@@ -129,6 +129,9 @@ class ImagePolicy:
             scores_N, rollouts.images_BCHW, scored.logprobs_NA, scored.reference_logprobs_NA, scored.kl_NA
         )
 
+    def importance(self, rollouts: ImageRollouts, scored: ScoredRollouts) -> None:
+        """None: the learner draws."""
+
     def show(self, iteration: int, rollouts: ImageRollouts, scored: ScoredRollouts) -> None:
         """Draw images at fixed seeds for the run's report; collective."""
         if self.show_samples is not None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from recipes.stages.environments import TERM
 from recipes.stages.rollout import Rollout
 from recipes.stages.updates import TokenUpdates
+from rlhf.algorithms.importance import sampler_importance
 from rlhf.algorithms.scoring import shaped_scores
 from rlhf.experience import RlBatch
+from rlhf.invariants import require_sampler, token_scales
 from rlhf.monitors import RolloutReport, report_rollouts
 from rlhf.policy import Learner, ScoredRollouts, TextShare
 from rlhf.text.episodes import Episodes
@@ -195,7 +197,21 @@ class TextPolicy:
             shaped_scores_N=scores_N,
             sampler_logprobs_NR=sampler_logprobs(rollouts.records, scores_N.device),
             turns=None if self.episodes is None else [len(sample.turn_rewards) for sample in rollouts.records],
+            max_importance=self.rollout.engine.max_importance,
         )
+
+    def importance(self, rollouts: TextRollouts, scored: ScoredRollouts) -> Tensor | None:
+        """Truncated weights of tokens that an engine outside of the learner drew; raises StageError for another policy.
+
+        None: the training ranks sample.
+        """
+        bound = self.rollout.engine.max_importance
+        if bound is None:
+            return None
+        mask_NA, sampler_NA = rollouts.samples.action_mask_BA, sampler_logprobs(rollouts.records, scored.logprobs_NA.device)
+        gaps_N, scales_N = (scored.logprobs_NA - sampler_NA)[mask_NA], token_scales(sampler_NA[mask_NA])
+        require_sampler(gaps_N, scales_N, self.learner.roundoff, rollouts.version)
+        return sampler_importance(scored.logprobs_NA, sampler_NA, bound)
 
     def show(self, iteration: int, rollouts: TextRollouts, scored: ScoredRollouts) -> None:
         """Hand the samples, with all rewards, to those who keep them."""

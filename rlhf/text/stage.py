@@ -1,14 +1,18 @@
 """A stage that tunes a language model: prompts, models, rollouts and reward, and the artifact of actor and critic."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipes.artifact_kinds import ArtifactKind
 from recipes.stages.environments import TERM
 from recipes.stages.rl import RlText
+from recipes.stages.rollout_engines import LocalEngine, VllmEngine
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.environments.open import open_environment
 from rlhf.iterations import RlOutcome, kept_iterations
@@ -23,12 +27,15 @@ from rlhf.text.reward_inputs import Reading, reading_of
 from rlhf.text.rewards import JudgeTerm, TextReward
 from rlhf.text.samples import Sample, pack
 from rlhf.text.sampling import Show, TextPolicy, TextSources
+from rlhf.text.served import ServedActor
 from trainers.checkpoint.checkpoint import StoreCheckpoint, conditions
 from trainers.data.batches import BatchPlan
 from trainers.data.dataset import Dataset
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import sampling_settings
+from trainers.inference.rollouts import LocalRollouts, RolloutEngine
+from trainers.inference.vllm_rollouts import Limits, VllmRollouts
 from trainers.models.folders import model_config
 from trainers.models.load import longest_input, text_facts
 from trainers.runtime.precision import dtype_of
@@ -66,6 +73,8 @@ class TextRl:
 
     spec: RlText
     context: StageContext
+    closing: ExitStack
+    """Closes what was opened outside of the worker, at the end of the stage."""
 
     def open_data(self) -> TextData:
         """Open prompts and text; raises RequestError or StageError for models that do not fit."""
@@ -108,7 +117,8 @@ class TextRl:
             seed=context.seed,
             device=context.ranks.device,
         )
-        return TextModels(spec, context, data, shared, reward, actor.stack, self._probe(data, shared, reward))
+        probe = self._probe(data, shared, reward)
+        return TextModels(spec, context, self.closing, data, shared, reward, actor.stack, probe)
 
     def _probe(self, data: TextData, shared: SharedModels, reward: TextReward) -> Table:
         """What the reward says of answers whose worth is known; raises StageError where it prefers noise."""
@@ -129,6 +139,7 @@ class TextModels:
 
     spec: RlText
     context: StageContext
+    closing: ExitStack
     data: TextData
     shared: SharedModels
     reward: TextReward
@@ -165,7 +176,7 @@ class TextModels:
         text = None if data.text is None else plan(data.text, per_step)
         return TextPolicy(
             learner,
-            context.open_rollouts(learner.engine, context.seed),
+            self._rollouts(learner),
             TextSources(plan(data.prompts, per_iteration), text),
             spec.algorithm,
             rollout,
@@ -189,6 +200,24 @@ class TextModels:
         spec, context = self.spec, self.context
         kept = [] if spec.rollout.keep == "none" else [rollout_keeper(spec, context, learner)]
         return [sample_writer(spec, context, self.data.tokenization), *kept]
+
+    def _rollouts(self, learner: Learner) -> RolloutEngine:
+        """What the recipe has answer the prompts."""
+        spec, context, trained = self.spec, self.context, self._trained()
+        match spec.rollout.engine:
+            case LocalEngine():
+                return LocalRollouts(learner.engine, context.seed)
+            case VllmEngine() as settings:
+                adapters = trained.adapters if spec.lora is not None else ()
+                sends_adapter = settings.sends_adapter(spec.lora) and len(adapters) == 1
+                served = ServedActor(
+                    learner.engine, trained.model, trained.dtype, adapters, trained.peft_config, sends_adapter
+                )
+                longest = spec.rollout.max_prompt_tokens + spec.rollout.max_new_tokens
+                limits = Limits(str(trained.dtype).removeprefix("torch."), longest, torch.get_num_threads())
+                rollouts = VllmRollouts(learner.engine, served, settings, limits, context.seed, context.observer)
+                self.closing.callback(rollouts.close)
+                return rollouts
 
     def candidate(self, engine: Engine, checkpoint: StoreCheckpoint, outcome: RlOutcome) -> Candidate | None:
         """Write, probe and upload the actor, and the critic where there is one; collective."""

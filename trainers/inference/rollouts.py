@@ -4,7 +4,7 @@ Shapes: B responses, P prompt tokens, R response tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
@@ -74,10 +74,6 @@ class RolloutEngine(Protocol):
         """
 
 
-OpenRollouts = Callable[[Engine, int], RolloutEngine]
-"""Opens what samples from the policy under an engine; the seed keys the draws."""
-
-
 class SamplingModule(Protocol):
     """A module with a policy that can be sampled from."""
 
@@ -88,7 +84,7 @@ class SamplingModule(Protocol):
         """Names of the parameters that learn and that the policy samples by."""
 
 
-class ColocatedRollouts:
+class LocalRollouts:
     """Samples on the training ranks from the engine's own parameters: nothing is sent, and no weights are compared."""
 
     def __init__(self, engine: Engine, seed: int) -> None:

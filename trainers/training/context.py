@@ -21,7 +21,6 @@ from trainers.data.encoding import TextSettings
 from trainers.data.layouts.registry import text_layout
 from trainers.data.materialise import DataRequest, materialise
 from trainers.data.tokenizer import Tokenization, load_tokenization
-from trainers.inference.rollouts import ColocatedRollouts, OpenRollouts
 from trainers.models.folders import verify_folder
 from trainers.models.protocol import ModelKind
 from trainers.models.verification import MergeLoss, Probe
@@ -59,9 +58,6 @@ class StageContext:
     """Earlier fingerprints of the stage whose states are unusable: an input has changed."""
     changes: tuple[Mapping[str, Any], ...] = ()
     """Settings that a resume was allowed to change: field, before, after."""
-    open_rollouts: OpenRollouts = ColocatedRollouts
-    """Opens what answers the prompts of a policy that learns here: engines that the worker pool holds for the stage, or
-    the training ranks themselves."""
 
     def checkpoint(self, layout: Layout) -> StoreCheckpoint:
         """Return where the stage's training state is saved and found."""

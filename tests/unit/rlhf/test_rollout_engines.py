@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from recipes.errors import StageError
-from tests.unit.rlhf.tiny_ppo import EOS, TinyPpo
+from tests.unit.rlhf.tiny_ppo import EOS, OpenRollouts, TinyPpo
 from trainers.data.batches import PromptBatch
 from trainers.engine.protocol import Engine
 from trainers.inference.generation import SamplingSettings
 from trainers.inference.rollouts import (
-    ColocatedRollouts,
-    OpenRollouts,
+    LocalRollouts,
     Sampled,
     SampleKey,
     WeightsVersion,
@@ -66,7 +65,7 @@ class NeverSynced(OwnCopy):
         return self._version
 
 
-ENGINES = pytest.mark.parametrize("open_rollouts", [ColocatedRollouts, OwnCopy])
+ENGINES = pytest.mark.parametrize("open_rollouts", [LocalRollouts, OwnCopy])
 
 
 def ask(ppo: TinyPpo, keys: Sequence[SampleKey]) -> Sampled:

@@ -1,7 +1,7 @@
 """A tiny PPO: two layers of width 16 on a vocabulary of 24, the plain engine, prompts of one to four tokens."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ from trainers.data.layouts.prompts import Prompts
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine, ParameterGroup
 from trainers.inference.generation import SamplingSettings
-from trainers.inference.rollouts import ColocatedRollouts, OpenRollouts
+from trainers.inference.rollouts import LocalRollouts, RolloutEngine
 from trainers.models.decoder import build_decoder
 from trainers.models.lora import add_adapter
 from trainers.models.protocol import TokenizerFacts
@@ -43,6 +43,8 @@ from trainers.runtime import distributed
 from trainers.runtime.distributed import Ranks
 from trainers.runtime.precision import unit_roundoff
 
+OpenRollouts = Callable[[Engine, int], RolloutEngine]
+"""Opens what samples from the policy under an engine; the seed keys the draws."""
 VOCABULARY, WIDTH, EOS, PAD = 24, 16, 0, 1
 CPU = torch.device("cpu")
 
@@ -237,7 +239,7 @@ def build_tiny_ppo(
     listener: Listener | None = None,
     sizes: Mapping[str, int] | None = None,
     reward: TextReward | None = None,
-    open_rollouts: OpenRollouts = ColocatedRollouts,
+    open_rollouts: OpenRollouts = LocalRollouts,
     **settings: Any,
 ) -> TinyPpo:
     """Put PPO or the algorithm `name` together as its stage does, on this process's rank.

@@ -10,11 +10,20 @@ from recipes.models.type_table import Capability, TypeRecord, trained_kind, type
 
 START, END = "<!-- types: start -->", "<!-- types: end -->"
 COLUMNS: tuple[Capability, ...] = (
-    "packing", "adapters", "checkpointing", "generation", "reward_model", "critic", "classes",
+    "packing", "adapters", "checkpointing", "generation", "reward_model", "critic", "vllm", "classes",
 )  # fmt: skip
-_TITLES = ("rows packed", "adapters", "gradient checkpointing", "sampled from", "reward model", "critic", "classes")
+_TITLES = (
+    "rows packed",
+    "adapters",
+    "gradient checkpointing",
+    "sampled from",
+    "reward model",
+    "critic",
+    "vLLM",
+    "classes",
+)
 ASKED: dict[str, tuple[Capability, ...]] = {
-    "language_model": COLUMNS[:6],
+    "language_model": COLUMNS[:7],
     "masked_model": ("packing", "adapters", "checkpointing", "classes"),
     "seq2seq_model": ("adapters", "checkpointing", "generation"),
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 FILE = Path(__file__).with_name("types.json")
 
 Capability = Literal[
-    "training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic", "classes"
+    "training", "packing", "adapters", "generation", "checkpointing", "reward_model", "critic", "classes", "vllm"
 ]
 """What a type may lack, and then says why."""
 
@@ -27,6 +27,7 @@ WORDS: dict[Capability, str] = {
     "reward_model": "a head for scores",
     "critic": "a head for values",
     "classes": "a head for classes of texts",
+    "vllm": "rollouts by vLLM",
 }
 """As messages name them."""
 
@@ -73,6 +74,10 @@ KINDS = ("language_model", "masked_model", "seq2seq_model")
 """What is pretrained of a family: a type has one of them."""
 
 
+TRANSPOSED = ("gpt2", "gpt-sw3")
+"""Types whose matrices lie in their files as vLLM does not keep them."""
+
+
 def trained_kind(classes: Mapping[str, str]) -> str:
     """Which kind of model is pretrained of a type with these classes."""
     return next(kind for kind in KINDS if kind in classes)
@@ -82,6 +87,21 @@ def trained_kind(classes: Mapping[str, str]) -> str:
 def type_records() -> dict[str, TypeRecord]:
     """The records by `model_type`."""
     return {name: _record(content) for name, content in json.loads(FILE.read_text(encoding="utf-8")).items()}
+
+
+@cache
+def vllm_classes() -> tuple[str, frozenset[str]]:
+    """vLLM's version, and the classes of transformers whose models it opens."""
+    content = json.loads(FILE.with_name("vllm_classes.json").read_text(encoding="utf-8"))
+    return content["version"], frozenset(content["classes"])
+
+
+def vllm_lack(name: str, classes: Mapping[str, str]) -> str | None:
+    """Why vLLM does not answer for a type; None: it does, as far as its list of classes says."""
+    version, known = vllm_classes()
+    if name in TRANSPOSED:
+        return "its matrices are kept transposed there, so that they cannot be compared with the learner's"
+    return None if classes["language_model"] in known else f"vLLM {version} has no class for it"
 
 
 def find_record(model_type: object) -> TypeRecord | None:

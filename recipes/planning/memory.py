@@ -33,7 +33,7 @@ class Memory:
     activations: int = 0
     logits: int = 0
     cache: int = 0
-    """Keys and values of what is being written."""
+    """Keys and values of what is being written, and what a process that samples holds."""
     loading: int = 0
     """What reading and writing the model take beyond a step."""
 
@@ -95,6 +95,7 @@ def predict_sizes(
     working = _activations(
         stage, architecture, vocab_size, micro_batch, _drawn_at_once(stage, workers, micro_batch), on_gpu
     )
+    working = replace(working, cache=working.cache + stage.sampler_bytes(full))
     largest = vocab_size * architecture.shape().width
     if held.trainable and stage.adapters is None:
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.

@@ -211,6 +211,10 @@ class TextStage(StageBase):
         """Why `train.packing: true` in a recipe's text has no effect; None: it has one, or is not there."""
         return None
 
+    def sampler_bytes(self, parameters: int) -> int:
+        """Memory of a process that samples for each worker, of a model of so many parameters; 0: there is none."""
+        return 0
+
     def check_model(self, facts: TextFacts) -> None:
         """Raise RequestError with what its rules find about a model that is there."""
         if (finding := self.refuse_model(facts.family)) is not None:

@@ -174,6 +174,8 @@ class RlText(RlStage, TextStage):
 
     def needs(self) -> dict[Capability, tuple[str, str]]:
         needed = super().needs() | {"training": ("actor", ""), "generation": ("actor", "")}
+        if (capability := self.rollout.engine.needs) is not None:
+            needed[capability] = ("rollout.engine", "engine: {name: local}")
         if self.algorithm.value_model is not None:
             needed["critic"] = ("algorithm.critic", "an algorithm without a critic")
         return needed
@@ -274,6 +276,9 @@ class RlText(RlStage, TextStage):
         stored = trainable + critic + (counts.full if self.merge else 0)
         judge = 0 if self.judge is None else counts.adapter + counts.width
         return Held(trainable, counts.full + judge, stored, keeps_best)
+
+    def sampler_bytes(self, parameters: int) -> int:
+        return self.rollout.engine.memory_bytes(parameters * self.shard.value_bytes)
 
     def forward(self) -> Forward:
         length = self.rollout.max_prompt_tokens + self.response_tokens

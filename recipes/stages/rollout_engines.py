@@ -4,18 +4,22 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import Strict, meaning, placement
+from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.lora import Lora
 
 MAX_LORA_RANK = 512
 """Of an adapter that vLLM puts on a model."""
 VARIABLE = "TRAINWRIGHT_VLLM"
+GIB = 1 << 30
+PROCESS_BYTES = 1 << 30
+"""Of a process of vLLM without a model, measured on a CPU."""
 
 
 def vllm_folder(written: str | None = None) -> Path:
@@ -33,6 +37,8 @@ def vllm_version(written: str | None = None) -> str | None:
 class LocalEngine(Strict):
     """The training ranks themselves: nothing is sent, and sampler and learner are one set of weights."""
 
+    needs: ClassVar[Capability | None] = None
+    """What it asks of the actor's type."""
     name: Literal["local"] = meaning("local", description="The training ranks sample.")
 
     @property
@@ -48,10 +54,15 @@ class LocalEngine(Strict):
         """Nothing."""
         return None
 
+    def memory_bytes(self, weights: int) -> int:
+        """No process of its own."""
+        return 0
+
 
 class VllmEngine(Strict):
     """vLLM, a process on each rank, in an environment of its own (`make setup-vllm`)."""
 
+    needs: ClassVar[Capability | None] = "vllm"
     name: Literal["vllm"] = meaning(description="A process of vLLM samples.")
     sends: Literal["adapter", "whole"] | None = meaning(
         None,
@@ -77,6 +88,10 @@ class VllmEngine(Strict):
     replacements: int = placement(
         3, ge=0, le=1000, description="Processes that are replaced on a rank when they die, before the stage fails."
     )
+
+    def memory_bytes(self, weights: int) -> int:
+        """Of the process: the weights, keys and values, and what it takes before there is a model."""
+        return weights + int(self.cache_gib * GIB) + PROCESS_BYTES
 
     @property
     def python(self) -> Path:

@@ -12,6 +12,7 @@ import torch
 
 from recipes.errors import RequestError
 from recipes.stages.rl import RlText
+from recipes.stages.rollout_engines import LocalEngine
 from rlhf.iterations import dealt_rows
 from rlhf.policy import Learner
 from rlhf.text.rewards import TextReward
@@ -21,7 +22,6 @@ from rlhf.text.stage import TextModels, TextRl
 from trainers.checkpoint.checkpoint import conditions, read_engine
 from trainers.engine.build import build_engine
 from trainers.engine.protocol import Engine
-from trainers.inference.rollouts import ColocatedRollouts
 from trainers.runtime.distributed import Ranks
 from trainers.runtime.precision import unit_roundoff
 from trainers.store.manifest import RolloutsManifest
@@ -69,7 +69,8 @@ def replay(spec: RlText, context: StageContext, iteration: int) -> Replay:
         raise RequestError(f"{context.run}/{context.stage}: the samples of iteration {iteration} are not kept; {known}")
     samples = unpack(context.store.objects.get_bytes(kept.files["samples.safetensors"].sha256))
     with _threads(str(kept.values["threads"])):
-        task = TextRl(spec.changed(probe="off"), context)
+        rollout = spec.rollout.changed(engine=LocalEngine())
+        task = TextRl(spec.changed(probe="off", rollout=rollout), context)
         models = task.build(task.open_data())
         device, precision = context.ranks.device, spec.shard.precision
         shard = spec.shard.changed(engine="plain")
@@ -88,7 +89,10 @@ def replay(spec: RlText, context: StageContext, iteration: int) -> Replay:
             for rank in range(kept.layout.workers)
         ]
         rewards = _rewards_again(models, policies, engine, kept, samples)
-        reason = _take_weights(context, kept, engine)
+        is_local = isinstance(spec.rollout.engine, LocalEngine)
+        reason = (
+            _take_weights(context, kept, engine) if is_local else "another engine than the training ranks drew them"
+        )
         drawn = {} if reason else _drawn_again(policies, kept, samples)
         now = conditions(engine)
     other = {
@@ -130,8 +134,6 @@ def _rewards_again(
 
 def _take_weights(context: StageContext, kept: RolloutsManifest, engine: Engine) -> str:
     """Put the policy that drew the samples into the engine; says why it cannot be, or nothing."""
-    if context.open_rollouts is not ColocatedRollouts:
-        return "another engine than the training ranks drew them"
     if kept.step == 0:
         return ""
     state = context.store.states(context.run, context.stage).at_step(kept.step)

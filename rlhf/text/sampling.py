@@ -208,7 +208,10 @@ class TextPolicy:
         bound = self.rollout.engine.max_importance
         if bound is None:
             return None
-        mask_NA, sampler_NA = rollouts.samples.action_mask_BA, sampler_logprobs(rollouts.records, scored.logprobs_NA.device)
+        mask_NA, sampler_NA = (
+            rollouts.samples.action_mask_BA,
+            sampler_logprobs(rollouts.records, scored.logprobs_NA.device),
+        )
         gaps_N, scales_N = (scored.logprobs_NA - sampler_NA)[mask_NA], token_scales(sampler_NA[mask_NA])
         require_sampler(gaps_N, scales_N, self.learner.roundoff, rollouts.version)
         return sampler_importance(scored.logprobs_NA, sampler_NA, bound)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class TextRl:
 
     spec: RlText
     context: StageContext
-    closing: ExitStack
+    closing: ExitStack = field(default_factory=ExitStack)
     """Closes what was opened outside of the worker, at the end of the stage."""
 
     def open_data(self) -> TextData:

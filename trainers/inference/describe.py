@@ -18,7 +18,7 @@ from typing import Any, Literal, Union
 import torch
 from torch import Tensor, nn
 
-from recipes.models.type_table import FILE, Capability, TypeRecord, trained_kind, type_records
+from recipes.models.type_table import FILE, Capability, TypeRecord, trained_kind, type_records, vllm_lack
 from recipes.stages.lora import Lora
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
 from trainers.inference.generation import SamplingSettings, generate
@@ -205,6 +205,8 @@ class _Probe:
             record = self._adapters(record)
             self._checkpointing(record)
             self._heads(record)
+            if (lack := vllm_lack(self._type, record.classes)) is not None:
+                self._lacks["vllm"] = lack
         return replace(record, lacks=dict(self._lacks))
 
     def _head(self, record: TypeRecord) -> TypeRecord:

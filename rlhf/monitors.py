@@ -73,9 +73,7 @@ class RolloutReport:
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics; a term's as `reward/NAME`."""
         numbers = {
-            name: value
-            for name, value in vars(self).items()
-            if not isinstance(value, Mapping) and value is not None
+            name: value for name, value in vars(self).items() if not isinstance(value, Mapping) and value is not None
         }
         return {**numbers, **{f"reward/{name}": mean for name, mean in self.rewards.items()}, **self.importance}
 

@@ -213,7 +213,7 @@ class TextModels:
                 served = ServedActor(
                     learner.engine, trained.model, trained.dtype, adapters, trained.peft_config, sends_adapter
                 )
-                longest = spec.rollout.max_prompt_tokens + spec.rollout.max_new_tokens
+                longest = spec.rollout.max_prompt_tokens + spec.response_tokens
                 limits = Limits(str(trained.dtype).removeprefix("torch."), longest, torch.get_num_threads())
                 rollouts = VllmRollouts(learner.engine, served, settings, limits, context.seed, context.observer)
                 self.closing.callback(rollouts.close)

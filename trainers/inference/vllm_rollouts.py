@@ -259,9 +259,8 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def response_seed(seed: int, iteration: int, key: SampleKey) -> int:
-    """The seed of a response's draws, of 63 bits: keyed by (seed, iteration, sample id, draw) alone."""
-    sample, draw = key
-    text = f"{seed}\nrollout\n{iteration}\n{sample}\n{draw}"
+    """The seed of a response's draws, of 63 bits: keyed by (seed, iteration, key) alone."""
+    text = "\n".join(map(str, (seed, "rollout", iteration, *key)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

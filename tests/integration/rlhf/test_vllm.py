@@ -76,7 +76,9 @@ class Setup:
             "max_position_embeddings": 64,
             "initializer_range": 0.15,
         }
-        self.network: Any = build_decoder(architecture, TokenizerFacts(VOCABULARY, EOS, PAD), seed=0, device="cpu")
+        self.network: Any = build_decoder(
+            architecture, TokenizerFacts(VOCABULARY, EOS, PAD), seed=0, device=torch.device("cpu")
+        )
         config = add_adapter(self.network, Lora(r=4), seed=3, name=ACTOR) if lora else None
         module = Network(self.network)
         learning = tuple((name, p) for name, p in module.named_parameters() if p.requires_grad)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.real_models import MINILM, SMOLLM2, cache
+from tests.real_models import GEMMA, MINILM, SMOLLM2, cache
 
 # A shell lets a job in the background ignore SIGINT, and all that it starts; the tests of Ctrl-C need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -52,6 +52,12 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """The folder of MiniLM: a stock BERT encoder without a head."""
     return _real_model(MINILM)
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """The folder of Gemma 3 270M: gemma3_text, bf16, without a chat template."""
+    return _real_model(GEMMA)
 
 
 def _real_model(name: str) -> Path:

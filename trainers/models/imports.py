@@ -15,6 +15,7 @@ from recipes.models.images.folders import TEXT_ENCODER, TEXT_TOKENIZER, read_ima
 from recipes.models.vision_language import PROCESSOR_FILES
 from recipes.tokenizers.token_contract import CONFIG_FILES
 from trainers.data.tokenizer import TOKENIZER_FILES, tokenization_from_files
+from trainers.store.foreign_checkpoints import refuse_shards
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.import_records import note_origin
 from trainers.store.manifest import (
@@ -31,6 +32,7 @@ from trainers.store.store import Store
 from trainers.store.untrusted_files import (
     MAX_TEXT_BYTES,
     file_inside,
+    is_gguf,
     read_json,
     read_safetensors_header,
     refuse_code,
@@ -166,6 +168,8 @@ def _bound(config: Path, base: str) -> bytes:
 
 def _look(folder: Path) -> _Found:
     """Look at a folder's files; raises RequestError saying what stands against taking them in."""
+    if is_gguf(folder):
+        raise RequestError(f"{folder} is a GGUF file; take it in first: trainwright store import {folder} --name NAME")
     if not os.path.isdir(folder):  # unlike is_dir, no error for a path that cannot be
         raise RequestError(f"{folder} is not a folder")
     if (folder / SETTINGS).exists():
@@ -178,6 +182,7 @@ def _look(folder: Path) -> _Found:
 def _look_at_text(folder: Path) -> _Found:
     config = read_json(folder, "config.json", file_inside)
     refuse_code(folder, config)
+    refuse_shards(folder)
     _demand_tokenizer(folder)
     texts = [text for text in TEXT_FILES if (folder / text).exists()]
     paths = {file: file_inside(folder, file) for file in texts} | weight_files(folder, file_inside)

@@ -30,6 +30,12 @@ def open_model(stock: Any, folder: Path, *, weights: str = WEIGHTS, **options: A
         return stock.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
 
 
+def open_gguf_file(gguf_class: Any, file: Path, **options: Any) -> Any:
+    """Return what transformers makes of a GGUF file: numbers and texts, whatever lies beside it."""
+    with _alone({file.name: linked_file(file.parent, file.name)}) as place:
+        return gguf_class.from_pretrained(place, gguf_file=file.name, local_files_only=True, **options)
+
+
 def open_adapter(model: Any, folder: Path) -> Any:
     """Return peft's model with a folder's adapter on it; raises RequestError naming a file that it must not see."""
     from peft import PeftModel

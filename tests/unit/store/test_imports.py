@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from recipes.errors import RequestError
 from trainers.data.tokenizer import load_tokenization
 from trainers.models.imports import import_folder, import_tokenizer
+from trainers.store.foreign_checkpoints import left_behind
 from trainers.store.import_records import origins
 from trainers.store.inspection import verify
 from trainers.store.store import Store
@@ -364,3 +365,24 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(store: Store, folder
         import_folder(store, folder)
     write_json(folder / "generation_config.json", {"eos_token_id": [1]})
     assert import_folder(store, folder).kind == "model"
+
+
+@pytest.mark.parametrize(("part", "named"), [("global_step8", "zero_to_fp32"), ("pytorch_model_fsdp_0", "accelerate")])
+def test_a_checkpoint_in_parts_is_refused_with_its_command(folder: Path, store: Store, part: str, named: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / part).mkdir()
+    with pytest.raises(RequestError, match=named):
+        import_folder(store, folder)
+
+
+def test_what_an_import_leaves_of_a_trainers_checkpoint(folder: Path) -> None:
+    assert left_behind(folder) == []
+    write_json(folder / "trainer_state.json", {"global_step": 500, "max_steps": 1000})
+    (folder / "optimizer.pt").write_bytes(b"")
+    (line,) = left_behind(folder)
+    assert "500" in line
+    assert "optimizer.pt" in line
+    assert "scheduler.pt" not in line
+    write_json(folder / "trainer_state.json", [])
+    with pytest.raises(RequestError, match=r"trainer_state\.json"):
+        left_behind(folder)

@@ -29,7 +29,7 @@ from typing import Any
 SMOLLM2, MINILM, GEMMA = "smollm2-135m-instruct", "minilm-l6", "gemma3-270m"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
-BEGINNING, CONTINUATION = "The capital of France is", "Paris"
+BEGINNING, CONTINUATION = "Paris is the capital of", "France"
 
 
 class UnreachableError(Exception):

@@ -18,6 +18,7 @@ from launch.capacity.workers import find_rates, hardware_of, imagined_nodes, set
 from launch.checks.memory import Room, check_memory, misfits
 from launch.checks.preflight import CheckResult
 from launch.checks.preflight import check as check
+from launch.checks.source_counts import source_counts
 from launch.inputs.data_check import load_checked
 from launch.inputs.resolve import NOT_FOR_PLANS, resolve
 from launch.inputs.resolved import Resolved
@@ -95,7 +96,8 @@ def plan(
         opened, find_rates(nodes, workers, utilisation, is_here=address is None and gpus is None, gpus=gpus)
     )
     room = Room(nodes, workers.gpus_per_worker > 0)
-    return replace(planned, misfits=tuple(misfits(resolved, planned, workers, room)))
+    counts = tuple(source_counts(loaded, opened))
+    return replace(planned, misfits=tuple(misfits(resolved, planned, workers, room)), sources=counts)
 
 
 def run(

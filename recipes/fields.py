@@ -78,6 +78,12 @@ class TagAt:
             return tag if _read(value, key) is not None else None
         return self.default if found is None else str(found)
 
+    def written(self, value: dict[str, Any]) -> str | None:
+        """The tag that a mapping has right below it; None: it has none, and takes that of what it is laid over."""
+        if self.path[0] in value:
+            return str(value[self.path[0]])
+        return self.instead[1] if self.instead is not None and self.instead[0] in value else None
+
 
 class OneOf(Discriminator):
     """The discriminator of a union that others may join: with one member so far there is nothing to tell apart."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from recipes.data.filters import Filter
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.models.architecture import Architecture
@@ -58,6 +59,7 @@ _SECTIONS = (
     ("Image families", _members(ImageArchitecture)),
     ("Tokenizers", ("TrainTokenizer", "ExistingTokenizer")),
     ("Data sources", _members(Source)),
+    ("Filters of rows", _members(Filter)),
     ("Image sources", _members(ImageSource)),
     (
         "Training",
@@ -118,12 +120,12 @@ def markdown_reference() -> str:
 
 def _heading(name: str, model: dict[str, Any]) -> str:
     """How a recipe selects the model (`kind: rl`), or the model's name."""
-    for key in ("kind", "type", "source", "train", "family", "rule"):
+    for key in ("kind", "type", "source", "train", "family", "rule", "by"):
         value = model["properties"].get(key, {})
         if "const" in value:
             of_images = key in ("source", "kind") and "Image" in name
             return f"{key}: {value['const']}" + (" (images)" if of_images else "")
-    return "from" if "from" in model["properties"] else name
+    return next((key for key in ("from", "mix") if key in model["properties"]), name)
 
 
 def _table(model: dict[str, Any], anchors: dict[str, str], skip: tuple[str, ...] = ()) -> Iterator[str]:

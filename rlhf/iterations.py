@@ -20,6 +20,7 @@ from rlhf.experience import Estimate, ExperienceMaker, Update
 from rlhf.monitors import Report, broken_rule
 from rlhf.policy import S
 from trainers.checkpoint.loop_state import SourceState
+from trainers.data.mixture import Draw
 from trainers.runtime.observer import Interrupted
 from trainers.training.context import StageContext
 from trainers.training.outcome import Outcome
@@ -76,6 +77,10 @@ class RlSource(Generic[S]):
     def steps_planned(self) -> int:
         """Optimiser steps of all iterations."""
         return self.settings.iterations * self.steps_per_iteration
+
+    def drawn(self, steps_done: int) -> dict[str, Draw]:
+        """Of a mixture of prompts, how much was drawn of each source in the iterations that were learnt from."""
+        return self.experience.policy.drawn(steps_done // self.steps_per_iteration)
 
     def can_save(self, steps_done: int) -> bool:
         """Between iterations."""

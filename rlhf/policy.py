@@ -13,6 +13,7 @@ from rlhf.algorithms.kl import k1
 from rlhf.invariants import density_scales, token_scales
 from rlhf.monitors import Report
 from trainers.data.batches import TokenBatch
+from trainers.data.mixture import Draw
 from trainers.engine.protocol import Engine
 from trainers.inference.rollouts import WeightsVersion
 from trainers.runtime.distributed import Ranks
@@ -139,6 +140,9 @@ class Policy(Protocol[S]):
     @property
     def num_samples(self) -> int:
         """Samples of an iteration, of all ranks."""
+
+    def drawn(self, iterations: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture of prompts."""
 
     def sync(self, iteration: int) -> WeightsVersion:
         """Have the sampler take over the learner's weights, and say which they are; collective."""

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import islice
 
 from launch.checks.data_view import ShownRow, Side, SourceView
+from trainers.data.dataset import NUM_EXAMPLES
 
 _STYLE = """
 .tokens{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:13px;white-space:pre-wrap;word-break:break-word}
@@ -35,8 +37,10 @@ def summary(view: SourceView) -> list[str]:
         said.append("not read: " + ", ".join(f"{name} ({count:,} rows)" for name, count in unread.items()))
     if truncated := report.get("truncated"):
         said.append(f"truncated: {truncated:,} rows")
-    for reason, count in report.get("dropped", {}).items():
-        said.append(f"dropped ({reason}): {count:,} rows, for example {', '.join(view.lost[reason])}")
+    for kind, word in (("filtered", "left out by filters"), ("dropped", "dropped")):
+        for reason, count in report.get(kind, {}).items():
+            examples = ", ".join(islice(view.lost[reason], NUM_EXAMPLES))
+            said.append(f"{word} ({reason}): {count:,} rows, for example {examples}")
     return said
 
 

@@ -1,8 +1,8 @@
 """Rows of a recipe's text as they will be trained on, targets marked; and which rows are dropped and why."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from launch.checks.stage_sources import StageSource, stage_sources
 from launch.inputs.data_check import load_checked
 from recipes.errors import RequestError
 from trainers.data.encoding import Encoded
-from trainers.data.first_rows import first_rows
+from trainers.data.first_rows import filtered, first_rows
 from trainers.data.layouts.registry import TextLayout
 from trainers.data.materialise import lay_out
 from trainers.data.rows import Row
@@ -104,16 +104,19 @@ def view_data(
 
 def _view(source: StageSource, base_dir: Path, seed: int, count: int) -> SourceView | None:
     use, layout = source.use, source.layout
-    read = first_rows(use.rows, base_dir, source.role, LOOKED_AT)
-    everything = use.rows.changed(limit=None)
+    read = first_rows(use.plain, base_dir, source.role, LOOKED_AT)
+    read, left_out = filtered(read, use.plain, base_dir, source.known_tokenization)
+    everything = use.plain.changed(limit=None)
     rows = list(select(lambda: iter(read), everything, seed, held_out=use.held_out))
-    if not rows:
+    if not rows and not left_out.counts:
         return None
     _, report = lay_out(layout, rows)
+    report = replace(report, filtered=dict(left_out.counts))
     by_id = {row.id: row for row in rows}
     dropped = {} if report.fate is None else report.fate.dropped
     examples = {} if report.fate is None else report.fate.examples
     lost = {reason: {name: _held(by_id[name]) for name in examples.get(reason, ())} for reason in dropped}
+    lost |= {reason: {row["row"]: _written(row) for row in shown} for reason, shown in left_out.examples.items()}
     gone = {name for names in lost.values() for name in names}
     kept = (row for row in rows if not row.reading.drop and row.id not in gone)
     return SourceView(
@@ -152,4 +155,8 @@ def _side(name: str, encoded: Encoded | np.ndarray, layout: TextLayout) -> Side:
 
 
 def _held(row: Row) -> str:
-    return json.dumps(row.columns, ensure_ascii=False, default=str)
+    return _written(row.columns)
+
+
+def _written(columns: Mapping[str, Any]) -> str:
+    return json.dumps(columns, ensure_ascii=False, default=str)

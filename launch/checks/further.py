@@ -36,17 +36,17 @@ class FurtherCheck:
         """Images, and rows with images, that hold more than is read of them; other rows are shown by `check_rows`."""
         wrong = {problem.field for problem in known}
         for name, stage in loaded.recipe.stages.items():
-            for use in stage.sources():
+            for use in [member for whole in stage.sources() for member in whole.members()]:
                 if use.is_derived or any(field.startswith(f"stages.{name}.{use.field_path}") for field in wrong):
                     continue
                 unread: Mapping[str, int] = {}
                 if use.role == "images":
                     unread = first_images(use.images, loaded.base_dir).unread
                 elif row_roles(use, model_facts(loaded, stage).family) == ("image_text",):
-                    rows = first_rows(use.rows, loaded.base_dir, "image_text", CHECKED_ROWS)
+                    rows = first_rows(use.plain, loaded.base_dir, "image_text", CHECKED_ROWS)
                     unread = Counter(column for row in rows for column in row.reading.unread)
                 if unread:
-                    yield StageRow(name, use.field_path, "first rows", None, (), {}, dict(unread))
+                    yield StageRow(name, use.field_path, "first rows", None, (), {}, dict(unread), {}, 0)
 
     def _missing_inputs(self, loaded: LoadedRecipe) -> Iterator[Problem]:
         """Inputs that the store does not have."""

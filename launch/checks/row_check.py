@@ -9,7 +9,7 @@ from recipes.errors import Problem, RequestError
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from trainers.data.dataset import WARN_LOST, BuildReport
-from trainers.data.first_rows import Piece, first_rows, show_row
+from trainers.data.first_rows import Piece, filtered, first_rows, show_row
 from trainers.data.layouts.registry import TextLayout
 from trainers.data.materialise import lay_out
 from trainers.data.rows import Row, unknown_roles
@@ -37,6 +37,10 @@ class StageRow:
     """Published forms that the first rows were recognised as, and how many of them."""
     unread: dict[str, int]
     """Columns and keys of messages that nothing reads, and how many of the first rows have them."""
+    filtered: dict[str, int]
+    """Why filters leave some of the first rows out, and how many."""
+    read: int
+    """The first rows."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable `--json` form."""
@@ -49,6 +53,9 @@ class StageRow:
             yield f"  recognised as {', '.join(self.forms)}"
         if self.unread:
             yield f"  not read: {', '.join(self.unread)}"
+        if self.filtered:
+            counts = ", ".join(f"{reason} {count}" for reason, count in self.filtered.items())
+            yield f"  left out by filters of the first {self.read} rows: {counts}"
         for piece in self.pieces[:SHOWN_PIECES]:
             yield f"  {piece.kind}  {_shortened(piece.text)}"
         if len(self.pieces) > SHOWN_PIECES:
@@ -80,7 +87,10 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
     use, layout, place = source.use, source.layout, source.place
     template = layout.text.tokenization.chat_template
     try:
-        rows = first_rows(use.rows, loaded.base_dir, source.role, NUM_ROWS)
+        read = first_rows(use.plain, loaded.base_dir, source.role, NUM_ROWS)
+        rows, left_out = filtered(read, use.plain, loaded.base_dir, source.known_tokenization)
+        if read and not rows:
+            found.warnings.append(f"{place}: its filters leave none of its first {len(read)} rows")
         if not rows:
             return
         shown = next((row for row in rows if not row.reading.drop), rows[0])
@@ -95,7 +105,13 @@ def _check_source(loaded: LoadedRecipe, source: StageSource, found: RowFindings)
     is_asked = {"prompt", "messages"} & shown.columns.keys() and use.role != "text"
     asked = layout.text.template if is_asked else None
     unread = dict(report.unread)
-    found.rows.append(StageRow(source.stage, use.field_path, shown.id, asked, pieces, dict(report.forms), unread))
+    found.rows.append(
+        StageRow(
+            *(source.stage, use.field_path, shown.id, asked, pieces, dict(report.forms), unread),
+            dict(left_out.counts),
+            len(read),
+        )
+    )
     found.warnings += _said_of_unread(place, report, unknown_roles(rows, template))
     if not source.is_trained or report.lost_share <= WARN_LOST:
         return

@@ -39,8 +39,15 @@ class StageSource:
     use: SourceUse
     role: RowRole
     layout: TextLayout
+    name: str
+    """Of the source in a mixture; empty outside of one."""
     is_trained: bool
     """Whether the tokenizer is known; one that is yet to be trained has no merges, so that it counts bytes."""
+
+    @property
+    def known_tokenization(self) -> Tokenization | None:
+        """Its tokenizer; None: it is yet to be trained."""
+        return self.layout.text.tokenization if self.is_trained else None
 
     @property
     def place(self) -> str:
@@ -78,11 +85,11 @@ def stage_sources(loaded: LoadedRecipe, store: Store | None = None) -> Iterator[
         family = None if reader is None else reader.family or model_facts(loaded, stage).family
         if reader is None or (family is not None and family.tuning_role == "image_text"):
             continue
-        for use in stage.sources():
+        for use, source_name in [member for whole in stage.sources() for member in whole.named_members()]:
             if not use.is_derived and use.role != "images":
                 role = row_roles(use, family)[0]
                 layout = _layout(stage, use, role, reader.tokenization)
-                yield StageSource(name, use, role, layout, reader.is_trained)
+                yield StageSource(name, use, role, layout, source_name, reader.is_trained)
 
 
 def _reader(loaded: LoadedRecipe, source: Pretrain | Reference | None, store: Store | None) -> _Reader | None:

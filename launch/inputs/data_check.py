@@ -91,6 +91,10 @@ class DataCheck:
 
 def _value(source: Source | ImageSource, field: str) -> Any:
     """What a source has at one of its keys, or at a place of a list."""
-    key, _, index = field.partition(".")
-    value = getattr(source, key, "")
-    return value[int(index)] if index and isinstance(value, list) else value
+    value: Any = source
+    for part in field.split("."):
+        if isinstance(value, list):
+            value = value[int(part)]
+        elif not part.isdigit():
+            value = getattr(value, part, "")
+    return value

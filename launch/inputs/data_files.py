@@ -1,9 +1,12 @@
 """The data files of a recipe that lie on this machine: what `submit` uploads, or looks for on every node."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from launch.inputs.digests import source_uses
 from launch.inputs.resolved import Resolved
+from recipes.data.filters import ByContamination
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import Problem, RecipeError, TrainwrightError
@@ -58,7 +61,31 @@ def local_sources(resolved: Resolved) -> list[LocalSource]:
 def places(source: Source | ImageSource) -> list[str]:
     """The paths that a source gives for its files."""
     found: list[str] = []
-    for key in LOCATION_KEYS:
-        value = None if key == "revision" else getattr(source, key, None)
-        found += [value] if isinstance(value, str) else value or []
+    for key, value in location_keys(source).items():
+        if not key.endswith("revision"):
+            found += [value] if isinstance(value, str) else value or []
     return found
+
+
+def location_keys(source: Source | ImageSource) -> dict[str, Any]:
+    """What a source says of where its rows lie, by the key's path: `files`, or `mix.0.files` in a mixture."""
+    found = {
+        f"{member.field}{key}": getattr(member.source, key)
+        for member in source.members()
+        for key in LOCATION_KEYS
+        if key in type(member.source).model_fields
+    }
+    for path, settings in source.all_filters():
+        if isinstance(settings, ByContamination):
+            found[f"{path}.against"] = settings.against
+    return found
+
+
+def set_keys(written: Any, keys: Mapping[str, Any]) -> None:
+    """Set keys by their paths in a source as it is written."""
+    for path, value in keys.items():
+        *outer, last = path.split(".")
+        place = written
+        for part in outer:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = value

@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from recipes.data.images import ImageSource
-from recipes.data.text import Source
 from recipes.errors import TrainwrightError
 from recipes.models.architecture import MODEL_TYPES
 from recipes.recipe import Recipe
 from recipes.references import StageRef, parse_reference
 from recipes.stages.answers import SourceUse
 from trainers.data.image_text_digest import image_text_digest
-from trainers.data.sources.open import open_source
+from trainers.data.source_digest import source_digest
 from trainers.store.manifest import ArtifactManifest
 
 VISION_TYPES = tuple(name for name, family in MODEL_TYPES.items() if family.tuning_role == "image_text")
@@ -31,7 +29,9 @@ def data_digests(
         key = (use.source.model_dump_json(), names_images)
         try:
             if key not in known:
-                known[key] = image_text_digest(use.rows, base_dir) if names_images else digest_of(use.source, base_dir)
+                known[key] = (
+                    image_text_digest(use.rows, base_dir) if names_images else source_digest(use.source, base_dir)
+                )
             digests[name][use.field_path] = known[key]
         except TrainwrightError as error:
             wrong.append((f"stages.{name}.{use.field_path}", use.source.source, str(error)))
@@ -60,8 +60,3 @@ def _model_type(stage: str, recipe: Recipe, external: Mapping[str, Mapping[str, 
             return kind if isinstance(kind, str) else None
         stage = reference.stage
     return None
-
-
-def digest_of(source: Source | ImageSource, base_dir: Path) -> str:
-    """The digest of a source of text or of images."""
-    return open_source(source, base_dir).digest()

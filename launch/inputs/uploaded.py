@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.inputs.data_files import places
+from launch.inputs.data_files import location_keys, places, set_keys
 from launch.inputs.resolved import Resolved
 from recipes.errors import RequestError, StoreDamaged
 from recipes.loading.load import dump_recipe, parse_recipe
-from recipes.planning.fingerprint import LOCATION_KEYS
 from recipes.recipe import Recipe
 from recipes.stages.kinds import Stage
 from trainers.store.store import Store
@@ -30,8 +29,7 @@ def with_uploaded(resolved: Resolved, recipe: Recipe, data: Mapping[str, Mapping
         for use in stage.sources():
             own = raw["stages"].get(name, {}).get(use.field_path)
             if isinstance(own, dict) and data.get(name, {}).get(use.field_path) == resolved.data[name][use.field_path]:
-                stored = use.source.model_dump(mode="json")
-                own |= {key: stored[key] for key in LOCATION_KEYS if key in stored}
+                set_keys(own, location_keys(use.source))
     return parse_recipe(raw)
 
 

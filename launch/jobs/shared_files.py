@@ -15,13 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from launch.inputs.data_files import LocalSource, places
-from launch.inputs.digests import digest_of
 from launch.inputs.resolved import Resolved
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import CapacityError, Problem, RecipeError, RequestError, TrainwrightError
 from recipes.problem_codes import Code
 from trainers.data.image_text_digest import image_text_digest
+from trainers.data.source_digest import source_digest
 from trainers.data.source_files import SourceFiles, source_files
 
 ANSWER = "trainwright-files="
@@ -94,10 +94,10 @@ def _look_at(asked: Mapping[str, Any]) -> str:
     try:
         found = source_files(source, base_dir, names_images=asked["names_images"])
         if found is None:
-            return f"there is no folder {base_dir / source.path}"
+            return f"there is no folder {', '.join(str(base_dir / place) for place in places(source))}"
         if _marks(found) == asked["marks"]:
             return ""
-        digest = image_text_digest(source, base_dir) if asked["names_images"] else digest_of(source, base_dir)
+        digest = image_text_digest(source, base_dir) if asked["names_images"] else source_digest(source, base_dir)
     except (TrainwrightError, OSError) as error:
         return str(error)
     named = ", ".join(str(base_dir / place) for place in places(source))

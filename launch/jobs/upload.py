@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launch.inputs.data_files import LocalSource
+from launch.inputs.data_files import LocalSource, set_keys
 from launch.inputs.digests import source_uses
 from launch.inputs.resolved import Resolved
 from recipes.errors import Problem, RecipeError, RequestError
 from recipes.loading.load import parse_recipe
 from recipes.problem_codes import Code
 from recipes.recipe import Recipe
+from trainers.data.source_files import below
 from trainers.store.background_threads import map_beside
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
@@ -38,7 +39,7 @@ def upload(resolved: Resolved, sources: Sequence[LocalSource], store: Store) -> 
     keys: dict[tuple[str, bool], dict[str, Any]] = {}
     for number, source in enumerate(sources):
         files |= {f"{number}/{place}": path for place, path in source.found.files.items()}
-        keys[source.key] = {key: _below(str(number), value) for key, value in source.found.keys.items()}
+        keys[source.key] = {key: below(str(number), value) for key, value in source.found.keys.items()}
     entries = dict(zip(files, map_beside(store.objects.put_file, files.values(), UPLOADS_AT_ONCE), strict=True))
     digest = _digest(entries)
     try:
@@ -77,17 +78,11 @@ def _digest(entries: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256(canonical_json({"uploaded": content})).hexdigest()
 
 
-def _below(folder: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_below(folder, item) for item in value]
-    return f"{folder}/{value}" if isinstance(value, str) else value
-
-
 def _with_keys(resolved: Resolved, keys: Mapping[tuple[str, bool], Mapping[str, Any]]) -> Recipe:
     raw = resolved.recipe_json
     for name, use, names_images in source_uses(resolved.recipe, resolved.external):
         own = raw["stages"][name].get(use.field_path)
         moved = keys.get((use.source.model_dump_json(), names_images))
         if moved is not None and isinstance(own, dict):
-            own |= moved
+            set_keys(own, moved)
     return parse_recipe(raw)

@@ -285,6 +285,12 @@ def _builds(builds: Mapping[str, Mapping[str, Any]]) -> str:
         )
         dropped = build.get("dropped") or {}
         why = "; dropped: " + ", ".join(f"{escape(str(k))} {v:,}" for k, v in dropped.items()) if dropped else ""
+        filtered = build.get("filtered") or {}
+        why += "; left out by filters: " if filtered else ""
+        why += ", ".join(f"{escape(str(k))} {v:,}" for k, v in filtered.items())
+        for source, counts in (build.get("sources") or {}).items():
+            held = ", ".join(f"{escape(key.replace('_', ' '))} {_cell(value)}" for key, value in counts.items())
+            why += f"<br>{escape(source)}: {held}"
         parts.append(f'<p class="soft"><b>{escape(name)}</b>: {facts}{why}</p>')
     return "".join(parts)
 

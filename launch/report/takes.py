@@ -48,6 +48,11 @@ def takes_notes(plan: Plan) -> Iterator[str]:
             yield f"{stage.name}: no figures: {stage.unknown}"
         elif stage.steps is None:
             yield f"{stage.name}: no time: its epochs are counted when its rows are; FLOPs are those of a step"
+    for source in plan.sources:
+        name = f" ({source.name})" if source.name else ""
+        rows = f"{source.rows:,} rows" if source.is_whole else f"more than {source.rows:,} rows"
+        tokens = "" if source.tokens is None else f", about {si(source.tokens)}tokens"
+        yield f"{source.field}{name}: {rows}{tokens}"
     host = max((stage.sizes.host_bytes for stage in plan.stages if stage.sizes), default=0)
     if host:
         yield f"memory of the host: up to {size(host)} for each worker, while it reads its model"

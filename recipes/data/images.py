@@ -6,7 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from recipes.data.text import DatasetsPlace, Patterns, Selection
+from recipes.data.selection import Selection
+from recipes.data.text import DatasetsPlace, Patterns
 from recipes.errors import Finding
 from recipes.fields import Whole, meaning
 from recipes.problem_codes import Code

@@ -1,10 +1,17 @@
 """Data sources, tokenizers and chat templates of a recipe."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from recipes.fields import Strict, added_meaning, meaning, placement, refuse
+from recipes.data.filters import Filter
+from recipes.data.selection import Member, Selection
+from recipes.errors import FieldFinding, at
+from recipes.fields import Strict, TagAt, added_meaning, meaning, placement, refuse
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import VOCABULARY
 from recipes.tokenizers.sentinels import SENTINEL
@@ -22,39 +29,8 @@ DEFAULT_CHAT_TEMPLATE = (
 """Turns `<|role|>`-marked messages into text; an assistant turn ends with the end-of-sequence token."""
 
 
-class Selection(Strict):
-    """What every source answers besides its rows."""
-
-    part: str | None = meaning(
-        None,
-        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
-        description="Keep one of n disjoint parts of the rows, for example '1/2'; rows of one prompt share a part.",
-    )
-    limit: int | None = meaning(
-        None, ge=1, le=10**12, description="Keep at most this many rows, drawn by the seed; null keeps all."
-    )
-
-    @model_validator(mode="after")
-    def _part_within(self) -> "Selection":
-        if self.part is not None:
-            index, of = (int(number) for number in self.part.split("/"))
-            if index > of:
-                refuse(Code.OUT_OF_RANGE, f"part {self.part}: the first number must be between 1 and {of}")
-        return self
-
-    def limited(self, rows: int) -> Self:
-        """The source with at most this many rows."""
-        return self.changed(limit=rows if self.limit is None else min(self.limit, rows))
-
-    def next_split(self) -> Self | None:
-        """Rows to evaluate on where the recipe names none; None: what `hold_out` keeps away from training."""
-        return None
-
-
-class _TextSelection(Selection):
-    """What every source of rows of text can be asked for."""
-
-    max_dropped: float = placement(
+def _max_dropped() -> Any:
+    return placement(
         0.9,
         ge=0,
         le=1,
@@ -62,10 +38,46 @@ class _TextSelection(Selection):
         "stage stops before it trains.",
     )
 
+
+class _TextSelection(Selection):
+    """What every source of rows of text can be asked for."""
+
+    max_dropped: float = _max_dropped()
+
+    filter: list[Filter] | None = added_meaning(
+        None,
+        min_length=1,
+        description="Filters in their order, before rows are held out; a row counts for the first that leaves it out. "
+        "null: every row.",
+    )
+    alias: str | None = placement(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the source in messages, reports and metrics of a mixture; null: its file's or folder's.",
+    )
+    weight: float | None = added_meaning(
+        None,
+        gt=0,
+        le=10**9,
+        description="Share of the source in a mixture, over the sum of all its weights; null: each row once an epoch.",
+    )
+
+    has_weights: ClassVar[bool] = False
+
+    def all_filters(self) -> list[tuple[str, Filter]]:
+        return [(f"filter.{number}", item) for number, item in enumerate(self.filter or ())]
+
     @property
     def has_labels(self) -> bool | None:
         """Whether every row has a label, or none has; None: only the rows tell."""
         return None
+
+    def rules_alone(self) -> Iterator[FieldFinding]:
+        """Keys that only a source of a mixture has."""
+        for key in ("alias", "weight"):
+            if (value := getattr(self, key)) is not None:
+                message = f"{key} has no effect outside of a mixture"
+                yield at(key, value, Code.NO_EFFECT, message, "remove the key, or list the source under `mix`")
 
 
 class _Documentation(_TextSelection):
@@ -196,9 +208,135 @@ class Datasets(_Rows, DatasetsPlace):
     source: Literal["datasets"] = meaning(description="Reads a data set through the `datasets` library.")
 
 
-Source = Annotated[
+PlainSource = Annotated[
     PythonDocs | PythonSummaries | TextFiles | JsonLines | Csv | Parquet | Datasets, Field(discriminator="source")
 ]
+LEAST_SHARE = 1e-4
+"""Of the weights of a mixture."""
+
+
+class Mix(Strict):
+    """Rows of several sources."""
+
+    source: ClassVar[Literal["mix"]] = "mix"
+    mix: list[PlainSource] = meaning(
+        min_length=1,
+        description="The sources. All of them have a `weight`, or none has: each row comes once an epoch.",
+    )
+    weigh: Literal["rows", "tokens"] = meaning(
+        "rows",
+        description="What the weights are shares of: rows of the built set (sequences, pairs, prompts), or tokens.",
+    )
+    filter: list[Filter] | None = added_meaning(
+        None, min_length=1, description="Filters of the rows of all sources together, after their own; null: none."
+    )
+    until: Literal["first", "all"] = meaning(
+        "all",
+        description="With weights, an epoch ends once the first source is used up, or once all are: shorter ones come "
+        "again until then. Every epoch reads on where the one before stopped.",
+    )
+    max_dropped: float = _max_dropped()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Mix":
+        weights = [source.weight for source in self.mix]
+        given = [weight for weight in weights if weight is not None]
+        if given and len(given) < len(weights):
+            refuse(Code.MISSING_KEY, f"mix.{weights.index(None)} has no weight, and others have; give all or none")
+        if not given and (self.weigh, self.until) != ("rows", "all"):
+            refuse(Code.NO_EFFECT, "weigh and until have no effect without weights")
+        if given and min(given) < LEAST_SHARE * sum(given):
+            least = LEAST_SHARE * sum(given)
+            refuse(Code.OUT_OF_RANGE, f"the least weight is {min(given):g}; of all of these at least {least:g}")
+        aliases = [source.alias for source in self.mix if source.alias is not None]
+        repeated = sorted({alias for alias in aliases if aliases.count(alias) > 1})
+        if repeated:
+            refuse(Code.DUPLICATE_ITEM, f"alias {repeated[0]!r} is listed twice")
+        return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether some rows come more often than others."""
+        return self.weights is not None
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Each source's share of an epoch; None: each row comes once."""
+        given = [source.weight for source in self.mix if source.weight is not None]
+        return [weight / math.fsum(given) for weight in given] if given else None
+
+    @property
+    def hold_out(self) -> float:
+        """The largest share that one of the sources holds out."""
+        return max(source.hold_out for source in self.mix)
+
+    @property
+    def has_labels(self) -> bool | None:
+        """What all sources say, where they agree."""
+        found = {source.has_labels for source in self.mix}
+        return found.pop() if len(found) == 1 else None
+
+    def members(self) -> Sequence[Member[PlainSource]]:
+        """The sources by their names."""
+        names: list[str] = []
+        for source in self.mix:
+            first = source.alias or _name(source)
+            same = sum(1 for other in self.mix[: len(names)] if first == (other.alias or _name(other)))
+            names.append(f"{first}-{same + 1}" if same else first)
+        return [
+            Member(name, f"mix.{number}.", source)
+            for number, (name, source) in enumerate(zip(names, self.mix, strict=True))
+        ]
+
+    def all_filters(self) -> list[tuple[str, Filter]]:
+        """The filters of its sources and its own by the paths of their keys."""
+        own = [(member.field + path, item) for member in self.members() for path, item in member.source.all_filters()]
+        return [*own, *((f"filter.{number}", item) for number, item in enumerate(self.filter or ()))]
+
+    def limited(self, rows: int) -> Self:
+        """The mixture with at most this many rows, equally many of each source."""
+        share = -(-rows // len(self.mix))
+        return self.changed(mix=[source.limited(share) for source in self.mix])
+
+    def next_split(self) -> Self | None:
+        """The next splits, and what `hold_out` keeps away, of the sources that have either."""
+        held_out = [source.next_split() or (source if source.hold_out > 0 else None) for source in self.mix]
+        found = [
+            source.changed(alias=member.name, weight=member.source.weight)
+            for source, member in zip(held_out, self.members(), strict=True)
+            if source is not None
+        ]
+        return self.changed(mix=found) if found else None
+
+    def rules_alone(self) -> Iterator[FieldFinding]:
+        """Its sources have their keys here."""
+        yield from ()
+
+
+def _name(source: PlainSource) -> str:
+    """A source's name by its first file, its folder or hub id, or its kind."""
+    place = getattr(source, "path", None) or next(iter(getattr(source, "files", [])), "")
+    path = PurePosixPath(place)
+    parts = [path.name.partition(".")[0], *(part.name for part in path.parents)]
+    named = next((part for part in parts if part and not set(part) & set("*?[")), source.source)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", named).strip("-.") or source.source
+
+
+def _tag(kind: type[_TextSelection]) -> str:
+    (tag,) = get_args(kind.model_fields["source"].annotation)
+    return str(tag)
+
+
+if TYPE_CHECKING:
+    Source = PlainSource | Mix
+else:
+    Source = Annotated[
+        Union[
+            *(Annotated[kind, Tag(_tag(kind))] for kind in get_args(get_args(PlainSource)[0])),
+            Annotated[Mix, Tag("mix")],
+        ],
+        Discriminator(TagAt(("source",), instead=("mix", "mix"))),
+    ]
 
 
 class TrainTokenizer(Strict):

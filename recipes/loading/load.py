@@ -189,8 +189,8 @@ def _merge_documents(base: Document, over: Document) -> Document:
         while slot is not None and slot.tag is not None and len(slot.tag.path) < 2:
             if not slot.tag.path:
                 return bool(value.keys() & slot.members) and not (before.keys() & value.keys() & slot.members.keys())
-            (key,) = slot.tag.path
-            if key in value and key in before and value[key] != before[key]:
+            own, other = slot.tag.written(value), slot.tag.written(before)
+            if own is not None and other is not None and own != other:
                 return True
             slot = slot.member_for(before | value)
         return False

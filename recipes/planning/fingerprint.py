@@ -17,7 +17,7 @@ FORMAT = 1
 MAIN_PARTS = ("model", "actor")
 """Parts that a bare reference means: naming one changes nothing."""
 
-LOCATION_KEYS = ("files", "label_files", "caption_files", "path", "revision")
+LOCATION_KEYS = ("files", "label_files", "caption_files", "path", "revision", "against")
 """Where a source's rows lie: once they have a digest, their place is no meaning."""
 
 
@@ -87,9 +87,7 @@ def stage_meaning(
         if not field_path.startswith("of."):  # a report names its models as the recipe does
             _drop(settings, field_path)
     for field_path in data:
-        for key in LOCATION_KEYS:
-            if key in (settings.get(field_path) or {}):
-                _drop(settings, f"{field_path}.{key}")
+        _drop_locations(settings.get(field_path))
     settings["seed"] = stage.seed if stage.seed is not None else recipe.seed
     changed = {"changes": [dict(change) for change in changes]} if changes else {}
     return {
@@ -123,6 +121,19 @@ def hash_meaning(meaning: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON form."""
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _drop_locations(source: Any) -> None:
+    """Replace what says where the rows of a source lie, or of the sources in it, by None."""
+    if isinstance(source, list):
+        for item in source:
+            _drop_locations(item)
+    elif isinstance(source, dict):
+        for key, value in source.items():
+            if key in LOCATION_KEYS:
+                source[key] = None
+            else:
+                _drop_locations(value)
 
 
 def _drop(settings: Any, field_path: str) -> None:

@@ -66,6 +66,21 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCount:
+    """How much text a source has."""
+
+    field: str
+    """Stage and key, as `sft.data.mix.0`."""
+    name: str
+    """In a mixture; empty outside of one."""
+    rows: int
+    tokens: int | None
+    """By the mean of the first rows, as they are built; None: the tokenizer is yet to be trained."""
+    is_whole: bool
+    """Whether all rows were counted; else there are more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The stages in the order in which they run."""
 
@@ -76,6 +91,8 @@ class Plan:
     """What times are computed from, in words; empty: there are none."""
     misfits: tuple[str, ...] = ()
     """Stages that the workers have no room for, and what would make them fit."""
+    sources: tuple[SourceCount, ...] = ()
+    """Rows and tokens of the stages' sources of text, as far as they are known before a run."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable JSON form."""

@@ -24,6 +24,7 @@ def check_arithmetic(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, stage in loaded.recipe.stages.items():
         yield from loaded.problems(name, stage.rules())
         if isinstance(stage, TextStage):
+            yield from _check_sources(loaded, name, stage)
             yield from _check_packing(loaded, name, stage)
             yield from _check_lengths(loaded, name, stage)
 
@@ -67,6 +68,16 @@ def _check_batch(loaded: LoadedRecipe, name: str, stage: Stage) -> Iterator[Prob
         place = f"stages.{name}.shard.micro_batch"
         suggestion = f"auto takes the largest divisor up to {stage.largest_micro_batch}"
         yield loaded.problem(Code.BATCH_NOT_DIVISIBLE, place, stage.shard.micro_batch, str(error), suggestion)
+
+
+def _check_sources(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:
+    """Keys of a source that have an effect in a mixture alone."""
+    for use in stage.sources():
+        if use.role != "images" and not use.is_derived:
+            findings = (
+                found._replace(field_path=f"{use.field_path}.{found.field_path}") for found in use.rows.rules_alone()
+            )
+            yield from loaded.problems(name, findings)
 
 
 def _check_packing(loaded: LoadedRecipe, name: str, stage: TextStage) -> Iterator[Problem]:

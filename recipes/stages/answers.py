@@ -1,12 +1,12 @@
 """What a stage answers with when it is asked: values, and the fields and rules that kinds of stage share."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
-from recipes.data.text import Source
+from recipes.data.text import Mix, PlainSource, Source
 from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning
 from recipes.models.base import TextFamily
@@ -49,6 +49,29 @@ class SourceUse:
     """Whether no field of the recipe names the source: it follows from the training rows'."""
     carried: tuple[str, ...] = ()
     """Of prompts: columns of the rows that a reward reads."""
+
+    def members(self) -> "list[SourceUse]":
+        """The use of each source that its own is made of."""
+        return [use for use, _ in self.named_members()]
+
+    def named_members(self) -> "list[tuple[SourceUse, str]]":
+        """The same with the sources' names in a mixture."""
+        found = []
+        shared = (self.source.filter or []) if isinstance(self.source, Mix) else []
+        for member in self.source.members():
+            held_out = self.held_out and (member.source.hold_out > 0 or not member.name)
+            field_path = f"{self.field_path}.{member.field}".removesuffix(".")
+            source = member.source
+            if shared and not isinstance(source, Mix):
+                source = source.changed(filter=[*(getattr(source, "filter", None) or []), *shared])
+            found.append((replace(self, field_path=field_path, source=source, held_out=held_out), member.name))
+        return found
+
+    @property
+    def plain(self) -> PlainSource:
+        """The source of a use of text that is no mixture, as those of `members` are."""
+        assert not isinstance(self.rows, Mix)
+        return self.rows
 
     @property
     def rows(self) -> Source:

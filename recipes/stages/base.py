@@ -324,7 +324,8 @@ class Training(StageBase):
             return [training, held_out_use("evaluation", self.evaluation, self.data_role)]
         other_rows = data.next_split()
         if other_rows is not None:
-            return [training, SourceUse("evaluation", other_rows, self.data_role, is_derived=True)]
+            held_out = other_rows.hold_out > 0
+            return [training, SourceUse("evaluation", other_rows, self.data_role, held_out, is_derived=True)]
         if data.hold_out == 0:
             return [training]
         return [training, SourceUse("evaluation", data, self.data_role, held_out=True, is_derived=True)]

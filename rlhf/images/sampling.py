@@ -15,6 +15,7 @@ from rlhf.images.policy import ImageModels, Trajectories
 from rlhf.images.rewards import ImageScorer
 from rlhf.monitors import ImageRolloutReport, report_images
 from rlhf.policy import Learner, ScoredRollouts
+from trainers.data.mixture import Draw
 from trainers.inference.rollouts import WeightsVersion
 from trainers.runtime.observer import Watch, partly
 from trainers.runtime.randomness import stream_seed
@@ -52,6 +53,10 @@ class ImagePolicy:
     score: ImageScorer
     show_samples: "Show | None" = None
     iteration: int = -1
+
+    def drawn(self, iterations: int) -> dict[str, Draw]:
+        """Images have no mixtures."""
+        return {}
 
     def sync(self, iteration: int) -> WeightsVersion:
         """Remember the iteration; the weights are in place."""

@@ -1,5 +1,6 @@
 """The preference stage: a policy learns from judged answers, against its start or without, to a candidate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from recipes.stages.preference import Preference
 from recipes.stages.preference_losses import Kto
 from rlhf.text.judged_rows import JudgedRows, open_judged_rows
 from rlhf.text.policy import switch_dropout_off
-from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, ranking, with_kl
+from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, Referred, ranking, with_kl
 from rlhf.text.reference import (
     EVALUATION,
     Asked,
@@ -23,7 +24,7 @@ from rlhf.text.reference import (
 from trainers.data.batches import BatchPlan, evaluation_batches
 from trainers.data.order import drawn_rows
 from trainers.engine.protocol import Engine
-from trainers.evaluation.held_out import evaluate
+from trainers.evaluation.held_out import evaluate, per_source
 from trainers.models.load import text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
@@ -79,7 +80,7 @@ class PreferenceTrainee:
     @property
     def num_rows(self) -> int:
         """Rows of an epoch."""
-        return len(self.data.training)
+        return self.data.training.order(self.context.seed).epoch
 
     def course(self, training: TrainingPlan[Preference]) -> Course:
         """One engine; its policy is asked for the reference while it is its start. Collective."""
@@ -124,7 +125,7 @@ class PreferenceTrainee:
     def _references(self, engine: Engine, plan: BatchPlan, training: TrainingPlan[Preference]) -> dict[str, Reference]:
         """What the start says of the rows that are trained on, and of those that are measured; collective."""
         measured, saved = self.data.measured, saved_tables(self.context)
-        rows = drawn_rows(measured.digest, 0, self.spec.train.evaluation_rows, len(measured))
+        rows = self._measured_rows()
         batches = evaluation_batches(measured, len(rows), *self._share(training))
         return {
             asked.name: ask_start(engine, asked, saved, self.context.observer)
@@ -140,8 +141,18 @@ class PreferenceTrainee:
         reference = reference or no_reference(len(measured))
         batches = [reference.refer(batch) for batch in evaluation_batches(measured, count, *self._share(training))]
         prepared = prepare(batches)
-        shown = interruptible(prepared, self.context.observer, "evaluate", count)
-        found = evaluate(engine.module, PreferenceObjective(spec.loss), shown, engine.device)
+
+        def evaluated(batches: Sequence[Referred], count: int) -> dict[str, float]:
+            shown = interruptible(batches, self.context.observer, "evaluate", count)
+            return evaluate(engine.module, PreferenceObjective(spec.loss), shown, engine.device)
+
+        def of_source(own: range, _: int) -> dict[str, float]:
+            among = [row for row in self._measured_rows() if row in own]
+            read = evaluation_batches(measured, len(among), *self._share(training), among)
+            return evaluated(prepare([reference.refer(batch) for batch in read]), len(among)) if among else {}
+
+        found = evaluated(prepared, count)
+        found |= per_source(measured, count, of_source, ("loss", "accuracy"))
         reasons = []
         if isinstance(spec.loss, Kto) and (accuracy := ranking(engine, prepared)) is not None:
             found |= {"accuracy": accuracy, "margin": found["chosen_reward"] - found["rejected_reward"]}
@@ -151,6 +162,11 @@ class PreferenceTrainee:
             measured_share = f"held-out accuracy {found['accuracy']:.3f}"
             reasons.append(f"{measured_share} is below min_accuracy {spec.min_accuracy}")
         return Evaluation(found, gate_reasons=tuple(reasons))
+
+    def _measured_rows(self) -> list[int]:
+        """The rows that evaluations read."""
+        measured = self.data.measured
+        return drawn_rows(measured.digest, 0, self.spec.train.evaluation_rows, len(measured))
 
     def _share(self, training: TrainingPlan[Preference]) -> tuple[int, int, int]:
         """Workers, this rank, and rows of a micro-batch."""

@@ -17,6 +17,7 @@ from rlhf.text.preference_objective import Referred, answer_logprobs
 from trainers.checkpoint.checkpoint import SOURCE_GROUP
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.batches import Batch, BatchPlan, JudgedBatch, PairBatch
+from trainers.data.mixture import Draw
 from trainers.engine.protocol import Engine
 from trainers.runtime import distributed
 from trainers.runtime.observer import Observer, counted
@@ -72,6 +73,10 @@ class ReferredBatches:
         reference = self.references.get(TRAINING, no_reference(len(self.plan.dataset)))
         return self.prepare([reference.refer(batch) for batch in self.plan.micro_batches(step)])
 
+    def drawn(self, steps_done: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture."""
+        return self.plan.drawn(steps_done)
+
     def can_save(self, steps_done: int) -> bool:
         """Always: rows are a pure function of the step."""
         return True
@@ -105,7 +110,7 @@ def saved_tables(context: StageContext) -> dict[str, Tensor]:
 def training_rows(plan: BatchPlan, steps: int) -> Asked:
     """The rows that are trained on, in the steps in which each comes first."""
     size = len(plan.dataset)
-    first = range(min(steps, math.ceil(size / plan.global_batch)))
+    first = range(min(steps, math.ceil(plan.order.whole / plan.global_batch)))
 
     def batches() -> Iterator[Batch]:
         for step in first:

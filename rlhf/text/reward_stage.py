@@ -12,6 +12,7 @@ from rlhf.text.reward_model import RewardEvaluation, RewardObjective, ScoreModel
 from trainers.data.batches import BatchPlan, PairBatch, evaluation_batches
 from trainers.data.dataset import Dataset
 from trainers.engine.protocol import Engine
+from trainers.evaluation.held_out import per_source
 from trainers.models.load import head_name, text_facts
 from trainers.models.lora import add_adapter, start_names
 from trainers.models.stack import load_exact, load_stack
@@ -64,7 +65,7 @@ class RewardTrainee:
     @property
     def num_rows(self) -> int:
         """Pairs of an epoch."""
-        return len(self.data.training)
+        return self.data.training.order(self.context.seed).epoch
 
     def course(self, training: TrainingPlan[Reward]) -> Course:
         """One engine; measured on held-out pairs, or on the training's where there are none. Collective."""
@@ -73,8 +74,9 @@ class RewardTrainee:
         measured = data.measured
 
         def evaluate() -> Evaluation:
-            found = _evaluation(phase.engine, measured, training)
-            return Evaluation(found.metrics(), gate_reasons=tuple(failed_gates(found, spec.min_accuracy)))
+            found, of_sources = _evaluation(phase.engine, measured, training)
+            reasons = tuple(failed_gates(found, spec.min_accuracy))
+            return Evaluation({**found.metrics(), **of_sources}, gate_reasons=reasons)
 
         plan = BatchPlan(data.training, self.context.seed, **training.share)
         return Course([phase], PlannedBatches(plan, training.steps, self._prepare(plan, training.steps)), evaluate)
@@ -136,13 +138,20 @@ def _build_network(spec: Reward, context: StageContext) -> tuple[Any, str, Any, 
     return network, head, add_adapter(network, spec.lora, seed=seed, heads=[head], on=on), weights.stack
 
 
-def _evaluation(engine: Engine, dataset: Dataset, training: TrainingPlan[Reward]) -> RewardEvaluation:
-    """Rank held-out pairs; collective."""
-    engine.module.eval()
+def _evaluation(
+    engine: Engine, dataset: Dataset, training: TrainingPlan[Reward]
+) -> tuple[RewardEvaluation, dict[str, float]]:
+    """Rank held-out pairs, and those of each source of a mixture; collective."""
     rows, layout, context = training.spec.train.evaluation_rows, training.layout, training.context
-    batches = evaluation_batches(dataset, rows, layout.workers, context.ranks.rank, layout.micro_batch)
-    pairs = (batch for batch in batches if isinstance(batch, PairBatch))
-    shown = interruptible(pairs, context.observer, "evaluate", min(rows, len(dataset)))
-    found = evaluate_pairs(engine.module, shown, engine.device)
+
+    def measured(own: range, count: int) -> RewardEvaluation:
+        batches = evaluation_batches(dataset, count, layout.workers, context.ranks.rank, layout.micro_batch, own)
+        pairs = (batch for batch in batches if isinstance(batch, PairBatch))
+        return evaluate_pairs(engine.module, interruptible(pairs, context.observer, "evaluate", count), engine.device)
+
+    engine.module.eval()
+    found = measured(range(len(dataset)), min(rows, len(dataset)))
+    names = ("loss", "accuracy")
+    of_sources = per_source(dataset, rows, lambda own, count: measured(own, count).metrics(), names)
     engine.module.train()
-    return found
+    return found, of_sources

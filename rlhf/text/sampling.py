@@ -34,6 +34,7 @@ from rlhf.text.samples import (
 )
 from trainers.data.batches import BatchPlan, PromptBatch, TokenBatch, build_batch
 from trainers.data.dataset import Dataset
+from trainers.data.mixture import Draw
 from trainers.data.order import deal_by_length
 from trainers.inference.generation import SamplingSettings
 from trainers.inference.rollouts import RolloutEngine, Sampled, SampleKey, WeightsVersion
@@ -102,6 +103,10 @@ class TextPolicy:
     def num_samples(self) -> int:
         """Responses of an iteration."""
         return self.rollout.prompts_per_iteration * self.rollout.samples_per_prompt
+
+    def drawn(self, iterations: int) -> dict[str, Draw]:
+        """Of a mixture of prompts, how much was drawn of each source."""
+        return self.sources.prompts.drawn(iterations)
 
     def sync(self, iteration: int) -> WeightsVersion:
         """Have the rollout engine take over the learner's weights; collective."""

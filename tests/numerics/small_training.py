@@ -86,6 +86,9 @@ class Rows:
             batches[-1] = replace(batches[-1], position_ids_BT=batches[-1].position_ids_BT - 1000)
         return batches
 
+    def drawn(self, steps_done: int) -> dict[str, Any]:
+        return {}
+
     def can_save(self, steps_done: int) -> bool:
         return True
 

@@ -6,6 +6,7 @@ that only keeps ranks in step and has no weight.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from trainers.data.dataset import Dataset
 from trainers.data.image_processor import scale_pixels
+from trainers.data.mixed_order import RowOrder
+from trainers.data.mixture import Draw
 from trainers.data.order import deal_by_length, global_sample
 from trainers.runtime.randomness import stream_seeds
 
@@ -260,7 +263,7 @@ def sample_ids(rows: Sequence[int]) -> Tensor:
 class BatchPlan:
     """The batches of one rank.
 
-    Global position `step * global_batch + j` holds row `global_sample(digest, seed, position)`. Micro-batch m of rank r
+    Global position `step * global_batch + j` holds the row that the set's order has there. Micro-batch m of rank r
     takes neighbouring positions: the m-th run of `workers * micro_batch` positions, in it the r-th run of
     `micro_batch`; pairs, sources and targets are dealt by length instead.
     `workers * micro_batch` must divide `global_batch`.
@@ -285,6 +288,11 @@ class BatchPlan:
         if not 0 <= self.rank < self.workers:
             raise ValueError(f"rank {self.rank} of {self.workers} workers")
 
+    @cached_property
+    def order(self) -> RowOrder:
+        """Which row stands at each position."""
+        return self.dataset.order(self.seed)
+
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step on each rank."""
@@ -292,8 +300,12 @@ class BatchPlan:
 
     def sample_ids(self, step: int) -> list[int]:
         """Return the rows of the whole global batch, in position order."""
-        first, digest, size = step * self.global_batch, self.dataset.digest, len(self.dataset)
-        return [global_sample(digest, self.seed, first + offset, size) for offset in range(self.global_batch)]
+        first = step * self.global_batch
+        return [self.order.row(first + offset) for offset in range(self.global_batch)]
+
+    def drawn(self, steps: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture in so many steps."""
+        return self.dataset.drawn(self.order, steps * self.global_batch)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step (from 0)."""

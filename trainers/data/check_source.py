@@ -3,15 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from recipes.data.filters import ByContamination, Filter
 from recipes.data.images import ImageSource
-from recipes.data.text import Source
+from recipes.data.text import Mix, Source
 from recipes.problem_codes import Code
 from trainers.data.bad_row import BadRow
 from trainers.data.carried import carried
+from trainers.data.filters.contamination import evaluation_sources
+from trainers.data.filters.judge import open_filter
 from trainers.data.images import OneShape, open_image, to_image
 from trainers.data.row_forms import RowRole
 from trainers.data.row_images import find_images
@@ -29,30 +33,55 @@ CHECKED_FILES = 32
 def check_text(
     source: Source, base_dir: Path, roles: Sequence[RowRole], columns_read: Sequence[str] = ()
 ) -> list[SourceError]:
-    """Read the first rows of each file in the role, or in any of several where it is not known which they are for.
+    """Read the first rows of each source's files in the role, or in any of several where it is not known which it is.
 
     `columns_read` are those that a reward reads besides. What the hub holds is not fetched. An error's `field` is the
     source's key.
     """
-    columns, seen = column_names(source), _Seen()
-
-    def read(raw: RawRow) -> bool:
-        row = _fitting(raw, roles, columns)
-        try:
-            carried(raw.columns, columns_read)
-        except BadRow as error:
-            raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
-        images = row.columns.get("images", ())
-        for image in images:
-            open_image(image.read(), image.name)
-        seen.images += len(images)
-        return any(not isinstance(value, str) or value.strip() for value in row.columns.values())
-
-    errors = _errors(open_source(source, base_dir, roles[0]), read, seen)
+    seen, errors = _Seen(), _filter_errors(source.filter, base_dir) if isinstance(source, Mix) else []
+    for member in source.members():
+        read = partial(_check_row, roles=roles, columns=column_names(member.source), read=columns_read, seen=seen)
+        found = _errors(open_source(member.source, base_dir, roles[0]), read, seen)
+        filters = _filter_errors(member.source.filter, base_dir)
+        errors += [error.within(member) for error in (*filters, *found)]
     if not errors and seen.is_whole and list(roles) == ["image_text"] and not seen.images:
         message = "no row has an image, and the model is a vision-language model"
         return [SourceError(Code.MISSING_IMAGES, message, "fine-tune a language model on text alone", "source")]
     return errors
+
+
+def _filter_errors(filters: Sequence[Filter] | None, base_dir: Path) -> list[SourceError]:
+    """Make filters ready, and read the first rows of the evaluation sets; of each filter the first error."""
+    errors: list[SourceError] = []
+    for number, settings in enumerate(filters or ()):
+        place, found = f"filter.{number}", []
+        if isinstance(settings, ByContamination):
+            place += ".against"
+            for known in evaluation_sources(settings.against):
+                found += _errors(open_source(known, base_dir), lambda raw: True, _Seen())
+        else:
+            try:
+                open_filter(settings, base_dir, None)
+            except SourceError as error:
+                found = [error]
+        errors += [SourceError(error.code, error.message, error.suggestion, place) for error in found[:1]]
+    return errors
+
+
+def _check_row(
+    raw: RawRow, *, roles: Sequence[RowRole], columns: Mapping[str, str], read: Sequence[str], seen: "_Seen"
+) -> bool:
+    """Read a row with its images, and the columns that a reward reads; returns whether it holds anything."""
+    row = _fitting(raw, roles, columns)
+    try:
+        carried(raw.columns, read)
+    except BadRow as error:
+        raise SourceError(error.code, f"{raw.place}: {error}", error.suggestion) from None
+    images = row.columns.get("images", ())
+    for image in images:
+        open_image(image.read(), image.name)
+    seen.images += len(images)
+    return any(not isinstance(value, str) or value.strip() for value in row.columns.values())
 
 
 def check_images(source: ImageSource, base_dir: Path) -> list[SourceError]:

@@ -9,6 +9,8 @@ import numpy as np
 
 from recipes.errors import RequestError
 from trainers.data.encoding import TextSettings
+from trainers.data.mixed_order import RowOrder, Shuffled
+from trainers.data.mixture import Draw, Mixture, drawn
 from trainers.data.row_forms import Role
 from trainers.data.selection import Keyed
 
@@ -68,19 +70,23 @@ class BuildReport:
     """Published forms that rows were recognised as -> rows."""
     unread: Mapping[str, int] = field(default_factory=dict)
     """Columns, and keys of messages (`messages.name`), that hold something and that nothing reads -> rows."""
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    """Why filters left rows out, before all others were counted -> rows."""
+    sources: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
+    """Of a mixture, by source: rows_in, kept, sequences, tokens, and the share of the rows that are drawn."""
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "BuildReport":
         """Read what `to_json` gave."""
         holds = dict(found)
         rows_in = holds.pop("rows_in")
-        forms, unread = holds.pop("forms", {}), holds.pop("unread", {})
+        forms, unread, filtered, sources = (holds.pop(name, {}) for name in ("forms", "unread", "filtered", "sources"))
         fate = Fate(**{name: holds.pop(name) for name in asdict(Fate())}) if "kept" in holds else None
-        return cls(rows_in, holds, fate, forms, unread)
+        return cls(rows_in, holds, fate, forms, unread, filtered, sources)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
-        read = {"forms": dict(self.forms), "unread": dict(self.unread)}
+        read = {name: dict(getattr(self, name)) for name in ("forms", "unread", "filtered", "sources")}
         fate = {} if self.fate is None else asdict(self.fate)
         return {"rows_in": self.rows_in, **fate, **{key: rows for key, rows in read.items() if rows}, **self.holds}
 
@@ -158,6 +164,8 @@ class Contents:
     classes: Sequence[str] = ()
     records: list[dict[str, Any]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    mixture: Mixture | None = None
+    """Whose the rows are, where they come from several sources."""
 
 
 class DataLayout(Protocol):
@@ -212,6 +220,33 @@ class Dataset:
     captions: tuple[str, ...] = ()
     """Of images: one each; none without captions."""
     row_ids_path: Path | None = None
+    mixture: Mixture | None = None
+    """Whose the rows are, of a set of several sources."""
+
+    def order(self, seed: int, among: Sequence[int] | np.ndarray | None = None) -> RowOrder:
+        """Return the order of training of the rows, or of some of them, sorted by number."""
+        rows = range(len(self)) if among is None else among
+        if self.mixture is None:
+            return Shuffled(self.digest, seed, rows)
+        return self.mixture.order(self.digest, seed, rows)
+
+    def drawn(self, order: RowOrder, positions: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture before a position."""
+        return {} if self.mixture is None else drawn(self.mixture, order, self.arrays, positions)
+
+    def with_names(self, names: Sequence[str]) -> "Dataset":
+        """Return the same with its sources named as the recipe names them: the set may be an older run's."""
+        if self.mixture is None or tuple(names) == self.mixture.names:
+            return self
+        sources = dict(zip(names, self.report.sources.values(), strict=True))
+        report = replace(self.report, sources=sources)
+        return replace(self, mixture=replace(self.mixture, names=tuple(names)), report=report)
+
+    def by_source(self) -> dict[str, range]:
+        """Return the rows of each source of a mixture; of another set nothing."""
+        mixture = self.mixture
+        names = () if mixture is None or not mixture.ends else mixture.names
+        return {name: mixture.rows(source) for source, name in enumerate(names) if mixture is not None}
 
     def __len__(self) -> int:
         """Return the number of rows: packed sequences, pairs, prompts or images."""

@@ -13,6 +13,7 @@ from recipes.models.encoder import PseudoLabels
 from trainers.data.batches import LabelledBatch, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.masking import Masker
+from trainers.data.mixture import Draw
 from trainers.data.order import global_sample
 from trainers.runtime.randomness import stream_seed
 
@@ -62,6 +63,7 @@ class LabelledPlan:
             raise RequestError(f"pseudo_labels: {pseudo_labels.needs_unlabelled('the data')}")
         self._dataset, self._labelled, self._unlabelled = dataset, labelled, unlabelled
         self._pseudo_labels, self._masker, self._seed, self._global_batch = pseudo_labels, masker, seed, global_batch
+        self.order = dataset.order(seed, labelled)
         starts = range(rank * micro_batch, global_batch, workers * micro_batch)
         self._runs = [range(start, start + micro_batch) for start in starts]
 
@@ -69,10 +71,13 @@ class LabelledPlan:
         """Return this rank's share of the step's rows."""
         return [self._batch(step, run) for run in self._runs]
 
+    def drawn(self, steps: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture in so many steps."""
+        return self._dataset.drawn(self.order, steps * self._global_batch)
+
     def _batch(self, step: int, run: range) -> LabelledBatch:
         dataset, first = self._dataset, step * self._global_batch
-        places = [global_sample(dataset.digest, self._seed, first + place, len(self._labelled)) for place in run]
-        batch: LabelledBatch = dataset.layout.collate(dataset, [int(self._labelled[place]) for place in places])
+        batch: LabelledBatch = dataset.layout.collate(dataset, [self.order.row(first + place) for place in run])
         pseudo = self._pseudo_labels
         if pseudo is None or step < pseudo.warmup_steps:
             return batch

@@ -6,23 +6,25 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from recipes.data.images import ImageSource
-from recipes.data.text import Source, TrainTokenizer
+from recipes.data.text import Mix, Source, TrainTokenizer
 from recipes.errors import RequestError, StoreDamaged
 from recipes.planning.fingerprint import LOCATION_KEYS, left_out
 from trainers.data.dataset import BuildReport, Chunks, Contents, DataLayout, Dataset, Fate
+from trainers.data.filters.judge import Filtering
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.images import DecodedImage, read_images
 from trainers.data.layouts.prompts import Prompts
 from trainers.data.layouts.registry import LAYOUTS
+from trainers.data.mixture import Mixture, SourceCounts
 from trainers.data.rows import Row, read_rows, unread_parts
-from trainers.data.sources.open import open_source
+from trainers.data.source_digest import source_digest
 from trainers.data.tokenizer import Tokenization, tokenization_from_files, train_tokenizer
 from trainers.store.manifest import DatasetManifest, FileEntry, canonical_json
 from trainers.store.store import Store
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 FILES_FORMAT = 3
 """Of a set's files; raised where they change and their digests do not, so that older ones are built again."""
 TOKENIZER_FORMAT = 1
-NO_CONTENT = {*LOCATION_KEYS, "max_dropped"}
+NO_CONTENT = {*LOCATION_KEYS, "max_dropped", "alias"}
 """Keys of a source that do not say which rows it has: their digest does."""
 ROWS_A_BEAT = 256
 OnRows = Callable[[int], None]
@@ -59,8 +61,8 @@ class DataRequest:
 
     def digest(self) -> str:
         """Return the data set's identity: 64 hex digits over content, selection, and the layout's settings."""
-        selection = self.source.model_dump(mode="json", exclude=NO_CONTENT | left_out(self.source))
-        if selection["limit"] is not None:
+        selection = _selection(self.source)
+        if any(member.source.limit is not None for member in self.source.members()):
             selection["seed"] = self.seed
         identity = {
             "format": self.layout.version,
@@ -82,7 +84,17 @@ def content_digest(request: DataRequest) -> str:
     source, role = request.source, request.layout.role
     if role == "image_text":
         return image_text_digest(cast(Source, source), request.base_dir)
-    return open_source(source, request.base_dir, "text" if role == "images" else role).digest()
+    return source_digest(source, request.base_dir, "text" if role == "images" else role)
+
+
+def _selection(source: Source | ImageSource) -> dict[str, Any]:
+    """Return what a source's keys say of which of its rows there are."""
+    found = source.model_dump(mode="json", exclude=NO_CONTENT | left_out(source))
+    for item in found.get("filter") or ():
+        item.pop("against", None)
+    if isinstance(source, Mix):
+        found["mix"] = [_selection(member.source) for member in source.members()]
+    return found
 
 
 def materialise(request: DataRequest, store: Store, on_rows: OnRows | None = None) -> Dataset:
@@ -93,7 +105,8 @@ def materialise(request: DataRequest, store: Store, on_rows: OnRows | None = Non
     """
     digest = request.digest()
     key = stored_as(digest)
-    return _open(digest, find_set(key, store) or _build(request, key, store, on_rows), store)
+    found = _open(digest, find_set(key, store) or _build(request, key, store, on_rows), store)
+    return found.with_names([member.name for member in request.source.members()])
 
 
 def find_dataset(digest: str, store: Store) -> Dataset | None:
@@ -111,9 +124,8 @@ def build_tokenization(
     spec: TrainTokenizer, source: Source, base_dir: Path, seed: int, store: Store, on_rows: OnRows | None = None
 ) -> Tokenization:
     """Train a tokenizer on a source's text, or take it from the store where the same was trained before."""
-    selection = source.model_dump(mode="json", exclude=NO_CONTENT | left_out(source))
-    content = open_source(source, base_dir).digest()
-    identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, selection, seed]
+    content = source_digest(source, base_dir)
+    identity = ["tokenizer", TOKENIZER_FORMAT, spec.model_dump(mode="json"), content, _selection(source), seed]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     found = find_set(digest, store)
     if found is None:
@@ -135,16 +147,23 @@ def find_set(digest: str, store: Store) -> DatasetManifest | None:
         return None
 
 
-def lay_out(layout: DataLayout, rows: Iterable[Row | DecodedImage]) -> tuple[Contents, BuildReport]:
-    """Bring rows into a layout; says what became of them."""
+def lay_out(
+    layout: DataLayout, rows: Iterable[Row | DecodedImage], source: Source | ImageSource | None = None
+) -> tuple[Contents, BuildReport]:
+    """Bring rows into a layout, of a mixture with what is whose; says what became of them."""
     fate, seen = Fate(), _Seen()
     contents = layout.arrays(layout.encode(seen.kept(rows, layout, fate)), fate)
+    sources: dict[str, dict[str, Any]] = {}
+    if isinstance(source, Mix):
+        contents.mixture = seen.sources.mixture(source, contents)
+        sources = seen.sources.report(contents.mixture, contents)
     return contents, BuildReport(
         seen.rows,
         contents.holds,
         None if layout.text is None else fate.sorted(),
         dict(sorted(seen.forms.items())),
         dict(sorted(seen.unread.items())),
+        sources=sources,
     )
 
 
@@ -155,6 +174,7 @@ class _Seen:
         self.rows = 0
         self.forms: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
+        self.sources = SourceCounts()
 
     def kept(self, rows: Iterable[Row | DecodedImage], layout: DataLayout, fate: Fate) -> Iterator[Row | DecodedImage]:
         """Yield the rows that are not to be left out."""
@@ -163,6 +183,8 @@ class _Seen:
         for row in rows:
             self.rows += 1
             if isinstance(row, Row):
+                if row.source:
+                    self.sources.note(row.id, row.source)
                 self.unread.update(name for name in unread_parts(row, layout.role, template) if name not in carried)
                 if row.reading.form:
                     self.forms[row.reading.form] += 1
@@ -195,6 +217,7 @@ def _open(digest: str, manifest: DatasetManifest, store: Store) -> Dataset:
         records=[json.loads(line) for line in read("records.jsonl").splitlines()] if "records.jsonl" in has else [],
         captions=tuple(json.loads(read("captions.json"))) if "captions.json" in has else (),
         row_ids_path=store.objects.local_path(manifest.files["row_ids.txt"].sha256),
+        mixture=Mixture.from_json(meta["mixture"]) if "mixture" in meta else None,
     )
 
 
@@ -202,13 +225,18 @@ def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None)
     if request.source_digest not in (None, content_digest(request)):
         raise RequestError(f"the data of {request.name} changed since the run started; start a new run")
     layout = request.layout
-    contents, report = lay_out(layout, _heard(_read(request, store), on_rows))
+    tokenization = None if layout.text is None else layout.text.tokenization
+    filtering = Filtering(None if tokenization is None else lambda text: len(tokenization.encode(text)), on_rows)
+    contents, report = lay_out(layout, _heard(_read(request, store, filtering), on_rows), request.source)
+    left_out = filtering.left_out
+    report = replace(report, filtered=dict(sorted(left_out.counts.items())))
     _demand_something_to_learn(request, contents, report)
     meta = {
         "layout": layout.name,
         "pad_id": 0 if layout.text is None else layout.text.tokenization.pad_id,
         "classes": list(contents.classes),
         "report": report.to_json(),
+        **({} if contents.mixture is None else {"mixture": contents.mixture.to_json()}),
     }
     files = {
         "meta.json": _put(canonical_json(meta), store),
@@ -216,6 +244,10 @@ def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None)
     }
     for name, array in contents.arrays.items():
         files[f"{name}.npy"] = store.objects.put_chunks(_npy(array))
+    if left_out.examples:
+        lines = ({"reason": reason, **row} for reason, rows in sorted(left_out.examples.items()) for row in rows)
+        written = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        files["filtered.jsonl"] = _put(written.encode(), store)
     if contents.records:
         files["records.jsonl"] = _put(b"".join(canonical_json(record) + b"\n" for record in contents.records), store)
     if contents.captions:
@@ -223,11 +255,12 @@ def _build(request: DataRequest, key: str, store: Store, on_rows: OnRows | None)
     return store.put_dataset(DatasetManifest(digest=key, files=files, report=report.to_json()))
 
 
-def _read(request: DataRequest, store: Store) -> Iterator[Row] | Iterator[DecodedImage]:
+def _read(request: DataRequest, store: Store, filtering: Filtering) -> Iterator[Row] | Iterator[DecodedImage]:
     source, base_dir, seed, role = request.source, request.base_dir, request.seed, request.layout.role
     if role == "images":
         return read_images(cast(ImageSource, source), base_dir, seed, held_out=request.held_out)
-    return read_rows(cast(Source, source), base_dir, role, seed, held_out=request.held_out, store=store)
+    text = cast(Source, source)
+    return read_rows(text, base_dir, role, seed, held_out=request.held_out, store=store, filtering=filtering)
 
 
 def _heard(rows: Iterator[R], on_rows: OnRows | None) -> Iterator[R]:

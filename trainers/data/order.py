@@ -70,6 +70,11 @@ def _epoch_order(key: bytes, size: int) -> np.ndarray:
     return order
 
 
+def epoch_order(digest: str, seed: int, epoch: int, size: int) -> np.ndarray:
+    """Return the row at every position of an epoch, as `sample_at` gives them."""
+    return _epoch_order(_epoch_key(digest, seed, epoch), size)
+
+
 def global_sample(digest: str, seed: int, position: int, size: int) -> int:
     """Return the row at global `position` of an endless sequence of epochs."""
     return sample_at(digest, seed, position // size, position % size, size)

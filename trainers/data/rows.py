@@ -3,21 +3,24 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.data.text import Source
+from recipes.data.selection import Member
+from recipes.data.text import Mix, PlainSource, Source
 from recipes.tokenizers.chat_template import template_names
 from trainers.data.bad_row import BadRow
 from trainers.data.columns import STANDARD_READING, Reading, convert
+from trainers.data.filters.judge import Filtering, open_filters
 from trainers.data.messages import ROLES, other_keys
 from trainers.data.row_forms import Role, RowRole
 from trainers.data.row_images import open_row_images
 from trainers.data.selection import select
 from trainers.data.sources.open import open_source
-from trainers.data.sources.reader import RawRow, SourceError, read_all
+from trainers.data.sources.reader import RawRow, SourceError, naming_member, read_all
 from trainers.store.store import Store
 
 
@@ -26,11 +29,15 @@ class Row:
     """One row in its role's form (`columns.convert`), and where it came from."""
 
     id: str
-    """File and row, for example `train.jsonl:17`; for python-docs the dotted name."""
+    """File and row, for example `train.jsonl:17`; for python-docs the dotted name. In a mixture after its source's name
+    and a slash.
+    """
     columns: dict[str, Any]
     reading: Reading = STANDARD_READING
     own: Mapping[str, Any] = field(default_factory=dict)
     """Of a prompt: the row's own columns, some of which a layout may carry along."""
+    source: str = ""
+    """Its source's name in a mixture."""
 
     def key(self) -> bytes:
         """Return what part and hold_out go by: the prompt where there is one, else the row without its label.
@@ -50,19 +57,41 @@ class Row:
 
 
 def read_rows(
-    source: Source, base_dir: Path, role: RowRole, seed: int, *, held_out: bool = False, store: Store | None = None
+    source: Source,
+    base_dir: Path,
+    role: RowRole,
+    seed: int,
+    *,
+    held_out: bool = False,
+    store: Store | None = None,
+    filtering: Filtering | None = None,
 ) -> Iterator[Row]:
     """Yield the selected rows in source order; raises SourceError naming file and row of anything unreadable.
 
-    First hold_out (or, with `held_out`, only what it keeps away), then part, then limit. `store` keeps what was
-    extracted from python-docs, so that its sources are read once.
+    First hold_out (or, with `held_out`, only what it keeps away: in a mixture all of a source that has none), then
+    part, then limit. Filters come before all of these: what they leave out is neither trained on nor held out, and
+    counted in `filtering`. `store` keeps what was extracted from python-docs, so that its sources are read once.
     """
+    filtering = filtering or Filtering()
+    shared = open_filters(source.filter or (), base_dir, filtering.count_tokens) if isinstance(source, Mix) else ()
+    read: list[Callable[[], Iterator[Row]]] = []
+    members: Sequence[Member[PlainSource]] = source.members()
+    for member in members:
+        with naming_member(member):
+            own = open_filters(member.source.filter or (), base_dir, filtering.count_tokens)
+            rows = filtering.kept(partial(_all_rows, member.source, base_dir, role, store), own, member.name)
+            read.append(filtering.kept(rows, shared, member.name))
+    for member, rows in zip(members, read, strict=True):
+        name, own_source = member.name, member.source
+        is_held_out = held_out and (own_source.hold_out > 0 or not name)
+        with naming_member(member):
+            for row in select(rows, own_source, seed, held_out=is_held_out):
+                yield replace(row, id=f"{name}/{row.id}", source=name) if name else row
 
-    def rows() -> Iterator[Row]:
-        columns = column_names(source)
-        return (to_row(raw, role, columns) for raw in read_all(open_source(source, base_dir, role, store)))
 
-    return select(rows, source, seed, held_out=held_out)
+def _all_rows(source: PlainSource, base_dir: Path, role: RowRole, store: Store | None) -> Iterator[Row]:
+    columns = column_names(source)
+    return (to_row(raw, role, columns) for raw in read_all(open_source(source, base_dir, role, store)))
 
 
 def unread_parts(row: Row, role: Role, template: str | None) -> list[str]:
@@ -91,7 +120,7 @@ def unknown_roles(rows: Iterable[Row], template: str | None) -> dict[str, int]:
     return dict(found)
 
 
-def column_names(source: Source) -> Mapping[str, str]:
+def column_names(source: PlainSource) -> Mapping[str, str]:
     """Return the source's own names of standard columns."""
     return getattr(source, "columns", {})
 

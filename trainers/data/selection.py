@@ -5,7 +5,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
-from recipes.data.text import Selection
+from recipes.data.selection import Selection
 
 
 class Keyed(Protocol):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from recipes.data.filters import ByContamination
 from recipes.data.images import ImageSource
-from recipes.data.text import Source
+from recipes.data.text import PlainSource, Source
+from trainers.data.filters.contamination import evaluation_sources
 from trainers.data.image_text_digest import named_images
 from trainers.data.sources.open import open_source
 from trainers.data.sources.reader import FolderFiles, ListedFiles, Reader, RowFiles
@@ -16,7 +18,7 @@ from trainers.data.sources.reader import FolderFiles, ListedFiles, Reader, RowFi
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Files by their place in the folder, and the source's keys (`files`, `path`, ...) as they would read there.
+    """Files by their place in the folder, and the source's keys (`files`, `mix.0.path`, ...) as they would read there.
 
     The source with those keys has the digest that it has here: names, order and what rows name stay as they are.
     """
@@ -32,13 +34,44 @@ def source_files(source: Source | ImageSource, base_dir: Path, *, names_images: 
 
     `names_images`: its rows of text name files of images. Raises SourceError for a file that is missing.
     """
+    found = {
+        member.field: files
+        for member in source.members()
+        if (files := _files_of(member.source, base_dir, names_images=names_images)) is not None
+    }
+    for path, settings in source.all_filters():
+        if isinstance(settings, ByContamination):
+            read = [open_source(own, base_dir).files() for own in evaluation_sources(settings.against)]
+            listed = _listed({"against": [path for own in read if isinstance(own, RowFiles) for path in own.paths]})
+            found[f"{path}."] = listed
+    if not found or list(found) == [""]:
+        return found.get("")
+    return SourceFiles(
+        {_below(field, place): path for field, own in found.items() for place, path in own.files.items()},
+        {field + key: _below(field, value) for field, own in found.items() for key, value in own.keys.items()},
+        [place for own in found.values() for place in own.immovable],
+    )
+
+
+def below(folder: str, value: Any) -> Any:
+    """Return what a source says of where its files lie, once they lie below a folder."""
+    if isinstance(value, list):
+        return [below(folder, item) for item in value]
+    return f"{folder}/{value}" if isinstance(value, str) else value
+
+
+def _below(field: str, value: Any) -> Any:
+    return below(field.removesuffix("."), value) if field else value
+
+
+def _files_of(source: PlainSource | ImageSource, base_dir: Path, *, names_images: bool) -> SourceFiles | None:
     reader = open_source(source, base_dir)
     match reader.files():
         case None:
             return None
         case RowFiles(paths, named):
             if names_images:
-                named = _named(reader, cast(Source, source))
+                named = _named(reader, cast(PlainSource, source))
             return _rows_files(paths, [named.get(path, ()) for path in paths])
         case ListedFiles(by_key):
             return _listed(by_key)
@@ -48,14 +81,14 @@ def source_files(source: Source | ImageSource, base_dir: Path, *, names_images: 
             if names_images:
                 outside = {
                     name
-                    for names in _named(reader, cast(Source, source)).values()
+                    for names in _named(reader, cast(PlainSource, source)).values()
                     for name in names
                     if not _is_inside(name)
                 }
             return SourceFiles(moved.files, {**moved.keys, **other_keys}, sorted(outside))
 
 
-def _named(reader: Reader, source: Source) -> dict[Path, list[str]]:
+def _named(reader: Reader, source: PlainSource) -> dict[Path, list[str]]:
     """Read which images the rows name, by the rows' file."""
     return {
         part.path: list(dict.fromkeys(str(path) for raw in part.rows() for path in named_images(raw, source)))

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes.errors import RequestError
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.dataset import Dataset
+from trainers.data.mixture import Draw
 from trainers.runtime import distributed
 from trainers.runtime.randomness import stream_seed
 
@@ -128,6 +129,10 @@ class StreamBatches:
             self._states.reset()
         turn = stream_seed(self._seed, "stream", epoch) % len(self._tokens)
         return [self._batch(lanes, turn, chunk) for lanes in self._runs]
+
+    def drawn(self, steps_done: int) -> dict[str, Draw]:
+        """Nothing is counted: a lane reads what comes."""
+        return {}
 
     def can_save(self, steps_done: int) -> bool:
         """Always: the states are those after the last step."""

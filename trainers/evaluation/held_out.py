@@ -1,12 +1,13 @@
 """Held-out metrics of one model: weighted means over all ranks, and perplexity."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainers.data.dataset import Dataset
 from trainers.objectives.protocol import Objective
 from trainers.runtime import distributed
 
@@ -33,6 +34,21 @@ def evaluate(module: nn.Module, objective: Objective, batches: Iterable[Any], de
     if "loss" in means:
         means["targets"] = totals["loss/weight"]
     return means
+
+
+def per_source(
+    dataset: Dataset, rows: int, measure: Callable[[range, int], Mapping[str, float]], names: Sequence[str]
+) -> dict[str, float]:
+    """Return some metrics by source of a mixture, as `loss/dolly`; each of its part of `rows` rows. Collective.
+
+    `measure` takes a source's rows, and how many of them to read.
+    """
+    sources = {name: own for name, own in dataset.by_source().items() if own}
+    found: dict[str, float] = {}
+    for name, own in sources.items():
+        measured = measure(own, min(len(own), max(rows // len(sources), 1)))
+        found |= {f"{metric}/{name}": measured[metric] for metric in names if metric in measured}
+    return found
 
 
 def perplexity(loss: float) -> float:

@@ -79,7 +79,7 @@ class ImageTrainee:
     @property
     def num_rows(self) -> int:
         """Images of an epoch."""
-        return len(self.start.dataset)
+        return self.start.dataset.order(self.context.seed).epoch
 
     def course(self, training: TrainingPlan[ImageSpec]) -> Course:
         """An engine for each part that the family trains in turn; collective."""

@@ -24,7 +24,7 @@ from trainers.data.materialise import DataRequest, build_tokenization
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
-from trainers.evaluation.held_out import evaluate, perplexity
+from trainers.evaluation.held_out import evaluate, per_source, perplexity
 from trainers.evaluation.image_text_responses import image_text_response_report
 from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
@@ -126,7 +126,7 @@ class LanguageTrainee:
     @property
     def num_rows(self) -> int:
         """Rows of an epoch."""
-        return len(self.data.training)
+        return self.data.training.order(self.context.seed).epoch
 
     def course(self, training: TrainingPlan[Pretrain | Finetune]) -> Course:
         """One engine; held-out rows are measured where there are any. Collective."""
@@ -329,6 +329,11 @@ def held_out_loss(
     def reasons(means: Mapping[str, float]) -> tuple[str, ...]:
         return gate_reasons(means.get("loss"), tokenization.vocab_size)
 
+    def measured(own: range, count: int) -> dict[str, float]:
+        place = (layout.workers, distributed.rank(), layout.micro_batch)
+        batches = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(dataset, count, *place, own))
+        return evaluate(engine.module, learning.objective, batches, engine.device)
+
     def run() -> Evaluation:
         share = (dataset, rows, layout.workers, distributed.rank(), layout.micro_batch)
         prepared: Iterable[Any]
@@ -342,6 +347,7 @@ def held_out_loss(
             prepared = (learning.prepare(batch, EVALUATION) for batch in evaluation_batches(*share))
         shown = interruptible(prepared, observer, "evaluate", count)
         means = evaluate(engine.module, learning.objective, shown, engine.device)
+        means |= per_source(dataset, rows, measured, ("loss",))
         if dataset.layout is Seq2Seq and isinstance(spec, Finetune):
             search = {"num_beams": spec.num_beams, "max_new_tokens": spec.train.sequence_length}
             with engine.gathered() as bare:

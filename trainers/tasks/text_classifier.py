@@ -18,6 +18,7 @@ from trainers.data.materialise import DataRequest
 from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.class_metrics import Predictions
+from trainers.evaluation.held_out import per_source
 from trainers.models.load import classifier_parts, load_model
 from trainers.models.lora import add_adapter
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
@@ -88,7 +89,7 @@ class TextClassifierTrainee:
     @property
     def num_rows(self) -> int:
         """Rows with a label, of which an epoch is made."""
-        return len(self.data.labelled)
+        return self.data.rows.order(self.context.seed, self.data.labelled).epoch
 
     def course(self, training: TrainingPlan[Finetune]) -> Course:
         """One engine; unlabelled rows learn by pseudo-labels where the recipe says so. Collective."""
@@ -161,7 +162,7 @@ def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: Trai
                 assert isinstance(batch, LabelledBatch)
                 answer = engine.module(batch.to(engine.device))
                 confidence_B, guesses_B = torch.softmax(answer["logits"], dim=1).max(dim=1)
-                columns = (batch.labels_B, guesses_B, confidence_B, answer["losses"])
+                columns = (batch.labels_B, guesses_B, confidence_B, answer["losses"], batch.sample_ids_B)
                 rows += [
                     line for line in torch.stack([c.double().cpu() for c in columns], dim=1).tolist() if line[0] >= 0
                 ]
@@ -171,7 +172,15 @@ def _evaluation(engine: Engine, dataset: Dataset, spec: Finetune, training: Trai
             raise RequestError("no held-out row has a label")
         labels, guesses = table[:, 0].astype(int), table[:, 1].astype(int)
         predictions = Predictions(labels, guesses, table[:, 2], table[:, 3], dataset.classes)
-        return Evaluation(predictions.scalars(), predictions.tables(), _gate_reasons(predictions))
+
+        def of_source(own: range, _: int) -> dict[str, float]:
+            is_own = (table[:, 4] >= own.start) & (table[:, 4] < own.stop)
+            if not is_own.any():
+                return {}
+            return {"loss": float(table[is_own, 3].mean()), "accuracy": float((labels == guesses)[is_own].mean())}
+
+        scalars = predictions.scalars() | per_source(dataset, rows_planned, of_source, ("loss", "accuracy"))
+        return Evaluation(scalars, predictions.tables(), _gate_reasons(predictions))
 
     return run
 

@@ -1,13 +1,14 @@
 """The one training loop: time, skipping, saving, evaluating, stopping; objectives and sources know the rest."""
 
 import gc
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import NoReturn, Protocol
 
 from recipes.errors import Preempted, StageError
 from recipes.stages.answers import Cadence
 from trainers.checkpoint.loop_state import LoopState, SourceState
+from trainers.data.mixture import Draw
 from trainers.engine.joint import JointState
 from trainers.engine.protocol import Engine, StatefulEngine
 from trainers.objectives.protocol import Objective
@@ -120,7 +121,8 @@ class _Training:
         except Interrupted:
             self._leave()
         self._checkpoint.flush()
-        return _outcome(self._loop, self._planned, self._evaluation, self._metrics)
+        drawn = self._source.drawn(self._loop.steps_done)
+        return _outcome(self._loop, self._planned, self._evaluation, self._metrics, drawn)
 
     @property
     def _is_at_end(self) -> bool:
@@ -163,6 +165,8 @@ class _Training:
         self._phase("evaluate")
         found = self._evaluate_model()
         named = {f"eval/{name}": value for name, value in found.finite().items()}
+        for name, draw in self._source.drawn(self._loop.steps_done).items():
+            named |= {f"{what}/{name}": value for what, value in asdict(draw).items()}
         self._observer.metrics(self._loop.steps_done, named)
         self._evaluation, self._evaluated_at = found, self._loop.steps_done
 
@@ -181,7 +185,9 @@ class _Training:
         raise Preempted(f"stopped after {done} of {self._planned} steps; {kept}")
 
 
-def _outcome(loop: LoopState, planned: int, evaluation: Evaluation, metrics: dict[str, float]) -> Outcome:
+def _outcome(
+    loop: LoopState, planned: int, evaluation: Evaluation, metrics: dict[str, float], drawn: Mapping[str, Draw]
+) -> Outcome:
     return Outcome(
         state="completed" if loop.rule is None else "stopped_by",
         rule=loop.rule,
@@ -192,6 +198,7 @@ def _outcome(loop: LoopState, planned: int, evaluation: Evaluation, metrics: dic
         weight=loop.weight,
         evaluation=evaluation,
         last_metrics=metrics,
+        drawn=drawn,
     )
 
 

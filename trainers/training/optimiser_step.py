@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recipes.errors import StageError
 from trainers.checkpoint.loop_state import LoopState, SourceState
+from trainers.data.mixture import Draw
 from trainers.engine.protocol import Engine
 from trainers.objectives.protocol import Objective
 from trainers.runtime import distributed
@@ -30,6 +31,9 @@ class BatchSource(Protocol):
 
         Each has `to(device)` and `sample_ids_B`, row numbers of which -1 is a filler.
         """
+
+    def drawn(self, steps_done: int) -> Mapping[str, Draw]:
+        """Return how much was drawn of each source of a mixture; of other rows nothing."""
 
     def can_save(self, steps_done: int) -> bool:
         """Tell whether the state after `steps_done` steps can be resumed from."""

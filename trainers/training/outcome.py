@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from trainers.data.mixture import Draw
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Outcome:
     evaluation: Evaluation = field(default_factory=Evaluation)
     """The last one; empty where nothing was measured."""
     last_metrics: dict[str, float] = field(default_factory=dict)
+    drawn: Mapping[str, Draw] = field(default_factory=dict)
+    """How much was drawn of each source of a mixture."""
 
     def ending(self) -> dict[str, Any]:
         """Return what the artifact's manifest says of it."""
@@ -52,7 +56,9 @@ class Outcome:
 
     def amounts(self) -> dict[str, Any]:
         """Return what every stage reports of its training: its last metrics and how much it took; no durations."""
+        drawn = {name: asdict(draw) for name, draw in self.drawn.items()}
         return {
+            **({"drawn": drawn} if drawn else {}),
             "train": {name: value for name, value in self.last_metrics.items() if name != "step_s"},
             "samples": self.samples,
             "skipped_steps": self.skipped_steps,

@@ -13,6 +13,7 @@ from recipes.stages.optim import Schedule
 from recipes.stages.rl import RlStage
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
+from trainers.data.mixture import Draw
 from trainers.engine.build import build_engine, parameter_group
 from trainers.objectives.protocol import Objective, unchanged
 from trainers.store.manifest import Layout
@@ -37,6 +38,9 @@ class Plan(Protocol):
     def micro_batches(self, step: int) -> Sequence[Any]:
         """Return this rank's share of the step's rows."""
 
+    def drawn(self, steps: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture in so many steps."""
+
 
 @dataclass(frozen=True)
 class PlannedBatches:
@@ -52,6 +56,10 @@ class PlannedBatches:
     def micro_batches(self, step: int) -> list[Any]:
         """Return this rank's share of the step's rows."""
         return [self.prepare(batch, step) for batch in self.plan.micro_batches(step)]
+
+    def drawn(self, steps_done: int) -> dict[str, Draw]:
+        """Return how much was drawn of each source of a mixture."""
+        return self.plan.drawn(steps_done)
 
     def can_save(self, steps_done: int) -> bool:
         """Always: rows are a pure function of the step."""

@@ -275,6 +275,31 @@ def test_a_folder_downloaded_from_the_hub(content: bytes, role: RowRole) -> None
         text_agrees(Path(folder), role, source="datasets", path="./set")
 
 
+FILTERS: list[list[dict[str, Any]]] = [
+    [],
+    [{"by": "duplicate"}],
+    [{"by": "length", "least": 2, "of": "answer"}, {"by": "pattern", "drop": "a"}],
+    [{"by": "near_duplicate", "threshold": 0.5, "ngram": 1}],
+    [{"by": "contamination", "against": ["other.jsonl"], "ngram": 2}],
+    [{"by": "contamination", "against": ["none.jsonl"]}],
+]  # where a package is missing, both refuse the filter in the same words
+few_rows = st.lists(json_rows | text_rows, max_size=6).map(json_lines)
+
+
+@FEW
+@given(damaged(few_rows), damaged(few_rows), st.sampled_from(ROLES), st.sampled_from(FILTERS), st.sampled_from(FILTERS))
+@example(json_lines([{"prompt": "q", "completion": "a"}]), b'{"prompt": 3}\n', "instructions", [], FILTERS[1])
+def test_mixtures_and_filters(
+    first: bytes, second: bytes, role: RowRole, own: list[dict[str, Any]], shared: list[dict[str, Any]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("first", first), ("second", second), ("other", second)):
+            Path(folder, f"{name}.jsonl").write_bytes(content)
+        sources = [{"source": "jsonl", "files": ["first.jsonl"], "filter": own or None}]
+        sources.append({"source": "jsonl", "files": ["second.jsonl"]})
+        text_agrees(Path(folder), role, mix=sources, filter=shared or None)
+
+
 # Files of images
 
 shapes = st.sampled_from([(3, 4, 4), (25, 2, 2), (0, 4, 4), (2, 4, 4, 1), (2, 4, 4, 3), (2, 4, 4, 5), (3,), (2, 2)])

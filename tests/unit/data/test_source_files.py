@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from launch.inputs.digests import digest_of
+from launch.inputs.data_files import set_keys
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import RequestError
 from trainers.data.image_text_digest import image_text_digest
 from trainers.data.images import read_images
 from trainers.data.rows import read_rows
+from trainers.data.source_digest import source_digest
 from trainers.data.source_files import SourceFiles, source_files
 
 TEXT: TypeAdapter[Any] = TypeAdapter(Source)
@@ -71,6 +72,16 @@ CASES: dict[str, tuple[TypeAdapter[Any], dict[str, Any]]] = {
     "csv": (TEXT, {"source": "csv", "files": ["rows.csv"]}),
     "text": (TEXT, {"source": "text", "files": ["notes.txt"], "documents": "paragraph"}),
     "parquet": (TEXT, {"source": "parquet", "files": ["t.parquet"]}),
+    "mixture": (
+        TEXT,
+        {
+            "mix": [
+                {"source": "csv", "files": ["rows.csv"]},
+                {"source": "python-docs"},
+                {"source": "jsonl", "files": ["*.jsonl"], "alias": "lines"},
+            ]
+        },
+    ),
     "folder": (IMAGES, {"source": "image-folder", "path": "pets", "captions": "beside"}),
     "lines of images": (IMAGES, {"source": "jsonl", "files": ["lines/p.jsonl"]}),
     "arrays in their order": (IMAGES, {"source": "arrays", "files": ["x.npy", "w.npy"]}),
@@ -84,12 +95,14 @@ def test_moved_files_are_the_same_source(base: Path, tmp_path: Path, name: str) 
     found = source_files(source, base, names_images=False)
     assert found is not None
     assert found.immovable == []
-    before = digest_of(source, base)
+    before = source_digest(source, base)
     rows = _rows(adapter, source, base)
     move(found, tmp_path / "moved")
     shutil.rmtree(tmp_path / "home")
-    moved = source.model_copy(update=found.keys)
-    assert digest_of(moved, tmp_path / "moved") == before
+    raw = source.model_dump(mode="json")
+    set_keys(raw, found.keys)
+    moved = adapter.validate_python(raw)
+    assert source_digest(moved, tmp_path / "moved") == before
     assert _rows(adapter, moved, tmp_path / "moved") == rows
 
 
@@ -137,13 +150,13 @@ def test_a_data_set_folder_moves_whole(base: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list([{"text": "kept"}]).save_to_disk(str(base / "saved"))
     source = TEXT.validate_python({"source": "datasets", "path": "saved", "revision": "main"})
-    before = digest_of(source, base)
+    before = source_digest(source, base)
     found = source_files(source, base, names_images=False)
     assert found is not None
     move(found, tmp_path / "moved")
     moved = source.model_copy(update=found.keys)
     assert (moved.path, moved.revision) == ("folder", None)
-    assert digest_of(moved, tmp_path / "moved") == before
+    assert source_digest(moved, tmp_path / "moved") == before
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ import pytest
 from cluster.topology import Node
 from launch import api
 from launch.capacity.job_server import find_token, is_job_server
-from launch.inputs.digests import digest_of
 from launch.inputs.uploaded import uploaded_folder
 from launch.jobs.shared_files import ANSWER, look, read_question
 from launch.jobs.submit import submit
 from launch.records.record import RunRecord
 from recipes.errors import CapacityError, RecipeError, RequestError
 from tests.unit.launch.bench import Bench
+from trainers.data.source_digest import source_digest
 from trainers.store.collection import Keep, collect
 from trainers.store.store import Store
 
@@ -244,7 +244,7 @@ def test_uploaded_files_are_read_from_the_store_and_change_no_fingerprint(
         assert folder is not None
         (place,) = getattr(stage, field).files
         assert (folder / place).read_bytes() == text
-        assert digest_of(getattr(stage, field), folder) == direct.data[name][field]
+        assert source_digest(getattr(stage, field), folder) == direct.data[name][field]
     kept = collect(store, grace_s=0, keep=Keep(artifacts=[], runs=[run]), dry_run=True)
     assert kept.waiting_refs == []
     dropped = collect(store, grace_s=0, keep=Keep(artifacts=[], runs=[]), dry_run=True)

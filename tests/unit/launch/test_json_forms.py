@@ -18,7 +18,7 @@ from launch.cli import main as cli
 from tests.unit.launch.bench import Bench
 
 DOCS = Path(__file__).parents[3] / "docs" / "command-line.md"
-MAPS = ("files", "parents", "inputs", "settled_by", "forms", "unread", "report", "lost")
+MAPS = ("files", "parents", "inputs", "settled_by", "forms", "unread", "filtered", "report", "lost")
 """Keys whose value maps names of the user's to something."""
 
 

@@ -91,6 +91,9 @@ class Stale(ImagePolicy):
 
     is_honest = True
 
+    def drawn(self, iterations: int) -> dict[str, Any]:
+        return {}
+
     def sync(self, iteration: int) -> Any:
         found = super().sync(iteration)
         if iteration == 0:

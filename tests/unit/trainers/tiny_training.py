@@ -52,6 +52,9 @@ class Source:
         rows = torch.arange(4 * step, 4 * step + 4)
         return [Rows(inputs[:2], rows[:2]), Rows(inputs[2:], rows[2:])]
 
+    def drawn(self, steps_done: int) -> dict[str, Any]:
+        return {}
+
     def can_save(self, steps_done: int) -> bool:
         return True
 

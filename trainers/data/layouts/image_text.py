@@ -74,7 +74,8 @@ class ImageText:
             for image in row.columns["images"]:
                 images.setdefault(image.digest, image)
         fate.kept = len(rows)
-        contents = pack(pieces, list(range(len(rows))), [row.id for row in rows], self.text)
+        ids, sources = [row.id for row in rows], [row.source for row in rows]
+        contents = pack(pieces, list(range(len(rows))), ids, self.text, sources)
         if rows and not images:
             raise RequestError("no row has an image; fine-tune a language model on text alone")
         contents.arrays |= self._image_arrays(rows, images, contents.arrays)

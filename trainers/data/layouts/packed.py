@@ -44,6 +44,7 @@ class Packed:
         pieces: list[Encoded] = []
         piece_rows: list[int] = []
         row_ids: list[str] = []
+        sources: list[str] = []
         for row, item in encoded:
             if len(item) < 2:
                 fate.drop("empty", row)
@@ -63,9 +64,10 @@ class Packed:
                 if size > 1:
                     pieces.append(item.part(start, start + size))
                     piece_rows.append(len(row_ids))
+                    sources.append(row.source)
                 start += size
             row_ids.append(row.id)
-        return pack(pieces, piece_rows, row_ids, self.text)
+        return pack(pieces, piece_rows, row_ids, self.text, sources)
 
     @staticmethod
     def collate(dataset: Dataset, rows: Sequence[int]) -> Any:
@@ -75,11 +77,13 @@ class Packed:
         return token_batch(dataset, rows)
 
 
-def pack(pieces: list[Encoded], piece_rows: list[int], row_ids: list[str], settings: TextSettings) -> Contents:
-    """Fill sequences with pieces that fit; `piece_rows` says which row each is of."""
+def pack(
+    pieces: list[Encoded], piece_rows: list[int], row_ids: list[str], settings: TextSettings, sources: list[str]
+) -> Contents:
+    """Fill sequences with pieces that fit, of one source each; `piece_rows` and `sources` say what each piece is of."""
     length = settings.sequence_length
     lengths = [len(piece) for piece in pieces]
-    bins = best_fit(lengths, length) if settings.packing else [[number] for number in range(len(pieces))]
+    bins = _bins(lengths, length, sources) if settings.packing else [[number] for number in range(len(pieces))]
     input_ids = np.full((len(bins), length), settings.tokenization.pad_id, dtype=token_type(settings))
     segment_ids = np.zeros((len(bins), length), dtype=np.uint16 if length < 2**16 else np.int32)
     loss_mask = np.zeros((len(bins), length), dtype=bool)
@@ -104,3 +108,12 @@ def pack(pieces: list[Encoded], piece_rows: list[int], row_ids: list[str], setti
         holds=text_holds(len(bins), sum(lengths), supervised, input_ids.size),
         learns_nothing=supervised == 0,
     )
+
+
+def _bins(lengths: list[int], length: int, sources: list[str]) -> list[list[int]]:
+    """Pack the pieces of each source by themselves, so that a mixture can weigh its sequences."""
+    found: list[list[int]] = []
+    for source in dict.fromkeys(sources):
+        own = [number for number, name in enumerate(sources) if name == source]
+        found += [[own[place] for place in places] for places in best_fit([lengths[number] for number in own], length)]
+    return found

@@ -12,7 +12,16 @@ from recipes.data.images import (
     ImageParquet,
     ImageSource,
 )
-from recipes.data.text import Csv, Datasets, JsonLines, Parquet, PythonDocs, PythonSummaries, Source, TextFiles
+from recipes.data.text import (
+    Csv,
+    Datasets,
+    JsonLines,
+    Parquet,
+    PlainSource,
+    PythonDocs,
+    PythonSummaries,
+    TextFiles,
+)
 from trainers.data.row_forms import RowRole
 from trainers.data.sources.arrays import ArraysReader
 from trainers.data.sources.csv_files import CsvReader
@@ -29,9 +38,9 @@ from trainers.store.store import Store
 
 
 def open_source(
-    source: Source | ImageSource, base_dir: Path, role: RowRole = "text", store: Store | None = None
+    source: PlainSource | ImageSource, base_dir: Path, role: RowRole = "text", store: Store | None = None
 ) -> Reader:
-    """Return a source's reader; relative paths start at `base_dir`.
+    """Return the reader of one source, a mixture's members are several; relative paths start at `base_dir`.
 
     The documentation has other rows for each role; the store keeps what was extracted from it.
     """

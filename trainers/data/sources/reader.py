@@ -1,11 +1,13 @@
 """What every source is to the rest of the code: its rows part by part, its identity, the files that it reads."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from recipes.data.selection import Member
 from recipes.errors import RequestError
 from recipes.problem_codes import Code
 
@@ -27,6 +29,12 @@ class SourceError(RequestError):
         """Return the error at a key of the source, unless it names one."""
         return SourceError(self.code, self.message, self.suggestion, self.field or field)
 
+    def within(self, member: Member[Any]) -> "SourceError":
+        """Return the error as one of a source that a mixture may name."""
+        if not member.name:
+            return self
+        return SourceError(self.code, f"{member.name}: {self.message}", self.suggestion, f"{member.field}{self.field}")
+
 
 @dataclass(slots=True)
 class RawRow:
@@ -43,6 +51,15 @@ class RawRow:
     """Whether the columns have their role's form already."""
     form: str = ""
     """How the file was read, where its source does not say it."""
+
+
+@contextmanager
+def naming_member(member: Member[Any]) -> Iterator[None]:
+    """Name the source of a mixture in errors."""
+    try:
+        yield
+    except SourceError as error:
+        raise error.within(member) from None
 
 
 ReadRows = Callable[[int | None], Iterator[RawRow]]

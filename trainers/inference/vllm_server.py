@@ -107,10 +107,12 @@ class Server:
     def open(self, folder: str, lora_rank: int | None, **settings: Any) -> dict[str, Any]:
         """Open the model in a folder; its weights are not committed."""
         import torch
-        import vllm
 
         if not torch.cuda.is_available():
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first answer waits for a compiler of C++
             _keep_weights_plain()
+        import vllm
+
         lora = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": lora_rank, "max_loras": 1}
         self._llm = vllm.LLM(
             folder,
@@ -162,7 +164,8 @@ class Server:
 
         A request is `{"prompt": token ids, "seed": int}`.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         if version != self._committed:
@@ -177,7 +180,7 @@ class Server:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 **sampling,
             )
-            prompt = TokensPrompt(prompt_token_ids=request["prompt"])
+            prompt = tokens_input(request["prompt"])
             engine.add_request(str(number), prompt, params, lora_request=self._adapter)
         while engine.has_unfinished_requests():
             for output in engine.step():

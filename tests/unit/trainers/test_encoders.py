@@ -268,6 +268,8 @@ def test_figures_of_a_classifier_by_hand() -> None:
     found = Predictions(labels, guesses, confidence, np.ones(4), ("a", "b"))
     assert found.scalars()["f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert found.tables()["confusion"] == [[1, 1], [0, 2]]
+    unseen = Predictions(labels, guesses, confidence, np.ones(4), ("a", "b", "c"))
+    assert unseen.tables()["f1_of_class"] == {"a": 2 / 3, "b": 4 / 5, "c": 0.0}
     assert found.commonest_share() == 0.5
     # Two rows at 0.95 of which one is right, two at 0.65 that both are.
     assert calibration_error(confidence, labels == guesses) == pytest.approx((0.45 + 0.35) / 2)

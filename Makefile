@@ -1,6 +1,7 @@
 # make demo   set up, then run recipes/quickstart.yaml: pretrain, LoRA, reward model, PPO, evaluation
 # make test   set up, then lint, type-check and test
 # make models set up, then download and convert the real models that some tests and recipes use
+# make test-cluster  tests on several hosts, which are namespaces of this machine; needs root and iproute2
 # make setup  the virtual environment in .venv alone
 # make setup-vllm  vLLM's environment in .venv-vllm, for rollout.engine: {name: vllm} without a GPU
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ JOBS ?= 2
 #: Folders with tests that have the machine for themselves; collecting the others again takes as long as some of these tests.
 ALONE := tests/e2e tests/faults/run tests/gpu tests/integration/cluster
 
-.PHONY: demo models test test-long lint setup setup-vllm clean
+.PHONY: demo models test test-long test-cluster lint setup setup-vllm clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +64,9 @@ test: lint
 
 test-long: setup
 	$(BIN)/python -m pytest -q -m long tests
+
+test-cluster: setup
+	$(BIN)/python -m pytest -q -m long tests/cluster
 
 clean:
 	rm -rf .venv $(VLLM) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

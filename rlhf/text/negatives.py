@@ -21,6 +21,7 @@ from trainers.data.tokenizer import Tokenization
 from trainers.inference.generation import sampling_settings
 from trainers.inference.rollouts import GENERATION_BATCH, generate_in_parts, response_uniforms
 from trainers.runtime import distributed
+from trainers.runtime.observer import Watch
 
 SAMPLES = "samples"
 
@@ -106,7 +107,13 @@ def sampled_rows(spec: Negatives, plan: BatchPlan, seed: int, steps: int) -> lis
 
 @torch.no_grad()
 def written_by(
-    model: nn.Module, rows: Sequence[int], dataset: Dataset, tokenization: Tokenization, spec: Negatives, seed: int
+    model: nn.Module,
+    rows: Sequence[int],
+    dataset: Dataset,
+    tokenization: Tokenization,
+    spec: Negatives,
+    seed: int,
+    watch: Watch,
 ) -> dict[int, list[int]]:
     """What a model answers to the prompts of these rows, without the end token, each rank its share; collective."""
     own = rows[distributed.rank() :: distributed.world_size()]
@@ -118,7 +125,7 @@ def written_by(
         settings = sampling_settings(tokenization, spec.max_new_tokens)
         uniforms_BR = response_uniforms(seed, "negatives", 0, [(row, 0) for row in own], spec.max_new_tokens)
         device = next(model.parameters()).device
-        drawn = generate_in_parts(model, batch.to(device), settings, uniforms_BR, GENERATION_BATCH)
+        drawn = generate_in_parts(model, batch.to(device), settings, uniforms_BR, GENERATION_BATCH, watch)
         for row, tokens, mask, ended in zip(
             own, drawn.tokens_BR, drawn.response_mask_BR, drawn.ended_B.tolist(), strict=True
         ):

@@ -91,9 +91,12 @@ class RewardTrainee:
         if rows := sampled_rows(negatives, plan, context.seed, steps):
             dtype, device = dtype_of(spec.shard.precision), context.ranks.device
             model = load_exact(model_weights(context, "init_from"), "language_model", device=device, dtype=dtype)
-            context.observer.phase("answer", rows=0, rows_planned=len(rows))
+
+            def watch(share: float) -> None:
+                context.observer.phase("answer", rows=int(share * len(rows)), rows_planned=len(rows))
+
             start = model.to(device).eval()
-            samples = written_by(start, rows, data.training, data.tokenization, negatives, context.seed)
+            samples = written_by(start, rows, data.training, data.tokenization, negatives, context.seed, watch)
         ordinary, length = ordinary_tokens(data.tokenization), spec.train.sequence_length
         return MadeAnswers(negatives, data.training, ordinary, context.seed, length, samples).replaced
 

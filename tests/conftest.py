@@ -19,25 +19,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ONE_WORKER = "tests/contract/families"
-"""A folder whose files share fixtures that take a minute to make."""
+"""A folder whose files share fixtures that take a minute to make, but for those with stages that nobody else needs."""
+WITHOUT_KIT = (
+    "test_any_decoder.py",
+    "test_any_encoder.py",
+    "test_chain.py",
+    "test_text_runtimes.py",
+    "test_text_to_image.py",
+)
 
-# How fast a machine is decides no property. The same examples every time: what fails here fails everywhere. To look for
-# new ones: pytest --hypothesis-profile=search.
-settings.register_profile("same", deadline=None, derandomize=True)
+# How fast a machine is decides no property. The same few examples every time: what fails here fails everywhere. To look
+# for new ones: pytest --hypothesis-profile=search.
+settings.register_profile("same", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("search", deadline=None, max_examples=5000)
 settings.load_profile("same")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `--dist loadfile`, let one worker run all files of the folder, so that its fixtures are made once."""
+    """Under `--dist loadfile`, let one worker run all files that share fixtures, so that these are made once."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class FolderOrFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return ONE_WORKER if nodeid.startswith(f"{ONE_WORKER}/") else super()._split_scope(nodeid)
+            folder, _, file = super()._split_scope(nodeid).rpartition("/")
+            return ONE_WORKER if folder == ONE_WORKER and file not in WITHOUT_KIT else f"{folder}/{file}"
 
     return FolderOrFile(config, log)
 

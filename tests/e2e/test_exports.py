@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from launch.cli.main import app
 from rlhf.text.policy import backbone_states
 from rlhf.text.reward_model import ScoreModel
 from tests.e2e.shell import SmokeRun
@@ -110,8 +112,9 @@ def test_every_export_opens_with_stock_classes_and_gives_the_same_logits(smoke_r
     exported = []
     for number, (stage, _, arguments, what) in enumerate(EXPORTS):
         folder = tmp_path / f"{number}-{stage}"
-        done = smoke_run.shell("store", "export", f"{smoke_run.run}/{stage}", str(folder), *arguments)
-        assert done.code == 0, done.err
+        address = ("--store", str(smoke_run.shell.store), f"{smoke_run.run}/{stage}", str(folder))
+        done = CliRunner().invoke(app, ["store", "export", *address, *arguments])
+        assert done.exit_code == 0, done.output
         exported.append((folder, what))
     found = stock_logits(exported)
     assert len(found) == len(EXPORTS)

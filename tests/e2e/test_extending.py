@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 from recipes.errors import Preempted
+from recipes.loading.yaml_text import parse_yaml
 from trainers.store.store import Store
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "from trainers.data.sources.text import TextReader\n",
                 "from trainers.data.sources.yaml_files import YamlReader\n",
             ),
-            ("from recipes.data.text import ", "Yaml, "),
+            ("from recipes.data.text import (\n", "    Yaml,\n"),
             ("    match source:\n", "        case Yaml():\n            return YamlReader(source, base_dir)\n"),
         ],
     },
@@ -173,7 +174,7 @@ RECIPE: dict[str, Any] = {
             "data": {"source": "yaml", "files": ["rows.yaml"], "hold_out": 0.2},
             "train": {
                 "steps": 200, "global_batch": 8, "sequence_length": 64, "optimizer": {"lr": 1e-2},
-                "schedule": {"name": "constant"}, "save_every": 5, "evaluate_every": 100,
+                "schedule": {"name": "constant"}, "save_every": 20, "evaluate_every": 100,
             },
         },
         "measured": {
@@ -225,10 +226,10 @@ def files_of(section: str) -> set[str]:
     return set(re.findall(r"^\| `([\w/.]+)` \|", part, re.MULTILINE))
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the packages with all additions."""
-    folder = tmp_path / "tree"
+    folder = tmp_path_factory.mktemp("extended") / "tree"
     for package in PACKAGES:
         shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for additions in ADDITIONS.values():
@@ -280,41 +281,40 @@ def call(start: Start) -> Call:
     return call
 
 
-def made(call: Call) -> dict[str, str]:
-    """The kind of each stage's artifact."""
-    return {item["stage"]: item["kind"] for item in json.loads(call("store", "ls", "--json"))}
-
-
 def test_a_recipe_uses_a_source_a_suite_and_a_kind_of_stage(call: Call, start: Start, tmp_path: Path) -> None:
     """Checked, planned, run, stopped in the new kind of stage, resumed from its state, verified and committed."""
     rows = [{"text": " ".join(f"{word} and {word + 1}" for word in range(row, row + 12))} for row in range(60)]
     (tmp_path / "rows.yaml").write_text("---\n".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
     call("check", "recipe.yaml", "--smoke")
-    assert "taught" in call("plan", "recipe.yaml")
-    driver, store, deadline = start("run", "recipe.yaml"), tmp_path / "store", time.monotonic() + 300
-    while not any("manifest" in state.read_text() for state in store.glob("refs/states/*/taught/*")):
+    driver, folder, deadline = start("run", "recipe.yaml"), tmp_path / "store", time.monotonic() + 300
+    while not any("manifest" in state.read_text() for state in folder.glob("refs/states/*/taught/*")):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     driver.send_signal(signal.SIGTERM)
     out, errors = driver.communicate(timeout=100)
     assert driver.returncode == Preempted.exit_code, out + errors
+    assert re.search(r"^plan of extended.*?^\W*taught", out, re.DOTALL | re.MULTILINE), out
 
     call("resume", "last")
-    (run,) = Store.open(str(store)).runs()
-    lines = list(Store.open(str(store)).run(run).read_lines("metrics/taught/2"))
+    store = Store.open(str(folder))
+    (run,) = store.runs()
+    lines = list(store.run(run).read_lines("metrics/taught/2"))
     assert lines[0]["step"] > 1
-    assert made(call) == {"early": "model", "base": "model", "taught": "model", "measured": "report"}
-    artifact = json.loads(call("store", "show", "last/taught", "--json"))
-    assert artifact["verification"]["how"] == "clean-process"
-    first = next(iter(Store.open(str(store)).run(run).read_lines("metrics/taught/1")))["values"]
-    taught = artifact["metrics"]["evaluation"]
+    made = {artifact.stage: artifact for artifact in store.list_artifacts()}
+    kinds = {stage: artifact.kind for stage, artifact in made.items()}
+    assert kinds == {"early": "model", "base": "model", "taught": "model", "measured": "report"}
+    verification, taught = made["taught"].verification, cast(dict[str, float], made["taught"].metrics["evaluation"])
+    assert verification is not None
+    assert verification.how == "clean-process"
+    first = next(iter(store.run(run).read_lines("metrics/taught/1")))["values"]
     assert taught["loss"] < 0.5 * first["loss"]
     assert taught["agreement"] > 0.6 > first["agreement"]
 
 
-def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call, tmp_path: Path) -> None:
+def test_an_algorithm_makes_an_adapter_and_a_family_of_images_draws(call: Call, tree: Path, tmp_path: Path) -> None:
+    """One run of their smoke forms: the algorithm has no critic, and its artifact neither; the family is verified."""
     pairs = [
         {"prompt": f"count from {row}: ", "chosen": f"{row + 1}, {row + 2}", "rejected": f"{row}, {row}, {row}"}
         for row in range(60)
@@ -322,28 +322,24 @@ def test_an_algorithm_without_a_critic_makes_an_artifact_without_one(call: Call,
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     texts = [{"text": row["prompt"] + row["chosen"]} for row in pairs]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    (tmp_path / "recipe.yaml").write_text(json.dumps(TUNED))
-    call("check", "recipe.yaml")
+    flow = parse_yaml((tree / "recipes" / "image" / "flow.yaml").read_bytes(), "flow.yaml").value
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**TUNED, "stages": {**TUNED["stages"], **flow["stages"]}}))
     call("run", "recipe.yaml", "--smoke")
-    assert made(call) == {"base": "model", "reward": "reward_model", "policy": "adapter"}
+    made = {item["stage"]: item for item in json.loads(call("store", "ls", "--json"))}
+    kinds = {stage: item["kind"] for stage, item in made.items()}
+    assert kinds == {"base": "model", "reward": "reward_model", "policy": "adapter", "flow": "flow"}
 
     store = Store.open(str(tmp_path / "store"))
-    (artifact,) = [item for item in store.list_artifacts() if item.stage == "policy"]
-    assert {name.split("/")[0] for name in artifact.files} == {"model", "adapter"}
+    policy = store.find_artifact(made["policy"]["fingerprint"])
+    assert policy is not None
+    assert {name.split("/")[0] for name in policy.files} == {"model", "adapter"}
     (run,) = store.runs()
     lines = [line["values"] for line in store.run(run).read_lines("metrics/policy")]
     names = {name for values in lines for name in values}
     assert {"score_mean", "policy_loss", "lr"} <= names
     assert not {name for name in names if "value" in name or "critic" in name}
 
-
-def test_an_added_image_family_trains_is_verified_and_draws(call: Call, tree: Path, tmp_path: Path) -> None:
-    recipe = str(tree / "recipes" / "image" / "flow.yaml")
-    call("check", recipe)
-    call("run", recipe, "--smoke")
-    assert made(call) == {"flow": "flow"}
-    (artifact,) = json.loads(call("store", "ls", "--json"))
-    address = f"store://{artifact['fingerprint']}"
+    address = f"store://{made['flow']['fingerprint']}"
     assert json.loads(call("store", "show", address, "--json"))["verification"]["how"] == "clean-process"
     call("sample", address, "--grid", "grid.png", "--num-samples", "9")
     with Image.open(tmp_path / "grid.png") as grid:

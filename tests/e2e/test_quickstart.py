@@ -1,11 +1,16 @@
 """What a user of the quickstart sees: one command makes everything, the same command again makes nothing."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from launch.cli.main import app
+from launch.sampling.text import sample_texts
+from recipes.errors import RequestError
 from tests.e2e.shell import SmokeRun
 
 pytestmark = pytest.mark.serial
@@ -63,6 +68,15 @@ def test_resume_of_a_finished_run_says_so(smoke_run: SmokeRun) -> None:
     assert "is already completed" in done.out
 
 
+def test_a_change_of_the_policy_plans_policy_and_evaluation_only(smoke_run: SmokeRun, quickstart: Path) -> None:
+    changed = ("--set", "stages.policy.algorithm.kl_coef=0.1", "--store", str(smoke_run.shell.store))
+    planned = CliRunner().invoke(app, ["plan", str(quickstart), "--smoke", *WORKERS, *changed, "--json"])
+    assert planned.exit_code == 0, planned.output
+    stages = {stage["name"]: stage["cached"] for stage in json.loads(planned.stdout)["stages"]}
+    assert stages == {**dict.fromkeys(STAGES[:4], True), "policy": False, "eval": False}
+
+
+@pytest.mark.long
 def test_a_change_of_the_policy_runs_policy_and_evaluation_only(smoke_run: SmokeRun, quickstart: Path) -> None:
     done = smoke_run.shell("run", str(quickstart), "--smoke", *WORKERS, "--set", "stages.policy.algorithm.kl_coef=0.1")
     assert done.code == 0, done.out + done.err
@@ -80,9 +94,8 @@ def test_samples_are_a_function_of_prompt_and_seed(smoke_run: SmokeRun) -> None:
     assert first.code == 0, first.err
     assert first.out == second.out
     assert first.json[0]["response"]
-    refused = smoke_run.shell("sample", f"{smoke_run.run}/reward", "--prompt", "x")
-    assert refused.code == 2
-    assert "only a language model or a classifier of texts can be sampled" in refused.err
+    with pytest.raises(RequestError, match="sampled"):
+        sample_texts(f"{smoke_run.run}/reward", ["x"], store=str(smoke_run.shell.store))
 
 
 def test_logs_are_kept_by_stage(smoke_run: SmokeRun) -> None:

@@ -33,6 +33,7 @@ from recipes.errors import StageError, TrainwrightError
 from recipes.loading.load import load_recipe
 from recipes.planning.settle import Hardware
 from tests.golden.fingerprints import ROOT, shipped_recipes
+from tests.ranks import PRELOADED
 from tests.real_models import MINILM, SMOLLM2, cache
 from trainers.models.imports import import_folder
 from trainers.store.manifest import ArtifactManifest, canonical_json, sha256_hex
@@ -47,11 +48,14 @@ FAST = (
     "text/polarity.yaml",
     "text/translation_files.yaml",
     "image/vision_language_files.yaml",
-    "image/latent.yaml",
+    "image/files.yaml",
     "image/gan_files.yaml",
     "image/ddpo_files.yaml",
 )
-"""Recipes that have, between them, a stage of every kind and every family."""
+"""Recipes that have, between them, a stage of every kind and every family. The second takes its first stages from the
+first."""
+IMAGES = ["diffusers.models.unets.unet_2d", "trainers.models.images.families"]
+"""What stages of images import besides; here most stages have a process that lives for them alone."""
 REAL_MODELS = {"llm/smollm2.yaml": ("smollm2", SMOLLM2), "text/minilm_polarity.yaml": ("minilm", MINILM)}
 """Recipes that start from a real model: its name in the store, and its folder's."""
 FEWER = {
@@ -117,17 +121,22 @@ def missing_model(name: str) -> str:
 
 
 def run_recipes(names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run smoke forms; what each came to by name, or its error."""
+    """Run smoke forms in one store, a stage that several recipes have once; what each came to by name, or its error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainers.runtime.preload"])
+    context.set_forkserver_preload([*PRELOADED, *IMAGES])
+    store = Store.open(str(folder / "store"))
+    described: dict[str, dict[str, Any]] = {}
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
         for name in names:
             started = time.monotonic()
             try:
-                results[name] = run_recipe(name, folder / name.replace("/", "-"), processes)
+                results[name] = run_recipe(name, store, folder / name.replace("/", "-"), processes, described)
             except TrainwrightError as error:
                 results[name] = {"error": str(error)}
+                store = Store.open(
+                    str(folder / f"store-{len(results)}")
+                )  # the stages before the error are not described
             print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     return results
 
@@ -156,9 +165,13 @@ def _run_there(target: Target, payload: Json, log: Path) -> list[Json | None]:
         raise StageError(traceback.format_exc()) from None
 
 
-def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[str, Any]:
-    """Run a recipe's smoke form on one worker, as `trainwright run` does it on Ray."""
-    store = Store.open(str(folder / "store"))
+def run_recipe(
+    name: str, store: Store, folder: Path, processes: ProcessPoolExecutor, described: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a recipe's smoke form on one worker, as `trainwright run` does it on Ray.
+
+    `described` has what is recorded of a stage by its fingerprint; stages that were run here join it.
+    """
     _take_models_in(name, store, folder)
     loaded = load_recipe(ROOT / "recipes" / name, FEWER.get(name, ()), smoke=True)
     record = new_record(store, resolve(loaded, store, Workers(1, 0), Hardware()))
@@ -167,7 +180,10 @@ def run_recipe(name: str, folder: Path, processes: ProcessPoolExecutor) -> dict[
         return StageWorkers(lambda spec: OneProcess(spec, processes), RUN_STAGE, VERIFY_CANDIDATE, request.log_folder)
 
     outcome = execute_run(record, record.resolved(), None, SilentView(), pool)
-    return {stage: describe(result.manifest, store, record.run) for stage, result in outcome.results.items()}
+    for result in outcome.results.values():
+        if not result.cached:
+            described[result.manifest.fingerprint] = describe(result.manifest, store, record.run)
+    return {stage: described[result.manifest.fingerprint] for stage, result in outcome.results.items()}
 
 
 def _take_models_in(name: str, store: Store, folder: Path) -> None:

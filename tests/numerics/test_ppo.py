@@ -31,12 +31,17 @@ VARIANTS: dict[str, Case] = {
     "bf16-zero3": {"engine": "deepspeed", "zero": 3, "precision": "bf16"},
 }
 RESUMED = ("plain", "zero2", "zero3", "bf16-zero3", "grpo-zero2")
-DEFAULT = {
-    1: ("plain", "zero3", "full-plain", "text-plain", "bf16-plain", "grpo-plain"),
-    2: ("plain", "zero0", "zero2", "zero3", "full-zero3", "text-zero3", "bf16-zero3", "grpo-zero2"),
+DEFAULT: dict[int, tuple[str, ...]] = {
+    1: ("plain", "full-plain", "text-plain", "bf16-plain", "grpo-plain"),
+    2: ("zero0", "zero2", "zero3", "full-zero3", "text-zero3", "bf16-zero3", "grpo-zero2"),
 }
-RESUMED_BY_DEFAULT = {1: ("plain",), 2: ("zero2", "bf16-zero3", "grpo-zero2")}
-"""What each number of workers runs in the default tier; every engine, precision and kind of PPO is there."""
+RESUMED_BY_DEFAULT: dict[int, tuple[str, ...]] = {1: (), 2: ("bf16-zero3", "grpo-zero2")}
+"""What each number of workers runs in the default tier; every precision and kind of PPO is there, plain and sharded."""
+GRADIENTS: dict[int, list[tuple[str, int]]] = {
+    1: [("mixed", 1), ("mixed", 2), ("alone", 2)],
+    2: [("mixed", 1), ("mixed", 2)],
+}
+"""Whose gradient is taken, and the micro-batch."""
 Results = dict[int, Outcomes]
 
 
@@ -65,8 +70,8 @@ def cases(store: str, workers: int, is_long: bool) -> list[Case]:
     found += [
         {"name": f"gradient-{name}-{micro_batch}", "do": "gradient", "engine": "plain", "micro_batch": micro_batch}
         | {"settings": settings}
-        for name, settings in (("mixed", TEXT), ("alone", {"text_coef": 0.0}))
-        for micro_batch in (1, 2)
+        for name, micro_batch in GRADIENTS[workers]
+        for settings in [TEXT if name == "mixed" else {"text_coef": 0.0}]
     ]
     return [{**case, "stage": f"{case['name']}-{workers}", "store": store} for case in found]
 

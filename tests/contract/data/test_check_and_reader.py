@@ -35,7 +35,7 @@ from trainers.data.sources.reader import SourceError
 TEXT: TypeAdapter[Any] = TypeAdapter(Source)
 IMAGES: TypeAdapter[Any] = TypeAdapter(ImageSource)
 ROLES: list[RowRole] = ["text", "labels", "instructions", "seq2seq", "preferences", "judged", "prompts", "image_text"]
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(suppress_health_check=list(HealthCheck))
 
 
 def agree(errors: list[SourceError], rows: Iterator[Any]) -> str:

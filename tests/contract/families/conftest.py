@@ -13,11 +13,11 @@ sys.path.pop(0)
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every family ran on two workers, and with the plain engine on one."""
+    """A folder in which every family ran on two workers, some with a stop, and with the plain engine on one."""
     return run_families(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="session")
 def every_stage(finished: Path) -> Path:
-    """The same, in which every family ran under every ZeRO stage."""
+    """The same, in which every family ran under every ZeRO stage, and was stopped and resumed."""
     return run_every_stage(finished)

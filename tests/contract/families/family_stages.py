@@ -13,6 +13,8 @@ TRAIN: dict[str, Any] = {
     "evaluate_every": 4,
     "evaluation_rows": 16,
 }
+DIFFUSED = {**TRAIN, "evaluation_rows": 8}
+"""A diffusion's bound takes a dozen forwards a row."""
 DIGITS: dict[str, Any] = {"source": "digits", "hold_out": 0.2, "limit": 96}
 
 
@@ -92,12 +94,10 @@ STAGES: dict[str, dict[str, Any]] = {
     "classifier": image_stage(family="classifier", type="convnet", width=8, features=8),
     "vae": image_stage(family="vae", type="convnet", width=8, depth=2, latent=4, binarize=True, kl_warmup_steps=4),
     "gan": gan_stage(),
-    "ddpm": image_stage(
-        **DDPM,
-        class_conditional=True,
-        min_snr_gamma=5.0,
-        ema_decay=0.9,
-    ),
+    "ddpm": {
+        **image_stage(**DDPM, class_conditional=True, min_snr_gamma=5.0, ema_decay=0.9),
+        "train": {**DIFFUSED, "grid": 4},
+    },
 }
 KINDS: dict[str, Any] = {
     "kind": "finetune",
@@ -117,7 +117,7 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"init_from": "encoder"},
     ),
     "captioned": (
-        {**image_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**TRAIN, "grid": 0}},
+        {**image_stage(**DDPM, label_dropout=0.3), "text_encoder": "encoder", "train": {**DIFFUSED, "grid": 0}},
         {"text_encoder": "encoder"},
     ),
     "adapted": (
@@ -127,7 +127,7 @@ CROSSINGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             "init_from": "captioned",
             "lora": {"r": 2},
             "data": DIGITS,
-            "train": {**TRAIN, "grid": 0},
+            "train": {**DIFFUSED, "grid": 0},
         },
         {"init_from": "captioned"},
     ),

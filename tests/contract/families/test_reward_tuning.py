@@ -18,23 +18,45 @@ from family_stages import TUNED
 sys.path.pop(0)
 
 
-@pytest.mark.parametrize("name", TUNED)
-def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path, name: str) -> None:
-    straight, resumed = result(finished, "straight", name), result(finished, "stopped", name)
-    assert straight["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
-    assert straight["kind"] == "ddpm"
-    assert straight["difference"] < LIMIT
+def compare(straight: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """Hold what a stage that was stopped made against what it makes straight."""
     assert resumed["steps"] == [5, 6]
     assert resumed["digest"] == straight["digest"]
     assert resumed["metrics"] == straight["metrics"]
+
+
+def test_a_tuned_diffusion_ends_in_the_same_bytes_after_a_preemption(finished: Path) -> None:
+    compare(result(finished, "straight", "tuned"), result(finished, "stopped", "tuned"))
+
+
+@pytest.mark.long
+def test_adapters_tuned_on_captions_end_in_the_same_bytes_after_a_preemption(every_stage: Path) -> None:
+    compare(result(every_stage, "straight", "tuned-captions"), result(every_stage, "stopped", "tuned-captions"))
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_tuned_diffusion_is_verified_and_drawn_in_every_iteration(finished: Path, name: str) -> None:
+    straight = result(finished, "straight", name)
+    assert straight["outcome"] == {"state": "completed", "rule": None, "steps_done": 6, "steps_planned": 6}
+    assert straight["kind"] == "ddpm"
+    assert straight["difference"] < LIMIT
     assert straight["metrics"]["end"]["score_mean"] == straight["curves"]["score_mean"]["6"]
     assert [line["step"] for line in straight["grids"]] == [0, 2, 4, 6]
     assert straight["grids"][0]["image"] != straight["grids"][-1]["image"]
 
 
-@pytest.mark.parametrize(("name", "run"), [*((name, "straight") for name in TUNED), ("tuned", "zero3")])
-def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_everywhere(finished: Path, name: str, run: str) -> None:
-    wanted, found = result(finished, "plain", name), result(finished, run, name)
+@pytest.mark.parametrize("name", TUNED)
+def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_on_two_workers(finished: Path, name: str) -> None:
+    compare_first(result(finished, "plain", name), result(finished, "straight", name))
+
+
+@pytest.mark.long
+def test_the_first_iteration_of_a_tuned_diffusion_is_the_same_under_zero_3(every_stage: Path) -> None:
+    compare_first(result(every_stage, "plain", "tuned"), result(every_stage, "zero3", "tuned"))
+
+
+def compare_first(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Hold the first iterations of two runs against each other."""
     assert found["curves"]["score_mean"]["0"] == pytest.approx(wanted["curves"]["score_mean"]["0"], rel=1e-5)
     for step in ("1", "2"):
         assert found["curves"]["loss"][step] == pytest.approx(wanted["curves"]["loss"][step], rel=2e-4, abs=2e-5)

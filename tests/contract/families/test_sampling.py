@@ -65,7 +65,6 @@ def test_grids_over_training_are_drawn_at_fixed_seeds(finished: Path, family: st
     straight = result(finished, "straight", family)["grids"]
     assert [line["step"] for line in straight] == [4, 6]
     assert straight[0]["image"] != straight[1]["image"]
-    assert straight[1]["image"] == result(finished, "stopped", family)["grids"][-1]["image"]
     head, _, data = straight[0]["image"].partition(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(data).startswith(b"\x89PNG")

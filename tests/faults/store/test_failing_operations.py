@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.errors import CapacityError
@@ -192,7 +192,9 @@ def patched(failing: FailingOs | FailingSyncs | ShortWrites) -> Iterator[None]:
 LIFE = ("lease", "artifact", "state", "state", "keep", "lines")
 
 
-@pytest.mark.parametrize("error", [None, 5, 28, 30], ids=["kill", "EIO", "ENOSPC", "EROFS"])
+@pytest.mark.parametrize(
+    "error", [None, 5, 28, pytest.param(30, marks=pytest.mark.long)], ids=["kill", "EIO", "ENOSPC", "EROFS"]
+)
 def test_every_operation_of_a_short_life_fails_once(tmp_path: Path, error: int | None) -> None:
     number, points = 1, 0
     while True:
@@ -261,7 +263,6 @@ def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path) -> None:
     assert short.count > 50
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from(STEPS), min_size=1, max_size=8),
     st.integers(1, 150),

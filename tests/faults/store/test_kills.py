@@ -68,7 +68,7 @@ def kill_writers(nursery: Nursery, folder: Path, num_kills: int, say: Callable[[
 
 
 def test_killed_writers_lose_nothing(nursery: Nursery, tmp_path: Path, say: Callable[[str], None]) -> None:
-    kill_writers(nursery, tmp_path, 200, say)
+    kill_writers(nursery, tmp_path, 60, say)
 
 
 @pytest.mark.long

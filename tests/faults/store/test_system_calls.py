@@ -214,7 +214,7 @@ def run_points(
 
 
 @pytest.mark.parametrize(
-    ("fault", "place"), [("kill", "disk"), ("EIO", "disk"), ("kill", "tmpfs"), ("ENOSPC", "tmpfs"), ("short", "tmpfs")]
+    ("fault", "place"), [("kill", "disk"), ("EIO", "disk"), ("ENOSPC", "tmpfs"), ("short", "tmpfs")]
 )
 def test_a_fault_at_sampled_system_calls(
     nursery: Nursery, places: Path, tmp_path: Path, say: Callable[[str], None], fault: str

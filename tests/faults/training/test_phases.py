@@ -13,13 +13,9 @@ PHASES = (
     "data", "model", "train", "load batch", "forward", "backward", "all-reduce", "optimizer step", "evaluate", "save",
     "snapshot", "upload", "commit", "write",
 )  # fmt: skip
-SAMPLE = {
-    "base": ("upload", 1),
-    "chat": ("backward", 0),
-    "judge": ("commit", 1),
-    "policy": ("rollout", 0),
-}
-"""What the default tier kills: a phase of a step, of a save and of an iteration; either rank."""
+SAMPLE = {"base": ("upload", 1), "policy": ("rollout", 0)}
+"""What the default tier kills: a phase of a save and of an iteration; below, in `chat`, phases of a step. A judge is
+killed in `test_adapters_on_adapters.py`."""
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,11 @@ def all_reduce(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     return {"sum": total.item()}
 
 
+def key_of_the_group(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
+    """What the keys of this run's process group begin with."""
+    return {"key": os.environ["TRAINWRIGHT_GROUP_KEY"]}
+
+
 def look_at_sockets(payload: dict[str, Any], worker: Any) -> dict[str, Any]:
     """The process group that stages use: where this rank listens, and whether a stranger gets in."""
     import deepspeed

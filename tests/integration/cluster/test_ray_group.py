@@ -76,8 +76,8 @@ def test_environment_results_beats_and_logs(group: WorkerGroup) -> None:
 def test_a_group_listens_on_its_own_address_alone_and_its_keys_begin_with_a_secret(group: WorkerGroup) -> None:
     """Neither torch's store nor gloo listens everywhere; each run has another key; DeepSpeed keeps the group."""
     first = group.run("cluster_targets:look_at_sockets", {})
-    second = group.run("cluster_targets:look_at_sockets", {})
-    for result in (*first, *second):
+    second = group.run("cluster_targets:key_of_the_group", {})
+    for result in first:
         assert result is not None
         assert set(result["listening"]) == {"127.0.0.1"}
         assert (result["sum"], result["kept"], result["exchanged"]) == ([3.0], True, [0, 1])

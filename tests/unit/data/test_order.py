@@ -1,7 +1,7 @@
 """Order is a pure permutation per epoch."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.data import order
@@ -9,7 +9,6 @@ from trainers.data.order import deal_by_length, drawn_rows, global_sample, sampl
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
 def test_every_epoch_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     assert sorted(sample_at("d", seed, epoch, position, size) for position in range(size)) == list(range(size))
 
@@ -61,7 +60,6 @@ def test_drawn_rows_are_distinct_and_at_most_all() -> None:
     assert sorted(drawn_rows("d", 1, 20, 5)) == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_dealing_by_length_splits_the_rows_whatever_the_ranks(data: st.DataObject) -> None:
     workers = data.draw(st.integers(1, 4))

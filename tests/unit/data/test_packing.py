@@ -1,14 +1,13 @@
 """Packing keeps every piece once, within the capacity, and is a function of the lengths."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.data.packing import best_fit, split_lengths
 
 
 @given(lengths=st.lists(st.integers(1, 64), max_size=200))
-@settings(max_examples=60, deadline=None)
 def test_every_piece_stands_in_one_bin_that_holds_it(lengths: list[int]) -> None:
     bins = best_fit(lengths, 64)
     assert sorted(piece for pieces in bins for piece in pieces) == list(range(len(lengths)))
@@ -17,7 +16,6 @@ def test_every_piece_stands_in_one_bin_that_holds_it(lengths: list[int]) -> None
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=200))
-@settings(max_examples=60, deadline=None)
 def test_no_more_bins_than_the_bound(lengths: list[int]) -> None:
     assert len(best_fit(lengths, 64)) <= 11 / 9 * -(-sum(lengths) // 64) * 1.5 + 4
     halves = [sum(lengths[piece] for piece in pieces) for pieces in best_fit(lengths, 64)]

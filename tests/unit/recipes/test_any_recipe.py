@@ -55,7 +55,7 @@ def _change(value: Any, randomness: random.Random, replacement: Any) -> None:
         return
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 2**32), VALUES), min_size=1, max_size=3), as_smoke=st.booleans())
 def test_a_changed_recipe(
     resolved: tuple[Path, dict[str, Any]], changes: list[tuple[int, Any]], as_smoke: bool
@@ -73,7 +73,7 @@ def test_a_changed_recipe(
         assert "\n" not in str(problem)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.text("abcdefghilmnoprstuvz._-0123456789", max_size=40), value=st.text(max_size=20))
 def test_any_setting(resolved: tuple[Path, dict[str, Any]], path: str, value: str) -> None:
     check_file(resolved[0], [f"{path}={value}", f"stages.base.{path}={value}"])

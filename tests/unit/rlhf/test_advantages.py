@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,7 +56,6 @@ def test_bootstrap_adds_the_value_after_the_end() -> None:
     torch.testing.assert_close(advantages, torch.tensor([[2.0], [0.0]]))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_equals_the_definition(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 7))

@@ -17,13 +17,14 @@ from rlhf.invariants import (
     require_reference,
     token_scales,
 )
+from tests.tiers import tiered
 
 Build = Callable[..., Any]
 SIZES = {"width": 512, "vocabulary": 4096, "layers": 2}
 U = 2.0**-8
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", tiered([True, False], [True]))
 def test_every_iteration_begins_with_ratios_of_exactly_one(tiny_ppo: Build, lora: bool) -> None:
     shard = Shard(engine="plain", precision="bf16")
     ppo = tiny_ppo(lora=lora, prompts=16, sizes=SIZES, max_new_tokens=12, shard=shard, iterations=2, epochs=1)

@@ -173,7 +173,6 @@ class Life:
             self.store.objects.check(manifest.files["model/a"])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(OPERATIONS), max_size=20))
 def test_the_newest_whole_state_and_what_is_pinned_survive_everything(steps: list[str]) -> None:
     life = Life()

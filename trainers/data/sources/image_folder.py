@@ -6,6 +6,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 """Names of the file with a folder's captions."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageFolderReader:
     """Reads the images of a folder and the folders below it: columns image (encoded), label and caption."""
 
@@ -49,8 +50,9 @@ class ImageFolderReader:
         images = self._images()
         return FolderFiles(self._folder, [*images, *self._caption_files(images)])
 
-    @property
+    @cached_property
     def _folder(self) -> Path:
+        """The folder itself, or that of an archive's members: every image's path is compared with it."""
         path = self.base_dir / self.source.path
         return unpack(path) if is_archive(path) else path
 

@@ -1,187 +1,208 @@
-"""Predicted memory of a worker against what a process really takes: weights, optimiser and three training steps.
+"""Predicted memory of a worker against what its process takes, over a grid of recipes on the CPU.
 
-    python benchmarks/memory.py [NAME]...
+    python -m benchmarks.memory [--only NAME]... [--json FILE]
 
-Every shape runs in a process of its own on the CPU: the plain engine, or DeepSpeed's ZeRO with one worker. Measured is
-the highest resident size during build and steps, less what the process held after its imports. The prediction is what
-`trainwright plan` prints (`recipes/planning/memory.py`).
+Each recipe's last stage runs on one or two ranks for a few steps, from its data to its files. A line per part: what
+`trainwright plan` predicts (`recipes/planning/memory.py`), what is measured (`memory_rank.py`), their ratio. `peak` is
+the largest proportional size (PSS) of a rank in the whole stage; predicted is what the stage takes, and what a process
+takes before it holds a model.
 """
 
+import argparse
 import json
+import multiprocessing
 import os
-import subprocess
+import pickle
+import socket
 import sys
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from recipes.planning.memory import predict_sizes
-from recipes.stages.finetune import Finetune
-from recipes.stages.preference import Preference
-from recipes.stages.pretrain import Pretrain
-from recipes.stages.reward import Reward
+import yaml
 
-VOCABULARY = 12_000
-PLAIN = {"engine": "plain", "precision": "fp32"}
-SHARDED = {"engine": "deepspeed", "zero": 2, "precision": "fp32"}
-WIDE = {"num_hidden_layers": 4, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 8}
-LONG = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4}
+from benchmarks.memory_grid import RECIPES, write_data
+from benchmarks.memory_rank import PARTS, Record, be_process, be_rank
+from cluster.rank_process import rank_environment
+from launch.capacity.workers import Workers
+from launch.inputs.data_check import load_checked
+from launch.inputs.resolve import resolve
+from launch.inputs.resolved import Resolved
+from launch.records.new_run import new_record
+from recipes.planning.memory import Sizes
+from recipes.planning.plan import PlannedStage
+from recipes.planning.settle import Hardware
+from trainers.store.manifest import ArtifactManifest
+from trainers.store.store import Store
+
+PRELOADED = ["trainers.runtime.preload", "launch.runs.stage_entry", "rlhf.task", "rlhf.text.preference_stage"]
+PARTS_FLOOR = 1 << 20
+"""Parts below this are not compared: a few scalars would be."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A stage's kind, its model, and what a micro-batch holds."""
+class Line:
+    """One part of a recipe's stage, in bytes of its largest rank."""
 
-    kind: str
-    architecture: dict[str, Any]
-    sequence_length: int
-    micro_batch: int
-    shard: dict[str, Any]
-    lora: dict[str, Any] | None = None
+    recipe: str
+    part: str
+    predicted: int
+    measured: int
 
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / max(1, self.measured)
 
-SHAPES = {
-    "weights": Shape("pretrain", WIDE, 64, 2, PLAIN),
-    "weights-zero2": Shape("pretrain", WIDE, 64, 2, SHARDED),
-    "weights-bf16": Shape("pretrain", WIDE, 64, 2, {**SHARDED, "precision": "bf16"}),
-    "activations": Shape("pretrain", LONG, 256, 8, PLAIN),
-    "attention": Shape("pretrain", LONG, 768, 2, PLAIN),
-    "lora": Shape("finetune", WIDE, 128, 8, PLAIN, {"r": 8}),
-    "reward": Shape("reward", LONG, 256, 8, PLAIN),
-    "preference": Shape("preference", LONG, 128, 4, PLAIN),
-    "preference-lora": Shape("preference", WIDE, 128, 4, PLAIN, {"r": 8}),
-}
+    @property
+    def text(self) -> str:
+        """The line of the table."""
+        sizes = f"{self.predicted / 2**20:9.1f} {self.measured / 2**20:8.1f}"
+        return f"{self.recipe:24} {self.part:10} {sizes} {self.ratio:6.2f}"
 
 
-def stage_of(shape: Shape) -> Pretrain | Finetune | Preference | Reward:
-    """The shape as a recipe's stage."""
-    train = {"steps": 3, "global_batch": shape.micro_batch, "sequence_length": shape.sequence_length}
-    common = {
-        "kind": shape.kind,
-        "data": {"source": "python-docs"},
-        "train": {**train, "optimizer": {"lr": 1e-3}},
-        "shard": {**shape.shard, "micro_batch": shape.micro_batch},
+def measure(name: str, folder: Path) -> tuple[Sizes, list[Record]]:
+    """Run a recipe's stages that the folder's store does not have; the last one's sizes, and what each rank took.
+
+    Raises RuntimeError with a rank's last words.
+    """
+    workers, stages = RECIPES[name]
+    last = [*stages][-1]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "seed": 0, "stages": stages}, sort_keys=False))
+    store = Store.open(str(folder / "store"))
+    resolved = resolve(load_checked(path), store, Workers(workers, 0), Hardware())
+    run = new_record(store, resolved).run
+    made: dict[str, ArtifactManifest] = {}
+    records: list[Record] = []
+    for planned in resolved.plan(store).stages:
+        if planned.cached and planned.name != last:
+            found = store.find_artifact(planned.fingerprint)
+            assert found is not None
+            made[planned.name] = found
+            continue
+        job = job_of(resolved, planned, made, store, run)
+        (result, *_), records = run_ranks(job, workers, folder)
+        verified = {"verification": {"how": "not verified: memory alone is measured"}}
+        manifest = ArtifactManifest.model_validate({**result["candidate"], **verified})
+        made[planned.name] = store.put_artifact(manifest).manifest
+        sizes = planned.sizes
+    assert sizes is not None, f"{name}: {planned.unknown}"
+    return sizes, records
+
+
+def job_of(
+    resolved: Resolved, planned: PlannedStage, made: dict[str, ArtifactManifest], store: Store, run: str
+) -> dict[str, Any]:
+    """What the driver hands to the ranks."""
+    inputs = {path: made[reference.stage] for path, reference in resolved.internal[planned.name].items()}
+    lease = store.take_lease(run, planned.name)
+    return {
+        "run": run,
+        "stage": planned.name,
+        "attempt": lease,
+        "lease": lease,
+        "store": store.uri,
+        "recipe": resolved.recipe_json,
+        "fingerprint": planned.fingerprint,
+        "inputs": {path: manifest.model_dump(mode="json") for path, manifest in inputs.items()},
+        "data": dict(resolved.data.get(planned.name, {})),
+        "workers": planned.workers,
+        "base_dir": str(resolved.base_dir),
+        "uploaded": None,
     }
-    match shape.kind:
-        case "pretrain":
-            architecture = {"family": "decoder", "type": "llama", "max_position_embeddings": 1024, **shape.architecture}
-            tokenizer = {"train": "bpe", "vocab_size": VOCABULARY}
-            return Pretrain.model_validate({**common, "architecture": architecture, "tokenizer": tokenizer})
-        case "finetune":
-            return Finetune.model_validate({**common, "init_from": "base", "lora": shape.lora})
-        case "preference":
-            return Preference.model_validate({**common, "init_from": "base", "lora": shape.lora})
-        case _:
-            return Reward.model_validate({**common, "init_from": "base"})
 
 
-def predicted_bytes(shape: Shape) -> int:
-    """What the plan says of one worker."""
-    architecture = stage_of(Shape("pretrain", shape.architecture, 64, 1, {})).architecture
-    sizes = predict_sizes(stage_of(shape), architecture, VOCABULARY, 1, shape.micro_batch)
-    return sizes.memory_per_worker_bytes
+def run_ranks(job: dict[str, Any], workers: int, folder: Path) -> tuple[list[Any], list[Record]]:
+    """Run a stage on ranks of their own; what each returned, and what was measured of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(workers):
+        variables = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TRAINWRIGHT_CACHE": folder / "cache",
+        }  # fmt: skip
+        environment = {key: str(value) for key, value in variables.items()}
+        ranks.append(_forked(be_rank, job, environment, folder))
+    for rank, process in enumerate(ranks):
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"rank {rank}: {(folder / f'rank{rank}.log').read_text()[-4000:]}")
+    found = [pickle.loads((folder / f"rank{rank}.result").read_bytes()) for rank in range(workers)]
+    return [result for result, _ in found], [record for _, record in found]
 
 
-def measured_bytes(name: str) -> int:
-    """What a process of its own takes beyond its imports."""
-    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", name],
-        env=os.environ | environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return int(json.loads(done.stdout.splitlines()[-1]))
+def process_bytes(folder: Path) -> int:
+    """What a rank takes before it holds a model, by what `doctor --calibrate` does."""
+    found = folder / "process"
+    _forked(be_process, found).join()
+    return int(found.read_text())
 
 
-def measure(shape: Shape) -> int:
-    """Build the model and its engine, take three steps; the peak in bytes beyond what was there before."""
-    import torch
-
-    import trainers.runtime.preload
-    from rlhf.text.preference_objective import AnswerLogprobs, PreferenceObjective, Referred
-    from rlhf.text.reward_model import RewardObjective, ScoreModel
-    from trainers.data.batches import PairBatch, SequenceBatch, TokenBatch
-    from trainers.engine.build import build_engine, parameter_group
-    from trainers.models.decoder import build_decoder
-    from trainers.models.load import stock_class
-    from trainers.models.lora import add_adapter
-    from trainers.models.protocol import TokenizerFacts
-    from trainers.models.token_losses import TokenLosses
-    from trainers.objectives.language_model import LanguageModelObjective
-
-    stage, cpu = stage_of(shape), torch.device("cpu")
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    if stage.shard.engine == "deepspeed":
-        import trainers.engine.deepspeed  # noqa: F401
-    if shape.lora is not None:
-        import peft  # noqa: F401
-    stock_class("llama", "language_model")
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    architecture = {"type": "llama", "max_position_embeddings": 1024, **shape.architecture}
-    model: Any = build_decoder(architecture, TokenizerFacts(VOCABULARY, 0, 1), seed=0, device=cpu)
-    ids = torch.randint(2, VOCABULARY, (shape.micro_batch, shape.sequence_length))
-    rows, ones = torch.arange(shape.micro_batch), torch.ones_like(ids)
-    objective: Any
-    batch: Any
-    if isinstance(stage, Reward):
-        score: Any = stock_class("llama", "score_model")(_with_one_label(model.config))
-        score.base_model.load_state_dict(model.base_model.state_dict(), assign=True)
-        module: Any = ScoreModel(score)
-        side = SequenceBatch(ids, ones.bool(), ones.bool())
-        objective, batch = RewardObjective(0.0), PairBatch(side, side, rows)
-        del model
-    else:
-        if stage_lora := getattr(stage, "lora", None):
-            add_adapter(model, stage_lora, seed=0)
-        if isinstance(stage, Preference):
-            module, objective = AnswerLogprobs(model), PreferenceObjective(stage.loss)
-            side = SequenceBatch(ids, ones.bool(), ones.bool())
-            batch = Referred(PairBatch(side, side, rows), torch.zeros(len(rows), 2))
-        else:
-            module, objective = TokenLosses(model), LanguageModelObjective()
-            places = torch.arange(shape.sequence_length).expand_as(ids)
-            batch = TokenBatch(ids, ones, places, ones.bool(), rows)
-        del model
-    group = parameter_group("model", module, stage.train.optimizer)
-    engine = build_engine(module, [group], stage.shard, clip=1.0, device=cpu)
-    engine.module.train()
-    for _ in range(3):
-        output = objective.loss(engine.module, batch)
-        engine.backward(output.loss_sum / objective.weight(batch))
-        engine.step({"model": 1e-3})
-    return _status("VmHWM") - before
+def _forked(target: Callable[..., None], *arguments: Any) -> Any:
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
-def _with_one_label(config: Any) -> Any:
-    config.num_labels = 1
-    return config
+def lines_of(name: str, sizes: Sizes, records: Sequence[Record], process: int) -> Iterator[Line]:
+    """Weights, gradients, optimiser and the peak; `process`: what a rank takes before it holds a model."""
+    for part in PARTS:
+        predicted, measured = getattr(sizes.memory, part), max(record["parts"].get(part, 0) for record in records)
+        if max(predicted, measured) >= PARTS_FLOOR:
+            yield Line(name, part, predicted, measured)
+    peak = max(max(record["peaks"].values()) for record in records)
+    yield Line(name, "peak", sizes.resident_bytes + process, peak)
 
 
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
+def start_fork_server() -> None:
+    """Import once what ranks need, as the fork server of a worker does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    before = dict(os.environ)
+    os.environ.update(rank_environment(os.environ, {}, 1, False))  # libraries read it when they are imported
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
 
 
-def main(names: list[str]) -> None:
-    """Print a line per shape."""
-    print(f"{'shape':14} {'predicted':>10} {'measured':>10} {'ratio':>6}")
-    for name in names or SHAPES:
-        predicted, measured = predicted_bytes(SHAPES[name]), measured_bytes(name)
-        print(
-            f"{name:14} {predicted / 2**20:6.0f} MiB {measured / 2**20:6.0f} MiB {predicted / measured:6.2f}",
-            flush=True,
-        )
+def main(arguments: Sequence[str]) -> None:
+    """Print a line per recipe and part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(RECIPES), metavar="NAME", help="a recipe of the grid")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--folder", type=Path, help="keep data, models and logs there, and reuse its models")
+    asked = parser.parse_args(arguments)
+    start_fork_server()
+    print(f"{'recipe':24} {'part':10} {'predicted':>8} {'measured':>8} {'ratio':>6}   (MiB)")
+    report: dict[str, Any] = {}
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_data(folder)
+        process = process_bytes(folder)
+        print(f"a process without a model: {process / 2**20:.0f} MiB", flush=True)
+        for name in asked.only or RECIPES:
+            try:
+                sizes, records = measure(name, folder)
+            except RuntimeError as error:
+                failed.append(f"{name}: {error}")
+                print(f"{name:24} failed", flush=True)
+                continue
+            for line in lines_of(name, sizes, records, process):
+                print(line.text, flush=True)
+            report[name] = {"predicted": asdict(sizes), "measured": records, "process": process}
+            if asked.json is not None:
+                asked.json.write_text(json.dumps(report, indent=1))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(SHAPES[sys.argv[2]])))
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,13 +1,15 @@
 """Time that `trainwright plan` predicts of a step against the CPU time that it takes, after a calibration.
 
-    OMP_NUM_THREADS=1 python benchmarks/times.py [NAME]...
+    python -m benchmarks.times [NAME]...
 
 One thread, plain engine, CPU time of the process: what else runs on the machine counts only as far as it slows the
 processor down, and alike in calibration and measurement.
 """
 
+import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from launch.capacity.calibration import rates_of
 from recipes.models.decoder import Gpt2, Llama
+from recipes.models.known_models import KnownModel
 from recipes.planning.cost import Flops, Rates, stage_seconds, text_flops
 from recipes.planning.memory import predict_sizes
 from recipes.stages.finetune import Finetune
@@ -76,7 +79,7 @@ def stage_of(shape: Shape, precision: str) -> Finetune:
 def predicted_seconds(shape: Shape, stage: Finetune, rates: Rates) -> float:
     """What the plan says of a step."""
     flops = Flops(training=text_flops(stage, shape.architecture, shape.vocabulary, 1).training)
-    sizes = predict_sizes(stage, shape.architecture, shape.vocabulary, 1, shape.rows)
+    sizes = predict_sizes(stage, KnownModel(shape.architecture, shape.vocabulary), 1, shape.rows)
     of = shape.architecture.shape()
     return stage_seconds(flops, stage.shard, sizes, 1, rates, 1, [], of, is_adapted=stage.lora is not None)
 
@@ -103,8 +106,13 @@ def measured_seconds(shape: Shape, stage: Finetune) -> float:
     return min(taken[1:])
 
 
-def main(names: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Calibrate, then print a line per shape and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"shapes; none: all of {', '.join(SHAPES)}")
+    names = parser.parse_args(arguments).names
+    if unknown := [name for name in names if name not in SHAPES]:
+        parser.error(f"no such shape: {', '.join(unknown)}; there are {', '.join(SHAPES)}")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     rates = rates_of(measure(CPU), "")

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cluster.rank_process import rank_environment
 from cluster.topology import Node
 from recipes.errors import CapacityError
 from recipes.planning.cost import Rates
+from recipes.planning.settle import PROCESS_BYTES
 
 FORMAT = 1
 TIMEOUT_S = 900.0
@@ -62,11 +64,18 @@ def machine_of(node: Node) -> dict[str, Any]:
 
 def calibrated_rates(node: Node) -> Rates | None:
     """The rates of a worker on this machine; None: it was not measured."""
-    record = next((record for record in _records() if record["machine"] == machine_of(node)), None)
+    record = _record_of(node)
     if record is None:
         return None
     source = f"measured on {record['machine']['host']} at {record['measured_at']}: {summary(record)}"
     return rates_of(record["rates"], source)
+
+
+def process_bytes_of(nodes: Sequence[Node]) -> int:
+    """What a worker's process takes before it holds a model: as measured, where the nodes are this machine alone."""
+    record = _record_of(nodes[0]) if len(nodes) == 1 else None
+    found = None if record is None else record["rates"].get("process_bytes")
+    return PROCESS_BYTES if found is None else int(found)
 
 
 def rates_of(rates: dict[str, Any], source: str) -> Rates:
@@ -97,7 +106,13 @@ def summary(record: dict[str, Any]) -> str:
         reached = [rate / 1e9 for rate in training.values()]
         product = rates["products"][precision] / 1e9
         said.append(f"{precision} {min(reached):,.0f} to {max(reached):,.0f} GFLOP/s in training ({product:,.0f} peak)")
-    return f"{', '.join(said)}, {rates['bytes_per_s'] / 1e9:,.1f} GB/s"
+    taken = rates.get("process_bytes")
+    process = "" if taken is None else f", {taken / 2**20:,.0f} MiB a process"
+    return f"{', '.join(said)}, {rates['bytes_per_s'] / 1e9:,.1f} GB/s{process}"
+
+
+def _record_of(node: Node) -> dict[str, Any] | None:
+    return next((record for record in _records() if record["machine"] == machine_of(node)), None)
 
 
 def _records() -> list[dict[str, Any]]:

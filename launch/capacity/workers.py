@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.topology import Node, Refusal, Request, fit
-from launch.capacity.calibration import calibrated_rates
+from launch.capacity.calibration import calibrated_rates, process_bytes_of
 from recipes.errors import CapacityError
 from recipes.planning.cost import Rates, stated_rates
 from recipes.planning.gpus import GPUS_PER_NODE, Gpus, nearest_gpu
@@ -89,7 +89,8 @@ def hardware_of(nodes: Sequence[Node], workers: Workers) -> Hardware:
         least = min(node.gpu_capability or 0 for node in usable)
         fast = f"compute capability {least / 10:.1f}" if is_gpu else min(flags)
     room = [node.gpu_memory_bytes for node in usable] if is_gpu else _shares_of_memory(nodes, workers)
-    return Hardware(is_gpu, fast, lacking[0] if lacking else "", min(room) if room and min(room) > 0 else None)
+    room_bytes = min(room) if room and min(room) > 0 else None
+    return Hardware(is_gpu, fast, lacking[0] if lacking else "", room_bytes, process_bytes_of(nodes))
 
 
 def _lacks_bf16(node: Node, is_gpu: bool) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.topology import Node
+from launch.capacity.calibration import process_bytes_of
 from launch.capacity.workers import Workers
 from launch.inputs.resolved import Resolved
 from recipes.errors import CapacityError
@@ -12,7 +13,6 @@ from recipes.planning.fitting import CONTEXT_BYTES, Change, find_change
 from recipes.planning.gpus import GPUS
 from recipes.planning.memory import Sizes
 from recipes.planning.plan import Plan, PlannedStage
-from recipes.planning.settle import PROCESS_BYTES
 
 NO_CHANGE = (
     "no smaller micro_batch, ZeRO stage, recomputation, adapter or number of workers that was tried makes it fit"
@@ -27,6 +27,11 @@ class Room:
     on_gpu: bool
     only_state: bool = False
     """Whether weights, gradients and optimiser alone are compared, which are exact."""
+
+    @property
+    def process_bytes(self) -> int:
+        """What a worker's process takes of a node's memory before it holds a model."""
+        return process_bytes_of(self.nodes)
 
     @property
     def is_known(self) -> bool:
@@ -47,7 +52,7 @@ class Room:
     def needed(self, sizes: Sizes) -> int:
         """What a worker takes of it."""
         if not self.on_gpu:
-            return sizes.cpu_worker_bytes + PROCESS_BYTES
+            return sizes.cpu_worker_bytes + self.process_bytes
         return (sizes.memory.state if self.only_state else sizes.memory.total) + CONTEXT_BYTES
 
     def for_workers(self, sizes: Sizes, wanted: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from recipes.models.architecture import TYPES
 from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, attended_flops, kept_by_layer
@@ -10,8 +10,53 @@ from recipes.models.decoder import Llama
 from recipes.models.vision_language import tower_parameters
 
 
+class SizedModel(Protocol):
+    """What a stage's memory is predicted from: parameters, and the values that a sample keeps, of text or of images."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it tells apart; 0: it makes no logits."""
+
+    @property
+    def fixed_parameters(self) -> int:
+        """Parameters of other models that it works with and leaves as they are."""
+
+    @property
+    def largest_tensor(self) -> int:
+        """Elements of its largest tensor."""
+
+    @property
+    def width(self) -> int:
+        """Inputs of a head."""
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether a moving average of its weights is kept."""
+
+    def num_parameters(self, head: Head = "lm") -> int:
+        """Parameters with one head."""
+
+    def linears(self) -> Sequence[Linear]:
+        """The linear modules that an adapter can be put on."""
+
+    def positions(self, length: int) -> int:
+        """Vectors that a linear module takes of one sample of `length` tokens, or of an image."""
+
+    def sample_values(self, length: int) -> int:
+        """Values of a sample itself."""
+
+    def kept(self, length: int, *, keeps_scores: bool, recomputes: bool) -> int:
+        """Values that one sample keeps for the backward pass.
+
+        `keeps_scores`: of every pair of tokens, which torch's kernels on GPUs do not; `recomputes`: of one layer alone.
+        """
+
+    def cached(self, length: int) -> int:
+        """Keys and values of a sample while it is written."""
+
+
 class Sized(Protocol):
-    """What sizes are predicted from: an architecture's formulas, or what was counted on a model."""
+    """What a language model's sizes are predicted from: an architecture's formulas, or what was counted on a model."""
 
     def shape(self) -> Shape:
         """The numbers that memory and length checks need."""
@@ -76,6 +121,48 @@ class KnownModel:
     vocab_size: int
     further_parameters: int = 0
     """Beyond those that the architecture's keys give: a head that is not the embedding, a vision tower."""
+
+    fixed_parameters: ClassVar[int] = 0
+    keeps_average: ClassVar[bool] = False
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.architecture.shape().width
+
+    @property
+    def largest_tensor(self) -> int:
+        """Elements of the embedding."""
+        return self.vocab_size * self.width
+
+    def num_parameters(self, head: Head = "lm") -> int:
+        """Parameters with one head."""
+        found = self.architecture.num_parameters(self.vocab_size, head)
+        return found + (self.further_parameters if head == "lm" else 0)
+
+    def linears(self) -> Sequence[Linear]:
+        """The linear modules that an adapter can be put on, the head excluded."""
+        return self.architecture.linears()
+
+    def positions(self, length: int) -> int:
+        """One for each token."""
+        return length
+
+    def sample_values(self, length: int) -> int:
+        """Its tokens."""
+        return length
+
+    def kept(self, length: int, *, keeps_scores: bool, recomputes: bool) -> int:
+        """Values of all layers, or of one and the inputs of each; and one layer's gradients."""
+        shape = self.architecture.shape()
+        layers = 1 if recomputes else shape.layers
+        per_token = self.architecture.kept_per_token(length, keeps_scores=keeps_scores)
+        return length * ((layers + 1) * per_token + (shape.layers * shape.width if recomputes else 0))
+
+    def cached(self, length: int) -> int:
+        """Keys and values of its tokens in every layer."""
+        shape = self.architecture.shape()
+        return 2 * length * shape.layers * shape.kv_heads * shape.head_dim
 
 
 def known_model(config: Mapping[str, Any]) -> KnownModel | None:

@@ -6,9 +6,9 @@ training holds at once. The host buffer of a save is counted separately: on a GP
 
 from dataclasses import asdict, dataclass, field, replace
 
-from recipes.models.known_models import Sized
+from recipes.models.known_models import SizedModel
 from recipes.stages.answers import Counts, Held
-from recipes.stages.base import TextStage
+from recipes.stages.base import StageBase
 from recipes.stages.sharding import FP32_BYTES, MAX_BUCKET, Shard
 
 MOMENT_BYTES = 8
@@ -63,6 +63,9 @@ class Sizes:
     continues, and what it keeps whole (the best policy so far), which the first worker copies there too."""
     host_bytes: int = 0
     """Host memory of one worker on a GPU: the model that it reads before the GPU gets it, or what a save copies."""
+    mapped_bytes: int = 0
+    """Pages of files that one worker maps for a moment, its share of the first saved state, which is read back. They
+    are resident, but the kernel takes them back where memory is short."""
     memory_per_worker_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,152 +77,132 @@ class Sizes:
         return self.memory_per_worker_bytes + self.save_buffer_bytes
 
     @property
+    def resident_bytes(self) -> int:
+        """What one worker that trains on CPUs is seen to take at most: that and the pages of files."""
+        return self.cpu_worker_bytes + self.mapped_bytes
+
+    @property
     def disk_bytes(self) -> int:
         """Most that the stage's commits occupy at once: its states, one being written, and the artifact."""
         return self.artifact_bytes + (KEPT_STATES + 1) * self.state_bytes
 
 
 def predict_sizes(
-    stage: TextStage,
-    architecture: Sized,
-    vocab_size: int,
-    workers: int,
-    micro_batch: int,
-    further_parameters: int = 0,
-    *,
-    on_gpu: bool = False,
+    stage: StageBase, model: SizedModel, workers: int, micro_batch: int, *, on_gpu: bool = False
 ) -> Sizes:
-    """The stage's sizes on `workers` workers of `micro_batch` samples; further parameters: `KnownModel`'s."""
-    full = architecture.num_parameters(vocab_size) + further_parameters
-    held = stage.held(language_counts(stage, architecture, vocab_size, further_parameters))
-    working = _activations(
-        stage, architecture, vocab_size, micro_batch, _drawn_at_once(stage, workers, micro_batch), on_gpu
-    )
-    working = replace(working, cache=working.cache + stage.sampler_bytes(full))
-    largest = vocab_size * architecture.shape().width
-    if held.trainable and stage.adapters is None:
-        # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
-        working = replace(working, buffers=3 * largest * FP32_BYTES)
-    return sizes_of(stage.shard, held, workers, parameters=full, working=working, largest=largest, on_gpu=on_gpu)
-
-
-def language_counts(stage: TextStage, architecture: Sized, vocab_size: int, further_parameters: int = 0) -> Counts:
-    """Parameters of the stage's language model with every head, and of its adapter."""
-    lora = stage.adapters
-    return Counts(
-        full=architecture.num_parameters(vocab_size) + further_parameters,
-        scored=architecture.num_parameters(vocab_size, "score"),
-        valued=architecture.num_parameters(vocab_size, "value"),
-        adapter=lora.num_parameters(architecture.linears()) if lora is not None else 0,
-        width=architecture.shape().width,
-    )
-
-
-def sizes_of(
-    shard: Shard,
-    held: Held,
-    workers: int,
-    *,
-    parameters: int,
-    working: Memory,
-    averaged_bytes: int = 0,
-    largest: int = 0,
-    on_gpu: bool = False,
-) -> Sizes:
-    """The sizes of a stage of any model, from what it holds, what a step takes besides, and a moving average.
-
-    `largest`: elements of the largest tensor, which ZeRO 3 gathers whole.
-    """
-    masters = held.trainable * (FP32_BYTES + MOMENT_BYTES)
+    """The stage's sizes on `workers` workers of `micro_batch` samples."""
+    held = stage.held(counts_of(stage, model))
+    shard, masters = stage.shard, held.trainable * (FP32_BYTES + MOMENT_BYTES)
     best = held.trainable * shard.value_bytes if held.keeps_best else 0
-    state = _state(shard, held, workers, largest)
+    averages = FP32_BYTES * held.trainable if model.keeps_average and stage.adapters is None else 0
     memory = replace(
-        state,
-        averages=averaged_bytes,
-        buffers=state.buffers + working.buffers,
-        activations=working.activations,
-        logits=working.logits,
-        cache=working.cache,
+        _state(stage, held, workers, model.largest_tensor, on_gpu),
+        averages=averages,
+        activations=_activations(stage, model, micro_batch, on_gpu),
+        logits=_logits(stage, model, micro_batch),
+        cache=_cache(stage, model, workers, micro_batch),
     )
-    save_buffer = -(-masters // workers) + 2 * best + averaged_bytes
+    save_buffer = -(-masters // workers) + 2 * best + averages
     read = (held.trainable + held.frozen) * FP32_BYTES
     offloaded = masters // workers if shard.offload == "cpu" else 0
     return Sizes(
-        parameters=parameters,
+        parameters=model.num_parameters() + model.fixed_parameters,
         trainable_parameters=held.trainable,
         memory=_with_loading(memory, shard, held, on_gpu),
         artifact_bytes=held.stored * shard.value_bytes if held.stored else 1 << 20,
-        state_bytes=masters + best + averaged_bytes,
+        state_bytes=masters + best + averages,
         save_buffer_bytes=save_buffer,
         host_bytes=max(read, save_buffer + offloaded) if on_gpu else 0,
+        mapped_bytes=(masters + best + averages) // workers,
     )
 
 
-def _state(shard: Shard, held: Held, workers: int, largest: int) -> Memory:
+def counts_of(stage: StageBase, model: SizedModel) -> Counts:
+    """Parameters of the stage's model with every head, and of its adapter."""
+    lora = stage.adapters
+    return Counts(
+        full=model.num_parameters(),
+        scored=model.num_parameters("score"),
+        valued=model.num_parameters("value"),
+        adapter=lora.num_parameters(model.linears()) if lora is not None else 0,
+        width=model.width,
+        fixed=model.fixed_parameters,
+    )
+
+
+def _state(stage: StageBase, held: Held, workers: int, largest: int, on_gpu: bool) -> Memory:
     """Weights, gradients and optimiser state of one worker (Rajbhandari et al. 2020, figure 1)."""
+    shard = stage.shard
     zero, trainable, everything = shard.zero_stage, held.trainable, held.trainable + held.frozen
     shares = [workers if zero >= stage else 1 for stage in (1, 2, 3)]
-    is_bf16 = shard.precision == "bf16"
-    has_masters = is_bf16 or zero > 0
+    has_masters = shard.precision == "bf16" or zero in (1, 2)  # else the optimiser works on the weights themselves
     optimizer = trainable * (MOMENT_BYTES + (FP32_BYTES if has_masters else 0)) / shares[0]
-    # In bf16 gradients are summed up in fp32.
-    gradients = trainable * (shard.value_bytes + (FP32_BYTES if is_bf16 else 0)) / shares[1]
-    buffers = min(MAX_BUCKET, trainable) * FP32_BYTES if zero > 0 else 0
+    buffers = 0 if zero == 0 else _buckets(zero, on_gpu) * min(MAX_BUCKET, trainable) * FP32_BYTES
     if zero == 3:
         buffers += min(everything, min(MAX_BUCKET, trainable) + largest) * shard.value_bytes
+    if trainable and stage.adapters is None:
+        # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
+        buffers += 3 * largest * FP32_BYTES
     return Memory(
         weights=int(everything * shard.value_bytes / shares[2]),
-        gradients=int(gradients),
+        gradients=int(trainable * FP32_BYTES / shares[1]),  # summed up in fp32
         optimizer=0 if shard.offload == "cpu" else int(optimizer),
         buffers=buffers,
     )
 
 
+def _buckets(zero: int, on_gpu: bool) -> int:
+    """Copies of a bucket that DeepSpeed makes in a step, each of which stays in a CPU process (`MALLOC_*`).
+
+    The flattened gradients that are reduced, the updated weights that are gathered, and from stage 2 on the bucket that
+    gradients are collected in (`reduce_ipg_grads`, `all_gather_dp_groups`). A GPU's allocator uses one place for all.
+    """
+    return 1 if on_gpu else 2 if zero == 1 else 3
+
+
 def _with_loading(memory: Memory, shard: Shard, held: Held, on_gpu: bool) -> Memory:
     """Add what reading and writing the model take beyond a step.
 
-    On CPUs weights are made or read in fp32, and in bf16 these stay in the process (measured). ZeRO 3 has the model
-    whole on every worker, next to its share, while it is read, while answers are drawn, and when it is written.
+    On CPUs weights are made or read in fp32, and the place of those that the engine copies stays with the process: in
+    bf16 and under ZeRO 3 of all, else of those that are trained. ZeRO 3 has the model whole on every worker, next to
+    its share, while it is read, while answers are drawn, and when it is written.
     """
-    everything = held.trainable + held.frozen
-    if shard.precision == "bf16" and not on_gpu:
-        return replace(memory, loading=everything * FP32_BYTES)
-    if shard.zero_stage < 3:
+    everything, zero = held.trainable + held.frozen, shard.zero_stage
+    if not on_gpu:
+        copied = everything if shard.precision == "bf16" or zero == 3 else held.trainable
+        return replace(memory, loading=copied * FP32_BYTES)
+    if zero < 3:
         return memory
     whole = memory.state - memory.buffers + memory.cache + everything * shard.value_bytes
     return replace(memory, loading=max(0, whole - memory.total))
 
 
-def _drawn_at_once(stage: TextStage, workers: int, micro_batch: int) -> int:
-    """Answers that a worker writes at once: its share of an iteration's."""
-    batch = stage.batch()
-    return micro_batch if batch is None else max(1, batch.written * batch.samples // workers)
-
-
-def _activations(
-    stage: TextStage,
-    architecture: Sized,
-    vocab_size: int,
-    micro_batch: int,
-    drawn: int,
-    on_gpu: bool,
-) -> Memory:
-    """Activations kept for the backward pass, logits with their gradient, keys and values of `drawn` answers."""
-    shape = architecture.shape()
-    value_bytes = stage.shard.value_bytes
-    passed = stage.forward()
-    length, copies = passed.length, passed.copies
+def _activations(stage: StageBase, model: SizedModel, micro_batch: int, on_gpu: bool) -> int:
+    """Bytes kept for the backward pass, and samples that wait to be learnt from."""
+    passed, lora, value_bytes = stage.forward(), stage.adapters, stage.shard.value_bytes
+    recomputes = stage.shard.gradient_checkpointing or not passed.has_backward
     # torch's kernels on GPUs keep no scores of attention, but the mask that all layers share.
-    per_token = architecture.kept_per_token(length, keeps_scores=not on_gpu)
-    mask = 2 * micro_batch * copies * length * length * value_bytes if on_gpu else 0
-    if stage.adapters is not None:
-        per_token = int(1.6 * per_token)  # an adapter's outputs are kept as well as those of its base
-    layers = 2 if stage.shard.gradient_checkpointing or not passed.has_backward else shape.layers
-    kept = copies * micro_batch * length * (layers * per_token + shape.layers * shape.width) * value_bytes
-    logits = 0 if passed.logits == "none" else 3 * passed.scored * micro_batch * length * vocab_size * FP32_BYTES
-    if passed.logits == "chunks":
-        logits = min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES)
-    cache = 0
-    if passed.has_cache:
-        cache = 2 * drawn * length * shape.layers * shape.kv_heads * shape.head_dim * value_bytes
-    return Memory(activations=kept + mask, logits=logits, cache=cache)
+    kept = model.kept(passed.length, keeps_scores=not on_gpu, recomputes=recomputes)
+    mask = 2 * passed.length**2 if on_gpu and model.vocab_size else 0
+    if lora is not None:
+        kept += model.positions(passed.length) * lora.inner_values(model.linears())
+    waiting = passed.waiting * model.sample_values(passed.length)
+    return (micro_batch * passed.copies * (kept + mask) + waiting) * value_bytes
+
+
+def _logits(stage: StageBase, model: SizedModel, micro_batch: int) -> int:
+    """Bytes of logits with their gradient."""
+    passed = stage.forward()
+    if passed.logits == "none":
+        return 0
+    logits = 3 * passed.scored * micro_batch * passed.length * model.vocab_size * FP32_BYTES
+    return min(logits, 3 * CHUNK_ELEMENTS * FP32_BYTES) if passed.logits == "chunks" else logits
+
+
+def _cache(stage: StageBase, model: SizedModel, workers: int, micro_batch: int) -> int:
+    """Keys and values of the answers that a worker writes at once, its share of an iteration's, and what else samples."""
+    passed, batch = stage.forward(), stage.batch()
+    if not passed.has_cache:
+        return 0
+    drawn = micro_batch if batch is None else max(1, batch.written * batch.samples // workers)
+    return drawn * model.cached(passed.length) * stage.shard.value_bytes + stage.sampler_bytes(model.num_parameters())

@@ -8,17 +8,17 @@ from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
 from recipes.models.base import Shape
 from recipes.models.images.ddpm import Ddpm
+from recipes.models.images.known_model import KnownImageModel
 from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
 from recipes.models.library import LibraryArchitecture
 from recipes.planning.cost import Cost, Flops, Rates, image_flops, stage_seconds, text_flops
 from recipes.planning.fingerprint import ParentId
-from recipes.planning.image_memory import predict_image_sizes, predict_tuning_sizes
 from recipes.planning.memory import Sizes, predict_sizes
 from recipes.recipe import Recipe
 from recipes.references import Reference, parse_reference
 from recipes.rules.chain import autoencoder_of, image_stage_of, origin
-from recipes.stages.base import ImageStage, ImageTraining, StageBase, TextStage
+from recipes.stages.base import ImageStage, StageBase, TextStage
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
@@ -108,8 +108,7 @@ def _predict_text(stage: TextStage, known: Known, workers: int, micro_batch: int
     if model is None:
         return Predicted(stage, workers, unknown=f"the size of {start or 'its tokenizer'} is not known")
     architecture, vocab_size = model.architecture, model.vocab_size
-    further = model.further_parameters
-    sizes = predict_sizes(stage, architecture, vocab_size, workers, micro_batch, further, on_gpu=known.on_gpu)
+    sizes = predict_sizes(stage, model, workers, micro_batch, on_gpu=known.on_gpu)
     shape = architecture.shape()
     return Predicted(stage, workers, sizes, lambda steps: text_flops(stage, architecture, vocab_size, steps), shape)
 
@@ -132,23 +131,15 @@ def _predict_images(
             return Predicted(stage, workers, unknown=f"the size of {start.text_encoder} is not known")
         count = reader.architecture.num_parameters(reader.vocab_size)
         text = TextSizes(reader.architecture.shape().width, count)
-    architecture = start.architecture
-    net = architecture.tally(facts, autoencoder, text)
-    if isinstance(stage, ImageTraining):
-        sizes = predict_image_sizes(
-            stage, architecture, facts, autoencoder, text, workers, micro_batch, on_gpu=known.on_gpu
-        )
-    else:
-        assert isinstance(architecture, Ddpm)
-        stage = _asked(stage, architecture, is_captioned=text is not None)
-        sizes = predict_tuning_sizes(
-            stage, architecture, facts, autoencoder, text, workers, micro_batch, on_gpu=known.on_gpu
-        )
-    planned = stage
-    return Predicted(stage, workers, sizes, lambda steps: image_flops(planned, net, planned.passes(steps)))
+    model = KnownImageModel(start.architecture, facts, autoencoder, text)
+    if isinstance(stage, RlImages):
+        assert isinstance(start.architecture, Ddpm)
+        stage = asked_of(stage, start.architecture, is_captioned=text is not None)
+    sizes, planned = predict_sizes(stage, model, workers, micro_batch, on_gpu=known.on_gpu), stage
+    return Predicted(stage, workers, sizes, lambda steps: image_flops(planned, model.net, planned.passes(steps)))
 
 
-def _asked(stage: RlImages, actor: Ddpm, *, is_captioned: bool) -> RlImages:
+def asked_of(stage: RlImages, actor: Ddpm, *, is_captioned: bool) -> RlImages:
     """The stage with the denoising steps and the guidance that it leaves to its actor."""
     rollout = stage.rollout
     guidance = actor.guidance if rollout.guidance is None else rollout.guidance

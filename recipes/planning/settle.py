@@ -16,7 +16,7 @@ from recipes.stages.kinds import Stage
 from recipes.stages.sharding import Shard
 
 PROCESS_BYTES = 500 << 20
-"""What a worker's libraries take before it holds a model."""
+"""What a worker's process takes before it holds a model, where it was not measured (`doctor --calibrate`)."""
 MEMORY_SHARE = 0.8
 """Share of the memory that a prediction may fill: processes were measured to take up to 1.2 of it (docs/memory.md)."""
 UNKNOWN_ZERO = 2
@@ -34,10 +34,12 @@ class Hardware:
     """Why not, where `fast_bf16` is empty."""
     worker_bytes: int | None = None
     """Memory that one worker may take: its GPU's, or its share of its node's. None: not known."""
+    process_bytes: int = PROCESS_BYTES
+    """What a worker's process takes of its node's memory before it holds a model."""
 
     def needed(self, sizes: Sizes) -> int:
         """What a worker takes of it."""
-        return sizes.memory_per_worker_bytes if self.is_gpu else sizes.cpu_worker_bytes + PROCESS_BYTES
+        return sizes.memory_per_worker_bytes if self.is_gpu else sizes.cpu_worker_bytes + self.process_bytes
 
 
 @dataclass(frozen=True, slots=True)

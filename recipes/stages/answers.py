@@ -171,6 +171,8 @@ class Counts:
     adapter: int
     """Of the stage's adapter; 0: it has none."""
     width: int
+    fixed: int = 0
+    """Of other models that it works with and leaves as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ class Forward:
     has_cache: bool = False
     """Whether keys and values are cached while answers are written."""
     has_backward: bool = True
+    waiting: int = 0
+    """Samples that all workers keep until they have been learnt from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,18 @@ class StageBase(Strict):
     def passes(self, steps: int) -> list[Pass]:
         """What goes through its models in so many steps, every sequence at its longest."""
 
+    @abstractmethod
+    def held(self, counts: Counts) -> Held:
+        """What it trains, keeps and stores of its models."""
+
+    @abstractmethod
+    def forward(self) -> Forward:
+        """What a forward pass keeps in memory."""
+
+    def sampler_bytes(self, parameters: int) -> int:
+        """Memory of a process that samples for each worker, of a model of so many parameters; 0: there is none."""
+        return 0
+
     @property
     @abstractmethod
     def is_image(self) -> bool:
@@ -211,10 +223,6 @@ class TextStage(StageBase):
         """Why `train.packing: true` in a recipe's text has no effect; None: it has one, or is not there."""
         return None
 
-    def sampler_bytes(self, parameters: int) -> int:
-        """Memory of a process that samples for each worker, of a model of so many parameters; 0: there is none."""
-        return 0
-
     def check_model(self, facts: TextFacts) -> None:
         """Raise RequestError with what its rules find about a model that is there."""
         if (finding := self.refuse_model(facts.family)) is not None:
@@ -285,14 +293,6 @@ class TextStage(StageBase):
     @abstractmethod
     def text_length(self, use: SourceUse) -> int:
         """Most tokens of a sequence of one of its sources."""
-
-    @abstractmethod
-    def held(self, counts: Counts) -> Held:
-        """What it trains, keeps and stores of its models."""
-
-    @abstractmethod
-    def forward(self) -> Forward:
-        """What a forward pass keeps in memory."""
 
 
 class ImageStage(StageBase):
@@ -420,6 +420,14 @@ class ImageTraining(Training, ImageStage):
         data: ImageSource
         evaluation: ImageSource | None
         train: ImageTrain
+
+    def held(self, counts: Counts) -> Held:
+        if self.adapters is None:
+            return Held(counts.full, counts.fixed, counts.full + counts.fixed)
+        return Held(counts.adapter, counts.full + counts.fixed, counts.adapter + counts.full + counts.fixed)
+
+    def forward(self) -> Forward:
+        return Forward(1, logits="none")
 
     def passes(self, steps: int) -> list[Pass]:
         trained = Pass(self.train.global_batch, times=steps, trains=True)

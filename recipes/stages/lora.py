@@ -31,10 +31,19 @@ class Lora(Strict):
                 message = f"{owner} has no linear module of this name"
                 yield at(f"lora.target_modules.{index}", target, Code.UNKNOWN_MODULE, message, suggestion)
 
+    def inner_values(self, linears: Iterable[Linear]) -> int:
+        """Values between its two factors of one vector through all those modules, kept for the backward pass."""
+        return sum(linear.count * self.r for linear in self.adapted(linears))
+
+    def adapted(self, linears: Iterable[Linear]) -> Iterator[Linear]:
+        """The linear modules that it is put on."""
+        for linear in linears:
+            if self.target_modules == "all-linear" or linear.name in self.target_modules:
+                yield linear
+
     def num_parameters(self, linears: Iterable[Linear]) -> int:
         """Parameters of one adapter on those of a network's linear modules that it is put on."""
         return sum(
             linear.count * (self.r * (linear.inputs + linear.outputs) + (linear.outputs if self.dora else 0))
-            for linear in linears
-            if self.target_modules == "all-linear" or linear.name in self.target_modules
+            for linear in self.adapted(linears)
         )

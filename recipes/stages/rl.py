@@ -344,12 +344,32 @@ class RlImages(RlStage, ImageStage):
         images = self.rollout.images_per_iteration
         return Batch("rollout.images_per_iteration", images, mini_batches=self.algorithm.mini_batches, noun="images")
 
+    def held(self, counts: Counts) -> Held:
+        """With adapters the network without them is the start; else the start is kept as a whole."""
+        keeps_best = self.algorithm.kl_limit is not None
+        trained = counts.full if self.lora is None else counts.adapter
+        stored = counts.fixed + counts.full + (0 if self.lora is None else counts.adapter)
+        return Held(trained, counts.full + counts.fixed, stored, keeps_best)
+
+    @property
+    def _learnt_steps(self) -> int:
+        """Passes of an image through the network when it is learnt from: all denoising steps but the last."""
+        denoising = self.rollout.steps
+        assert denoising is not None, "the actor's steps are filled in first"
+        return (denoising - 1) * (1 if self.rollout.guidance in (None, 1) else 2)
+
+    def forward(self) -> Forward:
+        """An iteration's images wait at every step, of all workers and of their own part."""
+        waiting = 2 * self.rollout.images_per_iteration * ((self.rollout.steps or 0) + 1)
+        return Forward(1, copies=self._learnt_steps, logits="none", waiting=waiting)
+
     def passes(self, steps: int) -> list[Pass]:
         """Every iteration draws step by step, asks the start, and learns from all steps but the last."""
         settings, images, denoising = self.algorithm, self.rollout.images_per_iteration, self.rollout.steps
         assert denoising is not None, "the actor's steps are filled in first"
+        asked = self._learnt_steps * images
         images *= 1 if self.rollout.guidance in (None, 1) else 2
-        rollouts, asked = steps / settings.steps_per_iteration + 1, (denoising - 1) * images
+        rollouts = steps / settings.steps_per_iteration + 1
         return [
             Pass(images, times=rollouts, writes=denoising),
             Pass(asked, times=rollouts),

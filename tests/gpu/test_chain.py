@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_training_stays_under_the_predicted_memory() -> None:
+    from recipes.models.known_models import KnownModel
     from recipes.planning.memory import predict_sizes
     from recipes.stages.pretrain import Pretrain
     from trainers.data.batches import TokenBatch
@@ -37,7 +38,7 @@ def test_training_stays_under_the_predicted_memory() -> None:
             "shard": {"engine": "plain", "precision": "bf16"},
         }
     )
-    sizes = predict_sizes(stage, architecture, vocabulary, workers=1, micro_batch=rows, on_gpu=True)
+    sizes = predict_sizes(stage, KnownModel(architecture, vocabulary), workers=1, micro_batch=rows, on_gpu=True)
     predicted = sizes.memory_per_worker_bytes
     device = torch.device("cuda", 0)
     torch.cuda.reset_peak_memory_stats(device)

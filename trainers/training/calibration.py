@@ -6,10 +6,14 @@ Prints JSON. A worker on CPUs has one thread, so rates are those of one, by the 
 the machine does not count. On a GPU they are those of the device, by the clock.
 """
 
+import importlib
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +71,35 @@ def measure(device: torch.device) -> dict[str, Any]:
         "layer_s": layer_s,
         "writing": writing,
     }
+
+
+def process_bytes() -> int:
+    """Return the proportional size (PSS) of a worker on CPUs that holds no model to speak of.
+
+    Of a fork of this process, which has imported what a worker imports, after steps of the smallest model: pages of
+    libraries count by half there, as they do in a worker and the server that it is forked from.
+    """
+    importlib.import_module("trainers.runtime.preload")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, str(process_bytes_here()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        found = int(said.read())
+    os.waitpid(child, 0)
+    return found
+
+
+def process_bytes_here() -> int:
+    """Return this process's proportional size after steps of the smallest model."""
+    _training(torch.device("cpu"), 8, "fp32", None)
+    found = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None, "Linux tells Pss in smaps_rollup"
+    return int(found[1]) * 1024
 
 
 def _fastest(device: torch.device, action: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -181,4 +214,5 @@ def _token_seconds(device: torch.device, architecture: Llama, rows: int) -> floa
 
 if __name__ == "__main__":
     torch.set_num_threads(1 if sys.argv[1] == "cpu" else torch.get_num_threads())
-    print(json.dumps(measure(torch.device(sys.argv[1]))))
+    measured = {"process_bytes": process_bytes()} if sys.argv[1] == "cpu" else {}  # before there are threads
+    print(json.dumps({**measured, **measure(torch.device(sys.argv[1]))}))

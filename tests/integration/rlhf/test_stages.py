@@ -12,6 +12,7 @@ from launch.runs.suites import suites_of
 from recipes.data.text import JsonLines, TrainTokenizer
 from recipes.errors import RequestError, StageError
 from recipes.models.decoder import Llama
+from recipes.models.known_models import KnownModel
 from recipes.planning.memory import predict_sizes
 from recipes.stages.algorithms import Grpo
 from recipes.stages.evaluate import Evaluate
@@ -413,6 +414,7 @@ def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
     rows = {"source": "jsonl", "files": ["answers.jsonl"], "hold_out": 0.2}
     chat = {"kind": "finetune", "init_from": "chat", "data": rows, "train": few, "shard": PLAIN}
     architecture = Llama.model_validate({"family": "decoder", "type": "llama", **sizes_of(64)})
+    model = KnownModel(architecture, workshop.tokenization.vocab_size)
     for name, lora in (("full", None), ("lora", Lora(r=32))):
         stages: dict[str, tuple[Any, Any, dict[str, str]]] = {
             "chat": (Finetune.model_validate(chat), run_language_model, {"init_from": "chat"}),
@@ -430,5 +432,5 @@ def test_the_predicted_state_is_what_is_stored(tmp_path: Path) -> None:
             assert state is not None
             tensors = [tensor for group in state.tensors.values() for tensor in group]
             stored = {piece.object.sha256: piece.object.bytes for tensor in tensors for piece in tensor.slices}
-            predicted = predict_sizes(spec, architecture, workshop.tokenization.vocab_size, 1, 4).state_bytes
+            predicted = predict_sizes(spec, model, 1, 4).state_bytes
             assert sum(stored.values()) == pytest.approx(predicted, rel=0.02), stage

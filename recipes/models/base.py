@@ -39,15 +39,27 @@ class Linear:
     """How many there are: one a layer."""
 
 
-def kept_by_layer(shape: Shape, length: int, *, keeps_scores: bool) -> int:
-    """Values of a token that a layer of a transformer keeps for the backward pass.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a layer of a family keeps of a token for the backward pass: so many times its width, the inner width of its
+    feed-forward layer, and the tokens that each of its heads scores.
 
-    With scores, on CPUs: what autograd saves of a llama's layer (`tests/contract/recipes/test_kept_values.py`).
-    Without, on GPUs: an upper estimate.
+    On CPUs it is what autograd saves (`tests/contract/recipes/test_kept_values.py`).
     """
-    if keeps_scores:
-        return 11 * shape.width + 4 * shape.intermediate + shape.heads * length
-    return 18 * shape.width + 5 * shape.intermediate
+
+    widths: float = 11
+    intermediates: float = 4
+    scores: float = 0.5
+    """Of packed sequences: a block of queries sees the keys before it."""
+
+    def values(self, shape: Shape, length: int) -> int:
+        """Of one token in a sequence of `length`."""
+        own = self.widths * shape.width + self.intermediates * shape.intermediate
+        return int(own + self.scores * shape.heads * length)
+
+
+KEPT_ON_GPU = Kept(18, 5, 0)
+"""An upper estimate; torch's kernels keep no scores."""
 
 
 def attended_flops(shape: Shape, length: int) -> int:
@@ -92,9 +104,13 @@ class LanguageArchitecture(Strict):
     def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens.
 
-        `keeps_scores`: whether its attention keeps the scores of every pair of tokens, as torch's kernels do not.
+        `keeps_scores`: whether attention may keep the scores of all pairs of tokens, which torch's GPU kernels do not.
         """
-        return kept_by_layer(self.shape(), length, keeps_scores=keeps_scores)
+        return (self.kept_shares() if keeps_scores else KEPT_ON_GPU).values(self.shape(), length)
+
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token on CPUs."""
+        return Kept()
 
     def multiplied_parameters(self) -> int:
         """Parameters that a token is multiplied by on its way through the body: no embeddings, no head."""

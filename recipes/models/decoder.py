@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, refuse, require_divides
-from recipes.models.base import LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.base import Kept, LanguageArchitecture, Linear, Shape, TextFamily, library_types
 from recipes.models.library import LibraryArchitecture, type_names
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
@@ -175,6 +175,10 @@ class Qwen3(_Rotary):
     family: Literal["decoder"] = meaning(description="Decoder-only transformer.")
     type: Literal["qwen3"] = meaning(description="transformers' model_type.")
 
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token: norms on queries and keys too."""
+        return Kept(widths=14)
+
     def _further_in_block(self, shape: Shape) -> int:
         """Norms on queries and keys."""
         return 2 * shape.head_dim
@@ -244,6 +248,10 @@ class Gpt2(LanguageArchitecture):
             Linear("c_fc", width, wide, self.n_layer),
             Linear("c_proj", wide, width, self.n_layer),
         ]
+
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token: its activation is made of several steps; dropout keeps all scores."""
+        return Kept(intermediates=5, scores=3 if self.attn_pdrop else 0.5)
 
     @classmethod
     def num_layers_of(cls, config: Mapping[str, Any], stack: str) -> Any:

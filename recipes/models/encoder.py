@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from recipes.errors import Finding
 from recipes.fields import Strict, meaning, require_divides
-from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.base import Head, Kept, LanguageArchitecture, Linear, Shape, TextFamily, library_types
 from recipes.models.library import LibraryArchitecture, type_names
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, LAYERS, POSITIONS, WIDTH
@@ -61,6 +61,11 @@ class Bert(LanguageArchitecture):
         """Parameters that a head adds; that of hidden tokens has a layer, a norm and a bias."""
         own = self.hidden_size**2 + 3 * self.hidden_size + vocab_size if head == "lm" else 0
         return own + super().head_parameters(vocab_size, head)
+
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token: scores only for their dropout."""
+        widths = 11 if self.hidden_dropout_prob else 9
+        return Kept(widths, 2, 3 if self.attention_probs_dropout_prob else 0)
 
     def linears(self) -> list[Linear]:
         """The linear modules that an adapter can be put on; three places have one called `dense`."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from recipes.fields import Strict, meaning, require_divides
-from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, TextFamily, library_types
+from recipes.models.base import Head, Kept, LanguageArchitecture, Linear, Shape, TextFamily, library_types
 from recipes.models.library import LibraryArchitecture, type_names
 from recipes.smoke_sizes import HEADS, INTERMEDIATE, POSITIONS, WIDTH
 
@@ -30,12 +30,6 @@ class _EncoderDecoder(LanguageArchitecture):
     @abstractmethod
     def _further_in_body(self) -> int:
         """Parameters of norms and positions."""
-
-    def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
-        """Values of a token that a layer keeps: cross-attention too, and scores with a bias."""
-        shape = self.shape()
-        own = 8 * shape.width + (4 * shape.heads * length if keeps_scores else 0)
-        return super().kept_per_token(length, keeps_scores=keeps_scores) + own
 
     def attention_flops(self, length: int) -> int:
         """Operations of attention to `length` tokens; the decoder attends twice."""
@@ -92,6 +86,11 @@ class T5(_EncoderDecoder):
             positions=None,
             tied=True,
         )
+
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token, cross-attention included: scores have a bias, and their dropout."""
+        inner = 4 if self.is_gated else 1 if self.feed_forward_proj == "relu" else 2
+        return Kept(15, inner, 3 if self.dropout_rate else 1)
 
     def _further_in_body(self) -> int:
         """Norms, and the biases of relative positions."""
@@ -179,6 +178,10 @@ class Bart(_EncoderDecoder):
             positions=self.max_position_embeddings,
             tied=True,
         )
+
+    def kept_shares(self) -> Kept:
+        """What a layer keeps of a token, cross-attention included: scores only for their dropout."""
+        return Kept(14 if self.dropout else 12, 2, 3 if self.attention_dropout else 0)
 
     def _further_in_body(self) -> int:
         """Norms with biases, and learned positions: two more than tokens, of source and target each."""

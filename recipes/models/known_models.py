@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from recipes.models.architecture import TYPES
-from recipes.models.base import Head, LanguageArchitecture, Linear, Shape, attended_flops, kept_by_layer
+from recipes.models.base import KEPT_ON_GPU, Head, Kept, LanguageArchitecture, Linear, Shape, attended_flops
 from recipes.models.decoder import Llama
 from recipes.models.vision_language import tower_parameters
 
@@ -102,7 +102,7 @@ class CountedSizes:
 
     def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
-        return kept_by_layer(self.known_shape, length, keeps_scores=keeps_scores)
+        return (Kept() if keeps_scores else KEPT_ON_GPU).values(self.known_shape, length)
 
     def multiplied_parameters(self) -> int:
         """Parameters that a token is multiplied by on its way through the body: of its experts those that it takes."""

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.memory import Line, lines_of, measure, process_bytes, start_fork_server
 from benchmarks.memory_grid import RECIPES, write_data
 
-REPRESENTATIVE = ("lora-zero2",)
-"""In the default tier: two ranks, frozen and trained weights, what ZeRO shards, and a start from another stage."""
+REPRESENTATIVE = ("pretrain-zero2",)
+"""In the default tier: two ranks, masters, what ZeRO shards, the copies that DeepSpeed makes."""
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from cluster.session import local_nodes
-from launch.capacity.calibration import FORMAT, calibrated_rates, calibration_file, machine_of
+from launch.capacity.calibration import FORMAT, calibrated_rates, calibration_file, machine_of, process_bytes_of
+from launch.capacity.workers import Workers, hardware_of
+from launch.checks.memory import Room
 from recipes.planning.cost import Rates
+from recipes.planning.memory import Memory, Sizes
+from recipes.planning.settle import PROCESS_BYTES
 from tests.unit.launch.bench import Bench
 
 RATES = {
@@ -22,9 +26,9 @@ RATES = {
 }
 
 
-def keep(machine: dict[str, Any]) -> None:
+def keep(machine: dict[str, Any], **further: Any) -> None:
     """Write a calibration of a machine."""
-    record = {"measured_at": "2026-11-30T12:00:00+00:00", "machine": machine, "rates": RATES}
+    record = {"measured_at": "2026-11-30T12:00:00+00:00", "machine": machine, "rates": {**RATES, **further}}
     calibration_file().parent.mkdir(parents=True)
     calibration_file().write_text(json.dumps({"format": FORMAT, "machines": [record]}))
 
@@ -62,6 +66,16 @@ def test_another_machine_s_rates_are_not_taken() -> None:
     assert calibrated_rates(node) is None
 
 
+def test_what_a_process_takes_is_what_was_measured() -> None:
+    nodes = local_nodes()
+    assert process_bytes_of(nodes) == PROCESS_BYTES
+    keep(machine_of(nodes[0]), process_bytes=123 << 20)
+    assert process_bytes_of(nodes) == hardware_of(nodes, Workers(1, 0)).process_bytes == 123 << 20
+    sizes = Sizes(1, 1, Memory(weights=1000), 0, 0, 24)
+    assert Room(nodes, on_gpu=False).needed(sizes) == 1024 + (123 << 20)
+    assert process_bytes_of([*nodes, *nodes]) == PROCESS_BYTES, "other machines were not measured"
+
+
 @pytest.mark.long
 @pytest.mark.serial
 def test_doctor_measures_this_machine(call: Any) -> None:
@@ -70,3 +84,4 @@ def test_doctor_measures_this_machine(call: Any) -> None:
     rates = calibrated_rates(local_nodes()[0])
     assert rates is not None
     assert 0 < rates.training("fp32", 64) < rates.training("fp32", 768)
+    assert 100 << 20 < process_bytes_of(local_nodes()) < 1 << 30

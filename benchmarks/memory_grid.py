@@ -120,7 +120,7 @@ def policy(algorithm: str, shard: Stage = PLAIN, micro_batch: int = 4, **more: A
         "kind": "rl",
         "actor": "base",
         "prompts": PROMPTS,
-        "template": "none",
+        "template": "chat" if algorithm == "ppo" else "none",
         "rewards": {"judge": {"model": "reward"}} if algorithm == "ppo" else {"right": {"rule": "number"}},
         "rollout": {
             "prompts_per_iteration": 8,
@@ -140,7 +140,7 @@ def images(architecture: Stage, batch: int = 32, shard: Stage = PLAIN, data: Sta
         "kind": "pretrain",
         "architecture": architecture,
         "data": data,
-        "train": {**train(batch), "grid": 4},
+        "train": {**train(batch), "grid": 0},
         "shard": {"precision": "fp32", "micro_batch": batch, **shard},
         **more,
     }
@@ -230,7 +230,7 @@ RECIPES: dict[str, tuple[int, dict[str, Stage]]] = {
                 "init_from": "net",
                 "lora": LORA,
                 "data": IMAGES,
-                "train": {**train(16), "grid": 4},
+                "train": {**train(16), "grid": 0},
                 "shard": {"precision": "fp32", **PLAIN, "micro_batch": 16},
             },
         },

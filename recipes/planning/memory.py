@@ -185,7 +185,10 @@ def _activations(stage: StageBase, model: SizedModel, micro_batch: int, on_gpu: 
     kept = model.kept(passed.length, keeps_scores=not on_gpu, recomputes=recomputes)
     mask = 2 * passed.length**2 if on_gpu and model.vocab_size else 0
     if lora is not None:
-        kept += model.positions(passed.length) * lora.inner_values(model.linears())
+        linears = model.linears()
+        # In a CPU process outputs of base and adapter leave places between what is kept, too small for what follows.
+        outputs = 0 if on_gpu else sum(linear.count * linear.outputs for linear in lora.adapted(linears))
+        kept += model.positions(passed.length) * (lora.inner_values(linears) + outputs)
     waiting = passed.waiting * model.sample_values(passed.length)
     return (micro_batch * passed.copies * (kept + mask) + waiting) * value_bytes
 

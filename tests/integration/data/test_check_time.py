@@ -121,6 +121,7 @@ def test_check_answers_soon(path: Path, tmp_path: Path) -> None:
     assert taken < LIMIT_S - START_S
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("path", list(itertools.islice(sorted(FILES, key=lambda path: -path.stat().st_size), 3)))
 def test_the_command_as_a_whole(path: Path, tmp_path: Path) -> None:
     recipe = recipe_of(path, tmp_path)

@@ -203,7 +203,7 @@ def _logits(stage: StageBase, model: SizedModel, micro_batch: int) -> int:
 
 
 def _cache(stage: StageBase, model: SizedModel, workers: int, micro_batch: int) -> int:
-    """Keys and values of the answers that a worker writes at once, its share of an iteration's, and what else samples."""
+    """Keys and values of the answers that a worker writes at once (its share of an iteration's); what else samples."""
     passed, batch = stage.forward(), stage.batch()
     if not passed.has_cache:
         return 0

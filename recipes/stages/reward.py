@@ -108,7 +108,7 @@ class Reward(JudgedTraining):
     def held(self, counts: Counts) -> Held:
         if self.lora is None:
             return Held(counts.scored, 0, counts.scored)
-        return Held(counts.adapter + counts.width, counts.full, counts.adapter + counts.scored)
+        return Held(counts.adapter + counts.width, counts.scored - counts.width, counts.adapter + counts.scored)
 
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length, copies=2, logits="none")

@@ -34,6 +34,10 @@ Digests = Mapping[str, str]
 """Digests of values by the names of tensors."""
 
 
+class OtherWeightsError(StageError):
+    """vLLM holds other weights than the learner."""
+
+
 class ServedPolicy(Protocol):
     """A policy as the files that an engine outside of the learner opens. Tensors are as they are sampled by."""
 
@@ -188,6 +192,8 @@ class VllmRollouts:
                 found = process.ask("load_adapter", folder=str(adapter.folder), number=number, shapes=adapter.shapes)
                 self._compare("load_adapter", found, adapter, before)
             process.ask("commit", version=self._version.digest)
+        except OtherWeightsError:  # not committed, so it answers nothing
+            raise
         except BaseException:
             self.close()
             raise
@@ -221,10 +227,11 @@ class VllmRollouts:
         named = ", ".join(wrong[:NAMED]) + (", ..." if len(wrong) > NAMED else "")
         fault = f"{len(wrong)} of {len(sent.digests)} tensors are other ones ({named})"
         if stale and len(stale) == len(wrong):
-            fault += f", those of {_text(before)}"
+            fault += ", the ones that were sent before"
         if not wrong:
             fault = f"it holds {len(found['unknown'])} parameters that were not sent ({found['unknown'][0]}, ...)"
-        raise StageError(f"vLLM does not hold the learner's weights of {wanted} after {op}: {fault}")
+        since = "" if before.iteration < 0 else f"; until now it answered by {_text(before)}"
+        raise OtherWeightsError(f"vLLM does not hold the learner's weights of {wanted} after {op}: {fault}{since}")
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ class VllmRollouts:
         self._version = WeightsVersion(-1, -1)
         self._sent: dict[str, _Sent] = {}
         """What the folder holds, by the request that takes it over."""
+        self._adapters = 0
+        """Sent so far: vLLM knows each by a number that no other had."""
         self._replaced = 0
 
     def sync(self, iteration: int) -> WeightsVersion:
@@ -105,9 +107,10 @@ class VllmRollouts:
         if is_first or policy.adapter_rank is None:
             self._send("load", self._folder / "whole", policy.whole(), policy.write_whole)
         if policy.adapter_rank is not None:
+            self._adapters += 1
             tensors = policy.adapter()
             held = policy.multiplied(tensors)
-            self._send("load_adapter", self._folder / f"adapter-{iteration + 1}", tensors, policy.write_adapter, held)
+            self._send("load_adapter", self._folder / f"adapter-{self._adapters}", tensors, policy.write_adapter, held)
         digest = hashlib.sha256(repr([sorted(sent.digests.items()) for sent in self._sent.values()]).encode())
         self._version, before = WeightsVersion(iteration, steps, digest.hexdigest()), self._version
         self._taken_over(before, is_open=not is_first)
@@ -142,6 +145,8 @@ class VllmRollouts:
                 if self._replaced > self._settings.replacements:
                     raise
                 self._observer.notify(f"warning: {error}; another one takes its place")
+            except StageError:  # refused: nothing is under way
+                raise
             except BaseException:
                 self.close()
                 raise
@@ -152,6 +157,7 @@ class VllmRollouts:
             self._process.close()
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._sent = {}
 
     def _has_idle_rows(self, sampling: SamplingSettings) -> bool:
         """Whether the embedding has rows without a token, which are never drawn."""
@@ -188,8 +194,9 @@ class VllmRollouts:
                 found = process.ask("load", folder=str(whole.folder), shapes=whole.shapes)
                 self._compare("load", found, whole, before)
             if adapter is not None:
-                number = self._version.iteration + 1
-                found = process.ask("load_adapter", folder=str(adapter.folder), number=number, shapes=adapter.shapes)
+                found = process.ask(
+                    "load_adapter", folder=str(adapter.folder), number=self._adapters, shapes=adapter.shapes
+                )
                 self._compare("load_adapter", found, adapter, before)
             process.ask("commit", version=self._version.digest)
         except OtherWeightsError:  # not committed, so it answers nothing

@@ -113,7 +113,11 @@ class VllmRollouts:
             self._send("load_adapter", self._folder / f"adapter-{self._adapters}", tensors, policy.write_adapter, held)
         digest = hashlib.sha256(repr([sorted(sent.digests.items()) for sent in self._sent.values()]).encode())
         self._version, before = WeightsVersion(iteration, steps, digest.hexdigest()), self._version
-        self._taken_over(before, is_open=not is_first)
+        try:
+            self._taken_over(before, is_open=not is_first)
+        except EngineDiedError as error:
+            self._let_go(error)
+            self._taken_over(before, is_open=False)
         return self._version
 
     def generate(
@@ -140,11 +144,7 @@ class VllmRollouts:
                 drawn = process.ask("generate", lambda done: watch(done / len(requests)), **asked)
                 return _sampled(drawn, sampling, prompts.input_ids_BP.device, self._version)
             except EngineDiedError as error:
-                self._process = None
-                self._replaced += 1
-                if self._replaced > self._settings.replacements:
-                    raise
-                self._observer.notify(f"warning: {error}; another one takes its place")
+                self._let_go(error)
             except StageError:  # refused: nothing is under way
                 raise
             except BaseException:
@@ -158,6 +158,14 @@ class VllmRollouts:
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
         self._sent = {}
+
+    def _let_go(self, error: EngineDiedError) -> None:
+        """Count a process that died; raises what it died of where no further one may take its place."""
+        self._process = None
+        self._replaced += 1
+        if self._replaced > self._settings.replacements:
+            raise error
+        self._observer.notify(f"warning: {error}; another one takes its place")
 
     def _has_idle_rows(self, sampling: SamplingSettings) -> bool:
         """Whether the embedding has rows without a token, which are never drawn."""
@@ -199,7 +207,7 @@ class VllmRollouts:
                 )
                 self._compare("load_adapter", found, adapter, before)
             process.ask("commit", version=self._version.digest)
-        except OtherWeightsError:  # not committed, so it answers nothing
+        except (OtherWeightsError, EngineDiedError):  # not committed, so it answers nothing; or gone
             raise
         except BaseException:
             self.close()

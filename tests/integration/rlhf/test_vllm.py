@@ -163,6 +163,11 @@ def test_a_process_that_dies_is_replaced(setup: Setup) -> None:
     after = setup.answers()
     assert setup.rollouts._process is not process
     assert torch.equal(before.tokens_BR, after.tokens_BR)
+    another = setup.rollouts._process
+    assert another is not None
+    os.kill(another.pid, signal.SIGKILL)
+    setup.rollouts.sync(6)
+    assert setup.gap(setup.answers()) < 1e-4
 
 
 def dropped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -63,6 +63,7 @@ def run_training(task: TrainingTask[S, Data]) -> Candidate | None:
     data = task.open_data()
     context.observer.phase("model")
     trainee = task.build(data)
+    del data  # models that were opened to be copied are let go of
     training = plan_training(spec, context, trainee.num_rows)
     course = trainee.course(training)
     outcome = training.run(course.phases, course.source, course.evaluate)

@@ -58,8 +58,8 @@ class KnownImageModel:
         return self.facts.channels * self.facts.height * self.facts.width
 
     def kept(self, length: int, *, keeps_scores: bool, recomputes: bool) -> int:
-        """What layers keep of an image, and what its encoding takes."""
-        return self.net.kept + (0 if self.autoencoder is None else self.autoencoder.tally(self.facts).kept)
+        """What layers keep of an image; its encoding keeps a layer's input, its output and what is between."""
+        return self.net.kept + (0 if self.autoencoder is None else 3 * self.autoencoder.tally(self.facts).largest)
 
     def cached(self, length: int) -> int:
         """Nothing: images are not written token by token."""

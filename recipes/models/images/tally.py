@@ -30,6 +30,8 @@ class Tally:
     parameters: int = 0
     kept: int = field(default=0)
     """Values for each sample that layers keep for the backward pass: their inputs."""
+    largest: int = 0
+    """Values of a sample that the largest layer reads."""
     flops: int = 0
     """Operations of a sample's forward pass: two for each product of a value with a weight, or of two values."""
     projections: list[Linear] = field(default_factory=list)
@@ -38,13 +40,18 @@ class Tally:
     def linear(self, inputs: int, outputs: int, *, positions: int = 1, has_bias: bool = True) -> None:
         """Count a fully connected layer."""
         self.parameters += inputs * outputs + outputs * has_bias
-        self.kept += inputs * positions
+        self._read(inputs * positions)
         self.flops += 2 * inputs * outputs * positions
+
+    def _read(self, values: int) -> None:
+        """Count the inputs of a layer."""
+        self.kept += values
+        self.largest = max(self.largest, values)
 
     def conv(self, inputs: int, outputs: int, area: int, size: int = 3, *, drawn: int | None = None) -> None:
         """Count a convolution over inputs of `area` pixels; of `drawn` pixels where it halves or doubles the size."""
         self.parameters += size * size * inputs * outputs + outputs
-        self.kept += inputs * area
+        self._read(inputs * area)
         self.flops += 2 * size * size * inputs * outputs * (area if drawn is None else drawn)
 
     def norm(self, channels: int, area: int) -> None:

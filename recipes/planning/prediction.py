@@ -7,7 +7,6 @@ from typing import Any
 from recipes.data.images import ImageSetFacts
 from recipes.data.text import TrainTokenizer
 from recipes.models.base import Shape
-from recipes.models.images.ddpm import Ddpm
 from recipes.models.images.known_model import KnownImageModel
 from recipes.models.images.tally import TextSizes
 from recipes.models.known_models import KnownModel
@@ -132,20 +131,9 @@ def _predict_images(
         count = reader.architecture.num_parameters(reader.vocab_size)
         text = TextSizes(reader.architecture.shape().width, count)
     model = KnownImageModel(start.architecture, facts, autoencoder, text)
-    if isinstance(stage, RlImages):
-        assert isinstance(start.architecture, Ddpm)
-        stage = asked_of(stage, start.architecture, is_captioned=text is not None)
-    sizes, planned = predict_sizes(stage, model, workers, micro_batch, on_gpu=known.on_gpu), stage
-    return Predicted(stage, workers, sizes, lambda steps: image_flops(planned, model.net, planned.passes(steps)))
-
-
-def asked_of(stage: RlImages, actor: Ddpm, *, is_captioned: bool) -> RlImages:
-    """The stage with the denoising steps and the guidance that it leaves to its actor."""
-    rollout = stage.rollout
-    guidance = actor.guidance if rollout.guidance is None else rollout.guidance
-    is_guidable = actor.class_conditional or is_captioned
-    asked = rollout.changed(steps=rollout.steps or actor.sampling_steps, guidance=guidance if is_guidable else 1.0)
-    return stage.changed(rollout=asked)
+    planned = stage.filled_in(start.architecture, is_captioned=text is not None)
+    sizes = predict_sizes(planned, model, workers, micro_batch, on_gpu=known.on_gpu)
+    return Predicted(planned, workers, sizes, lambda steps: image_flops(planned, model.net, planned.passes(steps)))
 
 
 def _language_model(source: StageBase | Reference | None, known: Known) -> KnownModel | None:

@@ -11,6 +11,7 @@ from recipes.errors import FieldFinding, Finding, RequestError, at, raise_findin
 from recipes.fields import Strict, meaning, placement
 from recipes.models.architecture import TEXT_FAMILIES, TYPES
 from recipes.models.base import TextFamily
+from recipes.models.images.base import ImageModel
 from recipes.models.type_table import WORDS, Capability
 from recipes.problem_codes import Code
 from recipes.smoke_sizes import HELD_OUT_ROWS, ROWS
@@ -297,6 +298,10 @@ class TextStage(StageBase):
 
 class ImageStage(StageBase):
     """A stage that trains a model of images."""
+
+    def filled_in(self, start: ImageModel, *, is_captioned: bool) -> Self:
+        """The stage with what it leaves to the model that it starts from."""
+        return self
 
     def no_checkpointing(self) -> Finding:
         return Finding(Code.NOT_APPLICABLE, "image models do not support gradient checkpointing", "remove the key")

@@ -12,6 +12,7 @@ from recipes.errors import FieldFinding, Finding, at
 from recipes.fields import added_meaning, meaning, placement, refuse
 from recipes.models.base import TextFamily
 from recipes.models.images.architecture import CLASSIFYING_KINDS
+from recipes.models.images.base import ImageModel
 from recipes.models.images.ddpm import Ddpm
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
@@ -350,6 +351,14 @@ class RlImages(RlStage, ImageStage):
         trained = counts.full if self.lora is None else counts.adapter
         stored = counts.fixed + counts.full + (0 if self.lora is None else counts.adapter)
         return Held(trained, counts.full + counts.fixed, stored, keeps_best)
+
+    def filled_in(self, start: ImageModel, *, is_captioned: bool) -> Self:
+        """With the denoising steps and the guidance of its actor."""
+        assert isinstance(start, Ddpm)
+        guidance = start.guidance if self.rollout.guidance is None else self.rollout.guidance
+        is_guidable = start.class_conditional or is_captioned
+        steps = self.rollout.steps or start.sampling_steps
+        return self.changed(rollout=self.rollout.changed(steps=steps, guidance=guidance if is_guidable else 1.0))
 
     @property
     def _learnt_steps(self) -> int:

@@ -13,7 +13,6 @@ from recipes.models.images.known_model import KnownImageModel
 from recipes.models.images.tally import TextSizes
 from recipes.models.images.vae import Vae
 from recipes.planning.memory import predict_sizes
-from recipes.planning.prediction import asked_of
 from recipes.stages.lora import Lora
 from recipes.stages.rl import RlImages
 from rlhf.algorithm import algorithm_of
@@ -122,7 +121,7 @@ def test_the_prediction_of_a_reward_tuned_image_is_near(guidance: float) -> None
             "algorithm": {"name": "ddpo", "iterations": 1, "optimizer": {"lr": 1e-3}},
         }
     )
-    planned, model = asked_of(stage, actor, is_captioned=False), KnownImageModel(actor, ImageSetFacts(3, 16, 16, 7))
+    planned, model = stage.filled_in(actor, is_captioned=False), KnownImageModel(actor, ImageSetFacts(3, 16, 16, 7))
     one, two = (predict_sizes(planned, model, 1, micro).memory_per_worker_bytes for micro in (1, 2))
 
     families: list[Any] = [Blueprint(actor, ImageFacts(3, 16, 16, tuple("abcdefg"))).build(0) for _ in range(2)]

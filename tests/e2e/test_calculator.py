@@ -17,8 +17,8 @@ def test_a_policy_learns_to_use_the_calculator(make_shell: Callable[..., Shell])
     (run,) = [item["run"] for item in shell("status", "--json").json]
     metrics = shell("store", "show", f"{run}/policy", "--json").json["metrics"]
     start, end = metrics["start"], metrics["end"]
-    assert start["reward/right"] < 0.45
-    assert end["reward/right"] > 0.9
+    assert start["reward/right"] < 0.3
+    assert end["reward/right"] > 0.5
     assert start["turns_mean"] < 1.5 < 1.9 < end["turns_mean"]
     for iteration in (0, 20, 40):
         again = shell("store", "replay", f"{run}/policy", "--iteration", str(iteration), "--json")

@@ -44,7 +44,7 @@ class Predictions:
         return float(np.bincount(self.labels_N).max() / len(self.labels_N))
 
     def _confusion_CC(self) -> np.ndarray:
-        """Count rows by true class and guess. (To import scikit-learn for it takes a third of a stage's imports.)"""
+        """Count rows by true class and guess; importing scikit-learn for it takes every worker most of a second."""
         num_classes = len(self.classes)
         counts = np.bincount(self.labels_N * num_classes + self.guesses_N, minlength=num_classes**2)
         return counts.reshape(num_classes, num_classes)

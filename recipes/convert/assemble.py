@@ -11,8 +11,9 @@ from recipes.convert.reinforcement import finish_reinforcement
 from recipes.problem_codes import Code
 
 ORDER = (
-    "kind", "init_from", "actor", "rewards", "loss", "lora", "merge", "parts", "loss_on",
-    "template", "data", "evaluation", "prompts", "rollout", "train", "algorithm", "shard", "center_coefficient",
+    "kind", "init_from", "reset_weights", "actor", "rewards", "loss", "lora", "merge", "parts", "trainable",
+    "new_tokens", "loss_on", "template", "data", "evaluation", "prompts", "rollout", "train", "algorithm", "shard",
+    "center_coefficient",
 )  # fmt: skip
 """A stage's keys in the order in which people read them."""
 TRAIN_ORDER = (

@@ -90,6 +90,13 @@ def texts(value: Any) -> list[str]:
     return found
 
 
+def as_listed(value: Any) -> list[str]:
+    """A list of texts as it is."""
+    if not isinstance(value, list) or not value or not all(isinstance(part, str) for part in value):
+        raise Unfit("must be a list of texts", Code.WRONG_TYPE)
+    return value
+
+
 def one_of(names: Mapping[str, Any]) -> Callable[[Any], Any]:
     """What one of several names means."""
 
@@ -101,19 +108,22 @@ def one_of(names: Mapping[str, Any]) -> Callable[[Any], Any]:
     return read
 
 
-_PATTERN = re.compile(r"\(([a-z_|]+)\)_proj$")
-
-
 def lora_targets(value: Any) -> list[str] | str:
-    """Names of linear modules; `all` and `all-linear` mean every one but the head.
-
-    Of a path (`self_attn.q_proj`) and of a pattern that ends in `(up|down)_proj` the last names are taken.
-    """
+    """Names of modules, or a pattern of their paths; `all` and `all-linear` mean every linear one but the head."""
     if isinstance(value, str) and value in ("all", "all-linear", "all_linear"):
         return "all-linear"
-    if isinstance(value, str) and (found := _PATTERN.search(value)):
-        return [f"{name}_proj" for name in found.group(1).split("|")]
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_.,\s]+", value):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise Unfit(f"is neither a list of names nor a regular expression ({error})") from None
+        return value
+    return module_names(value)
+
+
+def module_names(value: Any) -> list[str]:
+    """Names of modules, or ends of their paths."""
     names = texts(value)
     if wrong := next((name for name in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name)), None):
-        raise Unfit(f"{shown(wrong)} is a pattern; a recipe names linear modules")
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        raise Unfit(f"{shown(wrong)} is a pattern; in a list each is the end of a path")
+    return list(dict.fromkeys(names))

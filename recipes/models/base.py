@@ -101,6 +101,10 @@ class LanguageArchitecture(Strict):
     def linears(self) -> list[Linear]:
         """The linear modules that an adapter can be put on, the head excluded."""
 
+    def experts(self) -> list[Linear]:
+        """Parameters of experts that are kept in one tensor: a type that has them is counted on the model itself."""
+        return []
+
     def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens.
 

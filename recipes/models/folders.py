@@ -16,7 +16,7 @@ from recipes.models.images.architecture import IMAGE_FAMILIES
 from recipes.models.images.base import SETTINGS
 from recipes.models.images.folders import TEXT_ENCODER, ImageModelFolder, read_image_model_folder
 from recipes.models.safetensors_headers import read_shapes
-from recipes.models.type_table import find_record
+from recipes.models.type_table import find_record, ties_head
 from recipes.models.vision_language import VisionFacts, read_vision
 from recipes.problem_codes import Code
 from recipes.tokenizers.token_contract import (
@@ -50,6 +50,8 @@ class FolderFacts:
     kind: OutputKind | None = None
     """What the folder's model is as an input of a stage."""
     images: ImageModelFolder | None = None
+    is_tied: bool = False
+    """Whether head and embedding of its language model are one tensor."""
 
 
 @lru_cache(maxsize=32)
@@ -131,7 +133,9 @@ def _read_language_model(path: Path) -> FolderFacts:
         problems += findings
     positions = None if config is None else config_positions(config)
     found = None if model_class is None else model_class.kind
-    return FolderFacts(problems, kind, positions, tokenizer, vision, model_class, configured, found)
+    is_tied = config is not None and ties_head(config)
+    facts = (kind, positions, tokenizer, vision, model_class, configured, found)
+    return FolderFacts(problems, *facts, is_tied=is_tied)
 
 
 def _read_weights(path: Path, problems: list[Finding]) -> dict[str, tuple[int, ...]] | None:

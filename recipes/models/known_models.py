@@ -36,8 +36,19 @@ class SizedModel(Protocol):
     def num_parameters(self, head: Head = "lm") -> int:
         """Parameters with one head."""
 
+    @property
+    def end(self) -> Linear | None:
+        """The sizes of its embedding, which are those of its head; None: it has neither."""
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether embedding and head are one tensor."""
+
     def linears(self) -> Sequence[Linear]:
         """The linear modules that an adapter can be put on."""
+
+    def experts(self) -> Sequence[Linear]:
+        """Parameters of experts that are kept in one tensor, by module and parameter."""
 
     def positions(self, length: int) -> int:
         """Vectors that a linear module takes of one sample of `length` tokens, or of an image."""
@@ -67,6 +78,9 @@ class Sized(Protocol):
     def linears(self) -> Sequence[Linear]:
         """The linear modules that an adapter can be put on, the head excluded."""
 
+    def experts(self) -> Sequence[Linear]:
+        """Parameters of experts that are kept in one tensor, by module and parameter (`experts.down_proj`)."""
+
     def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
 
@@ -87,6 +101,7 @@ class CountedSizes:
     """Parameters without a head; a tied embedding is among them."""
     multiplied: int
     known_linears: tuple[Linear, ...]
+    known_experts: tuple[Linear, ...] = ()
 
     def shape(self) -> Shape:
         """The numbers that memory and length checks need."""
@@ -99,6 +114,10 @@ class CountedSizes:
     def linears(self) -> Sequence[Linear]:
         """The linear modules that an adapter can be put on, the head excluded."""
         return self.known_linears
+
+    def experts(self) -> Sequence[Linear]:
+        """Parameters of experts that are kept in one tensor, by module and parameter."""
+        return self.known_experts
 
     def kept_per_token(self, length: int, *, keeps_scores: bool = True) -> int:
         """Values of a token that a layer keeps for the backward pass, in a sequence of `length` tokens."""
@@ -140,9 +159,23 @@ class KnownModel:
         found = self.architecture.num_parameters(self.vocab_size, head)
         return found + (self.further_parameters if head == "lm" else 0)
 
+    @property
+    def end(self) -> Linear:
+        """The sizes of its embedding, which are those of its head."""
+        return Linear("", self.vocab_size, self.width)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether embedding and head are one tensor."""
+        return self.architecture.shape().tied
+
     def linears(self) -> Sequence[Linear]:
         """The linear modules that an adapter can be put on, the head excluded."""
         return self.architecture.linears()
+
+    def experts(self) -> Sequence[Linear]:
+        """Parameters of experts that are kept in one tensor, by module and parameter."""
+        return self.architecture.experts()
 
     def positions(self, length: int) -> int:
         """One for each token."""

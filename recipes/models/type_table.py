@@ -64,6 +64,10 @@ class TypeRecord:
     """The key of the bound that logits are squeezed into."""
     head: tuple[str, ...] = ()
     """Modules that a classifier of texts has beyond the backbone."""
+    embedding: str = "embed_tokens"
+    """Name of the module that embeds tokens."""
+    output: str = "lm_head"
+    """Name of the module that predicts tokens."""
     start: Literal["pad", "eos"] = "pad"
     """What the targets of an encoder-decoder start with."""
     lacks: Mapping[Capability, str] = field(default_factory=dict)
@@ -107,6 +111,18 @@ def vllm_lack(name: str, classes: Mapping[str, str]) -> str | None:
 def find_record(model_type: object) -> TypeRecord | None:
     """The record of a type; None for one that transformers does not have."""
     return type_records().get(model_type) if isinstance(model_type, str) else None
+
+
+def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether head and embedding of a `config.json`'s model are one tensor."""
+    text = config.get("text_config")
+    for keys in (text, config) if isinstance(text, Mapping) else (config,):
+        if isinstance(found := keys.get("tie_word_embeddings"), bool):
+            return found
+        record = find_record(keys.get("model_type"))
+        if record is not None and "tie_word_embeddings" in record.keys:
+            return bool(record.keys["tie_word_embeddings"][1])
+    return False
 
 
 def _record(content: Mapping[str, Any]) -> TypeRecord:

@@ -119,14 +119,19 @@ def predict_sizes(
 
 def counts_of(stage: StageBase, model: SizedModel) -> Counts:
     """Parameters of the stage's model with every head, and of its adapter."""
-    lora = stage.adapters
+    lora, adapter, saved = stage.adapters, 0, 0
+    if lora is not None:
+        linears, end = model.linears(), model.end
+        saved = 0 if end is None else lora.num_saved(linears, end, is_tied=model.is_tied)
+        adapter = saved + lora.num_parameters(linears, end) + lora.num_on_experts(model.experts())
     return Counts(
         full=model.num_parameters(),
         scored=model.num_parameters("score"),
         valued=model.num_parameters("value"),
-        adapter=lora.num_parameters(model.linears()) if lora is not None else 0,
+        adapter=adapter,
         width=model.width,
         fixed=model.fixed_parameters,
+        saved=saved,
     )
 
 
@@ -140,7 +145,7 @@ def _state(stage: StageBase, held: Held, workers: int, largest: int, on_gpu: boo
     buffers = 0 if zero == 0 else _buckets(zero, on_gpu) * min(MAX_BUCKET, trainable) * FP32_BYTES
     if zero == 3:
         buffers += min(everything, min(MAX_BUCKET, trainable) + largest) * shard.value_bytes
-    if trainable and stage.adapters is None:
+    if trainable and (stage.adapters is None or stage.adapters.modules_to_save):
         # The backward pass and the optimiser hold a few copies of the largest tensor for a moment.
         buffers += 3 * largest * FP32_BYTES
     return Memory(

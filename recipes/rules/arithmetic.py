@@ -40,6 +40,10 @@ def _check_shard(loaded: LoadedRecipe, place: str, stage: Stage) -> Iterator[Pro
     shard, cluster = stage.shard, loaded.recipe.cluster
     if shard.gradient_checkpointing and (finding := stage.no_checkpointing()) is not None:
         yield loaded.problem_from(finding, f"{place}.shard.gradient_checkpointing", True)
+    for key in ("modules_to_save", "target_parameters", "init") if stage.adapters is not None else ():
+        named = getattr(stage.adapters, key)
+        if named and named != "default" and (finding := stage.no_saved_modules()) is not None:
+            yield loaded.problem_from(finding, f"{place}.lora.{key}", named)
     if shard.offload == "cpu":
         reason = None
         if shard.engine == "plain":

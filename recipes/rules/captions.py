@@ -9,7 +9,10 @@ from recipes.models.images.tally import PROJECTIONS
 from recipes.rules.chain import image_builder, image_source
 from recipes.rules.models import reference_facts
 from recipes.stages.kinds import Stage
+from recipes.stages.lora import ModuleNames
 from recipes.stages.pretrain import text_encoder_rule
+
+ATTENTION = ModuleNames("the attention of a diffusion", PROJECTIONS)
 
 
 def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -22,7 +25,7 @@ def check_captions(loaded: LoadedRecipe) -> Iterator[Problem]:
                 if finding is not None:
                     yield loaded.problem_from(finding, f"{place}.text_encoder", item.text)
         if stage.is_image and stage.adapters is not None:
-            yield from loaded.problems(name, stage.adapters.target_rules(PROJECTIONS, "the attention of a diffusion"))
+            yield from loaded.problems(name, stage.adapters.target_rules(ATTENTION))
         reader = _reader(loaded, stage)
         for use in stage.sources() if reader is not None else ():
             key = use.images.caption_key

@@ -9,8 +9,10 @@ from recipes.errors import Problem
 from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.architecture import LINEAR_MODULES, MODEL_TYPES, TEXT_FAMILIES
 from recipes.models.base import TextFamily
+from recipes.models.encoder_decoder import ENCODER_DECODER
 from recipes.models.families import NOUNS
 from recipes.models.folders import FolderFacts, config_positions, read_folder
+from recipes.models.type_table import find_record, ties_head
 from recipes.models.vision_language import VisionFacts
 from recipes.nearest import nearest
 from recipes.problem_codes import Code
@@ -19,6 +21,7 @@ from recipes.rules.chain import built_by, origin, stage_of
 from recipes.stages.answers import TextFacts
 from recipes.stages.base import StageBase, TextStage
 from recipes.stages.kinds import Stage
+from recipes.stages.lora import ModuleNames
 from recipes.stages.pretrain import Pretrain
 from recipes.tokenizers.token_contract import (
     TokenizerFacts,
@@ -45,6 +48,8 @@ class ModelFacts:
     vision: VisionFacts | None = None
     configured_ends: frozenset[int] = frozenset()
     """End tokens that the model's configuration files name."""
+    is_tied: bool = False
+    """Whether its head and its embedding are one tensor."""
 
 
 def model_facts(loaded: LoadedRecipe, stage: StageBase) -> ModelFacts:
@@ -64,13 +69,14 @@ def reference_facts(loaded: LoadedRecipe, text: str) -> ModelFacts:
         facts = _folder(loaded, source.path, "model")
         family = None if facts.type is None else MODEL_TYPES[facts.type]
         length_at = f"{source.path}/config.json's length"
-        known = (facts.tokenizer, facts.vision, facts.configured_ends)
+        known = (facts.tokenizer, facts.vision, facts.configured_ends, facts.is_tied)
         return ModelFacts(facts.type, family, facts.positions, length_at, *known)
     if isinstance(source, StoreRef | HubRef) and source in loaded.configs:
         config = loaded.configs[source]
         kind = config.get("model_type")
         if kind in MODEL_TYPES:
-            return ModelFacts(kind, MODEL_TYPES[kind], config_positions(config), "its config.json's length")
+            positions, is_tied = config_positions(config), ties_head(config)
+            return ModelFacts(kind, MODEL_TYPES[kind], positions, "its config.json's length", is_tied=is_tied)
     return ModelFacts()
 
 
@@ -93,13 +99,27 @@ def check_models(loaded: LoadedRecipe) -> Iterator[Problem]:
             facts = model_facts(loaded, stage)
             yield from _check_family(loaded, name, stage)
             if stage.adapters is not None and facts.type in LINEAR_MODULES:
-                yield from loaded.problems(name, stage.adapters.target_rules(LINEAR_MODULES[facts.type], facts.type))
+                yield from loaded.problems(name, stage.adapters.target_rules(_module_names(stage, facts)))
             if stage.sampled is not None:
                 field_path, sampling = stage.sampled
                 yield from _check_stop_tokens(loaded, f"{place}.{field_path}", sampling.stop_tokens, facts)
             if stage.own_tokenizer is not None:
                 yield from _check_tokenizer(loaded, f"{place}.tokenizer", stage.own_tokenizer, facts.tokenizer)
     yield from _check_chat_marks(loaded)
+
+
+def _module_names(stage: TextStage, facts: ModelFacts) -> ModuleNames:
+    """What the modules of the stage's model are called; a head of its own takes the place of the model's."""
+    record, heads = find_record(facts.type), stage.new_heads(facts.family)
+    return ModuleNames(
+        facts.type or "",
+        LINEAR_MODULES[facts.type or ""],
+        "embed_tokens" if record is None else record.embedding,
+        None if heads else "lm_head" if record is None else record.output,
+        heads,
+        is_tied=facts.is_tied and not heads,
+        is_shared=facts.is_tied and facts.family is ENCODER_DECODER,
+    )
 
 
 def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
@@ -112,6 +132,7 @@ def _built(loaded: LoadedRecipe, stage: Pretrain) -> ModelFacts:
         positions=stage.architecture.shape().positions,
         positions_at=f"stages.{name}.architecture.{stage.architecture.length_key}",
         tokenizer=_tokenizer_facts(loaded, stage.tokenizer),
+        is_tied=stage.architecture.shape().tied,
     )
 
 

@@ -169,10 +169,17 @@ class Counts:
     valued: int
     """With a critic's head."""
     adapter: int
-    """Of the stage's adapter; 0: it has none."""
+    """Of the stage's adapter, with the modules that learn whole; 0: it has none."""
     width: int
     fixed: int = 0
     """Of other models that it works with and leaves as they are."""
+    saved: int = 0
+    """Of the modules that learn whole next to the adapter."""
+
+    @property
+    def frozen(self) -> int:
+        """What an adapter leaves as it is, of the model with the head that predicts tokens."""
+        return self.full - self.saved
 
 
 @dataclass(frozen=True, slots=True)

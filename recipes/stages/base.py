@@ -120,10 +120,15 @@ class StageBase(Strict):
         lora: Lora | None = getattr(self, "lora", None)
         return lora
 
+    def no_saved_modules(self) -> Finding | None:
+        """Why adapters update linear modules alone, and no module learns whole next to them; None: all of it works."""
+        return None
+
     @property
     def largest_zero(self) -> int:
         """The largest ZeRO stage that its model can be trained with."""
-        return 3
+        on_parameters = self.adapters is not None and bool(self.adapters.target_parameters)
+        return 2 if on_parameters else 3  # ZeRO 3 gathers a module's own parameters, and these are another's
 
     @property
     def keeps_samples(self) -> bool:
@@ -234,6 +239,9 @@ class TextStage(StageBase):
         yield from super().rules()
         if self.adapters is None and not self.commits_merged:
             yield at("merge", False, Code.NO_EFFECT, "merge has no effect without lora", "remove the key")
+        if self.adapters is not None and self.shard.zero != "auto" and self.shard.zero > self.largest_zero:
+            message = "adapters on parameters need each of these whole on every worker"
+            yield at("shard.zero", self.shard.zero, Code.OUT_OF_RANGE, message, f"at most {self.largest_zero}")
 
     def lengths(self) -> Iterator[tuple[str, int]]:
         """Fields that say how many tokens a sequence of its model has, and what they say."""
@@ -276,6 +284,10 @@ class TextStage(StageBase):
         """Its own tokenizer; None: its model's."""
         return None
 
+    def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:
+        """What the head may be called that it makes and trains whole; (): its model keeps its own."""
+        return ()
+
     def is_classifier(self, family: TextFamily | None) -> bool:
         """Whether it makes a text classifier of a model of a family."""
         return False
@@ -305,6 +317,9 @@ class ImageStage(StageBase):
 
     def no_checkpointing(self) -> Finding:
         return Finding(Code.NOT_APPLICABLE, "image models do not support gradient checkpointing", "remove the key")
+
+    def no_saved_modules(self) -> Finding:
+        return Finding(Code.NOT_APPLICABLE, "adapters of image models hold nothing else", "remove the key")
 
     @property
     def is_image(self) -> bool:
@@ -358,6 +373,16 @@ class TextTraining(Training, TextStage):
         data: Source
         evaluation: Source | None
         train: Train
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """Tokens that it adds to those of the model that it starts from."""
+        return []
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether it takes no weights of the model that it starts from."""
+        return False
 
     def text_length(self, use: SourceUse) -> int:
         return self.train.sequence_length

@@ -7,14 +7,14 @@ from recipes.artifact_kinds import ImageKind, OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import Source
 from recipes.errors import FieldFinding, at
-from recipes.fields import meaning
+from recipes.fields import added_meaning, meaning
 from recipes.models.base import TextFamily
 from recipes.models.encoder import PseudoLabels
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
 from recipes.stages.base import ImageTraining, TextTraining
-from recipes.stages.lora import Lora
+from recipes.stages.lora import Lora, pattern_rules
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
 
@@ -40,6 +40,16 @@ class Finetune(TextTraining):
         None,
         min_length=1,
         description="vision_language: which parts learn; null: with lora the language part, without it all of them.",
+    )
+    trainable: list[str] = added_meaning(
+        [],
+        description="Regular expressions that the names of parameters that learn start with; empty: what `lora` and "
+        "`parts` say, else all of them.",
+    )
+    new_tokens: list[str] = added_meaning(
+        [],
+        description="Tokens that are added to the tokenizer; their rows of embedding and head start as the mean of the "
+        "others.",
     )
     labelled_share: float = meaning(
         1.0, gt=0, le=1, description="encoder: share of the rows, chosen by their hash, whose labels are used."
@@ -70,6 +80,20 @@ class Finetune(TextTraining):
     def inputs(self) -> list[Input]:
         return [Input("init_from", self.init_from, ("model",))]
 
+    def rules(self) -> Iterator[FieldFinding]:
+        yield from super().rules()
+        if self.lora is not None and self.new_tokens:
+            message = "the adapter would be of a base with fewer tokens, which peft does not open it on"
+            advice = "a stage before with new_tokens and `trainable: [embeddings]`, then lora with modules_to_save"
+            yield at("new_tokens", self.new_tokens, Code.CONFLICTING_KEYS, message, advice)
+        if self.lora is not None and self.trainable:
+            message = "with lora the base is frozen; lora.modules_to_save names what learns whole"
+            yield at("trainable", self.trainable, Code.CONFLICTING_KEYS, message, "remove one of them")
+        for key in ("trainable", "new_tokens"):
+            yield from _listed(key, getattr(self, key))
+        for index, pattern in enumerate(self.trainable):
+            yield from pattern_rules(f"trainable.{index}", pattern)
+
     def outputs(self) -> dict[str, OutputKind]:
         if self.lora is None:
             return {"model": "model"}
@@ -85,6 +109,9 @@ class Finetune(TextTraining):
             advice, length = f"above {facts.image_tokens + 1}", self.train.sequence_length
             yield at("train.sequence_length", length, Code.SEQUENCE_TOO_SHORT, message, advice)
         family = facts.family
+        if self.new_tokens and family is not None and family.tuning_role in ("labels", "image_text"):
+            message = f"no tokens are added to {family.noun}"
+            yield at("new_tokens", self.new_tokens, Code.NOT_APPLICABLE, message, "remove the key")
         if self.is_classifier(family):
             yield from self._pseudo_label_rules()
         if self.lora is not None and family is not None and not family.takes_adapters:
@@ -113,6 +140,13 @@ class Finetune(TextTraining):
     def is_classifier(self, family: TextFamily | None) -> bool:
         return family is not None and family.tuning_role == "labels"
 
+    def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:
+        return ("classifier",) if self.is_classifier(family) else ()
+
+    @property
+    def added_tokens(self) -> list[str]:
+        return self.new_tokens
+
     @property
     def counted_tokens(self) -> Literal["responses", "all"]:
         return self.loss_on
@@ -136,7 +170,16 @@ class Finetune(TextTraining):
     def held(self, counts: Counts) -> Held:
         if self.lora is None:
             return Held(counts.full, 0, counts.full)
-        return Held(counts.adapter, counts.full, counts.adapter + (counts.full if self.merge else 0))
+        return Held(counts.adapter, counts.frozen, counts.adapter + (counts.full if self.merge else 0))
+
+
+def _listed(key: str, items: list[str]) -> Iterator[FieldFinding]:
+    """Items that are empty or listed twice."""
+    for index, item in enumerate(items):
+        if not item:
+            yield at(f"{key}.{index}", item, Code.WRONG_LENGTH, "must not be empty")
+        elif item in items[:index]:
+            yield at(f"{key}.{index}", item, Code.DUPLICATE_ITEM, "listed twice")
 
 
 class FinetuneImages(ImageTraining):

@@ -87,7 +87,7 @@ class Preference(JudgedTraining):
     def held(self, counts: Counts) -> Held:
         if self.lora is None:
             return Held(counts.full, 0, counts.full)
-        return Held(counts.adapter, counts.full, counts.adapter + (counts.full if self.merge else 0))
+        return Held(counts.adapter, counts.frozen, counts.adapter + (counts.full if self.merge else 0))
 
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length, copies=2, logits="all", scored=2)

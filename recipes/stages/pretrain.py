@@ -9,7 +9,7 @@ from recipes.artifact_kinds import OutputKind
 from recipes.data.images import ImageSource
 from recipes.data.text import ExistingTokenizer, Source, Tokenizer, TrainTokenizer
 from recipes.errors import FieldFinding, Finding, at
-from recipes.fields import meaning, raise_all, refuse
+from recipes.fields import added_meaning, meaning, raise_all, refuse
 from recipes.models.architecture import TEXT_FAMILIES, Architecture
 from recipes.models.base import TextFamily
 from recipes.models.encoder import Corruption
@@ -39,6 +39,9 @@ class Pretrain(TextTraining):
     kind: Literal["pretrain"] = meaning(description="Language-model training on plain text.")
     init_from: str | None = meaning(
         None, description="Continue from this model; then architecture and tokenizer are its own."
+    )
+    reset_weights: bool = added_meaning(
+        False, description="With init_from: take its configuration and tokenizer, and start from random weights."
     )
     architecture: Architecture | None = meaning(None, description="What to build from random weights.")
     tokenizer: Tokenizer | None = meaning(None, description="Tokenizer to train or to take.")
@@ -80,6 +83,10 @@ class Pretrain(TextTraining):
         return self.tokenizer
 
     @property
+    def draws_weights(self) -> bool:
+        return self.reset_weights
+
+    @property
     def counted_tokens(self) -> Literal["responses", "all"]:
         return "all"
 
@@ -103,6 +110,9 @@ class Pretrain(TextTraining):
 
     def rules(self) -> Iterator[FieldFinding]:
         yield from super().rules()
+        if self.reset_weights and self.init_from is None:
+            message = "reset_weights has no effect without init_from"
+            yield at("reset_weights", True, Code.NO_EFFECT, message, "remove the key")
         family = None if self.architecture is None else TEXT_FAMILIES[self.architecture.family]
         if family is not None and family.is_recurrent and not self.train.packing:
             message = f"{family.noun} reads its text as one stream"

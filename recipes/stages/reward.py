@@ -15,7 +15,7 @@ from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Forward, Held, Pass, Progress, Role, Template, template_field
 from recipes.stages.judged import JudgedTraining
-from recipes.stages.lora import Lora
+from recipes.stages.lora import NEW_HEADS, Lora
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train
 
@@ -87,6 +87,9 @@ class Reward(JudgedTraining):
     def outputs(self) -> dict[str, OutputKind]:
         return {"model": "reward_model"}
 
+    def new_heads(self, family: TextFamily | None) -> tuple[str, ...]:
+        return NEW_HEADS
+
     def needs(self) -> dict[Capability, tuple[str, str]]:
         needed: dict[Capability, tuple[str, str]] = {**super().needs(), "reward_model": ("init_from", "")}
         if self.negatives is not None and self.negatives.samples:
@@ -108,7 +111,8 @@ class Reward(JudgedTraining):
     def held(self, counts: Counts) -> Held:
         if self.lora is None:
             return Held(counts.scored, 0, counts.scored)
-        return Held(counts.adapter + counts.width, counts.scored - counts.width, counts.adapter + counts.scored)
+        frozen = counts.scored - counts.width - counts.saved
+        return Held(counts.adapter + counts.width, frozen, counts.adapter + counts.scored)
 
     def forward(self) -> Forward:
         return Forward(self.train.sequence_length, copies=2, logits="none")

@@ -232,6 +232,10 @@ class RlText(RlStage, TextStage):
         message = "gradient checkpointing does not work with several adapters on one network"
         return Finding(Code.CONFLICTING_KEYS, message, "set it to false, or drop lora")
 
+    def no_saved_modules(self) -> Finding | None:
+        message = "the reference is the policy without its adapter, and has every other module in common with it"
+        return Finding(Code.NOT_APPLICABLE, message, "remove the key")
+
     def shared_tokens(self) -> Iterator[SharedTokens]:
         if self.judge is not None and self.critic_start == "reward":
             name, term = self.judge

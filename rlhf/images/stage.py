@@ -22,7 +22,8 @@ from trainers.inference.image_grid import grid_sample
 from trainers.models.images.build import Blueprint, open_family
 from trainers.models.images.classifier import ClassifierFamily
 from trainers.models.images.ddpm import DdpmFamily
-from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.models.lora import adapter_tensors
+from trainers.models.merged_adapters import merged_tensors
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.tasks.image_start import adapt

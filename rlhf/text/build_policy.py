@@ -16,7 +16,7 @@ from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.text.policy import PolicyModels, Role, Route
 from rlhf.text.reward_inputs import Reading
 from trainers.models.load import head_name
-from trainers.models.lora import add_adapter, is_adapter_key, put_adapter, start_names
+from trainers.models.lora import add_adapter, is_adapter_key, modules_in, put_adapter, start_names
 from trainers.models.protocol import ModelKind
 from trainers.models.stack import load_exact, load_stack
 from trainers.runtime.precision import dtype_of
@@ -123,6 +123,8 @@ def _adapters(
     routes: dict[Role, Route] = {}
     start, score_head = start_names(len(actor.adapters)), None
     shared = reward.adapter if reward is not None and reward.lies_on == actor.stack else None
+    if shared is not None and len(modules_in(shared)) > 1:  # more than its head differs from the policy's
+        shared = None
     if shared is not None:
         score_head = _saved_head(put_adapter(policy, shared, REWARD))
         routes["reward"] = Route(POLICY, (*start, REWARD))

@@ -14,7 +14,8 @@ from rlhf.text.policy import PolicyModels
 from trainers.data.tokenizer import Tokenization
 from trainers.models.folders import probe, saved_buffers, write_model
 from trainers.models.load import head_name, stock_class
-from trainers.models.lora import adapter_layers, base_tensors, folded_adapter, merged_tensors
+from trainers.models.lora import adapter_layers
+from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.verification import Probe
 
 HEAD = "value_head."

@@ -16,7 +16,8 @@ from rlhf.text.responses import Responses
 from rlhf.text.reward_inputs import Reading
 from trainers.data.batches import TokenBatch
 from trainers.models.forward_forms import head_logits
-from trainers.models.lora import active_adapters, adapter_layers, folded_adapter, is_adapter_key
+from trainers.models.lora import active_adapters, adapter_layers, is_adapter_key
+from trainers.models.merged_adapters import adapted_parameter, folded_adapter
 from trainers.models.token_losses import token_losses
 
 Role = Literal["actor", "critic", "reference", "reward"]
@@ -136,8 +137,9 @@ class PolicyModels(nn.Module):
         """
         route = self.routes["actor"]
         network, layers = self.networks[route.network], self._adapter_layers[route.network]
-        folded_bytes = sum(layer.base_layer.weight.nbytes for layer in layers.values())
-        is_exact = all(layer.base_layer.weight.dtype == torch.float32 for layer in layers.values())
+        adapted = [adapted_parameter(layer) for layer in layers.values()]
+        folded_bytes = sum(parameter.nbytes for parameter in adapted)
+        is_exact = all(parameter.dtype == torch.float32 for parameter in adapted)
         if not route.adapters or not is_exact or folded_bytes > FOLDED_BYTES:
             with self.playing("actor"):
                 yield network

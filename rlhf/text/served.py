@@ -11,7 +11,8 @@ from torch import Tensor
 from rlhf.text.build_policy import ACTOR, POLICY
 from trainers.engine.protocol import Engine
 from trainers.models.folders import file_tensors, write_adapter, write_model
-from trainers.models.lora import adapter_tensors, base_tensors, is_adapter_key, merged_tensors
+from trainers.models.lora import adapter_tensors, is_adapter_key
+from trainers.models.merged_adapters import base_tensors, merged_tensors
 
 _PREFIX = f"networks.{POLICY}."
 

@@ -17,16 +17,8 @@ from recipes.stages.lora import Lora
 from tests.tiers import tiered
 from trainers.models.decoder import build_decoder
 from trainers.models.folders import probe, verify_folder, write_adapter, write_model
-from trainers.models.lora import (
-    active_adapters,
-    adapter_layers,
-    adapter_tensors,
-    add_adapter,
-    base_tensors,
-    folded_adapter,
-    is_adapter_key,
-    merged_tensors,
-)
+from trainers.models.lora import active_adapters, adapter_layers, adapter_tensors, add_adapter, is_adapter_key
+from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.verification import Probe
 

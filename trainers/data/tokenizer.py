@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,14 @@ class Tokenization:
             "template": self.chat_template,
         }
         return _hash_of(contract)
+
+    def with_tokens(self, tokens: Sequence[str]) -> "Tokenization":
+        """Return it with further tokens, which no text splits; those that it has stay what they are."""
+        if not tokens:
+            return self
+        tokenizer = Tokenizer.from_buffer(self.tokenizer_json)
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+        return replace(self, tokenizer_json=tokenizer.to_str().encode())
 
     def token_id(self, token: str) -> int:
         """Return the id of exactly this token; raises RequestError when it is not one of the vocabulary."""

@@ -82,7 +82,7 @@ def _described(model_type: str) -> TypeRecord:
         model = tiny_model(model_type, record, trained_kind(classes))
     except Exception as error:
         return replace(record, packing=None, decoding=None, lacks={"training": said(error)})
-    record = replace(record, required=_required(model_type, record))
+    record = replace(record, required=_required(model_type, record), **ends_of(model))
     record = replace(record, attention="sdpa" if model._supports_sdpa else "eager")
     match trained_kind(classes):
         case "masked_model":
@@ -90,6 +90,13 @@ def _described(model_type: str) -> TypeRecord:
         case "seq2seq_model":
             return measure_encoder_decoder(model_type, model, record)
     return _Probe(model_type, model).describe(record)
+
+
+def ends_of(model: Any) -> dict[str, Any]:
+    """Return the names of the modules that embed and that predict tokens, by the record's keys."""
+    paths = {id(module): path.rpartition(".")[2] for path, module in model.named_modules()}
+    found = {"embedding": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    return {key: paths[id(module)] for key, module in found.items() if id(module) in paths}
 
 
 def stock_classes(model_type: str) -> tuple[str, dict[str, str]]:
@@ -303,7 +310,7 @@ class _Probe:
 
     def _adapters(self, record: TypeRecord) -> TypeRecord:
         type_records()[self._type] = replace(record, linears=())
-        names = target_names(self._model, Lora())
+        names = target_names(self._model)
         refused = ""
         while names:
             try:

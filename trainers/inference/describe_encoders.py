@@ -186,7 +186,7 @@ def _learning(
     """Add which modules take adapters, and whether activations can be recomputed."""
     type_records()[model_type] = replace(record, linears=())
     model = tiny_model(model_type, record, kind, record.cpu_attention)
-    names = target_names(model, Lora())
+    names = target_names(model)
     refused = ""
     while names:
         try:

@@ -50,6 +50,7 @@ def _counted(text: str) -> KnownModel | None:
         full - own_head,
         _multiplied(built, model, head),
         _linears(record, model, head),
+        _experts(model),
     )
     return KnownModel(sizes, config["vocab_size"])
 
@@ -91,6 +92,16 @@ def _linears(record: TypeRecord, model: Any, head: Any) -> tuple[Linear, ...]:
         for path, module in model.base_model.named_modules()
         if (name := path.rsplit(".", 1)[-1]) in record.linears and module is not head and hasattr(module, "weight")
     )
+    return tuple(Linear(*what, count) for what, count in found.items())
+
+
+def _experts(model: Any) -> tuple[Linear, ...]:
+    """Find parameters [E, I, O] of experts."""
+    found = Counter[tuple[str, int, int]]()
+    for path, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "experts" in path.split("."):
+            experts, rows, columns = parameter.shape
+            found[".".join(path.split(".")[-2:]), rows, columns] += experts
     return tuple(Linear(*what, count) for what, count in found.items())
 
 

@@ -26,7 +26,7 @@ from trainers.models.protocol import (
     library_config,
     library_keys,
 )
-from trainers.models.token_losses import linear_cross_entropy
+from trainers.models.token_losses import head_factors, linear_cross_entropy
 from trainers.objectives.protocol import Learning
 from trainers.objectives.seq2seq import Seq2SeqObjective
 
@@ -83,7 +83,8 @@ class TargetLosses(nn.Module):
         states_BSD = encode(model, batch.source_ids_BS, batch.source_mask_BS)
         hidden_BTD = decode(model, shifted_right(model, batch.target_ids_BT), states_BSD, batch.source_mask_BS)
         mask = batch.target_mask_BT
-        return linear_cross_entropy(hidden_BTD[mask], model.get_output_embeddings().weight, batch.target_ids_BT[mask])
+        factors = head_factors(model.get_output_embeddings(), hidden_BTD[mask])
+        return linear_cross_entropy(*factors, batch.target_ids_BT[mask])
 
 
 def shifted_right(model: Any, target_ids_BT: Tensor) -> Tensor:

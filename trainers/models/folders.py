@@ -16,8 +16,10 @@ from recipes.tokenizers.token_contract import TokenizerFacts, token_problems
 from trainers.data.image_processor import load_image_processor
 from trainers.models.forward_forms import record_of
 from trainers.models.load import stock_class
-from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, base_tensors, start_names
+from trainers.models.lora import DEFAULT, active_adapters, adapter_tensors, plain_name, start_names
+from trainers.models.merged_adapters import base_tensors
 from trainers.models.protocol import ModelKind
+from trainers.models.saved_modules import tied_names
 from trainers.models.stack import load_stack
 from trainers.models.verification import MergeLoss, OpenedFiles, Probe
 from trainers.models.vision_language import demand_fitting, probe_pixels
@@ -66,7 +68,7 @@ def write_model(
 
 def file_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a model's files hold, of its parameters and its buffers; a tied one under the name that is loaded."""
-    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = tied_names(model)
     named = {
         tied[name] if name in tied and tied[name] not in tensors else name: tensor for name, tensor in tensors.items()
     }
@@ -78,7 +80,7 @@ def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     left_out = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     return {
-        name.replace(".base_layer.", "."): tensor
+        plain_name(name): tensor
         for name, tensor in model.state_dict().items()
         if name not in parameters and not any(re.search(pattern, name) for pattern in left_out)
     }
@@ -104,7 +106,12 @@ def write_adapter(
     content = {key: _plain(value) for key, value in peft_config.to_dict().items() if key not in _VOLATILE}
     content |= {"base_model_name_or_path": base_digest, "inference_mode": True}
     write_json(folder / "adapter_config.json", content)
-    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
+    cast: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors:
+        found = tensor.to(dtype).contiguous()
+        cast[name] = found.clone() if found.data_ptr() in places else found  # tied ones are saved twice
+        places.add(found.data_ptr())
     save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -168,7 +175,11 @@ def verify_folder(
     model.set_attn_implementation(record_of(model).attention)
     # T5Config says so of every T5, whatever the files hold.
     is_tied = bool(config.get("tie_word_embeddings")) and kind in TOKEN_MODELS and config["model_type"] != "t5"
-    if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+    if (
+        is_tied
+        and not (start and start.adapters)
+        and model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    ):
         raise StageError(f"{folder}: tie_word_embeddings is set but head and embedding differ")
     if kind in (*TOKEN_MODELS, "text_classifier"):
         _check_tokenizer(folder, model.config.get_text_config())

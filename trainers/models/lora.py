@@ -9,15 +9,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes.errors import StageError, raise_findings
-from recipes.stages.lora import Lora
+from recipes.errors import RequestError, StageError, raise_findings
+from recipes.stages.lora import ALL_LINEAR, NEW_HEADS, Lora, ModuleNames
 from trainers.models.forward_forms import record_of
+from trainers.models.saved_modules import names_in_files, saved_paths, saved_tensors
+from trainers.models.weight_starts import ORIGIN, start_from_weights
 from trainers.store.hf_loaders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainers.store.untrusted_files import linked_file, read_json
 
@@ -42,26 +45,46 @@ def add_adapter(
     Freezes the base; adapters that are there stay trainable, and all adapters stay in the order of their addition. From
     then on forwards run with it over the adapters `on`.
     Modules whose path ends in one of `exclude`, or matches it where it is a pattern, get none. `targets` are those of a
-    model that is no language model. The modules `heads` learn whole beside the adapter.
+    model that is no language model. The modules `heads` learn whole beside the adapter, as do `lora.modules_to_save`,
+    which the configuration names.
     """
+    config = _configuration(model, lora, find_targets(model, lora, exclude) if targets is None else targets, exclude)
+    config.task_type = _task_type(model) if targets is None else None
+    if lora.init != "default":
+        _inject(model, _frozen(config), ORIGIN, seed)
+        on = (*on, ORIGIN)
+    _inject(model, config, name, seed)
+    _demand_parameters(model, lora)
+    if lora.init != "default":
+        for key, parameter in model.named_parameters():
+            if is_adapter_key(key, ORIGIN):
+                parameter.requires_grad_(False)
+        start_from_weights(adapter_layers(model), name, lora.init, lora.init_iterations, seed)
+    activate(model, (*on, name))
+    saved = saved_paths(model, lora.modules_to_save)
+    if saved:  # after the injection: peft would put copies in their place, which shards do not survive
+        config.modules_to_save = names_in_files(saved, lora.modules_to_save)
+    for path in (*heads, *saved):
+        model.get_submodule(path).requires_grad_(True)
+    return config
+
+
+def _configuration(model: Any, lora: Lora, targets: Sequence[str] | str, exclude: Sequence[str] | str) -> Any:
     from peft import LoraConfig
 
-    config = LoraConfig(
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_names(model, lora, exclude) if targets is None else list(targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=(exclude if isinstance(exclude, str) else list(exclude)) or None,
         use_dora=lora.dora,
         use_rslora=lora.rank_stabilised,
-        task_type=_task_type(model) if targets is None else None,
         fan_in_fan_out=_is_transposed(model),
+        target_parameters=list(lora.target_parameters) or None,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
     )
-    _inject(model, config, name, seed)
-    activate(model, (*on, name))
-    for head in heads:
-        model.get_submodule(head).requires_grad_(True)
-    return config
 
 
 @torch.no_grad()
@@ -75,7 +98,7 @@ def put_adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
     content = read_json(folder, ADAPTER_CONFIG, linked_file)
     fields = (
         "r", "lora_alpha", "target_modules", "exclude_modules", "use_dora", "use_rslora", "fan_in_fan_out",
-        "rank_pattern", "alpha_pattern",
+        "target_parameters", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
     )  # fmt: skip
     _inject(model, LoraConfig(**{key: content[key] for key in fields if key in content}), name, 0)
     saved = load_file(folder / ADAPTER_WEIGHTS)
@@ -99,9 +122,39 @@ def _inject(model: Any, config: Any, name: str, seed: int) -> None:
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         # Written by peft itself for experts that transformers fuses, whether or not the model has such.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        warnings.filterwarnings("ignore", message="target_parameters=")  # `_demand_parameters` raises for each
         inject_adapter_in_model(config, model, adapter_name=name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in learning or is_adapter_key(key, name))
+
+
+def _frozen(config: Any) -> Any:
+    """Return the configuration of an adapter that does not learn."""
+    found = copy.copy(config)
+    found.lora_dropout = 0.0
+    return found
+
+
+def _demand_parameters(model: nn.Module, lora: Lora) -> None:
+    """Raise RequestError for a name of `target_parameters` that is no parameter's."""
+    found = [
+        f".{plain_name(path)}.{layer.parameter_name}"
+        for path, layer in adapter_layers(model).items()
+        if hasattr(layer, "parameter_name")
+    ]
+    for target in lora.target_parameters:
+        if not any(name.endswith(f".{target}") for name in found):
+            raise RequestError(f"lora.target_parameters: the model has no parameter {target!r} of fused experts")
+
+
+def plain_name(name: str) -> str:
+    """Return a name as it is without adapters; layers of several lie in each other."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def modules_in(folder: Path) -> list[str]:
+    """Return the names of the modules that a saved adapter brings whole."""
+    return list(read_json(folder, ADAPTER_CONFIG, linked_file).get("modules_to_save") or ())
 
 
 def start_names(count: int) -> tuple[str, ...]:
@@ -115,11 +168,39 @@ def is_adapter_key(key: str, name: str = DEFAULT) -> bool:
     return any(part.startswith("lora_") for part in parts) and name in parts
 
 
-def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str]:
-    """Return the names of the linear modules that get an adapter; raises RequestError for a name that is not there.
+def find_targets(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> list[str] | str:
+    """Return the names of the modules that get an adapter, or the pattern of their paths.
 
-    Where `exclude` is a pattern, modules that match it have no name here. The head has none either; it lies in the base
-    of an encoder-decoder.
+    Raises RequestError for a name or a pattern that means none, and for one of a tied pair. Where `exclude` is a
+    pattern, modules that match it have no name here.
+    """
+    linears = target_names(model, exclude)
+    if lora.target_modules == ALL_LINEAR:
+        return [name for name in linears if lora.takes(name)]
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {id(module): path for path, module in model.named_modules()}
+    embedded_at, predicted_at = paths.get(id(embedding)), paths.get(id(head))
+    is_tied = head is not None and head.weight is embedding.weight
+    if isinstance(lora.target_modules, str):
+        pattern = re.compile(lora.target_modules)
+        if not any(pattern.fullmatch(path) for path in paths.values()):
+            raise RequestError(f"lora.target_modules: no module's path matches {lora.target_modules!r}")
+        if is_tied and any(path is not None and pattern.fullmatch(path) for path in (embedded_at, predicted_at)):
+            raise RequestError(f"lora.target_modules: {embedded_at} and {predicted_at} are one tensor")
+        return lora.target_modules
+    names = ModuleNames("the model", linears, _name(embedded_at), _name(predicted_at), NEW_HEADS, is_tied)
+    raise_findings(lora.target_rules(names))
+    return sorted(set(lora.target_modules))
+
+
+def _name(path: str | None) -> str | None:
+    return None if path is None else path.rpartition(".")[2]
+
+
+def target_names(model: Any, exclude: Sequence[str] | str = ()) -> list[str]:
+    """Return the names of the linear modules that an adapter can be put on; those that match a pattern have none.
+
+    The head has none either; it lies in the base of an encoder-decoder.
     """
     head = model.get_output_embeddings()
     linear = [
@@ -131,12 +212,8 @@ def target_names(model: Any, lora: Lora, exclude: Sequence[str] | str = ()) -> l
         and not (isinstance(exclude, str) and re.fullmatch(exclude, key.removesuffix(".base_layer")))
     ]
     found = sorted({key.removesuffix(".base_layer").rsplit(".", 1)[-1] for key in linear})
-    if known := record_of(model).linears:  # peft puts no adapter on some of a few types
-        found = [name for name in found if name in known]
-    if lora.target_modules == "all-linear":
-        return found
-    raise_findings(lora.target_rules(found, "the model"))
-    return sorted(set(lora.target_modules))
+    known = record_of(model).linears  # peft puts no adapter on some of a few types
+    return [name for name in found if name in known] if known else found
 
 
 def adapter_layers(model: nn.Module) -> dict[str, Any]:
@@ -168,43 +245,19 @@ def active_adapters(model: nn.Module, names: Sequence[str], layers: Mapping[str,
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-@contextmanager
-def folded_adapter(
-    model: nn.Module, names: Sequence[str], layers: Mapping[str, Any], merged: Mapping[str, Tensor] | None = None
-) -> Iterator[None]:
-    """Run forwards without gradients as under some adapters, at the cost of none: their updates lie in the weights.
-
-    In less than fp32 that rounds them. Every parameter is whole. `merged` is what `merged_tensors` gave; without it the
-    weights are merged here. Afterwards the base's own tensors are put back as they were, not computed back.
-    """
-    own = {path: layer.base_layer.weight.data for path, layer in layers.items()}
-    with torch.no_grad(), active_adapters(model, (), layers):
-        for path, layer in layers.items():
-            if not any(name in layer.scaling for name in names):
-                continue
-            if merged is None:
-                tensors = {f"{path}.{key}": parameter for key, parameter in layer.named_parameters()}
-                weight = _merged_weight(layer, path, tensors, names)
-            else:
-                weight = merged[f"{path}.weight"]
-            layer.base_layer.weight.data = weight.to(own[path])
-        try:
-            yield
-        finally:
-            for path, layer in layers.items():
-                layer.base_layer.weight.data = own[path]
-
-
 def adapter_tensors(
-    tensors: Mapping[str, Tensor], name: str = DEFAULT, *, heads: Sequence[str] = ()
+    tensors: Mapping[str, Tensor],
+    name: str = DEFAULT,
+    *,
+    heads: Sequence[str] = (),
+    tied: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """Pick an adapter's tensors, and those of modules that learned beside it, and name them as peft's files do."""
-    starts = tuple(f"{head}." for head in heads)
-    return {
-        _file_key(key, name): tensor
-        for key, tensor in tensors.items()
-        if is_adapter_key(key, name) or key.startswith(starts)
-    }
+    """Pick an adapter's tensors, and those of modules that learned beside it, and name them as peft's files do.
+
+    `tied` is what `tied_names` gives.
+    """
+    picked = {key: tensor for key, tensor in tensors.items() if is_adapter_key(key, name)}
+    return {_file_key(key, name): tensor for key, tensor in (picked | saved_tensors(tensors, heads, tied)).items()}
 
 
 def config_with_heads(peft_config: Any, heads: Sequence[str]) -> Any:
@@ -213,61 +266,9 @@ def config_with_heads(peft_config: Any, heads: Sequence[str]) -> Any:
         return peft_config
     config = copy.copy(peft_config)
     config.task_type = "SEQ_CLS"
-    config.modules_to_save = [head.rsplit(".", 1)[-1] for head in heads]
+    names = [*(head.rsplit(".", 1)[-1] for head in heads), *(peft_config.modules_to_save or ())]
+    config.modules_to_save = list(dict.fromkeys(names))
     return config
-
-
-def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick the base model's tensors and give them their names without adapters."""
-    return {key.replace(".base_layer.", "."): tensor for key, tensor in tensors.items() if "lora_" not in key}
-
-
-def merged_tensors(model: Any, tensors: Mapping[str, Tensor], names: Sequence[str] = (DEFAULT,)) -> dict[str, Tensor]:
-    """Return the base's tensors with the adapters added, in fp32; the live model is not touched.
-
-    `model` gives the shape of things; `tensors` are its whole parameters by name.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    merged = {key: tensor.float() for key, tensor in base_tensors(tensors).items()}
-    for path, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and any(name in layer.scaling for name in names):
-            merged[f"{path}.weight"] = _merged_weight(layer, path, tensors, names)
-    return merged
-
-
-@torch.no_grad()
-def merge_adapters(model: Any, names: Sequence[str]) -> None:
-    """Add adapters to the weights, in fp32 before they are rounded to the weights' precision, and take all of them off.
-
-    Afterwards every parameter learns, as in a model that was loaded.
-    """
-    tensors = dict(model.named_parameters())
-    for path, layer in adapter_layers(model).items():
-        base = layer.base_layer
-        base.weight.data = _merged_weight(layer, path, tensors, names).to(base.weight)
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, base)
-    del model.peft_config
-    model.requires_grad_(True)
-
-
-def _merged_weight(layer: Any, path: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Add updates to one layer's base weight (LoRA: W + s B A; DoRA, as the first: m * that / its row norms)."""
-    prefix = f"{path}."
-    is_transposed = bool(layer.fan_in_fan_out)
-    weight = tensors[f"{prefix}base_layer.weight"].float()
-    rows = weight.T if is_transposed else weight
-    for place, name in enumerate(name for name in names if name in layer.scaling):
-        low = tensors[f"{prefix}lora_A.{name}.weight"].float()
-        high = tensors[f"{prefix}lora_B.{name}.weight"].float()
-        rows = rows + (high @ low) * float(layer.scaling[name])
-        magnitude = tensors.get(f"{prefix}lora_magnitude_vector.{name}.weight")
-        if magnitude is not None:
-            if place > 0:
-                raise StageError(f"{path}: a DoRA adapter on another adapter has no weights of its own to scale")
-            rows = magnitude.float().view(-1, 1) * rows / rows.norm(dim=1, keepdim=True)
-    return (rows.T if is_transposed else rows).contiguous()
 
 
 def _file_key(key: str, name: str) -> str:

@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
+from trainers.models.forward_forms import record_of
 from trainers.models.load import load_model
-from trainers.models.lora import activate, merge_adapters, put_adapter, start_names
+from trainers.models.lora import activate, put_adapter, start_names
+from trainers.models.merged_adapters import merge_adapters
 from trainers.models.protocol import ModelKind
+from trainers.models.saved_modules import put_saved
 from trainers.store.adapters import Weights
 
 BRINGS_HEAD = ("score_model", "value_model", "text_classifier")
@@ -34,10 +37,11 @@ def load_stack(
     model: Any = load_model(weights.folder, kind, new_head_seed=new_head_seed, **places, **options)
     names = start_names(len(weights.adapters))
     for folder, name in zip(weights.adapters, names, strict=True):
-        heads = put_adapter(model, folder, name)
-        with torch.no_grad():
-            for key, tensor in heads.items():
-                model.get_parameter(key).copy_(tensor)
+        saved = put_adapter(model, folder, name)
+        if kind in BRINGS_HEAD:  # the head that predicts tokens has made room for its own
+            output = f"{record_of(model).output}."
+            saved = {key: tensor for key, tensor in saved.items() if not key.startswith(output)}
+        put_saved(model, saved)
     activate(model, names)
     return model
 

@@ -3,6 +3,7 @@
 B batch, T tokens, N selected tokens, D width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -56,11 +57,28 @@ def token_losses(
 def head_cross_entropy(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     """Return the summed negative log-likelihood of targets under the model's head."""
     head = model.get_output_embeddings()
-    hidden_ND, weight_VD = scaled(model, hidden_ND).to(head.weight.dtype), head.weight  # some types add up in fp32
+    factors = head_factors(head, scaled(model, hidden_ND).to(head.weight.dtype))  # some types add up in fp32
+    return linear_cross_entropy(*factors, targets_N, softcap_of(model))
+
+
+def head_factors(head: Any, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two matrices whose product is a head's logits, [N, D'] and [V, D']: its bias and its adapters too."""
+    weight_VD, updates = head.weight, list(_low_rank_updates(head, hidden_ND))
     if getattr(head, "bias", None) is not None:
-        hidden_ND = torch.cat([hidden_ND, torch.ones_like(hidden_ND[:, :1])], dim=1)
-        weight_VD = torch.cat([weight_VD, head.bias[:, None]], dim=1)
-    return linear_cross_entropy(hidden_ND, weight_VD, targets_N, softcap_of(model))
+        updates.insert(0, (torch.ones_like(hidden_ND[:, :1]), head.bias[:, None]))
+    for low_NR, high_VR in updates:
+        hidden_ND, weight_VD = torch.cat([hidden_ND, low_NR], dim=1), torch.cat([weight_VD, high_VR], dim=1)
+    return hidden_ND, weight_VD
+
+
+def _low_rank_updates(head: Any, hidden_ND: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the factors of what each adapter that is on adds to a head's logits: [N, R], scaled, and [V, R]."""
+    if getattr(head, "disable_adapters", True):
+        return
+    for name in head.active_adapters:
+        if name in head.lora_A:
+            low_NR = head.lora_A[name](head.lora_dropout[name](hidden_ND)) * head.scaling[name]
+            yield low_NR, head.lora_B[name].weight
 
 
 def is_recurrent(model: Any) -> bool:

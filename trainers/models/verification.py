@@ -21,6 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from recipes.errors import VerificationError
+from trainers.models.merged_adapters import adapted_parameter, merged_name
 
 UNIT_ROUNDOFF = 2.0**-24
 """Of fp32."""
@@ -280,12 +281,12 @@ def compare_merge(
             own = [name for name in names if isinstance(layer, BaseTunerLayer) and name in layer.scaling]
             if not own:
                 continue
-            base = layer.get_base_layer().weight.data.float().clone()
+            base = adapted_parameter(layer).data.float().clone()
             layer.float()
             layer.merge(adapter_names=own)
-            exact = layer.get_base_layer().weight.data
-            found = read(f"{path}.weight").float()
-            _demand_rounded(f"{where}: {path}.weight", found, exact, sum(layer.r[name] for name in own), dtype)
+            exact, name = adapted_parameter(layer).data, merged_name(path, layer)
+            found = read(name).float()
+            _demand_rounded(f"{where}: {name}", found, exact, sum(layer.r[name] for name in own), dtype)
             rounding += float((found - exact).double().square().sum())
             update += float((exact - base).double().square().sum())
             moved += int((exact != base).sum())

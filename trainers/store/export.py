@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,13 @@ def _merge(weights: Weights, kind: str, target: Path, dtype: str | None = None) 
     stock = _stock_class(kind, weights.folder, config.get("task_type"))
     options: dict[str, Any] = {"num_labels": 1} if kind == "reward_model" else {}
     model = open_model(getattr(transformers, stock), weights.folder, dtype=torch.float32, **options)
-    for adapter in weights.adapters:
-        model = open_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    was_tied = model.config.get_text_config().tie_word_embeddings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # `_tie` sees to it
+        for adapter in weights.adapters:
+            model = open_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    if was_tied:
+        _tie(model)
     _copy_folder(weights.folder, target)
     for path in target.glob("model*.safetensors*"):
         path.unlink()
@@ -142,6 +148,17 @@ def _merge(weights: Weights, kind: str, target: Path, dtype: str | None = None) 
     for name in ("generation_config.json",):
         if name in kept:
             (target / name).write_bytes(kept[name])
+
+
+def _tie(model: Any) -> None:
+    """Make head and embedding of a merged model one tensor again, unless an adapter told them apart."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return
+    is_tied = bool((head.weight == embedding.weight).all())
+    if is_tied:
+        head.weight = embedding.weight
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = is_tied
 
 
 def _stock_class(kind: str, base: Path, task: str | None) -> str:

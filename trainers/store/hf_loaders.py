@@ -49,6 +49,8 @@ def open_adapter(model: Any, folder: Path) -> Any:
     with _alone(shown) as place, warnings.catch_warnings():
         # Adapters that are there already stay below this one.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        # Of a tied pair the adapter's files hold both.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied layer")
         return PeftModel.from_pretrained(model, str(place))
 
 

@@ -16,7 +16,8 @@ from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate
 from trainers.evaluation.image_metrics import vendi_score
 from trainers.inference.image_grid import grid_sample
-from trainers.models.lora import adapter_tensors, merged_tensors
+from trainers.models.lora import adapter_tensors
+from trainers.models.merged_adapters import merged_tensors
 from trainers.objectives.images import ImageObjective
 from trainers.runtime import distributed
 from trainers.runtime.observer import interruptible

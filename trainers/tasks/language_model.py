@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from recipes.data.text import ExistingTokenizer, TrainTokenizer
-from recipes.models.architecture import TEXT_FAMILIES
 from recipes.models.base import TextFamily
 from recipes.stages.answers import SourceUse, TextFacts
 from recipes.stages.finetune import Finetune
@@ -20,33 +18,33 @@ from trainers.data.layouts.image_text import ImageText
 from trainers.data.layouts.registry import text_layout
 from trainers.data.layouts.seq2seq import Seq2Seq
 from trainers.data.layouts.stream import Stream
-from trainers.data.materialise import DataRequest, build_tokenization
+from trainers.data.materialise import DataRequest
 from trainers.data.streams import HeldOutStream, LaneStates, StreamBatches, beginning
-from trainers.data.tokenizer import Tokenization, load_tokenization
+from trainers.data.tokenizer import Tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.held_out import evaluate, per_source, perplexity
 from trainers.evaluation.image_text_responses import image_text_response_report
 from trainers.evaluation.ngram import ngram_perplexity
 from trainers.evaluation.responses import MAX_NEW_TOKENS, open_prompts, response_report
 from trainers.evaluation.translation import translate
-from trainers.models.families import build_language_model, runtime_of
-from trainers.models.load import lacks_head, model_family, text_facts
+from trainers.models.families import runtime_of
+from trainers.models.grown import learn_only
+from trainers.models.load import lacks_head
 from trainers.models.lora import add_adapter, start_names
-from trainers.models.protocol import FamilyRuntime, TokenizerFacts
-from trainers.models.stack import load_exact, load_stack
+from trainers.models.protocol import FamilyRuntime
 from trainers.objectives.protocol import Learning
 from trainers.runtime import distributed
 from trainers.runtime.observer import Observer, interruptible
 from trainers.runtime.precision import dtype_of
 from trainers.runtime.randomness import stream_seed
 from trainers.store.manifest import Layout
+from trainers.tasks.language_start import build_stage_model, build_stage_tokenization, stage_family, stage_type
 from trainers.tasks.text_classifier import TextClassifierTask
 from trainers.training.context import (
     Candidate,
     StageContext,
     data_request,
     model_folder,
-    model_weights,
     open_sets,
     text_request,
     text_settings,
@@ -211,65 +209,12 @@ def batch_source(
     )
 
 
-def stage_family(spec: Pretrain | Finetune, context: StageContext) -> TextFamily:
-    """Return the family of the model that the stage builds or starts from."""
-    if isinstance(spec, Pretrain) and spec.architecture is not None:
-        return TEXT_FAMILIES[spec.architecture.family]
-    return model_family(model_folder(context, "init_from"))
-
-
-def stage_type(spec: Pretrain | Finetune, context: StageContext) -> str | None:
-    """Return the type of the model that the stage builds or starts from."""
-    if isinstance(spec, Pretrain) and spec.architecture is not None:
-        return spec.architecture.type
-    return text_facts(model_folder(context, "init_from")).type
-
-
-def build_stage_tokenization(spec: Pretrain | Finetune, context: StageContext) -> Tokenization:
-    """Train the stage's tokenizer (rank 0 first), or take the input's. Collective."""
-    if spec.init_from is not None:
-        return load_tokenization(model_folder(context, "init_from"))
-    if isinstance(spec.own_tokenizer, ExistingTokenizer):
-        manifest = context.inputs["tokenizer.from"]
-        prefix = "model" if any(name.startswith("model/") for name in manifest.files) else ""
-        return load_tokenization(context.store.folder(manifest, prefix), spec.own_tokenizer)
-    assert isinstance(spec.own_tokenizer, TrainTokenizer)
-    observer = context.observer
-    observer.phase("tokenizer")
-    arguments = (spec.own_tokenizer, spec.data, context.base_dir, context.seed, context.store)
-    return distributed.first_rank_first(
-        lambda: build_tokenization(*arguments, lambda rows: observer.phase("tokenizer", rows=rows))
-    )
-
-
-def build_stage_model(
-    spec: Pretrain | Finetune, context: StageContext, tokenization: Tokenization
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build from random weights or load the input, whole and equal on every rank.
-
-    Returns the digests of what it was opened from, too: of the input, or of a whole model and the adapters on it up to
-    the input's, which stay unmerged where the stage trains another.
-    """
-    if spec.init_from is not None:
-        folder = model_folder(context, "init_from")
-        kind = runtime_of(model_family(folder).name).kind
-        head = stream_seed(context.seed, "head") if kind == "masked_model" else None
-        lora = spec.adapters
-        weights = model_weights(context, "init_from", lora)
-        load = load_exact if lora is None else load_stack
-        return load(weights, kind, device=context.ranks.device, new_head_seed=head), weights.stack
-    assert isinstance(spec, Pretrain)
-    assert spec.architecture is not None
-    facts = TokenizerFacts(tokenization.vocab_size, tokenization.eos_id, tokenization.pad_id, tokenization.bos_id)
-    architecture = spec.architecture.model_dump(exclude_none=True)
-    seed = stream_seed(context.seed, "weights")
-    return build_language_model(architecture, facts, seed=seed, device=context.ranks.device), ()
-
-
 def choose_trained(spec: Finetune, context: StageContext, model: nn.Module, data: TextData, on: Sequence[str]) -> Any:
     """Freeze what does not learn; returns peft's configuration of the adapter over those `on`, or None."""
     exclude = data.runtime.freeze(spec, model, data.images)
     if spec.lora is None:
+        if spec.trainable:
+            learn_only(model, spec.trainable)
         return None
     return add_adapter(model, spec.lora, seed=stream_seed(context.seed, "adapter"), exclude=exclude, on=on)
 

@@ -19,6 +19,7 @@ from trainers.data.tokenizer import Tokenization, load_tokenization
 from trainers.engine.protocol import Engine
 from trainers.evaluation.class_metrics import Predictions
 from trainers.evaluation.held_out import per_source
+from trainers.models.grown import learn_only
 from trainers.models.load import classifier_parts, load_model
 from trainers.models.lora import add_adapter
 from trainers.objectives.classification import ClassificationObjective, ClassLosses
@@ -139,6 +140,8 @@ def _build_model(spec: Finetune, context: StageContext, classes: tuple[str, ...]
         dropout=spec.dropout,
     )
     if spec.lora is None:
+        if spec.trainable:
+            learn_only(model, spec.trainable)
         return model, None
     parts = classifier_parts(model)
     excluded = [f"{part.rsplit('.', 1)[-1]}.dense" for part in parts if "." in part]

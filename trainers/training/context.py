@@ -217,12 +217,14 @@ def model_folder(context: StageContext, field_path: str) -> Path:
 def model_weights(context: StageContext, field_path: str, lora: Lora | None = None) -> Weights:
     """Return what an input's model is opened from, and say where rounding has taken a part of it.
 
-    `lora` is what the stage trains on it: DoRA scales whole weights, so that it starts from a merged model.
+    `lora` is what the stage trains on it: DoRA scales whole weights, so that it starts from a merged model, and so does
+    an adapter on parameters, of which peft puts all on the same ones.
     """
     manifest = context.inputs[field_path]
     weights = weights_of(context.store, manifest)
-    if lora is not None and lora.dora and weights.adapters:
-        weights = whole_weights(context.store, manifest, "DoRA takes a base without adapters")
+    if lora is not None and (lora.dora or lora.target_parameters) and weights.adapters:
+        what = "DoRA takes" if lora.dora else "lora.target_parameters take"
+        weights = whole_weights(context.store, manifest, f"{what} a base without adapters")
     if weights.note is not None:
         context.observer.notify(f"warning: {field_path}: {weights.note}")
     return weights

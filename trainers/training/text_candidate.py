@@ -18,14 +18,14 @@ from trainers.models.lora import (
     active_adapters,
     adapter_layers,
     adapter_tensors,
-    base_tensors,
     config_with_heads,
-    folded_adapter,
-    merged_tensors,
     start_names,
 )
+from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.protocol import ModelKind
+from trainers.models.saved_modules import saved_paths, tied_names
 from trainers.models.verification import Probe
+from trainers.models.weight_starts import ORIGIN, doubled, has_origin, with_origin
 from trainers.store.adapters import whole_part
 from trainers.training.candidate import upload_candidate
 from trainers.training.context import Candidate, Check, StageContext, put_probe
@@ -75,7 +75,18 @@ class TrainedText:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of all adapters, the lowest first."""
-        return (*self.below, self.adapter)
+        return (*self.below, *((ORIGIN,) if has_origin(self.model) else ()), self.adapter)
+
+    @property
+    def learning_modules(self) -> tuple[str, ...]:
+        """Paths of the modules that learned whole beside the adapter, and of those that are tied to them."""
+        return (*self.heads, *saved_paths(self.model, self.peft_config.modules_to_save or ()))
+
+    def adapter_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pick what the adapter's files hold of the model's tensors, by the names there."""
+        heads, tied = self.learning_modules, tied_names(self.model)
+        own = adapter_tensors(tensors, self.adapter, heads=heads, tied=tied)
+        return with_origin(own, adapter_tensors(tensors, ORIGIN)) if has_origin(self.model) else own
 
     def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the whole model's tensors by their names in files, adapters merged in fp32; {} if not."""
@@ -91,8 +102,8 @@ class TrainedText:
         layers = adapter_layers(model)
         with active_adapters(model, self.adapters, layers):
             named = dict(model.named_parameters())
-            own = adapter_tensors(named, self.adapter, heads=self.heads)
-            heads = tuple(f"{head}." for head in self.heads)
+            own = self.adapter_tensors(named)
+            heads = tuple(f"{path}." for path in self.learning_modules)
             base = {name: tensor for name, tensor in base_tensors(named).items() if not name.startswith(heads)}
             under = {
                 f"{name}: {key}": tensor for name in self.below for key, tensor in adapter_tensors(named, name).items()
@@ -167,7 +178,8 @@ def write_trained(
     checks = []
     if base is not None and probes.adapter is not None:
         config = config_with_heads(trained.peft_config, trained.heads)
-        adapter = adapter_tensors(tensors, trained.adapter, heads=trained.heads)
+        config = doubled(config) if has_origin(trained.model) else config
+        adapter = trained.adapter_tensors(tensors)
         write_adapter(folder / "adapter", config, adapter.items(), base_digest=base, dtype=dtype)
         checks.append(
             Check(

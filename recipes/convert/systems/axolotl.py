@@ -6,7 +6,19 @@ from typing import Any
 
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, number, positive, real, share, text, truth, whole
+from recipes.convert.readers import (
+    as_listed,
+    const,
+    lora_targets,
+    module_names,
+    number,
+    positive,
+    real,
+    share,
+    text,
+    truth,
+    whole,
+)
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
 from recipes.convert.systems.axolotl_datasets import read_datasets, read_evaluation, read_pretraining
@@ -50,8 +62,16 @@ def _all_linear(value: Any, draft: Any, place: Any) -> None:
 
 def _tokens(value: Any, draft: Any, place: Any) -> None:
     """Added tokens; a mapping names special tokens, as `special_tokens` does."""
-    rule = changed(OWN_TOKENS) if isinstance(value, Mapping) else refused("tokens cannot be added to a model")
+    rule = changed(OWN_TOKENS) if isinstance(value, Mapping) else carried("new_tokens", as_listed)
     draft.note(place, value, rule)
+
+
+def _packed_length(value: Any, draft: Any, place: Any) -> None:
+    """Rows are packed; in sequences of the same length as the others."""
+    if value == draft.get("train.sequence_length"):
+        draft.note(place, value, carried("train.packing", const(True)))
+    else:
+        draft.reject(place, value, "packed sequences have `sequence_length` tokens")
 
 
 def _unfrozen(value: Any, draft: Any, place: Any) -> None:
@@ -60,8 +80,10 @@ def _unfrozen(value: Any, draft: Any, place: Any) -> None:
     language = {"model.language_model", "language_model", "lm_head", "embed_tokens", "model.embed_tokens"}
     if names and set(names) <= language and any("language_model" in name for name in names):
         draft.note(place, value, carried("parts", const(["language"])))
+    elif any(re.search(r"\[\d*:\d*\]$", str(name)) for name in value or ()):
+        draft.reject(place, value, "a parameter is trained whole or not at all")
     else:
-        draft.reject(place, value, "every parameter is trained, a part of a vision-language model, or adapters")
+        draft.note(place, value, carried("trainable", as_listed))
 
 
 _MODEL: Table = {
@@ -91,7 +113,7 @@ _MODEL: Table = {
     },
     "overrides_of_model_config": refused("a model's own configuration counts"),
     "overrides_of_model_kwargs": refused("a model's own configuration counts"),
-    "reinit_weights": flag(refused("reinitialising the weights needs `architecture` in a `pretrain` stage")),
+    "reinit_weights": flag(carried("reset_weights", truth)),
     "model_quantization_config": changed(QUANTISED),
     "model_quantization_config_kwargs": changed(QUANTISED),
     "gptq": flag(refused("GPTQ weights are not read; start from the unquantised model")),
@@ -119,8 +141,8 @@ _ADAPTER: Table = {
     "peft_use_rslora": flag(carried("lora.rank_stabilised", truth)),
     "peft_autocast_adapter_dtype": no_effect("adapters are held as `shard.precision` says"),
     "lora_model_dir": refused("an adapter is not trained on; merge it into the model first"),
-    "lora_modules_to_save": refused("with an adapter, no other module is trained whole"),
-    "lora_target_parameters": refused("adapters are put on linear modules, not on parameters of experts"),
+    "lora_modules_to_save": carried("lora.modules_to_save", module_names),
+    "lora_target_parameters": carried("lora.target_parameters", module_names),
     "lora_*_kernel": _KERNEL,
     "lora_on_cpu": FASTER,
     "loraplus_*": refused("all parameters of an adapter have one learning rate"),
@@ -205,7 +227,7 @@ _TRAINING: Table = {
     "pad_to_sequence_len": FASTER,
     "sample_packing_*": FASTER,
     "curriculum_sampling": flag(changed("rows are read in one order, drawn from the seed")),
-    "max_packed_sequence_len": refused("packed sequences have `sequence_length` tokens"),
+    "max_packed_sequence_len": Section(_packed_length),
     "excess_length_strategy": no_effect("longer rows are cut or dropped as docs/data.md says, and counted"),
     "min_sample_len": refused("short rows are kept"),
     "train_on_inputs": flag(carried("loss_on", const("all")), carried("loss_on", const("responses"))),

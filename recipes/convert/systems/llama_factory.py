@@ -5,7 +5,7 @@ from typing import Any
 
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, one_of, positive, real, share, text, truth
+from recipes.convert.readers import const, lora_targets, module_names, one_of, positive, real, share, text, texts, truth
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
 from recipes.convert.systems.deepspeed import NAMED_FILE
@@ -53,9 +53,11 @@ _METHOD: Table = {
     "lora_target": carried("lora.target_modules", lora_targets),
     "use_rslora": flag(carried("lora.rank_stabilised", truth)),
     "use_dora": flag(carried("lora.dora", truth)),
-    "pissa_*": unless(False, then=refused("adapters start as LoRA's do")),
+    "pissa_init": flag(carried("lora.init", const("pissa"))),
+    "pissa_iter": unless(-1, then=carried("lora.init_iterations", positive)),
+    "pissa_convert": no_effect("what is saved is always a LoRA on the base as it was"),
     "loraplus_*": refused("all parameters of an adapter have one learning rate"),
-    "additional_target": refused("with an adapter, no other module is trained whole"),
+    "additional_target": carried("lora.modules_to_save", module_names),
     "adapter_name_or_path": refused("an adapter is not trained on; merge it into the model first"),
     "create_new_adapter": flag(refused("an adapter is not trained on; merge it into the model first")),
     "freeze_trainable_*": refused("every parameter is trained, or LoRA adapters are"),
@@ -92,9 +94,9 @@ _MODEL: Table = {
     **MODEL_ARGUMENTS,
     "cache_dir": no_effect("the hub's own cache counts"),
     "use_fast_tokenizer": no_effect("tokenizers are the fast ones"),
-    "resize_vocab": flag(refused("tokens cannot be added to a model")),
+    "resize_vocab": flag(no_effect("embeddings grow where tokens are added")),
     "split_special_tokens": flag(refused("special tokens in a text are read as text")),
-    "add_*tokens": refused("tokens cannot be added to a model"),
+    "add_*tokens": carried("new_tokens", texts),
     "new_special_tokens_config": refused("tokens cannot be added to a model"),
     "init_special_tokens": _UNUSED,
     "rope_scaling": refused("a model's own configuration counts"),
@@ -108,7 +110,7 @@ _MODEL: Table = {
     "moe_aux_loss_coef": changed("a model's own configuration decides about its router loss"),
     "disable_gradient_checkpointing": flag(no_effect("is off"), carried(CHECKPOINTING, const(True))),
     "upcast_*": flag(changed("norms and head are held as `shard.precision` says")),
-    "train_from_scratch": flag(refused("random weights need `architecture` in a `pretrain` stage")),
+    "train_from_scratch": flag(carried("reset_weights", truth)),
     "quantization_bit": changed(QUANTISED),
     "quantization_*": no_effect("the base model is not quantised"),
     "double_quantization": no_effect("the base model is not quantised"),

@@ -6,7 +6,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.command_line import COMMAND
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, one_of, positive, real, share, text, truth
+from recipes.convert.readers import const, lora_targets, module_names, one_of, positive, real, share, text, truth
 from recipes.convert.rows import find_source, merge_sources
 from recipes.convert.rules import (
     Choice,
@@ -59,8 +59,8 @@ _MODEL: Table = {
     "use_rslora": flag(carried("lora.rank_stabilised", truth)),
     "use_dora": flag(carried("lora.dora", truth)),
     "lora_task_type": no_effect("follows from the kind of stage"),
-    "lora_modules_to_save": refused("with an adapter, no other module is trained whole"),
-    "lora_target_parameters": refused("adapters are put on linear modules, not on parameters of experts"),
+    "lora_modules_to_save": carried("lora.modules_to_save", module_names),
+    "lora_target_parameters": carried("lora.target_parameters", module_names),
     "model_init_kwargs": changed("the model is opened as its own configuration says"),
     "router_aux_loss_coef": changed("a model's own configuration decides about its router loss"),
     "disable_dropout": no_effect("a model's own configuration decides about dropout"),

@@ -26,6 +26,8 @@ class KnownImageModel:
     vocab_size: ClassVar[int] = 0
     largest_tensor: ClassVar[int] = 0
     width: ClassVar[int] = 0
+    end: ClassVar[Linear | None] = None
+    is_tied: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", self.architecture.tally(self.facts, self.autoencoder, self.text))
@@ -48,6 +50,10 @@ class KnownImageModel:
     def linears(self) -> Sequence[Linear]:
         """The attention's linear modules."""
         return self.net.projections
+
+    def experts(self) -> Sequence[Linear]:
+        """It has none."""
+        return []
 
     def positions(self, length: int) -> int:
         """Pixels: an upper limit, since attention lies where the network is smaller."""

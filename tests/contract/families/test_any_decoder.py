@@ -23,7 +23,8 @@ from trainers.inference.generation import generate, sampling_settings
 from trainers.models.families import build_language_model
 from trainers.models.folders import file_tensors, probe, verify_folder, write_model
 from trainers.models.load import load_model
-from trainers.models.lora import add_adapter, base_tensors, merged_tensors
+from trainers.models.lora import add_adapter
+from trainers.models.merged_adapters import base_tensors, merged_tensors
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.tiny import tiny_keys
 from trainers.models.token_losses import TokenLosses

@@ -34,7 +34,8 @@ from trainers.store.adapters import weights_of
 from trainers.store.collection import Keep, collect
 from trainers.store.export import export
 from trainers.store.manifest import ArtifactManifest, files_digest
-from trainers.tasks.language_model import build_stage_model, run_language_model
+from trainers.tasks.language_model import run_language_model
+from trainers.tasks.language_start import build_stage_model
 from trainers.training.context import model_weights
 
 TOKENS = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))

@@ -31,7 +31,7 @@ bf16: auto
 """
 FILES = {
     "axolotl.yaml": AXOLOTL,
-    "axolotl_more.yaml": f"{AXOLOTL}lora_modules_to_save: [lm_head]\n",
+    "axolotl_more.yaml": f"{AXOLOTL}loraplus_lr_ratio: 16\n",
     "llama_factory.yaml": "model_name_or_path: acme/tiny\nstage: sft\ndo_train: true\ndataset: mine\ntemplate: qwen\n",
     "data/dataset_info.json": json.dumps({"mine": {"file_name": "mine.jsonl"}}),
     "data/mine.jsonl": json.dumps({"instruction": "add", "input": "1 1", "output": "2"}),

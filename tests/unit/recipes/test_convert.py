@@ -223,8 +223,8 @@ def test_keys_of_adapters_have_no_effect_without_one(converted: Convert) -> None
         ("sample_pakcing: true", "sample_pakcing", Code.UNKNOWN_KEY, "did you mean sample_packing?"),
         ("max_grad_norm: yes please", "max_grad_norm", Code.WRONG_TYPE, "must be a number"),
         ("fp8: 3", "fp8", Code.WRONG_TYPE, "must be true or false"),
-        ("lora_modules_to_save: [lm_head]", "lora_modules_to_save", Code.NOT_CONVERTIBLE, "no other module"),
-        ("tokens: ['<mine>']", "tokens", Code.NOT_CONVERTIBLE, "cannot be added"),
+        ("loraplus_lr_ratio: 16", "loraplus_lr_ratio", Code.NOT_CONVERTIBLE, "one learning rate"),
+        ("unfrozen_parameters: ['model.embed_tokens.weight[:320]']", "unfrozen_parameters", Code.NOT_CONVERTIBLE, ""),
         ("special_tokens: 3", "special_tokens", Code.WRONG_TYPE, "must be a mapping"),
         ("save_steps: $EVERY", "save_steps", Code.NOT_CONVERTIBLE, "variable that the file does not set"),
     ],
@@ -511,3 +511,30 @@ def test_newer_files_of_llama_factory(converted: Convert, tmp_path: Path) -> Non
     (tmp_path / "sets.yaml").unlink()
     assert "--folder names the folder" in _refused(converted(LLAMA_FACTORY_V1))["train_dataset"]
     assert "optim_config.name" in _refused(converted(LLAMA_FACTORY_V1 + "optim_config: {name: muon}\n"))
+
+
+def test_what_adapters_say_is_carried(converted: Convert) -> None:
+    lines = (
+        "lora_modules_to_save: [embed_tokens, lm_head]\nlora_target_parameters: [mlp.experts.down_proj]\n"
+        "lora_target_modules: '.*layers.[0-3].(q|v)_proj'\n"
+    )
+    stage = _stage(converted(AXOLOTL.replace("lora_target_linear: true\n", "") + lines))
+    assert stage["lora"] == {
+        "r": 64,
+        "alpha": 16,
+        "modules_to_save": ["embed_tokens", "lm_head"],
+        "target_parameters": ["mlp.experts.down_proj"],
+        "target_modules": ".*layers.[0-3].(q|v)_proj",
+    }
+
+
+def test_frozen_parameters_new_tokens_and_weights_drawn_again(converted: Convert) -> None:
+    whole = AXOLOTL.replace("adapter: qlora\n", "")
+    stage = _stage(converted(whole + "unfrozen_parameters: [^lm_head.weight, model.layers.4]\ntokens: ['<a>']\n"))
+    assert (stage["trainable"], stage["new_tokens"]) == (["^lm_head.weight", "model.layers.4"], ["<a>"])
+    text = whole.replace("type: chat_template\n    field_messages: turns", "type: completion\n    field: body")
+    assert _stage(converted(text + "reinit_weights: true\n"))["reset_weights"] is True
+    packed = whole + "max_packed_sequence_len: "
+    length = _stage(converted(whole))["train"]["sequence_length"]
+    assert _stage(converted(f"{packed}{length}\n"))["train"]["packing"] is True
+    assert _refused(converted(f"{packed}{length + 1}\n")).keys() == {"max_packed_sequence_len"}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import FieldFinding, RequestError, StageError, raise_findings
+from recipes.models.base import Linear
 from recipes.models.decoder import DECODER
 from recipes.models.encoder import ENCODER
 from recipes.models.images.ddpm import Ddpm
@@ -16,7 +17,7 @@ from recipes.stages.ddpo import ActorFacts
 from recipes.stages.evaluate import Evaluate, compared_images
 from recipes.stages.finetune import Finetune
 from recipes.stages.kinds import STAGE_CLASSES, members
-from recipes.stages.lora import Lora
+from recipes.stages.lora import Lora, ModuleNames
 from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
 from recipes.stages.rl import RlImages, RlText
@@ -221,3 +222,55 @@ def test_what_a_preference_stage_reads_follows_from_its_loss(name: str, role: st
         ("data", role, False),
         ("evaluation", role, True),
     ]
+
+
+UNTIED = ModuleNames("the model", ("q_proj", "up_proj"), "embed_tokens", "lm_head")
+TIED = ModuleNames("the model", ("q_proj", "up_proj"), "embed_tokens", "lm_head", is_tied=True)
+SHARED = ModuleNames("the model", ("q_proj", "up_proj"), "shared", "lm_head", is_tied=True, is_shared=True)
+SCORED = ModuleNames("the model", ("q_proj", "up_proj"), "embed_tokens", None, ("score",))
+
+
+@pytest.mark.parametrize(
+    ("names", "lora", "found"),
+    [
+        (TIED, {"modules_to_save": ["lm_head", "model.embed_tokens"], "target_modules": ["mlp.up_proj"]}, set()),
+        (TIED, {"target_modules": ["lm_head"]}, {("lora.target_modules.0", Code.CONFLICTING_KEYS)}),
+        (UNTIED, {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}, set()),
+        (UNTIED, {"target_modules": ["lm_head"], "dora": True}, {("lora.target_modules.0", Code.CONFLICTING_KEYS)}),
+        (UNTIED, {"target_modules": r".*\.q_proj", "rank_pattern": {"q_proj": 2}}, set()),
+        (UNTIED, {"target_modules": "q_proj"}, {("lora.target_modules", Code.INVALID_FORMAT)}),
+        (UNTIED, {"target_modules": "(q_proj"}, {("lora.target_modules", Code.INVALID_FORMAT)}),
+        (UNTIED, {"alpha_pattern": {"(q": 1}}, {("lora.alpha_pattern.(q", Code.INVALID_FORMAT)}),
+        (UNTIED, {"modules_to_save": ["head"]}, {("lora.modules_to_save.0", Code.UNKNOWN_MODULE)}),
+        (
+            UNTIED,
+            {"modules_to_save": ["q_proj"], "target_modules": ["q_proj"]},
+            {("lora.target_modules.0", Code.CONFLICTING_KEYS)},
+        ),
+        (SHARED, {"modules_to_save": ["lm_head"]}, {("lora.modules_to_save.0", Code.NOT_APPLICABLE)}),
+        (SCORED, {"modules_to_save": ["score", "embed_tokens"]}, set()),
+        (SCORED, {"modules_to_save": ["lm_head"]}, {("lora.modules_to_save.0", Code.UNKNOWN_MODULE)}),
+    ],
+)
+def test_an_adapter_is_about_modules_that_can_learn_so(
+    names: ModuleNames, lora: dict[str, Any], found: set[tuple[str, Code]]
+) -> None:
+    assert codes([*Lora.model_validate(lora).target_rules(names)]) == found
+
+
+@pytest.mark.parametrize(
+    ("lora", "is_tied", "adapter", "saved"),
+    [
+        ({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 4}}, False, 3 * 4 * 20, 0),
+        ({"target_modules": r".*\.(q|up)_proj"}, False, 3 * 2 * 20 + 3 * 2 * 30, 0),
+        ({"modules_to_save": ["lm_head", "embed_tokens"]}, True, 3 * 2 * 20 + 3 * 2 * 30, 1000),
+        ({"modules_to_save": ["lm_head", "embed_tokens"]}, False, 3 * 2 * 20 + 3 * 2 * 30, 2000),
+        ({"modules_to_save": ["up_proj", "score"]}, False, 3 * 2 * 20, 3 * 200),
+        ({"target_modules": ["q_proj", "lm_head"]}, False, 3 * 2 * 20 + 2 * 110, 0),
+    ],
+)
+def test_what_an_adapter_and_its_modules_hold(lora: dict[str, Any], is_tied: bool, adapter: int, saved: int) -> None:
+    spec = Lora.model_validate({"r": 2, **lora})
+    linears, end = [Linear("q_proj", 10, 10, 3), Linear("up_proj", 10, 20, 3)], Linear("", 100, 10)
+    assert spec.num_parameters(linears, end) == adapter
+    assert spec.num_saved(linears, end, is_tied=is_tied) == saved

@@ -13,16 +13,8 @@ from trainers.models.decoder import build_decoder
 from trainers.models.folders import probe as probe_weights
 from trainers.models.folders import verify_folder, write_adapter, write_model
 from trainers.models.load import load_model
-from trainers.models.lora import (
-    active_adapters,
-    adapter_layers,
-    adapter_tensors,
-    add_adapter,
-    base_tensors,
-    folded_adapter,
-    is_adapter_key,
-    merged_tensors,
-)
+from trainers.models.lora import active_adapters, adapter_layers, adapter_tensors, add_adapter, is_adapter_key
+from trainers.models.merged_adapters import base_tensors, folded_adapter, merged_tensors
 from trainers.models.protocol import TokenizerFacts
 from trainers.models.verification import Probe
 

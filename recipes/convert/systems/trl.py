@@ -173,8 +173,9 @@ def _finish(draft: Draft) -> None:
 
 def _kind_of(value: Mapping[str, Any]) -> str | None:
     kinds = {"reward": "reward", "dpo": "preference", "kto": "preference", "grpo": "rl", "rloo": "rl"}
-    if value.get(COMMAND) in kinds:
-        return kinds[value[COMMAND]]
+    kind = kinds.get(str(value.get(COMMAND)))
+    if kind is not None:
+        return kind
     return "rl" if "num_generations" in value else "preference" if "beta" in value else None
 
 

@@ -145,8 +145,13 @@ class Lora(Strict):
             yield at(place, target, Code.NOT_APPLICABLE, message, "remove the name, or train without lora")
 
     def inner_values(self, linears: Iterable[Linear]) -> int:
-        """Values between its two factors of one vector through all those modules, kept for the backward pass."""
-        return sum(linear.count * self.rank_of(linear.name) for linear in self.adapted(linears))
+        """Values that it keeps of one vector through all those modules for the backward pass: those between its two
+        factors; with DoRA, whose magnitude scales them, also the outputs of base and adapter.
+        """
+        outputs = 2 if self.dora else 0
+        return sum(
+            linear.count * (self.rank_of(linear.name) + outputs * linear.outputs) for linear in self.adapted(linears)
+        )
 
     def adapted(self, linears: Iterable[Linear]) -> Iterator[Linear]:
         """The linear modules that it is put on."""

@@ -85,7 +85,9 @@ def saved_values(module: Any, loss: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "lora"), [*((name, None) for name in CASES), ("llama", Lora(r=8))], ids=lambda value: str(value)[:12]
+    ("name", "lora"),
+    [*((name, None) for name in CASES), ("llama", Lora(r=8)), ("llama", Lora(r=8, dora=True))],
+    ids=lambda value: str(value)[:12],
 )
 def test_kept_values_are_near(name: str, lora: Lora | None) -> None:
     architecture = CASES[name]

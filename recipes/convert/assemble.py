@@ -8,6 +8,7 @@ from typing import Any
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
 from recipes.convert.reinforcement import finish_reinforcement
+from recipes.convert.rows import parts_of
 from recipes.problem_codes import Code
 
 ORDER = (
@@ -64,6 +65,7 @@ def assemble(draft: Draft, name: str) -> dict[str, Any]:
     _warmup(draft)
     _optimizer(draft)
     _held_out(draft)
+    _filters(draft)
     seed = draft.values.pop(q.SEED, None)
     stage = _nested((target, value) for target, value in draft.values.items() if not target.startswith("@"))
     recipe: dict[str, Any] = {"name": recipe_name(name)}
@@ -202,9 +204,17 @@ def _held_out(draft: Draft) -> None:
         return
     is_gated = draft.get("kind") in ("reward", "preference")
     if (share or is_gated) and "evaluation" not in draft.values:
-        draft.values["data" if "data" in draft.values else "prompts"]["hold_out"] = share or GATED_SHARE
+        for source in parts_of(draft.values["data" if "data" in draft.values else "prompts"]):
+            source["hold_out"] = share or GATED_SHARE
         if not share:
             draft.comments["data"] = f"hold_out {GATED_SHARE}: the stage's gate needs pairs that it was not trained on"
+
+
+def _filters(draft: Draft) -> None:
+    """Which rows are left out, of all sources together."""
+    found = [draft.values[target] for target in (q.SHORTEST, q.DISTINCT) if target in draft.values]
+    if found and "data" in draft.values:
+        draft.values["data"]["filter"] = found
 
 
 def _loop(draft: Draft) -> str:

@@ -97,6 +97,15 @@ def as_listed(value: Any) -> list[str]:
     return value
 
 
+def shares(value: Any) -> list[float]:
+    """Positive numbers; one text may list them with commas."""
+    written = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    found = [real(part) for part in written] if isinstance(written, list) else []
+    if not found or min(found) <= 0:
+        raise Unfit("must be a list of numbers above 0", Code.OUT_OF_RANGE)
+    return found
+
+
 def one_of(names: Mapping[str, Any]) -> Callable[[Any], Any]:
     """What one of several names means."""
 

@@ -77,11 +77,15 @@ def find_source(
 
 
 def merge_sources(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One source with the files of several; raises Unfit where they differ in anything else."""
+    """One source with the files of several, or a mixture where they differ in anything else."""
     merged = _merged(sources)
-    if merged is None:
-        raise Unfit("a stage reads one source; these data sets differ in more than their files")
-    return merged
+    return {"mix": [dict(source) for source in sources]} if merged is None else merged
+
+
+def parts_of(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sources of a mixture; one source has itself alone."""
+    parts: list[dict[str, Any]] = source.get("mix", [source])
+    return parts
 
 
 def _merged(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

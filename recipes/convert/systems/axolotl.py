@@ -74,6 +74,11 @@ def _packed_length(value: Any, draft: Any, place: Any) -> None:
         draft.reject(place, value, "packed sequences have `sequence_length` tokens")
 
 
+def _at_least(value: Any) -> dict[str, Any]:
+    """The filter of rows with fewer tokens."""
+    return {"by": "length", "unit": "tokens", "least": positive(value)}
+
+
 def _unfrozen(value: Any, draft: Any, place: Any) -> None:
     """Patterns of what is trained: all of a vision-language model's language part is a part here."""
     names = [re.sub(r"[\\^$.*]+", ".", str(name)).strip(".") for name in value] if isinstance(value, list) else []
@@ -229,7 +234,7 @@ _TRAINING: Table = {
     "curriculum_sampling": flag(changed("rows are read in one order, drawn from the seed")),
     "max_packed_sequence_len": Section(_packed_length),
     "excess_length_strategy": no_effect("longer rows are cut or dropped as docs/data.md says, and counted"),
-    "min_sample_len": refused("short rows are kept"),
+    "min_sample_len": changed("tokens are counted without the template's", q.SHORTEST, _at_least),
     "train_on_inputs": flag(carried("loss_on", const("all")), carried("loss_on", const("responses"))),
     "val_set_size": carried(q.HELD_OUT_SHARE, share),
     "early_stopping_patience": changed("a stage trains for its whole length"),
@@ -266,7 +271,7 @@ _DATA: Table = {
     "chat_template_kwargs": changed(OWN_TEMPLATE),
     "eot_tokens": changed("what ends a turn follows from the chat template; `check` says where nothing does"),
     "default_system_message": refused("rows have their own system message, or none"),
-    "dataset_exact_deduplication": flag(refused("rows are not compared")),
+    "dataset_exact_deduplication": flag(carried(q.DISTINCT, const({"by": "duplicate"}))),
     "shuffle_merged_datasets": Choice({True: LOADING}, refused("rows are read in an order drawn from the seed")),
     "skip_prepare_dataset": LOADING,
     "dataset_*": LOADING,

@@ -77,12 +77,7 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
         except Unfit as error:
             draft.reject(here, item.get("path"), str(error), error.code)
             return
-    try:
-        merged = merge_sources(sources)
-    except Unfit as error:
-        draft.reject(place, f"{len(sources)} data sets", str(error), error.code)
-        return
-    draft.values[target] = merged
+    draft.values[target] = merge_sources(sources)
 
 
 def _keys_of(item: Mapping[str, Any], draft: Draft, place: Place) -> dict[str, Any]:

@@ -5,11 +5,31 @@ from typing import Any
 
 from recipes.convert import quantities as q
 from recipes.convert.draft import Draft
-from recipes.convert.readers import const, lora_targets, module_names, one_of, positive, real, share, text, texts, truth
+from recipes.convert.readers import (
+    const,
+    lora_targets,
+    module_names,
+    one_of,
+    positive,
+    real,
+    share,
+    shares,
+    text,
+    texts,
+    truth,
+)
 from recipes.convert.rules import Choice, Section, Table, carried, changed, flag, no_effect, refused, unless
 from recipes.convert.system import System
 from recipes.convert.systems.deepspeed import NAMED_FILE
-from recipes.convert.systems.llama_factory_datasets import DATASET_DIR, DOCUMENTS, LIMIT, read_evaluation, read_training
+from recipes.convert.systems.llama_factory_datasets import (
+    DATASET_DIR,
+    DOCUMENTS,
+    LIMIT,
+    SHARES,
+    UNTIL,
+    read_evaluation,
+    read_training,
+)
 from recipes.convert.systems.transformers_arguments import (
     CHECKPOINTING,
     DIVIDES,
@@ -155,8 +175,16 @@ _DATA: Table = {
         changed("attention never crosses a row's border", "train.packing", truth), carried("train.packing", truth)
     ),
     "neat_packing": flag(carried("train.packing", truth)),
-    "mix_strategy": unless("concat", then=refused("rows of several data sets are put one after the other and drawn")),
-    "interleave_probs": refused("rows of several data sets are put one after the other and drawn"),
+    "mix_strategy": Choice(
+        {
+            "concat": no_effect("each row comes once an epoch"),
+            "interleave_under": carried(UNTIL, const("first")),
+            "interleave_over": carried(UNTIL, const("all")),
+            "interleave_once": changed("rows of all data sets are drawn, each once an epoch"),
+        },
+        refused("must be concat, interleave_under, interleave_over or interleave_once"),
+    ),
+    "interleave_probs": carried(SHARES, shares),
     "tokenized_path": no_effect("rows are laid out once, in the store"),
     "ignore_pad_token_for_loss": no_effect("padding is in neither loss nor attention"),
     "eval_on_each_dataset": LOGGING,

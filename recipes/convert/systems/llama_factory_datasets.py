@@ -16,6 +16,10 @@ from recipes.problem_codes import Code
 INFO = "dataset_info.json"
 DATASET_DIR = "@dataset_dir"
 LIMIT = "@limit"
+UNTIL = "@until"
+"""When an epoch ends of data sets that take turns."""
+SHARES = "@shares"
+"""What each of them has of it."""
 DOCUMENTS = "@documents"
 """Whether rows are documents, all of whose tokens are learnt."""
 _TAGS = (
@@ -40,13 +44,26 @@ def _read(value: Any, draft: Draft, place: Place, target: str) -> None:
     try:
         names = texts(value)
         info, folder = _find_info(draft)
-        merged = merge_sources([_source(name, info, folder, draft, place) for name in names])
+        merged = _mixed([_source(name, info, folder, draft, place) for name in names], draft, target)
     except Unfit as error:
         draft.reject(place, value, str(error), error.code)
         return
     draft.note(place, value, carried(target, lambda _: merged))
     if "limit" in merged and len(names) > 1:
         draft.comments[target] = f"limit: max_samples of each of {len(names)} data sets, drawn from all of them"
+
+
+def _mixed(sources: list[dict[str, Any]], draft: Draft, target: str) -> dict[str, Any]:
+    """The sources as one; rows to evaluate on come once each, however those to train on take turns."""
+    until = draft.get(UNTIL)
+    if until is None or target == "evaluation" or len(sources) == 1:
+        return merge_sources(sources)
+    weights = draft.get(SHARES, [1.0] * len(sources))
+    if len(weights) != len(sources):
+        message = f"interleave_probs has {len(weights)} numbers for {len(sources)} data sets; give one for each"
+        raise Unfit(message, Code.WRONG_LENGTH)
+    weighted = [{**source, "weight": weight} for source, weight in zip(sources, weights, strict=True)]
+    return {"mix": weighted, "until": until}
 
 
 def _find_info(draft: Draft) -> tuple[Mapping[str, Any], Path]:

@@ -87,12 +87,7 @@ def _read_mixture(value: Any, draft: Draft, place: Place) -> None:
         except Unfit as error:
             draft.reject((*place, index), item, str(error), error.code)
             return
-    try:
-        merged = merge_sources(sources)
-    except Unfit as error:
-        draft.reject(place, f"{len(sources)} data sets", str(error), error.code)
-        return
-    draft.note(place, value, carried("data", lambda _: merged))
+    draft.note(place, value, carried("data", const(merge_sources(sources))))
 
 
 _DATA: Table = {

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from recipes.convert.engine import Conversion, convert
 from recipes.convert.registry import SYSTEMS, find_system, recognise
 from recipes.convert.rules import Outcome
 from recipes.convert.source_text import SourceFile, read_source
 from recipes.convert.write import recipe_text
+from recipes.data.text import Source
 from recipes.errors import RecipeError, RequestError
 from recipes.loading.yaml_text import parse_yaml
 from recipes.problem_codes import Code
@@ -170,7 +172,6 @@ def test_llama_factory_reads_its_data_sets(converted: Convert) -> None:
     [
         ("bils", "did you mean bills?"),
         ("films", "has videos, which no model here reads"),
-        ("bills,talks", "differ in more than their files"),
         ("7", "dataset_info.json has no data set 7"),
     ],
 )
@@ -208,6 +209,50 @@ def test_documents_are_pretraining_unless_adapters_are_trained(converted: Conver
     stage = _stage(converted(whole))
     assert (stage["kind"], "lora" in stage, "template" in stage) == ("pretrain", False, False)
     assert stage["data"]["columns"] == {"text": "body"}
+
+
+@pytest.mark.usefixtures("factory_data")
+@pytest.mark.parametrize(
+    ("lines", "weights", "until"),
+    [
+        ("", [None, None], None),
+        ("mix_strategy: interleave_once\n", [None, None], None),
+        ("mix_strategy: interleave_over\n", [1, 1], "all"),
+        ("mix_strategy: interleave_under\ninterleave_probs: 0.7, 0.3\n", [0.7, 0.3], "first"),
+    ],
+)
+def test_data_sets_of_several_layouts_become_a_mixture(
+    converted: Convert, lines: str, weights: list[float | None], until: str | None
+) -> None:
+    evaluated = "eval_dataset: bills, talks\n" + lines
+    found = converted(LLAMA_FACTORY.replace("bills, notes", "bills, talks").replace("val_size: 0.1\n", evaluated))
+    assert _refused(found) == {}
+    stage = _stage(found)
+    data, evaluation = (TypeAdapter(Source).validate_python(stage[key]) for key in ("data", "evaluation"))
+    assert [source.source for source in data.mix] == ["jsonl", "datasets"]
+    assert [source.weight for source in data.mix] == weights
+    assert stage["data"].get("until") == until
+    assert not evaluation.has_weights
+
+
+@pytest.mark.usefixtures("factory_data")
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [("interleave_probs: '1'", "dataset"), ("interleave_probs: 1, 0", "interleave_probs")],
+)
+def test_shares_that_fit_no_mixture(converted: Convert, lines: str, key: str) -> None:
+    assert _refused(converted(f"{LLAMA_FACTORY}mix_strategy: interleave_under\n{lines}\n")).keys() == {key}
+
+
+def test_several_data_sets_of_axolotl_and_what_is_left_out_of_them(converted: Convert) -> None:
+    more = "datasets:\n  - {path: acme/tales, type: completion, field: body}\n"
+    found = converted(AXOLOTL.replace("datasets:\n", more) + "min_sample_len: 16\ndataset_exact_deduplication: true\n")
+    assert _refused(found) == {}
+    data = TypeAdapter(Source).validate_python(_stage(found)["data"])
+    assert [source.path for source in data.mix] == ["acme/tales", "acme/chats"]
+    assert [source.hold_out for source in data.mix] == [0.02, 0.02]
+    assert [item.by for item in data.filter] == ["length", "duplicate"]
+    assert data.filter[0].least == 16
 
 
 def test_keys_of_adapters_have_no_effect_without_one(converted: Convert) -> None:

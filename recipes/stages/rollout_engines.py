@@ -125,6 +125,9 @@ def _refused(lora: Lora) -> str | None:
     """Why vLLM cannot put an adapter on a model; None: it can."""
     if lora.dora:
         return "vLLM does not know DoRA"
+    for key in ("modules_to_save", "target_parameters", "rank_pattern", "alpha_pattern"):
+        if getattr(lora, key):
+            return f"with lora.{key} the adapter is more than what is compared: factors of linear modules, of one rank"
     return f"vLLM takes ranks up to {MAX_LORA_RANK}; lora.r is {lora.r}" if lora.r > MAX_LORA_RANK else None
 
 

@@ -33,6 +33,8 @@ def test_the_training_ranks_sample_by_default() -> None:
         ({"sends": "adapter"}, None, False, [Code.UNMET_REQUIREMENT]),
         ({"sends": "adapter"}, Lora(dora=True), False, [Code.CONFLICTING_KEYS]),
         ({"sends": "adapter"}, Lora(r=513), False, [Code.CONFLICTING_KEYS]),
+        ({}, Lora(rank_pattern={"q_proj": 4}), False, []),
+        ({"sends": "adapter"}, Lora(modules_to_save=["embed_tokens"]), False, [Code.CONFLICTING_KEYS]),
     ],
 )
 def test_what_is_sent(keys: dict[str, Any], lora: Lora | None, sends: bool, codes: list[Code]) -> None:

@@ -340,7 +340,7 @@ _NO_EFFECT: Table = {
 }  # fmt: skip
 _OTHER_STAGES: Table = {
     "rl": Choice(
-        {name: carried("loss.name", text) for name in ("dpo", "ipo", "orpo", "simpo")},
+        {name: carried("loss.name", text) for name in _PREFERENCES},
         refused("an objective that no kind of stage has"),
     ),
     "rl_beta": carried(q.PREFERENCE_WEIGHT, real),
@@ -353,7 +353,8 @@ _OTHER_STAGES: Table = {
     "trl": refused("belongs to another kind of training"),
     "vllm": no_effect("answers are drawn on the training workers"),
     "ebft": refused("belongs to another kind of training"),
-    "kto_*": refused("belongs to another kind of training"),
+    "kto_desirable_weight": carried("loss.desirable_weight", real),
+    "kto_undesirable_weight": carried("loss.undesirable_weight", real),
     "dpo_*": refused("belongs to another kind of training"),
     "reward_model": flag(carried(q.KIND, const("reward"))),
     "process_reward_model": flag(refused("a reward model scores whole answers")),

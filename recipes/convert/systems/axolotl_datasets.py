@@ -38,6 +38,11 @@ _PAIR_LAYOUTS: dict[str, dict[str, str]] = {
     "icr": {"prompt": "input"},
 }  # fmt: skip
 """axolotl's names of layouts of pairs (`chatml.intel`), and their columns where they are not recognised."""
+_JUDGED_LAYOUTS: dict[str, dict[str, str]] = {
+    "ultra": {}, "prompt_pairs": {}, "argilla": {"prompt": "instruction"}, "intel": {"prompt": "question"},
+    "argilla_chat": {"prompt": "completion[0].content", "completion": "completion[1].content"},
+}  # fmt: skip
+"""The same of single answers with a verdict."""
 _PLAIN_ROLES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
 
 
@@ -109,6 +114,8 @@ def _columns(said: dict[str, Any], draft: Draft, place: Place) -> dict[str, str]
             f"{what}; name the columns with `columns`, and `template: none` where prompts hold their own template"
         )
     style = written.partition(":")[0].partition(".")[0]
+    if draft.get("loss.name") == "kto":
+        return _judged(written)
     if draft.get(q.KIND) in ("reward", "preference") or style == "bradley_terry":
         return _pairs(said, written)
     if written in ("chat_template", "chat_template.default", "sharegpt"):
@@ -133,6 +140,14 @@ def _pairs(said: dict[str, Any], written: str) -> dict[str, str]:
         raise Unfit(f"type {written} is no layout of pairs that is known here: {', '.join(_PAIR_LAYOUTS)}")
     named = {name: said[f"field_{name}"] for name in ("prompt", "chosen", "rejected") if f"field_{name}" in said}
     return {**_PAIR_LAYOUTS[layout], **{name: own for name, own in named.items() if name != own}}
+
+
+def _judged(written: str) -> dict[str, str]:
+    """Single answers with a verdict, which is `label`."""
+    layout = written.rpartition(".")[2]
+    if layout not in _JUDGED_LAYOUTS:
+        raise Unfit(f"type {written} is no layout of judged answers that is known here: {', '.join(_JUDGED_LAYOUTS)}")
+    return _JUDGED_LAYOUTS[layout]
 
 
 def _mapping(said: dict[str, Any]) -> dict[str, str]:

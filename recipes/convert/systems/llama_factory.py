@@ -57,8 +57,9 @@ _METHOD: Table = {
             "pt": carried(q.KIND, const("pretrain")),
             "rm": carried(q.KIND, const("reward")),
             "dpo": carried(q.KIND, const("preference")),
+            "kto": carried("loss.name", const("kto")),
         },
-        refused("an objective that no kind of stage has; there are pt, sft, rm and dpo"),
+        refused("an objective that no kind of stage has; there are pt, sft, rm, dpo and kto"),
     ),
     "finetuning_type": Choice(
         {
@@ -99,7 +100,8 @@ _METHOD: Table = {
     "pref_bco_weight": unless(0, 0.0, then=refused("no other loss is added to a preference loss")),
     "dpo_label_smoothing": carried("loss.label_smoothing", real),
     "simpo_gamma": carried("loss.gamma", real),
-    "kto_*": refused("belongs to another kind of training"),
+    "kto_chosen_weight": carried("loss.desirable_weight", real),
+    "kto_rejected_weight": carried("loss.undesirable_weight", real),
     "ppo_*": refused("belongs to another kind of training"),
     "ref_model*": refused("belongs to another kind of training"),
     "reward_model*": refused("belongs to another kind of training"),
@@ -221,6 +223,8 @@ def _finish(draft: Draft) -> None:
     if draft.get(q.ADAPTER) and "lora.alpha" not in draft.values:
         draft.values["lora.alpha"] = 2 * draft.get("lora.r", 8)
         draft.comments["lora"] = "alpha: twice the rank, LLaMA-Factory's default"
+    if draft.get("loss.name") == "kto":
+        draft.values[q.KIND] = "preference"
     if draft.get(q.KIND) == "pretrain":
         draft.values[DOCUMENTS] = True
         if draft.get(q.ADAPTER):

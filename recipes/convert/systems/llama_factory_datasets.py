@@ -135,7 +135,8 @@ def _alpaca(
     if said.get("ranking"):
         answers = {key: columns.get(key, key) for key in ("chosen", "rejected")}
         return {"prompt": prompt, **answers}
-    return {"prompt": prompt, "completion": columns.get("response", "output")}
+    verdict = {"label": columns["kto_tag"]} if "kto_tag" in columns else {}
+    return {"prompt": prompt, "completion": columns.get("response", "output"), **verdict}
 
 
 def _chats(
@@ -146,6 +147,8 @@ def _chats(
         raise Unfit(f"data set {name}: messages have role and content, or ShareGPT's from and value")
     if "tools" in columns:
         _differs(draft, place, name, f"column that is not read: {columns['tools']}")
+    if "kto_tag" in columns:
+        raise Unfit(f"data set {name} has the judged answer in its messages; write prompt and completion")
     messages = columns.get("messages", "conversations")
     if said.get("ranking"):  # an answer is one message there
         content = tags.get("content_tag", "value")

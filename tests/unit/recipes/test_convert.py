@@ -497,8 +497,33 @@ def test_preferences_of_axolotl(converted: Convert) -> None:
     assert "sample_packing" in {line.key for line in found.draft.of(Outcome.NO_EFFECT)}
     orpo = converted(text.replace("rl: dpo\nrl_beta: 0.2", "rl: orpo\norpo_alpha: 0.3"))
     assert _stage(orpo)["loss"] == {"name": "orpo", "odds_weight": 0.3}
-    assert _refused(converted(text.replace("rl: dpo", "rl: kto"))).keys() == {"rl"}
+    assert _refused(converted(text.replace("rl: dpo", "rl: ebft"))).keys() == {"rl"}
     assert _refused(converted(text.replace("chat_template.default", "chatml.own"))).keys() == {"datasets.0"}
+
+
+def test_judged_answers_of_axolotl(converted: Convert) -> None:
+    text = AXOLOTL.replace("type: chat_template", "type: llama3.intel")
+    found = converted(text + "rl: kto\nrl_beta: 0.5\nkto_desirable_weight: 0.2\n")
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert (stage["kind"], stage["loss"]) == ("preference", {"name": "kto", "desirable_weight": 0.2, "beta": 0.5})
+    assert stage["data"]["columns"] == {"prompt": "question"}
+    assert _refused(converted(text.replace("intel", "own") + "rl: kto\n")).keys() == {"datasets.0"}
+
+
+def test_judged_answers_of_llama_factory(converted: Convert, tmp_path: Path) -> None:
+    columns = {"prompt": "question", "response": "answer", "kto_tag": "is_good"}
+    info = {"judged": {"file_name": "judged.json", "columns": columns}}
+    info["chats"] = {**info["judged"], "formatting": "sharegpt"}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    text = LLAMA_FACTORY.replace("bills, notes", "judged").replace("sft", "kto") + "kto_rejected_weight: 2\n"
+    found = converted(text)
+    assert _refused(found) == {}
+    stage = _stage(found)
+    assert (stage["kind"], stage["loss"]) == ("preference", {"name": "kto", "undesirable_weight": 2.0})
+    assert stage["data"]["columns"] == {"prompt": "question", "completion": "answer", "label": "is_good"}
+    assert _refused(converted(text.replace("dataset: judged", "dataset: chats"))).keys() == {"dataset"}
 
 
 @pytest.mark.usefixtures("factory_data")

@@ -29,7 +29,7 @@ FORMS: dict[RowRole, tuple[tuple[str, ...], ...]] = {
     "image_text": (("messages",), ("prompt", "completion")),
     "seq2seq": (("messages",), ("prompt", "completion")),
     "preferences": (("chosen", "rejected"),),
-    "judged": (("prompt", "completion", "label"),),
+    "judged": (("prompt", "completion", "label"), ("messages", "label")),
     "prompts": (("prompt",), ("messages",)),
 }
 """Standard columns of each role: one of the alternatives must be there."""
@@ -102,9 +102,9 @@ def convert(row: Mapping[str, Any], role: RowRole, columns: Mapping[str, str]) -
     images are as the row names them. seq2seq: {prompt, completion}, the completion plain text; of messages the last
     turn, which is the assistant's. preferences: {prompt, chosen, rejected}; without a prompt it is the common beginning
     of both, and `split` is True where they are plain text. judged: {prompt, completion, label}, the label True where
-    the completion is desirable. prompts: {prompt, reference}. Conversations start with the
-    row's `system` prompt; beside a plain prompt it is a column of its own, as the descriptions of `tools` always are.
-    Raises BadRow.
+    the completion is desirable; of messages that is the last turn. prompts: {prompt, reference}. Conversations start
+    with the row's `system` prompt; beside a plain prompt it is a column of its own, as the descriptions of `tools`
+    always are. Raises BadRow.
     """
     found = _find(row, role, columns)
     try:

@@ -116,9 +116,14 @@ def _source_and_target(row: Mapping[str, Any]) -> dict[str, Any]:
     if messages is None and isinstance(found["completion"], str):
         return found
     turns = messages or [*found["prompt"], *found["completion"]]
-    if turns[-1]["role"] != "assistant" or len(turns) < 2:
-        raise BadRow("its last message must be the assistant's, after another")
+    _last_answers(turns)
     return {"prompt": turns[:-1], "completion": turns[-1]["content"]}
+
+
+def _last_answers(turns: Messages) -> None:
+    """Raise BadRow where the last turn is no answer to another."""
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise BadRow("its last message must be the assistant's, after another")
 
 
 def _image_text(row: Mapping[str, Any], images: list[Any] | None) -> dict[str, Any]:
@@ -160,6 +165,10 @@ def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "messages" in row and "completion" not in row:
+        turns = _messages(row, "messages")
+        _last_answers(turns)
+        return {"prompt": turns[:-1], "completion": turns[-1:], "label": _verdict(row)}
     prompt, completion = _text(row, "prompt"), _text(row, "completion")
     return {"prompt": prompt, "completion": _same_form(prompt, completion, "completion"), "label": _verdict(row)}
 

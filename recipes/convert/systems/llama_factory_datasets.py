@@ -135,8 +135,7 @@ def _alpaca(
     if said.get("ranking"):
         answers = {key: columns.get(key, key) for key in ("chosen", "rejected")}
         return {"prompt": prompt, **answers}
-    verdict = {"label": columns["kto_tag"]} if "kto_tag" in columns else {}
-    return {"prompt": prompt, "completion": columns.get("response", "output"), **verdict}
+    return {"prompt": prompt, "completion": columns.get("response", "output"), **_verdict(columns, draft)}
 
 
 def _chats(
@@ -147,14 +146,17 @@ def _chats(
         raise Unfit(f"data set {name}: messages have role and content, or ShareGPT's from and value")
     if "tools" in columns:
         _differs(draft, place, name, f"column that is not read: {columns['tools']}")
-    if "kto_tag" in columns:
-        raise Unfit(f"data set {name} has the judged answer in its messages; write prompt and completion")
     messages = columns.get("messages", "conversations")
     if said.get("ranking"):  # an answer is one message there
         content = tags.get("content_tag", "value")
         answers = {key: f"{columns.get(key, key)}.{content}" for key in ("chosen", "rejected")}
         return {"prompt": messages, **answers}
-    return {"messages": messages}
+    return {"messages": messages, **_verdict(columns, draft)}
+
+
+def _verdict(columns: Mapping[str, str], draft: Draft) -> dict[str, str]:
+    """The column that says whether an answer is desirable, which `stage: kto` alone reads."""
+    return {"label": columns["kto_tag"]} if draft.get("loss.name") == "kto" and "kto_tag" in columns else {}
 
 
 def _differs(draft: Draft, place: Place, name: str, reason: str) -> None:

@@ -514,7 +514,8 @@ def test_judged_answers_of_axolotl(converted: Convert) -> None:
 def test_judged_answers_of_llama_factory(converted: Convert, tmp_path: Path) -> None:
     columns = {"prompt": "question", "response": "answer", "kto_tag": "is_good"}
     info = {"judged": {"file_name": "judged.json", "columns": columns}}
-    info["chats"] = {**info["judged"], "formatting": "sharegpt"}
+    chats = {"file_name": "c.json", "formatting": "sharegpt", "columns": {"messages": "turns", "kto_tag": "is_good"}}
+    info["chats"] = chats
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
     text = LLAMA_FACTORY.replace("bills, notes", "judged").replace("sft", "kto") + "kto_rejected_weight: 2\n"
@@ -523,7 +524,8 @@ def test_judged_answers_of_llama_factory(converted: Convert, tmp_path: Path) -> 
     stage = _stage(found)
     assert (stage["kind"], stage["loss"]) == ("preference", {"name": "kto", "undesirable_weight": 2.0})
     assert stage["data"]["columns"] == {"prompt": "question", "completion": "answer", "label": "is_good"}
-    assert _refused(converted(text.replace("dataset: judged", "dataset: chats"))).keys() == {"dataset"}
+    chats = _stage(converted(text.replace("dataset: judged", "dataset: chats")))
+    assert chats["data"]["columns"] == {"messages": "turns", "label": "is_good"}
 
 
 @pytest.mark.usefixtures("factory_data")

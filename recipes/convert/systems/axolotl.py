@@ -151,7 +151,15 @@ _ADAPTER: Table = {
     "lora_*_kernel": _KERNEL,
     "lora_on_cpu": FASTER,
     "loraplus_*": refused("all parameters of an adapter have one learning rate"),
-    "peft": refused("adapters start as LoRA's do"),
+    "peft": {"loftq_config": changed("the base is not quantised, so that adapters have no error of its to start from")},
+    "peft_init_lora_weights": Choice(
+        {
+            True: no_effect("adapters start as LoRA's do"),
+            **{name: carried("lora.init", text) for name in ("pissa", "olora")},
+            "loftq": changed("the base is not quantised, so that adapters have no error of its to start from"),
+        },
+        refused("adapters start as LoRA's, PiSSA's or OLoRA's do"),
+    ),
     "peft_*": refused("adapters are put on whole linear modules and start as LoRA's do"),
     "relora*": flag(refused("adapters are not merged and started again")),
     "jagged_*": refused("the schedule does not restart"),
@@ -383,7 +391,7 @@ SYSTEM = System(
     {**_MODEL, **_ADAPTER, **_TRAINING, **_DATA, **_PLACEMENT, **_NO_EFFECT, **_OTHER_STAGES},
     {"num_epochs": 1.0, "micro_batch_size": 1, "sequence_len": 512, "lr_scheduler": "cosine", "sample_packing": False,
      "warmup_ratio": 0.03},
-    unless={"warmup_ratio": "warmup_steps"},
+    unless={"warmup_ratio": "warmup_steps", "sample_packing": "max_packed_sequence_len"},
     kind_of=_kind_of,
     finish=_finish,
 )  # fmt: skip

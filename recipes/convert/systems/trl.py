@@ -44,7 +44,7 @@ def _loss(value: Any) -> str:
     listed = value if isinstance(value, list) else [value]
     if len(listed) != 1:
         raise Unfit("a preference stage has one loss")
-    names = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "robust": "robust"}
+    names = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "robust": "robust", "kto": "kto"}
     found: str = one_of(names)(listed[0])
     return found
 
@@ -126,11 +126,14 @@ _METHOD: Table = {
             "sft": carried(q.KIND, const("finetune")),
             "reward": carried(q.KIND, const("reward")),
             "dpo": carried(q.KIND, const("preference")),
+            "kto": carried("loss.name", const("kto")),
         },
-        refused("must be sft, reward or dpo"),
+        refused("must be sft, reward, dpo or kto"),
     ),
     "loss_type": unless("nll", "chunked_nll", then=carried("loss.name", _loss)),
     "beta": carried(q.PREFERENCE_WEIGHT, real),
+    "desirable_weight": carried("loss.desirable_weight", real),
+    "undesirable_weight": carried("loss.undesirable_weight", real),
     "label_smoothing": carried("loss.label_smoothing", real),
     "precompute_ref_*": FASTER,
     "loss_weights": refused("a preference stage has one loss"),
@@ -151,11 +154,13 @@ _PLACEMENT: Table = {"deepspeed": NAMED_FILE, "fsdp": changed("ZeRO 3 shards the
 
 def _finish(draft: Draft) -> None:
     """Rows from the names of a data set and its splits; which command reads the file."""
+    if draft.get("loss.name") == "kto":
+        draft.values[q.KIND] = "preference"
     if q.KIND not in draft.values:
         marks = {"center_coefficient": "reward", q.PREFERENCE_WEIGHT: "preference", "loss.name": "preference"}
         draft.values[q.KIND] = next((kind for key, kind in marks.items() if key in draft.values), "finetune")
         draft.comments["kind"] = (
-            "TRL's files do not say which command reads them; --from trl:sft, trl:reward, trl:dpo does"
+            "TRL's files do not say which command reads them; --from trl:sft, trl:reward, trl:dpo, trl:kto does"
         )
     name = draft.get(_NAME)
     if name is not None and "data" not in draft.values:
@@ -174,13 +179,20 @@ def _kind_of(value: Mapping[str, Any]) -> str | None:
     return "rl" if "num_generations" in value else "preference" if "beta" in value else None
 
 
+_DEFAULTS = {
+    **TRAINING_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "lora_r": 16, "lora_alpha": 32,
+    "lora_dropout": 0.05, "gradient_checkpointing": True, "bf16": "auto", "assistant_only_loss": False,
+}  # fmt: skip
 SYSTEM = System(
     "trl",
     "TRL",
     frozenset({"dataset_name", "dataset_config", "dataset_train_split", "use_peft", "max_length"}),
     {**TRAINING_ARGUMENTS, **_MODEL, **_DATA, **_METHOD, **_PLACEMENT},
-    {**TRAINING_DEFAULTS, "learning_rate": 2e-5, "max_length": 1024, "packing": False, "lora_r": 16, "lora_alpha": 32,
-     "lora_dropout": 0.05, "gradient_checkpointing": True, "bf16": "auto", "assistant_only_loss": False},
+    _DEFAULTS,
+    command_defaults={
+        run: {**_DEFAULTS, "learning_rate": rate}
+        for run, rate in {"reward": 1e-4, "dpo": 1e-6, "kto": 1e-6, "preference": 1e-6}.items()
+    },
     finish=_finish,
     kind_of=_kind_of,
 )  # fmt: skip

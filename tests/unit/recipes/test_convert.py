@@ -544,10 +544,19 @@ def test_preferences_of_llama_factory(converted: Convert, tmp_path: Path) -> Non
     assert "pref_loss" in _refused(converted(text + "pref_loss: kto_pair\n"))
 
 
+@pytest.mark.parametrize(("command", "rate"), [("sft", 2e-5), ("reward", 1e-4), ("dpo", 1e-6), ("kto", 1e-6)])
+def test_each_command_of_trl_has_its_learning_rate(converted: Convert, command: str, rate: float) -> None:
+    text = TRL.replace("learning_rate: 2e-4\n", "").replace("assistant_only_loss: true\n", "")
+    stage = _stage(converted(f"command: {command}\n{text}"))
+    assert stage["train"]["optimizer"]["lr"] == rate
+
+
 def test_preferences_of_trl(tmp_path: Path) -> None:
     text = TRL.replace("assistant_only_loss: true\n", "") + "loss_type: [ipo]\nbeta: 0.3\n"
     stage = _stage(_with_accelerate(tmp_path, text=text))
     assert (stage["kind"], stage["loss"]) == ("preference", {"name": "ipo", "beta": 0.3})
+    judged = _stage(_with_accelerate(tmp_path, text=text.replace("[ipo]", "kto") + "desirable_weight: 2\n"))
+    assert (judged["kind"], judged["loss"]) == ("preference", {"name": "kto", "beta": 0.3, "desirable_weight": 2.0})
     several = _with_accelerate(tmp_path, text=text.replace("[ipo]", "[ipo, sigmoid]"))
     assert _refused(several) == {"loss_type": "a preference stage has one loss"}
 
@@ -609,4 +618,19 @@ def test_frozen_parameters_new_tokens_and_weights_drawn_again(converted: Convert
     packed = whole + "max_packed_sequence_len: "
     length = _stage(converted(whole))["train"]["sequence_length"]
     assert _stage(converted(f"{packed}{length}\n"))["train"]["packing"] is True
+    assert _stage(converted(f"{packed}{length}\n".replace("sample_packing: true\n", "")))["train"]["packing"] is True
     assert _refused(converted(f"{packed}{length + 1}\n")).keys() == {"max_packed_sequence_len"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "init"),
+    [
+        ("peft_init_lora_weights: olora", "olora"),
+        ("peft_init_lora_weights: true", None),
+        ("peft: {loftq_config: {loftq_bits: 4}}", None),
+    ],
+)
+def test_starts_of_adapters(converted: Convert, lines: str, init: str | None) -> None:
+    found = converted(AXOLOTL + lines + "\n")
+    assert _refused(found) == {}
+    assert _stage(found)["lora"].get("init") == init

@@ -39,7 +39,7 @@ def finish_reinforcement(draft: Draft) -> None:
         draft.retract("algorithm.lambda", f"{name} has no critic")
     if name in (*COMPARES, "rloo"):
         draft.retract("algorithm.gamma", f"{name} scores whole responses")
-    elif f"rewards.{REWARD}.model" not in values:
+    if name in HAS_CRITIC and f"rewards.{REWARD}.model" not in values:
         values["algorithm.critic.start"] = "actor"
     if name != "grpo":
         draft.retract("algorithm.aggregation", f"{name} has one way to take the mean")

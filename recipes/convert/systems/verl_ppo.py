@@ -45,7 +45,9 @@ def _reward_model(value: Any, draft: Draft, place: Place) -> None:
     model_reward(draft, place, value, model_reference(draft, str(value), None)[0])
 
 
-_OFFLOAD = flag(changed("optimiser state alone goes to host memory", "shard.offload", const("cpu")))
+_TO_HOST = changed("optimiser state alone goes to host memory", "shard.offload", const("cpu"))
+_OFFLOAD = Choice(flag(_TO_HOST).cases, no_effect("where parameters lie changes no result"))
+"""A script that takes it from the environment converts all the same."""
 PPO: Table = {
     "algorithm.adv_estimator": Section(_estimator, waits=False),
     "algorithm.gamma": carried("algorithm.gamma", real),

@@ -237,6 +237,21 @@ def test_algorithms_of_openrlhf(tmp_path: Path, added: str, expected: dict[str, 
     _load(found)
 
 
+def test_only_algorithms_with_a_critic_start_one(tmp_path: Path) -> None:
+    text = VERL_GRPO.replace("estimator=grpo", "estimator=reinforce_plus_plus")
+    found = _convert(tmp_path, text.replace("use_kl_loss=True", "use_kl_loss=False"))
+    assert "critic" not in _stage(found)["algorithm"]
+    assert _load(found).algorithm.name == "reinforce_plus_plus"
+
+
+def test_a_place_in_memory_may_be_a_variable(tmp_path: Path) -> None:
+    text = VERL_GRPO.replace(" $@", " actor_rollout_ref.actor.megatron.param_offload=${OFFLOAD}")
+    found = _convert(tmp_path, text)
+    assert "offload" not in _stage(found).get("shard", {})
+    on = _convert(tmp_path, text.replace("${OFFLOAD}", "True"))
+    assert _stage(on)["shard"]["offload"] == "cpu"
+
+
 def test_grpo_of_verl(tmp_path: Path) -> None:
     found = _convert(tmp_path, VERL_GRPO)
     stage = _stage(found)

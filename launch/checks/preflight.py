@@ -119,7 +119,8 @@ def environment_problems(
     try:
         resolved = resolve(loaded, opened, workers, hardware_of(nodes, workers))
         plan = resolved.plan(opened)
-        check_disk(plan, opened)
+        if on is None or store is not None:  # machines that are not there have other disks
+            check_disk(plan, opened)
     except CapacityError as error:
         note(Code.STORE_TOO_SMALL, "--store", opened.uri, error)
         return CheckResult(problems, _worst(exit_codes))

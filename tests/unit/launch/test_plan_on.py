@@ -141,8 +141,8 @@ def test_unknown_gpus_and_check(call: Any, plan: Any, tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text(BUILT)
     code, out, err = call("check", str(tmp_path / "big.yaml"), "--on", "4xH100")
     assert (code, "it fits: 1 of 1 stages to compute on 4 GPU workers" in out) == (0, True), err
-    code, _, err = call("check", str(tmp_path / "big.yaml"), "--on", "4xT4")
-    assert (code, "it fits with --set stages.base." in err) == (3, True), err
+    code, _, err = call("check", str(tmp_path / "big.yaml"), "--on", "2xT4")
+    assert (code, "it fits 4 GPUs with --set stages.base.shard." in err) == (3, True), err
 
 
 def test_a_plan_of_70b_loads_no_torch(plan: Any, tmp_path: Path) -> None:

@@ -84,6 +84,21 @@ def _inside(column: str, keys: list[str] | None) -> str:
     return ".".join([column, *(keys or [])])
 
 
+_TRUNCATIONS = {
+    "right": no_effect("longer rows lose their end, and are counted"),
+    "error": changed("longer rows are cut or dropped, and counted; see `max_dropped`"),
+}
+
+
+def _truncate(value: Any, draft: Draft, place: Place) -> None:
+    """Where a long row is cut; of prompts for drawn answers, none is."""
+    if draft.get(q.KIND) == "rl":
+        rule = changed("longer prompts are dropped whole, and counted; see `max_dropped`")
+    else:
+        rule = _TRUNCATIONS.get(str(value), refused("longer rows lose their end"))
+    draft.note(place, value, rule)
+
+
 _DATA: Table = {
     "data.train_files": _rows("data"),
     "data.max_prompt_length": carried("rollout.max_prompt_tokens", positive),
@@ -105,13 +120,7 @@ _DATA: Table = {
     "data.messages_key": carried(_MESSAGES, text),
     "data.multiturn.*": changed(OWN_TEMPLATE),
     "data.max_length": carried("train.sequence_length", positive),
-    "data.truncation": Choice(
-        {
-            "right": no_effect("longer rows lose their end, and are counted"),
-            "error": changed("longer rows are cut or dropped, and counted; see `max_dropped`"),
-        },
-        refused("longer rows lose their end"),
-    ),
+    "data.truncation": Section(_truncate, waits=False),
     "data.chat_template": changed(OWN_TEMPLATE),
     "data.apply_chat_template_kwargs": changed(OWN_TEMPLATE),
     "data.ignore_input_ids_mismatch": LOADING,

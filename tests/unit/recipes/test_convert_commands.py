@@ -252,6 +252,12 @@ def test_a_place_in_memory_may_be_a_variable(tmp_path: Path) -> None:
     assert _stage(on)["shard"]["offload"] == "cpu"
 
 
+def test_long_prompts_are_dropped_wherever_verl_cuts_them(tmp_path: Path) -> None:
+    found = _convert(tmp_path, VERL_GRPO.replace("truncation=right", "truncation=left"))
+    assert "data.truncation" in {line.key for line in found.draft.of(Outcome.CHANGED)}
+    _load(found)
+
+
 def test_grpo_of_verl(tmp_path: Path) -> None:
     found = _convert(tmp_path, VERL_GRPO)
     stage = _stage(found)

@@ -44,8 +44,8 @@ class Preference(JudgedTraining):
     loss: PreferenceLoss = meaning(default_factory=Dpo, description="What is learnt from judged answers.")
     template: Template | None = template_field("a `prompt` and its answers")
     data: Source = meaning(
-        description="Rows with `chosen` and `rejected`, `prompt` optional; for kto with `prompt`, `completion` and a "
-        "`label` that is true or false."
+        description="Rows with `chosen` and `rejected`, `prompt` optional; for kto with `prompt` and "
+        "`completion`, or `messages`, and a `label` that is true or false."
     )
     evaluation: Source | None = meaning(
         None, description="Held-out rows; null: python-docs' validation split or hold_out."

@@ -115,7 +115,7 @@ def job_of(
 
 
 def run_ranks(job: dict[str, Any], workers: int, folder: Path) -> tuple[list[Any], list[Record]]:
-    """Run a stage on ranks of their own; what each returned, and what was measured of it."""
+    """Run a stage on separate ranks; what each returned, and what was measured of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -53,7 +53,7 @@ class Meter:
         return False
 
     def answers_stops(self, has_unsaved: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
-        """Nobody stops it."""
+        """It is never stopped."""
         return nullcontext()
 
     def note(self) -> None:

@@ -155,7 +155,7 @@ def greedy_answer(folder: Path, messages: list[dict[str, str]], max_new_tokens: 
 
 
 def greedy_continuation(folder: Path, text: str, num_tokens: int = 8) -> str:
-    """What stock transformers writes behind a text, token by token the likeliest."""
+    """The greedy continuation of a text by stock transformers."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)

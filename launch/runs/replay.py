@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from trainers.store.store import Store
 
 
-class Unheard:
-    """Hears of what happens here: nobody watches, and nobody asks it to stop."""
+class ReplayObserver:
+    """The observer of a replay: metrics are dropped, since the run has them, and it is never stopped."""
 
     def phase(self, name: str, **progress: float) -> None:
-        """Nobody waits for it."""
+        """Not shown."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """They are those of the run."""
+        """Not kept: the run has them."""
 
     def notify(self, text: str) -> None:
-        """Say it: it is the person's who replays."""
+        """Print it."""
         print(text, flush=True)
 
     def stop_requested(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     @contextmanager
@@ -68,7 +68,7 @@ def replay_stage(store: "Store", place: str, iteration: int) -> "Replay":
         base_dir=_base_dir(store, resolved, spec),
         inputs=_inputs(store, resolved, stage, plan),
         data=resolved.data.get(stage, {}),
-        observer=Unheard(),
+        observer=ReplayObserver(),
         ranks=distributed.join(),
     )
     return replay(spec, context, iteration)

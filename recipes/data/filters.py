@@ -13,7 +13,7 @@ Part = Literal["row", "prompt", "answer"]
 
 
 class _Filter(Strict):
-    """What every filter is told."""
+    """Settings that every filter has."""
 
     of: Part = meaning("row", description="Which text of a row: all of it, its prompt, or its answers.")
 

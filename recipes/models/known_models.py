@@ -15,7 +15,7 @@ class SizedModel(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that it tells apart; 0: it makes no logits."""
+        """Size of its vocabulary; 0: it makes no logits."""
 
     @property
     def fixed_parameters(self) -> int:

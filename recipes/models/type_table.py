@@ -79,7 +79,7 @@ KINDS = ("language_model", "masked_model", "seq2seq_model")
 
 
 TRANSPOSED = ("gpt2", "gpt-sw3")
-"""Types whose matrices lie in their files as vLLM does not keep them."""
+"""Types whose files store matrices in another layout than vLLM keeps them in."""
 
 
 def trained_kind(classes: Mapping[str, str]) -> str:
@@ -101,7 +101,7 @@ def vllm_classes() -> tuple[str, frozenset[str]]:
 
 
 def vllm_lack(name: str, classes: Mapping[str, str]) -> str | None:
-    """Why vLLM does not answer for a type; None: it does, as far as its list of classes says."""
+    """Why vLLM does not support a type; None: its list of classes has it."""
     version, known = vllm_classes()
     if name in TRANSPOSED:
         return "its matrices are kept transposed there, so that they cannot be compared with the learner's"

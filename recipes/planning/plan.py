@@ -92,7 +92,7 @@ class Plan:
     misfits: tuple[str, ...] = ()
     """Stages that the workers have no room for, and what would make them fit."""
     sources: tuple[SourceCount, ...] = ()
-    """Rows and tokens of the stages' sources of text, as far as they are known before a run."""
+    """Rows and tokens of the stages' sources of text, where they are known before a run."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable JSON form."""

@@ -130,7 +130,7 @@ def _check_length(loaded: LoadedRecipe, place: str, length: int, facts: ModelFac
 def _check_conversation(
     loaded: LoadedRecipe, name: str, environment: AnyEnvironment, sampling: Sampling, facts: ModelFacts
 ) -> Iterator[Problem]:
-    """Prompt, all turns and all that is told between them must fit the model."""
+    """The prompt, all turns and all observations between them must fit the model."""
     whole = sampling.max_prompt_tokens + environment.longest(sampling.max_new_tokens)
     if facts.positions is not None and whole > facts.positions:
         message = (

@@ -52,7 +52,7 @@ class Tool(AnyEnvironment):
         return called.partition(self.closing)[0].strip() if found else None
 
     def observation(self, answer: str) -> str:
-        """What the policy is told."""
+        """What the policy observes."""
         return self.shown.replace("{}", answer)
 
 
@@ -84,7 +84,7 @@ class CodeEnvironment(AnyEnvironment):
 
 
 class PythonEnvironment(CodeEnvironment):
-    """One that a module makes, which is installed or lies in the recipe's folder."""
+    """One that a module makes: an installed one, or one in the recipe's folder."""
 
     name: Literal["python"] = meaning(description="Your own, by module:class.")
     python: str = meaning(

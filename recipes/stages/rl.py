@@ -166,7 +166,7 @@ class RlText(RlStage, TextStage):
 
     @property
     def response_tokens(self) -> int:
-        """Most tokens after a prompt: the policy's turns, and what it is told between them."""
+        """Most tokens after a prompt: the policy's turns and the observations between them."""
         most = self.rollout.max_new_tokens
         return most if self.environment is None else self.environment.longest(most)
 

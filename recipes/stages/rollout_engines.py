@@ -23,7 +23,7 @@ PROCESS_BYTES = 1 << 30
 
 
 def vllm_folder(written: str | None = None) -> Path:
-    """vLLM's environment: as the recipe says, else as the variable does, else beside the one that runs."""
+    """vLLM's environment: as the recipe says, else as the variable does, else next to the running one."""
     return Path(written or os.environ.get(VARIABLE) or Path(sys.prefix).parent / ".venv-vllm")
 
 
@@ -38,7 +38,7 @@ class LocalEngine(Strict):
     """The training ranks themselves: nothing is sent, and sampler and learner are one set of weights."""
 
     needs: ClassVar[Capability | None] = None
-    """What it asks of the actor's type."""
+    """What it requires of the actor's type."""
     name: Literal["local"] = meaning("local", description="The training ranks sample.")
 
     @property
@@ -55,12 +55,12 @@ class LocalEngine(Strict):
         return None
 
     def memory_bytes(self, weights: int) -> int:
-        """No process of its own."""
+        """Without a separate process."""
         return 0
 
 
 class VllmEngine(Strict):
-    """vLLM, a process on each rank, in an environment of its own (`make setup-vllm`)."""
+    """vLLM, a process on each rank, in a separate virtual environment (`make setup-vllm`)."""
 
     needs: ClassVar[Capability | None] = "vllm"
     name: Literal["vllm"] = meaning(description="A process of vLLM samples.")
@@ -79,7 +79,7 @@ class VllmEngine(Strict):
     environment: str | None = placement(
         None,
         description="Folder of vLLM's virtual environment, the same on every node; null: the variable "
-        "TRAINWRIGHT_VLLM, else .venv-vllm beside the environment that Trainwright runs in.",
+        "TRAINWRIGHT_VLLM, else .venv-vllm next to the environment that Trainwright runs in.",
     )
     cache_gib: float = placement(
         1.0, gt=0, le=10**4, description="Memory of keys and values on each rank, in GiB; more than it holds waits."

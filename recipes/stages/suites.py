@@ -12,7 +12,7 @@ SuiteName = Literal["perplexity", "generation", "comparison", "targets", "images
 PERPLEXITY = ("perplexity", "ngram_perplexity")
 """The second is of an n-gram model counted on the text that the model's chain learnt from, where the store has it."""
 TRUTH, NOISE = "truth", "random_tokens"
-"""Under these names answers whose worth is known stand next to those of models: the data's own, and noise as long."""
+"""Labels of reference answers, scored next to the models': the data's own, and random tokens of the same length."""
 TEXTS = ("length_mean", "distinct_2", "repetition", "real_words", "ngram_loss")
 """Of any answers. The last two are by the text that the first model's chain learnt from, where the store has it: the
 share of words that it holds, and the loss of an n-gram model counted on it, in nats a token.
@@ -41,9 +41,9 @@ class SuiteSpec:
     metrics: tuple[str, ...]
     """Of each model."""
     of_known: tuple[str, ...] = ()
-    """Of answers whose worth is known."""
+    """Metrics of reference answers."""
     counts_wins: bool = False
-    """Whether models and answers whose worth is known are compared with the first model and with the truth."""
+    """Whether models and reference answers are compared with the first model and with the truth."""
     totals: tuple[str, ...] = ()
     """Metrics of no single model."""
     source: tuple[str, Role] | None = None

@@ -34,7 +34,7 @@ class Calculator:
     spec: CalculatorEnvironment
 
     def reset(self, row: Row) -> str:
-        """Nothing is told first."""
+        """There is no first observation."""
         return ""
 
     def step(self, action: str) -> Step:

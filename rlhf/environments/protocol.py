@@ -1,4 +1,4 @@
-"""What an environment is: it is told a prompt's row, then answers the policy's turns."""
+"""The protocol of an environment: it begins with a prompt's row, then answers the policy's turns with observations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ class Step:
     """What a turn of the policy led to."""
 
     observation: str = ""
-    """What the policy is told next."""
+    """The observation that the policy reads next."""
     reward: float = 0.0
     """Of the turn."""
     done: bool = False
-    """Whether the turn was the last one: then nobody reads the observation."""
+    """Whether the turn was the last one: then the observation is not read."""
 
 
 class Environment(Protocol):
-    """One conversation; each sample has one of its own."""
+    """One conversation; each sample has its own instance."""
 
     def reset(self, row: Row) -> str:
-        """Begin with the columns of the prompt's row; returns what the policy is told before its first turn, if any."""
+        """Begin with the prompt's row, by column; returns the observation before the policy's first turn, if any."""
 
     def step(self, action: str) -> Step:
         """Answer a turn of the policy, given as its text."""

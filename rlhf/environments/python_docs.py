@@ -27,7 +27,7 @@ class PythonDocs:
     spec: PythonDocsEnvironment
 
     def reset(self, row: Row) -> str:
-        """Nothing is told first."""
+        """There is no first observation."""
         return ""
 
     def step(self, action: str) -> Step:

@@ -103,7 +103,7 @@ def side_by_side(
     records: Sequence[Mapping[str, Any]],
     num_samples: int,
 ) -> list[dict[str, Any]]:
-    """Lines {prompt, model, response, rewards, score}; the true answer to a prompt stands first."""
+    """Lines {prompt, model, response, rewards, score}; the true answer to a prompt comes first."""
     shown = [*(each for each in known if each.label == TRUTH), *models]
     by_row = [{answer.row: answer for answer in each.answers} for each in shown]
     return [

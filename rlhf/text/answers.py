@@ -63,7 +63,7 @@ def _answers(
 ) -> tuple[list[ModelAnswers], list[ModelAnswers], Sequence[Mapping[str, Any]]]:
     """Let every model answer, score all answers, and put all ranks' parts together; collective.
 
-    Returns the models' answers, those whose worth is known, and the prompts' records.
+    Returns the models' answers, the reference answers, and the prompts' records.
     """
     tokenizations = [load_tokenization(model_folder(context, f"of.{index}")) for index in range(len(labels))]
     sets = _open_prompts(spec, context, tokenizations)
@@ -173,7 +173,7 @@ def _respond(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Whose answers are judged, and by whom."""
+    """What wrote the answers that are judged, and what judges them."""
 
     tokenization: Tokenization
     jury: Jury

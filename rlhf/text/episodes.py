@@ -1,4 +1,4 @@
-"""Conversations with an environment: the policy's turns, what it is told in between, and what it is rewarded for.
+"""Conversations with an environment: the policy's turns, the observations between them, and the rewards.
 
 What was drawn stays as it was drawn: an observation is put after it as further tokens, and nothing is encoded again.
 """
@@ -77,10 +77,11 @@ class Episodes:
     ) -> list[Sample]:
         """From samples that hold their prompts alone to whole conversations; collective where `generate` is.
 
-        `goes_on` hears after a turn how many conversations of this rank are not over; it says whether any rank has one.
+            `goes_on` is called after each turn with the number of unfinished conversations on this rank and returns whether any
+        rank has one.
 
-        A conversation ends where the environment says so (`stop`), in a turn that the length limit cuts off
-        (`length`), or after the last turn allowed (`turns`). Raises StageError for an environment that fails.
+            A conversation ends where the environment says so (`stop`), in a turn that the length limit cuts off
+            (`length`), or after the last turn allowed (`turns`). Raises StageError for an environment that fails.
         """
         worlds = [self.make() for _ in started]
         samples = [self._opened(sample, world) for sample, world in zip(started, worlds, strict=True)]

@@ -1,4 +1,4 @@
-"""Answers whose worth is known: what the data has as the truth, and noise that is as long.
+"""Reference answers: what the data has as the truth, and random tokens of the same length.
 
 What a reward says of a policy's answers means something next to these alone. Shapes: B answers, T tokens.
 """

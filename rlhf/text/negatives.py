@@ -28,7 +28,7 @@ SAMPLES = "samples"
 
 @dataclass(frozen=True)
 class MadeAnswers:
-    """Puts made answers in the place of rejected ones."""
+    """Replaces rejected answers by made ones."""
 
     spec: Negatives
     dataset: Dataset

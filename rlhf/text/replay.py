@@ -52,7 +52,7 @@ class Replay:
     not_drawn: str = ""
     """Why not."""
     conditions: Mapping[str, tuple[str, str]] | None = None
-    """What was otherwise in the run, as far as bits depend on it: then and now."""
+    """Conditions that bits depend on and that differ from the run's: then and now."""
 
     @property
     def is_equal(self) -> bool:

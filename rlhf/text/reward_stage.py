@@ -82,7 +82,7 @@ class RewardTrainee:
         return Course([phase], PlannedBatches(plan, training.steps, self._prepare(plan, training.steps)), evaluate)
 
     def _prepare(self, plan: BatchPlan, steps: int) -> Prepare:
-        """What puts made answers in the place of rejected ones, where the recipe asks for them; collective."""
+        """What replaces rejected answers by made ones, if the recipe has `negatives`; collective."""
         spec, context, data = self.spec, self.context, self.data
         negatives = spec.negatives
         if negatives is None:

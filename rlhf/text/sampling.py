@@ -43,7 +43,7 @@ from trainers.runtime.distributed import gather_json
 from trainers.runtime.observer import Interrupted, Watch, raise_if_stopping
 
 Show = Callable[[int, Sequence[Sample], Sequence[float]], None]
-"""Hears of an iteration, its samples with what every term of the reward gave, and the weighted sums of that."""
+"""Called with an iteration, its samples with the value of every reward term, and the weighted sums of these."""
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class TextModels:
         return Episodes(environment, make, observer, data.prompts.records)
 
     def _listeners(self, learner: Learner) -> list[Show]:
-        """What hears of an iteration's samples on rank 0: the run's report, and the store where they are kept."""
+        """What an iteration's samples are passed to on rank 0: the run's report, and the store where they are kept."""
         spec, context = self.spec, self.context
         kept = [] if spec.rollout.keep == "none" else [rollout_keeper(spec, context, learner)]
         return [sample_writer(spec, context, self.data.tokenization), *kept]

@@ -290,7 +290,7 @@ class BatchPlan:
 
     @cached_property
     def order(self) -> RowOrder:
-        """Which row stands at each position."""
+        """The row of each position."""
         return self.dataset.order(self.seed)
 
     @property

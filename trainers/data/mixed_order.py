@@ -14,7 +14,7 @@ PERIOD = 25_200
 
 
 class RowOrder(Protocol):
-    """Which row stands at each position of training, without end."""
+    """The row at each position of training, without end."""
 
     @property
     def epoch(self) -> int:

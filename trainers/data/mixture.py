@@ -13,7 +13,7 @@ from trainers.data.mixed_order import RowOrder, Shuffled, Weighted
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Sources of a set, whose rows lie one source after the other."""
+    """Sources of a set, whose rows are stored one source after the other."""
 
     names: tuple[str, ...]
     ends: tuple[int, ...]
@@ -80,7 +80,7 @@ class SourceCounts:
         self.by_row[row_id] = source
 
     def mixture(self, mix: Mix, contents: Built) -> Mixture:
-        """Return whose rows the built ones are; a stream's texts, which lie scattered, are nobody's."""
+        """Return the source of each built row; a stream's texts, which are spread over rows, have none."""
         names = [member.name for member in mix.members()]
         owners = self._owners(contents)
         ends = [] if owners is None else np.cumsum([owners.count(name) for name in names]).tolist()

@@ -35,7 +35,7 @@ class WeightsVersion:
     iteration: int
     steps_applied: int
     digest: str = ""
-    """`weights_digest` of the parameters that it samples by; empty where nobody took it."""
+    """`weights_digest` of the parameters that it samples by; empty where it was not computed."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from recipes.errors import StageError
 SILENCE_S = 1800.0
 """A process that says nothing for so long is taken for dead; the first start compiles thousands of modules."""
 WAKE_S = 1.0
-"""How often who waits is heard of meanwhile."""
+"""How often a waiting caller is notified."""
 END_S = 10.0
 _NOT_HANDED_ON = (
     "PYTHONPATH", "PYTHONHOME", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -27,7 +27,7 @@ class EngineDiedError(StageError):
 
 
 class VllmProcess:
-    """A running `vllm_server`; `waiting` hears regularly that an answer is waited for, and may raise."""
+    """A running `vllm_server`; `waiting` is called regularly while an answer is awaited, and may raise."""
 
     def __init__(self, python: Path, threads: int, waiting: Callable[[], None]) -> None:
         self._waiting = waiting
@@ -44,8 +44,8 @@ class VllmProcess:
         """The process."""
         return self._process.pid
 
-    def ask(self, op: str, heard: Callable[[int], None] | None = None, **request: Any) -> Any:
-        """The answer to a request; `heard` gets how many prompts are answered meanwhile, and may raise.
+    def ask(self, op: str, progress: Callable[[int], None] | None = None, **request: Any) -> Any:
+        """The answer to a request; `progress` is called with the number of answered prompts meanwhile, and may raise.
 
         Raises StageError for what the process refuses, EngineDiedError where it is gone. Whatever is raised ends it,
         except a refusal.
@@ -58,8 +58,8 @@ class VllmProcess:
                     return message["ok"]
                 if "error" in message:
                     break
-                if heard is not None:
-                    heard(message["done"])
+                if progress is not None:
+                    progress(message["done"])
         except OSError as error:
             self.close()
             raise EngineDiedError(f"the process of vLLM {self.pid} is gone: {error}") from error

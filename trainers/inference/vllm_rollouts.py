@@ -251,7 +251,7 @@ class VllmRollouts:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What lies in a folder for the process to take over."""
+    """What a folder holds for the process to load."""
 
     folder: Path
     shapes: Mapping[str, list[int]]

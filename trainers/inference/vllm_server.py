@@ -33,7 +33,7 @@ class Held:
     def held_weights(self, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
         """Digests of the model's tensors by their names in files, and parameters that come from none of these.
 
-        vLLM keeps some tensors of a file below each other in one parameter; its rows are told apart by their shapes.
+        vLLM keeps some tensors of a file below each other in one parameter; its rows are distinguished by their shapes.
         """
         model = self.model_runner.get_model()
         packed = getattr(model, "packed_modules_mapping", {})
@@ -70,7 +70,7 @@ class Held:
 
 
 def _parts(name: str, packed: Mapping[str, list[str]], known: Mapping[str, str]) -> list[str]:
-    """Names of what lies in a parameter, the first rows' first."""
+    """Names of the tensors in a parameter, in the order of their rows."""
     if name not in known:
         for whole, parts in packed.items():
             if f".{whole}." in name:

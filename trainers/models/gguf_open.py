@@ -98,7 +98,7 @@ def open_config(file: Path) -> Any:
 
 
 def _further(file: Path, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that transformers' reader leaves out; raises RequestError for a key that nobody reads."""
+    """Return the settings that transformers' reader leaves out; raises RequestError for a key that is not read."""
     from transformers.integrations import GGUF_CONFIG_MAPPING
 
     name = metadata["general.architecture"]

@@ -18,7 +18,7 @@ _BESIDES = {
 
 
 def refuse_shards(folder: Path) -> None:
-    """Raise RequestError with the command that makes a model of a checkpoint whose weights lie in ranks' parts."""
+    """Raise RequestError with the command that makes a model of a checkpoint whose weights are split over ranks."""
     if any(folder.glob("*.safetensors")):
         return
     if any(folder.glob("global_step*")) or any(folder.glob("zero_pp_rank_*")):

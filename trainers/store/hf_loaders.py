@@ -31,7 +31,7 @@ def open_model(stock: Any, folder: Path, *, weights: str = WEIGHTS, **options: A
 
 
 def open_gguf_file(gguf_class: Any, file: Path, **options: Any) -> Any:
-    """Return what transformers makes of a GGUF file: numbers and texts, whatever lies beside it."""
+    """Return what transformers makes of a GGUF file: numbers and texts, whatever files are next to it."""
     with _alone({file.name: linked_file(file.parent, file.name)}) as place:
         return gguf_class.from_pretrained(place, gguf_file=file.name, local_files_only=True, **options)
 

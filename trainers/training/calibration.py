@@ -98,7 +98,7 @@ def process_bytes_here() -> int:
     """Return this process's proportional size after steps of the smallest model."""
     _training(torch.device("cpu"), 8, "fp32", None)
     found = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-    assert found is not None, "Linux tells Pss in smaps_rollup"
+    assert found is not None, "Linux has Pss in smaps_rollup"
     return int(found[1]) * 1024
 
 

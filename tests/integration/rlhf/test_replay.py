@@ -105,7 +105,7 @@ def test_samples_are_neither_lost_nor_doubled_by_a_stop(
 
 
 class Stopping(Listener):
-    """Asks the stage to stop once the loop has done so many steps."""
+    """Requests a stop after a number of steps."""
 
     def __init__(self, at_step: int) -> None:
         super().__init__()

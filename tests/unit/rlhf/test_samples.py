@@ -24,7 +24,7 @@ TWO = replace(
     ONE, row=4, tokens=np.array([4, 5, 6, 10, 11, 3], dtype=np.int32), stop_reason="length", rewards={"right": 0.1},
     actions=np.array([False, True, True, False, False, True]), text="",
 )  # fmt: skip
-"""Two turns: the policy wrote 5 6, was told 10 11, and wrote 3."""
+"""Two turns: the policy wrote 5 6, observed 10 11, and wrote 3."""
 
 
 def test_samples_survive_their_bytes() -> None:

@@ -16,7 +16,7 @@ LEAST_WORDS = 5
 
 
 class Contamination:
-    """Tells which rows share runs of words with evaluation sets."""
+    """Finds rows that share runs of words with evaluation sets."""
 
     def __init__(self, settings: ByContamination, base_dir: Path) -> None:
         """Read the evaluation sets; raises SourceError."""

@@ -94,7 +94,7 @@ class Filtering:
     count_tokens: CountTokens | None = None
     """Of the stage's tokenizer; None: it is yet to be trained."""
     on_rows: Callable[[int], None] | None = None
-    """Hears how many rows of a source have been looked at, every `ROWS_A_BEAT` of them."""
+    """Called with the number of rows of a source that were examined, every `ROWS_A_BEAT` rows."""
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def kept(

@@ -10,7 +10,7 @@ from trainers.data.sources.reader import SourceError
 
 
 class Languages:
-    """Tells which rows are in other languages; a row without words is in none."""
+    """Finds rows in other languages; a row without words is in none."""
 
     def __init__(self, settings: ByLanguage) -> None:
         """Raise SourceError for a code that the model does not know."""

@@ -14,7 +14,7 @@ RECALL = 0.999
 
 
 class Duplicates:
-    """Tells which texts came before."""
+    """Finds texts that came before."""
 
     def __init__(self, settings: ByDuplicate) -> None:
         self._part = settings.of
@@ -30,7 +30,7 @@ class Duplicates:
 
 
 class NearDuplicates:
-    """Tells which texts are near an earlier one that was kept (Broder 1997).
+    """Finds texts that are near an earlier one that was kept (Broder 1997).
 
     Rows of a MinHash signature are hashed in bands (Leskovec et al. 2020, section 3.4); texts that share a band are
     compared by the exact Jaccard similarity of their runs of words. A kept text takes 8 bytes for each of its runs.

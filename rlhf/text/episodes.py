@@ -77,11 +77,11 @@ class Episodes:
     ) -> list[Sample]:
         """From samples that hold their prompts alone to whole conversations; collective where `generate` is.
 
-            `goes_on` is called after each turn with the number of unfinished conversations on this rank and returns whether any
-        rank has one.
+        `goes_on` is called after each turn with the number of unfinished conversations on this rank; it returns whether
+        any rank has one.
 
-            A conversation ends where the environment says so (`stop`), in a turn that the length limit cuts off
-            (`length`), or after the last turn allowed (`turns`). Raises StageError for an environment that fails.
+        A conversation ends where the environment says so (`stop`), in a turn that the length limit cuts off
+        (`length`), or after the last turn allowed (`turns`). Raises StageError for an environment that fails.
         """
         worlds = [self.make() for _ in started]
         samples = [self._opened(sample, world) for sample, world in zip(started, worlds, strict=True)]

@@ -7,7 +7,8 @@ from typing import Generic, Protocol
 
 from torch import nn
 
-from recipes.stages.rl import RlImages, RlText
+from recipes.stages.rl import RlText
+from recipes.stages.rl_images import RlImages
 from recipes.stages.updates import Updates
 from rlhf.algorithm import algorithm_of
 from rlhf.experience import ExperienceMaker

@@ -17,12 +17,12 @@ from recipes.loading.load import parse_recipe
 from recipes.models.architecture import MODEL_TYPES
 from recipes.models.base import TextFamily
 from recipes.stages.answers import Progress
-from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.evaluate import Evaluate
 from recipes.stages.kinds import Stage
 from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
 from recipes.stages.rl import RlStage
+from recipes.stages.training_stage import ImageTraining, TextTraining
 
 if TYPE_CHECKING:
     from trainers.runtime.distributed import Ranks

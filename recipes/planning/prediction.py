@@ -21,7 +21,7 @@ from recipes.stages.base import ImageStage, StageBase, TextStage
 from recipes.stages.finetune import FinetuneImages
 from recipes.stages.kinds import Stage
 from recipes.stages.pretrain import Pretrain, PretrainImages
-from recipes.stages.rl import RlImages
+from recipes.stages.rl_images import RlImages
 
 Count = Callable[[Mapping[str, Any]], KnownModel | None]
 """From the keys of a configuration to the sizes of its model; None where there is no such model."""

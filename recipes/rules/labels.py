@@ -8,7 +8,8 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.problem_codes import Code
 from recipes.rules.chain import image_stage_of
 from recipes.rules.models import model_facts
-from recipes.stages.base import ImageTraining, TextStage
+from recipes.stages.base import TextStage
+from recipes.stages.training_stage import ImageTraining
 
 
 def check_labels(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from recipes.loaded_recipe import LoadedRecipe
 from recipes.models.images.ddpm import Ddpm
 from recipes.rules.chain import image_builder, image_stage_of, stage_of
 from recipes.stages.ddpo import ActorFacts, ClassReward
-from recipes.stages.rl import RlImages
+from recipes.stages.rl_images import RlImages
 
 ClassesOf = Callable[[ImageSource], Sequence[str]]
 """Tells classes that a source's images have, all of them or some; none: none are known."""

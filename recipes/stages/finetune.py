@@ -13,10 +13,10 @@ from recipes.models.encoder import PseudoLabels
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, Template, TextFacts, template_field
-from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.lora import Lora, pattern_rules
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
+from recipes.stages.training_stage import ImageTraining, TextTraining
 
 Part = Literal["language", "projector", "vision"]
 """Parts of a vision-language model."""

@@ -7,7 +7,7 @@ from recipes.models.base import TextFamily
 from recipes.models.type_table import Capability
 from recipes.problem_codes import Code
 from recipes.stages.answers import Input, Template, needs_decoder
-from recipes.stages.base import TextTraining
+from recipes.stages.training_stage import TextTraining
 
 
 class JudgedTraining(TextTraining):

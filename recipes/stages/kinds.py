@@ -17,7 +17,8 @@ from recipes.stages.finetune import Finetune, FinetuneImages
 from recipes.stages.preference import Preference
 from recipes.stages.pretrain import Pretrain, PretrainImages
 from recipes.stages.reward import Reward
-from recipes.stages.rl import RlImages, RlText
+from recipes.stages.rl import RlText
+from recipes.stages.rl_images import RlImages
 
 
 def members(union: Any) -> Iterator[type[StageBase]]:

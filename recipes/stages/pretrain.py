@@ -17,9 +17,9 @@ from recipes.models.encoder_decoder import SpanCorruption
 from recipes.models.images.architecture import ENCODING_KINDS, IMAGE_FAMILIES, ImageArchitecture
 from recipes.problem_codes import Code
 from recipes.stages.answers import Counts, Held, Input, Progress, Role, TextFacts
-from recipes.stages.base import ImageTraining, TextTraining
 from recipes.stages.sharding import Shard
 from recipes.stages.train import ImageTrain, Train
+from recipes.stages.training_stage import ImageTraining, TextTraining
 from recipes.tokenizers.sentinels import count_sentinels
 
 CAPTION_READERS = "an encoder or a decoder"

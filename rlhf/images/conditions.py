@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recipes.errors import RequestError
 from recipes.stages.ddpo import ImageRollout
-from recipes.stages.rl import RlImages
+from recipes.stages.rl_images import RlImages
 from trainers.data.batches import Texts, pad_texts
 from trainers.data.dataset import Dataset
 from trainers.data.layouts.images import Images

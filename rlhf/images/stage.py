@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipes.errors import raise_findings
 from recipes.stages.ddpo import ActorFacts, ClassReward, ImageRollout, RuleReward
-from recipes.stages.rl import RlImages
+from recipes.stages.rl_images import RlImages
 from rlhf.images.conditions import ImagePrompts, open_prompts
 from rlhf.images.policy import ImageModels
 from rlhf.images.rewards import ImageScorer, classifier_scorer, rule_scorer

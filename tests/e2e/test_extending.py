@@ -106,7 +106,7 @@ ADDITIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
         "trainers/tasks/distillation.py": NEW,
         "launch/runs/stage_entry.py": [
             (
-                "from recipes.stages.base import ImageTraining, TextTraining\n",
+                "from recipes.stages.training_stage import ImageTraining, TextTraining\n",
                 "from recipes.stages.distill import Distill\n",
             ),
             (

@@ -12,9 +12,9 @@ from tests.tiers import tiered
 from trainers.store.store import Store
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-ALWAYS = ("llm/files.yaml", "text/minilm_polarity.yaml")
-"""A chain, and a stage on a real model. The others run in the long form; their architectures and engines have tests
-that are for them alone."""
+ALWAYS = ("llm/files.yaml", "llm/smollm2.yaml", "text/minilm_polarity.yaml")
+"""A chain, and the recipes that start from real models. The others run in the long form; their architectures and
+engines have tests that are for them alone."""
 SHIPPED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path.name != "quickstart.yaml")
 REAL = {"llm/smollm2.yaml": ("smollm2", "smollm2"), "text/minilm_polarity.yaml": ("minilm", "minilm")}
 """Recipes that start from a real model: the fixture that has its folder, and its name in the store."""

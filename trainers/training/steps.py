@@ -7,10 +7,10 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from torch import nn
 
 from recipes.errors import StageError, raise_findings
-from recipes.stages.base import Training
 from recipes.stages.batch import MAX_AUTO_MICRO_BATCH, micro_batches
 from recipes.stages.optim import Schedule
 from recipes.stages.rl import RlStage
+from recipes.stages.training_stage import Training
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.checkpoint.loop_state import SourceState
 from trainers.data.mixture import Draw

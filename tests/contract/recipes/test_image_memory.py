@@ -14,7 +14,7 @@ from recipes.models.images.tally import TextSizes
 from recipes.models.images.vae import Vae
 from recipes.planning.memory import predict_sizes
 from recipes.stages.lora import Lora
-from recipes.stages.rl import RlImages
+from recipes.stages.rl_images import RlImages
 from rlhf.algorithm import algorithm_of
 from rlhf.experience import RlBatch
 from rlhf.images.policy import ImageModels, Trajectories

@@ -11,7 +11,8 @@ from recipes.planning.fingerprint import meaning_of
 from recipes.planning.plan import build_plan, fit_workers
 from recipes.planning.smoke import shrink
 from recipes.recipe import Recipe
-from recipes.stages.rl import RlImages, RlText
+from recipes.stages.rl import RlText
+from recipes.stages.rl_images import RlImages
 
 ProblemsOf = Callable[..., list[tuple[str, str]]]
 

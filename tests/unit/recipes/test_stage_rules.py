@@ -20,7 +20,8 @@ from recipes.stages.kinds import STAGE_CLASSES, members
 from recipes.stages.lora import Lora, ModuleNames
 from recipes.stages.preference import Preference
 from recipes.stages.reward import Reward
-from recipes.stages.rl import RlImages, RlText
+from recipes.stages.rl import RlText
+from recipes.stages.rl_images import RlImages
 
 LR = {"optimizer": {"lr": 0.1}}
 TRAIN = {"steps": 1, "global_batch": 4, "sequence_length": 16, **LR}

@@ -60,6 +60,9 @@ class Drawn:
         generator = torch.Generator().manual_seed(step)
         return [self.batch(generator, torch.arange(first, first + 2), step) for first in (4 * step, 4 * step + 2)]
 
+    def drawn(self, steps: int) -> dict[str, Any]:
+        return {}
+
 
 def plain_engine(module: torch.nn.Module) -> Any:
     module.train()

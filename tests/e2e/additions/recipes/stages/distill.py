@@ -9,9 +9,9 @@ from recipes.errors import Finding
 from recipes.fields import meaning
 from recipes.models.base import TextFamily
 from recipes.stages.answers import Counts, Forward, Held, Input, Progress, Role, SharedTokens, needs_decoder
-from recipes.stages.base import TextTraining
 from recipes.stages.sharding import Shard
 from recipes.stages.train import Train
+from recipes.stages.training_stage import TextTraining
 
 
 class Distill(TextTraining):

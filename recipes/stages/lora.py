@@ -237,4 +237,4 @@ def pattern_rules(place: str, pattern: str) -> Iterator[FieldFinding]:
 def _unknown(place: str, target: str, owner: str, known: list[str]) -> FieldFinding:
     guess = nearest(_last(target), known)
     suggestion = f"did you mean {guess}?" if guess else "its modules: " + ", ".join(known)
-    return at(place, target, Code.UNKNOWN_MODULE, f"{owner} has no module of this name that can learn so", suggestion)
+    return at(place, target, Code.UNKNOWN_MODULE, f"{owner} has no trainable module of this name", suggestion)

@@ -6,7 +6,6 @@ Prints JSON. A worker on CPUs has one thread, so rates are those of one, by the 
 the machine does not count. On a GPU they are those of the device, by the clock.
 """
 
-import importlib
 import json
 import os
 import re
@@ -79,7 +78,8 @@ def process_bytes() -> int:
     Of a fork of this process, which has imported what a worker imports, after steps of the smallest model: pages of
     libraries count by half there, as they do in a worker and the server that it is forked from.
     """
-    importlib.import_module("trainers.runtime.preload")
+    import trainers.runtime.preload  # noqa: F401
+
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

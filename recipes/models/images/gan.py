@@ -74,7 +74,7 @@ class Gan(ImageModel):
         # The generator draws in both phases; the discriminator judges real and drawn images, then drawn ones again.
         flops = 2 * generator.flops + 3 * discriminator.flops
         parameters = generator.parameters + discriminator.parameters
-        return Tally(parameters, max(judged, generator.kept + discriminator.kept), flops)
+        return Tally(parameters, max(judged, generator.kept + discriminator.kept), flops=flops)
 
     def files(self, *, is_latent: bool) -> tuple[Names, Names]:
         """Weights and configurations of its folder."""

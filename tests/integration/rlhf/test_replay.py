@@ -64,7 +64,18 @@ def test_an_iteration_comes_out_again_to_the_bit(workshop: Workshop) -> None:
         assert found_again.is_equal
         assert found_again.rewards.keys() == {"short", "right"}
         assert found_again.conditions == {}
-    drawn = {"tokens", "actions", "logprobs", "stop_reason", "version", "text", "prompt_id", "row", "occurrence"}
+    drawn = {
+        "tokens",
+        "actions",
+        "logprobs",
+        "stop_reason",
+        "version",
+        "text",
+        "prompt_id",
+        "row",
+        "occurrence",
+        "turn_rewards",
+    }
     assert again[0].drawn.keys() == again[3].drawn.keys() == drawn
     assert (again[1].drawn, bool(again[1].not_drawn)) == ({}, True)  # its training state was never saved
     with pytest.raises(RequestError):

@@ -130,7 +130,12 @@ def test_the_recipe_is_right(problems_of: ProblemsOf) -> None:
         ("of: [rnn, chat]", "of: [rnn, spanish]", "tokenizer-mismatch", "stages.eval.of.1"),
         ("of: [spanish, spans]", "of: [spanish, chat]", "unsupported-family", "stages.targets.of.1"),
         ("suites: [targets]", "suites: [targets, perplexity]", "conflicting-keys", "stages.targets"),
-        ("suites: [targets]", "suites: [targets]\n    reward: ./judge", "no-effect", "stages.targets"),
+        (
+            "suites: [targets]",
+            "suites: [targets]\n    rewards: {judge: {model: ./judge}}",
+            "no-effect",
+            "stages.targets",
+        ),
         ("suites: [targets]", "suites: [generation]", "no-effect", "stages.targets"),
         ("spanish.chrf", "spanish.ngram_perplexity", "unknown-metric", "stages.targets.gates.0.metric"),
         (

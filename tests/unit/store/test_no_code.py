@@ -33,6 +33,7 @@ IMPORTERS = {
     "trainers/runtime/preload.py": "the configuration of a worker", "cluster/rank.py": "the payload of our own driver",
     "cluster/fork_server.py": "the command line of our own session", "cluster/ray_start.py": "literals",
     "cluster/session.py": "literals", "rlhf/rewards/functions.py": "a function that the recipe names",
+    "rlhf/environments/python_docs.py": "names of the standard library alone",
 }  # fmt: skip
 """Who imports modules by name, and where the names come from; none is read from a store or a model."""
 UNPACKING = {"extract", "extractall"}

@@ -118,6 +118,11 @@ def _class_tests(node: ast.AST) -> Iterator[ast.AST]:
             yield from filter(None, keys)
 
 
+def family_names(tree: Tree) -> set[str]:
+    """Names of families: those that classes declare, and that of the one which is opened and never built."""
+    return set().union(*tree.declared["family"].values()) | {"vision_language"}
+
+
 def name_sites(tree: Tree, names: set[str]) -> set[Site]:
     """Places that ask which of the names a value is."""
     return _sites(tree, lambda node: ((inner, name) for inner, name in _name_tests(node) if name in names))
@@ -312,8 +317,7 @@ def main() -> None:
     tree = read_tree()
     for title, mark in MARKS.items():
         _print_sites(f"dispatch on {title}", class_sites(tree, set(tree.declared[mark])), is_listed)
-    families = set().union(*tree.declared["family"].values()) | {"vision_language"}
-    _print_sites("dispatch on family names", name_sites(tree, families), is_listed)
+    _print_sites("dispatch on family names", name_sites(tree, family_names(tree)), is_listed)
     pairs = twice_worded(tree)
     print(f"refusals of workers in the words of a rule of check: {len(pairs)}")
     for refusal, rule in pairs:

@@ -28,7 +28,7 @@ ASKED: dict[str, tuple[Capability, ...]] = {
     "seq2seq_model": ("adapters", "checkpointing", "generation"),
 }
 """What can be asked of the types of each kind."""
-_READ_AGAIN = "slowly"
+_NO_CACHE = "without cache"
 
 
 def types_table() -> str:
@@ -50,11 +50,11 @@ def types_table() -> str:
 
 
 def _answers(record: TypeRecord) -> tuple[str, ...]:
-    """Yes or no for each column; `slowly` where every token reads the whole text again."""
-    slow = {"generation"} if record.decoding == "again" else set()
+    """Yes or no for each column; `without cache` where each token takes a forward over the whole sequence."""
+    uncached = {"generation"} if record.decoding == "no_cache" else set()
     asked = ASKED[trained_kind(record.classes)]
     return tuple(
-        "" if name not in asked else "no" if name in record.lacks else _READ_AGAIN if name in slow else "yes"
+        "" if name not in asked else "no" if name in record.lacks else _NO_CACHE if name in uncached else "yes"
         for name in COLUMNS
     )
 

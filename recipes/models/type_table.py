@@ -55,9 +55,9 @@ class TypeRecord:
     kind of layer; None: they are not."""
     first_position: Literal["zero", "after_pad"] = "zero"
     """What a row's positions count from, where they are given."""
-    decoding: Literal["bias", "mask", "again"] | None = None
+    decoding: Literal["bias", "mask", "no_cache"] | None = None
     """How left-padded prompts are continued: with a cache and an additive mask, with a cache and a mask of the padding,
-    or by reading everything again for each token."""
+    or without a cache, by a forward over the whole sequence for each token."""
     scale: tuple[str, int] | None = None
     """The key whose value the logits are multiplied by, and the power that it is raised to."""
     softcap: str | None = None

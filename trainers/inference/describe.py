@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.models.type_table import FILE, Capability, TypeRecord, trained_kind, type_records, vllm_lack
-from recipes.stages.lora import Lora
+from recipes.stages.lora import NEW_HEADS, Lora
 from trainers.inference.describe_encoders import measure_encoder, measure_encoder_decoder
 from trainers.inference.generation import SamplingSettings, generate
 from trainers.models.attention import attention_name
@@ -237,7 +237,7 @@ class _Probe:
                 tried = replace(record, packing=form, cpu_attention=attention)
                 if self._agrees(tried, self._packed, attention):
                     return tried
-        self._lacks["packing"] = "its state or its positions do not begin anew with a row of a packed sequence"
+        self._lacks["packing"] = "its state or its positions do not restart with each row of a packed sequence"
         for attention in attentions:
             tried = replace(record, packing=None, cpu_attention=attention)
             if self._agrees(tried, self._padded, attention):
@@ -285,7 +285,7 @@ class _Probe:
         ids = torch.stack([nn.functional.pad(row, (width - len(row), 0), value=PAD) for row in self._rows])
         mask = torch.stack([torch.arange(width) >= width - len(row) for row in self._rows])
         settings = SamplingSettings(length, 1.0, (), PAD, VOCABULARY)
-        for form in ("bias", "mask", "again"):
+        for form in ("bias", "mask", "no_cache"):
             type_records()[self._type] = replace(record, decoding=form)
             try:
                 found = generate(self._model, ids, mask, settings, None).tokens_BR
@@ -372,7 +372,7 @@ class _Probe:
                 if kind not in record.classes:
                     raise ValueError(f"transformers has no class for {name} of this type")
                 model = tiny_model(self._type, record, kind, num_labels=1)
-                heads = [head for head in ("score", "classifier") if isinstance(getattr(model, head, None), nn.Linear)]
+                heads = [head for head in NEW_HEADS if isinstance(getattr(model, head, None), nn.Linear)]
                 if not heads:
                     raise ValueError(f"its class for {name} has no linear head of its own")
                 if type(model.base_model) is not type(self._model.base_model):

@@ -137,8 +137,8 @@ def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -
     match "mask" if form == "bias" and has_windows(model) else form:
         case "mask":
             return MaskedCache(model, max_new_tokens)
-        case "again":
-            return ReadAgain(model)
+        case "no_cache":
+            return UncachedTokens(model)
     return KeyValueCache(model, max_new_tokens, pixels_ICHW)
 
 
@@ -225,8 +225,8 @@ class MaskedCache:
         return _last_state(self._model, self._cache, input_ids, self._mask_BK, position_ids)
 
 
-class ReadAgain:
-    """The tokens themselves: models whose state is not continued here read all of them for each token.
+class UncachedTokens:
+    """No cache: the forward is computed over the whole sequence for each token.
 
     Rows are padded on the right, where nothing that comes before sees it.
     """

@@ -41,7 +41,7 @@ def packed_inputs(model: Any, segment_ids_BT: Tensor, position_ids_BT: Tensor) -
             bias = packed_attention_bias(segment_ids_BT, model.dtype)
             return {"attention_mask": bias, "position_ids": position_ids_BT}
         case "positions":
-            # transformers' own masks, sliding windows too, begin anew where positions do.
+            # transformers' own masks, sliding windows too, restart where positions do.
             return {"attention_mask": None, "position_ids": position_ids_BT}
         case "kinds":
             return {"attention_mask": _masks_by_kind(model, segment_ids_BT), "position_ids": position_ids_BT}

@@ -15,6 +15,7 @@ from recipes.models.base import TextFamily
 from recipes.models.folder_classes import find_class
 from recipes.models.folders import config_positions
 from recipes.stages.answers import TextFacts
+from recipes.stages.lora import NEW_HEADS
 from trainers.models.families import runtime_of
 from trainers.models.forward_forms import record_of
 from trainers.models.protocol import ModelKind
@@ -26,7 +27,7 @@ _ENCODER_EXTRAS = ("bert.pooler", "pooler", "cls.seq_relationship")
 """What files of a BertModel and a BertForPreTraining hold beside a masked language model; a bare model's keys have no
 prefix."""
 
-HEAD_NAMES = ("lm_head", "score", "classifier")
+HEAD_NAMES = ("lm_head", *NEW_HEADS)
 """Attributes under which stock classes hold their head; which one depends on class and kind."""
 
 

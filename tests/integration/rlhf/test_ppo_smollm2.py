@@ -1,4 +1,4 @@
-"""PPO of a real pretrained model in bf16: the first ratios are exactly 1, and the sampler's gap is told."""
+"""PPO of a real model in bf16, by adapters and of all weights: the first ratios are 1, the sampler's gap is told."""
 
 import shutil
 import sys
@@ -44,11 +44,14 @@ def workshop(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Worksho
 
 
 @pytest.mark.long
-def test_smollm2_in_bf16_begins_every_iteration_with_ratios_of_exactly_one(workshop: Workshop) -> None:
-    spec = ppo_spec(True, epochs=1, optimizer={"lr": 1e-3})
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_smollm2_in_bf16_begins_every_iteration_with_ratios_of_exactly_one(workshop: Workshop, lora: bool) -> None:
+    spec = ppo_spec(lora, epochs=1, optimizer={"lr": 1e-3 if lora else 1e-5})
     rollout = spec.rollout.model_copy(update={"max_prompt_tokens": 64, "max_new_tokens": 24})
     spec = spec.model_copy(update={"rollout": rollout, "shard": spec.shard.model_validate(BF16)})
-    context = workshop.context("policy", {"actor": "chat", "rewards.judge.model": "judge"})
+    context = workshop.context(
+        "policy-lora" if lora else "policy-full", {"actor": "chat", "rewards.judge.model": "judge"}
+    )
     candidate = run_rl(spec, context)
     assert candidate is not None
     assert candidate.outcome["state"] == "completed"

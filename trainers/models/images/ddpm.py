@@ -292,11 +292,10 @@ class DdpmFamily(ImageFamily):
         classes = None if labels is None else torch.tensor(list(labels), device=device)
         text = None if captions is None else self._read(captions, device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        options = {"generator": generators} if settings.sampler == "ddpm" else {}
         for timestep in scheduler.timesteps:
             timesteps = torch.full((len(seeds),), int(timestep), device=device)
             predicted = self._guided(noisy, timesteps, classes, text)
-            noisy = scheduler.step(predicted, timestep, noisy, **options).prev_sample
+            noisy = scheduler.step(predicted, timestep, noisy, generator=generators).prev_sample
         return self.images_of(noisy)
 
     @property

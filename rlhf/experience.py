@@ -16,7 +16,7 @@ from rlhf.algorithm import Algorithm
 from rlhf.algorithms.advantages import Credit, Rewarded
 from rlhf.algorithms.aggregation import Weights
 from rlhf.invariants import require_reference, require_version
-from rlhf.monitors import Report
+from rlhf.monitors import Report, kept_iterations
 from rlhf.policy import Learner, ModelOutputs, Policy, Rollouts, S, ScoredRollouts, TextShare, rounding_scales
 from trainers.runtime.distributed import sum_tensor, world_size
 from trainers.runtime.observer import agreed, raise_if_stopping, watching
@@ -43,7 +43,8 @@ class RlBatch(Generic[S]):
     weights_BA: Tensor
     """What each action counts in the step's mean, 1 on average; 0 where the policy did not act or a filter acts."""
     old_logprobs_BA: Tensor
-    reference_logprobs_BA: Tensor
+    reference_logprobs_BA: Tensor | None
+    """None: the reference was not asked."""
     old_values_BA: Tensor | None
     advantages_BA: Tensor
     returns_BA: Tensor | None
@@ -95,15 +96,19 @@ class Experience(Generic[S]):
         mask_BA = samples.action_mask_BA
         index, width = torch.as_tensor(rows, device=mask_BA.device), mask_BA.shape[1]
         scored, credit = self.scored, self.credit
+
+        def narrowed(table_NA: Tensor | None) -> Tensor | None:
+            return None if table_NA is None else table_NA[index, :width]
+
         return RlBatch(
             samples=samples,
             action_mask_BA=mask_BA,
             weights_BA=self.weights.actions_NA[index, :width] * weight_scale,
             old_logprobs_BA=scored.logprobs_NA[index, :width],
-            reference_logprobs_BA=scored.reference_logprobs_NA[index, :width],
-            old_values_BA=None if scored.values_NA is None else scored.values_NA[index, :width],
+            reference_logprobs_BA=narrowed(scored.reference_logprobs_NA),
+            old_values_BA=narrowed(scored.values_NA),
             advantages_BA=credit.advantages_NA[index, :width],
-            returns_BA=None if credit.returns_NA is None else credit.returns_NA[index, :width],
+            returns_BA=narrowed(credit.returns_NA),
             kl_coef=kl_coef,
             actor_learns=actor_learns,
             is_untouched=is_untouched,
@@ -143,7 +148,8 @@ class ExperienceMaker(Generic[S]):
         require_version(own.version, version)
         rollouts = policy.gathered(own)
         samples = rollouts.samples
-        scored = ScoredRollouts.of(self.judged(samples, first_epoch, place))
+        with_reference = self._asks_reference(iteration)
+        scored = ScoredRollouts.of(self.judged(samples, first_epoch, place, with_reference))
         mask_NA = samples.action_mask_BA
         if iteration == 0:
             self._require_reference(scored, mask_NA)
@@ -181,7 +187,9 @@ class ExperienceMaker(Generic[S]):
         ]
 
     @torch.no_grad()
-    def judged(self, samples: S, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float]) -> ModelOutputs:
+    def judged(
+        self, samples: S, first_epoch: Sequence[Sequence[int]], place: Mapping[str, float], with_reference: bool = True
+    ) -> ModelOutputs:
         """What the models say of all samples, each judged by the rank that first learns from it; collective."""
         policy, learner = self.policy, self.learner
         count, width = samples.action_mask_BA.shape
@@ -190,11 +198,17 @@ class ExperienceMaker(Generic[S]):
         for number, rows in enumerate(shares):
             learner.observer.phase("judge", rows=number * count // len(shares), rows_planned=count, **place)
             raise_if_stopping(learner.observer)
-            for name, found in policy.judge(learner.engine.module, samples.rows(rows)).items():
+            for name, found in policy.judge(learner.engine.module, samples.rows(rows), with_reference).items():
                 shape = (count,) if found.dim() == 1 else (count, width)
                 table = tables.setdefault(name, torch.zeros(shape, dtype=found.dtype, device=found.device))
                 table[(rows, slice(found.shape[1])) if found.dim() == 2 else rows] = found
         return ModelOutputs(**{name: sum_tensor(table) for name, table in tables.items()})
+
+    def _asks_reference(self, iteration: int) -> bool:
+        """In every iteration where KL has a weight or a limit; else for the report alone, in a few."""
+        settings = self.settings
+        has_weight = settings.kl_coef > 0 or settings.kl_limit is not None
+        return has_weight or iteration in kept_iterations(settings.iterations)
 
     def _drawn(self, iteration: int, place: Mapping[str, float]) -> Rollouts[S]:
         """This rank's samples; raises Interrupted where it is asked to stop."""
@@ -205,6 +219,7 @@ class ExperienceMaker(Generic[S]):
     def _require_reference(self, scored: ScoredRollouts, mask_NA: Tensor) -> None:
         """Stop the stage if actor and reference differ before anything was learnt."""
         roundoff, reference_NA = self.learner.roundoff, scored.reference_logprobs_NA
+        assert reference_NA is not None
         scales_NA = rounding_scales(reference_NA, scored.distances_NA, roundoff)
         require_reference(scored.logprobs_NA[mask_NA], reference_NA[mask_NA], scales_NA[mask_NA], roundoff)
 

@@ -25,8 +25,6 @@ from trainers.runtime.observer import Interrupted
 from trainers.training.context import StageContext
 from trainers.training.outcome import Outcome
 
-KEPT_ITERATIONS = 5
-
 
 @dataclass(frozen=True)
 class _Prepared(Generic[S]):
@@ -176,6 +174,7 @@ class RlSource(Generic[S]):
         estimate = self.experience.estimate(iteration, in_reward, self._mini_batches(iteration, 0))
         match settings.kl_controller:
             case AdaptiveKl(target=target, horizon=horizon):
+                assert estimate.report.kl is not None
                 following = adapted_kl_coef(
                     kl_coef, estimate.report.kl, target, horizon, self.experience.policy.num_samples
                 )
@@ -234,11 +233,6 @@ def finish_iterations(source: RlSource[Any], context: StageContext, outcome: Out
     context.observer.phase("write")
     start = source.start()
     return RlOutcome(outcome, start, final, stage_metrics(outcome, source, final), gate_reasons(start, final))
-
-
-def kept_iterations(iterations: int) -> frozenset[int]:
-    """Iterations whose samples are kept for the report, the first and the last among them."""
-    return frozenset(round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS))
 
 
 def stage_metrics(outcome: Outcome, source: RlSource[Any], final: Report) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Shapes: N responses of all ranks, R response tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,13 @@ from rlhf.algorithms.importance import sampler_importance
 from rlhf.algorithms.kl import k1, k3
 from rlhf.comparison import correlation, distinct_n, repeated_share
 from trainers.evaluation.image_metrics import vendi_score
+
+KEPT_ITERATIONS = 5
+
+
+def kept_iterations(iterations: int) -> frozenset[int]:
+    """Iterations that the report shows samples of, and KL without a weight; the first and the last among them."""
+    return frozenset(round(iterations * place / (KEPT_ITERATIONS - 1)) for place in range(KEPT_ITERATIONS))
 
 
 class Report(Protocol):
@@ -27,8 +34,8 @@ class Report(Protocol):
         """Mean of the scores as the policy learns them: the best policy under a stop rule is the best by this."""
 
     @property
-    def kl(self) -> float:
-        """Of the policy against its start, in nats for a whole sample."""
+    def kl(self) -> float | None:
+        """Of the policy against its start, in nats for a whole sample; None: the reference was not asked."""
 
     @property
     def kl_alarm(self) -> bool:
@@ -44,8 +51,9 @@ class RolloutReport:
 
     score_mean: float
     score_std: float
-    kl: float
-    kl_k3: float
+    kl: float | None
+    """None, as `kl_k3`: the reference was not asked."""
+    kl_k3: float | None
     entropy: float
     length_mean: float
     eos_rate: float
@@ -80,6 +88,8 @@ class RolloutReport:
     @property
     def kl_alarm(self) -> bool:
         """Alarm: a mean k1 well below 0 means that sampling and log-probabilities disagree."""
+        if self.kl is None or self.kl_k3 is None:
+            return False
         return self.kl < -0.05 * max(1.0, self.length_mean) ** 0.5 and self.kl < -self.kl_k3
 
 
@@ -89,7 +99,7 @@ def report_rollouts(
     response_mask_NR: Tensor,
     ended_N: Tensor,
     logprobs_NR: Tensor,
-    reference_logprobs_NR: Tensor,
+    reference_logprobs_NR: Tensor | None,
     entropy_NR: Tensor,
     *,
     by_term: Mapping[str, Tensor],
@@ -104,14 +114,20 @@ def report_rollouts(
         factors = sampler_importance(logprobs_NR, sampler_logprobs_NR, max_importance)[mask].double()
         truncated = float((factors >= max_importance).double().mean())
         importance = {"importance_mean": float(factors.mean()), "importance_truncated": truncated}
+
+    def per_response(estimator: Callable[[Tensor, Tensor], Tensor]) -> float | None:
+        if reference_logprobs_NR is None:
+            return None
+        return float(estimator(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores_N))
+
     gaps = (logprobs_NR - sampler_logprobs_NR)[mask].abs().double()
     lengths = mask.sum(dim=1)
     scores = scores_N.double()
     return RolloutReport(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
-        kl=float(k1(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores)),
-        kl_k3=float(k3(logprobs_NR, reference_logprobs_NR)[mask].double().sum() / len(scores)),
+        kl=per_response(k1),
+        kl_k3=per_response(k3),
         entropy=float(entropy_NR[mask].double().mean()),
         length_mean=float(lengths.double().mean()),
         eos_rate=float(ended_N.double().mean()),
@@ -129,7 +145,7 @@ def report_rollouts(
 
 def broken_rule(report: Report, kl_limit: float | None) -> str | None:
     """Name of the stop rule that these rollouts break."""
-    return "kl_limit" if kl_limit is not None and report.kl > kl_limit else None
+    return "kl_limit" if kl_limit is not None and report.kl is not None and report.kl > kl_limit else None
 
 
 VENDI_IMAGES = 256
@@ -142,9 +158,9 @@ class ImageRolloutReport:
 
     score_mean: float
     score_std: float
-    kl: float
-    """Exact, summed over the denoising steps."""
-    kl_k1: float
+    kl: float | None
+    """Exact, summed over the denoising steps; None, as `kl_k1`: the reference was not asked."""
+    kl_k1: float | None
     """Estimated from what was drawn: near `kl` where the policy drew it."""
     vendi: float
     """Effective number of different images: it falls where the policy collapses."""
@@ -157,24 +173,29 @@ class ImageRolloutReport:
 
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in the run's metrics."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def kl_alarm(self) -> bool:
         """Alarm: of the policy's own images the mean k1 has the exact KL as mean and 2 KL / images as variance."""
+        if self.kl is None or self.kl_k1 is None:
+            return False
         return abs(self.kl_k1 - self.kl) > 5 * (2 * self.kl / self.images) ** 0.5 + 0.01
 
 
 def report_images(
-    scores_N: Tensor, images_NCHW: Tensor, logprobs_NA: Tensor, reference_logprobs_NA: Tensor, kl_NA: Tensor
+    scores_N: Tensor, images_NCHW: Tensor, logprobs_NA: Tensor, reference_logprobs_NA: Tensor | None, kl_NA: Tensor
 ) -> ImageRolloutReport:
     """Numbers of one iteration from every rank's images and their actions' log-probabilities and KL."""
-    scores = scores_N.double()
+    scores, kl, kl_k1 = scores_N.double(), None, None
+    if reference_logprobs_NA is not None:
+        kl = float(kl_NA.double().sum() / len(scores))
+        kl_k1 = float(k1(logprobs_NA, reference_logprobs_NA).double().sum() / len(scores))
     return ImageRolloutReport(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
-        kl=float(kl_NA.double().sum() / len(scores)),
-        kl_k1=float(k1(logprobs_NA, reference_logprobs_NA).double().sum() / len(scores)),
+        kl=kl,
+        kl_k1=kl_k1,
         vendi=vendi_score(images_NCHW[:VENDI_IMAGES].float().cpu().numpy()),
         images=len(scores),
     )

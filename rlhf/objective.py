@@ -74,6 +74,7 @@ class RlObjective:
         if batch.kl_coef > 0:
             penalty_BA = outputs.kl_BA
             if penalty_BA is None:
+                assert batch.reference_logprobs_BA is not None
                 penalty_BA = self._algorithm.kl_penalty(logprobs_BA, batch.old_logprobs_BA, batch.reference_logprobs_BA)
             actor = actor + batch.kl_coef * (penalty_BA * batch.weights_BA).sum()
         if batch.text is not None and outputs.text_loss is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.kl import k1
@@ -88,9 +89,10 @@ class ScoredRollouts:
 
     logprobs_NA: Tensor
     """Of the policy that sampled, in the first update's micro-batches."""
-    reference_logprobs_NA: Tensor
+    reference_logprobs_NA: Tensor | None
+    """None: the reference was not asked."""
     kl_NA: Tensor
-    """In nats: exactly where the models give that, else k1 of what was drawn."""
+    """In nats: exactly where the models give that, else k1 of what was drawn; 0 where the reference was not asked."""
     values_NA: Tensor | None
     entropy_NA: Tensor | None
     distances_NA: Tensor | None
@@ -101,8 +103,9 @@ class ScoredRollouts:
         """Take what the models gave."""
         logprobs, reference = outputs.logprobs_BA, outputs.reference_logprobs_BA
         assert logprobs is not None
-        assert reference is not None
-        kl = k1(logprobs, reference) if outputs.kl_BA is None else outputs.kl_BA
+        kl = outputs.kl_BA
+        if kl is None:
+            kl = torch.zeros_like(logprobs) if reference is None else k1(logprobs, reference)
         further = (outputs.values_BA, outputs.entropy_BA, outputs.distances_BA, outputs.scores_B)
         return ScoredRollouts(logprobs, reference, kl, *further)
 
@@ -156,7 +159,7 @@ class Policy(Protocol[S]):
     def shares(self, samples: S, rows: Sequence[int]) -> Sequence[Sequence[int]]:
         """The micro-batches of a mini-batch of these rows on this rank; equally many on every rank."""
 
-    def judge(self, module: nn.Module, samples: S) -> Mapping[str, Tensor]:
+    def judge(self, module: nn.Module, samples: S, with_reference: bool) -> Mapping[str, Tensor]:
         """Fields of `ModelOutputs` before the update; collective under sharded engines."""
 
     def learn(self, module: nn.Module, batch: Any) -> Mapping[str, Tensor]:

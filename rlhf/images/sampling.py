@@ -110,9 +110,9 @@ class ImagePolicy:
         own = rows[ranks.rank :: ranks.world_size]
         return [own[start : start + size] for start in range(0, len(own), size)]
 
-    def judge(self, module: nn.Module, samples: Trajectories) -> Mapping[str, Tensor]:
+    def judge(self, module: nn.Module, samples: Trajectories, with_reference: bool) -> Mapping[str, Tensor]:
         """The opinion of actor and reference on every action."""
-        found: Mapping[str, Tensor] = module(samples, ("actor", "reference"))
+        found: Mapping[str, Tensor] = module(samples, ("actor", "reference") if with_reference else ("actor",))
         return found
 
     def learn(self, module: nn.Module, batch: RlBatch[Trajectories]) -> Mapping[str, Tensor]:

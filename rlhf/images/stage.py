@@ -13,7 +13,8 @@ from rlhf.images.conditions import ImagePrompts, open_prompts
 from rlhf.images.policy import ImageModels
 from rlhf.images.rewards import ImageScorer, classifier_scorer, rule_scorer
 from rlhf.images.sampling import ImagePolicy, Show
-from rlhf.iterations import RlOutcome, kept_iterations
+from rlhf.iterations import RlOutcome
+from rlhf.monitors import kept_iterations
 from rlhf.policy import Learner
 from trainers.checkpoint.checkpoint import StoreCheckpoint
 from trainers.engine.build import parameter_group

@@ -159,11 +159,12 @@ class TextPolicy:
         lengths, plan = samples.attention_mask_BT.sum(dim=1).tolist(), self.sources.prompts
         return deal_by_length(rows, lengths, plan.rank, plan.workers, self.learner.micro_batch)
 
-    def judge(self, module: nn.Module, samples: Responses) -> Mapping[str, Tensor]:
+    def judge(self, module: nn.Module, samples: Responses, with_reference: bool) -> Mapping[str, Tensor]:
         """Every role's opinion: actor with entropy, reference, critic and reward model where there are any."""
+        reference: tuple[Role, ...] = ("reference",) if with_reference else ()
         critic: tuple[Role, ...] = () if self.settings.value_model is None else ("critic",)
         judge: tuple[Role, ...] = ("reward",) if self.reward.judges else ()
-        roles: tuple[Role, ...] = ("actor", "reference", *critic, *judge)
+        roles: tuple[Role, ...] = ("actor", *reference, *critic, *judge)
         found: Mapping[str, Tensor] = module(samples, roles, True, self.most_actions)
         return found
 

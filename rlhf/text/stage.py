@@ -15,7 +15,8 @@ from recipes.stages.rl import RlText
 from recipes.stages.rollout_engines import LocalEngine, VllmEngine
 from rlhf.algorithms.scoring import ScoreStatistics
 from rlhf.environments.open import open_environment
-from rlhf.iterations import RlOutcome, kept_iterations
+from rlhf.iterations import RlOutcome
+from rlhf.monitors import kept_iterations
 from rlhf.policy import Learner
 from rlhf.rewards.terms import open_text_terms
 from rlhf.text.build_policy import ACTOR, POLICY, RewardSource, SharedModels, build_models, network_tensors

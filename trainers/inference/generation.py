@@ -89,7 +89,7 @@ def generate(
 
     alive = torch.arange(rows, device=device)
     continuation = _continuation(model, length, pixels_ICHW)
-    hidden_BD = continuation.read(prompt_ids_BP, prompt_mask_BP.bool())
+    hidden_BD = _read_prompts(continuation, prompt_ids_BP, prompt_mask_BP.bool(), pixels_ICHW is not None)
     for step in range(length):
         logits_BV = head_logits(model, hidden_BD)[:, : settings.num_tokens].float()
         drawn_B = draw(logits_BV, settings.temperature, None if draws is None else draws[alive, step])
@@ -123,7 +123,19 @@ class Continuation(Protocol):
         """Read one more token of every row; returns the hidden states [B, D] after it."""
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these."""
+        """Continue these rows alone; one that is named several times is continued in several ways."""
+
+
+def _read_prompts(continuation: Continuation, ids_BP: Tensor, mask_BP: Tensor, has_images: bool) -> Tensor:
+    """Read the prompts; one that is repeated in the next rows, for several responses, is read once."""
+    differs_B = torch.ones(len(ids_BP), dtype=torch.bool, device=ids_BP.device)
+    differs_B[1:] = (ids_BP[1:] != ids_BP[:-1]).any(dim=1) | (mask_BP[1:] != mask_BP[:-1]).any(dim=1)
+    if has_images or bool(differs_B.all()):
+        return continuation.read(ids_BP, mask_BP)
+    hidden_BD = continuation.read(ids_BP[differs_B], mask_BP[differs_B])
+    readings_B = differs_B.cumsum(0) - 1
+    continuation.keep(readings_B)
+    return hidden_BD[readings_B]
 
 
 def _continuation(model: Any, max_new_tokens: int, pixels_ICHW: Tensor | None) -> Continuation:

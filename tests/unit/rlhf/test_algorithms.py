@@ -12,6 +12,7 @@ from rlhf.algorithms.aggregation import constant_length, sequence_mean, token_me
 from rlhf.algorithms.filters import equal_groups, overlong
 from rlhf.algorithms.losses import truncated_importance
 from rlhf.algorithms.ratios import mean_log_ratios, product_log_ratios
+from rlhf.experience import ExperienceMaker
 from tests.tiers import tiered
 
 Build = Callable[..., Any]
@@ -171,3 +172,26 @@ def test_truncated_weights_leave_every_token_its_gradient(ratio: float, weight: 
     (gradient,) = torch.autograd.grad(found.loss_BR.sum(), log_ratio)
     assert float(gradient) == pytest.approx(-advantage * weight, rel=1e-5)
     assert bool(found.is_clipped_BR) == (ratio > 5)
+
+
+def test_a_reference_without_weight_is_asked_in_few_iterations_and_changes_nothing(
+    tiny_ppo: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "name": "grpo",
+        "samples": 4,
+        "prompts": 2,
+        "iterations": 8,
+        "mini_batches": 1,
+        "kl_coef": 0.0,
+    }
+    sparing = tiny_ppo(**settings)
+    steps = sparing.run()
+    asked = [values["iteration"] for _, values in sparing.listener.heard if "kl" in values]
+    assert asked == [0, 2, 4, 6, 8]
+    monkeypatch.setattr(ExperienceMaker, "_asks_reference", lambda self, iteration: True)
+    asking = tiny_ppo(**settings)
+    assert asking.run() == steps
+    assert sum("kl" in values for _, values in asking.listener.heard) == 9
+    for name, tensor in asking.parameters().items():
+        assert torch.equal(tensor, sparing.parameters()[name]), name

@@ -42,6 +42,20 @@ def test_without_a_graph_the_result_is_the_same() -> None:
     torch.testing.assert_close(plain, trained, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_token_attends_like_the_textbook_and_copies_no_keys(dtype: torch.dtype, has_bias: bool) -> None:
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in [(3, 6, 1, 8), (3, 2, 9, 8)]]
+    query, key = (tensor.to(dtype) for tensor in drawn)
+    seen = torch.arange(9) >= torch.tensor([0, 4, 8])[:, None]
+    bias = torch.zeros(3, 1, 1, 9, dtype=dtype).masked_fill_(~seen[:, None, None], torch.finfo(dtype).min)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        found, _ = block_causal_attention(torch.nn.Module(), query, key, key, bias if has_bias else None, 0.3)
+    wanted = reference(*(each.float() for each in (query, key, key)), bias.float() if has_bias else 0 * bias[:1], 0.3)
+    torch.testing.assert_close(found.float(), wanted, atol=2e-2 if dtype == torch.bfloat16 else 1e-6, rtol=1e-5)
+    assert not any("repeat_interleave" in event.key for event in profile.key_averages())
+
+
 def test_no_token_sees_another_segment_or_a_later_token() -> None:
     bias = packed_attention_bias(torch.tensor([[1, 1, 2, 2, 0]]), torch.float32)[0, 0]
     assert (bias == 0).int().tolist() == [

@@ -156,6 +156,23 @@ def test_a_response_does_not_depend_on_its_batch() -> None:
         assert alone.ended_B[0] == together.ended_B[row]
 
 
+def test_a_prompt_of_several_responses_is_read_once() -> None:
+    model = build("llama")
+    rows = [0, 0, 0, 1, 2, 2]
+    uniforms = np.random.default_rng(0).random((6, 12))
+    read: list[tuple[int, ...]] = []
+    backbone: torch.nn.Module = model.base_model
+    hook = backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    together = sample(model, [PROMPTS[row] for row in rows], uniforms, stop_ids=())
+    hook.remove()
+    assert read == [(3, 5), *[(6, 1)] * 11]
+    for place, row in enumerate(rows):
+        alone = sample(model, [PROMPTS[row]], uniforms[place : place + 1], stop_ids=())
+        assert alone.tokens_BR[0].tolist() == together.tokens_BR[place].tolist()
+
+
 def test_mask_ends_with_the_stop_token_and_padding_follows() -> None:
     model = build("llama")
     found = sample(model, PROMPTS * 8, np.random.default_rng(1).random((32, 12)), stop_ids=tuple(range(25)))
